@@ -1,0 +1,9 @@
+//! What Kagami decides, as plain data and functions.
+//!
+//! Nothing here awaits, reads a clock, draws a random number or logs: `now` is an argument and
+//! what happened is a value that the caller logs and counts. Nothing here uses another module of
+//! this crate.
+
+pub mod answer;
+pub mod digest;
+pub mod time;
