@@ -6,4 +6,6 @@
 
 pub mod answer;
 pub mod digest;
+pub mod mirror;
+pub mod selector;
 pub mod time;

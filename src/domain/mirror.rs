@@ -1,0 +1,208 @@
+//! The settings of one mirror, validated: what an ImageMirror resource says, in the core's types.
+//!
+//! `api` makes these from resources; whoever holds one need not check anything again. Credentials
+//! are not here: the core only knows whether there are some.
+
+use std::time::Duration;
+
+use super::selector::Selector;
+
+/// How far a mirror, a namespace or a Pod lets Kagami go; a later variant allows more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// Nothing is decided.
+    Off,
+    /// Decide, tell the audit log, change nothing.
+    Audit,
+    /// Decide, warn the caller, change nothing.
+    Warn,
+    /// Rewrite.
+    Enforce,
+}
+
+impl Mode {
+    /// Returns the mode that the value of a `kagami.dev/mode` label names.
+    pub fn from_label(value: &str) -> Option<Self> {
+        match value {
+            "off" => Some(Self::Off),
+            "audit" => Some(Self::Audit),
+            "warn" => Some(Self::Warn),
+            "enforce" => Some(Self::Enforce),
+            _ => None,
+        }
+    }
+
+    /// Returns the value that the label has for this mode.
+    pub const fn as_label(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Audit => "audit",
+            Self::Warn => "warn",
+            Self::Enforce => "enforce",
+        }
+    }
+}
+
+/// What a mirror does with an image that nobody has asked it for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// It holds copies; looking for one is cheap and a 404 means absence.
+    Hosted,
+    /// It fetches on demand; looking for an image may download it whole (facts: section 4.3).
+    PullThrough,
+}
+
+/// Which side is asked first for an image that both hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Prefer {
+    Mirror,
+    /// The mirror only while the upstream registry fails.
+    Upstream,
+}
+
+/// Who may read an image upstream, and so who may get it from the mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Anybody; where the source has credentials, only what an anonymous client gets upstream too.
+    Public,
+    /// Only the namespaces that the mirror names.
+    Private,
+}
+
+/// One `spec.sources[]`: a part of the upstream world that the mirror has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Host (lower case, as normalised), or host and leading path components: `docker.io/library`.
+    pub prefix: String,
+    /// Globs on the normalised name (host/path, no tag) that this mirror leaves alone.
+    pub exclude: Vec<String>,
+    pub access: Access,
+    /// Whether upstream credentials are configured for this source.
+    pub with_credentials: bool,
+}
+
+/// `spec.health`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthSettings {
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub failure_threshold: u32,
+    pub success_threshold: u32,
+    pub stale_after: Duration,
+}
+
+impl Default for HealthSettings {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_secs(2),
+            timeout: Duration::from_secs(1),
+            failure_threshold: 2,
+            success_threshold: 2,
+            stale_after: Duration::from_secs(30),
+        }
+    }
+}
+
+/// `spec.freshness`: how old a proof may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    pub tag: Duration,
+    pub digest: Duration,
+    pub missing: Duration,
+}
+
+impl Default for Freshness {
+    fn default() -> Self {
+        Self {
+            tag: Duration::from_secs(600),
+            digest: Duration::from_secs(3600),
+            missing: Duration::from_secs(30),
+        }
+    }
+}
+
+/// `spec.tags`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tags {
+    /// Whether rewritten tags get the digest that was proven (`name:tag@digest`).
+    pub pin_digest: bool,
+    pub refresh: Duration,
+    pub drift: Drift,
+}
+
+/// What happens to a mirror's tag when upstream moved it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Drift {
+    Sync,
+    Warn,
+    Keep,
+}
+
+impl Default for Tags {
+    fn default() -> Self {
+        Self {
+            pin_digest: false,
+            refresh: Duration::from_secs(3600),
+            drift: Drift::Sync,
+        }
+    }
+}
+
+/// One owner whose Pods are left alone: an API group and a kind, `*` for every kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnerPattern {
+    pub group: String,
+    pub kind: String,
+}
+
+impl OwnerPattern {
+    /// Controllers known to compare the images of their Pods and to recreate those that differ
+    /// (CloudNativePG #4138 and others; operator-lifecycle-manager #2986).
+    pub fn built_in() -> Vec<Self> {
+        [
+            ("postgresql.cnpg.io", "*"),
+            ("operators.coreos.com", "CatalogSource"),
+        ]
+        .map(|(group, kind)| Self {
+            group: group.to_owned(),
+            kind: kind.to_owned(),
+        })
+        .into()
+    }
+
+    /// Whether an owner reference falls under this pattern.
+    pub fn matches(&self, api_version: &str, kind: &str) -> bool {
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        self.group == group && (self.kind == "*" || self.kind == kind)
+    }
+}
+
+/// One mirror: its settings and what its status tells about the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    pub name: String,
+    pub mode: Mode,
+    /// `spec.registry` as written: host[:port][/path].
+    pub registry: String,
+    /// `spec.repository` as written.
+    pub repository: String,
+    pub kind: Kind,
+    pub priority: i32,
+    pub prefer: Prefer,
+    pub namespaces: Selector,
+    pub sources: Vec<Source>,
+    pub health: HealthSettings,
+    pub freshness: Freshness,
+    /// Requests a second that sweeps may make; none is unbounded.
+    pub sweep_rate: Option<u32>,
+    pub tags: Tags,
+    /// Whether Pods need a pull secret for this mirror.
+    pub pull_secret: bool,
+    pub exclude_owners: Vec<OwnerPattern>,
+    /// `status.pullSecretNamespaces`: where the pull secret is in place.
+    pub pull_secret_namespaces: Vec<String>,
+    /// `status.platforms`: the architectures of the cluster's nodes; empty if not known.
+    pub platforms: Vec<String>,
+    /// `status.ownersLeftAlone`: UIDs of owners that kept recreating rewritten Pods.
+    pub owners_left_alone: Vec<String>,
+}
