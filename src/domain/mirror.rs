@@ -114,8 +114,8 @@ pub struct Freshness {
 impl Default for Freshness {
     fn default() -> Self {
         Self {
-            tag: Duration::from_secs(600),
-            digest: Duration::from_secs(3600),
+            tag: Duration::from_mins(10),
+            digest: Duration::from_hours(1),
             missing: Duration::from_secs(30),
         }
     }
@@ -142,7 +142,7 @@ impl Default for Tags {
     fn default() -> Self {
         Self {
             pin_digest: false,
-            refresh: Duration::from_secs(3600),
+            refresh: Duration::from_hours(1),
             drift: Drift::Sync,
         }
     }
