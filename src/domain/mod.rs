@@ -6,6 +6,10 @@
 
 pub mod answer;
 pub mod digest;
+pub mod health;
 pub mod mirror;
+pub mod platform;
+pub mod presence;
+pub mod reason;
 pub mod selector;
 pub mod time;

@@ -1,0 +1,364 @@
+//! The health of one mirror: a small state machine fed by observations.
+//!
+//! `proven_since` is the heart of it: whatever was proven before that moment is void, because the
+//! mirror was away (and may have come back empty) since. It moves when the mirror recovers, when
+//! its endpoint changes, and when three different images that were known to be there are missing
+//! in a row.
+
+use std::time::Duration;
+
+use super::{
+    answer::{Ambiguity, Answer, Unreachable},
+    mirror::HealthSettings,
+    time::Timestamp,
+};
+
+/// How many different known images must be missing in a row before every proof is void.
+const MISSING_CANARIES: usize = 3;
+
+/// How far ahead of the clock `proven_since` may be before the clock must have jumped back.
+const CLOCK_JUMP: Duration = Duration::from_secs(5);
+
+/// Whether a mirror may be written into Pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    Unknown,
+    Healthy,
+    Unhealthy,
+}
+
+impl State {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Unknown, Self::Healthy, Self::Unhealthy];
+
+    /// Returns the state's name as users see it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "Unknown",
+            Self::Healthy => "Healthy",
+            Self::Unhealthy => "Unhealthy",
+        }
+    }
+}
+
+/// What went wrong with a mirror, or with a look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    Refused,
+    Timeout,
+    Dns,
+    Tls,
+    Reset,
+    ServerError,
+    RateLimited,
+    /// An answer that no registry gives: HTML, another status, a redirect loop.
+    NotARegistry,
+    /// A blob did not arrive: the mirror hangs or breaks off while sending data.
+    DataPath,
+}
+
+impl Fault {
+    /// Returns the fault's name as users see it: the reason of the `Healthy` condition.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "ConnectionRefused",
+            Self::Timeout => "Timeout",
+            Self::Dns => "NameNotFound",
+            Self::Tls => "TLSHandshakeFailed",
+            Self::Reset => "ConnectionBroken",
+            Self::ServerError => "ServerError",
+            Self::RateLimited => "RateLimited",
+            Self::NotARegistry => "NotARegistry",
+            Self::DataPath => "BlobNotReadable",
+        }
+    }
+}
+
+impl From<Unreachable> for Fault {
+    fn from(why: Unreachable) -> Self {
+        match why {
+            Unreachable::Refused => Self::Refused,
+            Unreachable::Timeout => Self::Timeout,
+            Unreachable::Dns => Self::Dns,
+            Unreachable::Tls => Self::Tls,
+            Unreachable::Reset => Self::Reset,
+        }
+    }
+}
+
+/// One thing seen of a mirror that speaks of its health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observation {
+    Good,
+    Bad(Fault),
+}
+
+impl Observation {
+    /// Returns what the answer to looking for any one manifest tells of the mirror's health.
+    ///
+    /// A missing image, a refused credential or a rate limit for one image tells nothing: only
+    /// what every image would meet does.
+    pub fn of(answer: &Answer) -> Option<Self> {
+        match answer {
+            Answer::Exists(_) => Some(Self::Good),
+            Answer::ServerError(_) => Some(Self::Bad(Fault::ServerError)),
+            Answer::Unreachable(why) => Some(Self::Bad((*why).into())),
+            Answer::Ambiguous(Ambiguity::Redirect) => Some(Self::Bad(Fault::NotARegistry)),
+            Answer::Missing | Answer::Unauthorized | Answer::RateLimited { .. } | Answer::Ambiguous(_) => {
+                None
+            }
+        }
+    }
+}
+
+/// What is known of a mirror's health, as others see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub state: State,
+    /// The last fault; none while healthy or never observed.
+    pub fault: Option<Fault>,
+    /// Since when the state is what it is.
+    pub since: Timestamp,
+    /// Proofs older than this are void.
+    pub proven_since: Timestamp,
+}
+
+impl Health {
+    /// Returns the health of a mirror that nobody has looked at.
+    pub const fn unknown(now: Timestamp) -> Self {
+        Self {
+            state: State::Unknown,
+            fault: None,
+            since: now,
+            proven_since: now,
+        }
+    }
+}
+
+/// What the prober does after an observation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The state changed.
+    pub changed: bool,
+    /// Look again at once: a refused connection is confirmed without waiting for an interval.
+    pub confirm_now: bool,
+}
+
+/// The state machine of one mirror.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    settings: HealthSettings,
+    health: Health,
+    successes: u32,
+    failures: u32,
+    missing_canaries: Vec<String>,
+}
+
+impl Machine {
+    /// Returns a machine that knows nothing yet.
+    pub fn new(settings: HealthSettings, now: Timestamp) -> Self {
+        Self {
+            settings,
+            health: Health::unknown(now),
+            successes: 0,
+            failures: 0,
+            missing_canaries: Vec::new(),
+        }
+    }
+
+    /// Returns what is known now.
+    pub const fn health(&self) -> Health {
+        self.health
+    }
+
+    /// Takes in new thresholds; the state stays.
+    pub fn configure(&mut self, settings: HealthSettings) {
+        self.settings = settings;
+    }
+
+    /// Forgets everything because the mirror is now another one (its endpoint changed).
+    pub fn reset(&mut self, now: Timestamp) {
+        *self = Self::new(self.settings, now);
+    }
+
+    /// Takes in one observation.
+    pub fn observe(&mut self, observation: Observation, now: Timestamp) -> Observed {
+        let jumped = self.health.proven_since > now.after(CLOCK_JUMP);
+        if jumped {
+            // The clock was set back: without this no proof would count until it has caught up.
+            self.health.proven_since = now;
+            self.health.since = now;
+        }
+        let mut observed = self.count(observation, now);
+        observed.changed |= jumped;
+        observed
+    }
+
+    fn count(&mut self, observation: Observation, now: Timestamp) -> Observed {
+        match observation {
+            Observation::Good => {
+                self.failures = 0;
+                self.successes = self.successes.saturating_add(1);
+                let needed = if self.health.state == State::Unknown {
+                    1
+                } else {
+                    self.settings.success_threshold
+                };
+                if self.health.state == State::Healthy || self.successes < needed {
+                    return Observed {
+                        changed: false,
+                        confirm_now: false,
+                    };
+                }
+                self.health = Health {
+                    state: State::Healthy,
+                    fault: None,
+                    since: now,
+                    proven_since: now,
+                };
+                self.missing_canaries.clear();
+                Observed {
+                    changed: true,
+                    confirm_now: false,
+                }
+            }
+            Observation::Bad(fault) => {
+                self.successes = 0;
+                self.failures = self.failures.saturating_add(1);
+                let confirmed = self.failures >= self.settings.failure_threshold;
+                if !confirmed {
+                    return Observed {
+                        changed: false,
+                        confirm_now: fault == Fault::Refused,
+                    };
+                }
+                let changed = self.health.state != State::Unhealthy;
+                self.health.fault = Some(fault);
+                if changed {
+                    self.health.state = State::Unhealthy;
+                    self.health.since = now;
+                }
+                Observed {
+                    changed,
+                    confirm_now: false,
+                }
+            }
+        }
+    }
+
+    /// Takes in whether an image that was known to be there still is. Returns whether every proof
+    /// just became void. A missing one never speaks of health.
+    pub fn canary(&mut self, image: &str, found: bool, now: Timestamp) -> bool {
+        if found {
+            self.missing_canaries.clear();
+            return false;
+        }
+        if !self.missing_canaries.iter().any(|missing| missing == image) {
+            self.missing_canaries.push(image.to_owned());
+        }
+        if self.missing_canaries.len() < MISSING_CANARIES {
+            return false;
+        }
+        self.missing_canaries.clear();
+        self.health.proven_since = now;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BAD: Observation = Observation::Bad(Fault::Timeout);
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000)
+    }
+
+    fn healthy() -> Machine {
+        let mut machine = Machine::new(HealthSettings::default(), at(0));
+        machine.observe(Observation::Good, at(1));
+        machine
+    }
+
+    #[test]
+    fn the_first_good_look_makes_an_unknown_mirror_healthy() {
+        let health = healthy().health();
+        assert_eq!(
+            (health.state, health.since, health.proven_since),
+            (State::Healthy, at(1), at(1))
+        );
+    }
+
+    #[test]
+    fn thresholds_hold_both_ways_and_recovery_voids_proofs() {
+        let mut machine = healthy();
+        assert!(!machine.observe(BAD, at(2)).changed);
+        assert_eq!(machine.health().state, State::Healthy);
+        assert!(machine.observe(BAD, at(3)).changed);
+        assert_eq!(
+            (machine.health().state, machine.health().since),
+            (State::Unhealthy, at(3))
+        );
+        assert_eq!(machine.health().proven_since, at(1));
+        assert!(!machine.observe(Observation::Good, at(4)).changed);
+        assert!(machine.observe(Observation::Good, at(5)).changed);
+        assert_eq!(machine.health().proven_since, at(5));
+    }
+
+    #[test]
+    fn one_good_look_between_resets_the_count_of_failures() {
+        let mut machine = healthy();
+        for second in 2..20 {
+            let observation = if second % 2 == 0 { BAD } else { Observation::Good };
+            assert!(!machine.observe(observation, at(second)).changed);
+        }
+    }
+
+    #[test]
+    fn a_refused_connection_is_confirmed_at_once() {
+        let mut machine = healthy();
+        let refused = Observation::Bad(Fault::Refused);
+        assert!(machine.observe(refused, at(2)).confirm_now);
+        let observed = machine.observe(refused, at(2));
+        assert!(observed.changed && !observed.confirm_now);
+        assert_eq!(machine.health().fault, Some(Fault::Refused));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_voids_proofs_instead_of_blocking_new_ones() {
+        let mut machine = Machine::new(HealthSettings::default(), at(0));
+        machine.observe(Observation::Good, at(5000));
+        assert!(machine.observe(Observation::Good, at(1000)).changed);
+        assert_eq!((machine.health().state, machine.health().proven_since), (State::Healthy, at(1000)));
+        assert!(!machine.observe(Observation::Good, at(1002)).changed);
+    }
+
+    #[test]
+    fn an_unknown_mirror_that_fails_becomes_unhealthy() {
+        let mut machine = Machine::new(HealthSettings::default(), at(0));
+        machine.observe(BAD, at(1));
+        assert_eq!(machine.health().state, State::Unknown);
+        assert!(machine.observe(BAD, at(2)).changed);
+        assert_eq!(machine.health().state, State::Unhealthy);
+    }
+
+    #[test]
+    fn three_different_missing_canaries_in_a_row_void_every_proof() {
+        let mut machine = healthy();
+        assert!(!machine.canary("a", false, at(2)));
+        assert!(!machine.canary("a", false, at(3)));
+        assert!(!machine.canary("b", false, at(4)));
+        assert!(
+            !machine.canary("c", true, at(5)),
+            "one that is there breaks the row"
+        );
+        assert!(!machine.canary("a", false, at(6)));
+        assert!(!machine.canary("b", false, at(7)));
+        assert!(machine.canary("c", false, at(8)));
+        assert_eq!(
+            (machine.health().state, machine.health().proven_since),
+            (State::Healthy, at(8))
+        );
+    }
+}

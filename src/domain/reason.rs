@@ -1,0 +1,129 @@
+//! The closed lists of outcomes and reasons. They stand on Pods, in audit logs and as metric
+//! labels, so they are an interface: a name once given stays.
+
+use std::fmt;
+
+/// What happens to one image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// The mirror's reference was written.
+    Rewritten,
+    /// It would have been, but the effective mode is warn or audit.
+    WouldRewrite,
+    /// The image stays as written.
+    Kept,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Why an image is rewritten or kept.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of their declaration.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// Returns the reason's name as users see it.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)+
+                }
+            }
+
+            /// Returns one sentence for people.
+            pub const fn explanation(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The mirror is healthy and the manifest was seen there, recently enough.
+    Mirrored,
+    /// The image already names a mirror.
+    AlreadyMirrored,
+    /// No mirror has a source for this image.
+    NoMirror,
+    /// The mirror's source excludes this image.
+    Excluded,
+    /// The mirror does not serve this namespace.
+    NamespaceNotServed,
+    /// The mirror or the Pod is switched off.
+    ModeOff,
+    /// The mirror fails its health checks.
+    MirrorUnhealthy,
+    /// The mirror's health is not known yet.
+    MirrorUnknown,
+    /// The shared state is too old to be believed.
+    StateStale,
+    /// The mirror does not hold this image.
+    ImageMissing,
+    /// Nobody has looked for this image on the mirror yet, or not recently enough.
+    ImageUnknown,
+    /// The tag means another image upstream than on the mirror.
+    ImageMoved,
+    /// The mirror answered with another digest than asked for.
+    DigestMismatch,
+    /// The mirror holds this image, but not for an architecture that the Pod may land on.
+    PlatformMissing,
+    /// Upstream does not give this image to everybody.
+    Private,
+    /// The mirror refused Kagami's credentials, or asks for some.
+    Unauthorized,
+    /// The mirror asked to be asked less often.
+    RateLimited,
+    /// The mirror's answer proves nothing.
+    RegistryError,
+    /// The answer did not come within the review's time budget.
+    BudgetExhausted,
+    /// The mirror needs a pull secret that is not in place in this namespace.
+    PullSecretNotReady,
+    /// The pull policy is Never: nothing is pulled.
+    PullNever,
+    /// The mirror is used only while upstream fails, and upstream works.
+    UpstreamPreferred,
+    /// The Pod's owner compares images and would fight a rewrite.
+    OwnerExcluded,
+    /// The Pod's owner kept recreating rewritten Pods.
+    OwnerLoop,
+    /// The mirror's reference would be longer than references may be.
+    NameTooLong,
+    /// The Pod or its annotations would become too large.
+    PodTooLarge,
+    /// The image is no valid reference, or one that cannot be proven.
+    InvalidReference,
+    /// A fault inside Kagami.
+    Internal,
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 3] = [Self::Rewritten, Self::WouldRewrite, Self::Kept];
+
+    /// Returns the outcome's name as users see it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rewritten => "Rewritten",
+            Self::WouldRewrite => "WouldRewrite",
+            Self::Kept => "Kept",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
