@@ -29,10 +29,48 @@ pub enum Answer {
     Ambiguous(Ambiguity),
 }
 
+/// An [`Answer`] that is not `Exists`: also what a ping or the read of a blob ends with.
+///
+/// After a ping, `Unauthorized` means alive: a registry that asks for credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    Missing,
+    Unauthorized,
+    RateLimited {
+        /// What `Retry-After` asked for, less the time since.
+        retry_after: Option<Duration>,
+    },
+    ServerError(u16),
+    Unreachable(Unreachable),
+    Ambiguous(Ambiguity),
+}
+
+impl From<Failure> for Answer {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Missing => Self::Missing,
+            Failure::Unauthorized => Self::Unauthorized,
+            Failure::RateLimited { retry_after } => Self::RateLimited { retry_after },
+            Failure::ServerError(status) => Self::ServerError(status),
+            Failure::Unreachable(why) => Self::Unreachable(why),
+            Failure::Ambiguous(why) => Self::Ambiguous(why),
+        }
+    }
+}
+
+impl From<Result<Manifest, Failure>> for Answer {
+    fn from(result: Result<Manifest, Failure>) -> Self {
+        match result {
+            Ok(manifest) => Self::Exists(manifest),
+            Err(failure) => failure.into(),
+        }
+    }
+}
+
 /// Why no HTTP answer came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unreachable {
-    /// The connection was refused: nobody listens.
+    /// The connection was refused, or there is no route: nobody listens.
     Refused,
     /// The deadline passed: packets dropped, a silent peer, or a body that never ended.
     Timeout,
@@ -40,25 +78,30 @@ pub enum Unreachable {
     Dns,
     /// The TLS handshake failed: expired, wrong name, unknown issuer.
     Tls,
-    /// The connection broke.
+    /// The connection broke, or what came over it was not HTTP.
     Reset,
 }
 
 /// Why an HTTP answer proves nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ambiguity {
-    /// 200 with HTML or another media type than a manifest's: not a registry's answer.
+    /// HTML, as login pages and proxies send it: not a registry's answer.
+    Html,
+    /// 200 with another media type than a manifest's, or none.
     NotAManifest,
     /// The body's media type or form is not what the headers said.
     Malformed,
     /// The digest seen is not the digest asked for, or not that of the body.
     DigestMismatch,
-    /// No digest to be had, in header or body.
-    NoDigest,
     /// More bytes than a manifest may have.
     Oversized,
-    /// Too many redirects, a loop, or a redirect without a target.
+    /// Too many redirects, a loop, one without a target, or one from HTTPS to plain HTTP.
     Redirect,
+    /// A challenge that cannot be met: no token service, one reached over plain HTTP only, or one
+    /// whose answer holds no token.
+    Challenge,
+    /// Not asked: the repository or reference cannot stand in a URL.
+    InvalidName,
     /// Another status code.
     Status(u16),
 }
@@ -70,9 +113,10 @@ pub struct Manifest {
     pub media_type: MediaType,
     /// Size of the manifest itself in bytes, where the registry told.
     pub size: Option<u64>,
-    /// The entries of an index; empty for a single manifest and after a HEAD.
+    /// The entries of an index; empty for a single manifest and where only headers were seen.
     pub children: Vec<Child>,
-    /// A blob of a single manifest (the smallest one), for looking at the data path; none after a HEAD.
+    /// A blob of a single manifest (the smallest one), for looking at the data path; none where only
+    /// headers were seen.
     pub blob: Option<Blob>,
 }
 
@@ -148,14 +192,22 @@ impl fmt::Display for Unreachable {
 impl fmt::Display for Ambiguity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Html => f.write_str("the answer is HTML"),
             Self::NotAManifest => f.write_str("the answer is no manifest"),
             Self::Malformed => f.write_str("malformed manifest"),
             Self::DigestMismatch => f.write_str("another digest than asked for"),
-            Self::NoDigest => f.write_str("no digest"),
             Self::Oversized => f.write_str("oversized manifest"),
-            Self::Redirect => f.write_str("redirect loop"),
+            Self::Redirect => f.write_str("redirects that lead nowhere"),
+            Self::Challenge => f.write_str("an authentication challenge that cannot be met"),
+            Self::InvalidName => f.write_str("invalid repository or reference"),
             Self::Status(status) => write!(f, "unexpected status {status}"),
         }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Answer::from(*self).fmt(f)
     }
 }
 

@@ -1,0 +1,577 @@
+//! Basic and Bearer authentication: challenges, tokens and who may see which credentials.
+//!
+//! A challenge once learned is met before it is made again, because some registries answer 404 to those
+//! who come without authentication. Tokens are kept per repository and belong to the realm, service and
+//! scope that they were asked from. Deliberately absent: refresh tokens and the OAuth2 form of the token
+//! request, which credentials in Docker's form do not need.
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use reqwest::{
+    Method, StatusCode, Url,
+    header::{self, HeaderMap, HeaderValue},
+};
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    credentials::Credentials,
+    wire::{Call, REDIRECTS, Reply, Wire},
+};
+use crate::domain::answer::{Ambiguity, Failure};
+
+/// The life of a token whose service names none (distribution `docs/content/spec/auth/token.md`).
+const DEFAULT_LIFE: Duration = Duration::from_mins(1);
+
+/// No token is trusted longer, whatever its service says.
+const LONGEST_LIFE: Duration = Duration::from_hours(24);
+
+/// Tokens kept at once; each may be some kilobytes long.
+const TOKENS: usize = 1024;
+
+/// The longest answer of a token service that is read.
+const TOKEN_BYTES: usize = 256 * 1024;
+
+/// How one endpoint's requests are authenticated.
+pub(super) struct Authority {
+    base: Url,
+    /// The value of `Authorization` for Basic.
+    basic: Option<HeaderValue>,
+    known: Mutex<Known>,
+    slots: Mutex<HashMap<Box<str>, Arc<Slot>>>,
+}
+
+/// What the registry is known to ask for.
+#[derive(Clone)]
+enum Known {
+    /// Not asked yet.
+    Nothing,
+    /// `/v2/` needs no authentication.
+    Open,
+    Basic,
+    Bearer(Arc<Realm>),
+}
+
+/// Where tokens come from.
+#[derive(PartialEq, Eq)]
+struct Realm {
+    url: Url,
+    service: Option<String>,
+}
+
+/// One repository's token, and those who wait for it.
+#[derive(Default)]
+struct Slot {
+    token: Mutex<Option<Arc<Token>>>,
+    /// How many requests for a token have ended.
+    attempts: AtomicU64,
+    /// Held while a token is being asked for; the failure of the last attempt.
+    flight: tokio::sync::Mutex<Option<Failure>>,
+}
+
+#[derive(Clone)]
+struct Token {
+    /// The value of `Authorization`.
+    header: HeaderValue,
+    realm: Arc<Realm>,
+    scope: Option<String>,
+    refresh_at: Instant,
+    expires_at: Instant,
+}
+
+/// What a request was sent with.
+enum Pass {
+    Nothing,
+    Basic(HeaderValue),
+    /// A token that an earlier request already used.
+    Kept(Arc<Token>),
+    New(Arc<Token>),
+}
+
+impl Pass {
+    fn header(&self) -> Option<&HeaderValue> {
+        match self {
+            Self::Nothing => None,
+            Self::Basic(header) => Some(header),
+            Self::Kept(token) | Self::New(token) => Some(&token.header),
+        }
+    }
+}
+
+impl Authority {
+    pub(super) fn new(base: Url, credentials: Option<&Credentials>) -> Self {
+        let basic = credentials.map(|Credentials { username, password }| {
+            let encoded = STANDARD.encode(format!("{username}:{password}"));
+            secret(&format!("Basic {encoded}")).expect("base64 may stand in a header")
+        });
+        Self {
+            base,
+            basic,
+            known: Mutex::new(Known::Nothing),
+            slots: Mutex::default(),
+        }
+    }
+
+    pub(super) fn has_credentials(&self) -> bool {
+        self.basic.is_some()
+    }
+
+    /// Sends a request for a repository (none: `/v2/`) with the authentication known to be asked for;
+    /// once more with other authentication where that may help.
+    pub(super) async fn send(
+        &self,
+        wire: &Wire,
+        call: &Call,
+        repository: &str,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        if self.has_credentials() && matches!(self.known(), Known::Nothing) {
+            self.learn(wire).await?;
+        }
+        let pass = match self.known() {
+            Known::Basic => self.basic.clone().map_or(Pass::Nothing, Pass::Basic),
+            Known::Bearer(realm) => self.token(wire, &realm, repository, None, None, deadline).await?,
+            Known::Nothing | Known::Open => Pass::Nothing,
+        };
+        let reply = wire.send(call, pass.header()).await?;
+        match self.next_pass(wire, &reply, pass, repository, deadline).await? {
+            Some(pass) => wire.send(call, pass.header()).await,
+            None => Ok(reply),
+        }
+    }
+
+    /// Asks `/v2/` for its challenge, so that it can be met before it is made.
+    async fn learn(&self, wire: &Wire) -> Result<(), Failure> {
+        let reply = wire.send(&self.ping_call(), None).await?;
+        match reply.status() {
+            StatusCode::UNAUTHORIZED => {
+                self.challenged(&reply);
+            }
+            StatusCode::OK if !reply.is_html() => self.opened(),
+            status if status.is_server_error() => return Err(reply.failure()),
+            // What is no registry's answer says nothing of challenges; the request itself will tell.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(super) fn ping_call(&self) -> Call {
+        Call {
+            method: Method::GET,
+            url: self.base.join("/v2/").unwrap_or_else(|_| self.base.clone()),
+            accept: HeaderValue::from_static("application/json"),
+            redirects: 0,
+        }
+    }
+
+    /// Notes that `/v2/` answered without authentication. Repositories may still ask for it.
+    pub(super) fn opened(&self) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*known, Known::Nothing) {
+            *known = Known::Open;
+        }
+    }
+
+    /// Notes the challenge that an answer holds; returns whether it holds one that can be met.
+    pub(super) fn challenged(&self, reply: &Reply) -> bool {
+        match Challenge::read(reply.response.headers()) {
+            Some(Challenge::Basic) => self.set_known(Known::Basic),
+            Some(Challenge::Bearer { realm, service, .. }) => match self.realm(&realm, service) {
+                Ok(realm) => self.set_known(Known::Bearer(realm)),
+                Err(_) => return false,
+            },
+            None => return false,
+        }
+        true
+    }
+
+    /// Returns what to try a refused request with, if anything.
+    async fn next_pass(
+        &self,
+        wire: &Wire,
+        reply: &Reply,
+        pass: Pass,
+        repository: &str,
+        deadline: Instant,
+    ) -> Result<Option<Pass>, Failure> {
+        // Only the registry's own refusal counts: the storage it redirects to has other rules.
+        if !reply.direct {
+            return Ok(None);
+        }
+        let challenge = match reply.status() {
+            StatusCode::UNAUTHORIZED => Challenge::read(reply.response.headers()),
+            // ECR says 403 or 400 to an expired token, without a challenge.
+            StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST if matches!(pass, Pass::Kept(_)) => None,
+            _ => return Ok(None),
+        };
+        match (challenge, pass) {
+            (Some(Challenge::Bearer { .. }), Pass::New(_)) => Ok(None),
+            (
+                Some(Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                }),
+                pass,
+            ) => {
+                let realm = self.realm(&realm, service)?;
+                self.set_known(Known::Bearer(Arc::clone(&realm)));
+                let refused = match &pass {
+                    Pass::Kept(token) => Some(token),
+                    _ => None,
+                };
+                let token = self
+                    .token(wire, &realm, repository, scope, refused, deadline)
+                    .await?;
+                Ok(Some(token))
+            }
+            // Harbor answers with a Basic challenge to a token that it does not like.
+            (_, Pass::Kept(token)) => {
+                let (realm, scope) = (Arc::clone(&token.realm), token.scope.clone());
+                let token = self
+                    .token(wire, &realm, repository, scope, Some(&token), deadline)
+                    .await?;
+                Ok(Some(token))
+            }
+            (Some(Challenge::Basic), Pass::Nothing) => {
+                self.set_known(Known::Basic);
+                Ok(self.basic.clone().map(Pass::Basic))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns a token for a repository: the one kept, or a new one if that was refused or has expired.
+    /// At most one request per repository is under way.
+    async fn token(
+        &self,
+        wire: &Wire,
+        realm: &Arc<Realm>,
+        repository: &str,
+        scope: Option<String>,
+        refused: Option<&Arc<Token>>,
+        deadline: Instant,
+    ) -> Result<Pass, Failure> {
+        let slot = self.slot(repository);
+        let usable = || {
+            let token = slot
+                .token
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()?;
+            let refused = refused.is_some_and(|refused| Arc::ptr_eq(refused, &token));
+            (!refused && token.realm == *realm && Instant::now() < token.expires_at).then_some(token)
+        };
+        let scope =
+            scope.or_else(|| (!repository.is_empty()).then(|| format!("repository:{repository}:pull")));
+        let keep = |token: Token| {
+            let token = Arc::new(token);
+            *slot.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&token));
+            token
+        };
+
+        if let Some(token) = usable() {
+            let now = Instant::now();
+            if now < token.refresh_at {
+                return Ok(Pass::Kept(token));
+            }
+            // Still good for a while: whoever comes first renews it, and spends but half of its time.
+            let Ok(mut failure) = slot.flight.try_lock() else {
+                return Ok(Pass::Kept(token));
+            };
+            let half = now + deadline.saturating_duration_since(now) / 2;
+            let result = timeout_at(half, self.fetch(wire, realm, token.scope.clone())).await;
+            slot.attempts.fetch_add(1, Ordering::Relaxed);
+            *failure = None;
+            return Ok(if let Ok(Ok(new)) = result {
+                Pass::New(keep(new))
+            } else {
+                let mut last = Token::clone(&token);
+                last.refresh_at = last.expires_at;
+                Pass::Kept(keep(last))
+            });
+        }
+
+        let attempts = slot.attempts.load(Ordering::Relaxed);
+        let mut failure = slot.flight.lock().await;
+        if let Some(token) = usable() {
+            return Ok(Pass::New(token));
+        }
+        if let Some(failure) = *failure
+            && attempts != slot.attempts.load(Ordering::Relaxed)
+        {
+            return Err(failure);
+        }
+        let result = self.fetch(wire, realm, scope).await;
+        slot.attempts.fetch_add(1, Ordering::Relaxed);
+        *failure = result.as_ref().err().copied();
+        match result {
+            Ok(token) => Ok(Pass::New(keep(token))),
+            Err(failure) => {
+                // The registry may have another realm by now, or none.
+                if !matches!(failure, Failure::Unauthorized | Failure::RateLimited { .. }) {
+                    self.set_known(Known::Nothing);
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// Asks a realm for a token. Fewer rights than asked for are no error: the registry will say so.
+    async fn fetch(&self, wire: &Wire, realm: &Arc<Realm>, scope: Option<String>) -> Result<Token, Failure> {
+        let mut url = realm.url.clone();
+        {
+            let mut query = url.query_pairs_mut();
+            if let Some(service) = &realm.service {
+                query.append_pair("service", service);
+            }
+            // A challenge may name several scopes; the service wants each in its own parameter.
+            for scope in scope.iter().flat_map(|scope| scope.split_ascii_whitespace()) {
+                query.append_pair("scope", scope);
+            }
+        }
+        let call = Call {
+            method: Method::GET,
+            url,
+            accept: HeaderValue::from_static("application/json"),
+            redirects: REDIRECTS,
+        };
+        let asked_at = Instant::now();
+        let reply = wire.send(&call, self.basic.as_ref()).await?;
+        if reply.status() != StatusCode::OK {
+            return Err(reply.failure());
+        }
+        if reply.is_html() {
+            return Err(Failure::Ambiguous(Ambiguity::Html));
+        }
+        let body = reply.body(TOKEN_BYTES).await?;
+        let no_token = Failure::Ambiguous(Ambiguity::Challenge);
+        let answer: TokenAnswer<'_> = serde_json::from_slice(&body).map_err(|_| no_token)?;
+        let token = [answer.token, answer.access_token]
+            .into_iter()
+            .flatten()
+            .find(|token| !token.is_empty())
+            .ok_or(no_token)?;
+        let life = answer
+            .expires_in
+            .map_or(DEFAULT_LIFE, Duration::from_secs)
+            .min(LONGEST_LIFE);
+        Ok(Token {
+            header: secret(&format!("Bearer {token}")).ok_or(no_token)?,
+            realm: Arc::clone(realm),
+            scope,
+            refresh_at: asked_at + life * 4 / 5,
+            expires_at: asked_at + life,
+        })
+    }
+
+    /// Returns the realm of a challenge if it may be asked: over HTTPS, or plain on the registry's own
+    /// host where the registry itself is reached over plain HTTP.
+    fn realm(&self, url: &str, service: Option<String>) -> Result<Arc<Realm>, Failure> {
+        Url::parse(url)
+            .ok()
+            .filter(|url| match url.scheme() {
+                "https" => url.has_host(),
+                "http" => self.base.scheme() == "http" && url.host() == self.base.host(),
+                _ => false,
+            })
+            .map(|url| Arc::new(Realm { url, service }))
+            .ok_or(Failure::Ambiguous(Ambiguity::Challenge))
+    }
+
+    fn known(&self) -> Known {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_known(&self, known: Known) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    fn slot(&self, repository: &str) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = slots.get(repository) {
+            return Arc::clone(slot);
+        }
+        if slots.len() >= TOKENS {
+            let now = Instant::now();
+            slots.retain(|_, slot| {
+                let token = slot.token.lock().unwrap_or_else(PoisonError::into_inner);
+                token.as_ref().is_some_and(|token| now < token.refresh_at)
+            });
+        }
+        if slots.len() >= TOKENS {
+            slots.clear();
+        }
+        let slot = Arc::<Slot>::default();
+        slots.insert(repository.into(), Arc::clone(&slot));
+        slot
+    }
+}
+
+fn secret(value: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer<'a> {
+    #[serde(borrow)]
+    token: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    access_token: Option<Cow<'a, str>>,
+    expires_in: Option<u64>,
+}
+
+/// A challenge that can be met.
+#[derive(Debug, PartialEq, Eq)]
+enum Challenge {
+    Basic,
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
+}
+
+impl Challenge {
+    /// Returns the challenge of an answer, Bearer before Basic.
+    fn read(headers: &HeaderMap) -> Option<Self> {
+        let all = || {
+            headers
+                .get_all(header::WWW_AUTHENTICATE)
+                .iter()
+                .filter_map(|value| value.to_str().ok())
+                .flat_map(challenges)
+        };
+        let is = |name: &'static str| move |(scheme, _): &(&str, _)| scheme.eq_ignore_ascii_case(name);
+        if let Some((_, parameters)) = all().find(is("Bearer")) {
+            let parameter = |name: &str| {
+                let found = parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+                found
+                    .map(|(_, value)| value.clone())
+                    .filter(|value| !value.is_empty())
+            };
+            return Some(Self::Bearer {
+                realm: parameter("realm").unwrap_or_default(),
+                service: parameter("service"),
+                scope: parameter("scope"),
+            });
+        }
+        all().find(is("Basic")).map(|_| Self::Basic)
+    }
+}
+
+type Parameters<'a> = Vec<(&'a str, String)>;
+
+/// Splits a `WWW-Authenticate` value into its challenges (RFC 9110, 11.6.1): each a scheme and its
+/// parameters, all of them separated by commas. What is malformed ends the list.
+fn challenges(value: &str) -> Vec<(&str, Parameters<'_>)> {
+    let mut found: Vec<(&str, Parameters<'_>)> = Vec::new();
+    let mut rest = value;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        if word.is_empty() {
+            return found;
+        }
+        let Some(value) = after.trim_start().strip_prefix('=') else {
+            found.push((word, Vec::new()));
+            rest = after;
+            continue;
+        };
+        let Some((value, after)) = parameter_value(value.trim_start()) else {
+            return found;
+        };
+        if let Some((_, parameters)) = found.last_mut() {
+            parameters.push((word, value));
+        }
+        rest = after;
+    }
+}
+
+/// Returns the value, quoted or not, at the beginning of a text, and what follows it.
+fn parameter_value(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
+        return Some((text[..end].to_owned(), &text[end..]));
+    };
+    let mut value = String::new();
+    let mut characters = quoted.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return Some((value, &quoted[at + 1..])),
+            '\\' => value.push(characters.next()?.1),
+            _ => value.push(character),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Option<Challenge> {
+        Some(Challenge::Bearer {
+            realm: realm.to_owned(),
+            service: service.map(str::to_owned),
+            scope: scope.map(str::to_owned),
+        })
+    }
+
+    #[track_caller]
+    fn check(values: &[&'static str], expected: &Option<Challenge>) {
+        let headers: HeaderMap = values
+            .iter()
+            .map(|value| (header::WWW_AUTHENTICATE, HeaderValue::from_static(value)))
+            .collect();
+        assert_eq!(Challenge::read(&headers), *expected, "{values:?}");
+    }
+
+    #[test]
+    fn challenges_are_read() {
+        let hub = bearer(
+            "https://auth.docker.io/token",
+            Some("registry.docker.io"),
+            Some("repository:library/nginx:pull,push"),
+        );
+        check(
+            &[
+                r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/nginx:pull,push""#,
+            ],
+            &hub,
+        );
+        check(
+            &[
+                r#"bearer  scope="repository:library/nginx:pull,push" , REALM = "https://auth.docker.io/token" ,service=registry.docker.io"#,
+            ],
+            &hub,
+        );
+        check(&[r#"Basic realm="Registry""#], &Some(Challenge::Basic));
+        check(&["Basic"], &Some(Challenge::Basic));
+        check(
+            &[r#"Negotiate, Basic realm="a, b", Bearer realm="https://r""#],
+            &bearer("https://r", None, None),
+        );
+        check(
+            &[r#"Basic realm="x""#, r#"Bearer realm="a\"b""#],
+            &bearer("a\"b", None, None),
+        );
+        check(&["Negotiate"], &None);
+        check(&[""], &None);
+        check(&[], &None);
+        check(&[r#"Bearer realm="never closed"#], &bearer("", None, None));
+        check(&["Bearer error=\"\",,,"], &bearer("", None, None));
+    }
+}

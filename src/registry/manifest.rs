@@ -1,0 +1,249 @@
+//! Reads the body of a manifest: its digest, its form, and what it names.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use sha2::{Sha256, Sha512, digest::DynDigest};
+
+use crate::domain::{
+    answer::{Ambiguity, Blob, Child, Manifest, MediaType},
+    digest::{Algorithm, Digest},
+};
+
+/// Returns the hash function of a digest, to be fed.
+pub(super) fn hasher(algorithm: Algorithm) -> Box<dyn DynDigest + Send> {
+    match algorithm {
+        Algorithm::Sha256 => Box::new(Sha256::default()),
+        Algorithm::Sha512 => Box::new(Sha512::default()),
+    }
+}
+
+/// Returns the digest of what a hash function was fed.
+pub(super) fn finish(algorithm: Algorithm, hasher: Box<dyn DynDigest + Send>) -> Digest {
+    Digest::from_hash(algorithm, &hasher.finalize())
+        .expect("the hash function gives as many bytes as its digest holds")
+}
+
+fn hash(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+    let mut hasher = hasher(algorithm);
+    hasher.update(bytes);
+    finish(algorithm, hasher)
+}
+
+/// Returns what a manifest's body holds, if it has the digest asked for and the one that the headers
+/// told, and the form that its media type promises.
+pub(super) fn read(
+    media_type: MediaType,
+    body: &[u8],
+    asked: Option<&Digest>,
+    told: Option<&Digest>,
+) -> Result<Manifest, Ambiguity> {
+    let digest = hash(asked.or(told).map_or(Algorithm::Sha256, Digest::algorithm), body);
+    if asked.is_some_and(|asked| *asked != digest) {
+        return Err(Ambiguity::DigestMismatch);
+    }
+    if let Some(told) = told
+        && *told != digest
+        && (told.algorithm() == digest.algorithm() || *told != hash(told.algorithm(), body))
+    {
+        return Err(Ambiguity::DigestMismatch);
+    }
+
+    let document: Document<'_> = serde_json::from_slice(body).map_err(|_| Ambiguity::Malformed)?;
+    // The specification wants a body that contradicts its Content-Type rejected; one that could be
+    // read as either form is how two readers come to see two images in one digest.
+    if document
+        .media_type
+        .is_some_and(|inner| inner != media_type.as_str())
+    {
+        return Err(Ambiguity::Malformed);
+    }
+    let (children, blob) = match (document.manifests, document.config, document.layers) {
+        (Some(entries), None, None) if media_type.is_index() => (children(&entries)?, None),
+        (None, Some(config), layers) if !media_type.is_index() => {
+            (Vec::new(), smallest_blob(config, layers.unwrap_or_default()))
+        }
+        _ => return Err(Ambiguity::Malformed),
+    };
+    Ok(Manifest {
+        digest,
+        media_type,
+        size: Some(body.len() as u64),
+        children,
+        blob,
+    })
+}
+
+fn children(entries: &[Entry<'_>]) -> Result<Vec<Child>, Ambiguity> {
+    entries
+        .iter()
+        .map(|entry| {
+            let digest = entry.digest.parse().map_err(|_| Ambiguity::Malformed)?;
+            let architecture = entry
+                .platform
+                .as_ref()
+                .and_then(|platform| platform.architecture.as_deref());
+            Ok(Child {
+                digest,
+                architecture: architecture
+                    .filter(|name| !name.is_empty() && *name != "unknown")
+                    .map(str::to_owned),
+            })
+        })
+        .collect()
+}
+
+/// Layers with `urls` are kept elsewhere (foreign layers) and no registry need hold them.
+fn smallest_blob(config: Descriptor<'_>, layers: Vec<Descriptor<'_>>) -> Option<Blob> {
+    layers
+        .into_iter()
+        .chain([config])
+        .filter(|descriptor| descriptor.urls.as_ref().is_none_or(Vec::is_empty))
+        .filter_map(|descriptor| {
+            Some(Blob {
+                digest: descriptor.digest.parse().ok()?,
+                size: descriptor.size,
+            })
+        })
+        .min_by_key(|blob| blob.size)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a> {
+    #[serde(borrow)]
+    media_type: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    manifests: Option<Vec<Entry<'a>>>,
+    #[serde(borrow)]
+    config: Option<Descriptor<'a>>,
+    #[serde(borrow)]
+    layers: Option<Vec<Descriptor<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct Entry<'a> {
+    #[serde(borrow)]
+    digest: Cow<'a, str>,
+    #[serde(borrow)]
+    platform: Option<Platform<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Platform<'a> {
+    #[serde(borrow)]
+    architecture: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct Descriptor<'a> {
+    #[serde(borrow)]
+    digest: Cow<'a, str>,
+    size: u64,
+    urls: Option<Vec<serde::de::IgnoredAny>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ZEROS: &str = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+    const ONES: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
+    fn image(extra: &str) -> String {
+        format!(
+            r#"{{"schemaVersion":2,{extra}"config":{{"digest":"{ZEROS}","size":300}},
+               "layers":[{{"digest":"{ONES}","size":200}},
+                         {{"digest":"{ZEROS}","size":1,"urls":["https://example.com/layer"]}}]}}"#
+        )
+    }
+
+    #[track_caller]
+    fn check(media_type: MediaType, body: &str, expected: Result<(), Ambiguity>) {
+        assert_eq!(
+            read(media_type, body.as_bytes(), None, None).map(|_| ()),
+            expected
+        );
+    }
+
+    #[test]
+    fn body_must_have_the_form_that_its_media_type_promises() {
+        let oci = r#""mediaType":"application/vnd.oci.image.manifest.v1+json","#;
+        check(MediaType::OciManifest, &image(""), Ok(()));
+        check(MediaType::OciManifest, &image(oci), Ok(()));
+        check(MediaType::DockerManifest, &image(oci), Err(Ambiguity::Malformed));
+        check(MediaType::OciIndex, &image(""), Err(Ambiguity::Malformed));
+        check(MediaType::OciIndex, r#"{"manifests":[]}"#, Ok(()));
+        check(
+            MediaType::OciManifest,
+            r#"{"manifests":[]}"#,
+            Err(Ambiguity::Malformed),
+        );
+        // Both forms at once (CVE-2021-41190).
+        check(
+            MediaType::OciManifest,
+            &image(r#""manifests":[],"#),
+            Err(Ambiguity::Malformed),
+        );
+        check(
+            MediaType::OciIndex,
+            &image(r#""manifests":[],"#),
+            Err(Ambiguity::Malformed),
+        );
+        check(
+            MediaType::OciIndex,
+            r#"{"manifests":[{"digest":"md5:0"}]}"#,
+            Err(Ambiguity::Malformed),
+        );
+        check(MediaType::OciManifest, "{", Err(Ambiguity::Malformed));
+        check(MediaType::OciManifest, "", Err(Ambiguity::Malformed));
+        check(
+            MediaType::OciManifest,
+            &"[".repeat(100_000),
+            Err(Ambiguity::Malformed),
+        );
+    }
+
+    #[test]
+    fn smallest_blob_that_the_registry_must_hold_is_named() {
+        let manifest = read(MediaType::OciManifest, image("").as_bytes(), None, None).unwrap();
+        let expected = Blob {
+            digest: ONES.parse().unwrap(),
+            size: 200,
+        };
+        assert_eq!(manifest.blob, Some(expected));
+    }
+
+    #[test]
+    fn attestations_have_no_architecture() {
+        let body = format!(
+            r#"{{"manifests":[{{"digest":"{ONES}","platform":{{"architecture":"arm64","os":"linux"}}}},
+                {{"digest":"{ZEROS}","platform":{{"architecture":"unknown","os":"unknown"}}}},
+                {{"digest":"{ZEROS}"}}]}}"#
+        );
+        let manifest = read(MediaType::OciIndex, body.as_bytes(), None, None).unwrap();
+        let architectures: Vec<_> = manifest
+            .children
+            .iter()
+            .map(|child| child.architecture.as_deref())
+            .collect();
+        assert_eq!(architectures, [Some("arm64"), None, None]);
+    }
+
+    #[test]
+    fn digest_asked_and_digest_told_must_be_those_of_the_body() {
+        let body = image("");
+        let of_body = |algorithm| hash(algorithm, body.as_bytes());
+        let (short, long) = (of_body(Algorithm::Sha256), of_body(Algorithm::Sha512));
+        let other: Digest = ONES.parse().unwrap();
+        let digest = |asked: Option<&Digest>, told: Option<&Digest>| {
+            read(MediaType::OciManifest, body.as_bytes(), asked, told).map(|manifest| manifest.digest)
+        };
+        assert_eq!(digest(None, None), Ok(short.clone()));
+        assert_eq!(digest(None, Some(&long)), Ok(long.clone()));
+        assert_eq!(digest(Some(&long), Some(&short)), Ok(long.clone()));
+        assert_eq!(digest(Some(&other), None), Err(Ambiguity::DigestMismatch));
+        assert_eq!(digest(None, Some(&other)), Err(Ambiguity::DigestMismatch));
+        assert_eq!(digest(Some(&long), Some(&other)), Err(Ambiguity::DigestMismatch));
+    }
+}
