@@ -1,0 +1,476 @@
+//! From a Pod and a snapshot to one decision for each image.
+//!
+//! `decide` settles all that is known and lists the looks that are missing; the caller makes them
+//! within its budget; `settle` turns what came back into decisions. Nothing here can fail: every
+//! doubt is a decision to keep the image, with its reason.
+
+mod verify;
+
+use super::{
+    answer::{Answer, Manifest},
+    digest::Digest,
+    health::State,
+    image::{ParseReferenceError, Reference},
+    mapping::MapError,
+    mirror::{Access, Kind, Mode, Prefer},
+    platform::Architectures,
+    pod::{Place, PlaceKind, Pod},
+    presence::{self, Index, Judgement, Proof, Rules},
+    reason::{Outcome, Reason},
+    routing::{self, MirrorId, Route},
+    snapshot::Snapshot,
+    time::Timestamp,
+};
+
+/// The name of the Secret that Pods get for mirrors that need one.
+pub const PULL_SECRET: &str = "kagami-pull";
+
+/// What is asked: a Pod, where it is going to live, and how far Kagami may go.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    pub namespace: &'a str,
+    /// The mode of the namespace.
+    pub mode: Mode,
+    pub operation: Operation,
+    pub pod: Pod<'a>,
+}
+
+/// What happens to the Pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    /// Ephemeral containers are added; the Pod's places are those new containers only.
+    AddEphemeralContainers,
+}
+
+/// What may be asked of mirrors within a review.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Looks {
+    /// Hosted mirrors only: looking at a pull-through mirror may start a whole download.
+    Hosted,
+    /// Every mirror: a person asked about this very image.
+    All,
+}
+
+/// A look at a mirror that a decision waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    pub mirror: MirrorId,
+    /// The image's key in the presence index.
+    pub key: String,
+    /// The repository within the mirror's registry.
+    pub repository: String,
+    /// Tag or digest.
+    pub reference: String,
+}
+
+/// What a look brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    Present(Proof),
+    /// Not proven, and why.
+    Not(Reason),
+}
+
+impl Finding {
+    /// Returns what an answer proves; `children` are the architectures of an index whose manifests
+    /// were seen too.
+    pub fn of(answer: &Answer, children: Architectures) -> Self {
+        match answer {
+            Answer::Exists(manifest) => Self::Present(Proof::new(manifest, children)),
+            other => Self::Not(presence::reason_of(other).unwrap_or(Reason::Internal)),
+        }
+    }
+
+    /// Returns the architectures that an index names, before anybody looked at its children.
+    pub fn named_by(manifest: &Manifest) -> Architectures {
+        manifest.children.iter().filter_map(|child| child.architecture.as_deref()).collect::<Architectures>().known()
+    }
+}
+
+/// The state of all places of one Pod between `decide` and `settle`.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    places: Vec<Planned<'a>>,
+    /// The looks that are missing, each once.
+    pub looks: Vec<Look>,
+}
+
+#[derive(Debug)]
+struct Planned<'a> {
+    place: &'a Place<'a>,
+    /// The reason where no mirror needs to be asked.
+    standing: Option<Reason>,
+    /// This is Kagami's own earlier rewrite, by that mirror.
+    carried: Option<MirrorId>,
+    reference: Option<Reference<'a>>,
+    candidates: Vec<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    mirror: MirrorId,
+    /// The effective mode: the weakest of mirror, namespace and Pod.
+    mode: Mode,
+    /// Whether the mirror could serve this image here, whatever its state.
+    could_serve: bool,
+    wanted: Architectures,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
+enum Verdict {
+    Proven(Digest),
+    Not(Reason),
+    /// Position in `Plan::looks`.
+    Waits(usize),
+}
+
+/// The decision for one place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision<'a> {
+    pub kind: PlaceKind,
+    pub index: usize,
+    pub name: &'a str,
+    /// The image as the user wrote it (or as it is now, for an image rewritten earlier).
+    pub image: &'a str,
+    pub outcome: Outcome,
+    pub reason: Reason,
+    pub mirror: Option<MirrorId>,
+    /// The mirror's reference, for `Rewritten` and `WouldRewrite`.
+    pub rewritten: Option<String>,
+    /// The digest that was proven.
+    pub digest: Option<Digest>,
+    /// Every mirror that was asked, in order.
+    pub candidates: Vec<CandidateDecision>,
+    /// The strongest effective mode among the candidates; off without any.
+    pub mode: Mode,
+    /// An earlier round of admission rewrote this image.
+    pub carried: bool,
+    /// Some candidate that may rewrite needs the pull secret, and it is in place.
+    pub wants_pull_secret: bool,
+}
+
+/// What was decided of one mirror for one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CandidateDecision {
+    pub mirror: MirrorId,
+    pub outcome: Outcome,
+    pub reason: Reason,
+}
+
+/// Decides all that is known about a Pod's images.
+pub fn decide<'a>(
+    snapshot: &Snapshot,
+    index: &Index,
+    request: &'a Request<'a>,
+    looks: Looks,
+    now: Timestamp,
+) -> Plan<'a> {
+    let mut decider = Decider {
+        snapshot,
+        index,
+        request,
+        mode: request.pod.weaken(request.mode),
+        looks_allowed: looks,
+        now,
+        key: String::with_capacity(128),
+        looks: Vec::new(),
+    };
+    let places = request.pod.places.iter().map(|place| decider.place(place)).collect();
+    Plan { places, looks: decider.looks }
+}
+
+struct Decider<'s, 'a> {
+    snapshot: &'s Snapshot,
+    index: &'s Index,
+    request: &'a Request<'a>,
+    mode: Mode,
+    looks_allowed: Looks,
+    now: Timestamp,
+    /// The key of the image at hand: `name:tag` or `name@digest`.
+    key: String,
+    looks: Vec<Look>,
+}
+
+impl<'a> Decider<'_, 'a> {
+    fn place(&mut self, place: &'a Place<'a>) -> Planned<'a> {
+        let mut planned =
+            Planned { place, standing: None, carried: None, reference: None, candidates: Vec::new() };
+        planned.standing = self.standing(place);
+        if planned.standing.is_some() {
+            return planned;
+        }
+        let reference = match Reference::parse(&place.image) {
+            Ok(reference) => reference,
+            Err(error) => {
+                planned.standing = Some(reason_of_parse_error(&error));
+                return planned;
+            }
+        };
+        planned.reference = Some(reference);
+        self.key.clear();
+        reference.key(&mut self.key);
+        // The key ends in `:tag` or `@digest`.
+        let name_length = self.key.len().saturating_sub(1 + reference.manifest_reference().len());
+
+        let routing = self.snapshot.routing.clone();
+        let name = self.key.get(..name_length).unwrap_or_default();
+        if routing.mirrors_named_by(name).next().is_some() {
+            planned.carried = verify::carried(&routing, name, &self.request.pod, place);
+            planned.standing = Some(Reason::AlreadyMirrored);
+            return planned;
+        }
+        let candidates = routing.candidates(name);
+        if candidates.ordered.is_empty() {
+            planned.standing = Some(if candidates.excluded { Reason::Excluded } else { Reason::NoMirror });
+            return planned;
+        }
+        planned.candidates.reserve_exact(candidates.ordered.len());
+        for candidate in candidates.ordered {
+            let asked = self.candidate(place, &reference, candidate, routing.route(candidate.mirror));
+            let enough = matches!(asked.verdict, Verdict::Proven(_)) && asked.mode == self.mode;
+            planned.candidates.push(asked);
+            if enough {
+                break;
+            }
+        }
+        planned
+    }
+
+    /// Returns the reason that stands before any mirror is asked.
+    fn standing(&self, place: &Place<'_>) -> Option<Reason> {
+        if self.mode == Mode::Off {
+            return Some(Reason::ModeOff);
+        }
+        if self.snapshot.left_alone.contains(self.request.namespace) {
+            return Some(Reason::NamespaceNotServed);
+        }
+        if self.request.pod.annotations.as_ref().is_some_and(|annotations| annotations.static_pod) {
+            return Some(Reason::OwnerExcluded);
+        }
+        place.never.then_some(Reason::PullNever)
+    }
+
+    fn candidate(
+        &mut self,
+        place: &Place<'_>,
+        reference: &Reference<'_>,
+        candidate: routing::Candidate,
+        route: &Route,
+    ) -> Asked {
+        let mirror = candidate.mirror;
+        let mode = route.mirror.mode.min(self.mode);
+        let wanted = match self.request.pod.architectures {
+            Architectures::NONE => route.mirror.platforms.iter().map(String::as_str).collect(),
+            architectures => architectures,
+        };
+        let asked = |could_serve, verdict| Asked { mirror, mode, could_serve, wanted, verdict };
+        if let Some(reason) = self.refusal(place, reference, mirror, route, mode) {
+            return asked(false, Verdict::Not(reason));
+        }
+        asked(true, self.state(reference, candidate, route, wanted))
+    }
+
+    /// Returns why a mirror may not serve this Pod, whatever its state.
+    fn refusal(
+        &self,
+        place: &Place<'_>,
+        reference: &Reference<'_>,
+        mirror: MirrorId,
+        route: &Route,
+        mode: Mode,
+    ) -> Option<Reason> {
+        let settings = &route.mirror;
+        if mode == Mode::Off {
+            return Some(Reason::ModeOff);
+        }
+        if !self.snapshot.serves(mirror, self.request.namespace) {
+            return Some(Reason::NamespaceNotServed);
+        }
+        for owner in &self.request.pod.owners {
+            if settings.exclude_owners.iter().any(|pattern| pattern.matches(&owner.api_version, &owner.kind)) {
+                return Some(Reason::OwnerExcluded);
+            }
+            if settings.owners_left_alone.iter().any(|uid| *uid == owner.uid) {
+                return Some(Reason::OwnerLoop);
+            }
+        }
+        if let Err(MapError::NameTooLong) = route.check(reference) {
+            return Some(Reason::NameTooLong);
+        }
+        if settings.pull_secret {
+            let in_place = settings.pull_secret_namespaces.iter().any(|ns| ns == self.request.namespace);
+            // The list of a Pod that exists cannot be changed, so it must be there already.
+            let listed = place.kind != PlaceKind::EphemeralContainer
+                || self.request.pod.lists_pull_secret(PULL_SECRET);
+            if !in_place || !listed {
+                return Some(Reason::PullSecretNotReady);
+            }
+        }
+        None
+    }
+
+    /// Returns what the state says of an image on a mirror that may serve it.
+    fn state(
+        &mut self,
+        reference: &Reference<'_>,
+        candidate: routing::Candidate,
+        route: &Route,
+        wanted: Architectures,
+    ) -> Verdict {
+        let settings = &route.mirror;
+        if self.snapshot.stale && settings.kind == Kind::PullThrough {
+            return Verdict::Not(Reason::StateStale);
+        }
+        let health = self.snapshot.health_of(candidate.mirror);
+        match health.state {
+            State::Healthy => {}
+            State::Unhealthy => return Verdict::Not(Reason::MirrorUnhealthy),
+            State::Unknown if self.snapshot.stale => return Verdict::Not(Reason::StateStale),
+            State::Unknown => return Verdict::Not(Reason::MirrorUnknown),
+        }
+        if settings.prefer == Prefer::Upstream && !self.snapshot.failing_upstreams.contains(&*reference.host()) {
+            return Verdict::Not(Reason::UpstreamPreferred);
+        }
+        let rules = Rules::of(settings, health.proven_since);
+        let source = &settings.sources[candidate.source];
+        match self.index.judge(&settings.name, &self.key, &rules, self.now) {
+            Judgement::Proven(proof, _) => {
+                if let Some(reason) = objection(proof, wanted, reference) {
+                    return Verdict::Not(reason);
+                }
+                if source.access == Access::Public && source.with_credentials && proof.public != Some(true) {
+                    return Verdict::Not(Reason::Private);
+                }
+                Verdict::Proven(proof.digest.clone())
+            }
+            Judgement::Absent(_) => Verdict::Not(Reason::ImageMissing),
+            Judgement::Unproven(_) if source.access == Access::Public && source.with_credentials => {
+                // Only the companion asks upstream whether everybody gets this image.
+                Verdict::Not(Reason::Private)
+            }
+            Judgement::Unproven(reason) => {
+                if settings.kind == Kind::PullThrough && self.looks_allowed == Looks::Hosted {
+                    return Verdict::Not(reason.unwrap_or(Reason::ImageUnknown));
+                }
+                Verdict::Waits(self.wait_for(candidate.mirror, route, reference))
+            }
+        }
+    }
+
+    /// Returns the position of a look, adding it if no other place waits for the same one.
+    fn wait_for(&mut self, mirror: MirrorId, route: &Route, reference: &Reference<'_>) -> usize {
+        let same = |look: &Look| look.mirror == mirror && look.key == self.key;
+        if let Some(position) = self.looks.iter().position(same) {
+            return position;
+        }
+        self.looks.push(Look {
+            mirror,
+            key: self.key.clone(),
+            repository: route.repository_path(reference),
+            reference: reference.manifest_reference().to_owned(),
+        });
+        self.looks.len() - 1
+    }
+}
+
+/// Returns why a proof does not prove this image for these architectures.
+fn objection(proof: &Proof, wanted: Architectures, reference: &Reference<'_>) -> Option<Reason> {
+    if reference.digest().is_some_and(|digest| digest != proof.digest.as_str()) {
+        return Some(Reason::DigestMismatch);
+    }
+    let there = proof.architectures;
+    (!there.contains(wanted) || there.is_empty()).then_some(Reason::PlatformMissing)
+}
+
+const fn reason_of_parse_error(_error: &ParseReferenceError) -> Reason {
+    Reason::InvalidReference
+}
+
+impl<'a> Plan<'a> {
+    /// Turns what the looks brought into decisions. `findings` has one entry for each look, in
+    /// their order; what is absent did not come in time.
+    pub fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Vec<Decision<'a>> {
+        self.places.into_iter().map(|planned| planned.settle(snapshot, findings)).collect()
+    }
+}
+
+impl<'a> Planned<'a> {
+    fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Decision<'a> {
+        let Self { place, standing, carried, reference, candidates } = self;
+        let mut decision = Decision {
+            kind: place.kind,
+            index: place.index,
+            name: &place.name,
+            image: &place.image,
+            outcome: Outcome::Kept,
+            reason: standing.unwrap_or(Reason::NoMirror),
+            mirror: None,
+            rewritten: None,
+            digest: None,
+            candidates: Vec::with_capacity(candidates.len()),
+            mode: Mode::Off,
+            carried: false,
+            wants_pull_secret: false,
+        };
+        if let Some(mirror) = carried {
+            decision.outcome = Outcome::Rewritten;
+            decision.reason = Reason::Mirrored;
+            decision.mirror = Some(mirror);
+            decision.mode = Mode::Enforce;
+            decision.carried = true;
+            return decision;
+        }
+        let Some(reference) = reference else { return decision };
+        let strongest = candidates.iter().map(|asked| asked.mode).max().unwrap_or(Mode::Off);
+        decision.mode = strongest;
+        for asked in candidates {
+            let route = snapshot.routing.route(asked.mirror);
+            decision.wants_pull_secret |=
+                asked.could_serve && asked.mode == Mode::Enforce && route.mirror.pull_secret;
+            let proven = match asked.verdict {
+                Verdict::Proven(digest) => Ok(digest),
+                Verdict::Not(reason) => Err(reason),
+                Verdict::Waits(position) => match findings.get(position) {
+                    Some(Some(Finding::Present(proof))) => match objection(proof, asked.wanted, &reference) {
+                        None => Ok(proof.digest.clone()),
+                        Some(reason) => Err(reason),
+                    },
+                    Some(Some(Finding::Not(reason))) => Err(*reason),
+                    Some(None) | None => Err(Reason::BudgetExhausted),
+                },
+            };
+            let mapped = proven.and_then(|digest| {
+                let pin = route.mirror.tags.pin_digest.then_some(digest.as_str());
+                match route.map(&reference, pin) {
+                    Ok(rewritten) => Ok((rewritten, digest)),
+                    Err(MapError::NameTooLong) => Err(Reason::NameTooLong),
+                }
+            });
+            // A mirror weaker than the request is decided apart and never stands in another's way.
+            let outcome = match (&mapped, asked.mode) {
+                (Err(_), _) => Outcome::Kept,
+                (Ok(_), Mode::Enforce) => Outcome::Rewritten,
+                (Ok(_), _) => Outcome::WouldRewrite,
+            };
+            let reason = mapped.as_ref().err().copied().unwrap_or(Reason::Mirrored);
+            let first = decision.candidates.is_empty();
+            decision.candidates.push(CandidateDecision { mirror: asked.mirror, outcome, reason });
+            let wins = outcome != Outcome::Kept && asked.mode == strongest;
+            if first || wins {
+                decision.outcome = outcome;
+                decision.reason = reason;
+                decision.mirror = Some(asked.mirror);
+                (decision.rewritten, decision.digest) = mapped.ok().unzip();
+            }
+            if wins {
+                break;
+            }
+        }
+        decision
+    }
+}
+
+#[cfg(test)]
+mod tests;

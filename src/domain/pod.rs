@@ -1,0 +1,147 @@
+//! A Pod as far as Kagami looks at it: every place that names an image, and what decides about it.
+//!
+//! All text is borrowed from the request's bytes where it needs no unescaping. An image-bearing
+//! field that Kubernetes adds one day is simply not here, so it stays as it is.
+
+use std::{borrow::Cow, fmt};
+
+use super::{mirror::Mode, platform::Architectures};
+
+/// The parts of a Pod.
+#[derive(Clone, Debug, Default)]
+pub struct Pod<'a> {
+    /// `metadata.name`, or `generateName` where the name is not made yet; for people only.
+    pub name: Cow<'a, str>,
+    /// The Pod's own `kagami.dev/mode` label.
+    pub mode_label: Option<Cow<'a, str>>,
+    /// Absent where the Pod has no `metadata.annotations` at all.
+    pub annotations: Option<Annotations<'a>>,
+    pub owners: Vec<Owner<'a>>,
+    pub places: Vec<Place<'a>>,
+    /// Absent where the Pod has no `spec.imagePullSecrets` at all.
+    pub pull_secrets: Option<Vec<Cow<'a, str>>>,
+    /// The architectures that node selector or affinity allow; none if they say nothing.
+    pub architectures: Architectures,
+    /// Size of the Pod's JSON in bytes.
+    pub size: usize,
+}
+
+/// The annotations of a Pod: only those that Kagami reads, and the size of all.
+#[derive(Clone, Debug, Default)]
+pub struct Annotations<'a> {
+    /// Bytes of all keys and values, as the API server counts them.
+    pub size: usize,
+    /// Keys under `kagami.dev`, `original-image.kagami.dev` and `original-volume.kagami.dev`.
+    pub ours: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// Whether a kubelet made this object to show a static Pod (`kubernetes.io/config.mirror`).
+    pub static_pod: bool,
+}
+
+/// One owner reference.
+#[derive(Clone, Debug, Default)]
+pub struct Owner<'a> {
+    pub api_version: Cow<'a, str>,
+    pub kind: Cow<'a, str>,
+    pub uid: Cow<'a, str>,
+}
+
+/// A place in a Pod that names an image.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    pub kind: PlaceKind,
+    /// Position in its list.
+    pub index: usize,
+    /// The container's or volume's name.
+    pub name: Cow<'a, str>,
+    /// The image as the user wrote it.
+    pub image: Cow<'a, str>,
+    /// The pull policy is Never.
+    pub never: bool,
+}
+
+/// The lists of a Pod whose entries name images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PlaceKind {
+    InitContainer,
+    Container,
+    EphemeralContainer,
+    Volume,
+}
+
+impl PlaceKind {
+    /// Returns the list's name in `spec`.
+    pub const fn list(self) -> &'static str {
+        match self {
+            Self::InitContainer => "initContainers",
+            Self::Container => "containers",
+            Self::EphemeralContainer => "ephemeralContainers",
+            Self::Volume => "volumes",
+        }
+    }
+
+    /// Returns the path of the image within an entry of the list.
+    pub const fn image_path(self) -> &'static str {
+        match self {
+            Self::Volume => "image/reference",
+            _ => "image",
+        }
+    }
+
+    /// Returns the prefix of the annotation that holds the original reference.
+    pub const fn original_prefix(self) -> &'static str {
+        match self {
+            Self::Volume => "original-volume.kagami.dev/",
+            _ => "original-image.kagami.dev/",
+        }
+    }
+}
+
+impl Place<'_> {
+    /// Returns the place's name in decisions and audit annotations, such as `containers.app`.
+    pub fn label(&self) -> PlaceLabel<'_> {
+        PlaceLabel(self.kind, &self.name)
+    }
+}
+
+/// A place's name, as [`Place::label`] gives it.
+#[derive(Clone, Copy, Debug)]
+pub struct PlaceLabel<'a>(PlaceKind, &'a str);
+
+impl fmt::Display for PlaceLabel<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.list())?;
+        f.write_str(".")?;
+        f.write_str(self.1)
+    }
+}
+
+impl<'a> Pod<'a> {
+    /// Returns the mode that the Pod's own label leaves: the label only ever weakens, and a value
+    /// that nobody knows means off.
+    pub fn weaken(&self, mode: Mode) -> Mode {
+        match &self.mode_label {
+            None => mode,
+            Some(value) => mode.min(Mode::from_label(value).unwrap_or(Mode::Off)),
+        }
+    }
+
+    /// Returns the value of one of Kagami's annotations.
+    pub fn annotation(&self, prefix: &str, name: &str) -> Option<&str> {
+        let annotations = self.annotations.as_ref()?;
+        annotations
+            .ours
+            .iter()
+            .find(|(key, _)| key.strip_prefix(prefix).is_some_and(|rest| rest == name))
+            .map(|(_, value)| &**value)
+    }
+
+    /// Returns the reference that a user is said to have written at a place.
+    pub fn original(&self, place: &Place<'_>) -> Option<&str> {
+        self.annotation(place.kind.original_prefix(), &place.name)
+    }
+
+    /// Whether the Pod lists a pull secret of this name.
+    pub fn lists_pull_secret(&self, name: &str) -> bool {
+        self.pull_secrets.as_ref().is_some_and(|secrets| secrets.iter().any(|secret| secret == name))
+    }
+}

@@ -1,0 +1,236 @@
+//! Which mirrors may serve which image: compiled once, looked up without scanning.
+//!
+//! One hash map holds every source prefix and every mirror registry. An image is looked up by its
+//! own prefixes on component boundaries, longest first, so the cost depends on the depth of its
+//! name and not on the number of mirrors.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{
+    mapping::{MapError, Mapping, ParseMappingError},
+    mirror::Mirror,
+    image::Reference,
+};
+
+/// The position of a mirror in [`Routing`]; valid for that very routing only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MirrorId(u32);
+
+/// All mirrors, compiled for look-up.
+#[derive(Debug, Default)]
+pub struct Routing {
+    routes: Vec<Route>,
+    nodes: HashMap<Box<str>, Node>,
+}
+
+/// One mirror with its mapping.
+#[derive(Debug)]
+pub struct Route {
+    pub mirror: Mirror,
+    mapping: Mapping,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    /// Mirrors whose registry this is.
+    registries: Vec<MirrorId>,
+    /// Sources that have this prefix.
+    sources: Vec<(MirrorId, usize)>,
+}
+
+/// A mirror that has a source for an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub mirror: MirrorId,
+    /// Position in the mirror's `sources`.
+    pub source: usize,
+    /// Length of the source's prefix.
+    prefix: usize,
+}
+
+/// The mirrors for one image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidates {
+    /// In the order in which they are asked.
+    pub ordered: Vec<Candidate>,
+    /// Whether some mirror has a source for the image but excludes it.
+    pub excluded: bool,
+}
+
+impl Route {
+    /// Returns the mirror's reference for an image, in the form in which the image was written.
+    pub fn map(&self, reference: &Reference<'_>, pin: Option<&str>) -> Result<String, MapError> {
+        self.mapping.map(reference, pin)
+    }
+
+    /// Returns the image's repository within the mirror's registry.
+    pub fn repository_path(&self, reference: &Reference<'_>) -> String {
+        self.mapping.repository_path(reference)
+    }
+
+    /// Whether `current` is what this mirror makes of `original`, ignoring a digest added by pinning.
+    pub fn maps_to(&self, original: &Reference<'_>, current: &str) -> bool {
+        let current = match (original.digest(), current.split_once('@')) {
+            (None, Some((unpinned, _))) => unpinned,
+            _ => current,
+        };
+        self.map(original, None).is_ok_and(|mapped| {
+            // Pinning an image without a tag writes the tag that was meant.
+            mapped == current || (original.tag().is_none() && current.strip_suffix(":latest") == Some(&mapped))
+        })
+    }
+}
+
+impl Routing {
+    /// Compiles mirrors. The error names the mirror whose registry or template is wrong.
+    pub fn compile(mirrors: Vec<Mirror>) -> Result<Self, (String, ParseMappingError)> {
+        let mut routing = Self::default();
+        for mirror in mirrors {
+            let id = MirrorId(u32::try_from(routing.routes.len()).unwrap_or(u32::MAX));
+            let mapping = Mapping::new(&mirror.registry, &mirror.repository)
+                .map_err(|error| (mirror.name.clone(), error))?;
+            let registry = mapping.registry().to_ascii_lowercase();
+            routing.nodes.entry(registry.into()).or_default().registries.push(id);
+            for (index, source) in mirror.sources.iter().enumerate() {
+                let prefix = source.prefix.as_str().into();
+                routing.nodes.entry(prefix).or_default().sources.push((id, index));
+            }
+            routing.routes.push(Route { mirror, mapping });
+        }
+        Ok(routing)
+    }
+
+    /// Returns a mirror.
+    pub fn route(&self, id: MirrorId) -> &Route {
+        &self.routes[id.index()]
+    }
+
+    /// Returns every mirror with its position.
+    pub fn routes(&self) -> impl Iterator<Item = (MirrorId, &Route)> {
+        self.routes.iter().enumerate().map(|(index, route)| (MirrorId(u32::try_from(index).unwrap_or(u32::MAX)), route))
+    }
+
+    /// Returns the mirrors by name.
+    pub fn by_name(&self) -> BTreeMap<&str, MirrorId> {
+        self.routes().map(|(id, route)| (route.mirror.name.as_str(), id)).collect()
+    }
+
+    /// Returns the number of mirrors.
+    pub fn len(&self) -> usize {
+        self.routes.len()
+    }
+
+    /// Whether there is no mirror.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
+    /// Returns the mirrors that an image already names. `name` is the image's normalised name with
+    /// its host in lower case, without tag and digest.
+    pub fn mirrors_named_by(&self, name: &str) -> impl Iterator<Item = MirrorId> {
+        prefixes(name).filter_map(|prefix| self.nodes.get(prefix)).flat_map(|node| &node.registries).copied()
+    }
+
+    /// Returns the mirrors that have an image, in the order in which they are asked: priority, then
+    /// length of the prefix, then name. `name` as for [`Self::mirrors_named_by`].
+    pub fn candidates(&self, name: &str) -> Candidates {
+        let mut candidates = Candidates::default();
+        let mut excluding: Vec<MirrorId> = Vec::new();
+        for prefix in prefixes(name) {
+            let Some(node) = self.nodes.get(prefix) else { continue };
+            for (mirror, source) in node.sources.iter().copied() {
+                let longer_seen =
+                    excluding.contains(&mirror) || candidates.ordered.iter().any(|seen| seen.mirror == mirror);
+                if longer_seen {
+                    continue;
+                }
+                let exclude = &self.route(mirror).mirror.sources[source].exclude;
+                if exclude.iter().any(|glob| glob_matches(glob, name)) {
+                    excluding.push(mirror);
+                } else {
+                    candidates.ordered.push(Candidate { mirror, source, prefix: prefix.len() });
+                }
+            }
+        }
+        candidates.excluded = !excluding.is_empty();
+        candidates.ordered.sort_unstable_by(|a, b| {
+            let (left, right) = (&self.route(a.mirror).mirror, &self.route(b.mirror).mirror);
+            let by_priority = right.priority.cmp(&left.priority);
+            by_priority.then(b.prefix.cmp(&a.prefix)).then_with(|| left.name.cmp(&right.name))
+        });
+        candidates
+    }
+}
+
+impl MirrorId {
+    /// Returns the position as an index into lists kept beside the routing.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Returns the prefixes of a name on component boundaries, longest first.
+fn prefixes(name: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(name);
+    std::iter::from_fn(move || {
+        let prefix = rest?;
+        rest = prefix.rfind('/').map(|end| &prefix[..end]);
+        Some(prefix)
+    })
+}
+
+/// Whether a glob matches a whole name: `*` stays within a component, `**` crosses, `?` is one
+/// character of a component.
+pub fn glob_matches(glob: &str, name: &str) -> bool {
+    // Iterative, with one point to come back to for each kind of star: time is bounded by the
+    // product of both lengths, whatever the glob.
+    fn matches(glob: &[u8], name: &[u8]) -> bool {
+        let (mut g, mut n) = (0, 0);
+        let mut single: Option<(usize, usize)> = None;
+        let mut double: Option<(usize, usize)> = None;
+        loop {
+            if glob[g..].starts_with(b"**") {
+                double = Some((g + 2, n));
+                single = None;
+                g += 2;
+                continue;
+            }
+            match (glob.get(g), name.get(n)) {
+                (Some(b'*'), _) => {
+                    single = Some((g + 1, n));
+                    g += 1;
+                    continue;
+                }
+                (Some(b'?'), Some(byte)) if *byte != b'/' => {
+                    (g, n) = (g + 1, n + 1);
+                    continue;
+                }
+                (Some(wanted), Some(byte)) if wanted == byte => {
+                    (g, n) = (g + 1, n + 1);
+                    continue;
+                }
+                (None, None) => return true,
+                _ => {}
+            }
+            if let Some((after, from)) = single
+                && from < name.len()
+                && name[from] != b'/'
+            {
+                single = Some((after, from + 1));
+                (g, n) = (after, from + 1);
+            } else if let Some((after, from)) = double
+                && from < name.len()
+            {
+                double = Some((after, from + 1));
+                single = None;
+                (g, n) = (after, from + 1);
+            } else {
+                return false;
+            }
+        }
+    }
+    matches(glob.as_bytes(), name.as_bytes())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,48 @@
+//! What a decision needs of the world, besides the images: one value, swapped whole.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    health::Health,
+    routing::{MirrorId, Routing},
+    selector::Labels,
+    time::Timestamp,
+};
+
+/// Routing, mirror health and namespaces at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub routing: Arc<Routing>,
+    /// One for each mirror of the routing, in its order.
+    pub health: Vec<Health>,
+    /// The shared state behind `health` is too old to be believed.
+    pub stale: bool,
+    /// Labels of the namespaces that are known.
+    pub namespaces: Arc<BTreeMap<String, Labels>>,
+    /// Hosts of upstream registries that fail now; only those in front of which a mirror stands
+    /// that prefers upstream are looked at.
+    pub failing_upstreams: Arc<BTreeSet<String>>,
+    /// Namespaces whose Pods are never touched: kube-system and Kagami's own.
+    pub left_alone: Arc<BTreeSet<String>>,
+}
+
+impl Snapshot {
+    /// Returns the health of a mirror; unknown if nobody told.
+    pub fn health_of(&self, mirror: MirrorId) -> Health {
+        let nobody_told = Health::unknown(Timestamp::default());
+        self.health.get(mirror.index()).copied().unwrap_or(nobody_told)
+    }
+
+    /// Whether a mirror serves a namespace. One that is not known matches an empty selector only.
+    pub fn serves(&self, mirror: MirrorId, namespace: &str) -> bool {
+        let mirror = &self.routing.route(mirror).mirror;
+        if mirror.runs_in.iter().any(|own| own == namespace) {
+            return false;
+        }
+        let selector = &mirror.namespaces;
+        selector.is_empty() || self.namespaces.get(namespace).is_some_and(|labels| selector.matches(labels))
+    }
+}

@@ -1,0 +1,250 @@
+//! Every metric of the process: one struct, typed labels, one registry.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::domain::{
+    health::State,
+    mirror::Mode,
+    reason::{Outcome, Reason},
+};
+
+/// The process's metrics. Clones share the same values.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    decisions: Family<DecisionLabels, Counter>,
+    reviews: Family<ReviewLabels, Counter>,
+    review_seconds: Family<ModeLabel, Histogram, fn() -> Histogram>,
+    looks: Family<LookLabels, Counter>,
+    mirror_health: Family<HealthLabels, Gauge>,
+    images: Family<ImagesLabels, Gauge>,
+    sweeps: Family<SweepLabels, Counter>,
+    configuration_loads: Family<ResultLabel, Counter>,
+    demand_dropped: Counter,
+    certificate_not_after: Gauge,
+    certificate_reloads: Family<ResultLabel, Counter>,
+}
+
+macro_rules! label_value {
+    ($($type:ty),+) => {
+        $(impl EncodeLabelValue for Label<$type> {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+                self.0.as_str().encode(encoder)
+            }
+        })+
+    };
+}
+
+/// A domain enum as a label value: its `as_str`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Label<T>(T);
+
+label_value!(Outcome, Reason, State);
+
+impl EncodeLabelValue for Label<Mode> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.as_label().encode(encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    mode: Label<Mode>,
+    outcome: Label<Outcome>,
+    reason: Label<Reason>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModeLabel {
+    mode: Label<Mode>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReviewLabels {
+    mode: Label<Mode>,
+    answer: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LookLabels {
+    mirror: String,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HealthLabels {
+    mirror: String,
+    state: Label<State>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ImagesLabels {
+    mirror: String,
+    presence: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SweepLabels {
+    mirror: String,
+    class: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// How a review was answered, as a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReviewAnswer {
+    /// With a patch.
+    Patched,
+    /// Without.
+    Unchanged,
+    /// Without, because of a fault inside Kagami or in the review.
+    Fault,
+    /// The body was no review at all, or too large: an HTTP error.
+    Refused,
+}
+
+impl ReviewAnswer {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Patched => "patched",
+            Self::Unchanged => "unchanged",
+            Self::Fault => "fault",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Returns `ok` or `error`, the values of every `result` label that has only these two.
+const fn ok_or_error(ok: bool) -> &'static str {
+    if ok { "ok" } else { "error" }
+}
+
+impl Metrics {
+    /// Returns the metrics and the registry that prints them.
+    pub fn new() -> (Self, Registry) {
+        let metrics = Self {
+            // From 50 µs to 1.6 s: a decision from memory and one that waits for its whole budget.
+            review_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 2.0, 16))),
+            ..Self::default()
+        };
+        let mut registry = Registry::with_prefix("kagami");
+        let Self {
+            decisions,
+            reviews,
+            review_seconds,
+            looks,
+            mirror_health,
+            images,
+            sweeps,
+            configuration_loads,
+            demand_dropped,
+            certificate_not_after,
+            certificate_reloads,
+        } = metrics.clone();
+        registry.register("decisions", "Decisions about images", decisions);
+        registry.register("reviews", "Admission reviews by how they were answered", reviews);
+        registry.register_with_unit(
+            "review_duration",
+            "Time from a review's last byte to its answer",
+            Unit::Seconds,
+            review_seconds,
+        );
+        registry.register("looks", "Looks at a mirror for one image within a review", looks);
+        registry.register("mirror_health", "1 for the state that a mirror's health is in", mirror_health);
+        registry.register("images", "Images known by what is known of them", images);
+        registry.register("sweeps", "Sweeps by how they ended", sweeps);
+        registry.register("configuration_loads", "Times the configuration was read", configuration_loads);
+        registry.register("demand_dropped", "New images not handed on because the queue was full", demand_dropped);
+        registry.register_with_unit(
+            "certificate_not_after",
+            "Expiry of the serving certificate, since the Unix epoch",
+            Unit::Seconds,
+            certificate_not_after,
+        );
+        registry.register("certificate_reloads", "Times the serving certificate was read", certificate_reloads);
+        (metrics, registry)
+    }
+
+    /// Counts one decision.
+    pub fn decided(&self, mode: Mode, outcome: Outcome, reason: Reason) {
+        let labels = DecisionLabels { mode: Label(mode), outcome: Label(outcome), reason: Label(reason) };
+        self.decisions.get_or_create(&labels).inc();
+    }
+
+    /// Counts one review and its time.
+    pub fn reviewed(&self, mode: Mode, answer: ReviewAnswer, took: Duration) {
+        let mode = Label(mode);
+        self.reviews.get_or_create(&ReviewLabels { mode, answer: answer.as_str() }).inc();
+        self.review_seconds.get_or_create(&ModeLabel { mode }).observe(took.as_secs_f64());
+    }
+
+    /// Counts one look at a mirror within a review.
+    pub fn looked(&self, mirror: &str, result: &'static str) {
+        self.looks.get_or_create(&LookLabels { mirror: mirror.to_owned(), result }).inc();
+    }
+
+    /// Sets the state of a mirror's health.
+    pub fn set_health(&self, mirror: &str, now: State) {
+        for state in State::ALL {
+            let labels = HealthLabels { mirror: mirror.to_owned(), state: Label(state) };
+            self.mirror_health.get_or_create(&labels).set(i64::from(state == now));
+        }
+    }
+
+    /// Sets the number of images of which something is known.
+    pub fn set_images(&self, mirror: &str, presence: &'static str, number: usize) {
+        let labels = ImagesLabels { mirror: mirror.to_owned(), presence };
+        self.images.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// Forgets a mirror that is configured no more.
+    pub fn forget_mirror(&self, mirror: &str) {
+        for state in State::ALL {
+            self.mirror_health.remove(&HealthLabels { mirror: mirror.to_owned(), state: Label(state) });
+        }
+        for presence in ["present", "missing", "unknown"] {
+            self.images.remove(&ImagesLabels { mirror: mirror.to_owned(), presence });
+        }
+    }
+
+    /// Counts the end of a sweep: `complete` or `aborted`.
+    pub fn swept(&self, mirror: &str, class: &'static str, complete: bool) {
+        let result = if complete { "complete" } else { "aborted" };
+        self.sweeps.get_or_create(&SweepLabels { mirror: mirror.to_owned(), class, result }).inc();
+    }
+
+    /// Counts one reading of the configuration.
+    pub fn configured(&self, ok: bool) {
+        self.configuration_loads.get_or_create(&ResultLabel { result: ok_or_error(ok) }).inc();
+    }
+
+    /// Counts an image that was not handed on.
+    pub fn demand_was_dropped(&self) {
+        self.demand_dropped.inc();
+    }
+
+    /// Sets the expiry of the serving certificate, in seconds since the Unix epoch.
+    pub fn set_certificate_not_after(&self, seconds: i64) {
+        self.certificate_not_after.set(seconds);
+    }
+
+    /// Counts one reading of the serving certificate.
+    pub fn certificate_was_read(&self, ok: bool) {
+        self.certificate_reloads.get_or_create(&ResultLabel { result: ok_or_error(ok) }).inc();
+    }
+}

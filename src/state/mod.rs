@@ -1,0 +1,142 @@
+//! The shared health-state, as this process holds it.
+//!
+//! One [`Store`] for a process: readers take a snapshot once per request and read the presence
+//! index under a short lock; feeders (files here, the API server's watches in a cluster) write.
+//! No lock is held across an await.
+
+pub mod file;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    domain::{
+        health::{Health, State},
+        presence::Index,
+        routing::Routing,
+        selector::Labels,
+        snapshot::Snapshot,
+        time::Timestamp,
+    },
+    registry::Client,
+};
+
+/// Clients of the mirrors' endpoints, by the mirror's name.
+pub type Clients = BTreeMap<String, Client>;
+
+/// The state of one process. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    clients: watch::Sender<Arc<Clients>>,
+    index: RwLock<Index>,
+}
+
+/// What a configuration gives to the state.
+#[derive(Debug, Default)]
+pub struct Configured {
+    pub routing: Routing,
+    pub clients: Clients,
+    pub namespaces: BTreeMap<String, Labels>,
+    pub left_alone: BTreeSet<String>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            snapshot: watch::Sender::default(),
+            clients: watch::Sender::default(),
+            index: RwLock::default(),
+        }))
+    }
+}
+
+impl Store {
+    /// Returns routing, health and namespaces as they are now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.0.snapshot.borrow())
+    }
+
+    /// Returns the snapshots to come.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.0.snapshot.subscribe()
+    }
+
+    /// Returns the client of a mirror's endpoint.
+    pub fn client(&self, mirror: &str) -> Option<Client> {
+        self.0.clients.borrow().get(mirror).cloned()
+    }
+
+    /// Returns the presence index for reading. Not to be held across an await.
+    pub fn index(&self) -> RwLockReadGuard<'_, Index> {
+        // A panic while writing leaves at worst one entry half told, which judging tolerates.
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the presence index for writing. Not to be held across an await.
+    pub fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.0.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in a configuration. The health of a mirror that stays is kept.
+    pub fn configure(&self, configured: Configured, now: Timestamp) {
+        let Configured { routing, clients, namespaces, left_alone } = configured;
+        let names: BTreeSet<String> = routing.routes().map(|(_, route)| route.mirror.name.clone()).collect();
+        self.index_mut().retain_mirrors(|mirror| names.contains(mirror));
+        self.0.clients.send_replace(Arc::new(clients));
+        self.0.snapshot.send_modify(|current| {
+            let known = current.routing.by_name();
+            let health_of = |name: &str| {
+                known.get(name).map_or_else(|| Health::unknown(now), |mirror| current.health_of(*mirror))
+            };
+            let health = routing.routes().map(|(_, route)| health_of(&route.mirror.name)).collect();
+            *current = Arc::new(Snapshot {
+                health,
+                routing: Arc::new(routing),
+                namespaces: Arc::new(namespaces),
+                left_alone: Arc::new(left_alone),
+                stale: current.stale,
+                failing_upstreams: Arc::clone(&current.failing_upstreams),
+            });
+        });
+    }
+
+    /// Publishes a mirror's health. Returns whether the mirror is known.
+    pub fn set_health(&self, mirror: &str, health: Health) -> bool {
+        self.0.snapshot.send_if_modified(|current| {
+            let Some(id) = current.routing.by_name().get(mirror).copied() else { return false };
+            let mut next = Snapshot::clone(current);
+            if let Some(slot) = next.health.get_mut(id.index()) {
+                *slot = health;
+            }
+            *current = Arc::new(next);
+            true
+        })
+    }
+
+    /// Publishes whether an upstream registry fails.
+    pub fn set_upstream(&self, host: &str, state: State) {
+        self.0.snapshot.send_if_modified(|current| {
+            let fails = state == State::Unhealthy;
+            if current.failing_upstreams.contains(host) == fails {
+                return false;
+            }
+            let mut failing = BTreeSet::clone(&current.failing_upstreams);
+            if fails {
+                failing.insert(host.to_owned());
+            } else {
+                failing.remove(host);
+            }
+            *current =
+                Arc::new(Snapshot { failing_upstreams: Arc::new(failing), ..Snapshot::clone(current) });
+            true
+        });
+    }
+}

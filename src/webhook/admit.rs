@@ -1,0 +1,333 @@
+//! One review: decide, probe within the budget, settle.
+//!
+//! Whatever goes wrong, the answer is `allowed: true` without a change, and says why. The only
+//! network IO of a review is the one await between `decide` and `settle`.
+
+use std::{
+    collections::VecDeque,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use serde::Serialize;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    probes::Probes,
+    respond::{self, Answer},
+    review::{Question, Review},
+};
+use crate::{
+    clock,
+    domain::{
+        decision::{self, Decision, Probe, Probing, Request, decide},
+        mirror::Mode,
+        patch,
+        reason::{Outcome, Reason},
+        snapshot::Snapshot,
+        time::Timestamp,
+    },
+    metrics::{Metrics, ReviewAnswer},
+    state::Store,
+    telemetry::Throttle,
+};
+
+/// How many decisions `/status` shows.
+const RECENT: usize = 50;
+
+/// How many decisions a second are kept for `/status`: enough for a person, nothing under load.
+const RECENT_PER_SECOND: u32 = 100;
+
+/// How many faults of one reason are logged in a second.
+const FAULTS_PER_SECOND: u32 = 5;
+
+/// An image that a review named and of which nothing is known yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demand {
+    pub mirror: String,
+    pub key: String,
+    pub repository: String,
+    pub reference: String,
+}
+
+/// How reviews are answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The longest that a review may wait for probes.
+    pub budget: Duration,
+    pub probing: Probing,
+}
+
+/// Answers reviews. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Admission(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    probes: Probes,
+    metrics: Metrics,
+    demand: mpsc::Sender<Demand>,
+    limits: Limits,
+    recent: Mutex<VecDeque<RecentDecision>>,
+    recent_throttle: Throttle<()>,
+    faults: Throttle<Reason>,
+}
+
+/// A decision as `/status` shows it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecentDecision {
+    #[serde(skip)]
+    pub at: Timestamp,
+    pub namespace: String,
+    pub pod: String,
+    pub place: String,
+    pub image: String,
+    pub outcome: &'static str,
+    pub reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rewritten: Option<String>,
+}
+
+/// The body is no AdmissionReview: there is no UID to answer to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot read the AdmissionReview: {0}")]
+pub struct NoReview(String);
+
+impl Admission {
+    /// Returns an admission that decides from `store`, probes with `probes` and hands images that
+    /// nobody knows to `demand`.
+    pub fn new(
+        store: Store,
+        probes: Probes,
+        metrics: Metrics,
+        demand: mpsc::Sender<Demand>,
+        limits: Limits,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            probes,
+            metrics,
+            demand,
+            limits,
+            recent: Mutex::new(VecDeque::with_capacity(RECENT)),
+            recent_throttle: Throttle::new(RECENT_PER_SECOND),
+            faults: Throttle::new(FAULTS_PER_SECOND),
+        }))
+    }
+
+    /// Answers a review. `timeout` is how long the caller waits for the answer.
+    pub async fn review(
+        &self,
+        mode: Mode,
+        body: &[u8],
+        timeout: Option<Duration>,
+    ) -> Result<Vec<u8>, NoReview> {
+        let started = Instant::now();
+        let (answer, how) = self.0.review(mode, body, timeout, started).await;
+        self.0.metrics.reviewed(mode, how, started.elapsed());
+        answer
+    }
+
+    /// Returns the latest decisions, newest last.
+    pub fn recent(&self) -> Vec<RecentDecision> {
+        let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().cloned().collect()
+    }
+}
+
+impl Inner {
+    async fn review(
+        &self,
+        mode: Mode,
+        body: &[u8],
+        timeout: Option<Duration>,
+        started: Instant,
+    ) -> (Result<Vec<u8>, NoReview>, ReviewAnswer) {
+        // Invalid UTF-8 ends the text early: what stands before may hold the UID to answer to.
+        let (text, valid) = match std::str::from_utf8(body) {
+            Ok(text) => (text, true),
+            Err(error) => (std::str::from_utf8(&body[..error.valid_up_to()]).unwrap_or_default(), false),
+        };
+        let mut review = Review::default();
+        let read = std::panic::catch_unwind(AssertUnwindSafe(|| review.read(text)));
+        let fault = match read {
+            _ if !valid => Some("invalid UTF-8".to_owned()),
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("panicked while reading".to_owned()),
+        };
+        if review.uid.is_empty() {
+            let why = fault.unwrap_or_else(|| "no request.uid".to_owned());
+            self.log_fault(Reason::Internal, "", &why);
+            return (Err(NoReview(why)), ReviewAnswer::Refused);
+        }
+        if let Some(why) = fault {
+            return self.unchanged(&review, &why);
+        }
+        let question = review.question();
+        let (operation, pod) = match question {
+            Question::Nothing => {
+                let answer = Answer { api_version: &review.api_version, uid: &review.uid, ..Answer::default() };
+                return (Ok(answer.write()), ReviewAnswer::Unchanged);
+            }
+            Question::Pod(operation, pod) => (operation, pod),
+        };
+        let request = Request { namespace: &review.namespace, mode, operation, pod };
+        let budget = match timeout {
+            Some(timeout) => self.limits.budget.min(timeout.saturating_sub(Duration::from_secs(1))),
+            None => self.limits.budget,
+        };
+        let decided = self.decide(&request, review.dry_run, started + budget);
+        match AssertUnwindSafe(decided).catch_unwind().await {
+            Ok((snapshot, decisions)) => {
+                let answered = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                    self.answer(&review.uid, &request, &snapshot, decisions)
+                }));
+                answered.map_or_else(|_| self.unchanged(&review, "panicked"), |(body, how)| (Ok(body), how))
+            }
+            Err(_) => self.unchanged(&review, "panicked"),
+        }
+    }
+
+    /// Answers a review that could not be decided.
+    fn unchanged(
+        &self,
+        review: &Review<'_>,
+        why: &str,
+    ) -> (Result<Vec<u8>, NoReview>, ReviewAnswer) {
+        self.log_fault(Reason::Internal, &review.uid, why);
+        let answer = Answer {
+            api_version: &review.api_version,
+            uid: &review.uid,
+            audit: vec![respond::fault(Reason::Internal, why)],
+            ..Answer::default()
+        };
+        (Ok(answer.write()), ReviewAnswer::Fault)
+    }
+
+    async fn decide<'r>(
+        &self,
+        request: &'r Request<'r>,
+        dry_run: bool,
+        deadline: Instant,
+    ) -> (Arc<Snapshot>, Vec<Decision<'r>>) {
+        let snapshot = self.store.snapshot();
+        let plan = decide(&snapshot, &self.store.index(), request, self.limits.probing, clock::now());
+        if !dry_run {
+            self.demand(&snapshot, &plan.unknown);
+        }
+        let findings = if plan.probes.is_empty() {
+            Vec::new()
+        } else {
+            self.probes.make(&snapshot, &plan.probes, deadline).await
+        };
+        let decisions = plan.settle(&snapshot, &findings);
+        (snapshot, decisions)
+    }
+
+    fn answer(
+        &self,
+        uid: &str,
+        request: &Request<'_>,
+        snapshot: &Snapshot,
+        mut decisions: Vec<Decision<'_>>,
+    ) -> (Vec<u8>, ReviewAnswer) {
+        let routing = &snapshot.routing;
+        let patch = match patch::patch(request, routing, &decisions) {
+            Ok(patch) => patch,
+            Err(patch::TooLarge) => {
+                decision::keep_all(&mut decisions, Reason::PodTooLarge);
+                None
+            }
+        };
+        let audit = decisions
+            .iter()
+            .map(|decision| {
+                let key = respond::audit_key(&decision.label());
+                (key, respond::audit_value(decision, routing))
+            })
+            .collect();
+        self.tell(request, snapshot, &decisions);
+        let answer = Answer {
+            api_version: "",
+            uid,
+            patch: patch.as_deref(),
+            audit,
+            warnings: respond::warnings(request.mode, request.operation, &decisions),
+        };
+        let how = if patch.is_some() { ReviewAnswer::Patched } else { ReviewAnswer::Unchanged };
+        (answer.write(), how)
+    }
+
+    /// Counts and logs decisions.
+    fn tell(&self, request: &Request<'_>, snapshot: &Snapshot, decisions: &[Decision<'_>]) {
+        let keep = self.recent_throttle.admit((), Instant::now().into_std()).is_some();
+        let verbose = tracing::enabled!(tracing::Level::DEBUG);
+        for decision in decisions {
+            if !decision.carried {
+                self.metrics.decided(request.mode, decision.outcome, decision.reason);
+            }
+            let mirror = decision.mirror.map(|mirror| snapshot.routing.mirror(mirror).name.as_str());
+            if verbose {
+                tracing::debug!(
+                    pod.namespace = request.namespace,
+                    pod.name = &*request.pod.name,
+                    place = %decision.label(),
+                    image.from = decision.image,
+                    image.to = decision.rewritten.as_deref(),
+                    outcome = decision.outcome.as_str(),
+                    reason = decision.reason.as_str(),
+                    mirror,
+                    "decided",
+                );
+            }
+            if keep {
+                let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+                if recent.len() == RECENT {
+                    recent.pop_front();
+                }
+                recent.push_back(RecentDecision {
+                    at: clock::now(),
+                    namespace: request.namespace.to_owned(),
+                    pod: request.pod.name.to_string(),
+                    place: decision.label().to_string(),
+                    image: decision.image.to_owned(),
+                    outcome: decision.outcome.as_str(),
+                    reason: decision.reason.as_str(),
+                    mirror: mirror.map(ToOwned::to_owned),
+                    rewritten: decision.rewritten.clone(),
+                });
+            }
+            if decision.outcome == Outcome::Kept && decision.reason == Reason::BudgetExhausted {
+                self.log_fault(decision.reason, request.namespace, decision.image);
+            }
+        }
+    }
+
+    /// Hands images that nobody knows to whoever keeps the state up to date.
+    fn demand(&self, snapshot: &Snapshot, unknown: &[Probe]) {
+        for probe in unknown {
+            let demand = Demand {
+                mirror: snapshot.routing.mirror(probe.mirror).name.clone(),
+                key: probe.key.clone(),
+                repository: probe.repository.clone(),
+                reference: probe.reference.clone(),
+            };
+            if self.demand.try_send(demand).is_err() {
+                self.metrics.demand_was_dropped();
+            }
+        }
+    }
+
+    fn log_fault(&self, reason: Reason, subject: &str, what: &str) {
+        if let Some(suppressed) = self.faults.admit(reason, Instant::now().into_std()) {
+            tracing::warn!(%reason, subject, what, suppressed, "a review was not decided in full");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The admission webhook: answers reviews from the state in memory and writes nothing.
+
+mod admit;
+mod probes;
+mod respond;
+mod review;
+pub mod routes;
+mod scan;
+
+pub use admit::{Admission, Demand, Limits, NoReview, RecentDecision};
+pub use probes::{Observed, Probes};

@@ -1,0 +1,443 @@
+//! Reading an AdmissionReview: one pass over its bytes, only what decides is kept.
+
+use std::borrow::Cow;
+
+use super::scan::{Cursor, ScanError};
+use crate::domain::{
+    decision::Operation,
+    platform::Architectures,
+    pod::{Annotations, Owner, Place, PlaceKind, Pod},
+};
+
+/// An AdmissionReview as far as it was understood. Even after a fault it holds what came before,
+/// because the answer needs the UID.
+#[derive(Debug, Default)]
+pub(crate) struct Review<'a> {
+    pub(crate) api_version: Cow<'a, str>,
+    pub(crate) kind: Cow<'a, str>,
+    pub(crate) uid: Cow<'a, str>,
+    pub(crate) namespace: Cow<'a, str>,
+    pub(crate) dry_run: bool,
+    group: Cow<'a, str>,
+    version: Cow<'a, str>,
+    object_kind: Cow<'a, str>,
+    sub_resource: Cow<'a, str>,
+    operation: Cow<'a, str>,
+    object: Option<Object<'a>>,
+    old_object: Option<Object<'a>>,
+}
+
+/// What a review asks for.
+#[derive(Debug)]
+pub(crate) enum Question<'a> {
+    /// Decide about this Pod.
+    Pod(Operation, Pod<'a>),
+    /// Nothing that Kagami decides: another version, kind or operation, or no object.
+    Nothing,
+}
+
+#[derive(Debug, Default)]
+struct Object<'a> {
+    pod: Pod<'a>,
+    has_metadata: bool,
+}
+
+type Scan<T> = Result<T, ScanError>;
+
+/// Fills one optional slot, refusing a second value: a decoder that takes the last of two equal
+/// keys and one that takes the first would see different Pods.
+macro_rules! once {
+    ($seen:ident, $bit:literal, $name:literal) => {
+        if $seen & (1 << $bit) != 0 {
+            return Err(ScanError::Duplicate($name));
+        }
+        $seen |= 1 << $bit;
+    };
+}
+
+impl<'a> Review<'a> {
+    /// Reads a review. What was read before a fault stays in `self`.
+    pub(crate) fn read(&mut self, text: &'a str) -> Scan<()> {
+        let mut cursor = Cursor::new(text);
+        let mut seen = 0_u8;
+        cursor.object(|key, cursor| {
+            match key {
+                "apiVersion" => {
+                    once!(seen, 0, "apiVersion");
+                    self.api_version = cursor.string()?;
+                }
+                "kind" => {
+                    once!(seen, 1, "kind");
+                    self.kind = cursor.string()?;
+                }
+                "request" => {
+                    once!(seen, 2, "request");
+                    self.read_request(cursor)?;
+                }
+                _ => {
+                    cursor.skip()?;
+                }
+            }
+            Ok(())
+        })?;
+        cursor.end()
+    }
+
+    fn read_request(&mut self, cursor: &mut Cursor<'a>) -> Scan<()> {
+        let mut seen = 0_u16;
+        cursor.object(|key, cursor| {
+            match key {
+                "uid" => {
+                    once!(seen, 0, "uid");
+                    self.uid = cursor.string()?;
+                }
+                "kind" => {
+                    once!(seen, 1, "kind");
+                    self.read_kind(cursor)?;
+                }
+                "subResource" => {
+                    once!(seen, 2, "subResource");
+                    self.sub_resource = cursor.string()?;
+                }
+                "namespace" => {
+                    once!(seen, 3, "namespace");
+                    self.namespace = cursor.string()?;
+                }
+                "operation" => {
+                    once!(seen, 4, "operation");
+                    self.operation = cursor.string()?;
+                }
+                "object" => {
+                    once!(seen, 5, "object");
+                    self.object = Object::read(cursor)?;
+                }
+                "oldObject" => {
+                    once!(seen, 6, "oldObject");
+                    self.old_object = Object::read(cursor)?;
+                }
+                "dryRun" => {
+                    once!(seen, 7, "dryRun");
+                    self.dry_run = cursor.boolean()?;
+                }
+                _ => {
+                    cursor.skip()?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn read_kind(&mut self, cursor: &mut Cursor<'a>) -> Scan<()> {
+        cursor.object(|key, cursor| {
+            match key {
+                "group" => self.group = cursor.string()?,
+                "version" => self.version = cursor.string()?,
+                "kind" => self.object_kind = cursor.string()?,
+                _ => {
+                    cursor.skip()?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns what is asked, taking the Pod out of the review.
+    pub(crate) fn question(&mut self) -> Question<'a> {
+        let about_pod = self.api_version == "admission.k8s.io/v1"
+            && self.kind == "AdmissionReview"
+            && self.group.is_empty()
+            && self.version == "v1"
+            && self.object_kind == "Pod";
+        let operation = match (&*self.operation, &*self.sub_resource) {
+            ("CREATE", "") => Operation::Create,
+            ("UPDATE", "ephemeralcontainers") => Operation::AddEphemeralContainers,
+            _ => return Question::Nothing,
+        };
+        // Without `metadata` there is no place for annotations, and the API server sends none such.
+        let Some(Object { mut pod, has_metadata: true }) = self.object.take().filter(|_| about_pod) else {
+            return Question::Nothing;
+        };
+        if operation == Operation::AddEphemeralContainers {
+            let old = self.old_object.take().map(|old| old.pod.places).unwrap_or_default();
+            let existed = |place: &Place<'_>| {
+                old.iter().any(|old| old.kind == PlaceKind::EphemeralContainer && old.name == place.name)
+            };
+            pod.places.retain(|place| place.kind == PlaceKind::EphemeralContainer && !existed(place));
+        }
+        Question::Pod(operation, pod)
+    }
+}
+
+impl<'a> Object<'a> {
+    fn read(cursor: &mut Cursor<'a>) -> Scan<Option<Self>> {
+        if cursor.null()? {
+            return Ok(None);
+        }
+        let mut object = Self::default();
+        cursor.peek()?;
+        let start = cursor.position();
+        let mut seen = 0_u8;
+        cursor.object(|key, cursor| {
+            match key {
+                "metadata" => {
+                    once!(seen, 0, "metadata");
+                    object.has_metadata = true;
+                    read_metadata(&mut object.pod, cursor)?;
+                }
+                "spec" => {
+                    once!(seen, 1, "spec");
+                    read_spec(&mut object.pod, cursor)?;
+                }
+                _ => {
+                    cursor.skip()?;
+                }
+            }
+            Ok(())
+        })?;
+        object.pod.size = cursor.position() - start;
+        Ok(Some(object))
+    }
+}
+
+fn read_metadata<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
+    let mut seen = 0_u8;
+    cursor.object(|key, cursor| {
+        match key {
+            "name" => {
+                once!(seen, 0, "name");
+                pod.name = cursor.string()?;
+            }
+            "generateName" => {
+                once!(seen, 1, "generateName");
+                let prefix = cursor.string()?;
+                if pod.name.is_empty() {
+                    pod.name = prefix;
+                }
+            }
+            "labels" => {
+                once!(seen, 2, "labels");
+                cursor.object(|key, cursor| {
+                    if key != "kagami.dev/mode" {
+                        cursor.skip()?;
+                    } else if pod.mode_label.replace(cursor.string()?).is_some() {
+                        return Err(ScanError::Duplicate("kagami.dev/mode"));
+                    }
+                    Ok(())
+                })?;
+            }
+            "annotations" => {
+                once!(seen, 3, "annotations");
+                pod.annotations = read_annotations(cursor)?;
+            }
+            "ownerReferences" => {
+                once!(seen, 4, "ownerReferences");
+                cursor.array(|_, cursor| {
+                    let mut owner = Owner::default();
+                    cursor.object(|key, cursor| {
+                        match key {
+                            "apiVersion" => owner.api_version = cursor.string()?,
+                            "kind" => owner.kind = cursor.string()?,
+                            "uid" => owner.uid = cursor.string()?,
+                            _ => {
+                                cursor.skip()?;
+                            }
+                        }
+                        Ok(())
+                    })?;
+                    pod.owners.push(owner);
+                    Ok(())
+                })?;
+            }
+            _ => {
+                cursor.skip()?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn read_annotations<'a>(cursor: &mut Cursor<'a>) -> Scan<Option<Annotations<'a>>> {
+    if cursor.null()? {
+        return Ok(None);
+    }
+    let mut annotations = Annotations::default();
+    cursor.object(|key, cursor| {
+        let ours = key.starts_with("kagami.dev/")
+            || key.starts_with("original-image.kagami.dev/")
+            || key.starts_with("original-volume.kagami.dev/");
+        if ours {
+            let value = cursor.string()?;
+            annotations.size += key.len() + value.len();
+            if annotations.ours.iter().any(|(known, _)| known == key) {
+                return Err(ScanError::Duplicate("one of Kagami's annotations"));
+            }
+            annotations.ours.push((Cow::Owned(key.to_owned()), value));
+        } else {
+            annotations.static_pod |= key == "kubernetes.io/config.mirror";
+            // Escapes make this a little more than the value is; the limit is no exact one.
+            annotations.size += key.len() + cursor.skip()?.len();
+        }
+        Ok(())
+    })?;
+    Ok(Some(annotations))
+}
+
+fn read_spec<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
+    let mut seen = 0_u16;
+    let mut selected = None;
+    let mut required = None;
+    cursor.object(|key, cursor| {
+        match key {
+            "containers" => {
+                once!(seen, 0, "containers");
+                read_containers(pod, PlaceKind::Container, cursor)?;
+            }
+            "initContainers" => {
+                once!(seen, 1, "initContainers");
+                read_containers(pod, PlaceKind::InitContainer, cursor)?;
+            }
+            "ephemeralContainers" => {
+                once!(seen, 2, "ephemeralContainers");
+                read_containers(pod, PlaceKind::EphemeralContainer, cursor)?;
+            }
+            "volumes" => {
+                once!(seen, 3, "volumes");
+                cursor.array(|index, cursor| read_volume(pod, index, cursor))?;
+            }
+            "imagePullSecrets" => {
+                once!(seen, 4, "imagePullSecrets");
+                if !cursor.null()? {
+                    let mut secrets = Vec::new();
+                    cursor.array(|_, cursor| {
+                        cursor.object(|key, cursor| {
+                            if key == "name" {
+                                secrets.push(cursor.string()?);
+                            } else {
+                                cursor.skip()?;
+                            }
+                            Ok(())
+                        })
+                    })?;
+                    pod.pull_secrets = Some(secrets);
+                }
+            }
+            "nodeSelector" => {
+                once!(seen, 5, "nodeSelector");
+                cursor.object(|key, cursor| {
+                    if key == "kubernetes.io/arch" {
+                        selected = Some(Architectures::of(&cursor.string()?));
+                    } else {
+                        cursor.skip()?;
+                    }
+                    Ok(())
+                })?;
+            }
+            "affinity" => {
+                once!(seen, 6, "affinity");
+                required = required_architectures(cursor.skip()?);
+            }
+            _ => {
+                cursor.skip()?;
+            }
+        }
+        Ok(())
+    })?;
+    // A node selector is the narrower of the two; where both speak, both must hold.
+    pod.architectures = match (selected, required) {
+        (Some(selected), Some(required)) if !selected.and(required).is_empty() => selected.and(required),
+        (Some(selected), _) => selected,
+        (None, Some(required)) => required,
+        (None, None) => Architectures::NONE,
+    };
+    Ok(())
+}
+
+fn read_containers<'a>(pod: &mut Pod<'a>, kind: PlaceKind, cursor: &mut Cursor<'a>) -> Scan<()> {
+    cursor.array(|index, cursor| {
+        let (mut name, mut image, mut policy) = (None, None, None);
+        cursor.object(|key, cursor| {
+            let slot = match key {
+                "name" => &mut name,
+                "image" => &mut image,
+                "imagePullPolicy" => &mut policy,
+                _ => return cursor.skip().map(|_| ()),
+            };
+            match slot.replace(cursor.string()?) {
+                None => Ok(()),
+                Some(_) => Err(ScanError::Duplicate("a container's name, image or imagePullPolicy")),
+            }
+        })?;
+        push_place(pod, kind, index, name, image, policy.as_deref());
+        Ok(())
+    })
+}
+
+fn read_volume<'a>(pod: &mut Pod<'a>, index: usize, cursor: &mut Cursor<'a>) -> Scan<()> {
+    let (mut name, mut reference, mut policy) = (None, None, None);
+    cursor.object(|key, cursor| {
+        match key {
+            "name" => {
+                if name.replace(cursor.string()?).is_some() {
+                    return Err(ScanError::Duplicate("a volume's name"));
+                }
+            }
+            "image" => {
+                cursor.object(|key, cursor| {
+                    let slot = match key {
+                        "reference" => &mut reference,
+                        "pullPolicy" => &mut policy,
+                        _ => return cursor.skip().map(|_| ()),
+                    };
+                    match slot.replace(cursor.string()?) {
+                        None => Ok(()),
+                        Some(_) => Err(ScanError::Duplicate("a volume's image")),
+                    }
+                })?;
+            }
+            _ => {
+                cursor.skip()?;
+            }
+        }
+        Ok(())
+    })?;
+    push_place(pod, PlaceKind::Volume, index, name, reference, policy.as_deref());
+    Ok(())
+}
+
+fn push_place<'a>(
+    pod: &mut Pod<'a>,
+    kind: PlaceKind,
+    index: usize,
+    name: Option<Cow<'a, str>>,
+    image: Option<Cow<'a, str>>,
+    policy: Option<&str>,
+) {
+    // An image may be left out where a higher level fills it in; there is nothing to decide then.
+    let Some(image) = image.filter(|image| !image.is_empty()) else { return };
+    pod.places.push(Place { kind, index, name: name.unwrap_or_default(), image, never: policy == Some("Never") });
+}
+
+/// Returns the architectures that a required node affinity allows; none if it does not speak of
+/// them in every one of its alternatives. Rare enough for a whole parse.
+fn required_architectures(affinity: &str) -> Option<Architectures> {
+    let affinity: serde_json::Value = serde_json::from_str(affinity).ok()?;
+    let terms = affinity
+        .get("nodeAffinity")?
+        .get("requiredDuringSchedulingIgnoredDuringExecution")?
+        .get("nodeSelectorTerms")?
+        .as_array()?;
+    let mut allowed = Architectures::NONE;
+    for term in terms {
+        let expressions = term.get("matchExpressions")?.as_array()?;
+        let of_arch = expressions.iter().find(|expression| {
+            expression.get("key").is_some_and(|key| key == "kubernetes.io/arch")
+                && expression.get("operator").is_some_and(|operator| operator == "In")
+        })?;
+        let values = of_arch.get("values")?.as_array()?;
+        allowed = allowed.or(values.iter().filter_map(serde_json::Value::as_str).collect());
+    }
+    (!allowed.is_empty()).then_some(allowed)
+}
+
+#[cfg(test)]
+mod tests;
