@@ -6,4 +6,5 @@
 
 pub mod answer;
 pub mod digest;
+pub mod image;
 pub mod time;
