@@ -7,4 +7,5 @@
 pub mod answer;
 pub mod digest;
 pub mod image;
+pub mod mapping;
 pub mod time;
