@@ -52,6 +52,8 @@ fn each_fault_has_its_own_error() {
     check_error("a___b", E::InvalidPath);
     check_error("a..b", E::InvalidPath);
     check_error("a_-b", E::InvalidPath);
+    check_error("a-.b", E::InvalidPath);
+    check_error("a.-b", E::InvalidPath);
     check_error("nginx ", E::InvalidPath);
     check_error("ngınx", E::InvalidPath);
     check_error("docker.io/library/", E::InvalidPath);

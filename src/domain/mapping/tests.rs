@@ -251,6 +251,7 @@ fn images() -> impl Strategy<Value = String> {
         "A.b/",
         "a.b:5000/",
         "a.b:500/",
+        "a.b5000/",
         "a:5000/",
         "A/",
         "A-B/",
