@@ -5,11 +5,20 @@
 //! this crate.
 
 pub mod answer;
+pub mod decision;
 pub mod digest;
 pub mod health;
+pub mod image;
+pub mod json;
+pub mod mapping;
 pub mod mirror;
+pub mod patch;
 pub mod platform;
+pub mod pod;
 pub mod presence;
 pub mod reason;
+pub mod routing;
 pub mod selector;
+pub mod snapshot;
+pub mod sweep;
 pub mod time;
