@@ -2,5 +2,7 @@
 //!
 //! Modules bottom up; ARCHITECTURE.md tells who may use whom, `tests/it/layers.rs` holds it.
 
+pub mod api;
 pub mod clock;
 pub mod domain;
+pub mod state;

@@ -1,0 +1,3 @@
+//! What the process knows of mirrors and images, and where that comes from.
+
+pub mod file;
