@@ -2,6 +2,11 @@
 //!
 //! Modules bottom up; ARCHITECTURE.md tells who may use whom, `tests/it/layers.rs` holds it.
 
+pub mod api;
 pub mod clock;
 pub mod domain;
+pub mod metrics;
 pub mod registry;
+pub mod state;
+pub mod telemetry;
+pub mod webhook;

@@ -1,0 +1,86 @@
+//! The custom resources of Kagami and every name it writes into or reads from a cluster.
+//!
+//! This is a contract with users, not the model: the core works with `domain::mirror::Mirror`,
+//! which [`mirror`] makes from a resource. Nothing here talks to an API server.
+
+pub mod mirror;
+mod rules;
+pub mod schema;
+pub mod v1alpha1;
+
+use std::fmt;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt as _;
+
+/// The API group of the custom resources, and the domain of the labels.
+pub const GROUP: &str = "kagami.dev";
+
+/// Label of namespaces and Pods: `enforce`, `warn`, `audit` or `off`.
+pub const MODE_LABEL: &str = "kagami.dev/mode";
+
+/// Annotation of Pods: JSON, place → outcome, reason and mirror.
+pub const DECISIONS_ANNOTATION: &str = "kagami.dev/decisions";
+
+/// Prefix of the Pod annotations that keep a container's image as the user wrote it; the
+/// container's name follows.
+pub const ORIGINAL_IMAGE_PREFIX: &str = "original-image.kagami.dev/";
+
+/// Prefix of the Pod annotations that keep an image volume's reference as the user wrote it; the
+/// volume's name follows.
+pub const ORIGINAL_VOLUME_PREFIX: &str = "original-volume.kagami.dev/";
+
+/// Name of the Secret, one in each served namespace, with which kubelets pull from mirrors.
+pub const PULL_SECRET: &str = "kagami-pull";
+
+/// Name of the Secret in Kagami's namespace with the read credentials for live probes.
+pub const PROBE_SECRET: &str = "kagami-probe";
+
+/// Name of the Lease that the leading companion renews.
+pub const HEALTH_LEASE: &str = "kagami-health";
+
+/// One thing that is wrong with a resource.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Path of the field from the resource's root, as `kubectl` writes it: `spec.sources[0].prefix`.
+    /// Empty for the resource as a whole.
+    pub field: String,
+    pub message: String,
+}
+
+impl Fault {
+    pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.field.is_empty() {
+            formatter.write_str(&self.message)
+        } else {
+            write!(formatter, "{}: {}", self.field, self.message)
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// Returns the definitions of all custom resources.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    vec![v1alpha1::ImageMirror::crd(), v1alpha1::MirroredImage::crd()]
+}
+
+/// Returns the definitions of all custom resources as one stream of YAML documents.
+pub fn crds_yaml() -> String {
+    let documents: Vec<String> = crds().iter().map(crd_yaml).collect();
+    documents.join("---\n")
+}
+
+/// Returns one definition as a YAML document.
+pub fn crd_yaml(crd: &CustomResourceDefinition) -> String {
+    serde_saphyr::to_string(crd).expect("a definition is a tree of maps, lists and scalars")
+}

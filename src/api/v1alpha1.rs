@@ -1,0 +1,675 @@
+//! `kagami.dev/v1alpha1`: types only. Doc comments of fields are what `kubectl explain` shows.
+//!
+//! Defaults are in the schema and in the types, from one source: schemars writes what serde's
+//! default is. Durations stay text here, and so does whatever else needs parsing: one bad value
+//! must be reported with its field, not make a resource undecodable.
+
+use std::time::Duration as StdDuration;
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, MicroTime, Time},
+    jiff,
+};
+use kube::CustomResource;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::rules;
+use crate::domain::{
+    mirror::{Freshness, HealthSettings, Tags},
+    time::Timestamp,
+};
+
+/// A length of time: whole numbers with the units h, m, s and ms, such as 90s, 10m or 1h30m.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Duration(pub String);
+
+impl Duration {
+    /// Returns the time that this text names; nothing if it is not of the documented form.
+    pub fn parse(&self) -> Option<StdDuration> {
+        rules::parse_duration(&self.0)
+    }
+}
+
+impl From<StdDuration> for Duration {
+    fn from(duration: StdDuration) -> Self {
+        Self(rules::to_text(duration))
+    }
+}
+
+impl JsonSchema for Duration {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": rules::DURATION_PATTERN, "maxLength": 28})
+    }
+}
+
+/// A registry that holds copies of images, and the promise to use it only on fresh proof.
+///
+/// Kagami rewrites the images of Pods to a mirror only while the mirror is healthy and was seen to
+/// hold the very image. Every doubt leaves a Pod's images as written.
+#[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "kagami.dev",
+    version = "v1alpha1",
+    kind = "ImageMirror",
+    shortname = "im",
+    doc = "A registry that holds copies of images, and how Kagami uses it. The images of Pods are rewritten to a mirror only while it is healthy and was seen to hold the very image; every doubt leaves them as written.",
+    status = "ImageMirrorStatus",
+    derive = "PartialEq",
+    printcolumn = r#"{"name": "Mode", "type": "string", "jsonPath": ".spec.mode", "description": "The most that this mirror may do."}"#,
+    printcolumn = r#"{"name": "Registry", "type": "string", "jsonPath": ".spec.registry", "description": "What is written into Pods."}"#,
+    printcolumn = r#"{"name": "Health", "type": "string", "jsonPath": ".status.health.state", "description": "What the companion knows of the mirror."}"#,
+    printcolumn = r#"{"name": "Images", "type": "integer", "jsonPath": ".status.images", "description": "Images seen in the mirror at the end of the last sweep."}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::validations(&[
+    rules::PRIVATE_NEEDS_SELECTOR,
+    rules::TEMPLATE_NEEDS_REGISTRY,
+])))]
+pub struct ImageMirrorSpec {
+    /// The most that this mirror may do. Enforce: rewrite images. Warn: change nothing, but warn
+    /// whoever creates the Pod. Audit: change nothing, note the decision in the audit log, the
+    /// metrics and `kagami report`. Off: nothing is decided (write "Off" in quotes: YAML reads the
+    /// bare word as false). The weakest of mirror, namespace and Pod counts.
+    #[serde(default)]
+    pub mode: Mode,
+
+    /// What is written into Pods: host, optional port, optional path, as in mirror.example.com or
+    /// mirror.example.com:5000/cache. Nodes must be able to pull from here. Cannot be changed.
+    #[schemars(length(min = 1, max = 255), extend("x-kubernetes-validations" = rules::validations(&[rules::IMMUTABLE])))]
+    pub registry: String,
+
+    /// Where an image lies in the mirror, below `registry`. {registry} stands for the upstream host
+    /// (a port becomes _port) and {repository} for the path: nginx becomes
+    /// docker.io/library/nginx. Without {registry} only one source is possible. Cannot be changed.
+    #[serde(default = "default_repository")]
+    #[schemars(length(max = 255), extend("x-kubernetes-validations" = rules::validations(&[
+        rules::IMMUTABLE,
+        rules::TEMPLATE_NEEDS_REPOSITORY,
+    ])))]
+    pub repository: String,
+
+    /// What the mirror does with an image that nobody has asked it for. Hosted: it holds copies,
+    /// and looking for one is cheap. PullThrough: it fetches from upstream on demand, so that
+    /// looking may download the image; Kagami then looks in the background only.
+    pub kind: Kind,
+
+    /// Of several mirrors that may serve an image, the one with the higher number is asked first;
+    /// then the one with the longer prefix, then by name.
+    #[serde(default = "default_priority")]
+    #[schemars(range(min = -10_000, max = 10_000))]
+    pub priority: i32,
+
+    /// Which side Pods pull from while both work. Upstream: from the mirror only while the upstream
+    /// registry fails.
+    #[serde(default)]
+    pub prefer: Prefer,
+
+    /// Which namespaces this mirror serves, among those that opted in with the label
+    /// kagami.dev/mode. Empty: all of them; not allowed with a Private source.
+    #[serde(default)]
+    pub namespace_selector: LabelSelector,
+
+    /// What it mirrors. At least one.
+    #[schemars(
+        length(min = 1, max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["prefix"])
+    )]
+    pub sources: Vec<Source>,
+
+    /// How Kagami itself reaches the mirror. Absent: https:// and the host of `registry`, the
+    /// system's certificate authorities, no credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+
+    /// How the mirror's health is judged.
+    #[serde(default)]
+    pub health: Health,
+
+    /// How old the proof that an image is in the mirror may be.
+    #[serde(default)]
+    pub freshness: FreshnessLimits,
+
+    /// The background check of all known images.
+    #[serde(default)]
+    pub sweep: Sweep,
+
+    /// Copying of images that the mirror lacks.
+    #[serde(default)]
+    pub copy: Copying,
+
+    /// Tags, which may move.
+    #[serde(default)]
+    pub tags: TagSettings,
+
+    /// The credentials that Pods need to pull from this mirror. Absent: none are needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_secret: Option<Credentials>,
+
+    /// What happens to Pods that cannot pull.
+    #[serde(default)]
+    pub rescue: Rescue,
+
+    /// Owners whose Pods are left alone, because they compare the images of their Pods and recreate
+    /// those that differ. Absent: those known to do so (CloudNativePG, OLM's CatalogSource). An
+    /// empty list: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 100))]
+    pub exclude_owners: Option<Vec<Owner>>,
+
+    /// Which copies may be deleted from the mirror. Absent: nothing is ever deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+}
+
+fn default_repository() -> String {
+    "{registry}/{repository}".to_owned()
+}
+
+const fn default_priority() -> i32 {
+    100
+}
+
+/// How far Kagami goes.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    #[default]
+    Enforce,
+    Warn,
+    Audit,
+    Off,
+}
+
+/// What a mirror does on demand.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Hosted,
+    PullThrough,
+}
+
+/// Which side is preferred.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefer {
+    #[default]
+    Mirror,
+    Upstream,
+}
+
+/// One part of the upstream world.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// A registry host, or a host and leading components of a path: docker.io, ghcr.io/kubewarden,
+    /// docker.io/library. The longest matching prefix of a mirror wins; ghcr.io/kube does not match
+    /// ghcr.io/kubewarden.
+    #[schemars(length(min = 1, max = 255))]
+    pub prefix: String,
+
+    /// Images that this mirror leaves alone: globs on the full name without tag and digest, such as
+    /// docker.io/library/postgres or docker.io/bitnami/**. * stays within a component, ** crosses.
+    #[serde(default)]
+    #[schemars(length(max = 256), inner(length(min = 1, max = 512)))]
+    pub exclude: Vec<String>,
+
+    /// Credentials for the upstream registry, used for copying only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+
+    /// Who may read these images upstream. Private: only the namespaces that the mirror's
+    /// namespaceSelector names get them from the mirror. Public: everybody; where credentials are
+    /// given, only images that an anonymous client gets upstream too. Absent: Private where
+    /// credentials are given, else Public.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+}
+
+/// Who may read an image.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Private,
+    Public,
+}
+
+/// Where credentials are.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Credentials {
+    /// A Secret of type kubernetes.io/dockerconfigjson in Kagami's own namespace.
+    pub secret_ref: SecretReference,
+}
+
+/// A Secret in Kagami's own namespace.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct SecretReference {
+    /// The Secret's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// How Kagami reaches a mirror.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Scheme, host and port that Kagami connects to instead of those of `registry`; the path of
+    /// `registry` stays. Plain http:// must be written out. Absent: https:// and the host of
+    /// `registry`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512), extend("x-kubernetes-validations" = rules::validations(&[rules::ENDPOINT_URL])))]
+    pub url: Option<String>,
+
+    /// Certificates, in PEM, of the authorities that may sign the endpoint's certificate. Absent:
+    /// the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 262_144))]
+    pub ca_bundle: Option<String>,
+
+    /// Credentials that may read the mirror, for looking whether an image is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+}
+
+/// `spec.health`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Health {
+    /// The time between two probes.
+    #[schemars(extend("x-kubernetes-validations" = rules::INTERVAL.validations()))]
+    pub interval: Duration,
+    /// How long a probe may take.
+    #[schemars(extend("x-kubernetes-validations" = rules::TIMEOUT.validations()))]
+    pub timeout: Duration,
+    /// Failures in a row that make a healthy mirror unhealthy.
+    #[schemars(range(min = 1, max = 100))]
+    pub failure_threshold: i32,
+    /// Successes in a row that make an unhealthy mirror healthy.
+    #[schemars(range(min = 1, max = 100))]
+    pub success_threshold: i32,
+    /// The age past which the shared state is not believed.
+    #[schemars(extend("x-kubernetes-validations" = rules::STALE_AFTER.validations()))]
+    pub stale_after: Duration,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        let settings = HealthSettings::default();
+        let count = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+        Self {
+            interval: settings.interval.into(),
+            timeout: settings.timeout.into(),
+            failure_threshold: count(settings.failure_threshold),
+            success_threshold: count(settings.success_threshold),
+            stale_after: settings.stale_after.into(),
+        }
+    }
+}
+
+/// `spec.freshness`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FreshnessLimits {
+    /// For images by tag. A PullThrough mirror uses tags.refresh instead.
+    #[schemars(extend("x-kubernetes-validations" = rules::FRESHNESS.validations()))]
+    pub tag: Duration,
+    /// For images by digest.
+    #[schemars(extend("x-kubernetes-validations" = rules::FRESHNESS.validations()))]
+    pub digest: Duration,
+    /// How long it is remembered that an image is not there.
+    #[schemars(extend("x-kubernetes-validations" = rules::FRESHNESS.validations()))]
+    pub missing: Duration,
+}
+
+impl Default for FreshnessLimits {
+    fn default() -> Self {
+        let freshness = Freshness::default();
+        Self {
+            tag: freshness.tag.into(),
+            digest: freshness.digest.into(),
+            missing: freshness.missing.into(),
+        }
+    }
+}
+
+/// `spec.sweep`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Sweep {
+    /// Requests a second that the check may make. 0: as many as the mirror answers.
+    #[schemars(range(min = 0, max = 100_000))]
+    pub requests_per_second: i32,
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Self {
+            requests_per_second: 100,
+        }
+    }
+}
+
+/// `spec.copy`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Copying {
+    /// OnDemand: images that Pods use and the mirror lacks are copied to it. Off: nothing is copied
+    /// (write "Off" in quotes).
+    pub policy: CopyPolicy,
+    /// Which platforms of an image are copied, such as linux/amd64 or linux/arm64/v8. Empty: all.
+    #[schemars(
+        length(max = 32),
+        inner(length(max = 64), regex(pattern = "^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?$"))
+    )]
+    pub platforms: Vec<String>,
+    /// Whether signatures, SBOMs and what else refers to an image are copied with it.
+    pub referrers: bool,
+    /// Credentials that may write to the mirror. Absent: those of the endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+}
+
+impl Default for Copying {
+    fn default() -> Self {
+        Self {
+            policy: CopyPolicy::default(),
+            platforms: Vec::new(),
+            referrers: true,
+            credentials: None,
+        }
+    }
+}
+
+/// When images are copied.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyPolicy {
+    #[default]
+    Off,
+    OnDemand,
+}
+
+/// `spec.tags`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TagSettings {
+    /// Digest: a rewritten tag gets the digest that was seen (name:tag@sha256:…), so that all nodes
+    /// run the same. None: the tag stays as it is.
+    pub pin: Pin,
+    /// How often tags are compared with upstream.
+    #[schemars(extend("x-kubernetes-validations" = rules::FRESHNESS.validations()))]
+    pub refresh: Duration,
+    /// What happens when a tag moved upstream. Sync: the mirror follows. Warn: Pods pull from
+    /// upstream, and a condition tells. Keep: the mirror's image stays in use.
+    pub drift: Drift,
+}
+
+impl Default for TagSettings {
+    fn default() -> Self {
+        Self {
+            pin: Pin::default(),
+            refresh: Tags::default().refresh.into(),
+            drift: Drift::default(),
+        }
+    }
+}
+
+/// Whether tags are pinned.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pin {
+    #[default]
+    None,
+    Digest,
+}
+
+/// What happens to tags that moved.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drift {
+    #[default]
+    Sync,
+    Warn,
+    Keep,
+}
+
+/// `spec.rescue`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rescue {
+    /// Enforce: a Pod that cannot pull from the mirror goes back to upstream, and one stuck on a
+    /// dead upstream to the mirror. Audit: only say what would be done. Off: leave Pods alone
+    /// (write "Off" in quotes).
+    pub policy: RescuePolicy,
+    /// How long a container may be in creation, with its mirror unhealthy, before it counts as
+    /// stuck.
+    #[schemars(extend("x-kubernetes-validations" = rules::HANG_AFTER.validations()))]
+    pub hang_after: Duration,
+    /// Whether a Pod that is stuck on an image volume, which cannot be changed, may be deleted so
+    /// that its owner creates it anew.
+    pub delete_pods: bool,
+}
+
+impl Default for Rescue {
+    fn default() -> Self {
+        Self {
+            policy: RescuePolicy::default(),
+            hang_after: StdDuration::from_mins(2).into(),
+            delete_pods: false,
+        }
+    }
+}
+
+/// How far the rescue of Pods goes.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RescuePolicy {
+    #[default]
+    Enforce,
+    Audit,
+    Off,
+}
+
+/// The kind of an owner reference.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// API group of the owner, without version: postgresql.cnpg.io. Empty for the core group.
+    #[schemars(length(max = 253))]
+    pub group: String,
+    /// Kind of the owner; * for every kind of the group.
+    #[serde(default = "every_kind")]
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: String,
+}
+
+fn every_kind() -> String {
+    "*".to_owned()
+}
+
+/// `spec.retention`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// A copy that no Pod has used for this long may be deleted. Absent: copies do not age.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = rules::UNUSED_FOR.validations()))]
+    pub unused_for: Option<Duration>,
+    /// This many tags of a repository, the newest, always stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 10_000))]
+    pub keep_newest: Option<i32>,
+}
+
+/// What the companion knows of a mirror. Written on transitions and at the ends of sweeps only.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImageMirrorStatus {
+    /// Ready, Healthy, CredentialsValid, NodesCanPull, SweepInTime and others.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// The mirror's health.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthStatus>,
+    /// The last complete sweep of each class of images.
+    pub sweeps: Sweeps,
+    /// Images seen in the mirror at the end of the last sweeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<i64>,
+    /// Namespaces in which the pull secret is in place.
+    pub pull_secret_namespaces: Vec<String>,
+    /// Architectures of the cluster's nodes.
+    pub platforms: Vec<String>,
+    /// UIDs of owners that kept recreating rewritten Pods, and whose Pods are therefore left alone.
+    #[schemars(length(max = 100))]
+    pub owners_left_alone: Vec<String>,
+}
+
+/// `status.health`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthStatus {
+    /// Unknown, Healthy or Unhealthy.
+    pub state: HealthState,
+    /// What was last observed, in one word.
+    #[serde(default)]
+    pub reason: String,
+    /// When the mirror came into this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<MicroTime>,
+    /// Proofs older than this are void.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven_since: Option<MicroTime>,
+}
+
+/// The health of a mirror.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthState {
+    Unknown,
+    Healthy,
+    Unhealthy,
+}
+
+/// `status.sweeps`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Sweeps {
+    /// Of images by tag.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<SweepStatus>,
+    /// Of images by digest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<SweepStatus>,
+}
+
+/// One complete sweep: each image of the class was answered for, or first noted as Unknown.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SweepStatus {
+    /// When it began: the time from which it proves what it saw.
+    pub started_at: MicroTime,
+    /// When it ended.
+    pub finished_at: MicroTime,
+    /// The version of MirroredImages that a reader must have seen before believing this sweep.
+    pub through_resource_version: String,
+    /// Images that were there.
+    pub present: i64,
+    /// Images that were not there.
+    pub missing: i64,
+    /// Images of which the mirror gave no clear answer.
+    pub unknown: i64,
+}
+
+/// What is known of one image in one mirror. Written by Kagami's companion only.
+#[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "kagami.dev",
+    version = "v1alpha1",
+    kind = "MirroredImage",
+    shortname = "mi",
+    doc = "What is known of one image in one mirror. Written by Kagami's companion only, when something changes.",
+    derive = "PartialEq",
+    selectable = ".spec.mirror",
+    selectable = ".spec.presence",
+    printcolumn = r#"{"name": "Mirror", "type": "string", "jsonPath": ".spec.mirror"}"#,
+    printcolumn = r#"{"name": "Image", "type": "string", "jsonPath": ".spec.image"}"#,
+    printcolumn = r#"{"name": "Presence", "type": "string", "jsonPath": ".spec.presence"}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".spec.reason", "priority":1}"#,
+    printcolumn = r#"{"name": "Digest", "type": "string", "jsonPath": ".spec.digest", "priority":1}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MirroredImageSpec {
+    /// Name of the ImageMirror.
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = rules::validations(&[rules::IMMUTABLE_ENTRY])))]
+    pub mirror: String,
+    /// The upstream reference, in full: docker.io/library/nginx:1.27. One by tag and digest is
+    /// stored by digest.
+    #[schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = rules::validations(&[rules::IMMUTABLE_ENTRY])))]
+    pub image: String,
+    /// Whether the mirror has it: Present, Missing, or Unknown where it gave no clear answer.
+    pub presence: Presence,
+    /// Why, in one word, unless it is Present.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub reason: Option<String>,
+    /// Digest of the manifest that was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub digest: Option<String>,
+    /// Media type of the manifest that was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub media_type: Option<String>,
+    /// Platforms of which the mirror has the manifest: linux/amd64. Empty for an image that is not
+    /// an index: it counts for every platform.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 64)))]
+    pub platforms: Vec<String>,
+    /// Bytes of the manifest and what it names, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub size: Option<i64>,
+    /// Who may read it upstream, where that was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+    /// When the mirror last answered for it, apart from sweeps that found nothing new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_at: Option<MicroTime>,
+    /// When a Pod last used it, to the day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used: Option<Time>,
+}
+
+/// Whether a mirror has an image.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    Present,
+    Missing,
+    Unknown,
+}
+
+impl MirroredImage {
+    /// Returns the name of the object for this mirror and normalised upstream reference: the first
+    /// 40 hexadecimal digits of SHA-256 over both, with a line feed between.
+    pub fn object_name(mirror: &str, image: &str) -> String {
+        let hash = Sha256::digest(format!("{mirror}\n{image}"));
+        let mut name = String::with_capacity(40);
+        for byte in &hash[..20] {
+            for nibble in [byte >> 4, byte & 15] {
+                name.push(char::from_digit(nibble.into(), 16).unwrap_or_default());
+            }
+        }
+        name
+    }
+}
+
+/// Returns a time of a resource as the core has it; whole milliseconds, not before 1970.
+pub fn timestamp(time: &MicroTime) -> Timestamp {
+    Timestamp::from_millis(u64::try_from(time.0.as_millisecond()).unwrap_or(0))
+}
+
+/// Returns a time of the core as resources have it, at most the end of the year 9999.
+pub fn micro_time(time: Timestamp) -> MicroTime {
+    let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+    MicroTime(jiff::Timestamp::from_millisecond(millis).unwrap_or(jiff::Timestamp::MAX))
+}

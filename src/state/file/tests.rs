@@ -1,0 +1,464 @@
+use std::{fmt::Write as _, time::Duration};
+
+use insta::assert_snapshot;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    api::v1alpha1,
+    domain::{
+        mirror::{Access, Drift, Freshness, HealthSettings, Kind, OwnerPattern, Prefer, Source, Tags},
+        selector::{Operator, Requirement, Selector},
+    },
+};
+
+const MINIMAL: &str = r"
+apiVersion: kagami.dev/v1alpha1
+kind: ImageMirror
+metadata: {name: main}
+spec:
+  registry: mirror.example.com
+  kind: Hosted
+  sources:
+  - prefix: docker.io
+";
+
+const COMPLETE: &str = include_str!("complete.yaml");
+
+/// Returns the faults of a file, a line each.
+#[track_caller]
+fn faults(text: &str) -> String {
+    let faults = load(text, "mirrors.yaml").expect_err("the file should have faults");
+    let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// Returns the faults of the minimal mirror with more fields in its spec.
+#[track_caller]
+fn faults_with(fields: &str) -> String {
+    let fields = fields.trim_end().replace('\n', "\n  ");
+    faults(&format!("{}  {fields}\n", MINIMAL.trim_start()))
+}
+
+#[test]
+fn a_minimal_mirror_has_the_defaults() {
+    let configuration = load(MINIMAL, "mirrors.yaml").unwrap();
+    let expected = Mirror {
+        name: "main".to_owned(),
+        mode: Mode::Enforce,
+        registry: "mirror.example.com".to_owned(),
+        repository: "{registry}/{repository}".to_owned(),
+        kind: Kind::Hosted,
+        priority: 100,
+        prefer: Prefer::Mirror,
+        namespaces: Selector::default(),
+        sources: vec![Source {
+            prefix: "docker.io".to_owned(),
+            exclude: vec![],
+            access: Access::Public,
+            with_credentials: false,
+        }],
+        health: HealthSettings::default(),
+        freshness: Freshness::default(),
+        sweep_rate: Some(100),
+        tags: Tags::default(),
+        pull_secret: false,
+        exclude_owners: OwnerPattern::built_in(),
+        pull_secret_namespaces: vec![],
+        platforms: vec![],
+        owners_left_alone: vec![],
+    };
+    let connection = Connection {
+        endpoint: "https://mirror.example.com".to_owned(),
+        ca_bundle: None,
+        probe_secret: None,
+    };
+    assert_eq!(configuration.mirrors, [(expected, connection)]);
+}
+
+/// The defaults are written down twice, in the schema and in serde's attributes.
+#[test]
+fn the_schema_and_the_types_have_the_same_defaults() {
+    let document = decode_documents(MINIMAL).unwrap().remove(0);
+    let plain: ImageMirror = serde_json::from_value(document.clone()).unwrap();
+    let mut completed = document;
+    schema::complete(&schema::image_mirror(), &mut completed);
+    let completed: ImageMirror = serde_json::from_value(completed).unwrap();
+    assert_eq!(plain, completed);
+    // What the schema fills in is all that the types would write.
+    let mut document = decode_documents(MINIMAL).unwrap().remove(0);
+    schema::complete(&schema::image_mirror(), &mut document);
+    assert_eq!(document["spec"], serde_json::to_value(&plain.spec).unwrap());
+}
+
+#[test]
+fn every_field_is_accepted() {
+    let configuration = load(COMPLETE, "complete.yaml").unwrap();
+    let (mirror, connection) = &configuration.mirrors[0];
+    let expected = Mirror {
+        name: "main".to_owned(),
+        mode: Mode::Off,
+        registry: "mirror.example.com:5000/cache".to_owned(),
+        repository: "{registry}/{repository}".to_owned(),
+        kind: Kind::PullThrough,
+        priority: -5,
+        prefer: Prefer::Upstream,
+        namespaces: Selector {
+            requirements: vec![
+                Requirement {
+                    key: "team".to_owned(),
+                    operator: Operator::In(vec!["blue".to_owned()]),
+                },
+                Requirement {
+                    key: "stage".to_owned(),
+                    operator: Operator::NotIn(vec!["lab".to_owned()]),
+                },
+            ],
+        },
+        sources: vec![
+            Source {
+                prefix: "docker.io".to_owned(),
+                exclude: vec![
+                    "docker.io/bitnami/**".to_owned(),
+                    "*/library/postgres*".to_owned(),
+                ],
+                access: Access::Private,
+                with_credentials: true,
+            },
+            Source {
+                prefix: "registry.example.com:8443/team".to_owned(),
+                exclude: vec![],
+                access: Access::Public,
+                with_credentials: true,
+            },
+        ],
+        health: HealthSettings {
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_millis(1_500),
+            failure_threshold: 3,
+            success_threshold: 4,
+            stale_after: Duration::from_mins(1),
+        },
+        freshness: Freshness {
+            tag: Duration::from_mins(5),
+            digest: Duration::from_mins(90),
+            missing: Duration::from_secs(20),
+        },
+        sweep_rate: None,
+        tags: Tags {
+            pin_digest: true,
+            refresh: Duration::from_hours(2),
+            drift: Drift::Keep,
+        },
+        pull_secret: true,
+        exclude_owners: vec![OwnerPattern {
+            group: "example.com".to_owned(),
+            kind: "*".to_owned(),
+        }],
+        pull_secret_namespaces: vec![],
+        platforms: vec![],
+        owners_left_alone: vec![],
+    };
+    assert_eq!(*mirror, expected);
+    assert_eq!(connection.endpoint, "http://mirror.kagami.svc:5000");
+    assert!(
+        connection
+            .ca_bundle
+            .as_ref()
+            .unwrap()
+            .starts_with(b"-----BEGIN CERTIFICATE-----\n")
+    );
+    assert_eq!(connection.probe_secret.as_deref(), Some("hub"));
+    assert_eq!(
+        configuration.namespaces["blue"],
+        Labels::from(
+            [
+                ("kagami.dev/mode", "off"),
+                ("kubernetes.io/metadata.name", "blue")
+            ]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        )
+    );
+    let secret = &configuration.secrets["hub"];
+    assert_eq!(secret.type_, DOCKER_CONFIG_JSON);
+    assert_eq!(secret.data[".dockerconfigjson"], br#"{"auths":{}}"#);
+    assert_eq!(secret.data["note"], b"as text");
+}
+
+/// The complete example is complete: no property of the schema is missing from it.
+#[test]
+fn the_example_has_every_field_of_the_schema() {
+    fn missing(schema: &Value, value: &Value, path: &str, found: &mut Vec<String>) {
+        for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
+            let path = schema::join(path, name);
+            match value.get(name) {
+                Some(value) => missing(schema, value, &path, found),
+                None => found.push(path),
+            }
+        }
+        if let Some(item) = value.get(0) {
+            missing(&schema["items"], item, &format!("{path}[0]"), found);
+        }
+    }
+    let documents = decode_documents(COMPLETE).unwrap();
+    let schema = schema::image_mirror();
+    let mut found = Vec::new();
+    missing(
+        &schema["properties"]["spec"],
+        &documents[0]["spec"],
+        "spec",
+        &mut found,
+    );
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn an_empty_file_is_an_empty_configuration() {
+    for text in ["", "# nothing\n", "---\n---\n"] {
+        assert_eq!(
+            load(text, "mirrors.yaml"),
+            Ok(Configuration::default()),
+            "{text:?}"
+        );
+    }
+}
+
+#[test]
+fn nulls_are_as_if_absent() {
+    let text = format!("{MINIMAL}    exclude:\n  mode:\n  endpoint:\n  health: {{interval: null}}\n");
+    assert_eq!(load(&text, "mirrors.yaml"), load(MINIMAL, "mirrors.yaml"));
+    assert_snapshot!(faults(&MINIMAL.replace("mirror.example.com", "")), @"mirrors.yaml:6: document 1 (ImageMirror main): spec.registry: is required");
+}
+
+#[test]
+fn what_clusters_add_is_accepted() {
+    let text = r#"
+apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Namespace
+  metadata:
+    name: shop
+    uid: 2c3f7ab0-4d2c-4b43-9e8a-5ad7a5ac4e0b
+    creationTimestamp: "2026-01-01T00:00:00Z"
+    managedFields: [{manager: kubectl, operation: Update, fieldsV1: {"f:metadata": {}}}]
+  spec: {finalizers: [kubernetes]}
+  status: {phase: Active}
+- apiVersion: kagami.dev/v1alpha1
+  kind: ImageMirror
+  metadata: {name: main, generation: 3}
+  spec: {registry: mirror.example.com, kind: Hosted, sources: [{prefix: ghcr.io}]}
+  status: {pullSecretNamespaces: [shop], newerField: 1}
+"#;
+    let configuration = load(text, "mirrors.yaml").unwrap();
+    assert!(configuration.namespaces.contains_key("shop"));
+    assert_eq!(
+        configuration.mirrors[0].0.pull_secret_namespaces,
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn all_faults_are_told_at_once() {
+    assert_snapshot!(faults(
+        r#"apiVersion: kagami.dev/v1alpha1
+kind: ImageMirror
+metadata: {name: Main}
+spec:
+  mode: enforce
+  registry: {registry}
+  repository: "{registry}"
+  priority: "7"
+  endpoints: {url: http://mirror}
+  colour: red
+  health: {interval: 2, timeout: 5 s, failureThreshold: 0, staleAfter: 1s}
+  namespaceSelector:
+    matchExpressions:
+    - {key: team, operator: in, values: [blue]}
+    - {key: team, operator: In}
+    - {key: team, operator: Exists, values: [blue]}
+  sources:
+  - prefix: library/nginx
+  - prefix: docker.io
+    credentials: {secretRef: {name: hub}}
+    exclude: [nginx, docker.io/library/nginx:1.10, docker.io/***]
+  - prefix: index.docker.io
+    access: public
+  - exclude: 1.10
+  copy: {policy: false, platforms: [amd64]}
+  rescue: {hangAfter: 1s}
+  retention: {unusedFor: 30d}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+---
+apiVersion: kagami.dev/v1
+kind: ImageMirror
+---
+kind: Namespace
+apiVersion: v1
+metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
+"#
+    ), @r#"
+    mirrors.yaml:3: document 1 (ImageMirror Main): metadata.name: "Main" is not a name: lower case letters, digits, - and . between them, at most 253
+    mirrors.yaml:4: document 1 (ImageMirror Main): spec.kind: is required
+    mirrors.yaml:5: document 1 (ImageMirror Main): spec.mode: "enforce" is not one of Enforce, Warn, Audit, Off
+    mirrors.yaml:6: document 1 (ImageMirror Main): spec.registry: must be text, not a mapping: a value that begins with { or [ must be put in quotes
+    mirrors.yaml:7: document 1 (ImageMirror Main): spec.repository: must contain {repository}
+    mirrors.yaml:8: document 1 (ImageMirror Main): spec.priority: must be a whole number, not text: remove the quotes
+    mirrors.yaml:9: document 1 (ImageMirror Main): spec.endpoints: unknown field: did you mean endpoint?
+    mirrors.yaml:10: document 1 (ImageMirror Main): spec.colour: unknown field: the fields here are copy, endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, rescue, retention, sources, sweep, tags
+    mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.interval: must be text, not a number: put it in quotes
+    mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.failureThreshold: must be at least 1, not 0
+    mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.timeout: "5 s" is not a duration: write 90s, 10m or 1h30m
+    mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.staleAfter: must be between 10s and 10m
+    mirrors.yaml:14: document 1 (ImageMirror Main): spec.namespaceSelector.matchExpressions[0].operator: "in" is not one of In, NotIn, Exists, DoesNotExist
+    mirrors.yaml:15: document 1 (ImageMirror Main): spec.namespaceSelector.matchExpressions[1].values: In needs at least one value
+    mirrors.yaml:16: document 1 (ImageMirror Main): spec.namespaceSelector.matchExpressions[2].values: Exists takes no values
+    mirrors.yaml:18: document 1 (ImageMirror Main): spec.sources[0].prefix: "library/nginx" must begin with a registry host: docker.io/library/nginx, for example
+    mirrors.yaml:20: document 1 (ImageMirror Main): spec.sources[1].credentials.secretRef.name: there is no Secret hub in the file
+    mirrors.yaml:21: document 1 (ImageMirror Main): spec.sources[1].exclude[0]: "nginx" must begin with a registry host, or with *: docker.io/library/nginx, for example
+    mirrors.yaml:21: document 1 (ImageMirror Main): spec.sources[1].exclude[1]: "docker.io/library/nginx:1.10" must be without tag and digest
+    mirrors.yaml:21: document 1 (ImageMirror Main): spec.sources[1].exclude[2]: "docker.io/***" has more than two * in a row
+    mirrors.yaml:22: document 1 (ImageMirror Main): spec.sources[2].prefix: docker.io is there already, as sources[1]
+    mirrors.yaml:23: document 1 (ImageMirror Main): spec.sources[2].access: "public" is not one of Private, Public
+    mirrors.yaml:24: document 1 (ImageMirror Main): spec.sources[3].exclude: must be a list, not a number
+    mirrors.yaml:24: document 1 (ImageMirror Main): spec.sources[3].prefix: is required
+    mirrors.yaml:25: document 1 (ImageMirror Main): spec.copy.policy: must be text, not the boolean false: put it in quotes
+    mirrors.yaml:25: document 1 (ImageMirror Main): spec.copy.platforms[0]: "amd64" is not a platform: write linux/amd64 or linux/arm64/v8
+    mirrors.yaml:26: document 1 (ImageMirror Main): spec.rescue.hangAfter: must be between 10s and 24h
+    mirrors.yaml:27: document 1 (ImageMirror Main): spec.retention.unusedFor: "30d" is not a duration: write 90s, 10m or 1h30m
+    mirrors.yaml:30: document 2 (Deployment web): kind: Deployment is not read from files: only ImageMirror (kagami.dev/v1alpha1), Namespace (v1), Secret (v1)
+    mirrors.yaml:33: document 3 (ImageMirror): apiVersion: must be kagami.dev/v1alpha1 for this kind, not "kagami.dev/v1"
+    mirrors.yaml:38: document 4 (Namespace shop): metadata.labels.number: must be text, not a number: put it in quotes
+    mirrors.yaml:38: document 4 (Namespace shop): metadata.labels["kagami.dev/mode"]: "enforced" is not one of enforce, warn, audit, off
+    "#);
+}
+
+#[test]
+fn values_of_fields() {
+    assert_snapshot!(faults_with("endpoint: {url: mirror.example.com}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.url: must be http:// or https:// with a host and at most a port: https://mirror.kagami.svc:5000");
+    assert_snapshot!(faults_with("endpoint: {url: \"https://user@mirror/path\"}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.url: must be http:// or https:// with a host and at most a port: https://mirror.kagami.svc:5000");
+    assert_snapshot!(faults_with("endpoint: {caBundle: LS0tLS1CRUdJTg==}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.caBundle: must hold certificates in PEM: -----BEGIN CERTIFICATE-----");
+    assert_snapshot!(faults_with("- prefix: ghcr.io\nrepository: \"cache/{repository}\""), @"mirrors.yaml:10: document 1 (ImageMirror main): spec.repository: must contain {registry} when there is more than one source: else images of different registries get one name");
+    assert_snapshot!(faults_with("- {prefix: ghcr.io, access: Private}"), @"mirrors.yaml:4: document 1 (ImageMirror main): spec.namespaceSelector: must select namespaces when a source is Private (the default of a source with credentials): an empty selector would give private images to everybody");
+    assert_snapshot!(faults_with("- prefix: https://ghcr.io"), @r#"mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: "https://ghcr.io" must be without a scheme: a host, then a path"#);
+    assert_snapshot!(faults_with("- prefix: ghcr.io/\n- prefix: ghcr.io/Team\n- prefix: ghcr.io/team:1"), @r#"
+    mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: "ghcr.io/" has an empty path component
+    mirrors.yaml:10: document 1 (ImageMirror main): spec.sources[2].prefix: "Team" cannot be part of a repository's path: lower case letters, digits and . _ - between them
+    mirrors.yaml:11: document 1 (ImageMirror main): spec.sources[3].prefix: "ghcr.io/team:1" must be without tag and digest
+    "#);
+    assert_snapshot!(faults_with("- prefix: ghcr.io:0\n- prefix: -.io"), @r#"
+    mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: "ghcr.io:0" is not a host with at most a port
+    mirrors.yaml:10: document 1 (ImageMirror main): spec.sources[2].prefix: "-.io" is not a host with at most a port
+    "#);
+    assert_snapshot!(faults_with("excludeOwners: [{kind: Cluster}]\nsweep: {requestsPerSecond: 1.5}"), @r"
+    mirrors.yaml:9: document 1 (ImageMirror main): spec.excludeOwners[0].group: is required
+    mirrors.yaml:10: document 1 (ImageMirror main): spec.sweep.requestsPerSecond: must be a whole number, not a fraction
+    ");
+}
+
+#[test]
+fn unquoted_values() {
+    assert_snapshot!(faults_with("repository: {registry}/{repository}"), @"mirrors.yaml:9: document 1: while parsing a block mapping, did not find expected key: a value that begins with { must be put in quotes");
+    assert_snapshot!(faults_with("repository: {repository}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.repository: must be text, not a mapping: a value that begins with { or [ must be put in quotes");
+    assert_snapshot!(faults_with("- prefix: ghcr.io\n  exclude: [**/postgres]"), @"mirrors.yaml:10: document 1: alias references unknown anchor: a value that begins with * must be put in quotes");
+    assert_snapshot!(faults_with("registry: again"), @"mirrors.yaml:9: document 1: the field registry is there twice");
+}
+
+#[test]
+fn faults_across_documents() {
+    assert_snapshot!(faults(&format!(
+        "{MINIMAL}  pullSecret: {{secretRef: {{name: pull}}}}\n---{MINIMAL}  endpoint: {{credentials: {{secretRef: {{name: other}}}}}}\n---
+apiVersion: v1
+kind: Secret
+metadata: {{name: other}}
+"
+    )), @r"
+    mirrors.yaml:10: document 1 (ImageMirror main): spec.pullSecret.secretRef.name: there is no Secret pull in the file
+    mirrors.yaml:14: document 2 (ImageMirror main): metadata.name: there is another ImageMirror of this name in the file
+    mirrors.yaml:20: document 2 (ImageMirror main): spec.endpoint.credentials.secretRef.name: Secret other is of type Opaque, not kubernetes.io/dockerconfigjson
+    ");
+}
+
+#[test]
+fn secrets_that_cannot_be_used() {
+    assert_snapshot!(faults(
+        r#"
+{"apiVersion": "v1", "kind": "List", "items": [
+  {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a"}, "type": "kubernetes.io/dockerconfigjson"},
+  {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "b"}, "type": "kubernetes.io/dockerconfigjson",
+   "stringData": {".dockerconfigjson": "{\"auth\": {\"x\": \"geheim\"}}"}},
+  {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "c"}, "type": "kubernetes.io/dockerconfigjson",
+   "stringData": {".dockerconfigjson": "geheim"}},
+  {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "d"}, "data": {"key": "geheim"}},
+  {"apiVersion": "v1", "kind": "Secret", "metadata": {}}
+]}
+"#
+    ), @r#"
+    mirrors.yaml:3: document 1, item 1 (Secret a): data[".dockerconfigjson"]: is required in a Secret of type kubernetes.io/dockerconfigjson
+    mirrors.yaml:4: document 1, item 2 (Secret b): data[".dockerconfigjson"]: must be a JSON object with an object "auths"
+    mirrors.yaml:6: document 1, item 3 (Secret c): data[".dockerconfigjson"]: is not JSON: line 1, column 1 of it
+    mirrors.yaml:8: document 1, item 4 (Secret d): data.key: is not base64: put plain text under stringData
+    mirrors.yaml:9: document 1, item 5 (Secret): metadata.name: is required
+    "#);
+}
+
+#[test]
+fn the_debug_form_of_a_secret_has_no_values() {
+    let text = "{apiVersion: v1, kind: Secret, metadata: {name: a}, stringData: {key: geheim}}";
+    let configuration = load(text, "mirrors.yaml").unwrap();
+    assert_snapshot!(format!("{:?}", configuration.secrets["a"]), @r#"Secret { namespace: None, type: "Opaque", keys: ["key"], .. }"#);
+}
+
+#[test]
+fn broken_syntax() {
+    assert_snapshot!(faults(&format!("kind: Pod\nkind: Pod\n---{MINIMAL}---\nkind: Pod\n---\na: [\n")), @r"
+    mirrors.yaml:2: document 1: the field kind is there twice
+    mirrors.yaml:13: document 3 (Pod): kind: Pod is not read from files: only ImageMirror (kagami.dev/v1alpha1), Namespace (v1), Secret (v1)
+    mirrors.yaml:15: document 4: unclosed bracket '['
+    ");
+    assert_snapshot!(faults("just text\n"), @"mirrors.yaml:1: document 1: kind: is required: one of ImageMirror (kagami.dev/v1alpha1), Namespace (v1), Secret (v1)");
+    assert_snapshot!(faults("apiVersion: v1\n"), @"mirrors.yaml:1: document 1: kind: is required: one of ImageMirror (kagami.dev/v1alpha1), Namespace (v1), Secret (v1)");
+    let mut bomb = "a0: &a0 [x]\n".to_owned();
+    for level in 1..9 {
+        let aliases = vec![format!("*a{}", level - 1); 9].join(",");
+        writeln!(bomb, "a{level}: &a{level} [{aliases}]").unwrap();
+    }
+    assert_snapshot!(faults(&bomb), @"mirrors.yaml:6: document 1: its aliases repeat too much");
+    let deep = "[".repeat(200);
+    assert_snapshot!(faults(&deep), @"mirrors.yaml:1: document 1: unclosed bracket '['");
+}
+
+#[test]
+fn documents_keep_the_order_of_keys() {
+    let text = "b: 1\na: {d: [x], c: Off}\n";
+    let documents = decode_documents(text).unwrap();
+    assert_snapshot!(encode_document(&documents[0]), @r#"
+    b: 1
+    a:
+      d:
+      - x
+      c: "Off"
+    "#);
+    assert_eq!(
+        decode_documents(&encode_document(&documents[0])).unwrap(),
+        documents
+    );
+}
+
+#[test]
+fn json_texts_may_follow_each_other() {
+    let documents = decode_documents("{\"a\": 1}\n{\"b\": [\n\t2]}\n").unwrap();
+    assert_eq!(documents, [json!({"a": 1}), json!({"b": [2]})]);
+    assert_snapshot!(decode_documents("{\"a\": 1}\n{\"b\": [\n").unwrap_err(), @":2: document 2: unclosed bracket '['");
+}
+
+#[test]
+fn the_name_of_an_object_is_made_from_mirror_and_image() {
+    // printf 'main\ndocker.io/library/nginx:1.27' | sha256sum
+    let name = v1alpha1::MirroredImage::object_name("main", "docker.io/library/nginx:1.27");
+    assert_eq!(name, "6b0e5f697a15377363fdfb20b6f8eee7c724cec1");
+}
