@@ -20,12 +20,12 @@ use crate::domain::{
 };
 
 /// The process's metrics. Clones share the same values.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Metrics {
     decisions: Family<DecisionLabels, Counter>,
     reviews: Family<ReviewLabels, Counter>,
     review_seconds: Family<ModeLabel, Histogram, fn() -> Histogram>,
-    looks: Family<LookLabels, Counter>,
+    probes: Family<ProbeLabels, Counter>,
     mirror_health: Family<HealthLabels, Gauge>,
     images: Family<ImagesLabels, Gauge>,
     sweeps: Family<SweepLabels, Counter>,
@@ -76,7 +76,7 @@ struct ReviewLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LookLabels {
+struct ProbeLabels {
     mirror: String,
     result: &'static str,
 }
@@ -140,14 +140,23 @@ impl Metrics {
         let metrics = Self {
             // From 50 µs to 1.6 s: a decision from memory and one that waits for its whole budget.
             review_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 2.0, 16))),
-            ..Self::default()
+            decisions: Family::default(),
+            reviews: Family::default(),
+            probes: Family::default(),
+            mirror_health: Family::default(),
+            images: Family::default(),
+            sweeps: Family::default(),
+            configuration_loads: Family::default(),
+            demand_dropped: Counter::default(),
+            certificate_not_after: Gauge::default(),
+            certificate_reloads: Family::default(),
         };
         let mut registry = Registry::with_prefix("kagami");
         let Self {
             decisions,
             reviews,
             review_seconds,
-            looks,
+            probes,
             mirror_health,
             images,
             sweeps,
@@ -164,7 +173,7 @@ impl Metrics {
             Unit::Seconds,
             review_seconds,
         );
-        registry.register("looks", "Looks at a mirror for one image within a review", looks);
+        registry.register("probes", "Probes of a mirror for one image within a review", probes);
         registry.register("mirror_health", "1 for the state that a mirror's health is in", mirror_health);
         registry.register("images", "Images known by what is known of them", images);
         registry.register("sweeps", "Sweeps by how they ended", sweeps);
@@ -193,9 +202,9 @@ impl Metrics {
         self.review_seconds.get_or_create(&ModeLabel { mode }).observe(took.as_secs_f64());
     }
 
-    /// Counts one look at a mirror within a review.
-    pub fn looked(&self, mirror: &str, result: &'static str) {
-        self.looks.get_or_create(&LookLabels { mirror: mirror.to_owned(), result }).inc();
+    /// Counts one probe of a mirror within a review.
+    pub fn probed(&self, mirror: &str, result: &'static str) {
+        self.probes.get_or_create(&ProbeLabels { mirror: mirror.to_owned(), result }).inc();
     }
 
     /// Sets the state of a mirror's health.

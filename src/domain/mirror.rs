@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::selector::Selector;
+use super::{mapping::Mapping, selector::Selector};
 
 /// How far a mirror, a namespace or a Pod lets Kagami go; a later variant allows more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -182,10 +182,8 @@ impl OwnerPattern {
 pub struct Mirror {
     pub name: String,
     pub mode: Mode,
-    /// `spec.registry` as written: host[:port][/path].
-    pub registry: String,
-    /// `spec.repository` as written.
-    pub repository: String,
+    /// `spec.registry` and `spec.repository`: where an image stands in the mirror.
+    pub mapping: Mapping,
     pub kind: Kind,
     pub priority: i32,
     pub prefer: Prefer,
@@ -199,6 +197,9 @@ pub struct Mirror {
     /// Whether Pods need a pull secret for this mirror.
     pub pull_secret: bool,
     pub exclude_owners: Vec<OwnerPattern>,
+    /// Namespaces in which the mirror itself runs (it is reached as `*.NAMESPACE.svc`): their Pods
+    /// cannot wait for it.
+    pub runs_in: Vec<String>,
     /// `status.pullSecretNamespaces`: where the pull secret is in place.
     pub pull_secret_namespaces: Vec<String>,
     /// `status.platforms`: the architectures of the cluster's nodes; empty if not known.

@@ -95,7 +95,7 @@ fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Opti
         text.push(if text.is_empty() { '{' } else { ',' });
         json::push_string(&mut text, &place.label().to_string());
         text.push(':');
-        let mirror = decision.mirror.map(|mirror| routing.route(mirror).mirror.name.as_str());
+        let mirror = decision.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
         match earlier.as_ref().and_then(|earlier| earlier_entry(earlier, place, decision, mirror)) {
             Some(entry) => {
                 let written = write!(text, "{entry}");
@@ -126,7 +126,7 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
         text.push_str(",\"candidates\":[");
         for (position, candidate) in decision.candidates.iter().enumerate() {
             text.push_str(if position == 0 { "{\"mirror\":" } else { ",{\"mirror\":" });
-            json::push_string(text, &routing.route(candidate.mirror).mirror.name);
+            json::push_string(text, &routing.mirror(candidate.mirror).name);
             text.push_str(",\"outcome\":\"");
             text.push_str(candidate.outcome.as_str());
             text.push_str("\",\"reason\":\"");

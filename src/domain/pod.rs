@@ -99,13 +99,20 @@ impl PlaceKind {
 impl Place<'_> {
     /// Returns the place's name in decisions and audit annotations, such as `containers.app`.
     pub fn label(&self) -> PlaceLabel<'_> {
-        PlaceLabel(self.kind, &self.name)
+        PlaceLabel::new(self.kind, &self.name)
     }
 }
 
 /// A place's name, as [`Place::label`] gives it.
 #[derive(Clone, Copy, Debug)]
 pub struct PlaceLabel<'a>(PlaceKind, &'a str);
+
+impl<'a> PlaceLabel<'a> {
+    /// Returns the label of an entry of that name in that list.
+    pub const fn new(kind: PlaceKind, name: &'a str) -> Self {
+        Self(kind, name)
+    }
+}
 
 impl fmt::Display for PlaceLabel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -38,7 +38,7 @@ impl Snapshot {
 
     /// Whether a mirror serves a namespace. One that is not known matches an empty selector only.
     pub fn serves(&self, mirror: MirrorId, namespace: &str) -> bool {
-        let mirror = &self.routing.route(mirror).mirror;
+        let mirror = &self.routing.mirror(mirror);
         if mirror.runs_in.iter().any(|own| own == namespace) {
             return false;
         }

@@ -6,7 +6,8 @@
 
 use super::{
     answer::Answer,
-    presence::{Class, Entry, Index, Presence, Swept, Version, reason_of},
+    image::Class,
+    presence::{Entry, class_of, Index, Presence, Swept, Version, reason_of},
     reason::Reason,
     time::Timestamp,
 };
@@ -39,7 +40,7 @@ impl Sweep {
     pub fn plan(index: &Index, mirror: &str, class: Class, now: Timestamp) -> Self {
         let mut queue: Vec<_> = index
             .entries(mirror)
-            .filter(|(key, _)| Class::of_key(key) == class)
+            .filter(|(key, _)| class_of(key) == class)
             .map(|(key, entry)| (std::cmp::Reverse(entry.last_used()), Box::<str>::from(key)))
             .collect();
         queue.sort_unstable();

@@ -7,6 +7,7 @@
 
 mod auth;
 mod credentials;
+mod look;
 mod manifest;
 mod wire;
 

@@ -88,7 +88,7 @@ impl Store {
     /// Takes in a configuration. The health of a mirror that stays is kept.
     pub fn configure(&self, configured: Configured, now: Timestamp) {
         let Configured { routing, clients, namespaces, left_alone } = configured;
-        let names: BTreeSet<String> = routing.routes().map(|(_, route)| route.mirror.name.clone()).collect();
+        let names: BTreeSet<String> = routing.mirrors().map(|(_, mirror)| mirror.name.clone()).collect();
         self.index_mut().retain_mirrors(|mirror| names.contains(mirror));
         self.0.clients.send_replace(Arc::new(clients));
         self.0.snapshot.send_modify(|current| {
@@ -96,7 +96,7 @@ impl Store {
             let health_of = |name: &str| {
                 known.get(name).map_or_else(|| Health::unknown(now), |mirror| current.health_of(*mirror))
             };
-            let health = routing.routes().map(|(_, route)| health_of(&route.mirror.name)).collect();
+            let health = routing.mirrors().map(|(_, mirror)| health_of(&mirror.name)).collect();
             *current = Arc::new(Snapshot {
                 health,
                 routing: Arc::new(routing),

@@ -105,7 +105,7 @@ pub(crate) fn audit_value(decision: &Decision<'_>, routing: &Routing) -> String 
     value.push_str(decision.reason.as_str());
     if let Some(mirror) = decision.mirror {
         value.push_str(" mirror=");
-        value.push_str(&routing.route(mirror).mirror.name);
+        value.push_str(&routing.mirror(mirror).name);
     }
     value.push_str(" image=");
     // On re-invocation the image is the mirror's already; the value must stay the same.

@@ -1,6 +1,6 @@
 //! From a Pod and a snapshot to one decision for each image.
 //!
-//! `decide` settles all that is known and lists the looks that are missing; the caller makes them
+//! `decide` settles all that is known and lists the probes that are missing; the caller makes them
 //! within its budget; `settle` turns what came back into decisions. Nothing here can fail: every
 //! doubt is a decision to keep the image, with its reason.
 
@@ -10,14 +10,14 @@ use super::{
     answer::{Answer, Manifest},
     digest::Digest,
     health::State,
-    image::{ParseReferenceError, Reference},
+    image::Reference,
     mapping::MapError,
-    mirror::{Access, Kind, Mode, Prefer},
+    mirror::{Access, Kind, Mirror, Mode, Prefer},
     platform::Architectures,
-    pod::{Place, PlaceKind, Pod},
+    pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Index, Judgement, Proof, Rules},
     reason::{Outcome, Reason},
-    routing::{self, MirrorId, Route},
+    routing::{self, MirrorId},
     snapshot::Snapshot,
     time::Timestamp,
 };
@@ -45,16 +45,16 @@ pub enum Operation {
 
 /// What may be asked of mirrors within a review.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Looks {
-    /// Hosted mirrors only: looking at a pull-through mirror may start a whole download.
+pub enum Probing {
+    /// Hosted mirrors only: probing a pull-through mirror may start a whole download.
     Hosted,
     /// Every mirror: a person asked about this very image.
     All,
 }
 
-/// A look at a mirror that a decision waits for.
+/// A probe of a mirror that a decision waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
+pub struct Probe {
     pub mirror: MirrorId,
     /// The image's key in the presence index.
     pub key: String,
@@ -64,7 +64,7 @@ pub struct Look {
     pub reference: String,
 }
 
-/// What a look brought.
+/// What a probe brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     Present(Proof),
@@ -92,8 +92,10 @@ impl Finding {
 #[derive(Debug)]
 pub struct Plan<'a> {
     places: Vec<Planned<'a>>,
-    /// The looks that are missing, each once.
-    pub looks: Vec<Look>,
+    /// The probes that are missing, each once.
+    pub probes: Vec<Probe>,
+    /// Images that the shared state does not know and somebody should look at, probed now or not.
+    pub unknown: Vec<Probe>,
 }
 
 #[derive(Debug)]
@@ -122,7 +124,7 @@ struct Asked {
 enum Verdict {
     Proven(Digest),
     Not(Reason),
-    /// Position in `Plan::looks`.
+    /// Position in `Plan::probes`.
     Waits(usize),
 }
 
@@ -164,7 +166,7 @@ pub fn decide<'a>(
     snapshot: &Snapshot,
     index: &Index,
     request: &'a Request<'a>,
-    looks: Looks,
+    probing: Probing,
     now: Timestamp,
 ) -> Plan<'a> {
     let mut decider = Decider {
@@ -172,13 +174,14 @@ pub fn decide<'a>(
         index,
         request,
         mode: request.pod.weaken(request.mode),
-        looks_allowed: looks,
+        probing,
         now,
         key: String::with_capacity(128),
-        looks: Vec::new(),
+        probes: Vec::new(),
+        unknown: Vec::new(),
     };
     let places = request.pod.places.iter().map(|place| decider.place(place)).collect();
-    Plan { places, looks: decider.looks }
+    Plan { places, probes: decider.probes, unknown: decider.unknown }
 }
 
 struct Decider<'s, 'a> {
@@ -186,11 +189,12 @@ struct Decider<'s, 'a> {
     index: &'s Index,
     request: &'a Request<'a>,
     mode: Mode,
-    looks_allowed: Looks,
+    probing: Probing,
     now: Timestamp,
     /// The key of the image at hand: `name:tag` or `name@digest`.
     key: String,
-    looks: Vec<Look>,
+    probes: Vec<Probe>,
+    unknown: Vec<Probe>,
 }
 
 impl<'a> Decider<'_, 'a> {
@@ -203,14 +207,14 @@ impl<'a> Decider<'_, 'a> {
         }
         let reference = match Reference::parse(&place.image) {
             Ok(reference) => reference,
-            Err(error) => {
-                planned.standing = Some(reason_of_parse_error(&error));
+            Err(_) => {
+                planned.standing = Some(Reason::InvalidReference);
                 return planned;
             }
         };
         planned.reference = Some(reference);
         self.key.clear();
-        reference.key(&mut self.key);
+        reference.write_key(&mut self.key);
         // The key ends in `:tag` or `@digest`.
         let name_length = self.key.len().saturating_sub(1 + reference.manifest_reference().len());
 
@@ -228,7 +232,7 @@ impl<'a> Decider<'_, 'a> {
         }
         planned.candidates.reserve_exact(candidates.ordered.len());
         for candidate in candidates.ordered {
-            let asked = self.candidate(place, &reference, candidate, routing.route(candidate.mirror));
+            let asked = self.candidate(place, &reference, candidate, routing.mirror(candidate.mirror));
             let enough = matches!(asked.verdict, Verdict::Proven(_)) && asked.mode == self.mode;
             planned.candidates.push(asked);
             if enough {
@@ -257,31 +261,29 @@ impl<'a> Decider<'_, 'a> {
         place: &Place<'_>,
         reference: &Reference<'_>,
         candidate: routing::Candidate,
-        route: &Route,
+        settings: &Mirror,
     ) -> Asked {
         let mirror = candidate.mirror;
-        let mode = route.mirror.mode.min(self.mode);
+        let mode = settings.mode.min(self.mode);
         let wanted = match self.request.pod.architectures {
-            Architectures::NONE => route.mirror.platforms.iter().map(String::as_str).collect(),
+            Architectures::NONE => settings.platforms.iter().map(String::as_str).collect(),
             architectures => architectures,
         };
         let asked = |could_serve, verdict| Asked { mirror, mode, could_serve, wanted, verdict };
-        if let Some(reason) = self.refusal(place, reference, mirror, route, mode) {
+        if let Some(reason) = self.refusal(place, mirror, settings, mode) {
             return asked(false, Verdict::Not(reason));
         }
-        asked(true, self.state(reference, candidate, route, wanted))
+        asked(true, self.state(reference, candidate, settings, wanted))
     }
 
     /// Returns why a mirror may not serve this Pod, whatever its state.
     fn refusal(
         &self,
         place: &Place<'_>,
-        reference: &Reference<'_>,
         mirror: MirrorId,
-        route: &Route,
+        settings: &Mirror,
         mode: Mode,
     ) -> Option<Reason> {
-        let settings = &route.mirror;
         if mode == Mode::Off {
             return Some(Reason::ModeOff);
         }
@@ -295,9 +297,6 @@ impl<'a> Decider<'_, 'a> {
             if settings.owners_left_alone.iter().any(|uid| *uid == owner.uid) {
                 return Some(Reason::OwnerLoop);
             }
-        }
-        if let Err(MapError::NameTooLong) = route.check(reference) {
-            return Some(Reason::NameTooLong);
         }
         if settings.pull_secret {
             let in_place = settings.pull_secret_namespaces.iter().any(|ns| ns == self.request.namespace);
@@ -316,10 +315,9 @@ impl<'a> Decider<'_, 'a> {
         &mut self,
         reference: &Reference<'_>,
         candidate: routing::Candidate,
-        route: &Route,
+        settings: &Mirror,
         wanted: Architectures,
     ) -> Verdict {
-        let settings = &route.mirror;
         if self.snapshot.stale && settings.kind == Kind::PullThrough {
             return Verdict::Not(Reason::StateStale);
         }
@@ -330,7 +328,7 @@ impl<'a> Decider<'_, 'a> {
             State::Unknown if self.snapshot.stale => return Verdict::Not(Reason::StateStale),
             State::Unknown => return Verdict::Not(Reason::MirrorUnknown),
         }
-        if settings.prefer == Prefer::Upstream && !self.snapshot.failing_upstreams.contains(&*reference.host()) {
+        if settings.prefer == Prefer::Upstream && self.upstream_works() {
             return Verdict::Not(Reason::UpstreamPreferred);
         }
         let rules = Rules::of(settings, health.proven_since);
@@ -346,32 +344,55 @@ impl<'a> Decider<'_, 'a> {
                 Verdict::Proven(proof.digest.clone())
             }
             Judgement::Absent(_) => Verdict::Not(Reason::ImageMissing),
-            Judgement::Unproven(_) if source.access == Access::Public && source.with_credentials => {
-                // Only the companion asks upstream whether everybody gets this image.
-                Verdict::Not(Reason::Private)
-            }
-            Judgement::Unproven(reason) => {
-                if settings.kind == Kind::PullThrough && self.looks_allowed == Looks::Hosted {
-                    return Verdict::Not(reason.unwrap_or(Reason::ImageUnknown));
-                }
-                Verdict::Waits(self.wait_for(candidate.mirror, route, reference))
-            }
+            Judgement::Unproven(reason) => self.unproven(reference, candidate, settings, reason),
         }
     }
 
-    /// Returns the position of a look, adding it if no other place waits for the same one.
-    fn wait_for(&mut self, mirror: MirrorId, route: &Route, reference: &Reference<'_>) -> usize {
-        let same = |look: &Look| look.mirror == mirror && look.key == self.key;
-        if let Some(position) = self.looks.iter().position(same) {
-            return position;
+    /// Whether nothing bad is known of the image's own registry.
+    fn upstream_works(&self) -> bool {
+        let host = self.key.split('/').next().unwrap_or_default();
+        !self.snapshot.failing_upstreams.contains(host)
+    }
+
+    /// Returns the verdict on an image without proof: wait for a probe, or keep it.
+    fn unproven(
+        &mut self,
+        reference: &Reference<'_>,
+        candidate: routing::Candidate,
+        settings: &Mirror,
+        reason: Option<Reason>,
+    ) -> Verdict {
+        let mirror = candidate.mirror;
+        let same = |probe: &Probe| probe.mirror == mirror && probe.key == self.key;
+        if let Some(position) = self.probes.iter().position(same) {
+            return Verdict::Waits(position);
         }
-        self.looks.push(Look {
-            mirror,
-            key: self.key.clone(),
-            repository: route.repository_path(reference),
-            reference: reference.manifest_reference().to_owned(),
-        });
-        self.looks.len() - 1
+        let repository = match settings.mapping.repository_path(reference) {
+            Ok(repository) => repository,
+            Err(MapError::NameTooLong { .. }) => return Verdict::Not(Reason::NameTooLong),
+        };
+        let source = &settings.sources[candidate.source];
+        // Only the companion asks upstream whether everybody gets an image.
+        let asks_upstream = source.access == Access::Public && source.with_credentials;
+        let wait = !asks_upstream && (settings.kind == Kind::Hosted || self.probing == Probing::All);
+        let reference = reference.manifest_reference().to_owned();
+        let probe = Probe { mirror, key: self.key.clone(), repository, reference };
+        let known = self.index.contains(&settings.name, &self.key);
+        match (wait, known) {
+            (true, true) => self.probes.push(probe),
+            (true, false) => {
+                self.unknown.push(probe.clone());
+                self.probes.push(probe);
+            }
+            (false, _) => self.unknown.push(probe),
+        }
+        if wait {
+            Verdict::Waits(self.probes.len() - 1)
+        } else if asks_upstream {
+            Verdict::Not(Reason::Private)
+        } else {
+            Verdict::Not(reason.unwrap_or(Reason::ImageUnknown))
+        }
     }
 }
 
@@ -384,12 +405,25 @@ fn objection(proof: &Proof, wanted: Architectures, reference: &Reference<'_>) ->
     (!there.contains(wanted) || there.is_empty()).then_some(Reason::PlatformMissing)
 }
 
-const fn reason_of_parse_error(_error: &ParseReferenceError) -> Reason {
-    Reason::InvalidReference
+impl Decision<'_> {
+    /// Returns the place's name in annotations and logs, such as `containers.app`.
+    pub const fn label(&self) -> PlaceLabel<'_> {
+        PlaceLabel::new(self.kind, self.name)
+    }
+}
+
+/// Turns all decisions into keeping the image, for one reason.
+pub fn keep_all(decisions: &mut [Decision<'_>], reason: Reason) {
+    for decision in decisions {
+        decision.outcome = Outcome::Kept;
+        decision.reason = reason;
+        decision.rewritten = None;
+        decision.digest = None;
+    }
 }
 
 impl<'a> Plan<'a> {
-    /// Turns what the looks brought into decisions. `findings` has one entry for each look, in
+    /// Turns what the probes brought into decisions. `findings` has one entry for each probe, in
     /// their order; what is absent did not come in time.
     pub fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Vec<Decision<'a>> {
         self.places.into_iter().map(|planned| planned.settle(snapshot, findings)).collect()
@@ -426,9 +460,9 @@ impl<'a> Planned<'a> {
         let strongest = candidates.iter().map(|asked| asked.mode).max().unwrap_or(Mode::Off);
         decision.mode = strongest;
         for asked in candidates {
-            let route = snapshot.routing.route(asked.mirror);
+            let mirror = snapshot.routing.mirror(asked.mirror);
             decision.wants_pull_secret |=
-                asked.could_serve && asked.mode == Mode::Enforce && route.mirror.pull_secret;
+                asked.could_serve && asked.mode == Mode::Enforce && mirror.pull_secret;
             let proven = match asked.verdict {
                 Verdict::Proven(digest) => Ok(digest),
                 Verdict::Not(reason) => Err(reason),
@@ -442,10 +476,9 @@ impl<'a> Planned<'a> {
                 },
             };
             let mapped = proven.and_then(|digest| {
-                let pin = route.mirror.tags.pin_digest.then_some(digest.as_str());
-                match route.map(&reference, pin) {
+                match mirror.map(&reference, &digest) {
                     Ok(rewritten) => Ok((rewritten, digest)),
-                    Err(MapError::NameTooLong) => Err(Reason::NameTooLong),
+                    Err(MapError::NameTooLong { .. }) => Err(Reason::NameTooLong),
                 }
             });
             // A mirror weaker than the request is decided apart and never stands in another's way.

@@ -49,6 +49,19 @@ pub enum Class {
     Digest,
 }
 
+impl Class {
+    /// Both classes.
+    pub const ALL: [Self; 2] = [Self::Tag, Self::Digest];
+
+    /// Returns the class's name, as it stands in metrics and in the status.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tag => "tag",
+            Self::Digest => "digest",
+        }
+    }
+}
+
 /// Why a text is no [`Reference`].
 ///
 /// The text is not repeated: it may be long, comes from anybody, and the caller has it.

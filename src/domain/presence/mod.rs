@@ -15,6 +15,7 @@ use std::{
 use super::{
     answer::{Answer, Manifest, MediaType},
     digest::Digest,
+    image::Class,
     mirror::{Freshness, Kind, Mirror},
     platform::Architectures,
     reason::Reason,
@@ -27,33 +28,9 @@ const FUTURE: Duration = Duration::from_secs(5);
 /// How many images one replica remembers of its own probes.
 pub const SEEN_LIMIT: usize = 10_000;
 
-/// The class of a reference: how long its proof lasts and which sweep looks at it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
-    Tag,
-    Digest,
-}
-
-impl Class {
-    /// Both classes.
-    pub const ALL: [Self; 2] = [Self::Tag, Self::Digest];
-
-    /// Returns the class of an image's key (`name:tag` or `name@digest`).
-    pub fn of_key(key: &str) -> Self {
-        if key.contains('@') {
-            Self::Digest
-        } else {
-            Self::Tag
-        }
-    }
-
-    /// Returns the class's name as metric label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Tag => "tag",
-            Self::Digest => "digest",
-        }
-    }
+/// Returns the class of an image's key (`name:tag` or `name@digest`).
+pub fn class_of(key: &str) -> Class {
+    if key.contains('@') { Class::Digest } else { Class::Tag }
 }
 
 /// Whether a mirror has an image.
@@ -248,7 +225,7 @@ pub struct Index {
 impl Index {
     /// Returns what is known of an image on a mirror, and notes that a Pod names it.
     pub fn judge(&self, mirror: &str, key: &str, rules: &Rules, now: Timestamp) -> Judgement<'_> {
-        let class = Class::of_key(key);
+        let class = class_of(key);
         let known = Self::judge_in(&self.known, mirror, key, class, rules, now);
         if let Some(judgement @ (Judgement::Proven(..) | Judgement::Absent(_))) = known {
             // A replica's own newer look wins over an older absence and the other way round.

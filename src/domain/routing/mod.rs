@@ -6,11 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{
-    mapping::{MapError, Mapping, ParseMappingError},
-    mirror::Mirror,
-    image::Reference,
-};
+use super::{digest::Digest, image::Reference, mapping::MapError, mirror::Mirror};
 
 /// The position of a mirror in [`Routing`]; valid for that very routing only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,15 +15,8 @@ pub struct MirrorId(u32);
 /// All mirrors, compiled for look-up.
 #[derive(Debug, Default)]
 pub struct Routing {
-    routes: Vec<Route>,
+    mirrors: Vec<Mirror>,
     nodes: HashMap<Box<str>, Node>,
-}
-
-/// One mirror with its mapping.
-#[derive(Debug)]
-pub struct Route {
-    pub mirror: Mirror,
-    mapping: Mapping,
 }
 
 #[derive(Debug, Default)]
@@ -57,72 +46,57 @@ pub struct Candidates {
     pub excluded: bool,
 }
 
-impl Route {
-    /// Returns the mirror's reference for an image, in the form in which the image was written.
-    pub fn map(&self, reference: &Reference<'_>, pin: Option<&str>) -> Result<String, MapError> {
-        self.mapping.map(reference, pin)
-    }
-
-    /// Returns the image's repository within the mirror's registry.
-    pub fn repository_path(&self, reference: &Reference<'_>) -> String {
-        self.mapping.repository_path(reference)
+impl Mirror {
+    /// Returns the mirror's reference for an image, in the form in which the image was written; a
+    /// tag gets the digest that was proven where the mirror pins.
+    pub fn map(&self, reference: &Reference<'_>, proven: &Digest) -> Result<String, MapError> {
+        self.mapping.map(reference, self.tags.pin_digest.then_some(proven))
     }
 
     /// Whether `current` is what this mirror makes of `original`, ignoring a digest added by pinning.
     pub fn maps_to(&self, original: &Reference<'_>, current: &str) -> bool {
-        let current = match (original.digest(), current.split_once('@')) {
-            (None, Some((unpinned, _))) => unpinned,
-            _ => current,
-        };
-        self.map(original, None).is_ok_and(|mapped| {
-            // Pinning an image without a tag writes the tag that was meant.
-            mapped == current || (original.tag().is_none() && current.strip_suffix(":latest") == Some(&mapped))
-        })
+        let pinned: Option<Digest> = current.split_once('@').and_then(|(_, digest)| digest.parse().ok());
+        self.mapping.map(original, pinned.as_ref()).is_ok_and(|mapped| mapped == current)
     }
 }
 
 impl Routing {
-    /// Compiles mirrors. The error names the mirror whose registry or template is wrong.
-    pub fn compile(mirrors: Vec<Mirror>) -> Result<Self, (String, ParseMappingError)> {
-        let mut routing = Self::default();
-        for mirror in mirrors {
-            let id = MirrorId(u32::try_from(routing.routes.len()).unwrap_or(u32::MAX));
-            let mapping = Mapping::new(&mirror.registry, &mirror.repository)
-                .map_err(|error| (mirror.name.clone(), error))?;
-            let registry = mapping.registry().to_ascii_lowercase();
-            routing.nodes.entry(registry.into()).or_default().registries.push(id);
+    /// Compiles mirrors.
+    pub fn compile(mirrors: Vec<Mirror>) -> Self {
+        let mut nodes: HashMap<Box<str>, Node> = HashMap::new();
+        for (id, mirror) in (0..).map(MirrorId).zip(&mirrors) {
+            let registry = mirror.mapping.registry.to_string().to_ascii_lowercase();
+            nodes.entry(registry.into()).or_default().registries.push(id);
             for (index, source) in mirror.sources.iter().enumerate() {
-                let prefix = source.prefix.as_str().into();
-                routing.nodes.entry(prefix).or_default().sources.push((id, index));
+                nodes.entry(source.prefix.as_str().into()).or_default().sources.push((id, index));
             }
-            routing.routes.push(Route { mirror, mapping });
         }
-        Ok(routing)
+        Self { mirrors, nodes }
     }
 
     /// Returns a mirror.
-    pub fn route(&self, id: MirrorId) -> &Route {
-        &self.routes[id.index()]
+    pub fn mirror(&self, id: MirrorId) -> &Mirror {
+        &self.mirrors[id.index()]
     }
 
     /// Returns every mirror with its position.
-    pub fn routes(&self) -> impl Iterator<Item = (MirrorId, &Route)> {
-        self.routes.iter().enumerate().map(|(index, route)| (MirrorId(u32::try_from(index).unwrap_or(u32::MAX)), route))
+    pub fn mirrors(&self) -> impl Iterator<Item = (MirrorId, &Mirror)> {
+        (0..).map(MirrorId).zip(&self.mirrors)
     }
 
     /// Returns the mirrors by name.
     pub fn by_name(&self) -> BTreeMap<&str, MirrorId> {
-        self.routes().map(|(id, route)| (route.mirror.name.as_str(), id)).collect()
+        self.mirrors().map(|(id, mirror)| (mirror.name.as_str(), id)).collect()
     }
 
     /// Returns the number of mirrors.
     pub fn len(&self) -> usize {
-        self.routes.len()
+        self.mirrors.len()
     }
 
     /// Whether there is no mirror.
     pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
+        self.mirrors.is_empty()
     }
 
     /// Returns the mirrors that an image already names. `name` is the image's normalised name with
@@ -144,7 +118,7 @@ impl Routing {
                 if longer_seen {
                     continue;
                 }
-                let exclude = &self.route(mirror).mirror.sources[source].exclude;
+                let exclude = &self.mirror(mirror).sources[source].exclude;
                 if exclude.iter().any(|glob| glob_matches(glob, name)) {
                     excluding.push(mirror);
                 } else {
@@ -154,7 +128,7 @@ impl Routing {
         }
         candidates.excluded = !excluding.is_empty();
         candidates.ordered.sort_unstable_by(|a, b| {
-            let (left, right) = (&self.route(a.mirror).mirror, &self.route(b.mirror).mirror);
+            let (left, right) = (self.mirror(a.mirror), self.mirror(b.mirror));
             let by_priority = right.priority.cmp(&left.priority);
             by_priority.then(b.prefix.cmp(&a.prefix)).then_with(|| left.name.cmp(&right.name))
         });
