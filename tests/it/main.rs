@@ -1,1 +1,13 @@
-//! In-process tests.
+//! In-process tests: real sockets on loopback, no cluster.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "tests may panic, spawn, and read where tools are; clippy's own exceptions leave out helpers"
+)]
+
+mod registry;
+mod support;
