@@ -36,7 +36,7 @@ impl Authority {
 
     /// Returns a certificate for names or addresses.
     pub fn leaf(&self, names: &[&str]) -> Leaf {
-        self.sign(Self::params(names))
+        self.sign(&Self::params(names))
     }
 
     /// Returns a certificate that ended long ago.
@@ -44,7 +44,7 @@ impl Authority {
         let mut params = Self::params(names);
         params.not_before = date_time_ymd(2001, 1, 1);
         params.not_after = date_time_ymd(2002, 1, 1);
-        self.sign(params)
+        self.sign(&params)
     }
 
     fn params(names: &[&str]) -> CertificateParams {
@@ -52,7 +52,7 @@ impl Authority {
         CertificateParams::new(names).unwrap()
     }
 
-    fn sign(&self, params: CertificateParams) -> Leaf {
+    fn sign(&self, params: &CertificateParams) -> Leaf {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
         Leaf {

@@ -138,6 +138,10 @@ impl Reply {
         self
     }
 
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
     pub fn html(status: u16) -> Self {
         Self::new(status)
             .content_type("text/html; charset=utf-8")
@@ -324,7 +328,13 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
-    while let Some(request) = read_request(&mut stream).await? {
+    loop {
+        let request = match read_request(&mut stream).await {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            // So does Go, on which registries are built.
+            Err(_) => return stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n").await,
+        };
         let head = request.method == "HEAD";
         let behaviour = lock(&shared.behaviour).clone();
         let action = match &behaviour {
@@ -339,7 +349,6 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> 
             Action::Raw(bytes) => return stream.write_all(&bytes).await,
         }
     }
-    Ok(())
 }
 
 /// Reads a request without a body; returns none at the end of the connection.
@@ -349,6 +358,9 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<
         let mut byte = [0];
         if stream.read(&mut byte).await? == 0 {
             return Ok(None);
+        }
+        if head.is_empty() && !byte[0].is_ascii_alphabetic() {
+            return Err(std::io::Error::other("the client speaks no HTTP"));
         }
         head.push(byte[0]);
     }
@@ -375,11 +387,11 @@ async fn write_reply(
     for (name, value) in &reply.headers {
         write!(text, "{name}: {value}\r\n").unwrap();
     }
-    text.push_str(&match &reply.body {
-        Body::Whole(body) => format!("Content-Length: {}\r\n\r\n", body.len()),
-        Body::Hanging(_) => "Content-Length: 1048576\r\n\r\n".to_owned(),
-        Body::Endless => "Transfer-Encoding: chunked\r\n\r\n".to_owned(),
-    });
+    match &reply.body {
+        Body::Whole(body) => write!(text, "Content-Length: {}\r\n\r\n", body.len()).unwrap(),
+        Body::Hanging(_) => text.push_str("Content-Length: 1048576\r\n\r\n"),
+        Body::Endless => text.push_str("Transfer-Encoding: chunked\r\n\r\n"),
+    }
     stream.write_all(text.as_bytes()).await?;
     match &reply.body {
         _ if head => {}
