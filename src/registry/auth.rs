@@ -543,6 +543,12 @@ mod tests {
     }
 
     #[test]
+    fn authorization_is_not_shown_by_debug() {
+        let shown = format!("{:?}", secret("Bearer hunter2"));
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
     fn challenges_are_read() {
         let hub = bearer(
             "https://auth.docker.io/token",

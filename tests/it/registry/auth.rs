@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{Client, REPOSITORY, client_with, faults::skip, seen, serve};
 use crate::support::{
     certificates::Authority,
-    faulty::{Behaviour, Faulty, Reply, Request},
+    faulty::{Action, Behaviour, Faulty, Reply, Request},
     images::{self, Image},
     real::credentials,
     soon,
@@ -170,11 +170,14 @@ async fn tokens_are_renewed_before_they_expire() {
             Some("Bearer token-2")
         );
 
-        // A service that is down is noticed only when the token is over.
-        pair.realm.set(Behaviour::Silent).await;
+        // A service that is down is asked once, and noticed only when the token is over.
+        pair.realm.set(Behaviour::answer(|_| Action::Hang)).await;
         skip(Duration::from_secs(kept + renewed)).await;
-        let soon = Instant::now() + Duration::from_millis(500);
-        assert_eq!(client.head(REPOSITORY, "1.25", soon).await, seen(&pair.image));
+        for asked in [5, 6] {
+            let soon = Instant::now() + Duration::from_secs(1);
+            let answer = client.head(REPOSITORY, "1.25", soon).await;
+            pair.check(&answer, asked, 3);
+        }
         skip(Duration::from_secs(70)).await;
         pair.realm.set(Behaviour::Refuse).await;
         assert_eq!(head(&client).await, Answer::Unreachable(Unreachable::Refused));
@@ -212,6 +215,15 @@ async fn refused_tokens_are_renewed_once() {
         assert_eq!(pair.registry.requests().len(), 6);
         assert_eq!(pair.realm.requests().len(), 3);
     }
+}
+
+#[tokio::test]
+async fn a_first_token_that_is_refused_is_not_asked_for_again() {
+    let pair = Pair::start(None).await;
+    pair.accept("none");
+    assert_eq!(head(&pair.client()).await, Answer::Unauthorized);
+    assert_eq!(pair.registry.requests().len(), 2, "`/v2/` and the manifest");
+    assert_eq!(pair.realm.requests().len(), 1);
 }
 
 #[tokio::test]
@@ -307,20 +319,16 @@ async fn authorization_stays_with_the_registry() {
     assert_eq!(requests[0].authorization(), None);
 
     // The storage's own refusal is no challenge of the registry's.
-    let strict = Faulty::start(Behaviour::always(
-        Reply::new(401).header("WWW-Authenticate", "Basic realm=\"storage\""),
-    ))
-    .await;
+    let realm = Faulty::start(Behaviour::always(Reply::json(200, &json!({"token": "t"})))).await;
+    let challenge = format!("Bearer realm=\"{}/token\"", realm.url());
+    let refusal = Reply::new(401).header("WWW-Authenticate", &challenge);
+    let strict = Faulty::start(Behaviour::always(refusal)).await;
     let registry = redirecting(&strict).await;
     let client = client_with(&registry.url(), None, Some(credentials()));
     assert_eq!(client.head("a", "1", soon()).await, Answer::Unauthorized);
-    assert!(
-        strict
-            .requests()
-            .iter()
-            .all(|request| request.authorization().is_none())
-    );
     assert_eq!(strict.requests().len(), 1);
+    assert_eq!(strict.requests()[0].authorization(), None);
+    assert_eq!(realm.requests().len(), 0);
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! Against peers that fail: the failure table of a mirror, as the client sees it.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use kagami::domain::answer::{
     Ambiguity::{self, DigestMismatch, Html, InvalidName, Malformed, NotAManifest, Oversized, Redirect},
@@ -457,6 +460,22 @@ async fn connections_are_kept_and_shared() {
         client.ping(soon()).await.unwrap();
     }
     assert_eq!(peer.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_ends_is_no_failure() {
+    let (image, asked) = (image(), AtomicUsize::new(0));
+    let of_script = image.clone();
+    let script = move |request: &Request| match asked.fetch_add(1, Ordering::Relaxed) {
+        1 => Action::Close,
+        _ => serve(&of_script, request).into(),
+    };
+    let peer = Faulty::start(Behaviour::answer(script)).await;
+    let client = client(&peer.url());
+    for _ in 0..2 {
+        assert_eq!(client.head(REPOSITORY, "1.25", soon()).await, seen(&image));
+    }
+    assert_eq!((peer.requests().len(), peer.connections()), (3, 2));
 }
 
 #[tokio::test]

@@ -306,6 +306,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
             continue;
         };
         shared.connections.fetch_add(1, Ordering::Relaxed);
+        stream.set_nodelay(true).unwrap();
         let (tls, of_connection) = (tls.clone(), Arc::clone(&shared));
         let serving = async move {
             if matches!(*lock(&of_connection.behaviour), Behaviour::Silent) {

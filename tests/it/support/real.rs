@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -138,7 +138,9 @@ fn present(program: &Path, how: &str) -> bool {
     }
     let message = format!("{} is not there; get it with `{how}`", program.display());
     assert!(std::env::var_os("CI").is_none(), "{message}");
-    eprintln!("skipped: {message}");
+    // Not by `eprintln!`, which is shown for failed tests only.
+    let line = format!("skipped: {message}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
     false
 }
 
