@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod clock;
+pub mod companion;
 pub mod domain;
 pub mod metrics;
 pub mod registry;

@@ -168,7 +168,7 @@ impl Inner {
             if !met || !self.authority.has_credentials() {
                 return Err(Failure::Unauthorized);
             }
-            reply = self.authority.send(&self.wire, &call, "", deadline).await?;
+            reply = Box::pin(self.authority.send(&self.wire, &call, "", deadline)).await?;
             if reply.status() == StatusCode::FORBIDDEN {
                 return Err(Failure::Unauthorized);
             }
@@ -196,7 +196,7 @@ impl Inner {
         match reply.status() {
             StatusCode::OK => {}
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
-                return self.get(repository, reference, deadline).await;
+                return Box::pin(self.get(repository, reference, deadline)).await;
             }
             // A HEAD has no body, so its type must speak: registries answer in JSON, proxies in text.
             StatusCode::NOT_FOUND if reply.content_type().is_none_or(is_json) => {
@@ -213,7 +213,7 @@ impl Inner {
                 return Err(Failure::Ambiguous(Ambiguity::DigestMismatch));
             }
             // No digest, or one that only the body can be compared with.
-            _ => return self.get(repository, reference, deadline).await,
+            _ => return Box::pin(self.get(repository, reference, deadline)).await,
         };
         Ok(Manifest {
             digest,

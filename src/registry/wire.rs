@@ -305,23 +305,21 @@ fn cause(error: &reqwest::Error) -> Unreachable {
         if error.is::<rustls::Error>() {
             return Unreachable::Tls;
         }
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            // `source` of an io::Error skips the error that it wraps.
-            if error
-                .get_ref()
-                .is_some_and(<dyn StdError + Send + Sync>::is::<rustls::Error>)
-            {
-                return Unreachable::Tls;
-            }
-            match error.kind() {
+        let io = error.downcast_ref::<io::Error>();
+        match io.map(io::Error::kind) {
+            Some(
                 io::ErrorKind::ConnectionRefused
                 | io::ErrorKind::HostUnreachable
-                | io::ErrorKind::NetworkUnreachable => return Unreachable::Refused,
-                io::ErrorKind::TimedOut => return Unreachable::Timeout,
-                _ => {}
-            }
+                | io::ErrorKind::NetworkUnreachable,
+            ) => return Unreachable::Refused,
+            Some(io::ErrorKind::TimedOut) => return Unreachable::Timeout,
+            _ => {}
         }
-        next = error.source();
+        // `source` of an io::Error skips the error that it wraps, which is where TLS errors are.
+        next = match io.and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
     }
     Unreachable::Reset
 }

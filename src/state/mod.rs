@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::{
     domain::{
-        health::{Health, State},
+        health::{Health, Observation, State},
         presence::Index,
         routing::Routing,
         selector::Labels,
@@ -37,6 +37,21 @@ struct Inner {
     snapshot: watch::Sender<Arc<Snapshot>>,
     clients: watch::Sender<Arc<Clients>>,
     index: RwLock<Index>,
+}
+
+/// An image that a review named and of which the shared state knows nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demand {
+    pub mirror: String,
+    /// The image's key in the presence index.
+    pub key: String,
+}
+
+/// What was seen of a mirror's health while looking for an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    pub mirror: String,
+    pub observation: Observation,
 }
 
 /// What a configuration gives to the state.

@@ -30,7 +30,7 @@ use crate::{
         time::Timestamp,
     },
     metrics::{Metrics, ReviewAnswer},
-    state::Store,
+    state::{Demand, Store},
     telemetry::Throttle,
 };
 
@@ -42,15 +42,6 @@ const RECENT_PER_SECOND: u32 = 100;
 
 /// How many faults of one reason are logged in a second.
 const FAULTS_PER_SECOND: u32 = 5;
-
-/// An image that a review named and of which nothing is known yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Demand {
-    pub mirror: String,
-    pub key: String,
-    pub repository: String,
-    pub reference: String,
-}
 
 /// How reviews are answered.
 #[derive(Clone, Copy, Debug)]
@@ -316,8 +307,6 @@ impl Inner {
             let demand = Demand {
                 mirror: snapshot.routing.mirror(probe.mirror).name.clone(),
                 key: probe.key.clone(),
-                repository: probe.repository.clone(),
-                reference: probe.reference.clone(),
             };
             if self.demand.try_send(demand).is_err() {
                 self.metrics.demand_was_dropped();

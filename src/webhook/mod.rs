@@ -7,5 +7,5 @@ mod review;
 pub mod routes;
 mod scan;
 
-pub use admit::{Admission, Demand, Limits, NoReview, RecentDecision};
-pub use probes::{Observed, Probes};
+pub use admit::{Admission, Limits, NoReview, RecentDecision};
+pub use probes::Probes;

@@ -25,18 +25,11 @@ use crate::{
         snapshot::Snapshot,
     },
     metrics::Metrics,
-    state::Store,
+    state::{Observed, Store},
 };
 
 /// How many probes of one mirror this replica makes at once.
 const IN_FLIGHT: usize = 64;
-
-/// What a probe told about a mirror's health.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
-    pub mirror: String,
-    pub observation: Observation,
-}
 
 /// Makes probes. Clones share those in flight.
 #[derive(Clone, Debug)]

@@ -10,3 +10,5 @@
 )]
 
 mod generated;
+mod registry;
+mod support;

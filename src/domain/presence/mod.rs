@@ -304,6 +304,23 @@ impl Index {
         }
     }
 
+    /// Makes room for one more image of a mirror: past `limit` entries, the sixteenth part that was
+    /// used longest ago goes. Walks all entries, but so rarely that it does not matter.
+    pub fn make_room(&mut self, mirror: &str, limit: usize) {
+        let Some(table) = self.known.get_mut(mirror).filter(|table| table.entries.len() >= limit) else { return };
+        let mut times: Vec<u32> =
+            table.entries.values().map(|entry| entry.last_used.load(Ordering::Relaxed)).collect();
+        let position = times.len() / 16;
+        let (_, oldest_kept, _) = times.select_nth_unstable(position);
+        let oldest_kept = *oldest_kept;
+        let mut to_go = position + 1;
+        table.entries.retain(|_, entry| {
+            let goes = to_go > 0 && entry.last_used.load(Ordering::Relaxed) <= oldest_kept;
+            to_go -= usize::from(goes);
+            !goes
+        });
+    }
+
     /// Keeps only what belongs to the named mirrors.
     pub fn retain_mirrors(&mut self, keep: impl Fn(&str) -> bool) {
         self.known.retain(|mirror, _| keep(mirror));

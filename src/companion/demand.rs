@@ -1,0 +1,102 @@
+//! New images: noting them and looking at them for the first time.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+};
+
+use super::{
+    Context,
+    verify::{Pace, locate},
+};
+use crate::{
+    clock,
+    domain::{
+        health::State,
+        mirror::Kind,
+        presence::Presence,
+        reason::Reason,
+    },
+    state::Demand,
+};
+
+/// How many images of one mirror are kept in mind. Past it, those used longest ago are forgotten.
+const IMAGES: usize = 150_000;
+
+/// How many new images are looked at at once.
+const AT_ONCE: usize = 16;
+
+/// How many images a second a pull-through mirror is asked for by tag: each may be a download.
+const PULL_THROUGH_RATE: u32 = 1;
+
+/// Takes in new images until the task is dropped.
+pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
+    let pull_through = std::sync::Arc::new(Pace::new(Some(PULL_THROUGH_RATE)));
+    let mut under_way: HashSet<String> = HashSet::new();
+    let mut looks: JoinSet<String> = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(ended) = looks.join_next() => match ended {
+                Ok(key) => {
+                    under_way.remove(&key);
+                }
+                Err(error) => {
+                    // Without its key there is no telling which image it was.
+                    tracing::error!(%error, mirror = context.mirror, "a look at a new image ended");
+                    under_way.clear();
+                }
+            },
+            Some(demand) = wanted.recv(), if looks.len() < AT_ONCE => {
+                if !is_due(&context, &demand.key) || !under_way.insert(demand.key.clone()) {
+                    continue;
+                }
+                let (context, pace) = (context.clone(), std::sync::Arc::clone(&pull_through));
+                looks.spawn(async move {
+                    first_look(&context, &demand.key, &pace).await;
+                    demand.key
+                });
+            }
+        }
+    }
+}
+
+/// Whether an image was not looked at for as long as an absence is remembered. Notes it if new.
+fn is_due(context: &Context, key: &str) -> bool {
+    let Some(present) = context.present() else { return false };
+    let now = clock::now();
+    let mut index = context.store.index_mut();
+    match index.get(&context.mirror, key) {
+        Some(entry) => {
+            let bound: Duration = present.settings().freshness.missing;
+            entry.presence == Presence::Unknown(None) || now.since(entry.verified_at) > bound
+        }
+        None => {
+            index.make_room(&context.mirror, IMAGES);
+            index.write(&context.mirror, key, Presence::Unknown(None), now, now);
+            true
+        }
+    }
+}
+
+async fn first_look(context: &Context, key: &str, pull_through: &Pace) {
+    let Some(present) = context.present() else { return };
+    if present.health().state != State::Healthy {
+        // It is noted; the sweep after the mirror's recovery looks at it.
+        return;
+    }
+    let Some(located) = locate(present.settings(), key) else {
+        let now = clock::now();
+        let presence = Presence::Unknown(Some(Reason::NameTooLong));
+        context.store.index_mut().write(&context.mirror, key, presence, now, now);
+        return;
+    };
+    if present.settings().kind == Kind::PullThrough {
+        pull_through.turn().await;
+    }
+    // What is seen is as old as the question: the mirror may have gone and come in between.
+    let asked_at = clock::now();
+    let (Ok(presence) | Err((_, presence))) = context.inspect(&present, &located).await;
+    context.store.index_mut().write(&context.mirror, key, presence, asked_at, clock::now());
+}

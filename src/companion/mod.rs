@@ -1,0 +1,189 @@
+//! The companion: keeps the shared state up to date, mirror by mirror.
+//!
+//! For each mirror there is a worker with three tasks: the prober (health), the sweeper (known
+//! images) and the demand (new images). They talk through the store alone. The webhook never waits
+//! for any of them.
+
+mod demand;
+mod prober;
+mod sweeper;
+mod upstream;
+mod verify;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use tokio::{sync::mpsc, task::JoinSet};
+
+use crate::{
+    clock,
+    domain::{
+        health::{Health, State},
+        mirror::{Mirror, Prefer},
+        routing::MirrorId,
+        snapshot::Snapshot,
+    },
+    metrics::Metrics,
+    registry::Client,
+    state::{Demand, Observed, Store},
+};
+
+/// How many observations and new images may wait for each mirror. More is dropped: the next
+/// review tells again.
+const QUEUE: usize = 1024;
+
+/// The tasks of one mirror; dropping it ends them.
+#[derive(Debug)]
+struct Worker {
+    client: Client,
+    observations: mpsc::Sender<Observed>,
+    demand: mpsc::Sender<Demand>,
+    tasks: JoinSet<()>,
+}
+
+/// What the tasks of one mirror share.
+#[derive(Clone, Debug)]
+struct Context {
+    mirror: String,
+    client: Client,
+    store: Store,
+    metrics: Metrics,
+}
+
+/// A mirror as the configuration and its health have it at one moment.
+#[derive(Clone, Debug)]
+struct Present {
+    snapshot: Arc<Snapshot>,
+    id: MirrorId,
+}
+
+impl Context {
+    /// Returns the mirror as it is now; none if it is configured no more.
+    fn present(&self) -> Option<Present> {
+        let snapshot = self.store.snapshot();
+        let id = *snapshot.routing.by_name().get(self.mirror.as_str())?;
+        Some(Present { snapshot, id })
+    }
+}
+
+impl Present {
+    fn settings(&self) -> &Mirror {
+        self.snapshot.routing.mirror(self.id)
+    }
+
+    fn health(&self) -> Health {
+        self.snapshot.health_of(self.id)
+    }
+}
+
+/// Keeps the state up to date for every mirror that the store's configuration has. Never ends by
+/// itself; a worker that panics is started anew.
+pub async fn run(
+    store: Store,
+    metrics: Metrics,
+    mut observations: mpsc::Receiver<Observed>,
+    mut demand: mpsc::Receiver<Demand>,
+) -> std::convert::Infallible {
+    let mut snapshots = store.subscribe();
+    let mut workers: BTreeMap<String, Worker> = BTreeMap::new();
+    let mut upstreams: BTreeMap<String, JoinSet<()>> = BTreeMap::new();
+    loop {
+        let snapshot = store.snapshot();
+        workers.retain(|mirror, worker| {
+            let stays = store.client(mirror).is_some_and(|client| client.is(&worker.client)) && worker.works();
+            if !stays {
+                metrics.forget_mirror(mirror);
+            }
+            stays
+        });
+        for (_, mirror) in snapshot.routing.mirrors() {
+            if !workers.contains_key(&mirror.name)
+                && let Some(client) = store.client(&mirror.name)
+            {
+                let context = Context {
+                    mirror: mirror.name.clone(),
+                    client,
+                    store: store.clone(),
+                    metrics: metrics.clone(),
+                };
+                workers.insert(mirror.name.clone(), Worker::start(context));
+            }
+        }
+        watch_upstreams(&mut upstreams, &snapshot, &store);
+        loop {
+            tokio::select! {
+                changed = snapshots.changed() => {
+                    // The sender lives as long as the store, which this function holds.
+                    debug_assert!(changed.is_ok(), "the store was dropped");
+                    break;
+                }
+                Some(observed) = observations.recv() => {
+                    if let Some(worker) = workers.get(&observed.mirror) {
+                        drop(worker.observations.try_send(observed));
+                    }
+                }
+                Some(wanted) = demand.recv() => {
+                    if let Some(worker) = workers.get(&wanted.mirror)
+                        && worker.demand.try_send(wanted).is_err()
+                    {
+                        metrics.demand_was_dropped();
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn start(context: Context) -> Self {
+        let (observations, observed) = mpsc::channel(QUEUE);
+        let (demand, wanted) = mpsc::channel(QUEUE);
+        let client = context.client.clone();
+        // Whatever was proven before belongs to another endpoint, or to nobody.
+        context.store.set_health(&context.mirror, Health::unknown(clock::now()));
+        context.metrics.set_health(&context.mirror, State::Unknown);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(prober::run(context.clone(), observed));
+        tasks.spawn(sweeper::run(context.clone()));
+        tasks.spawn(demand::run(context, wanted));
+        Self { client, observations, demand, tasks }
+    }
+
+    /// Whether none of the tasks has ended, which they do by panicking only.
+    fn works(&mut self) -> bool {
+        match self.tasks.try_join_next() {
+            None => true,
+            Some(ended) => {
+                tracing::error!(?ended, "a task of a mirror's worker ended; starting it anew");
+                false
+            }
+        }
+    }
+}
+
+/// Watches the upstream registries of mirrors that are used only while upstream fails.
+fn watch_upstreams(watched: &mut BTreeMap<String, JoinSet<()>>, snapshot: &Snapshot, store: &Store) {
+    let wanted: BTreeSet<&str> = snapshot
+        .routing
+        .mirrors()
+        .filter(|(_, mirror)| mirror.prefer == Prefer::Upstream)
+        .flat_map(|(_, mirror)| &mirror.sources)
+        .map(|source| source.prefix.split('/').next().unwrap_or_default())
+        .collect();
+    watched.retain(|host, _| {
+        let stays = wanted.contains(host.as_str());
+        if !stays {
+            store.set_upstream(host, State::Unknown);
+        }
+        stays
+    });
+    for host in wanted {
+        if !watched.contains_key(host) {
+            let mut task = JoinSet::new();
+            task.spawn(upstream::watch(host.to_owned(), store.clone()));
+            watched.insert(host.to_owned(), task);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Upstream registries: whether they work, and whether they give an image to everybody.
+//!
+//! They are asked without credentials, seldom, and only where a mirror's settings make the answer
+//! matter.
+
+use tokio::time::{Instant, sleep};
+
+use super::prober::fault_of_ping;
+use crate::{
+    clock,
+    domain::{
+        answer::{Answer, Failure},
+        health::{Machine, Observation},
+        image::{DOCKER_HUB, Reference},
+        mirror::HealthSettings,
+    },
+    registry::{Client, Endpoint},
+    state::Store,
+};
+
+/// Watches one registry until the task is dropped.
+pub(super) async fn watch(host: String, store: Store) {
+    let settings = HealthSettings::default();
+    let mut machine = Machine::new(settings, clock::now());
+    let Some(client) = client(&host) else { return std::future::pending().await };
+    loop {
+        let observation = match client.ping(Instant::now() + settings.timeout).await {
+            // Docker Hub limits whoever asks too often; that is no outage of its own making.
+            Ok(()) | Err(Failure::Unauthorized | Failure::RateLimited { .. }) => Observation::Good,
+            Err(failure) => Observation::Bad(fault_of_ping(failure)),
+        };
+        if machine.observe(observation, clock::now()).changed {
+            let state = machine.health().state;
+            tracing::info!(host, state = state.as_str(), "upstream health changed");
+            store.set_upstream(&host, state);
+        }
+        sleep(settings.interval).await;
+    }
+}
+
+/// Returns whether an anonymous client gets an image; none if nobody can tell now.
+pub(super) async fn gives_to_everybody(
+    reference: &Reference<'_>,
+    name: &str,
+    deadline: Instant,
+) -> Option<bool> {
+    let (host, repository) = name.split_once('/')?;
+    match client(host)?.head(repository, reference.manifest_reference(), deadline).await {
+        Answer::Exists(_) => Some(true),
+        Answer::Missing | Answer::Unauthorized => Some(false),
+        _ => None,
+    }
+}
+
+/// Returns an anonymous client of the registry behind a host as it stands in image names.
+fn client(host: &str) -> Option<Client> {
+    let url = match host {
+        // The name in references is not the name of the registry's API.
+        DOCKER_HUB => "https://registry-1.docker.io".to_owned(),
+        // Docker and containerd speak plain HTTP with registries on loopback, and so must who
+        // wants to know what they get.
+        host if is_loopback(host) => format!("http://{host}"),
+        host => format!("https://{host}"),
+    };
+    Client::new(&Endpoint { url, ca_bundle: None, credentials: None }).ok()
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name == "localhost" || name == "[::1]" || name.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+}

@@ -1,0 +1,109 @@
+//! Looking at one image for the shared state: what the sweeper and the demand have in common.
+
+use std::{sync::Mutex, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{Context, Present, upstream};
+use crate::{
+    domain::{
+        answer::Answer,
+        image::Reference,
+        mirror::{Access, Mirror},
+        presence::{Presence, Proof, reason_of},
+    },
+};
+
+/// How long one answer may take where nobody waits for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where an image stands on the mirror.
+#[derive(Debug)]
+pub(super) struct Located<'a> {
+    pub(super) reference: Reference<'a>,
+    pub(super) repository: String,
+}
+
+/// Returns where the image of a key stands on a mirror.
+pub(super) fn locate<'a>(settings: &Mirror, key: &'a str) -> Option<Located<'a>> {
+    let reference = Reference::parse(key).ok()?;
+    let repository = settings.mapping.repository_path(&reference).ok()?;
+    Some(Located { reference, repository })
+}
+
+impl Context {
+    /// Asks the mirror for an image's manifest by its headers, under `reference`.
+    pub(super) async fn head(&self, repository: &str, reference: &str) -> Answer {
+        self.client.head(repository, reference, Instant::now() + PATIENCE).await
+    }
+
+    /// Looks at an image whole and returns what to write of it, or the answer if it says nothing.
+    pub(super) async fn inspect(
+        &self,
+        present: &Present,
+        located: &Located<'_>,
+    ) -> Result<Presence, (Answer, Presence)> {
+        let deadline = Instant::now() + PATIENCE;
+        let asked = located.reference.manifest_reference();
+        let (answer, architectures) = self.client.look(&located.repository, asked, deadline).await;
+        match answer {
+            Answer::Exists(manifest) => {
+                let mut proof = Proof::new(&manifest, architectures);
+                proof.public = self.is_public(present, &located.reference).await;
+                Ok(Presence::Present(proof))
+            }
+            Answer::Missing => Ok(Presence::Missing),
+            other => {
+                let presence = Presence::Unknown(reason_of(&other));
+                Err((other, presence))
+            }
+        }
+    }
+
+    /// Returns whether everybody gets this image upstream, asking only where that matters: from a
+    /// public source that has credentials.
+    async fn is_public(&self, present: &Present, reference: &Reference<'_>) -> Option<bool> {
+        let mut key = String::new();
+        reference.write_key(&mut key);
+        let name = key.get(..key.len().checked_sub(1 + reference.manifest_reference().len())?)?;
+        let candidates = present.snapshot.routing.candidates(name);
+        let candidate = candidates.ordered.iter().find(|candidate| candidate.mirror == present.id)?;
+        let source = present.settings().sources.get(candidate.source)?;
+        if source.access == Access::Private || !source.with_credentials {
+            return None;
+        }
+        upstream::gives_to_everybody(reference, name, Instant::now() + PATIENCE).await
+    }
+}
+
+/// Spaces requests out: at most `rate` a second, none bunched together.
+#[derive(Debug)]
+pub(super) struct Pace {
+    interval: Option<Duration>,
+    next: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    /// Returns a pace of that many requests a second; none is unbounded.
+    pub(super) fn new(rate: Option<u32>) -> Self {
+        Self { interval: rate.map(|rate| Duration::from_secs(1) / rate.max(1)), next: Mutex::default() }
+    }
+
+    /// Waits for this request's turn.
+    pub(super) async fn turn(&self) {
+        let Some(interval) = self.interval else { return };
+        let mine = {
+            let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mine = next.unwrap_or_else(Instant::now).max(Instant::now());
+            *next = Some(mine + interval);
+            mine
+        };
+        sleep_until(mine).await;
+    }
+
+    /// Lets nobody go on before `until`: the mirror asked to wait.
+    pub(super) fn pause(&self, until: Instant) {
+        let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *next = Some(next.map_or(until, |next| next.max(until)));
+    }
+}

@@ -1,0 +1,209 @@
+//! Real registries: CNCF distribution, and the old one that Debian packages.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use kagami::registry::{Client, Credentials, Endpoint};
+use tempfile::TempDir;
+
+use super::{
+    certificates::{Authority, Leaf},
+    images::Target,
+    tokens::{ISSUER, SERVICE, TokenService},
+};
+
+pub const USERNAME: &str = "alice";
+pub const PASSWORD: &str = "wonderland";
+
+/// bcrypt of `PASSWORD`, the one form that distribution takes.
+const HTPASSWD: &str = "alice:$2a$04$Iv6Kee0uXunveEKZjy1Fd.G8NY5wlkqsoWQCxt93klmz46JAof6KS\n";
+
+/// How a registry is set up; the default is plain HTTP for everybody.
+#[derive(Default)]
+pub struct Setup<'a> {
+    /// Serve HTTPS with a certificate of this authority for 127.0.0.1.
+    pub tls: Option<&'a Authority>,
+    /// Ask for `USERNAME` and `PASSWORD`.
+    pub htpasswd: bool,
+    /// Ask for this service's tokens.
+    pub tokens: Option<&'a TokenService>,
+    /// Be a pull-through cache of a registry. It must be there already.
+    pub upstream: Option<&'a str>,
+}
+
+/// A running registry, which holds its images in memory. It ends when dropped.
+pub struct Registry {
+    child: Child,
+    url: String,
+    ca_bundle: Option<Vec<u8>>,
+    _files: TempDir,
+}
+
+impl Registry {
+    /// Starts distribution v3; returns none, and says so, if it is not built.
+    pub fn start(setup: &Setup<'_>) -> Option<Self> {
+        let tools = std::env::var_os("KAGAMI_TOOLS").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools"),
+            PathBuf::from,
+        );
+        let program = tools.join("registry");
+        present(&program, "scripts/tools registry").then(|| Self::run(&program, setup))
+    }
+
+    /// Starts Debian's registry 2.8; returns none, and says so, if it is not installed.
+    pub fn start_old(setup: &Setup<'_>) -> Option<Self> {
+        let program = std::env::var_os("KAGAMI_OLD_REGISTRY")
+            .map_or_else(|| PathBuf::from("/usr/bin/docker-registry"), PathBuf::from);
+        present(&program, "apt-get install docker-registry").then(|| Self::run(&program, setup))
+    }
+
+    fn run(program: &Path, setup: &Setup<'_>) -> Self {
+        super::install_crypto();
+        let files = tempfile::tempdir().unwrap();
+        let config = files.path().join("config.json");
+        fs::write(&config, config_text(setup, files.path())).unwrap();
+        let mut child = Command::new(program)
+            .arg("serve")
+            .arg(&config)
+            .env_remove("AWS_CA_BUNDLE")
+            .env("OTEL_TRACES_EXPORTER", "none")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let address = listening(&mut child);
+        let scheme = if setup.tls.is_some() { "https" } else { "http" };
+        Self {
+            child,
+            url: format!("{scheme}://{address}"),
+            ca_bundle: setup.tls.map(|authority| authority.pem().into_bytes()),
+            _files: files,
+        }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Returns the client under test.
+    pub fn client(&self, credentials: Option<Credentials>) -> Client {
+        Client::new(&Endpoint {
+            url: self.url.clone(),
+            ca_bundle: self.ca_bundle.clone(),
+            credentials,
+        })
+        .unwrap()
+    }
+
+    /// Returns where to push images.
+    pub fn target(&self, authorization: Option<String>) -> Target {
+        let mut http = reqwest::Client::builder().no_proxy();
+        if let Some(pem) = &self.ca_bundle {
+            http = http.tls_certs_only(reqwest::Certificate::from_pem_bundle(pem).unwrap());
+        }
+        Target {
+            http: http.build().unwrap(),
+            url: self.url.clone(),
+            authorization,
+        }
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Returns the credentials that `htpasswd` takes.
+pub fn credentials() -> Credentials {
+    Credentials {
+        username: USERNAME.to_owned(),
+        password: PASSWORD.to_owned(),
+    }
+}
+
+fn present(program: &Path, how: &str) -> bool {
+    if program.exists() {
+        return true;
+    }
+    let message = format!("{} is not there; get it with `{how}`", program.display());
+    assert!(std::env::var_os("CI").is_none(), "{message}");
+    // Not by `eprintln!`, which is shown for failed tests only.
+    let line = format!("skipped: {message}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    false
+}
+
+/// JSON is YAML.
+fn config_text(setup: &Setup<'_>, files: &Path) -> String {
+    let file = |name: &str, text: &str| {
+        let path = files.join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let mut config = serde_json::json!({
+        "version": 0.1,
+        "log": {"level": "info", "accesslog": {"disabled": true}},
+        "storage": {"inmemory": {}, "delete": {"enabled": true}},
+        "http": {"addr": "127.0.0.1:0", "secret": "of these tests"},
+    });
+    if let Some(authority) = setup.tls {
+        let Leaf { certificate, key } = authority.leaf(&["127.0.0.1"]);
+        config["http"]["tls"] = serde_json::json!({
+            "certificate": file("certificate.pem", &certificate),
+            "key": file("key.pem", &key),
+        });
+    }
+    if setup.htpasswd {
+        config["auth"] =
+            serde_json::json!({"htpasswd": {"realm": "tests", "path": file("htpasswd", HTPASSWD)}});
+    }
+    if let Some(tokens) = setup.tokens {
+        config["auth"] = serde_json::json!({"token": {
+            "realm": tokens.realm(),
+            "service": SERVICE,
+            "issuer": ISSUER,
+            "jwks": file("keys.json", &tokens.key_set().to_string()),
+            "signingalgorithms": ["EdDSA"],
+        }});
+    }
+    if let Some(upstream) = setup.upstream {
+        config["proxy"] = serde_json::json!({"remoteurl": upstream});
+    }
+    config.to_string()
+}
+
+/// Waits until a registry's log names the address that the system chose.
+fn listening(child: &mut Child) -> String {
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let (sender, receiver) = mpsc::channel();
+    // Reads to the end, which comes with the registry's: a full pipe would stop it.
+    thread::spawn(move || {
+        for line in log.lines().map_while(Result::ok) {
+            if let Some((_, rest)) = line.split_once("listening on ") {
+                let address = rest.split(['"', ',', ' ']).next().unwrap_or_default();
+                drop(sender.send(Ok(address.to_owned())));
+            } else {
+                drop(sender.send(Err(line)));
+            }
+        }
+    });
+    let mut lines = Vec::new();
+    loop {
+        match receiver.recv_timeout(Duration::from_secs(20)) {
+            Ok(Ok(address)) => return address,
+            Ok(Err(line)) => lines.push(line),
+            Err(error) => panic!("the registry does not listen: {error}\n{}", lines.join("\n")),
+        }
+    }
+}
