@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::selector::Selector;
+use super::{mapping::Mapping, selector::Selector};
 
 /// How far a mirror, a namespace or a Pod lets Kagami go; a later variant allows more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -182,10 +182,8 @@ impl OwnerPattern {
 pub struct Mirror {
     pub name: String,
     pub mode: Mode,
-    /// `spec.registry` as written: host[:port][/path].
-    pub registry: String,
-    /// `spec.repository` as written.
-    pub repository: String,
+    /// `spec.registry` and `spec.repository`: where images lie in the mirror.
+    pub mapping: Mapping,
     pub kind: Kind,
     pub priority: i32,
     pub prefer: Prefer,

@@ -6,6 +6,9 @@
 
 pub mod answer;
 pub mod digest;
+pub mod image;
+pub mod mapping;
 pub mod mirror;
 pub mod selector;
+pub mod source;
 pub mod time;

@@ -1,0 +1,295 @@
+//! Image references: what a user wrote, taken apart and normalised.
+//!
+//! A [`Reference`] borrows from the text and allocates nothing; parsing one is on the path of every
+//! admission. Names are completed as Docker and containerd do it (distribution/reference v0.6.0,
+//! `ParseNormalizedNamed`): `nginx` is `docker.io/library/nginx`. All its test vectors pass, except
+//! for a list of named ones that Kagami refuses on purpose (`vectors.rs`).
+//!
+//! There is a parser of our own because that of the crate oci-spec 0.10 fails 33 of the 329 vectors
+//! (IPv6 hosts, hosts known by a capital letter, bare 64 hex digits) and allocates.
+//!
+//! Deliberately absent: unqualified-search registries. A runtime that completes short names otherwise
+//! (CRI-O can be told to) must not be served with short names.
+
+mod grammar;
+
+use std::fmt;
+
+pub(in crate::domain) use grammar::{Host, PATH_LIMIT, check_host, check_path, names_host};
+
+/// The host that short names belong to.
+pub const DOCKER_HUB: &str = "docker.io";
+/// An older name of [`DOCKER_HUB`], replaced by it.
+const DOCKER_HUB_INDEX: &str = "index.docker.io";
+/// What a path of one component on [`DOCKER_HUB`] is completed with.
+const LIBRARY: &str = "library/";
+/// The tag that an image without tag and digest has.
+pub const DEFAULT_TAG: &str = "latest";
+
+/// An image reference: host, path, and a tag, a digest, both or neither.
+///
+/// Not comparable, since two texts may name one image: compare the keys ([`Self::write_key`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Reference<'a> {
+    written: &'a str,
+    host: &'a str,
+    /// `library/` for every path on Docker Hub that starts so, written or not; else empty.
+    library: &'static str,
+    path: &'a str,
+    tag: Option<&'a str>,
+    digest: Option<&'a str>,
+}
+
+/// How an image is pinned, and so how long a proof about it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// By a tag, which may move.
+    Tag,
+    /// By a digest, with or without a tag, which nobody looks at then.
+    Digest,
+}
+
+/// Why a text is no [`Reference`].
+///
+/// The text is not repeated: it may be long, comes from anybody, and the caller has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseReferenceError {
+    /// Nothing where the repository's name should be.
+    #[error("the reference names no repository")]
+    NoRepository,
+    /// 64 hex digits or a digest and nothing else: runtimes look for a local image then.
+    #[error("this is the identifier of a local image, not a repository")]
+    Identifier,
+    /// The host is neither a DNS name, nor IPv4, nor IPv6 in brackets.
+    #[error("the host is neither a DNS name nor an IP address")]
+    InvalidHost,
+    /// The port is not a number up to 65535 of at most 5 digits.
+    #[error("the port is not a number from 0 to 65535")]
+    InvalidPort,
+    /// Docker Hub's name in other than lower case, which runtimes do not take for Docker Hub.
+    #[error("docker.io is written in lower case")]
+    MiscasedDockerHub,
+    /// A capital letter in the path.
+    #[error("the repository must be in lower case")]
+    UppercasePath,
+    /// The path breaks another rule.
+    #[error(
+        "the repository must be components of letters and digits, parted by \".\", \"_\", \"__\" or dashes"
+    )]
+    InvalidPath,
+    /// The path, `library/` included, is longer than 255 bytes.
+    #[error("the repository is longer than 255 characters")]
+    PathTooLong,
+    /// The tag is empty, over 128 bytes, or has other characters than it may.
+    #[error("the tag must be 1 to 128 letters, digits, \"_\", \".\" or \"-\", the first no \".\" or \"-\"")]
+    InvalidTag,
+    /// The digest has not the form or the length of its algorithm.
+    #[error("the digest must be sha256:<64 hex digits> or sha512:<128 hex digits>")]
+    InvalidDigest,
+    /// A digest that Kagami could not check.
+    #[error("the digest's algorithm is neither sha256 nor sha512")]
+    UnsupportedDigestAlgorithm,
+}
+
+impl<'a> Reference<'a> {
+    /// Takes a written reference apart, completing its name.
+    pub fn parse(written: &'a str) -> Result<Self, ParseReferenceError> {
+        if is_identifier(written) {
+            return Err(ParseReferenceError::Identifier);
+        }
+        let (named, digest) = split_off(written, '@');
+        let (host, rest) = match named.split_once('/') {
+            Some((first, rest)) if names_host(first) => (known_host(first)?, rest),
+            _ => (DOCKER_HUB, named),
+        };
+        let (path, tag) = split_off(rest, ':');
+        if path.is_empty() {
+            return Err(ParseReferenceError::NoRepository);
+        }
+        check_path(path)?;
+        let (library, path) = if host == DOCKER_HUB {
+            complete(path)
+        } else {
+            ("", path)
+        };
+        if library.len() + path.len() > PATH_LIMIT {
+            return Err(ParseReferenceError::PathTooLong);
+        }
+        tag.map_or(Ok(()), grammar::check_tag)?;
+        digest.map_or(Ok(()), grammar::check_digest)?;
+        Ok(Self {
+            written,
+            host,
+            library,
+            path,
+            tag,
+            digest,
+        })
+    }
+
+    /// Returns the text as the user wrote it.
+    pub fn written(&self) -> &'a str {
+        self.written
+    }
+
+    /// Returns `host[:port]`, completed to `docker.io`, its case as written.
+    pub fn host(&self) -> &'a str {
+        self.host
+    }
+
+    /// Returns the path of the repository in two parts to be joined: `library/` or nothing, and the
+    /// rest.
+    ///
+    /// The first is `library/` for every repository of Docker Hub beneath it, written or completed.
+    pub fn path_parts(&self) -> [&'a str; 2] {
+        [self.library, self.path]
+    }
+
+    /// Whether the path is `prefix` or lies beneath it, on the boundaries of components; every path
+    /// lies beneath the empty one.
+    pub fn path_starts_with(&self, prefix: &str) -> bool {
+        if prefix.is_empty() {
+            return true;
+        }
+        let rest = match prefix.strip_prefix(self.library) {
+            Some(prefix) => self.path.strip_prefix(prefix),
+            None => return self.library.strip_suffix('/') == Some(prefix),
+        };
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// Returns the tag, if one was written.
+    pub fn tag(&self) -> Option<&'a str> {
+        self.tag
+    }
+
+    /// Returns the digest, if one was written; it is one that [`super::digest::Digest`] accepts.
+    pub fn digest(&self) -> Option<&'a str> {
+        self.digest
+    }
+
+    /// Returns how the image is pinned.
+    pub fn class(&self) -> Class {
+        if self.digest.is_some() {
+            Class::Digest
+        } else {
+            Class::Tag
+        }
+    }
+
+    /// Returns what a registry is asked for: the digest, else the tag, else `latest`.
+    ///
+    /// Runtimes do not look at the tag beside a digest (containerd, `ParseDockerRef`).
+    pub fn manifest_reference(&self) -> &'a str {
+        self.digest.or(self.tag).unwrap_or(DEFAULT_TAG)
+    }
+
+    /// Replaces the content of `key` with the identity of the image, under which its presence is kept.
+    ///
+    /// This is `host/path:tag`, with `latest` where nothing is written, or `host/path@digest`. The
+    /// host is in lower case and an IPv6 address in its one form of RFC 5952. It parses, and to
+    /// itself; so a host that is one only by its capital letters (`Foo/bar`) is written in capitals.
+    pub fn write_key(&self, key: &mut String) {
+        key.clear();
+        key.reserve(
+            self.host.len() + self.library.len() + self.path.len() + 2 + self.manifest_reference().len(),
+        );
+        if let Some(Host::Ipv6(address, port)) = Host::split(self.host) {
+            push_ipv6_host(key, address, port);
+        } else {
+            key.push_str(self.host);
+            key.make_ascii_lowercase();
+            if !names_host(key) {
+                key.make_ascii_uppercase();
+            }
+        }
+        key.push('/');
+        key.push_str(self.library);
+        key.push_str(self.path);
+        key.push(match self.class() {
+            Class::Tag => ':',
+            Class::Digest => '@',
+        });
+        key.push_str(self.manifest_reference());
+    }
+}
+
+/// Writes the completed reference, with the tag and the digest that were written.
+impl fmt::Display for Reference<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}{}", self.host, self.library, self.path)?;
+        if let Some(tag) = self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Splits at the first `separator`, which belongs to neither part.
+fn split_off(text: &str, separator: char) -> (&str, Option<&str>) {
+    match text.split_once(separator) {
+        Some((before, after)) => (before, Some(after)),
+        None => (text, None),
+    }
+}
+
+/// Whether runtimes take a text for the identifier of a local image (v0.6.0, `ParseAnyReference`).
+fn is_identifier(text: &str) -> bool {
+    if text.starts_with("sha256:") || text.starts_with("sha512:") {
+        return grammar::check_digest(text).is_ok();
+    }
+    text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Checks a written host and returns the one that it stands for.
+fn known_host(host: &str) -> Result<&str, ParseReferenceError> {
+    if host == DOCKER_HUB || host == DOCKER_HUB_INDEX {
+        return Ok(DOCKER_HUB);
+    }
+    // Runtimes complete names only after comparing with the lower-case form. Taken as a host of its
+    // own, `Docker.io/nginx` would have a key that parses to another image, `library/nginx`.
+    if is_docker_hub(host) {
+        return Err(ParseReferenceError::MiscasedDockerHub);
+    }
+    check_host(host)?;
+    Ok(host)
+}
+
+/// Whether a host is Docker Hub's, in any case.
+pub(in crate::domain) fn is_docker_hub(host: &str) -> bool {
+    host.eq_ignore_ascii_case(DOCKER_HUB) || host.eq_ignore_ascii_case(DOCKER_HUB_INDEX)
+}
+
+/// Splits a path on Docker Hub into `library/` and the rest, which completes it if it is short.
+fn complete(path: &str) -> (&'static str, &str) {
+    match path.strip_prefix(LIBRARY) {
+        Some(rest) => (LIBRARY, rest),
+        None if path.contains('/') => ("", path),
+        None => (LIBRARY, path),
+    }
+}
+
+fn push_ipv6_host(out: &mut String, address: core::net::Ipv6Addr, port: Option<&str>) {
+    use fmt::Write as _;
+    // An IPv4-mapped address would be printed with dots, which references do not allow.
+    let written = match address.to_ipv4_mapped() {
+        Some(_) => {
+            let [.., high, low] = address.segments();
+            write!(out, "[::ffff:{high:x}:{low:x}]")
+        }
+        None => write!(out, "[{address}]"),
+    };
+    debug_assert!(written.is_ok(), "writing to a String cannot fail");
+    if let Some(port) = port {
+        out.push(':');
+        out.push_str(port);
+    }
+}
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod vectors;

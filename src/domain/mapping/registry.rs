@@ -1,0 +1,128 @@
+//! `spec.registry` of an ImageMirror: what is written into Pods before the repository.
+
+use std::{fmt, str::FromStr};
+
+use crate::domain::image::{
+    ParseReferenceError, Reference, check_host, check_path, is_docker_hub, names_host,
+};
+
+/// A mirror's registry, `host[:port][/path]`, as it was written.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct MirrorRegistry {
+    host: Box<str>,
+    /// Without a slash at either end; empty if none was written.
+    path: Box<str>,
+}
+
+/// Why a text is no [`MirrorRegistry`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseMirrorRegistryError {
+    /// A URL instead of a host.
+    #[error("cannot use registry {0:?}: leave out the scheme, it belongs to endpoint.url")]
+    Scheme(String),
+    /// A host that runtimes would take for a repository on Docker Hub.
+    #[error(
+        "cannot use registry {0:?}: its first part must have a \".\" or a \":port\" or be \"localhost\", else it is taken for a repository on Docker Hub"
+    )]
+    NotAHost(String),
+    /// The host or its port is malformed.
+    #[error("cannot use registry {text:?}")]
+    InvalidHost {
+        text: String,
+        source: ParseReferenceError,
+    },
+    /// Docker Hub, whose repositories have two components only and which completes short ones.
+    #[error("cannot use registry {0:?}: Docker Hub cannot be a mirror, name a registry of your own")]
+    DockerHub(String),
+    /// A slash at the end.
+    #[error("cannot use registry {0:?}: leave out the \"/\" at the end")]
+    TrailingSlash(String),
+    /// A tag or a digest.
+    #[error("cannot use registry {0:?}: it must have neither tag nor digest")]
+    TagOrDigest(String),
+    /// The path after the host is malformed.
+    #[error("cannot use registry {text:?}")]
+    InvalidPath {
+        text: String,
+        source: ParseReferenceError,
+    },
+}
+
+impl MirrorRegistry {
+    /// Returns `host[:port]`.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Returns the path beneath which the mirror's repositories lie; empty if there is none.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether an image points to this registry: the same host in any case, and a path beneath its
+    /// path on the boundaries of components.
+    pub fn is_under(&self, image: &Reference<'_>) -> bool {
+        image.host().eq_ignore_ascii_case(&self.host) && image.path_starts_with(&self.path)
+    }
+}
+
+impl FromStr for MirrorRegistry {
+    type Err = ParseMirrorRegistryError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        use ParseMirrorRegistryError as E;
+        let owned = || text.to_owned();
+        if text.contains("://") {
+            return Err(E::Scheme(owned()));
+        }
+        let (host, path) = match text.split_once('/') {
+            Some((host, path)) => (host, Some(path)),
+            None => (text, None),
+        };
+        if host.contains('@') {
+            return Err(E::TagOrDigest(owned()));
+        }
+        if !names_host(host) {
+            return Err(E::NotAHost(owned()));
+        }
+        check_host(host).map_err(|source| E::InvalidHost {
+            text: owned(),
+            source,
+        })?;
+        if is_docker_hub(host) {
+            return Err(E::DockerHub(owned()));
+        }
+        if let Some(path) = path {
+            if path.ends_with('/') || path.is_empty() {
+                return Err(E::TrailingSlash(owned()));
+            }
+            if path.contains([':', '@']) {
+                return Err(E::TagOrDigest(owned()));
+            }
+            check_path(path).map_err(|source| E::InvalidPath {
+                text: owned(),
+                source,
+            })?;
+        }
+        Ok(Self {
+            host: host.into(),
+            path: path.unwrap_or_default().into(),
+        })
+    }
+}
+
+impl fmt::Display for MirrorRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.host)?;
+        if !self.path.is_empty() {
+            write!(f, "/{}", self.path)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for MirrorRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
