@@ -3,7 +3,7 @@
 //! All faults of a resource are told at once. The API server finds most of them with the schema and
 //! its CEL rules; files have no API server, and rules may be younger than an object in a cluster.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, error::Error};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use kube::ResourceExt as _;
@@ -14,10 +14,12 @@ use super::{
     v1alpha1::{self as api, ImageMirror, ImageMirrorSpec},
 };
 use crate::domain::{
+    mapping::{Mapping, MirrorRegistry, Template},
     mirror::{
         Access, Drift, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags,
     },
     selector::{Operator, Requirement, Selector},
+    source::{check_glob, is_host, normalise_prefix},
 };
 
 /// How Kagami reaches a mirror.
@@ -34,15 +36,33 @@ pub struct Connection {
 /// Returns what a resource says, or everything that is wrong with it.
 pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>> {
     let spec = &resource.spec;
-    let status = resource.status.clone().unwrap_or_default();
     let mut faults = Faults::default();
-
+    let mapping = mapping(spec, &mut faults);
     let connection = connection(spec, &mut faults);
+    let namespaces = selector(&spec.namespace_selector, &mut faults);
+    let sources = sources(spec, &mut faults);
+    let health = health(&spec.health, &mut faults);
+    let freshness = freshness(&spec.freshness, &mut faults);
+    let tags = tags(&spec.tags, &mut faults);
+    check_rest(spec, &mut faults);
+    if selects_all(&spec.namespace_selector) && sources.iter().any(|source| source.access == Access::Private)
+    {
+        faults.add("spec.namespaceSelector", rules::PRIVATE_NEEDS_SELECTOR.message);
+    }
+    let (Some(mapping), Some(connection), []) = (mapping, connection, faults.0.as_slice()) else {
+        return Err(faults.0);
+    };
+
+    let status = resource.status.clone().unwrap_or_default();
     let mirror = Mirror {
         name: resource.name_any(),
-        mode: spec.mode.into(),
-        registry: spec.registry.clone(),
-        repository: spec.repository.clone(),
+        mode: match spec.mode {
+            api::Mode::Enforce => Mode::Enforce,
+            api::Mode::Warn => Mode::Warn,
+            api::Mode::Audit => Mode::Audit,
+            api::Mode::Off => Mode::Off,
+        },
+        mapping,
         kind: match spec.kind {
             api::Kind::Hosted => Kind::Hosted,
             api::Kind::PullThrough => Kind::PullThrough,
@@ -52,74 +72,24 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             api::Prefer::Mirror => Prefer::Mirror,
             api::Prefer::Upstream => Prefer::Upstream,
         },
-        namespaces: selector(&spec.namespace_selector, &mut faults),
-        sources: sources(spec, &mut faults),
-        health: HealthSettings {
-            interval: faults.duration("spec.health.interval", &spec.health.interval, &rules::INTERVAL),
-            timeout: faults.duration("spec.health.timeout", &spec.health.timeout, &rules::TIMEOUT),
-            failure_threshold: faults.count("spec.health.failureThreshold", spec.health.failure_threshold),
-            success_threshold: faults.count("spec.health.successThreshold", spec.health.success_threshold),
-            stale_after: faults.duration(
-                "spec.health.staleAfter",
-                &spec.health.stale_after,
-                &rules::STALE_AFTER,
-            ),
-        },
-        freshness: Freshness {
-            tag: faults.duration("spec.freshness.tag", &spec.freshness.tag, &rules::FRESHNESS),
-            digest: faults.duration("spec.freshness.digest", &spec.freshness.digest, &rules::FRESHNESS),
-            missing: faults.duration(
-                "spec.freshness.missing",
-                &spec.freshness.missing,
-                &rules::FRESHNESS,
-            ),
-        },
+        namespaces,
+        sources,
+        health,
+        freshness,
         sweep_rate: u32::try_from(spec.sweep.requests_per_second)
             .ok()
             .filter(|rate| *rate > 0),
-        tags: Tags {
-            pin_digest: spec.tags.pin == api::Pin::Digest,
-            refresh: faults.duration("spec.tags.refresh", &spec.tags.refresh, &rules::FRESHNESS),
-            drift: match spec.tags.drift {
-                api::Drift::Sync => Drift::Sync,
-                api::Drift::Warn => Drift::Warn,
-                api::Drift::Keep => Drift::Keep,
-            },
-        },
+        tags,
         pull_secret: spec.pull_secret.is_some(),
         exclude_owners: spec
             .exclude_owners
-            .as_ref()
-            .map_or_else(OwnerPattern::built_in, |owners| {
-                let pattern = |owner: &api::Owner| OwnerPattern {
-                    group: owner.group.clone(),
-                    kind: owner.kind.clone(),
-                };
-                owners.iter().map(pattern).collect()
-            }),
+            .as_deref()
+            .map_or_else(OwnerPattern::built_in, owners),
         pull_secret_namespaces: status.pull_secret_namespaces,
         platforms: status.platforms,
         owners_left_alone: status.owners_left_alone,
     };
-
-    faults.check_registry(spec);
-    faults.check_rest(spec);
-    let selector = &spec.namespace_selector;
-    let selects_all = selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
-        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty);
-    if selects_all
-        && mirror
-            .sources
-            .iter()
-            .any(|source| source.access == Access::Private)
-    {
-        faults.add("spec.namespaceSelector", rules::PRIVATE_NEEDS_SELECTOR.message);
-    }
-    if faults.0.is_empty() {
-        Ok((mirror, connection))
-    } else {
-        Err(faults.0)
-    }
+    Ok((mirror, connection))
 }
 
 /// Returns every Secret that a resource names, with the path of the field that does.
@@ -148,17 +118,6 @@ pub fn secret_references(spec: &ImageMirrorSpec) -> Vec<(String, &str)> {
             ))
         })
         .collect()
-}
-
-impl From<api::Mode> for Mode {
-    fn from(mode: api::Mode) -> Self {
-        match mode {
-            api::Mode::Enforce => Self::Enforce,
-            api::Mode::Warn => Self::Warn,
-            api::Mode::Audit => Self::Audit,
-            api::Mode::Off => Self::Off,
-        }
-    }
 }
 
 #[derive(Default)]
@@ -193,75 +152,143 @@ impl Faults {
             })
     }
 
-    fn check_registry(&mut self, spec: &ImageMirrorSpec) {
-        if let Err(message) = prefix(&spec.registry) {
-            self.add("spec.registry", message);
-        }
-        if !spec.repository.contains("{repository}") {
-            self.add("spec.repository", rules::TEMPLATE_NEEDS_REPOSITORY.message);
-        }
-        if !spec.repository.contains("{registry}") && spec.sources.len() != 1 {
-            self.add("spec.repository", rules::TEMPLATE_NEEDS_REGISTRY.message);
-        }
-    }
-
-    /// Checks the fields that the core does not hold yet.
-    fn check_rest(&mut self, spec: &ImageMirrorSpec) {
-        for (index, platform) in spec.copy.platforms.iter().enumerate() {
-            if !is_platform(platform) {
-                let message = format!("{platform:?} is not a platform: write linux/amd64 or linux/arm64/v8");
-                self.add(format!("spec.copy.platforms[{index}]"), message);
-            }
-        }
-        self.duration(
-            "spec.rescue.hangAfter",
-            &spec.rescue.hang_after,
-            &rules::HANG_AFTER,
-        );
-        if let Some(unused_for) = spec
-            .retention
-            .as_ref()
-            .and_then(|retention| retention.unused_for.as_ref())
-        {
-            self.duration("spec.retention.unusedFor", unused_for, &rules::UNUSED_FOR);
-        }
+    /// Returns a value, or notes why there is none.
+    fn take<T, E: Error>(&mut self, field: impl Into<String>, parsed: Result<T, E>) -> Option<T> {
+        parsed.map_err(|error| self.add(field, chain(&error))).ok()
     }
 }
 
-fn connection(spec: &ImageMirrorSpec, faults: &mut Faults) -> Connection {
+fn mapping(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Mapping> {
+    let registry = faults.take("spec.registry", spec.registry.parse());
+    let template: Option<Template> = faults.take("spec.repository", spec.repository.parse());
+    let together = template
+        .as_ref()
+        .is_some_and(|template| !template.keeps_registries_apart());
+    if together && spec.sources.len() != 1 {
+        faults.add("spec.repository", rules::TEMPLATE_NEEDS_REGISTRY.message);
+    }
+    Some(Mapping {
+        registry: registry?,
+        template: template?,
+    })
+}
+
+/// Returns how the mirror is reached; nothing if neither an endpoint nor the registry tells.
+fn connection(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Connection> {
     let endpoint = spec.endpoint.clone().unwrap_or_default();
-    let host = spec.registry.split('/').next().unwrap_or_default();
-    let url = endpoint.url.map_or_else(
-        || format!("https://{}", host.to_lowercase()),
-        |url| {
-            if !is_base_url(&url) {
-                faults.add("spec.endpoint.url", rules::ENDPOINT_URL.message);
-            }
-            url.trim_end_matches('/').to_owned()
-        },
-    );
-    if let Some(bundle) = &endpoint.ca_bundle
-        && !bundle.contains("-----BEGIN CERTIFICATE-----")
+    if endpoint.url.as_deref().is_some_and(|url| !is_base_url(url)) {
+        faults.add("spec.endpoint.url", rules::ENDPOINT_URL.message);
+    }
+    let bundle = endpoint.ca_bundle.map(String::into_bytes);
+    let marker = b"-----BEGIN CERTIFICATE-----";
+    if bundle
+        .as_deref()
+        .is_some_and(|pem| !pem.windows(marker.len()).any(|part| part == marker))
     {
         faults.add(
             "spec.endpoint.caBundle",
             "must hold certificates in PEM: -----BEGIN CERTIFICATE-----",
         );
     }
-    Connection {
-        endpoint: url,
-        ca_bundle: endpoint.ca_bundle.map(String::into_bytes),
+    let own_url = || {
+        let registry: MirrorRegistry = spec.registry.parse().ok()?;
+        Some(format!("https://{}", registry.host().to_ascii_lowercase()))
+    };
+    Some(Connection {
+        endpoint: match endpoint.url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => own_url()?,
+        },
+        ca_bundle: bundle,
         probe_secret: endpoint
             .credentials
             .map(|credentials| credentials.secret_ref.name),
-    }
+    })
 }
 
+/// Whether this is `http[s]://host[:port]`, with or without a slash at the end.
 fn is_base_url(url: &str) -> bool {
     let rest = url
         .strip_prefix("https://")
         .or_else(|| url.strip_prefix("http://"));
-    rest.is_some_and(|rest| host(rest.strip_suffix('/').unwrap_or(rest)).is_ok())
+    rest.is_some_and(|rest| is_host(rest.strip_suffix('/').unwrap_or(rest)))
+}
+
+/// Returns an error and its causes in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn health(spec: &api::Health, faults: &mut Faults) -> HealthSettings {
+    HealthSettings {
+        interval: faults.duration("spec.health.interval", &spec.interval, &rules::INTERVAL),
+        timeout: faults.duration("spec.health.timeout", &spec.timeout, &rules::TIMEOUT),
+        failure_threshold: faults.count("spec.health.failureThreshold", spec.failure_threshold),
+        success_threshold: faults.count("spec.health.successThreshold", spec.success_threshold),
+        stale_after: faults.duration("spec.health.staleAfter", &spec.stale_after, &rules::STALE_AFTER),
+    }
+}
+
+fn freshness(spec: &api::FreshnessLimits, faults: &mut Faults) -> Freshness {
+    Freshness {
+        tag: faults.duration("spec.freshness.tag", &spec.tag, &rules::FRESHNESS),
+        digest: faults.duration("spec.freshness.digest", &spec.digest, &rules::FRESHNESS),
+        missing: faults.duration("spec.freshness.missing", &spec.missing, &rules::FRESHNESS),
+    }
+}
+
+fn tags(spec: &api::TagSettings, faults: &mut Faults) -> Tags {
+    Tags {
+        pin_digest: spec.pin == api::Pin::Digest,
+        refresh: faults.duration("spec.tags.refresh", &spec.refresh, &rules::FRESHNESS),
+        drift: match spec.drift {
+            api::Drift::Sync => Drift::Sync,
+            api::Drift::Warn => Drift::Warn,
+            api::Drift::Keep => Drift::Keep,
+        },
+    }
+}
+
+fn owners(owners: &[api::Owner]) -> Vec<OwnerPattern> {
+    let pattern = |owner: &api::Owner| OwnerPattern {
+        group: owner.group.clone(),
+        kind: owner.kind.clone(),
+    };
+    owners.iter().map(pattern).collect()
+}
+
+/// Checks the fields that the core does not hold yet.
+fn check_rest(spec: &ImageMirrorSpec, faults: &mut Faults) {
+    for (index, platform) in spec.copy.platforms.iter().enumerate() {
+        if !is_platform(platform) {
+            let message = format!("{platform:?} is not a platform: write linux/amd64 or linux/arm64/v8");
+            faults.add(format!("spec.copy.platforms[{index}]"), message);
+        }
+    }
+    faults.duration(
+        "spec.rescue.hangAfter",
+        &spec.rescue.hang_after,
+        &rules::HANG_AFTER,
+    );
+    if let Some(unused_for) = spec
+        .retention
+        .as_ref()
+        .and_then(|retention| retention.unused_for.as_ref())
+    {
+        faults.duration("spec.retention.unusedFor", unused_for, &rules::UNUSED_FOR);
+    }
+}
+
+/// Whether a selector has no requirements at all, be they valid or not.
+fn selects_all(selector: &LabelSelector) -> bool {
+    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
+        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
 }
 
 fn is_platform(text: &str) -> bool {
@@ -277,10 +304,8 @@ fn sources(spec: &ImageMirrorSpec, faults: &mut Faults) -> Vec<Source> {
     let mut sources: Vec<Source> = Vec::new();
     for (index, source) in spec.sources.iter().enumerate() {
         let field = format!("spec.sources[{index}]");
-        let prefix = prefix(&source.prefix).unwrap_or_else(|message| {
-            faults.add(format!("{field}.prefix"), message);
-            source.prefix.clone()
-        });
+        let prefix = faults.take(format!("{field}.prefix"), normalise_prefix(&source.prefix));
+        let prefix = prefix.unwrap_or_else(|| source.prefix.clone());
         if let Some(first) = sources.iter().position(|other| other.prefix == prefix) {
             faults.add(
                 format!("{field}.prefix"),
@@ -288,9 +313,7 @@ fn sources(spec: &ImageMirrorSpec, faults: &mut Faults) -> Vec<Source> {
             );
         }
         for (index, glob) in source.exclude.iter().enumerate() {
-            if let Err(message) = check_glob(glob) {
-                faults.add(format!("{field}.exclude[{index}]"), message);
-            }
+            faults.take(format!("{field}.exclude[{index}]"), check_glob(glob));
         }
         let with_credentials = source.credentials.is_some();
         sources.push(Source {
@@ -363,136 +386,4 @@ fn operator(expression: &LabelSelectorRequirement) -> Result<Operator, (&'static
         }
         _ => Ok(operator),
     }
-}
-
-/// Returns a prefix as normalised names begin: host in lower case, Docker Hub under one name.
-fn prefix(text: &str) -> Result<String, String> {
-    if text.contains("://") {
-        return Err(format!("{text:?} must be without a scheme: a host, then a path"));
-    }
-    let (first, path) = text
-        .split_once('/')
-        .map_or((text, None), |(host, path)| (host, Some(path)));
-    if !is_host(first) {
-        return Err(format!(
-            "{text:?} must begin with a registry host: {}, for example",
-            on_docker_hub(text)
-        ));
-    }
-    let host = host(first)?;
-    let host = if host == "index.docker.io" {
-        "docker.io"
-    } else {
-        &host
-    };
-    let Some(path) = path else {
-        return Ok(host.to_owned());
-    };
-    for component in path.split('/') {
-        if !is_component(component) {
-            return Err(match component {
-                "" => format!("{text:?} has an empty path component"),
-                _ if component.contains(['@', ':']) => format!("{text:?} must be without tag and digest"),
-                _ => format!(
-                    "{component:?} cannot be part of a repository's path: lower case letters, digits and . _ - between them"
-                ),
-            });
-        }
-    }
-    Ok(format!("{host}/{path}"))
-}
-
-/// Returns what a name without a host means to most people.
-fn on_docker_hub(name: &str) -> String {
-    let official = if name.contains('/') { "" } else { "library/" };
-    format!("docker.io/{official}{name}")
-}
-
-/// Whether the first component of a reference is a host (distribution's `splitDockerDomain`).
-fn is_host(first: &str) -> bool {
-    first == "localhost"
-        || first.contains(['.', ':'])
-        || first.chars().any(|character| character.is_ascii_uppercase())
-}
-
-/// Returns a host with its port, if any, in lower case.
-fn host(text: &str) -> Result<String, String> {
-    let lower = text.to_ascii_lowercase();
-    let (name, port) = match lower.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
-        _ => (lower.as_str(), None),
-    };
-    let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    let good_name = match address {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => name.split('.').all(is_label),
-    };
-    let good_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
-    if good_name && good_port {
-        Ok(lower)
-    } else {
-        Err(format!("{text:?} is not a host with at most a port"))
-    }
-}
-
-fn is_label(label: &str) -> bool {
-    let known = |character: char| character.is_ascii_alphanumeric() || character == '-';
-    !label.is_empty() && !label.starts_with('-') && !label.ends_with('-') && label.chars().all(known)
-}
-
-/// Whether this is a path component of the reference grammar (distribution's `regexp.go`).
-fn is_component(component: &str) -> bool {
-    let mut rest = component;
-    loop {
-        let word = rest
-            .find(|character: char| !matches!(character, 'a'..='z' | '0'..='9'))
-            .unwrap_or(rest.len());
-        if word == 0 {
-            return false;
-        }
-        rest = &rest[word..];
-        if rest.is_empty() {
-            return true;
-        }
-        let separator = rest
-            .find(|character: char| !matches!(character, '.' | '_' | '-'))
-            .unwrap_or(rest.len());
-        let (text, tail) = rest.split_at(separator);
-        if !matches!(text, "." | "_" | "__") && !text.chars().all(|character| character == '-')
-            || text.is_empty()
-        {
-            return false;
-        }
-        rest = tail;
-    }
-}
-
-fn check_glob(glob: &str) -> Result<(), String> {
-    let (first, path) = glob
-        .split_once('/')
-        .map_or((glob, None), |(first, path)| (first, Some(path)));
-    if !first.contains('*') && !is_host(first) {
-        return Err(format!(
-            "{glob:?} must begin with a registry host, or with *: {}, for example",
-            on_docker_hub(glob)
-        ));
-    }
-    for component in path.into_iter().flat_map(|path| path.split('/')) {
-        if component.is_empty() {
-            return Err(format!("{glob:?} has an empty path component"));
-        }
-        if component.contains(['@', ':']) {
-            return Err(format!("{glob:?} must be without tag and digest"));
-        }
-    }
-    let known = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '.' | '_' | '-' | '/' | ':' | '*' | '[' | ']');
-    if !glob.chars().all(known) {
-        return Err(format!(
-            "{glob:?} can never match: names are lower case letters, digits and . _ - / :"
-        ));
-    }
-    if glob.contains("***") {
-        return Err(format!("{glob:?} has more than two * in a row"));
-    }
-    Ok(())
 }

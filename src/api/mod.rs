@@ -10,7 +10,9 @@ pub mod v1alpha1;
 
 use std::fmt;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt as _;
 
 /// The API group of the custom resources, and the domain of the labels.
@@ -71,7 +73,48 @@ impl std::error::Error for Fault {}
 
 /// Returns the definitions of all custom resources.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![v1alpha1::ImageMirror::crd(), v1alpha1::MirroredImage::crd()]
+    let mut crds = vec![v1alpha1::ImageMirror::crd(), v1alpha1::MirroredImage::crd()];
+    for version in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions) {
+        if let Some(schema) = version
+            .schema
+            .as_mut()
+            .and_then(|schema| schema.open_api_v3_schema.as_mut())
+        {
+            tidy(schema);
+        }
+    }
+    crds
+}
+
+/// Makes a generated schema one that a person would write.
+///
+/// Optional fields are not nullable: API servers then take a null for an absent field, and
+/// `kubectl explain` does not list null among the values of an enum. Descriptions lose the line
+/// breaks of the source code, which `kubectl explain` would keep.
+fn tidy(schema: &mut JSONSchemaProps) {
+    schema.title = None;
+    schema.nullable = None;
+    if let Some(values) = &mut schema.enum_ {
+        values.retain(|value| !value.0.is_null());
+    }
+    if let Some(description) = &mut schema.description {
+        let paragraphs: Vec<String> = description
+            .split("\n\n")
+            .map(|text| text.replace('\n', " "))
+            .collect();
+        *description = paragraphs.join("\n\n");
+    }
+    schema
+        .properties
+        .iter_mut()
+        .flatten()
+        .for_each(|(_, field)| tidy(field));
+    if let Some(JSONSchemaPropsOrArray::Schema(item)) = &mut schema.items {
+        tidy(item);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(value)) = &mut schema.additional_properties {
+        tidy(value);
+    }
 }
 
 /// Returns the definitions of all custom resources as one stream of YAML documents.

@@ -4,7 +4,7 @@
 //! Patterns and CEL rules are not looked at: what they say is said better by the code that parses
 //! those values ([`super::mirror`]).
 
-use kube::CustomResourceExt as _;
+use kube::Resource as _;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -14,12 +14,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 /// Returns the schema of ImageMirror documents: that of the resource definition, and of metadata.
 pub fn image_mirror() -> Value {
-    let crd = ImageMirror::crd();
-    let schema = crd
-        .spec
-        .versions
+    let plural = ImageMirror::plural(&());
+    let crd = super::crds()
         .into_iter()
-        .find_map(|version| version.schema?.open_api_v3_schema);
+        .find(|crd| crd.spec.names.plural == plural);
+    let mut versions = crd.into_iter().flat_map(|crd| crd.spec.versions);
+    let schema = versions.find_map(|version| version.schema?.open_api_v3_schema);
     let mut schema = serde_json::to_value(schema).expect("a schema is a tree of maps, lists and scalars");
     schema["properties"]["apiVersion"] = json!({"type": "string"});
     schema["properties"]["kind"] = json!({"type": "string"});

@@ -49,10 +49,7 @@ impl JsonSchema for Duration {
     }
 }
 
-/// A registry that holds copies of images, and the promise to use it only on fresh proof.
-///
-/// Kagami rewrites the images of Pods to a mirror only while the mirror is healthy and was seen to
-/// hold the very image. Every doubt leaves a Pod's images as written.
+/// What the mirror holds, and how Kagami uses it.
 #[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "kagami.dev",

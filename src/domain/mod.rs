@@ -21,4 +21,5 @@ pub mod routing;
 pub mod selector;
 pub mod snapshot;
 pub mod sweep;
+pub mod source;
 pub mod time;

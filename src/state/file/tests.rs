@@ -7,6 +7,7 @@ use super::*;
 use crate::{
     api::v1alpha1,
     domain::{
+        mapping::Mapping,
         mirror::{Access, Drift, Freshness, HealthSettings, Kind, OwnerPattern, Prefer, Source, Tags},
         selector::{Operator, Requirement, Selector},
     },
@@ -40,14 +41,20 @@ fn faults_with(fields: &str) -> String {
     faults(&format!("{}  {fields}\n", MINIMAL.trim_start()))
 }
 
+fn mapping(registry: &str, template: &str) -> Mapping {
+    Mapping {
+        registry: registry.parse().unwrap(),
+        template: template.parse().unwrap(),
+    }
+}
+
 #[test]
 fn a_minimal_mirror_has_the_defaults() {
     let configuration = load(MINIMAL, "mirrors.yaml").unwrap();
     let expected = Mirror {
         name: "main".to_owned(),
         mode: Mode::Enforce,
-        registry: "mirror.example.com".to_owned(),
-        repository: "{registry}/{repository}".to_owned(),
+        mapping: mapping("mirror.example.com", "{registry}/{repository}"),
         kind: Kind::Hosted,
         priority: 100,
         prefer: Prefer::Mirror,
@@ -98,8 +105,7 @@ fn every_field_is_accepted() {
     let expected = Mirror {
         name: "main".to_owned(),
         mode: Mode::Off,
-        registry: "mirror.example.com:5000/cache".to_owned(),
-        repository: "{registry}/{repository}".to_owned(),
+        mapping: mapping("mirror.example.com:5000/cache", "all/{registry}/{repository}"),
         kind: Kind::PullThrough,
         priority: -5,
         prefer: Prefer::Upstream,
@@ -306,7 +312,7 @@ metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
     mirrors.yaml:4: document 1 (ImageMirror Main): spec.kind: is required
     mirrors.yaml:5: document 1 (ImageMirror Main): spec.mode: "enforce" is not one of Enforce, Warn, Audit, Off
     mirrors.yaml:6: document 1 (ImageMirror Main): spec.registry: must be text, not a mapping: a value that begins with { or [ must be put in quotes
-    mirrors.yaml:7: document 1 (ImageMirror Main): spec.repository: must contain {repository}
+    mirrors.yaml:7: document 1 (ImageMirror Main): spec.repository: cannot use repository template "{registry}": {repository} is missing
     mirrors.yaml:8: document 1 (ImageMirror Main): spec.priority: must be a whole number, not text: remove the quotes
     mirrors.yaml:9: document 1 (ImageMirror Main): spec.endpoints: unknown field: did you mean endpoint?
     mirrors.yaml:10: document 1 (ImageMirror Main): spec.colour: unknown field: the fields here are copy, endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, rescue, retention, sources, sweep, tags
@@ -317,11 +323,11 @@ metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
     mirrors.yaml:14: document 1 (ImageMirror Main): spec.namespaceSelector.matchExpressions[0].operator: "in" is not one of In, NotIn, Exists, DoesNotExist
     mirrors.yaml:15: document 1 (ImageMirror Main): spec.namespaceSelector.matchExpressions[1].values: In needs at least one value
     mirrors.yaml:16: document 1 (ImageMirror Main): spec.namespaceSelector.matchExpressions[2].values: Exists takes no values
-    mirrors.yaml:18: document 1 (ImageMirror Main): spec.sources[0].prefix: "library/nginx" must begin with a registry host: docker.io/library/nginx, for example
+    mirrors.yaml:18: document 1 (ImageMirror Main): spec.sources[0].prefix: cannot use prefix "library/nginx": it must begin with a registry's host: docker.io/library/nginx, for example
     mirrors.yaml:20: document 1 (ImageMirror Main): spec.sources[1].credentials.secretRef.name: there is no Secret hub in the file
-    mirrors.yaml:21: document 1 (ImageMirror Main): spec.sources[1].exclude[0]: "nginx" must begin with a registry host, or with *: docker.io/library/nginx, for example
-    mirrors.yaml:21: document 1 (ImageMirror Main): spec.sources[1].exclude[1]: "docker.io/library/nginx:1.10" must be without tag and digest
-    mirrors.yaml:21: document 1 (ImageMirror Main): spec.sources[1].exclude[2]: "docker.io/***" has more than two * in a row
+    mirrors.yaml:21: document 1 (ImageMirror Main): spec.sources[1].exclude[0]: cannot use glob "nginx": it must begin with a registry's host or with *: docker.io/library/nginx, for example
+    mirrors.yaml:21: document 1 (ImageMirror Main): spec.sources[1].exclude[1]: cannot use glob "docker.io/library/nginx:1.10": it must have neither tag nor digest
+    mirrors.yaml:21: document 1 (ImageMirror Main): spec.sources[1].exclude[2]: cannot use glob "docker.io/***": it has more than two * in a row
     mirrors.yaml:22: document 1 (ImageMirror Main): spec.sources[2].prefix: docker.io is there already, as sources[1]
     mirrors.yaml:23: document 1 (ImageMirror Main): spec.sources[2].access: "public" is not one of Private, Public
     mirrors.yaml:24: document 1 (ImageMirror Main): spec.sources[3].exclude: must be a list, not a number
@@ -344,15 +350,15 @@ fn values_of_fields() {
     assert_snapshot!(faults_with("endpoint: {caBundle: LS0tLS1CRUdJTg==}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.caBundle: must hold certificates in PEM: -----BEGIN CERTIFICATE-----");
     assert_snapshot!(faults_with("- prefix: ghcr.io\nrepository: \"cache/{repository}\""), @"mirrors.yaml:10: document 1 (ImageMirror main): spec.repository: must contain {registry} when there is more than one source: else images of different registries get one name");
     assert_snapshot!(faults_with("- {prefix: ghcr.io, access: Private}"), @"mirrors.yaml:4: document 1 (ImageMirror main): spec.namespaceSelector: must select namespaces when a source is Private (the default of a source with credentials): an empty selector would give private images to everybody");
-    assert_snapshot!(faults_with("- prefix: https://ghcr.io"), @r#"mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: "https://ghcr.io" must be without a scheme: a host, then a path"#);
+    assert_snapshot!(faults_with("- prefix: https://ghcr.io"), @r#"mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "https://ghcr.io": leave out the scheme"#);
     assert_snapshot!(faults_with("- prefix: ghcr.io/\n- prefix: ghcr.io/Team\n- prefix: ghcr.io/team:1"), @r#"
-    mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: "ghcr.io/" has an empty path component
-    mirrors.yaml:10: document 1 (ImageMirror main): spec.sources[2].prefix: "Team" cannot be part of a repository's path: lower case letters, digits and . _ - between them
-    mirrors.yaml:11: document 1 (ImageMirror main): spec.sources[3].prefix: "ghcr.io/team:1" must be without tag and digest
+    mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "ghcr.io/": leave out the "/" at the end
+    mirrors.yaml:10: document 1 (ImageMirror main): spec.sources[2].prefix: cannot use prefix "ghcr.io/Team": the repository must be in lower case
+    mirrors.yaml:11: document 1 (ImageMirror main): spec.sources[3].prefix: cannot use prefix "ghcr.io/team:1": it must have neither tag nor digest
     "#);
-    assert_snapshot!(faults_with("- prefix: ghcr.io:0\n- prefix: -.io"), @r#"
-    mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: "ghcr.io:0" is not a host with at most a port
-    mirrors.yaml:10: document 1 (ImageMirror main): spec.sources[2].prefix: "-.io" is not a host with at most a port
+    assert_snapshot!(faults_with("- prefix: ghcr.io:99999\n- prefix: -.io"), @r#"
+    mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "ghcr.io:99999": the port is not a number from 0 to 65535
+    mirrors.yaml:10: document 1 (ImageMirror main): spec.sources[2].prefix: cannot use prefix "-.io": the host is neither a DNS name nor an IP address
     "#);
     assert_snapshot!(faults_with("excludeOwners: [{kind: Cluster}]\nsweep: {requestsPerSecond: 1.5}"), @r"
     mirrors.yaml:9: document 1 (ImageMirror main): spec.excludeOwners[0].group: is required
