@@ -1,0 +1,143 @@
+//! The log: where it goes, how it looks, and how often one fault may speak.
+//!
+//! It goes to standard error, so that the output of commands stays clean. No environment variable
+//! is read here.
+
+use std::{
+    collections::HashMap,
+    error::Error as StdError,
+    fmt::Write as _,
+    hash::Hash,
+    io,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tracing::Subscriber;
+use tracing_subscriber::{
+    Layer as _, filter,
+    filter::Targets,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt as _,
+    registry,
+};
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line, fields at its top level.
+    Json,
+}
+
+/// What is logged and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub format: Format,
+    /// Levels by target, for example `info,kagami=debug`.
+    pub filter: String,
+    /// Whether lines for people are coloured.
+    pub colour: bool,
+}
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot parse log filter {filter:?}")]
+    Filter {
+        filter: String,
+        #[source]
+        source: filter::ParseError,
+    },
+    /// The process has a subscriber already.
+    #[error("cannot set up the log")]
+    Taken(#[from] tracing::subscriber::SetGlobalDefaultError),
+}
+
+/// Sends the log of the whole process to standard error.
+pub fn init(settings: &Settings) -> Result<(), Error> {
+    tracing::subscriber::set_global_default(subscriber(settings, io::stderr)?)?;
+    Ok(())
+}
+
+/// Returns what [`init`] sets up, with another writer.
+pub fn subscriber<W>(settings: &Settings, writer: W) -> Result<impl Subscriber + Send + Sync + use<W>, Error>
+where
+    W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
+{
+    let targets: Targets = settings.filter.parse().map_err(|source| Error::Filter {
+        filter: settings.filter.clone(),
+        source,
+    })?;
+    let layer = fmt::layer().with_writer(writer);
+    let layer = match settings.format {
+        Format::Human => layer.with_ansi(settings.colour).boxed(),
+        Format::Json => layer
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .boxed(),
+    };
+    Ok(registry().with(layer.with_filter(targets)))
+}
+
+/// Returns an error's text with those of its causes, `: ` between them.
+pub fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a string cannot fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Bounds how often something is said, for each key by itself, so that a dead mirror or a hostile
+/// client cannot flood the log. Keys are never forgotten: use an enum.
+#[derive(Debug)]
+pub struct Throttle<K> {
+    per_second: u32,
+    windows: Mutex<HashMap<K, Window>>,
+}
+
+#[derive(Debug)]
+struct Window {
+    start: Instant,
+    admitted: u32,
+    suppressed: u64,
+}
+
+impl<K: Copy + Eq + Hash> Throttle<K> {
+    /// Returns a throttle that admits `per_second` events of each key in a second.
+    pub fn new(per_second: u32) -> Self {
+        Self {
+            per_second,
+            windows: Mutex::default(),
+        }
+    }
+
+    /// Returns how many events of this key were suppressed since the last admitted one, if this one
+    /// may be said; nothing if it may not.
+    pub fn admit(&self, key: K, now: Instant) -> Option<u64> {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = windows.entry(key).or_insert(Window {
+            start: now,
+            admitted: 0,
+            suppressed: 0,
+        });
+        if now.saturating_duration_since(window.start) >= Duration::from_secs(1) {
+            window.start = now;
+            window.admitted = 0;
+        }
+        if window.admitted == self.per_second {
+            window.suppressed += 1;
+            return None;
+        }
+        window.admitted += 1;
+        Some(std::mem::take(&mut window.suppressed))
+    }
+}
