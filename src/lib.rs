@@ -2,12 +2,18 @@
 //!
 //! Modules bottom up; ARCHITECTURE.md tells who may use whom, `tests/it/layers.rs` holds it.
 
-pub mod api;
-pub mod clock;
-pub mod companion;
 pub mod domain;
+
+pub mod api;
+
+pub mod certificates;
+pub mod clock;
 pub mod metrics;
 pub mod registry;
+pub mod server;
 pub mod state;
+pub mod tasks;
 pub mod telemetry;
+
+pub mod companion;
 pub mod webhook;

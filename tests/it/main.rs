@@ -4,6 +4,7 @@
     clippy::disallowed_methods,
     clippy::panic,
     clippy::print_stderr,
+    clippy::unwrap_in_result,
     clippy::unwrap_used,
     unreachable_pub,
     reason = "tests may panic, spawn, and read where tools are; clippy's own exceptions leave out helpers"
@@ -11,4 +12,5 @@
 
 mod generated;
 mod registry;
+mod server;
 mod support;

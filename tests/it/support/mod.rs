@@ -4,6 +4,7 @@ pub mod certificates;
 pub mod faulty;
 pub mod images;
 pub mod real;
+pub mod tls_client;
 pub mod tokens;
 
 use std::time::Duration;

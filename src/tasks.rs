@@ -1,0 +1,273 @@
+//! The process's tasks and its end.
+//!
+//! - Every long-lived task is owned by the one [`Tasks`]; a task that ends early, fails or panics
+//!   ends the process with its name and its error.
+//! - How far the end has come is a value, [`Shutdown`], that parts get as an argument. Only
+//!   [`Tasks::run`] moves it forward in the product; tests hold their own [`Trigger`].
+//! - Nothing here knows what the tasks do, and nothing here exits the process.
+
+use std::{error::Error as StdError, io, time::Duration};
+
+use tokio::{
+    signal::unix,
+    sync::watch,
+    task::{Id, JoinError, JoinSet},
+    time::{Instant, sleep_until, timeout_at},
+};
+
+type Cause = Box<dyn StdError + Send + Sync>;
+
+/// How far the end of the process has come. It only moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Nothing has asked for the end.
+    Running,
+    /// Not ready any more, but serving: load balancers and clients move away.
+    Draining,
+    /// Nothing new is begun; what was begun is finished.
+    Stopping,
+}
+
+/// Moves the [`Shutdown`]s made with it forward.
+#[derive(Debug)]
+pub struct Trigger(watch::Sender<Stage>);
+
+/// Tells a part of the process how far the end has come.
+///
+/// If the [`Trigger`] is gone, the stage stays as it is.
+#[derive(Clone, Debug)]
+pub struct Shutdown(watch::Receiver<Stage>);
+
+/// Returns a trigger and the value that follows it, at [`Stage::Running`].
+pub fn shutdown() -> (Trigger, Shutdown) {
+    let (sender, receiver) = watch::channel(Stage::Running);
+    (Trigger(sender), Shutdown(receiver))
+}
+
+impl Trigger {
+    /// Moves to `stage`; a stage that has passed already changes nothing.
+    pub fn advance(&self, stage: Stage) {
+        self.0.send_if_modified(|now| {
+            let later = stage > *now;
+            *now = (*now).max(stage);
+            later
+        });
+    }
+}
+
+impl Shutdown {
+    /// Returns the stage reached.
+    pub fn stage(&self) -> Stage {
+        *self.0.borrow()
+    }
+
+    /// Waits until `stage` is reached or passed. Dropping the future loses nothing.
+    pub async fn reached(&mut self, stage: Stage) {
+        if self.0.wait_for(|now| *now >= stage).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Runs a future until `stage` is reached; then it is dropped and nothing returned.
+    pub async fn until<T>(mut self, stage: Stage, future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.reached(stage) => None,
+            output = future => Some(output),
+        }
+    }
+}
+
+/// What asks the process to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM: drain first.
+    Terminate,
+    /// SIGINT: finish what was begun, without draining.
+    Interrupt,
+}
+
+/// The signals that the operating system sends to this process.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+}
+
+impl Signals {
+    /// Takes over SIGTERM and SIGINT; from now on they do not end the process by themselves.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: unix::signal(unix::SignalKind::terminate())?,
+            interrupt: unix::signal(unix::SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next signal.
+    pub async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => Signal::Terminate,
+            _ = self.interrupt.recv() => Signal::Interrupt,
+        }
+    }
+}
+
+/// How long the end may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// Between SIGTERM and the moment when no new connection is taken.
+    pub delay: Duration,
+    /// From there on, for all tasks together; what still runs then is dropped.
+    pub limit: Duration,
+}
+
+/// Why the process ended other than as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A task returned without an error while the process was to go on.
+    #[error("task {name} ended early")]
+    Ended { name: &'static str },
+    /// A task returned an error.
+    #[error("task {name} failed")]
+    Failed {
+        name: &'static str,
+        #[source]
+        source: Cause,
+    },
+    /// A task panicked.
+    #[error("task {name} panicked: {message}")]
+    Panicked { name: &'static str, message: String },
+    /// A second signal came while tasks were still finishing.
+    #[error("ended at once by a second signal, before {} finished", .unfinished.join(", "))]
+    Aborted { unfinished: Vec<&'static str> },
+    /// Tasks were still running at [`Drain::limit`].
+    #[error("{} did not finish in time", .unfinished.join(", "))]
+    Late { unfinished: Vec<&'static str> },
+}
+
+/// The long-lived tasks of this process. Dropping it ends them.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    set: JoinSet<Result<(), Cause>>,
+    names: Vec<(Id, &'static str)>,
+}
+
+impl Tasks {
+    /// Starts a task that is to run until [`Stage::Stopping`].
+    pub fn spawn<E>(
+        &mut self,
+        name: &'static str,
+        future: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) where
+        E: Into<Cause>,
+    {
+        let task = self.set.spawn(async { future.await.map_err(Into::into) });
+        self.names.push((task.id(), name));
+    }
+
+    /// Runs until a signal asks for the end and all tasks have ended, or one ends early.
+    ///
+    /// SIGTERM drains for `drain.delay` before it stops, SIGINT stops; a second signal drops all
+    /// tasks at once, and so does the end of `drain.limit`.
+    pub async fn run(
+        mut self,
+        trigger: &Trigger,
+        drain: Drain,
+        mut next_signal: impl AsyncFnMut() -> Signal,
+    ) -> Result<(), Error> {
+        let first = tokio::select! {
+            error = self.early_end() => return Err(error),
+            signal = next_signal() => signal,
+        };
+        if first == Signal::Terminate {
+            tracing::info!(delay = ?drain.delay, "draining");
+            trigger.advance(Stage::Draining);
+            let end_of_drain = Instant::now() + drain.delay;
+            tokio::select! {
+                error = self.early_end() => return Err(error),
+                _ = next_signal() => return Err(self.aborted()),
+                () = sleep_until(end_of_drain) => {}
+            }
+        }
+        tracing::info!(limit = ?drain.limit, "stopping");
+        trigger.advance(Stage::Stopping);
+        let limit = Instant::now() + drain.limit;
+        tokio::select! {
+            ended = timeout_at(limit, self.finish()) => ended.unwrap_or_else(|_| Err(self.late())),
+            _ = next_signal() => Err(self.aborted()),
+        }
+    }
+
+    /// Waits for a task to end, which none should; without tasks it waits for ever.
+    async fn early_end(&mut self) -> Error {
+        match self.set.join_next_with_id().await {
+            Some(ended) => {
+                let (name, result) = self.named(ended);
+                result.err().unwrap_or(Error::Ended { name })
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits for all tasks; returns the first failure after every other task has had its end.
+    async fn finish(&mut self) -> Result<(), Error> {
+        let mut outcome = Ok(());
+        while let Some(ended) = self.set.join_next_with_id().await {
+            let (name, result) = self.named(ended);
+            tracing::debug!(task = name, "ended");
+            outcome = outcome.and(result);
+        }
+        outcome
+    }
+
+    fn named(
+        &mut self,
+        ended: Result<(Id, Result<(), Cause>), JoinError>,
+    ) -> (&'static str, Result<(), Error>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let name = match self.names.iter().position(|(known, _)| *known == id) {
+            Some(index) => self.names.swap_remove(index).1,
+            None => "unnamed",
+        };
+        let result = match ended {
+            Ok((_, Ok(()))) => Ok(()),
+            Ok((_, Err(source))) => Err(Error::Failed { name, source }),
+            Err(error) => Err(Error::Panicked {
+                name,
+                message: panic_message(error),
+            }),
+        };
+        (name, result)
+    }
+
+    fn unfinished(&self) -> Vec<&'static str> {
+        self.names.iter().map(|(_, name)| *name).collect()
+    }
+
+    fn aborted(&self) -> Error {
+        Error::Aborted {
+            unfinished: self.unfinished(),
+        }
+    }
+
+    fn late(&self) -> Error {
+        Error::Late {
+            unfinished: self.unfinished(),
+        }
+    }
+}
+
+/// Returns what a task that did not return said: its panic's text, or that it was cancelled.
+pub fn panic_message(error: JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(payload) => payload
+            .downcast::<String>()
+            .map(|text| *text)
+            .or_else(|payload| payload.downcast::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_else(|_| "panic without a text".to_owned()),
+        Err(error) => error.to_string(),
+    }
+}
