@@ -65,14 +65,11 @@ pub fn add_faults(faults: &mut Vec<Fault>, found: Vec<Fault>) {
     }));
 }
 
-/// Fills in the defaults of a schema, and drops the nulls that it does not allow, as API servers do.
-pub fn complete(schema: &Value, value: &mut Value) {
+/// Fills in the defaults of a schema.
+pub(crate) fn complete(schema: &Value, value: &mut Value) {
     match value {
         Value::Object(fields) => {
             for (name, schema) in properties(schema) {
-                if fields.get(name).is_some_and(Value::is_null) && !is_nullable(schema) {
-                    fields.shift_remove(name);
-                }
                 if let (None, Some(default)) = (fields.get(name), schema.get("default")) {
                     fields.insert(name.clone(), default.clone());
                 }

@@ -34,6 +34,7 @@ fn resource_definitions_are_current() {
 #[test]
 fn all_definitions_are_one_stream() {
     let documents = kagami::state::file::decode_documents(&api::crds_yaml()).unwrap();
+    assert!(documents.iter().all(|crd| crd["spec"]["group"] == api::GROUP));
     let names: Vec<_> = documents.iter().map(|crd| &crd["metadata"]["name"]).collect();
     assert_eq!(names, ["imagemirrors.kagami.dev", "mirroredimages.kagami.dev"]);
 }

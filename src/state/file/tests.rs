@@ -83,6 +83,22 @@ fn a_minimal_mirror_has_the_defaults() {
     assert_eq!(configuration.mirrors, [(expected, connection)]);
 }
 
+#[test]
+fn the_rest_of_a_mapping_has_the_defaults() {
+    let fields = "  excludeOwners: [{group: example.com}]\n  health: {interval: 5s}\n";
+    let configuration = load(&format!("{MINIMAL}{fields}"), "mirrors.yaml").unwrap();
+    let (mirror, _) = &configuration.mirrors[0];
+    let health = HealthSettings {
+        interval: Duration::from_secs(5),
+        ..HealthSettings::default()
+    };
+    let owner = OwnerPattern {
+        group: "example.com".to_owned(),
+        kind: "*".to_owned(),
+    };
+    assert_eq!((mirror.health, &mirror.exclude_owners), (health, &vec![owner]));
+}
+
 /// The defaults are written down twice, in the schema and in serde's attributes.
 #[test]
 fn the_schema_and_the_types_have_the_same_defaults() {
@@ -350,6 +366,10 @@ fn values_of_fields() {
     assert_snapshot!(faults_with("endpoint: {caBundle: LS0tLS1CRUdJTg==}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.caBundle: must hold certificates in PEM: -----BEGIN CERTIFICATE-----");
     assert_snapshot!(faults_with("- prefix: ghcr.io\nrepository: \"cache/{repository}\""), @"mirrors.yaml:10: document 1 (ImageMirror main): spec.repository: must contain {registry} when there is more than one source: else images of different registries get one name");
     assert_snapshot!(faults_with("- {prefix: ghcr.io, access: Private}"), @"mirrors.yaml:4: document 1 (ImageMirror main): spec.namespaceSelector: must select namespaces when a source is Private (the default of a source with credentials): an empty selector would give private images to everybody");
+    assert_snapshot!(faults_with("- prefix: ghcr.io\n  credentials: {secretRef: {name: hub}}"), @r"
+    mirrors.yaml:4: document 1 (ImageMirror main): spec.namespaceSelector: must select namespaces when a source is Private (the default of a source with credentials): an empty selector would give private images to everybody
+    mirrors.yaml:10: document 1 (ImageMirror main): spec.sources[1].credentials.secretRef.name: there is no Secret hub in the file
+    ");
     assert_snapshot!(faults_with("- prefix: https://ghcr.io"), @r#"mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "https://ghcr.io": leave out the scheme"#);
     assert_snapshot!(faults_with("- prefix: ghcr.io/\n- prefix: ghcr.io/Team\n- prefix: ghcr.io/team:1"), @r#"
     mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "ghcr.io/": leave out the "/" at the end
