@@ -1,6 +1,9 @@
 //! Parts that are away or broken: Pods are admitted all the same.
 
-use std::{thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
@@ -95,8 +98,8 @@ pub(crate) fn a_dead_webhook_does_not_stop_pods(cluster: &Cluster) {
     assert_eq!(image(&created, "app"), "nginx:1.29");
     let after = registration.calls("enforce");
     assert_eq!(after.failed_open, 1);
+    assert_eq!(after.rejected, 0);
     assert_eq!(after.answered, before.answered);
-    let webhook = registration.webhook("enforce");
     let event = namespace.audit_event("web");
     let annotations = event["annotations"].as_object().unwrap();
     let mut failed_open = annotations
@@ -107,4 +110,18 @@ pub(crate) fn a_dead_webhook_does_not_stop_pods(cluster: &Cluster) {
         &registration.webhook("enforce"),
         "{event}"
     );
+}
+
+pub(crate) fn a_hanging_webhook_delays_pods_by_its_timeout_only(cluster: &Cluster) {
+    let scene = Scene::new(cluster, "enforce");
+    scene.registration.announce_failures();
+    scene.kagami.freeze();
+
+    let begin = Instant::now();
+    let created = scene.namespace.create_pod(&pod("web", "nginx:1.29")).success();
+    assert_eq!(image(&created, "app"), "nginx:1.29");
+    // `timeoutSeconds: 3` and what a busy machine adds.
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let after = scene.registration.calls("enforce");
+    assert_eq!((after.failed_open, after.rejected), (1, 0));
 }

@@ -57,6 +57,7 @@ const TESTS: &[(&str, Test)] = tests![
     faults::a_missing_image_stays_upstream,
     faults::a_dead_mirror_keeps_pods_upstream_until_it_is_back,
     faults::a_dead_webhook_does_not_stop_pods,
+    faults::a_hanging_webhook_delays_pods_by_its_timeout_only,
 ];
 
 fn main() -> ExitCode {

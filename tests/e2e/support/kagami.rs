@@ -96,6 +96,11 @@ impl Kagami {
         self.admission.strip_prefix("https://").unwrap().parse().unwrap()
     }
 
+    /// Makes it hang: connections are accepted, nothing is answered.
+    pub(crate) fn freeze(&self) {
+        self.process.freeze();
+    }
+
     /// Ends it at once and without a word.
     pub(crate) fn kill(self) {
         drop(self);

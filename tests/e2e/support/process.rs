@@ -97,6 +97,15 @@ impl Process {
         }
     }
 
+    /// Stops the program where it is, with its connections open; it then answers nobody.
+    pub(crate) fn freeze(&self) {
+        let status = Command::new("kill")
+            .args(["-STOP", &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success(), "cannot stop {}", self.name);
+    }
+
     /// The last 30 lines of what the program said.
     pub(crate) fn log_tail(&self) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
