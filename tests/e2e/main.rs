@@ -1,0 +1,99 @@
+//! Tests against a real API server: etcd, kube-apiserver and kube-controller-manager, a real registry as the
+//! mirror, and `kagami serve` as users run it. `scripts/tools` builds the programs.
+//!
+//! One cluster serves all tests of a run; each test has a namespace, and mostly a Kagami, of its own. Where the
+//! programs are missing the tests are skipped and say so; with `CI=true` that is a failure.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
+)]
+
+mod faults;
+mod modes;
+mod places;
+mod scope;
+mod support;
+
+use std::{
+    env,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
+
+use libtest_mimic::{Arguments, Completion, Trial};
+
+use support::{cluster::Cluster, tools::Tools};
+
+type Test = fn(&Cluster);
+
+macro_rules! tests {
+    ($($module:ident :: $name:ident),+ $(,)?) => {
+        &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name as Test)),+]
+    };
+}
+
+/// Every test; the long one first, because tests start in this order.
+const TESTS: &[(&str, Test)] = tests![
+    faults::connections_idle_for_95_seconds_are_still_usable,
+    places::kubectl_run_gets_the_mirrors_image,
+    places::init_containers_and_sidecars_are_rewritten,
+    places::image_volumes_are_rewritten,
+    places::every_form_of_a_reference_is_kept,
+    places::generated_names_are_rewritten,
+    places::debug_containers_are_rewritten_once,
+    places::pods_of_a_deployment_are_rewritten,
+    places::server_side_dry_run_shows_the_rewrite,
+    places::a_sidecar_injected_later_is_rewritten,
+    modes::warn_mode_warns_and_changes_nothing,
+    modes::audit_mode_only_writes_the_audit_log,
+    modes::a_pods_label_weakens_its_namespace,
+    modes::a_pods_label_never_strengthens_its_namespace,
+    scope::an_unlabelled_namespace_is_never_asked_about,
+    scope::system_namespaces_are_never_asked_about,
+    scope::mirror_pods_of_nodes_are_never_asked_about,
+    faults::a_missing_image_stays_upstream,
+    faults::a_dead_mirror_keeps_pods_upstream_until_it_is_back,
+    faults::a_dead_webhook_does_not_stop_pods,
+    faults::a_hanging_webhook_delays_pods_by_its_timeout_only,
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Tests mostly wait, and one of them for long.
+    arguments.test_threads = arguments.test_threads.or(Some(6));
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .unwrap();
+
+    let state = Arc::new(OnceLock::new());
+    let trials: Vec<_> = TESTS
+        .iter()
+        .map(|(name, test)| {
+            let state = Arc::clone(&state);
+            Trial::ignorable_test(*name, move || match state.get().unwrap() {
+                Ok(cluster) => {
+                    test(cluster);
+                    Ok(Completion::Completed)
+                }
+                Err(reason) => Ok(Completion::ignored_with(reason)),
+            })
+        })
+        .collect();
+    let selected = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
+    if selected && !arguments.list {
+        let tools = Tools::find();
+        if let Err(reason) = &tools {
+            eprintln!("the tests against a real API server are skipped: {reason}");
+            if env::var("CI").is_ok_and(|value| value == "true") {
+                eprintln!("with CI=true that is a failure");
+                return ExitCode::FAILURE;
+            }
+        }
+        // On this thread, because what it starts ends with the thread.
+        state.set(tools.map(Cluster::start)).unwrap();
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

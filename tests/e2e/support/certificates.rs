@@ -1,0 +1,94 @@
+//! A certificate authority for one run of the tests.
+
+use std::{net::Ipv4Addr, path::Path, sync::Arc};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+/// Signs the serving certificates of every program of the run.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A serving certificate for 127.0.0.1 and localhost.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    certificate: rcgen::Certificate,
+    key: KeyPair,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "kagami e2e");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(),
+        }
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// What goes into the `caBundle` of a webhook.
+    pub(crate) fn bundle(&self) -> String {
+        BASE64.encode(self.pem())
+    }
+
+    pub(crate) fn issue(&self) -> Pair {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params
+            .subject_alt_names
+            .push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
+        Pair {
+            certificate: params.signed_by(&key, &self.issuer).unwrap(),
+            key,
+        }
+    }
+
+    /// A client that trusts this authority and nobody else.
+    pub(crate) fn client(&self) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        Arc::new(
+            ClientConfig::builder()
+                .with_root_certificates(roots)
+                .with_no_client_auth(),
+        )
+    }
+}
+
+impl Pair {
+    /// Writes `<name>.crt` and `<name>.key` and returns their paths.
+    pub(crate) fn write(&self, folder: &Path, name: &str) -> (String, String) {
+        let path = |extension| {
+            folder
+                .join(format!("{name}.{extension}"))
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        let (certificate, key) = (path("crt"), path("key"));
+        std::fs::write(&certificate, self.certificate.pem()).unwrap();
+        std::fs::write(&key, self.key.serialize_pem()).unwrap();
+        (certificate, key)
+    }
+
+    pub(crate) fn server(&self) -> Arc<ServerConfig> {
+        let key = self.key.serialize_der().try_into().unwrap();
+        let chain = vec![self.certificate.der().clone()];
+        Arc::new(
+            ServerConfig::builder()
+                .with_no_client_auth()
+                .with_single_cert(chain, key)
+                .unwrap(),
+        )
+    }
+}

@@ -1,0 +1,345 @@
+//! One API server for all tests of a run: etcd, kube-apiserver and kube-controller-manager on 127.0.0.1.
+//!
+//! Without scheduler and node: Pods are created, admitted and stored, and never run. Tests share it, each in
+//! namespaces of its own.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{
+    certificates::Authority,
+    eventually,
+    http::{Answer, Http},
+    mirror::Mirror,
+    process::{Process, reserve_port},
+    tools::Tools,
+};
+
+/// Who makes a request; static tokens of the API server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum User {
+    /// May do everything.
+    Admin,
+    /// A kubelet.
+    Node,
+}
+
+/// The API server of this run. Everything ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) http: Http,
+    pub(crate) authority: Authority,
+    /// A healthy mirror that tests share; one that breaks it starts its own.
+    pub(crate) mirror: Mirror,
+    // Dropped in this order: who depends on another goes first, the files last.
+    _controller_manager: Process,
+    _api_server: Process,
+    _etcd: Process,
+    url: String,
+    namespaces: AtomicUsize,
+    pub(crate) tools: Tools,
+    folder: TempDir,
+}
+
+/// A namespace of one test, deleted with it.
+#[derive(Debug)]
+pub(crate) struct Namespace<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) name: String,
+}
+
+impl Cluster {
+    /// Starts everything; takes about five seconds.
+    pub(crate) fn start(tools: Tools) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("e2e-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .unwrap();
+        let authority = Authority::new();
+        let http = Http::new(&authority);
+        let mirror = Mirror::start(&tools, &http, folder.path(), "mirror");
+
+        let etcd_url = format!("http://127.0.0.1:{}", reserve_port());
+        let mut etcd = start_etcd(&tools, folder.path(), &etcd_url);
+        let url = format!("https://127.0.0.1:{}", reserve_port());
+        write_api_server_files(folder.path(), &authority, &url);
+        eventually("etcd is healthy", || {
+            etcd.assert_alive();
+            http.send(http.client.get(format!("{etcd_url}/health")))
+                .ok()
+                .filter(|answer| answer.status == 200)
+        });
+        let mut api_server = start_api_server(&tools, folder.path(), &etcd_url, &url);
+        eventually("kube-apiserver is ready", || {
+            api_server.assert_alive();
+            let request = http
+                .client
+                .get(format!("{url}/readyz"))
+                .bearer_auth(User::Admin.token());
+            http.send(request).ok().filter(|answer| answer.status == 200)
+        });
+        let controller_manager = start_controller_manager(&tools, folder.path());
+        Self {
+            http,
+            authority,
+            mirror,
+            _controller_manager: controller_manager,
+            _api_server: api_server,
+            _etcd: etcd,
+            url,
+            namespaces: AtomicUsize::new(0),
+            tools,
+            folder,
+        }
+    }
+
+    /// A folder for the files of this run.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Creates a namespace, labelled with a mode of Kagami or not at all, in which Pods can be created.
+    pub(crate) fn namespace(&self, mode: Option<&str>) -> Namespace<'_> {
+        self.namespace_named(
+            &format!("test-{}", self.namespaces.fetch_add(1, Ordering::Relaxed)),
+            mode,
+        )
+    }
+
+    /// The same with a given name.
+    pub(crate) fn namespace_named(&self, name: &str, mode: Option<&str>) -> Namespace<'_> {
+        let labels = mode.map(|mode| json!({"kagami.dev/mode": mode}));
+        self.create(
+            "/api/v1/namespaces",
+            &json!({"metadata": {"name": name, "labels": labels}}),
+        )
+        .success();
+        // Pods are refused until the controller manager has made the service account that they run as.
+        let account = format!("/api/v1/namespaces/{name}/serviceaccounts/default");
+        eventually("the namespace has its service account", || {
+            (self.request(User::Admin, Method::GET, &account, None).status == 200).then_some(())
+        });
+        Namespace {
+            cluster: self,
+            name: name.to_owned(),
+        }
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        self.request(User::Admin, Method::GET, path, None)
+    }
+
+    pub(crate) fn create(&self, path: &str, object: &Value) -> Answer {
+        self.request(User::Admin, Method::POST, path, Some(object))
+    }
+
+    pub(crate) fn delete(&self, path: &str) -> Answer {
+        self.request(User::Admin, Method::DELETE, path, None)
+    }
+
+    /// Sends a request to the API server.
+    pub(crate) fn request(&self, user: User, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        let url = format!("{}{path}", self.url);
+        let mut request = self.http.client.request(method, url).bearer_auth(user.token());
+        if let Some(body) = body {
+            request = request
+                .header("content-type", "application/json")
+                .body(body.to_string());
+        }
+        self.http.send(request).unwrap()
+    }
+
+    /// The API server's own measurements, in Prometheus' text form.
+    pub(crate) fn metrics(&self) -> String {
+        self.get("/metrics").body
+    }
+
+    /// The audit log's events about Pods of a namespace so far, oldest first.
+    pub(crate) fn audit_events(&self, namespace: &str) -> Vec<Value> {
+        let log = fs::read_to_string(self.folder().join("audit.log")).unwrap_or_default();
+        let events = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events
+            .filter(|event| event["objectRef"]["namespace"] == namespace)
+            .collect()
+    }
+}
+
+impl Namespace<'_> {
+    /// Runs `kubectl` in this namespace, as a user would.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Output {
+        let folder = self.cluster.folder();
+        Command::new(self.cluster.tools.path("kubectl"))
+            .args(["--namespace", &self.name])
+            .args(arguments)
+            .env_clear()
+            // kubectl keeps what it learns about the API server in the home folder.
+            .env("HOME", folder)
+            .env("KUBECONFIG", folder.join("admin.kubeconfig"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Creates a Pod and returns the API server's whole answer.
+    pub(crate) fn create_pod(&self, pod: &Value) -> Answer {
+        self.cluster.create(&self.path("pods"), pod)
+    }
+
+    /// The stored Pod.
+    pub(crate) fn pod(&self, name: &str) -> Value {
+        self.cluster.get(&self.path(&format!("pods/{name}"))).success()
+    }
+
+    /// Waits for the audit event of creating the Pod `name`.
+    pub(crate) fn audit_event(&self, name: &str) -> Value {
+        eventually("the audit event is written", || {
+            let mut events = self.cluster.audit_events(&self.name).into_iter();
+            events.find(|event| event["verb"] == "create" && event["objectRef"]["name"] == name)
+        })
+    }
+
+    /// The path of a resource of the core group in this namespace.
+    pub(crate) fn path(&self, resource: &str) -> String {
+        format!("/api/v1/namespaces/{}/{resource}", self.name)
+    }
+}
+
+impl Drop for Namespace<'_> {
+    fn drop(&mut self) {
+        self.cluster.delete(&format!("/api/v1/namespaces/{}", self.name));
+    }
+}
+
+impl User {
+    fn token(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Node => "node",
+        }
+    }
+}
+
+fn start_etcd(tools: &Tools, folder: &Path, url: &str) -> Process {
+    let peer = format!("http://127.0.0.1:{}", reserve_port());
+    let arguments = [
+        format!("--data-dir={}", folder.join("etcd").display()),
+        "--unsafe-no-fsync".to_owned(),
+        "--log-level=error".to_owned(),
+        format!("--listen-client-urls={url}"),
+        format!("--advertise-client-urls={url}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=default={peer}"),
+    ];
+    Process::start("etcd", &tools.path("etcd"), &arguments, folder)
+}
+
+fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
+    authority.issue().write(folder, "api-server");
+    let write = |name: &str, text: String| fs::write(folder.join(name), text).unwrap();
+    write("ca.crt", authority.pem());
+    let service_account = rcgen::KeyPair::generate().unwrap();
+    write("service-account.key", service_account.serialize_pem());
+    write("service-account.pub", service_account.public_key_pem());
+    write(
+        "tokens.csv",
+        [
+            format!("{},admin,1,system:masters", User::Admin.token()),
+            format!("{},system:node:node1,2,system:nodes", User::Node.token()),
+        ]
+        .join("\n"),
+    );
+    write(
+        "audit-policy.yaml",
+        json!({
+            "apiVersion": "audit.k8s.io/v1",
+            "kind": "Policy",
+            "omitStages": ["RequestReceived"],
+            "rules": [
+                {
+                    "level": "Request",
+                    "verbs": ["create", "update", "patch"],
+                    "resources": [{"group": "", "resources": ["pods", "pods/ephemeralcontainers"]}],
+                },
+                {"level": "None"},
+            ],
+        })
+        .to_string(),
+    );
+    write(
+        "admin.kubeconfig",
+        json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "e2e", "cluster": {
+                "server": url, "certificate-authority-data": authority.bundle(),
+            }}],
+            "users": [{"name": "admin", "user": {"token": User::Admin.token()}}],
+            "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "admin"}}],
+            "current-context": "e2e",
+        })
+        .to_string(),
+    );
+}
+
+fn start_api_server(tools: &Tools, folder: &Path, etcd_url: &str, url: &str) -> Process {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let (_, port) = url.rsplit_once(':').unwrap();
+    let arguments = [
+        "--bind-address=127.0.0.1".to_owned(),
+        "--advertise-address=127.0.0.1".to_owned(),
+        // Service `kubernetes` may not have a loopback address as its endpoint; nobody here uses it.
+        "--endpoint-reconciler-type=none".to_owned(),
+        format!("--secure-port={port}"),
+        format!("--etcd-servers={etcd_url}"),
+        "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+        "--authorization-mode=Node,RBAC".to_owned(),
+        format!("--token-auth-file={}", file("tokens.csv")),
+        format!("--tls-cert-file={}", file("api-server.crt")),
+        format!("--tls-private-key-file={}", file("api-server.key")),
+        format!("--service-account-key-file={}", file("service-account.pub")),
+        format!(
+            "--service-account-signing-key-file={}",
+            file("service-account.key")
+        ),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--audit-policy-file={}", file("audit-policy.yaml")),
+        format!("--audit-log-path={}", file("audit.log")),
+    ];
+    Process::start(
+        "kube-apiserver",
+        &tools.path("kube-apiserver"),
+        &arguments,
+        folder,
+    )
+}
+
+fn start_controller_manager(tools: &Tools, folder: &Path) -> Process {
+    let file = |name: &str| folder.join(name).display().to_string();
+    let arguments = [
+        format!("--kubeconfig={}", file("admin.kubeconfig")),
+        "--bind-address=127.0.0.1".to_owned(),
+        format!("--secure-port={}", reserve_port()),
+        format!("--cert-dir={}", file("controller-manager")),
+        "--authentication-skip-lookup".to_owned(),
+        "--leader-elect=false".to_owned(),
+        "--controllers=deployment-controller,replicaset-controller,namespace-controller,serviceaccount-controller"
+            .to_owned(),
+    ];
+    Process::start(
+        "kube-controller-manager",
+        &tools.path("kube-controller-manager"),
+        &arguments,
+        folder,
+    )
+}
