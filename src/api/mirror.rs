@@ -53,6 +53,7 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
         return Err(faults.0);
     };
 
+    let runs_in = [mapping.registry.host(), &connection.endpoint].into_iter().filter_map(namespace_of).collect();
     let status = resource.status.clone().unwrap_or_default();
     let mirror = Mirror {
         name: resource.name_any(),
@@ -85,6 +86,7 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             .exclude_owners
             .as_deref()
             .map_or_else(OwnerPattern::built_in, owners),
+        runs_in,
         pull_secret_namespaces: status.pull_secret_namespaces,
         platforms: status.platforms,
         owners_left_alone: status.owners_left_alone,
@@ -174,6 +176,14 @@ fn mapping(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Mapping> {
 }
 
 /// Returns how the mirror is reached; nothing if neither an endpoint nor the registry tells.
+/// Returns the namespace of a Service that a host or URL names: `mirror.NAMESPACE.svc…`.
+fn namespace_of(url: &str) -> Option<String> {
+    let host = url.rsplit("//").next().unwrap_or(url).split(':').next().unwrap_or_default();
+    let mut labels = host.split('.').skip(1);
+    let namespace = labels.next()?;
+    (labels.next() == Some("svc")).then(|| namespace.to_lowercase())
+}
+
 fn connection(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Connection> {
     let endpoint = spec.endpoint.clone().unwrap_or_default();
     if endpoint.url.as_deref().is_some_and(|url| !is_base_url(url)) {

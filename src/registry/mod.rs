@@ -111,6 +111,11 @@ impl Client {
         })))
     }
 
+    /// Whether the other one is a clone of this client, and so talks to the same endpoint in the same way.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Asks whether a registry is there, with authentication if there are credentials.
     ///
     /// `Unauthorized` means alive: there is a registry, which wants credentials or other ones. `Missing`
