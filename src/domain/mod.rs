@@ -23,3 +23,6 @@ pub mod snapshot;
 pub mod source;
 pub mod sweep;
 pub mod time;
+
+#[cfg(test)]
+pub(crate) mod examples;
