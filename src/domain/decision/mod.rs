@@ -111,6 +111,7 @@ struct Planned<'a> {
     /// This is Kagami's own earlier rewrite, by that mirror.
     carried: Option<MirrorId>,
     reference: Option<Reference<'a>>,
+    wants_pull_secret: bool,
     candidates: Vec<Asked>,
 }
 
@@ -119,8 +120,6 @@ struct Asked {
     mirror: MirrorId,
     /// The effective mode: the weakest of mirror, namespace and Pod.
     mode: Mode,
-    /// Whether the mirror could serve this image here, whatever its state.
-    could_serve: bool,
     wanted: Architectures,
     verdict: Verdict,
 }
@@ -218,6 +217,7 @@ impl<'a> Decider<'_, 'a> {
             standing: None,
             carried: None,
             reference: None,
+            wants_pull_secret: false,
             candidates: Vec::new(),
         };
         planned.standing = self.standing(place);
@@ -256,13 +256,34 @@ impl<'a> Decider<'_, 'a> {
             return planned;
         }
         planned.candidates.reserve_exact(candidates.ordered.len());
+        let mut enough = false;
         for candidate in candidates.ordered {
-            let asked = self.candidate(place, &reference, candidate, routing.mirror(candidate.mirror));
-            let enough = matches!(asked.verdict, Verdict::Proven(_)) && asked.mode == self.mode;
-            planned.candidates.push(asked);
-            if enough {
-                break;
+            let settings = routing.mirror(candidate.mirror);
+            if enough && !settings.pull_secret {
+                continue;
             }
+            let mode = settings.mode.min(self.mode);
+            let refusal = self.refusal(place, candidate.mirror, settings, mode);
+            // Rescue may need any of these mirrors later, when the Pod's list cannot be changed.
+            planned.wants_pull_secret |= settings.pull_secret && mode == Mode::Enforce && refusal.is_none();
+            if enough {
+                continue;
+            }
+            let wanted = match self.request.pod.architectures {
+                Architectures::NONE => settings.platforms.iter().map(String::as_str).collect(),
+                architectures => architectures,
+            };
+            let verdict = match refusal {
+                Some(reason) => Verdict::Not(reason),
+                None => self.state(&reference, candidate, settings, wanted),
+            };
+            enough = matches!(verdict, Verdict::Proven(_)) && mode == self.mode;
+            planned.candidates.push(Asked {
+                mirror: candidate.mirror,
+                mode,
+                wanted,
+                verdict,
+            });
         }
         planned
     }
@@ -285,32 +306,6 @@ impl<'a> Decider<'_, 'a> {
             return Some(Reason::OwnerExcluded);
         }
         place.never.then_some(Reason::PullNever)
-    }
-
-    fn candidate(
-        &mut self,
-        place: &Place<'_>,
-        reference: &Reference<'_>,
-        candidate: routing::Candidate,
-        settings: &Mirror,
-    ) -> Asked {
-        let mirror = candidate.mirror;
-        let mode = settings.mode.min(self.mode);
-        let wanted = match self.request.pod.architectures {
-            Architectures::NONE => settings.platforms.iter().map(String::as_str).collect(),
-            architectures => architectures,
-        };
-        let asked = |could_serve, verdict| Asked {
-            mirror,
-            mode,
-            could_serve,
-            wanted,
-            verdict,
-        };
-        if let Some(reason) = self.refusal(place, mirror, settings, mode) {
-            return asked(false, Verdict::Not(reason));
-        }
-        asked(true, self.state(reference, candidate, settings, wanted))
     }
 
     /// Returns why a mirror may not serve this Pod, whatever its state.
@@ -486,6 +481,7 @@ impl<'a> Planned<'a> {
             standing,
             carried,
             reference,
+            wants_pull_secret,
             candidates,
         } = self;
         let mut decision = Decision {
@@ -501,7 +497,7 @@ impl<'a> Planned<'a> {
             candidates: Vec::with_capacity(candidates.len()),
             mode: Mode::Off,
             carried: false,
-            wants_pull_secret: false,
+            wants_pull_secret,
         };
         if let Some(mirror) = carried {
             decision.outcome = Outcome::Rewritten;
@@ -522,8 +518,6 @@ impl<'a> Planned<'a> {
         decision.mode = strongest;
         for asked in candidates {
             let mirror = snapshot.routing.mirror(asked.mirror);
-            decision.wants_pull_secret |=
-                asked.could_serve && asked.mode == Mode::Enforce && mirror.pull_secret;
             let proven = match asked.verdict {
                 Verdict::Proven(digest) => Ok(digest),
                 Verdict::Not(reason) => Err(reason),
