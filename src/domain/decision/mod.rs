@@ -415,16 +415,17 @@ impl<'a> Decider<'_, 'a> {
             repository,
             reference,
         };
-        let known = self.index.contains(&settings.name, &self.key);
-        match (wait, known) {
-            (true, true) => self.probes.push(probe),
-            (true, false) => {
-                self.unknown.push(probe.clone());
-                self.probes.push(probe);
-            }
-            (false, _) => self.unknown.push(probe),
+        // What waits was not met before, else its probe would have been.
+        let untold = if wait {
+            !self.index.contains(&settings.name, &self.key)
+        } else {
+            !self.unknown.iter().any(same)
+        };
+        if untold {
+            self.unknown.push(probe.clone());
         }
         if wait {
+            self.probes.push(probe);
             Verdict::Waits(self.probes.len() - 1)
         } else if asks_upstream {
             Verdict::Not(Reason::Private)
