@@ -220,7 +220,7 @@ impl<'a> Decider<'_, 'a> {
             wants_pull_secret: false,
             candidates: Vec::new(),
         };
-        planned.standing = self.standing(place);
+        planned.standing = self.standing();
         if planned.standing.is_some() {
             return planned;
         }
@@ -244,6 +244,10 @@ impl<'a> Decider<'_, 'a> {
         if routing.mirrors_named_by(name).next().is_some() {
             planned.carried = verify::carried(&routing, name, &self.request.pod, place);
             planned.standing = Some(Reason::AlreadyMirrored);
+            return planned;
+        }
+        if place.never {
+            planned.standing = Some(Reason::PullNever);
             return planned;
         }
         let candidates = routing.candidates(name);
@@ -288,8 +292,8 @@ impl<'a> Decider<'_, 'a> {
         planned
     }
 
-    /// Returns the reason that stands before any mirror is asked.
-    fn standing(&self, place: &Place<'_>) -> Option<Reason> {
+    /// Returns the reason for which the whole Pod is left alone.
+    fn standing(&self) -> Option<Reason> {
         if self.mode == Mode::Off {
             return Some(Reason::ModeOff);
         }
@@ -305,7 +309,7 @@ impl<'a> Decider<'_, 'a> {
         {
             return Some(Reason::OwnerExcluded);
         }
-        place.never.then_some(Reason::PullNever)
+        None
     }
 
     /// Returns why a mirror may not serve this Pod, whatever its state.
