@@ -108,6 +108,7 @@ struct Planned<'a> {
     place: &'a Place<'a>,
     /// The reason where no mirror needs to be asked.
     standing: Option<Reason>,
+    left_alone: bool,
     /// This is Kagami's own earlier rewrite, by that mirror.
     carried: Option<MirrorId>,
     reference: Option<Reference<'a>>,
@@ -153,6 +154,8 @@ pub struct Decision<'a> {
     pub mode: Mode,
     /// An earlier round of admission rewrote this image.
     pub carried: bool,
+    /// Nothing of the whole Pod may change, whatever stands on it.
+    pub left_alone: bool,
     /// Some candidate that may rewrite needs the pull secret, and it is in place.
     pub wants_pull_secret: bool,
 }
@@ -215,6 +218,7 @@ impl<'a> Decider<'_, 'a> {
         let mut planned = Planned {
             place,
             standing: None,
+            left_alone: false,
             carried: None,
             reference: None,
             wants_pull_secret: false,
@@ -222,6 +226,7 @@ impl<'a> Decider<'_, 'a> {
         };
         planned.standing = self.standing();
         if planned.standing.is_some() {
+            planned.left_alone = true;
             return planned;
         }
         let reference = if let Ok(reference) = Reference::parse(&place.image) {
@@ -484,6 +489,7 @@ impl<'a> Planned<'a> {
         let Self {
             place,
             standing,
+            left_alone,
             carried,
             reference,
             wants_pull_secret,
@@ -502,6 +508,7 @@ impl<'a> Planned<'a> {
             candidates: Vec::with_capacity(candidates.len()),
             mode: Mode::Off,
             carried: false,
+            left_alone,
             wants_pull_secret,
         };
         if let Some(mirror) = carried {

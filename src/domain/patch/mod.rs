@@ -34,7 +34,8 @@ pub fn patch(
     decisions: &[Decision<'_>],
 ) -> Result<Option<String>, TooLarge> {
     let pod = &request.pod;
-    if pod.weaken(request.mode) != Mode::Enforce {
+    let left_alone = decisions.iter().any(|decision| decision.left_alone);
+    if left_alone || pod.weaken(request.mode) != Mode::Enforce {
         return Ok(None);
     }
     let mut operations = Operations::default();
@@ -275,3 +276,6 @@ impl Operations {
         Some(self.text)
     }
 }
+
+#[cfg(test)]
+mod tests;
