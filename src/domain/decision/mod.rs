@@ -229,9 +229,7 @@ impl<'a> Decider<'_, 'a> {
             planned.left_alone = true;
             return planned;
         }
-        let reference = if let Ok(reference) = Reference::parse(&place.image) {
-            reference
-        } else {
+        let Ok(reference) = Reference::parse(&place.image) else {
             planned.standing = Some(Reason::InvalidReference);
             return planned;
         };

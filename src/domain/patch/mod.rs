@@ -154,10 +154,10 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
     text.push('}');
 }
 
-type Earlier = serde_json::Map<String, serde_json::Value>;
+pub(super) type Earlier = serde_json::Map<String, serde_json::Value>;
 
 /// Returns the decisions that an earlier round of admission left on the Pod.
-fn earlier_decisions(pod: &Pod<'_>) -> Option<Earlier> {
+pub(super) fn earlier_decisions(pod: &Pod<'_>) -> Option<Earlier> {
     serde_json::from_str(pod.annotation("", DECISIONS)?).ok()
 }
 
