@@ -191,8 +191,10 @@ impl<'a> Object<'a> {
             match key {
                 "metadata" => {
                     once!(seen, 0, "metadata");
-                    object.has_metadata = true;
-                    read_metadata(&mut object.pod, cursor)?;
+                    object.has_metadata = !cursor.null()?;
+                    if object.has_metadata {
+                        read_metadata(&mut object.pod, cursor)?;
+                    }
                 }
                 "spec" => {
                     once!(seen, 1, "spec");
