@@ -388,6 +388,7 @@ fn read_containers<'a>(pod: &mut Pod<'a>, kind: PlaceKind, cursor: &mut Cursor<'
 
 fn read_volume<'a>(pod: &mut Pod<'a>, index: usize, cursor: &mut Cursor<'a>) -> Scan<()> {
     let (mut name, mut reference, mut policy) = (None, None, None);
+    let mut seen = 0_u8;
     cursor.object(|key, cursor| {
         match key {
             "name" => {
@@ -396,6 +397,7 @@ fn read_volume<'a>(pod: &mut Pod<'a>, index: usize, cursor: &mut Cursor<'a>) -> 
                 }
             }
             "image" => {
+                once!(seen, 0, "a volume's image");
                 cursor.object(|key, cursor| {
                     let slot = match key {
                         "reference" => &mut reference,
