@@ -15,36 +15,120 @@ struct Layer {
 }
 
 const EDGES: &[&str] = &[
-    "api", "certificates", "clock", "domain", "metrics", "registry", "server", "state", "tasks", "telemetry",
+    "api",
+    "certificates",
+    "clock",
+    "domain",
+    "metrics",
+    "registry",
+    "server",
+    "state",
+    "tasks",
+    "telemetry",
 ];
 
 /// Bottom up, as in ARCHITECTURE.md.
 const LAYERS: &[Layer] = &[
-    Layer { name: "domain", parts: &[], crates: Some(&["serde", "serde_json", "thiserror"]) },
-    Layer { name: "api", parts: &["domain"], crates: Some(&["k8s_openapi", "kube", "schemars", "serde", "serde_json", "sha2", "jiff"]) },
-    Layer { name: "clock", parts: &["domain"], crates: Some(&[]) },
-    Layer { name: "certificates", parts: &["domain"], crates: Some(&["rcgen", "thiserror"]) },
-    Layer { name: "tasks", parts: &[], crates: Some(&["thiserror", "tokio", "tracing"]) },
-    Layer { name: "telemetry", parts: &[], crates: Some(&["thiserror", "tracing", "tracing_subscriber"]) },
-    Layer { name: "metrics", parts: &["domain", "server"], crates: Some(&["prometheus_client"]) },
-    Layer { name: "registry", parts: &["clock", "domain"], crates: None },
-    Layer { name: "server", parts: &["certificates", "domain", "tasks", "telemetry"], crates: None },
-    Layer { name: "state", parts: &["api", "clock", "domain", "metrics", "registry", "tasks"], crates: None },
-    Layer { name: "webhook", parts: EDGES, crates: None },
-    Layer { name: "companion", parts: EDGES, crates: None },
+    Layer {
+        name: "domain",
+        parts: &[],
+        crates: Some(&["serde", "serde_json", "thiserror"]),
+    },
+    Layer {
+        name: "api",
+        parts: &["domain"],
+        crates: Some(&[
+            "k8s_openapi",
+            "kube",
+            "schemars",
+            "serde",
+            "serde_json",
+            "sha2",
+            "jiff",
+        ]),
+    },
+    Layer {
+        name: "clock",
+        parts: &["domain"],
+        crates: Some(&[]),
+    },
+    Layer {
+        name: "certificates",
+        parts: &["domain"],
+        crates: Some(&["rcgen", "thiserror"]),
+    },
+    Layer {
+        name: "tasks",
+        parts: &[],
+        crates: Some(&["thiserror", "tokio", "tracing"]),
+    },
+    Layer {
+        name: "telemetry",
+        parts: &[],
+        crates: Some(&["thiserror", "tracing", "tracing_subscriber"]),
+    },
+    Layer {
+        name: "metrics",
+        parts: &["domain", "server"],
+        crates: Some(&["prometheus_client"]),
+    },
+    Layer {
+        name: "registry",
+        parts: &["clock", "domain"],
+        crates: None,
+    },
+    Layer {
+        name: "server",
+        parts: &["certificates", "domain", "tasks", "telemetry"],
+        crates: None,
+    },
+    Layer {
+        name: "state",
+        parts: &["api", "clock", "domain", "metrics", "registry", "tasks"],
+        crates: None,
+    },
+    Layer {
+        name: "webhook",
+        parts: EDGES,
+        crates: None,
+    },
+    Layer {
+        name: "companion",
+        parts: EDGES,
+        crates: None,
+    },
     Layer {
         name: "cli",
         parts: &[
-            "api", "certificates", "clock", "companion", "domain", "metrics", "registry", "server", "state",
-            "tasks", "telemetry", "webhook",
+            "api",
+            "certificates",
+            "clock",
+            "companion",
+            "domain",
+            "metrics",
+            "registry",
+            "server",
+            "state",
+            "tasks",
+            "telemetry",
+            "webhook",
         ],
         crates: None,
     },
 ];
 
 /// What the core must not touch, even though `std` has it.
-const IMPURE: &[&str] =
-    &["std::env", "std::fs", "std::net", "std::process", "std::thread", "Instant", "SystemTime", "async ", ".await"];
+const IMPURE: &[&str] = &[
+    "std::env",
+    "std::fs",
+    "std::net",
+    "std::process",
+    "std::thread",
+    "Instant",
+    "SystemTime",
+    "async ",
+    ".await",
+];
 
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
@@ -69,7 +153,12 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 fn layer_of(file: &Path) -> String {
     let relative = file.strip_prefix(source()).unwrap();
     let first = relative.components().next().unwrap();
-    Path::new(first.as_os_str()).file_stem().unwrap().to_str().unwrap().to_owned()
+    Path::new(first.as_os_str())
+        .file_stem()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned()
 }
 
 /// Returns a file's code without comments and without its test module.
@@ -81,7 +170,8 @@ fn code(file: &Path) -> String {
 }
 
 fn is_test(file: &Path) -> bool {
-    file.file_stem().is_some_and(|stem| stem == "tests" || stem == "vectors")
+    file.file_stem()
+        .is_some_and(|stem| stem == "tests" || stem == "vectors")
         || file.components().any(|part| part.as_os_str() == "tests")
 }
 
@@ -90,7 +180,8 @@ fn parts_used(code: &str) -> BTreeSet<String> {
     let mut used = BTreeSet::new();
     for (position, _) in code.match_indices("crate::") {
         let before = code[..position].chars().next_back();
-        if before.is_some_and(|character| character.is_alphanumeric() || character == '_' || character == ':') {
+        if before.is_some_and(|character| character.is_alphanumeric() || character == '_' || character == ':')
+        {
             continue;
         }
         let rest = &code[position + "crate::".len()..];
@@ -127,13 +218,19 @@ fn group_heads(group: &str) -> Vec<String> {
 }
 
 fn identifier(text: &str) -> String {
-    text.chars().take_while(|character| character.is_alphanumeric() || *character == '_').collect()
+    text.chars()
+        .take_while(|character| character.is_alphanumeric() || *character == '_')
+        .collect()
 }
 
 /// Returns the crates that `use` lines of a file name.
 fn crates_used(code: &str) -> BTreeSet<String> {
     code.lines()
-        .filter_map(|line| line.trim_start().strip_prefix("use ").or_else(|| line.trim_start().strip_prefix("pub use ")))
+        .filter_map(|line| {
+            line.trim_start()
+                .strip_prefix("use ")
+                .or_else(|| line.trim_start().strip_prefix("pub use "))
+        })
         .map(|path| identifier(path.trim_start_matches("::")))
         .filter(|name| !matches!(name.as_str(), "std" | "core" | "crate" | "self" | "super" | ""))
         .collect()
@@ -149,8 +246,12 @@ fn violations(layer: &Layer, name: &str, code: &str) -> Vec<String> {
     }
     if let Some(allowed) = layer.crates {
         // A name that the file's own modules or items have is no crate.
-        let own = |used: &String| code.contains(&format!("mod {used};")) || used.starts_with(char::is_uppercase);
-        for used in crates_used(code).iter().filter(|used| !own(used) && !allowed.contains(&used.as_str())) {
+        let own =
+            |used: &String| code.contains(&format!("mod {used};")) || used.starts_with(char::is_uppercase);
+        for used in crates_used(code)
+            .iter()
+            .filter(|used| !own(used) && !allowed.contains(&used.as_str()))
+        {
             found.push(format!("{name}: {} may not use the crate {used}", layer.name));
         }
     }
@@ -173,7 +274,9 @@ fn every_part_uses_only_what_lies_below_it() {
         let name = file.strip_prefix(source()).unwrap().display().to_string();
         match LAYERS.iter().find(|known| known.name == layer) {
             Some(known) => found.extend(violations(known, &name, &code(&file))),
-            None => found.push(format!("{name}: {layer} stands in no layer; add it to LAYERS and ARCHITECTURE.md")),
+            None => found.push(format!(
+                "{name}: {layer} stands in no layer; add it to LAYERS and ARCHITECTURE.md"
+            )),
         }
     }
     assert!(found.is_empty(), "{}", found.join("\n"));
@@ -202,7 +305,10 @@ fn every_file_is_part_of_the_program() {
             let folder = file.parent().unwrap();
             let (name, parent) = match stem {
                 "lib" | "main" => continue,
-                "mod" => (folder.file_name().unwrap().to_str().unwrap(), folder.parent().unwrap()),
+                "mod" => (
+                    folder.file_name().unwrap().to_str().unwrap(),
+                    folder.parent().unwrap(),
+                ),
                 stem => (stem, folder),
             };
             let declares = |declaring: PathBuf| {
@@ -231,19 +337,34 @@ fn every_file_is_part_of_the_program() {
 #[test]
 fn no_banned_crate_is_locked() {
     let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock")).unwrap();
-    let locked: BTreeSet<&str> =
-        lock.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"')).collect();
-    assert!(locked.contains("rustls"), "the lock file is not read as it is written");
+    let locked: BTreeSet<&str> = lock
+        .lines()
+        .filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
+        .collect();
+    assert!(
+        locked.contains("rustls"),
+        "the lock file is not read as it is written"
+    );
     for banned in ["openssl", "openssl-sys", "native-tls", "aws-lc-sys", "h2"] {
-        assert!(!locked.contains(banned), "{banned} must not be in Cargo.lock; see deny.toml");
+        assert!(
+            !locked.contains(banned),
+            "{banned} must not be in Cargo.lock; see deny.toml"
+        );
     }
 }
 
 #[test]
 fn the_architecture_document_stays_short() {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
-    assert!(text.lines().count() <= 150, "ARCHITECTURE.md tells only what rarely changes");
+    assert!(
+        text.lines().count() <= 150,
+        "ARCHITECTURE.md tells only what rarely changes"
+    );
     for layer in LAYERS {
-        assert!(text.contains(&format!("`{}`", layer.name)), "ARCHITECTURE.md does not name `{}`", layer.name);
+        assert!(
+            text.contains(&format!("`{}`", layer.name)),
+            "ARCHITECTURE.md does not name `{}`",
+            layer.name
+        );
     }
 }
