@@ -12,6 +12,7 @@
 
 mod generated;
 mod layers;
+mod patch_property;
 mod registry;
 mod server;
 mod support;

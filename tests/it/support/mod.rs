@@ -3,7 +3,9 @@
 pub mod certificates;
 pub mod faulty;
 pub mod images;
+pub mod pods;
 pub mod real;
+pub mod reviews;
 pub mod tls_client;
 pub mod tokens;
 
