@@ -12,6 +12,7 @@ pub mod image;
 pub mod json;
 pub mod mapping;
 pub mod mirror;
+pub mod names;
 pub mod patch;
 pub mod platform;
 pub mod pod;

@@ -13,6 +13,7 @@ use super::{
     image::Reference,
     mapping::MapError,
     mirror::{Access, Kind, Mirror, Mode, Prefer},
+    names::PULL_SECRET,
     platform::Architectures,
     pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Index, Judgement, Proof, Rules},
@@ -21,9 +22,6 @@ use super::{
     snapshot::Snapshot,
     time::Timestamp,
 };
-
-/// The name of the Secret that Pods get for mirrors that need one (`api` re-exports it).
-pub const PULL_SECRET: &str = "kagami-pull";
 
 /// What is asked: a Pod, where it is going to live, and how far Kagami may go.
 #[derive(Clone, Debug)]

@@ -5,16 +5,14 @@
 //! annotations, and `add` of one pull secret at the end of the list; never `test`, never `remove`.
 
 use super::{
-    decision::{Decision, Operation, PULL_SECRET, Request},
+    decision::{Decision, Operation, Request},
     json,
     mirror::Mode,
+    names::{DECISIONS_ANNOTATION, PULL_SECRET},
     pod::{Annotations, Place, Pod},
     reason::Outcome,
     routing::Routing,
 };
-
-/// The annotation that tells what was decided.
-pub const DECISIONS: &str = "kagami.dev/decisions";
 
 /// How large all annotations of a Pod may become; the API server's own limit is 256 KiB.
 const ANNOTATIONS_LIMIT: usize = 200 * 1024;
@@ -73,7 +71,7 @@ fn annotations(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> 
         }
     }
     if let Some(summary) = summary(pod, routing, decisions) {
-        wanted.push((DECISIONS.to_owned(), summary));
+        wanted.push((DECISIONS_ANNOTATION.to_owned(), summary));
     }
     wanted.retain(|(key, value)| pod.annotation("", key) != Some(value));
     wanted
@@ -158,7 +156,7 @@ pub(super) type Earlier = serde_json::Map<String, serde_json::Value>;
 
 /// Returns the decisions that an earlier round of admission left on the Pod.
 pub(super) fn earlier_decisions(pod: &Pod<'_>) -> Option<Earlier> {
-    serde_json::from_str(pod.annotation("", DECISIONS)?).ok()
+    serde_json::from_str(pod.annotation("", DECISIONS_ANNOTATION)?).ok()
 }
 
 /// Returns the earlier entry of a carried place if it tells what is true.

@@ -171,7 +171,8 @@ fn the_explanation_names_every_mirror_that_was_asked() {
         index,
     );
     let patch = patch_of(&state, &nginx()).unwrap();
-    let summary: Value = serde_json::from_str(patch[1]["value"][DECISIONS].as_str().unwrap()).unwrap();
+    let summary: Value =
+        serde_json::from_str(patch[1]["value"][DECISIONS_ANNOTATION].as_str().unwrap()).unwrap();
     assert_eq!(
         summary,
         json!({"containers.app": {
@@ -219,7 +220,10 @@ fn ephemeral_containers_get_their_image_and_nothing_else() {
 #[test]
 fn its_own_output_comes_back_unchanged() {
     let rewritten = || request(&[(PlaceKind::Container, "app", MIRRORED)]);
-    let own = [("original-image.kagami.dev/app", "nginx:1"), (DECISIONS, PLAIN)];
+    let own = [
+        ("original-image.kagami.dev/app", "nginx:1"),
+        (DECISIONS_ANNOTATION, PLAIN),
+    ];
     check(&state(), &annotated(rewritten(), &own), &Value::Null);
     let mut unhealthy = state();
     unhealthy.0.health.clear();
@@ -234,7 +238,7 @@ fn a_forged_decision_is_replaced_and_a_verified_one_stays() {
             request,
             &[
                 ("original-image.kagami.dev/app", "nginx:1"),
-                (DECISIONS, decisions),
+                (DECISIONS_ANNOTATION, decisions),
             ],
         )
     };
@@ -304,7 +308,10 @@ fn a_pinned_image_comes_back_unchanged_after_pinning_is_switched_off() {
     let patch = patch_of(&pinning, &nginx()).unwrap();
     assert_eq!(patch[0], replace("/spec/containers/0/image", &pinned));
     let again = request(&[(PlaceKind::Container, "app", &pinned)]);
-    let own = [("original-image.kagami.dev/app", "nginx:1"), (DECISIONS, PLAIN)];
+    let own = [
+        ("original-image.kagami.dev/app", "nginx:1"),
+        (DECISIONS_ANNOTATION, PLAIN),
+    ];
     check(&state(), &annotated(again, &own), &Value::Null);
 }
 
@@ -349,7 +356,8 @@ fn a_pod_near_the_limits_stays_as_it_is() {
         request.pod.annotations.as_mut().unwrap().size = size;
         patch_of(&state(), &request)
     };
-    let added = "original-image.kagami.dev/app".len() + "nginx:1".len() + DECISIONS.len() + PLAIN.len();
+    let added =
+        "original-image.kagami.dev/app".len() + "nginx:1".len() + DECISIONS_ANNOTATION.len() + PLAIN.len();
     assert!(with_annotations(ANNOTATIONS_LIMIT - added).is_ok());
     assert_eq!(with_annotations(ANNOTATIONS_LIMIT - added + 1), Err(TooLarge));
     let of_size = |size| {
