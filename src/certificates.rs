@@ -151,3 +151,32 @@ impl fmt::Debug for Authority {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_certificate_can_hold_are_refused() {
+        let now = Timestamp::from_millis(1_800_000_000_000);
+        let error = issue(&["mirror.é".into()], now, BEFORE).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "invalid DNS name \"mirror.é\" for a certificate"
+        );
+    }
+
+    #[test]
+    fn addresses_and_names_are_told_apart() {
+        assert_eq!(Name::from("::1"), Name::Ip("::1".parse().unwrap()));
+        assert_eq!(Name::from("a.b.svc"), Name::Dns("a.b.svc".to_owned()));
+    }
+
+    #[test]
+    fn keys_are_not_printed() {
+        let now = Timestamp::from_millis(1_800_000_000_000);
+        let issued = issue(&["a".into()], now, BEFORE).unwrap();
+        assert!(issued.pair.key.starts_with("-----BEGIN PRIVATE KEY-----"));
+        assert!(!format!("{issued:?}").contains("PRIVATE"));
+    }
+}

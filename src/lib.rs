@@ -17,3 +17,5 @@ pub mod telemetry;
 
 pub mod companion;
 pub mod webhook;
+
+pub mod cli;

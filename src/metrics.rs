@@ -13,10 +13,14 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::domain::{
-    health::State,
-    mirror::Mode,
-    reason::{Outcome, Reason},
+use crate::{
+    domain::{
+        health::State,
+        mirror::Mode,
+        reason::{Outcome, Reason},
+        time::Timestamp,
+    },
+    server::Counts,
 };
 
 /// The process's metrics. Clones share the same values.
@@ -32,7 +36,10 @@ pub struct Metrics {
     configuration_loads: Family<ResultLabel, Counter>,
     demand_dropped: Counter,
     certificate_not_after: Gauge,
-    certificate_reloads: Family<ResultLabel, Counter>,
+    certificate_replacements: Gauge,
+    certificate_faults: Gauge,
+    admission_server: Counts,
+    admin_server: Counts,
 }
 
 macro_rules! label_value {
@@ -149,7 +156,10 @@ impl Metrics {
             configuration_loads: Family::default(),
             demand_dropped: Counter::default(),
             certificate_not_after: Gauge::default(),
-            certificate_reloads: Family::default(),
+            certificate_replacements: Gauge::default(),
+            certificate_faults: Gauge::default(),
+            admission_server: Counts::default(),
+            admin_server: Counts::default(),
         };
         let mut registry = Registry::with_prefix("kagami");
         let Self {
@@ -163,7 +173,10 @@ impl Metrics {
             configuration_loads,
             demand_dropped,
             certificate_not_after,
-            certificate_reloads,
+            certificate_replacements,
+            certificate_faults,
+            admission_server,
+            admin_server,
         } = metrics.clone();
         registry.register("decisions", "Decisions about images", decisions);
         registry.register("reviews", "Admission reviews by how they were answered", reviews);
@@ -185,7 +198,19 @@ impl Metrics {
             Unit::Seconds,
             certificate_not_after,
         );
-        registry.register("certificate_reloads", "Times the serving certificate was read", certificate_reloads);
+        registry.register(
+            "certificate_replacements",
+            "Times the serving certificate was replaced since the start",
+            certificate_replacements,
+        );
+        registry.register(
+            "certificate_faults",
+            "Times a new serving certificate was refused since the start",
+            certificate_faults,
+        );
+        for (listener, counts) in [("admission", admission_server), ("admin", admin_server)] {
+            register_server(&mut registry, listener, counts);
+        }
         (metrics, registry)
     }
 
@@ -247,13 +272,32 @@ impl Metrics {
         self.demand_dropped.inc();
     }
 
-    /// Sets the expiry of the serving certificate, in seconds since the Unix epoch.
-    pub fn set_certificate_not_after(&self, seconds: i64) {
-        self.certificate_not_after.set(seconds);
+    /// Sets what is known of the serving certificate.
+    pub fn set_certificate(&self, not_after: Timestamp, replacements: u64, faults: u64) {
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        self.certificate_not_after.set(number(not_after.as_millis() / 1000));
+        self.certificate_replacements.set(number(replacements));
+        self.certificate_faults.set(number(faults));
     }
 
-    /// Counts one reading of the serving certificate.
-    pub fn certificate_was_read(&self, ok: bool) {
-        self.certificate_reloads.get_or_create(&ResultLabel { result: ok_or_error(ok) }).inc();
+    /// Returns what the admission listener counts in.
+    pub fn admission_server(&self) -> Counts {
+        self.admission_server.clone()
     }
+
+    /// Returns what the admin listener counts in.
+    pub fn admin_server(&self) -> Counts {
+        self.admin_server.clone()
+    }
+}
+
+/// Registers what one listener counts, with the listener's name as label.
+fn register_server(registry: &mut Registry, listener: &'static str, counts: Counts) {
+    let Counts { accepted, open, handshakes_failed, cut, panicked } = counts;
+    let registry = registry.sub_registry_with_label(("listener".into(), listener.into()));
+    registry.register("connections_accepted", "Connections taken", accepted);
+    registry.register("connections_open", "Connections open now", open);
+    registry.register("handshakes_failed", "TLS handshakes that failed or took too long", handshakes_failed);
+    registry.register("connections_cut", "Connections cut because the client was too slow", cut);
+    registry.register("connections_panicked", "Connections that a panic ended", panicked);
 }

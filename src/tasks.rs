@@ -271,3 +271,164 @@ pub fn panic_message(error: JoinError) -> String {
         Err(error) => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, future::pending};
+
+    use tokio::{sync::mpsc, time::sleep};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const DRAIN: Drain = Drain {
+        delay: Duration::from_secs(95),
+        limit: Duration::from_secs(10),
+    };
+
+    /// Runs the tasks, sends the signals at the times given, and returns when it ended and how.
+    async fn run(
+        tasks: Tasks,
+        trigger: Trigger,
+        signals: &[(Duration, Signal)],
+    ) -> (Duration, Result<(), Error>) {
+        let start = Instant::now();
+        let mut signals: VecDeque<_> = signals.iter().copied().collect();
+        let ended = tasks
+            .run(&trigger, DRAIN, async || match signals.front().copied() {
+                Some((at, signal)) => {
+                    sleep_until(start + at).await;
+                    signals.pop_front();
+                    signal
+                }
+                None => pending().await,
+            })
+            .await;
+        (start.elapsed(), ended)
+    }
+
+    async fn forever() -> Result<(), io::Error> {
+        pending().await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_ends_early_ends_the_process_with_its_name() {
+        type Spawn = fn(&mut Tasks);
+        let ends: [(&str, Spawn); 3] = [
+            ("task prober ended early", |tasks| {
+                tasks.spawn("prober", async { Ok::<_, io::Error>(()) });
+            }),
+            ("task prober failed: lease lost", |tasks| {
+                tasks.spawn("prober", async { Err::<(), _>("lease lost") });
+            }),
+            ("task prober panicked: index 3", |tasks| {
+                tasks.spawn("prober", async { panic!("index {}", 3) as Result<(), io::Error> });
+            }),
+        ];
+        for (expected, spawn) in ends {
+            for signals in [&[][..], &[(SECOND, Signal::Terminate)]] {
+                let (trigger, _) = shutdown();
+                let mut tasks = Tasks::default();
+                tasks.spawn("server", forever());
+                spawn(&mut tasks);
+                let (_, ended) = run(tasks, trigger, signals).await;
+                assert_eq!(crate::telemetry::chain(&ended.unwrap_err()), expected);
+            }
+        }
+        let (trigger, _) = shutdown();
+        let mut tasks = Tasks::default();
+        tasks.spawn("late", async {
+            sleep(10 * SECOND).await;
+            Ok::<_, io::Error>(())
+        });
+        let (after, ended) = run(tasks, trigger, &[(SECOND, Signal::Terminate)]).await;
+        assert_eq!(ended.unwrap_err().to_string(), "task late ended early");
+        assert_eq!(after, 10 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sigterm_drains_before_it_stops_and_sigint_does_not() {
+        for (signal, expected) in [
+            (
+                Signal::Terminate,
+                &[
+                    (Stage::Running, Duration::ZERO),
+                    (Stage::Draining, SECOND),
+                    (Stage::Stopping, 96 * SECOND),
+                ][..],
+            ),
+            (
+                Signal::Interrupt,
+                &[
+                    (Stage::Running, Duration::ZERO),
+                    (Stage::Draining, SECOND),
+                    (Stage::Stopping, SECOND),
+                ],
+            ),
+        ] {
+            let start = Instant::now();
+            let (trigger, mut shutdown) = shutdown();
+            let (sender, mut seen) = mpsc::unbounded_channel();
+            let mut tasks = Tasks::default();
+            tasks.spawn("watcher", async move {
+                for stage in [Stage::Running, Stage::Draining, Stage::Stopping] {
+                    shutdown.reached(stage).await;
+                    sender.send((stage, start.elapsed())).unwrap();
+                }
+                sleep(3 * SECOND).await;
+                Ok::<_, io::Error>(())
+            });
+            let (after, ended) = run(tasks, trigger, &[(SECOND, signal)]).await;
+            ended.unwrap();
+            assert_eq!(after, expected[2].1 + 3 * SECOND);
+            for stage in expected {
+                assert_eq!(seen.recv().await.as_ref(), Some(stage));
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_signal_and_the_limit_name_what_is_unfinished() {
+        for (second, expected) in [
+            (
+                2,
+                "ended at once by a second signal, before server, prober finished",
+            ),
+            (
+                97,
+                "ended at once by a second signal, before server, prober finished",
+            ),
+            (200, "server, prober did not finish in time"),
+        ] {
+            let (trigger, _) = shutdown();
+            let mut tasks = Tasks::default();
+            tasks.spawn("server", forever());
+            tasks.spawn("prober", forever());
+            let signals = [(SECOND, Signal::Terminate), (second * SECOND, Signal::Interrupt)];
+            let (after, ended) = run(tasks, trigger, &signals).await;
+            assert_eq!(ended.unwrap_err().to_string(), expected);
+            assert_eq!(after, (second * SECOND).min(106 * SECOND));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stages_only_move_forward_and_stay_without_a_trigger() {
+        let (trigger, mut shutdown) = shutdown();
+        trigger.advance(Stage::Stopping);
+        trigger.advance(Stage::Draining);
+        assert_eq!(shutdown.stage(), Stage::Stopping);
+        assert!(shutdown.clone().until(Stage::Stopping, forever()).await.is_none());
+        drop(trigger);
+        shutdown.reached(Stage::Draining).await;
+
+        let (trigger, mut shutdown) = super::shutdown();
+        drop(trigger);
+        let output = shutdown.clone().until(Stage::Draining, sleep(SECOND)).await;
+        assert!(output.is_some());
+        assert!(
+            tokio::time::timeout(SECOND, shutdown.reached(Stage::Draining))
+                .await
+                .is_err()
+        );
+    }
+}

@@ -141,3 +141,105 @@ impl<K: Copy + Eq + Hash> Throttle<K> {
         Some(std::mem::take(&mut window.suppressed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut lines = self.0.lock().map_err(|_| io::ErrorKind::Other)?;
+            lines.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Returns what two lines of one target and one of another become.
+    fn logged(format: Format, filter: &str, colour: bool) -> String {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let settings = Settings {
+            format,
+            filter: filter.to_owned(),
+            colour,
+        };
+        let subscriber = subscriber(&settings, move || writer.clone()).unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::debug!(target: "kagami::server", peer = "a", "fine");
+            tracing::warn!(target: "kagami::server", suppressed = 3, "bad");
+            tracing::debug!(target: "other", "unseen");
+        });
+        String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn the_filter_holds_by_target() {
+        let text = logged(Format::Human, "info,kagami=debug", false);
+        assert!(
+            text.contains("fine") && text.contains("bad") && !text.contains("unseen"),
+            "{text}"
+        );
+        let text = logged(Format::Human, "warn", false);
+        assert!(!text.contains("fine") && text.contains("bad"), "{text}");
+        let settings = Settings {
+            format: Format::Human,
+            filter: "kagami=loud".to_owned(),
+            colour: false,
+        };
+        let error = subscriber(&settings, io::sink).map(|_| ()).unwrap_err();
+        assert_eq!(error.to_string(), "cannot parse log filter \"kagami=loud\"");
+    }
+
+    #[test]
+    fn only_coloured_lines_carry_escapes() {
+        assert!(logged(Format::Human, "info", true).contains('\u{1b}'));
+        assert!(!logged(Format::Human, "info", false).contains('\u{1b}'));
+        assert!(!logged(Format::Json, "info", true).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn json_lines_have_their_fields_at_the_top() {
+        let text = logged(Format::Json, "info", false);
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["level"], "WARN");
+        assert_eq!(line["message"], "bad");
+        assert_eq!(line["suppressed"], 3);
+        assert_eq!(line["target"], "kagami::server");
+    }
+
+    #[test]
+    fn a_throttle_admits_so_many_a_second_of_each_key() {
+        let throttle = Throttle::new(2);
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(throttle.admit('a', at(0)), Some(0));
+        assert_eq!(throttle.admit('a', at(10)), Some(0));
+        assert_eq!(throttle.admit('a', at(20)), None);
+        assert_eq!(throttle.admit('b', at(20)), Some(0));
+        assert_eq!(throttle.admit('a', at(999)), None);
+        assert_eq!(throttle.admit('a', at(1000)), Some(2));
+        assert_eq!(throttle.admit('a', at(1001)), Some(0));
+        assert_eq!(throttle.admit('a', at(1002)), None);
+    }
+
+    #[test]
+    fn a_chain_names_every_cause_once() {
+        let parse = "x=loud".parse::<Targets>().unwrap_err();
+        let cause = parse.to_string();
+        let error = Error::Filter {
+            filter: "x=loud".to_owned(),
+            source: parse,
+        };
+        assert!(chain(&error).starts_with(&format!("cannot parse log filter \"x=loud\": {cause}")));
+        assert_eq!(chain(&io::Error::other("alone")), "alone");
+    }
+}

@@ -15,11 +15,12 @@ use std::{
     sync::Arc,
 };
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 use crate::{
     clock,
     domain::{
+        answer::Failure,
         health::{Health, State},
         mirror::{Mirror, Prefer},
         routing::MirrorId,
@@ -136,6 +137,25 @@ pub async fn run(
     }
 }
 
+/// Looks at every mirror once and publishes what was seen: one good ping is enough here. For
+/// commands that answer once; who serves uses [`run`].
+pub async fn look_once(store: &Store, deadline: Instant) {
+    let snapshot = store.snapshot();
+    let looks = snapshot.routing.mirrors().map(async |(_, mirror)| {
+        let Some(client) = store.client(&mirror.name) else { return };
+        let asked_at = clock::now();
+        let (state, fault) = match client.ping(deadline).await {
+            Ok(()) | Err(Failure::Unauthorized) => (State::Healthy, None),
+            Err(failure) => (State::Unhealthy, Some(prober::fault_of_ping(failure))),
+        };
+        store.set_health(&mirror.name, Health { state, fault, since: asked_at, proven_since: asked_at });
+    });
+    futures_util::future::join_all(looks).await;
+    for host in upstreams_to_watch(&snapshot) {
+        store.set_upstream(host, upstream::look_once(host, deadline).await);
+    }
+}
+
 impl Worker {
     fn start(context: Context) -> Self {
         let (observations, observed) = mpsc::channel(QUEUE);
@@ -163,15 +183,18 @@ impl Worker {
     }
 }
 
-/// Watches the upstream registries of mirrors that are used only while upstream fails.
-fn watch_upstreams(watched: &mut BTreeMap<String, JoinSet<()>>, snapshot: &Snapshot, store: &Store) {
-    let wanted: BTreeSet<&str> = snapshot
-        .routing
-        .mirrors()
-        .filter(|(_, mirror)| mirror.prefer == Prefer::Upstream)
+/// Returns the hosts of registries whose health decides about a mirror's use.
+fn upstreams_to_watch(snapshot: &Snapshot) -> BTreeSet<&str> {
+    let used_while_upstream_fails = snapshot.routing.mirrors().filter(|(_, mirror)| mirror.prefer == Prefer::Upstream);
+    used_while_upstream_fails
         .flat_map(|(_, mirror)| &mirror.sources)
         .map(|source| source.prefix.split('/').next().unwrap_or_default())
-        .collect();
+        .collect()
+}
+
+/// Watches the upstream registries of mirrors that are used only while upstream fails.
+fn watch_upstreams(watched: &mut BTreeMap<String, JoinSet<()>>, snapshot: &Snapshot, store: &Store) {
+    let wanted = upstreams_to_watch(snapshot);
     watched.retain(|host, _| {
         let stays = wanted.contains(host.as_str());
         if !stays {

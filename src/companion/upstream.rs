@@ -10,7 +10,7 @@ use crate::{
     clock,
     domain::{
         answer::{Answer, Failure},
-        health::{Machine, Observation},
+        health::{Machine, Observation, State},
         image::{DOCKER_HUB, Reference},
         mirror::HealthSettings,
     },
@@ -24,17 +24,30 @@ pub(super) async fn watch(host: String, store: Store) {
     let mut machine = Machine::new(settings, clock::now());
     let Some(client) = client(&host) else { return std::future::pending().await };
     loop {
-        let observation = match client.ping(Instant::now() + settings.timeout).await {
-            // Docker Hub limits whoever asks too often; that is no outage of its own making.
-            Ok(()) | Err(Failure::Unauthorized | Failure::RateLimited { .. }) => Observation::Good,
-            Err(failure) => Observation::Bad(fault_of_ping(failure)),
-        };
+        let observation = observe(&client, Instant::now() + settings.timeout).await;
         if machine.observe(observation, clock::now()).changed {
             let state = machine.health().state;
             tracing::info!(host, state = state.as_str(), "upstream health changed");
             store.set_upstream(&host, state);
         }
         sleep(settings.interval).await;
+    }
+}
+
+/// Returns the state of a registry after one look at it.
+pub(super) async fn look_once(host: &str, deadline: Instant) -> State {
+    let Some(client) = client(host) else { return State::Unknown };
+    match observe(&client, deadline).await {
+        Observation::Good => State::Healthy,
+        Observation::Bad(_) => State::Unhealthy,
+    }
+}
+
+async fn observe(client: &Client, deadline: Instant) -> Observation {
+    match client.ping(deadline).await {
+        // Docker Hub limits whoever asks too often; that is no outage of its own making.
+        Ok(()) | Err(Failure::Unauthorized | Failure::RateLimited { .. }) => Observation::Good,
+        Err(failure) => Observation::Bad(fault_of_ping(failure)),
     }
 }
 

@@ -52,6 +52,16 @@ pub enum Kind {
     PullThrough,
 }
 
+impl Kind {
+    /// Returns the kind's name as it stands in resources.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hosted => "Hosted",
+            Self::PullThrough => "PullThrough",
+        }
+    }
+}
+
 /// Which side is asked first for an image that both hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Prefer {

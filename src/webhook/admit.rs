@@ -34,9 +34,6 @@ use crate::{
     telemetry::Throttle,
 };
 
-/// How many decisions `/status` shows.
-const RECENT: usize = 50;
-
 /// How many decisions a second are kept for `/status`: enough for a person, nothing under load.
 const RECENT_PER_SECOND: u32 = 100;
 
@@ -49,6 +46,8 @@ pub struct Limits {
     /// The longest that a review may wait for probes.
     pub budget: Duration,
     pub probing: Probing,
+    /// How many decisions are kept for people to look at.
+    pub recent: usize,
 }
 
 /// Answers reviews. Clones share everything.
@@ -71,7 +70,7 @@ struct Inner {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RecentDecision {
-    #[serde(skip)]
+    #[serde(serialize_with = "as_text")]
     pub at: Timestamp,
     pub namespace: String,
     pub pod: String,
@@ -83,6 +82,11 @@ pub struct RecentDecision {
     pub mirror: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rewritten: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn as_text<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(at)
 }
 
 /// The body is no AdmissionReview: there is no UID to answer to.
@@ -106,7 +110,7 @@ impl Admission {
             metrics,
             demand,
             limits,
-            recent: Mutex::new(VecDeque::with_capacity(RECENT)),
+            recent: Mutex::default(),
             recent_throttle: Throttle::new(RECENT_PER_SECOND),
             faults: Throttle::new(FAULTS_PER_SECOND),
         }))
@@ -123,6 +127,17 @@ impl Admission {
         let (answer, how) = self.0.review(mode, body, timeout, started).await;
         self.0.metrics.reviewed(mode, how, started.elapsed());
         answer
+    }
+
+    /// Decides about a Pod's images, waiting for probes until `deadline`. With `dry_run`, images that
+    /// nobody knows are not handed on.
+    pub async fn decide<'r>(
+        &self,
+        request: &'r Request<'r>,
+        dry_run: bool,
+        deadline: Instant,
+    ) -> (Arc<Snapshot>, Vec<Decision<'r>>) {
+        self.0.decide(request, dry_run, deadline).await
     }
 
     /// Returns the latest decisions, newest last.
@@ -258,7 +273,9 @@ impl Inner {
 
     /// Counts and logs decisions.
     fn tell(&self, request: &Request<'_>, snapshot: &Snapshot, decisions: &[Decision<'_>]) {
-        let keep = self.recent_throttle.admit((), Instant::now().into_std()).is_some();
+        // One command's decisions are all wanted; a server's are a sample.
+        let keep = self.limits.recent == usize::MAX
+            || self.recent_throttle.admit((), Instant::now().into_std()).is_some();
         let verbose = tracing::enabled!(tracing::Level::DEBUG);
         for decision in decisions {
             if !decision.carried {
@@ -280,7 +297,7 @@ impl Inner {
             }
             if keep {
                 let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-                if recent.len() == RECENT {
+                if recent.len() >= self.limits.recent {
                     recent.pop_front();
                 }
                 recent.push_back(RecentDecision {

@@ -22,7 +22,7 @@ use super::{
     time::Timestamp,
 };
 
-/// The name of the Secret that Pods get for mirrors that need one.
+/// The name of the Secret that Pods get for mirrors that need one (`api` re-exports it).
 pub const PULL_SECRET: &str = "kagami-pull";
 
 /// What is asked: a Pod, where it is going to live, and how far Kagami may go.

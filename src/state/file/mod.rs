@@ -41,6 +41,8 @@ pub struct Configuration {
     pub namespaces: BTreeMap<String, Labels>,
     /// Secrets by name: a file has one place for Secrets, as a cluster has Kagami's own namespace.
     pub secrets: BTreeMap<String, Secret>,
+    /// Namespaces with a Secret `kagami-pull`: where Pods get it.
+    pub pull_secret_namespaces: BTreeSet<String>,
 }
 
 /// A Secret of a file.
@@ -174,7 +176,7 @@ impl Loader {
                     "{name:?} is not a name: lower case letters, digits, - and . between them, at most 253"
                 )
             }
-            Some(name) if !self.seen.insert((kind.to_owned(), name.to_owned())) => {
+            Some(name) if !self.seen.insert((kind.to_owned(), identity(name, document))) => {
                 format!("there is another {kind} of this name in the file")
             }
             Some(_) => return Vec::new(),
@@ -271,6 +273,12 @@ impl Loader {
         }
         let name = secret["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let namespace = secret["metadata"]["namespace"].as_str().map(str::to_owned);
+        if name == api::PULL_SECRET
+            && let Some(namespace) = &namespace
+        {
+            self.configuration.pull_secret_namespaces.insert(namespace.clone());
+            return faults;
+        }
         self.configuration.secrets.insert(
             name,
             Secret {
@@ -311,6 +319,15 @@ fn check_docker_config(type_: &str, data: &BTreeMap<String, Vec<u8>>) -> Option<
         Ok(_) => return None,
     };
     Some(api::Fault::new(field, message))
+}
+
+/// Returns what must be unique among documents of one kind: the name, as Secrets are found by name
+/// alone; but each namespace has a pull secret of its own.
+fn identity(name: &str, document: &Value) -> String {
+    match document["metadata"]["namespace"].as_str().filter(|_| name == api::PULL_SECRET) {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
+    }
 }
 
 /// Whether this is a DNS subdomain, as names of objects are.

@@ -178,7 +178,7 @@ fn every_field_is_accepted() {
             group: "example.com".to_owned(),
             kind: "*".to_owned(),
         }],
-        runs_in: vec![],
+        runs_in: vec!["kagami".to_owned()],
         pull_secret_namespaces: vec![],
         platforms: vec![],
         owners_left_alone: vec![],

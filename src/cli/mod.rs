@@ -1,0 +1,90 @@
+//! The command line: every flag and environment variable, and the commands behind them.
+//!
+//! The only place that reads the environment, prints, and may use both processes.
+
+mod arguments;
+mod certs;
+mod explain;
+mod once;
+mod output;
+mod resolve;
+mod review;
+mod serve;
+
+use std::{io, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{CommandFactory as _, Parser as _};
+
+use self::arguments::{Arguments, Command};
+use crate::{api, telemetry};
+
+/// The exit code for settings or files that cannot be used, and for images that were left alone.
+const BAD_SETTINGS: u8 = 2;
+
+/// Runs the command that the command line names.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let Arguments { command, log_format, log } = Arguments::parse();
+    // Another provider was installed first only if a library of ours misbehaves.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        anyhow::bail!("cannot install the TLS provider");
+    }
+    let filter = log.unwrap_or_else(|| match command {
+        Command::Serve(_) => "info".to_owned(),
+        // One-shot commands say what they have to say on their own.
+        _ => "off".to_owned(),
+    });
+    let settings =
+        telemetry::Settings { format: log_format.into(), filter, colour: output::colours(&io::stderr()) };
+    telemetry::init(&settings)?;
+    let outcome = match command {
+        Command::Serve(arguments) => runtime()?.block_on(serve::run(arguments)),
+        Command::Review(arguments) => runtime()?.block_on(review::run(arguments)),
+        Command::Explain(arguments) => runtime()?.block_on(explain::run(arguments)),
+        Command::Resolve(arguments) => runtime()?.block_on(resolve::run(arguments)),
+        Command::Certs(arguments) => certs::run(&arguments),
+        Command::Crds => output::print(&api::crds_yaml()),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "kagami", &mut script);
+            output::print(&String::from_utf8_lossy(&script))
+        }
+    };
+    match outcome {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => match error.downcast::<BadSettings>() {
+            Ok(BadSettings(faults)) => {
+                for fault in faults {
+                    output::complain(&fault);
+                }
+                Ok(ExitCode::from(BAD_SETTINGS))
+            }
+            Err(error) => Err(error),
+        },
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Settings or files that cannot be used, one line for each fault.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+struct BadSettings(Vec<String>);
+
+impl BadSettings {
+    fn one(fault: impl Into<String>) -> Self {
+        Self(vec![fault.into()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}
