@@ -131,12 +131,11 @@ impl Registry {
                 let mut connections = JoinSet::new();
                 let mut freezing = frozen.subscribe();
                 loop {
+                    let serves = !*freezing.borrow_and_update();
                     tokio::select! {
-                        biased;
-                        changed = thawed(&mut freezing), if *frozen.borrow() => if !changed { return },
                         Some(_) = connections.join_next() => {}
-                        _ = freezing.changed() => {}
-                        accepted = listener.accept() => {
+                        changed = freezing.changed() => if changed.is_err() { return },
+                        accepted = listener.accept(), if serves => {
                             let Ok((stream, _)) = accepted else { continue };
                             let (answers, heads) = (Arc::clone(&answers), heads.clone());
                             connections.spawn(serve(stream, answers, heads, frozen.subscribe()));
@@ -152,8 +151,8 @@ impl Registry {
         &self.heads
     }
 
-    /// Turns into a black hole: connections that stand are read no more, and no new ones come about,
-    /// because the backlog is full and the kernel drops what is sent to open more.
+    /// Turns into a black hole: on connections that stand nothing is answered any more, and no new ones
+    /// come about, because the backlog is full and the kernel drops what is sent to open more.
     pub fn freeze(&self) -> Result<()> {
         self.frozen.send_replace(true);
         let mut fillers = self.fillers.lock().unwrap_or_else(PoisonError::into_inner);
