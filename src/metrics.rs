@@ -146,7 +146,9 @@ impl Metrics {
     pub fn new() -> (Self, Registry) {
         let metrics = Self {
             // From 50 µs to 1.6 s: a decision from memory and one that waits for its whole budget.
-            review_seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_05, 2.0, 16))),
+            review_seconds: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_05, 2.0, 16))
+            }),
             decisions: Family::default(),
             reviews: Family::default(),
             probes: Family::default(),
@@ -186,12 +188,28 @@ impl Metrics {
             Unit::Seconds,
             review_seconds,
         );
-        registry.register("probes", "Probes of a mirror for one image within a review", probes);
-        registry.register("mirror_health", "1 for the state that a mirror's health is in", mirror_health);
+        registry.register(
+            "probes",
+            "Probes of a mirror for one image within a review",
+            probes,
+        );
+        registry.register(
+            "mirror_health",
+            "1 for the state that a mirror's health is in",
+            mirror_health,
+        );
         registry.register("images", "Images known by what is known of them", images);
         registry.register("sweeps", "Sweeps by how they ended", sweeps);
-        registry.register("configuration_loads", "Times the configuration was read", configuration_loads);
-        registry.register("demand_dropped", "New images not handed on because the queue was full", demand_dropped);
+        registry.register(
+            "configuration_loads",
+            "Times the configuration was read",
+            configuration_loads,
+        );
+        registry.register(
+            "demand_dropped",
+            "New images not handed on because the queue was full",
+            demand_dropped,
+        );
         registry.register_with_unit(
             "certificate_not_after",
             "Expiry of the serving certificate, since the Unix epoch",
@@ -216,55 +234,97 @@ impl Metrics {
 
     /// Counts one decision.
     pub fn decided(&self, mode: Mode, outcome: Outcome, reason: Reason) {
-        let labels = DecisionLabels { mode: Label(mode), outcome: Label(outcome), reason: Label(reason) };
+        let labels = DecisionLabels {
+            mode: Label(mode),
+            outcome: Label(outcome),
+            reason: Label(reason),
+        };
         self.decisions.get_or_create(&labels).inc();
     }
 
     /// Counts one review and its time.
     pub fn reviewed(&self, mode: Mode, answer: ReviewAnswer, took: Duration) {
         let mode = Label(mode);
-        self.reviews.get_or_create(&ReviewLabels { mode, answer: answer.as_str() }).inc();
-        self.review_seconds.get_or_create(&ModeLabel { mode }).observe(took.as_secs_f64());
+        self.reviews
+            .get_or_create(&ReviewLabels {
+                mode,
+                answer: answer.as_str(),
+            })
+            .inc();
+        self.review_seconds
+            .get_or_create(&ModeLabel { mode })
+            .observe(took.as_secs_f64());
     }
 
     /// Counts one probe of a mirror within a review.
     pub fn probed(&self, mirror: &str, result: &'static str) {
-        self.probes.get_or_create(&ProbeLabels { mirror: mirror.to_owned(), result }).inc();
+        self.probes
+            .get_or_create(&ProbeLabels {
+                mirror: mirror.to_owned(),
+                result,
+            })
+            .inc();
     }
 
     /// Sets the state of a mirror's health.
     pub fn set_health(&self, mirror: &str, now: State) {
         for state in State::ALL {
-            let labels = HealthLabels { mirror: mirror.to_owned(), state: Label(state) };
-            self.mirror_health.get_or_create(&labels).set(i64::from(state == now));
+            let labels = HealthLabels {
+                mirror: mirror.to_owned(),
+                state: Label(state),
+            };
+            self.mirror_health
+                .get_or_create(&labels)
+                .set(i64::from(state == now));
         }
     }
 
     /// Sets the number of images of which something is known.
     pub fn set_images(&self, mirror: &str, presence: &'static str, number: usize) {
-        let labels = ImagesLabels { mirror: mirror.to_owned(), presence };
-        self.images.get_or_create(&labels).set(i64::try_from(number).unwrap_or(i64::MAX));
+        let labels = ImagesLabels {
+            mirror: mirror.to_owned(),
+            presence,
+        };
+        self.images
+            .get_or_create(&labels)
+            .set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
     /// Forgets a mirror that is configured no more.
     pub fn forget_mirror(&self, mirror: &str) {
         for state in State::ALL {
-            self.mirror_health.remove(&HealthLabels { mirror: mirror.to_owned(), state: Label(state) });
+            self.mirror_health.remove(&HealthLabels {
+                mirror: mirror.to_owned(),
+                state: Label(state),
+            });
         }
         for presence in ["present", "missing", "unknown"] {
-            self.images.remove(&ImagesLabels { mirror: mirror.to_owned(), presence });
+            self.images.remove(&ImagesLabels {
+                mirror: mirror.to_owned(),
+                presence,
+            });
         }
     }
 
     /// Counts the end of a sweep: `complete` or `aborted`.
     pub fn swept(&self, mirror: &str, class: &'static str, complete: bool) {
         let result = if complete { "complete" } else { "aborted" };
-        self.sweeps.get_or_create(&SweepLabels { mirror: mirror.to_owned(), class, result }).inc();
+        self.sweeps
+            .get_or_create(&SweepLabels {
+                mirror: mirror.to_owned(),
+                class,
+                result,
+            })
+            .inc();
     }
 
     /// Counts one reading of the configuration.
     pub fn configured(&self, ok: bool) {
-        self.configuration_loads.get_or_create(&ResultLabel { result: ok_or_error(ok) }).inc();
+        self.configuration_loads
+            .get_or_create(&ResultLabel {
+                result: ok_or_error(ok),
+            })
+            .inc();
     }
 
     /// Counts an image that was not handed on.
@@ -275,7 +335,8 @@ impl Metrics {
     /// Sets what is known of the serving certificate.
     pub fn set_certificate(&self, not_after: Timestamp, replacements: u64, faults: u64) {
         let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        self.certificate_not_after.set(number(not_after.as_millis() / 1000));
+        self.certificate_not_after
+            .set(number(not_after.as_millis() / 1000));
         self.certificate_replacements.set(number(replacements));
         self.certificate_faults.set(number(faults));
     }
@@ -293,11 +354,25 @@ impl Metrics {
 
 /// Registers what one listener counts, with the listener's name as label.
 fn register_server(registry: &mut Registry, listener: &'static str, counts: Counts) {
-    let Counts { accepted, open, handshakes_failed, cut, panicked } = counts;
+    let Counts {
+        accepted,
+        open,
+        handshakes_failed,
+        cut,
+        panicked,
+    } = counts;
     let registry = registry.sub_registry_with_label(("listener".into(), listener.into()));
     registry.register("connections_accepted", "Connections taken", accepted);
     registry.register("connections_open", "Connections open now", open);
-    registry.register("handshakes_failed", "TLS handshakes that failed or took too long", handshakes_failed);
-    registry.register("connections_cut", "Connections cut because the client was too slow", cut);
+    registry.register(
+        "handshakes_failed",
+        "TLS handshakes that failed or took too long",
+        handshakes_failed,
+    );
+    registry.register(
+        "connections_cut",
+        "Connections cut because the client was too slow",
+        cut,
+    );
     registry.register("connections_panicked", "Connections that a panic ended", panicked);
 }

@@ -53,7 +53,10 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
         return Err(faults.0);
     };
 
-    let runs_in = [mapping.registry.host(), &connection.endpoint].into_iter().filter_map(namespace_of).collect();
+    let runs_in = [mapping.registry.host(), &connection.endpoint]
+        .into_iter()
+        .filter_map(namespace_of)
+        .collect();
     let status = resource.status.clone().unwrap_or_default();
     let mirror = Mirror {
         name: resource.name_any(),
@@ -178,7 +181,13 @@ fn mapping(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Mapping> {
 /// Returns how the mirror is reached; nothing if neither an endpoint nor the registry tells.
 /// Returns the namespace of a Service that a host or URL names: `mirror.NAMESPACE.svc…`.
 fn namespace_of(url: &str) -> Option<String> {
-    let host = url.rsplit("//").next().unwrap_or(url).split(':').next().unwrap_or_default();
+    let host = url
+        .rsplit("//")
+        .next()
+        .unwrap_or(url)
+        .split(':')
+        .next()
+        .unwrap_or_default();
     let mut labels = host.split('.').skip(1);
     let namespace = labels.next()?;
     (labels.next() == Some("svc")).then(|| namespace.to_lowercase())

@@ -22,7 +22,13 @@ pub(super) struct Arguments {
     pub(super) command: Command,
 
     /// How log lines look.
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "human", env = "KAGAMI_LOG_FORMAT")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "human",
+        env = "KAGAMI_LOG_FORMAT"
+    )]
     pub(super) log_format: LogFormat,
 
     /// What is logged: a level, or levels by module such as `info,kagami::webhook=debug`
@@ -94,11 +100,21 @@ pub(super) struct ServeArguments {
     pub(super) config: ConfigArguments,
 
     /// Where admission reviews are answered (HTTPS); port 0 lets the system choose
-    #[arg(long, value_name = "ADDRESS", default_value = "[::]:8443", env = "KAGAMI_LISTEN")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "[::]:8443",
+        env = "KAGAMI_LISTEN"
+    )]
     pub(super) listen: SocketAddr,
 
     /// Where /livez, /readyz, /metrics and /status are answered (HTTP)
-    #[arg(long, value_name = "ADDRESS", default_value = "[::]:8080", env = "KAGAMI_ADMIN_LISTEN")]
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "[::]:8080",
+        env = "KAGAMI_ADMIN_LISTEN"
+    )]
     pub(super) admin_listen: SocketAddr,
 
     /// Serving certificate (PEM, chain allowed), read again when it changes
@@ -116,7 +132,12 @@ pub(super) struct ServeArguments {
 
     /// Name or address that the certificate made here is good for, besides localhost and the
     /// address listened on; may be given several times
-    #[arg(long, value_name = "NAME", conflicts_with = "tls_cert", env = "KAGAMI_TLS_NAME")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with = "tls_cert",
+        env = "KAGAMI_TLS_NAME"
+    )]
     pub(super) tls_name: Vec<String>,
 
     /// Authorities (PEM) of client certificates; with them only such clients are answered

@@ -16,7 +16,12 @@ use crate::{
 };
 
 pub(super) fn run(arguments: &CertsArguments) -> anyhow::Result<()> {
-    let CertsArguments { out, names, validity, force } = arguments;
+    let CertsArguments {
+        out,
+        names,
+        validity,
+        force,
+    } = arguments;
     let files = ["ca.crt", "tls.crt", "tls.key"].map(|name| out.join(name));
     let in_the_way: Vec<String> = files
         .iter()
@@ -38,7 +43,8 @@ pub(super) fn run(arguments: &CertsArguments) -> anyhow::Result<()> {
 
 /// Returns what a name on the command line means: an address or a DNS name.
 pub(super) fn name(text: &str) -> Name {
-    text.parse::<IpAddr>().map_or_else(|_| Name::Dns(text.to_owned()), Name::Ip)
+    text.parse::<IpAddr>()
+        .map_or_else(|_| Name::Dns(text.to_owned()), Name::Ip)
 }
 
 /// Writes a file that others may read, or that only its owner may.
@@ -52,7 +58,11 @@ pub(super) fn write(path: &Path, text: &str, secret: bool) -> anyhow::Result<()>
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(path)?;
         file.write_all(text.as_bytes())
     };
     create().with_context(|| format!("cannot write {}", path.display()))

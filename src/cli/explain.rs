@@ -72,16 +72,25 @@ struct DecisionExplanation {
 }
 
 pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<()> {
-    let ExplainArguments { image, once, namespace, output } = arguments;
+    let ExplainArguments {
+        image,
+        once,
+        namespace,
+        output,
+    } = arguments;
     let once = Once::start(&once).await?;
     let images = [image];
     let explanation = once
         .decide(&images, &namespace, |snapshot, decisions| {
             let index = once.store.index();
-            decisions.first().map(|decision| explain(snapshot, &index, decision, &namespace, clock::now()))
+            decisions
+                .first()
+                .map(|decision| explain(snapshot, &index, decision, &namespace, clock::now()))
         })
         .await?;
-    let Some(explanation) = explanation else { anyhow::bail!("nothing was decided") };
+    let Some(explanation) = explanation else {
+        anyhow::bail!("nothing was decided")
+    };
     match output {
         ExplainOutput::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&explanation)?)),
         ExplainOutput::Text => output::print(&text(&explanation)),
@@ -135,18 +144,28 @@ fn explain(
             reason: decision.reason.as_str(),
             explanation: decision.reason.explanation(),
             mirror: decision.mirror.map(name),
-            image: decision.rewritten.clone().unwrap_or_else(|| decision.image.to_owned()),
+            image: decision
+                .rewritten
+                .clone()
+                .unwrap_or_else(|| decision.image.to_owned()),
             digest: decision.digest.as_ref().map(ToString::to_string),
         },
     }
 }
 
 fn text(explanation: &Explanation) -> String {
-    let Explanation { image, normalized, invalid, namespace, mirrors, decision } = explanation;
+    let Explanation {
+        image,
+        normalized,
+        invalid,
+        namespace,
+        mirrors,
+        decision,
+    } = explanation;
     let mut text = String::new();
     let mut line = |label: &str, value: &str| {
         // Writing to a String cannot fail.
-        drop(writeln!(text, "{label:<12}{value}"));
+        let _ = writeln!(text, "{label:<12}{value}");
     };
     line("image", image);
     if let Some(normalized) = normalized {
@@ -160,7 +179,13 @@ fn text(explanation: &Explanation) -> String {
         line("mirrors", "none was asked");
     }
     for mirror in mirrors {
-        line("mirror", &format!("{} ({}, {}, priority {})", mirror.name, mirror.registry, mirror.kind, mirror.priority));
+        line(
+            "mirror",
+            &format!(
+                "{} ({}, {}, priority {})",
+                mirror.name, mirror.registry, mirror.kind, mirror.priority
+            ),
+        );
         let fault = mirror.fault.map(|fault| format!(": {fault}")).unwrap_or_default();
         line("  health", &format!("{}{fault}", mirror.health));
         let mut presence = mirror.presence.to_owned();
@@ -173,7 +198,13 @@ fn text(explanation: &Explanation) -> String {
         line("  image", &presence);
         line("  verdict", &format!("{} {}", mirror.outcome, mirror.reason));
     }
-    line("decision", &format!("{} {}: {}", decision.outcome, decision.reason, decision.explanation));
+    line(
+        "decision",
+        &format!(
+            "{} {}: {}",
+            decision.outcome, decision.reason, decision.explanation
+        ),
+    );
     line("pull", &decision.image);
     text
 }

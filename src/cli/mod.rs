@@ -24,9 +24,16 @@ const BAD_SETTINGS: u8 = 2;
 
 /// Runs the command that the command line names.
 pub fn run() -> anyhow::Result<ExitCode> {
-    let Arguments { command, log_format, log } = Arguments::parse();
+    let Arguments {
+        command,
+        log_format,
+        log,
+    } = Arguments::parse();
     // Another provider was installed first only if a library of ours misbehaves.
-    if rustls::crypto::ring::default_provider().install_default().is_err() {
+    if rustls::crypto::ring::default_provider()
+        .install_default()
+        .is_err()
+    {
         anyhow::bail!("cannot install the TLS provider");
     }
     let filter = log.unwrap_or_else(|| match command {
@@ -34,8 +41,11 @@ pub fn run() -> anyhow::Result<ExitCode> {
         // One-shot commands say what they have to say on their own.
         _ => "off".to_owned(),
     });
-    let settings =
-        telemetry::Settings { format: log_format.into(), filter, colour: output::colours(&io::stderr()) };
+    let settings = telemetry::Settings {
+        format: log_format.into(),
+        filter,
+        colour: output::colours(&io::stderr()),
+    };
     telemetry::init(&settings)?;
     let outcome = match command {
         Command::Serve(arguments) => runtime()?.block_on(serve::run(arguments)),
@@ -65,7 +75,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
 }
 
 /// Settings or files that cannot be used, one line for each fault.

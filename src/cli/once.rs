@@ -75,9 +75,17 @@ impl Once {
         let (observations, _) = mpsc::channel(1);
         let (demand, _) = mpsc::channel(1);
         let probes = Probes::new(store.clone(), metrics.clone(), observations, TaskTracker::new());
-        let limits = Limits { budget: *budget, probing: Probing::All, recent: usize::MAX };
+        let limits = Limits {
+            budget: *budget,
+            probing: Probing::All,
+            recent: usize::MAX,
+        };
         let admission = Admission::new(store.clone(), probes, metrics, demand, limits);
-        Ok(Self { store, admission, deadline })
+        Ok(Self {
+            store,
+            admission,
+            deadline,
+        })
     }
 
     /// Decides about images as if each stood in a container of a Pod of that namespace.
@@ -94,8 +102,16 @@ impl Once {
             image: image.into(),
             never: false,
         });
-        let pod = Pod { places: places.collect(), ..Pod::default() };
-        let request = Request { namespace, mode: Mode::Enforce, operation: Operation::Create, pod };
+        let pod = Pod {
+            places: places.collect(),
+            ..Pod::default()
+        };
+        let request = Request {
+            namespace,
+            mode: Mode::Enforce,
+            operation: Operation::Create,
+            pod,
+        };
         let (snapshot, decisions): (Arc<Snapshot>, _) =
             self.admission.decide(&request, true, self.deadline).await;
         Ok(told(&snapshot, &decisions))

@@ -6,7 +6,12 @@ use super::{arguments::ResolveArguments, once::Once, output};
 use crate::domain::reason::Outcome;
 
 pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
-    let ResolveArguments { images, once, namespace, verbose } = arguments;
+    let ResolveArguments {
+        images,
+        once,
+        namespace,
+        verbose,
+    } = arguments;
     let once = Once::start(&once).await?;
     let (text, why) = once
         .decide(&images, &namespace, |snapshot, decisions| {
@@ -17,8 +22,10 @@ pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
                     _ => decision.image,
                 };
                 // Writing to a String cannot fail.
-                drop(writeln!(text, "{image}"));
-                let mirror = decision.mirror.map(|mirror| format!(" ({})", snapshot.routing.mirror(mirror).name));
+                let _ = writeln!(text, "{image}");
+                let mirror = decision
+                    .mirror
+                    .map(|mirror| format!(" ({})", snapshot.routing.mirror(mirror).name));
                 why.push(format!(
                     "{}: {} {}{}: {}",
                     decision.image,

@@ -30,9 +30,18 @@ const TEMPLATES: [(&str, &str); 9] = [
 ];
 
 pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
-    let ReviewArguments { file, once, mode, namespace } = arguments;
+    let ReviewArguments {
+        file,
+        once,
+        mode,
+        namespace,
+    } = arguments;
     let text = once::read_input(&file)?;
-    let name = if file.as_os_str() == "-" { "standard input".to_owned() } else { file.display().to_string() };
+    let name = if file.as_os_str() == "-" {
+        "standard input".to_owned()
+    } else {
+        file.display().to_string()
+    };
     let documents = decode_documents(&text).map_err(|mut fault| {
         fault.file.clone_from(&name);
         BadSettings::one(fault.to_string())
@@ -40,8 +49,11 @@ pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
     if documents.is_empty() {
         return Err(BadSettings::one(format!("{name}: there is no document in it")).into());
     }
-    let reviewer =
-        Reviewer { once: Once::start(&once).await?, mode: mode.map(Mode::from), default_namespace: namespace };
+    let reviewer = Reviewer {
+        once: Once::start(&once).await?,
+        mode: mode.map(Mode::from),
+        default_namespace: namespace,
+    };
     let json = text.trim_start().starts_with(['{', '[']);
     let mut out = String::new();
     for (index, mut document) in documents.into_iter().enumerate() {
@@ -56,7 +68,15 @@ pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
             out.push_str(&encode_document(&document));
         }
     }
-    let mut table = Table::new(&["NAMESPACE", "POD", "PLACE", "OUTCOME", "REASON", "MIRROR", "IMAGE"]);
+    let mut table = Table::new(&[
+        "NAMESPACE",
+        "POD",
+        "PLACE",
+        "OUTCOME",
+        "REASON",
+        "MIRROR",
+        "IMAGE",
+    ]);
     for decision in reviewer.once.admission.recent() {
         table.row([
             &decision.namespace,
@@ -87,7 +107,10 @@ impl Reviewer {
     async fn document(&self, document: &mut Value) -> anyhow::Result<()> {
         let kind = document["kind"].as_str().unwrap_or_default().to_owned();
         if kind == "AdmissionReview" {
-            let namespace = document["request"]["namespace"].as_str().unwrap_or_default().to_owned();
+            let namespace = document["request"]["namespace"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
             *document = self.answer(document, &namespace).await?;
             return Ok(());
         }
@@ -97,9 +120,17 @@ impl Reviewer {
             }
             return Ok(());
         }
-        let Some((_, pointer)) = TEMPLATES.iter().find(|(known, _)| *known == kind) else { return Ok(()) };
-        let namespace = document["metadata"]["namespace"].as_str().unwrap_or(&self.default_namespace).to_owned();
-        let owner = document["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        let Some((_, pointer)) = TEMPLATES.iter().find(|(known, _)| *known == kind) else {
+            return Ok(());
+        };
+        let namespace = document["metadata"]["namespace"]
+            .as_str()
+            .unwrap_or(&self.default_namespace)
+            .to_owned();
+        let owner = document["metadata"]["name"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         if let Some(pod) = document.pointer_mut(pointer) {
             self.rewrite(pod, &namespace, &owner).await?;
         }
@@ -108,7 +139,9 @@ impl Reviewer {
 
     /// Rewrites one Pod or Pod template as admission would.
     async fn rewrite(&self, pod: &mut Value, namespace: &str, owner: &str) -> anyhow::Result<()> {
-        let Some(fields) = pod.as_object() else { return Ok(()) };
+        let Some(fields) = pod.as_object() else {
+            return Ok(());
+        };
         // Pods have metadata; a template may do without, and a name it never has.
         let mut object = fields.clone();
         let metadata = object.entry("metadata").or_insert_with(|| json!({}));
@@ -127,7 +160,9 @@ impl Reviewer {
             },
         });
         let answer = self.answer(&review, namespace).await?;
-        let Some(patch) = answer["response"]["patch"].as_str() else { return Ok(()) };
+        let Some(patch) = answer["response"]["patch"].as_str() else {
+            return Ok(());
+        };
         let patch: json_patch::Patch =
             serde_json::from_slice(&STANDARD.decode(patch)?).context("the patch does not decode")?;
         if pod.get("metadata").is_none_or(Value::is_null) {
@@ -146,7 +181,12 @@ impl Reviewer {
     /// Returns the mode that the configuration's Namespace document gives, else enforce.
     fn mode_of(&self, namespace: &str) -> Mode {
         let snapshot = self.once.store.snapshot();
-        let label = snapshot.namespaces.get(namespace).and_then(|labels| labels.get(api::MODE_LABEL));
-        label.and_then(|label| Mode::from_label(label)).unwrap_or(Mode::Enforce)
+        let label = snapshot
+            .namespaces
+            .get(namespace)
+            .and_then(|labels| labels.get(api::MODE_LABEL));
+        label
+            .and_then(|label| Mode::from_label(label))
+            .unwrap_or(Mode::Enforce)
     }
 }

@@ -13,12 +13,7 @@ use serde_json::json;
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::task::TaskTracker;
 
-use super::{
-    BadSettings,
-    arguments::ServeArguments,
-    certs, once,
-    output,
-};
+use super::{BadSettings, arguments::ServeArguments, certs, once, output};
 use crate::{
     certificates, clock, companion,
     domain::{decision::Probing, time::Timestamp},
@@ -29,7 +24,7 @@ use crate::{
         tls,
     },
     state::{Store, feed::Feed},
-    tasks::{Drain, Shutdown, Signals, Tasks, shutdown},
+    tasks::{Drain, Shutdown, Signals, Stage, Tasks, shutdown},
     webhook::{Admission, Limits, Probes, routes},
 };
 
@@ -66,7 +61,10 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         (Some(certificate), Some(key)) => tls::Source::Files { certificate, key },
         _ => tls::Source::Memory(make_pair(listen, &tls_name, ca_out.as_deref())?),
     };
-    let settings = tls::Settings { pair, client_authorities: client_ca };
+    let settings = tls::Settings {
+        pair,
+        client_authorities: client_ca,
+    };
     let (tls, reloader) = tls::load(settings, clock::now())
         .await
         .map_err(|error| BadSettings::one(crate::telemetry::chain(&error)))?;
@@ -82,26 +80,38 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let (want, demand) = mpsc::channel(QUEUE);
     let in_flight = TaskTracker::new();
     let probes = Probes::new(store.clone(), metrics.clone(), observe, in_flight);
-    let limits = Limits { budget, probing: Probing::Hosted, recent: RECENT };
+    let limits = Limits {
+        budget,
+        probing: Probing::Hosted,
+        recent: RECENT,
+    };
     let admission = Admission::new(store.clone(), probes, metrics.clone(), want, limits);
-    let loaded = Arc::new(Mutex::new(Loaded { at: clock::now(), faults: Vec::new() }));
+    let loaded = Arc::new(Mutex::new(Loaded {
+        at: clock::now(),
+        faults: Vec::new(),
+    }));
 
     let status = {
-        let (store, admission, loaded, tls) = (store.clone(), admission.clone(), Arc::clone(&loaded), tls.clone());
+        let (store, admission, loaded, tls) =
+            (store.clone(), admission.clone(), Arc::clone(&loaded), tls.clone());
         let file = config.config.display().to_string();
         move || status(&store, &admission, &loaded, &file, &tls)
     };
     let certificate = tls.certificate();
     let readiness = Readiness::new(shutdown.clone()).with("certificate", move || {
         let not_after = certificate.borrow().not_after;
-        if not_after > clock::now() { Ok(()) } else { Err("the serving certificate has expired".to_owned()) }
+        if not_after > clock::now() {
+            Ok(())
+        } else {
+            Err("the serving certificate has expired".to_owned())
+        }
     });
     let admin = Admin {
         readiness,
         metrics: Box::new(move || {
             let mut text = String::new();
             // Writing to a String cannot fail.
-            drop(prometheus_client::encoding::text::encode(&mut text, &registry));
+            let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
             text
         }),
         status: Box::new(status),
@@ -126,7 +136,10 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         counts: metrics.admin_server(),
     };
     tasks.spawn("admin", server.run(shutdown.clone()));
-    tasks.spawn_endless("certificate metrics", follow_certificate(tls, metrics.clone()));
+    tasks.spawn(
+        "certificate metrics",
+        until_stopping(&shutdown, follow_certificate(tls, metrics.clone())),
+    );
     tasks.spawn("certificates", {
         let shutdown = shutdown.clone();
         async move {
@@ -134,19 +147,41 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
             Ok::<(), Infallible>(())
         }
     });
-    tasks.spawn_endless("configuration", follow_configuration(config.config, feed, loaded, metrics.clone()));
-    tasks.spawn_endless("companion", companion::run(store, metrics, observations, demand));
+    let configuration = follow_configuration(config.config, feed, loaded, metrics.clone());
+    tasks.spawn("configuration", until_stopping(&shutdown, configuration));
+    let companion = companion::run(store, metrics, observations, demand);
+    tasks.spawn("companion", until_stopping(&shutdown, companion));
 
-    output::print(&format!("admission https://{admission_address}\nadmin http://{admin_address}\n"))?;
+    output::print(&format!(
+        "admission https://{admission_address}\nadmin http://{admin_address}\n"
+    ))?;
     let mut signals = Signals::new().context("cannot take over signals")?;
-    let drain = Drain { delay: drain_delay, limit: FINISH };
+    let drain = Drain {
+        delay: drain_delay,
+        limit: FINISH,
+    };
     tasks.run(&trigger, drain, async || signals.next().await).await?;
-    drop::<Shutdown>(shutdown);
     Ok(())
 }
 
+/// Runs what never ends by itself until the process stops.
+fn until_stopping(
+    shutdown: &Shutdown,
+    endless: impl Future<Output = Infallible> + Send + 'static,
+) -> impl Future<Output = Result<(), Infallible>> + Send + 'static {
+    let mut shutdown = shutdown.clone();
+    async move {
+        tokio::select! {
+            never = endless => match never {},
+            () = shutdown.reached(Stage::Stopping) => Ok(()),
+        }
+    }
+}
+
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| BadSettings::one(format!("cannot listen on {address}: {error}")).into())
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| BadSettings::one(format!("cannot listen on {address}: {error}")).into())
 }
 
 /// Makes a serving pair that lasts as long as the process, and writes its authority.
@@ -155,12 +190,20 @@ fn make_pair(
     names: &[String],
     ca_out: Option<&Path>,
 ) -> anyhow::Result<certificates::Pair> {
-    let always = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), listen.ip().to_string()];
+    let always = [
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+        listen.ip().to_string(),
+    ];
     let names: Vec<_> = always.iter().chain(names).map(|name| certs::name(name)).collect();
     let issued = certificates::issue(&names, clock::now(), VALIDITY)?;
-    match ca_out {
-        Some(path) => certs::write(path, &issued.authority, false)?,
-        None => tracing::warn!("nobody can verify the certificate made here: give --ca-out, or --tls-cert and --tls-key"),
+    if let Some(path) = ca_out {
+        certs::write(path, &issued.authority, false)?
+    } else {
+        tracing::warn!(
+            "nobody can verify the certificate made here: give --ca-out, or --tls-cert and --tls-key"
+        )
     }
     Ok(issued.pair)
 }
@@ -195,7 +238,10 @@ async fn follow_configuration(
         let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(()) => {
-                *loaded = Loaded { at: clock::now(), faults: Vec::new() };
+                *loaded = Loaded {
+                    at: clock::now(),
+                    faults: Vec::new(),
+                };
                 tracing::info!(file = %path.display(), "configuration changed");
             }
             Err(error) => {
@@ -204,7 +250,10 @@ async fn follow_configuration(
                     Err(error) => vec![format!("{error:#}")],
                 };
                 for fault in &faults {
-                    tracing::warn!(fault, "the configuration has a fault; the last good one stays in force");
+                    tracing::warn!(
+                        fault,
+                        "the configuration has a fault; the last good one stays in force"
+                    );
                 }
                 loaded.faults = faults;
             }

@@ -2,10 +2,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use tokio::{
-    sync::mpsc,
-    task::JoinSet,
-};
+use tokio::{sync::mpsc, task::JoinSet};
 
 use super::{
     Context,
@@ -13,12 +10,7 @@ use super::{
 };
 use crate::{
     clock,
-    domain::{
-        health::State,
-        mirror::Kind,
-        presence::Presence,
-        reason::Reason,
-    },
+    domain::{health::State, mirror::Kind, presence::Presence, reason::Reason},
     state::Demand,
 };
 
@@ -64,19 +56,18 @@ pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
 
 /// Whether an image was not looked at for as long as an absence is remembered. Notes it if new.
 fn is_due(context: &Context, key: &str) -> bool {
-    let Some(present) = context.present() else { return false };
+    let Some(present) = context.present() else {
+        return false;
+    };
     let now = clock::now();
     let mut index = context.store.index_mut();
-    match index.get(&context.mirror, key) {
-        Some(entry) => {
-            let bound: Duration = present.settings().freshness.missing;
-            entry.presence == Presence::Unknown(None) || now.since(entry.verified_at) > bound
-        }
-        None => {
-            index.make_room(&context.mirror, IMAGES);
-            index.write(&context.mirror, key, Presence::Unknown(None), now, now);
-            true
-        }
+    if let Some(entry) = index.get(&context.mirror, key) {
+        let bound: Duration = present.settings().freshness.missing;
+        entry.presence == Presence::Unknown(None) || now.since(entry.verified_at) > bound
+    } else {
+        index.make_room(&context.mirror, IMAGES);
+        index.write(&context.mirror, key, Presence::Unknown(None), now, now);
+        true
     }
 }
 
@@ -89,7 +80,10 @@ async fn first_look(context: &Context, key: &str, pull_through: &Pace) {
     let Some(located) = locate(present.settings(), key) else {
         let now = clock::now();
         let presence = Presence::Unknown(Some(Reason::NameTooLong));
-        context.store.index_mut().write(&context.mirror, key, presence, now, now);
+        context
+            .store
+            .index_mut()
+            .write(&context.mirror, key, presence, now, now);
         return;
     };
     if present.settings().kind == Kind::PullThrough {
@@ -98,5 +92,8 @@ async fn first_look(context: &Context, key: &str, pull_through: &Pace) {
     // What is seen is as old as the question: the mirror may have gone and come in between.
     let asked_at = clock::now();
     let (Ok(presence) | Err((_, presence))) = context.inspect(&present, &located).await;
-    context.store.index_mut().write(&context.mirror, key, presence, asked_at, clock::now());
+    context
+        .store
+        .index_mut()
+        .write(&context.mirror, key, presence, asked_at, clock::now());
 }

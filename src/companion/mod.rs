@@ -93,7 +93,10 @@ pub async fn run(
     loop {
         let snapshot = store.snapshot();
         workers.retain(|mirror, worker| {
-            let stays = store.client(mirror).is_some_and(|client| client.is(&worker.client)) && worker.works();
+            let stays = store
+                .client(mirror)
+                .is_some_and(|client| client.is(&worker.client))
+                && worker.works();
             if !stays {
                 metrics.forget_mirror(mirror);
             }
@@ -142,13 +145,23 @@ pub async fn run(
 pub async fn look_once(store: &Store, deadline: Instant) {
     let snapshot = store.snapshot();
     let looks = snapshot.routing.mirrors().map(async |(_, mirror)| {
-        let Some(client) = store.client(&mirror.name) else { return };
+        let Some(client) = store.client(&mirror.name) else {
+            return;
+        };
         let asked_at = clock::now();
         let (state, fault) = match client.ping(deadline).await {
             Ok(()) | Err(Failure::Unauthorized) => (State::Healthy, None),
             Err(failure) => (State::Unhealthy, Some(prober::fault_of_ping(failure))),
         };
-        store.set_health(&mirror.name, Health { state, fault, since: asked_at, proven_since: asked_at });
+        store.set_health(
+            &mirror.name,
+            Health {
+                state,
+                fault,
+                since: asked_at,
+                proven_since: asked_at,
+            },
+        );
     });
     futures_util::future::join_all(looks).await;
     for host in upstreams_to_watch(&snapshot) {
@@ -162,13 +175,20 @@ impl Worker {
         let (demand, wanted) = mpsc::channel(QUEUE);
         let client = context.client.clone();
         // Whatever was proven before belongs to another endpoint, or to nobody.
-        context.store.set_health(&context.mirror, Health::unknown(clock::now()));
+        context
+            .store
+            .set_health(&context.mirror, Health::unknown(clock::now()));
         context.metrics.set_health(&context.mirror, State::Unknown);
         let mut tasks = JoinSet::new();
         tasks.spawn(prober::run(context.clone(), observed));
         tasks.spawn(sweeper::run(context.clone()));
         tasks.spawn(demand::run(context, wanted));
-        Self { client, observations, demand, tasks }
+        Self {
+            client,
+            observations,
+            demand,
+            tasks,
+        }
     }
 
     /// Whether none of the tasks has ended, which they do by panicking only.
@@ -185,7 +205,10 @@ impl Worker {
 
 /// Returns the hosts of registries whose health decides about a mirror's use.
 fn upstreams_to_watch(snapshot: &Snapshot) -> BTreeSet<&str> {
-    let used_while_upstream_fails = snapshot.routing.mirrors().filter(|(_, mirror)| mirror.prefer == Prefer::Upstream);
+    let used_while_upstream_fails = snapshot
+        .routing
+        .mirrors()
+        .filter(|(_, mirror)| mirror.prefer == Prefer::Upstream);
     used_while_upstream_fails
         .flat_map(|(_, mirror)| &mirror.sources)
         .map(|source| source.prefix.split('/').next().unwrap_or_default())

@@ -50,7 +50,9 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
         if confirm_now {
             continue;
         }
-        prober.wait(&mut observed, started, settings.health.interval).await;
+        prober
+            .wait(&mut observed, started, settings.health.interval)
+            .await;
     }
 }
 
@@ -90,7 +92,9 @@ impl Prober {
         if observed.changed {
             self.publish(before.state);
         } else if before != self.machine.health() {
-            self.context.store.set_health(&self.context.mirror, self.machine.health());
+            self.context
+                .store
+                .set_health(&self.context.mirror, self.machine.health());
         }
         observed.confirm_now
     }
@@ -101,9 +105,10 @@ impl Prober {
         self.context.store.set_health(mirror, health);
         self.context.metrics.set_health(mirror, health.state);
         let (from, to) = (before.as_str(), health.state.as_str());
-        match health.fault {
-            Some(fault) => tracing::warn!(mirror, from, to, fault = fault.as_str(), "mirror health changed"),
-            None => tracing::info!(mirror, from, to, "mirror health changed"),
+        if let Some(fault) = health.fault {
+            tracing::warn!(mirror, from, to, fault = fault.as_str(), "mirror health changed")
+        } else {
+            tracing::info!(mirror, from, to, "mirror health changed")
         }
     }
 
@@ -116,9 +121,15 @@ impl Prober {
             Ok(()) | Err(Failure::Unauthorized) => {}
             Err(failure) => return Observation::Bad(fault_of_ping(failure)),
         }
-        let Some(canary) = self.next_canary() else { return Observation::Good };
-        let Ok(reference) = Reference::parse(&canary) else { return Observation::Good };
-        let Ok(repository) = settings.mapping.repository_path(&reference) else { return Observation::Good };
+        let Some(canary) = self.next_canary() else {
+            return Observation::Good;
+        };
+        let Ok(reference) = Reference::parse(&canary) else {
+            return Observation::Good;
+        };
+        let Ok(repository) = settings.mapping.repository_path(&reference) else {
+            return Observation::Good;
+        };
         let asked = reference.manifest_reference();
         let deadline = Instant::now() + timeout;
         let with_blob = self.rounds.is_multiple_of(BLOB_EVERY);
@@ -133,8 +144,16 @@ impl Prober {
                 match &manifest.blob {
                     Some(blob) if with_blob => {
                         let deadline = Instant::now() + timeout;
-                        let read = self.context.client.blob(&repository, &blob.digest, BLOB_BYTES, deadline).await;
-                        if read.is_err() { Observation::Bad(Fault::DataPath) } else { Observation::Good }
+                        let read = self
+                            .context
+                            .client
+                            .blob(&repository, &blob.digest, BLOB_BYTES, deadline)
+                            .await;
+                        if read.is_err() {
+                            Observation::Bad(Fault::DataPath)
+                        } else {
+                            Observation::Good
+                        }
                     }
                     _ => Observation::Good,
                 }
@@ -152,10 +171,18 @@ impl Prober {
     fn missing(&mut self, canary: &str) {
         let now = clock::now();
         self.canaries.retain(|known| known != canary);
-        self.context.store.index_mut().write(&self.context.mirror, canary, Presence::Missing, now, now);
+        self.context
+            .store
+            .index_mut()
+            .write(&self.context.mirror, canary, Presence::Missing, now, now);
         if self.machine.canary(canary, false, now) {
-            tracing::warn!(mirror = self.context.mirror, "images vanished from the mirror; all proofs are void");
-            self.context.store.set_health(&self.context.mirror, self.machine.health());
+            tracing::warn!(
+                mirror = self.context.mirror,
+                "images vanished from the mirror; all proofs are void"
+            );
+            self.context
+                .store
+                .set_health(&self.context.mirror, self.machine.health());
         }
     }
 

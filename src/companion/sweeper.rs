@@ -86,10 +86,21 @@ fn period(settings: &Mirror, class: Class) -> Duration {
 }
 
 fn publish_counts(context: &Context) {
-    let counts = context.store.index().counts().remove(&context.mirror).unwrap_or_default();
-    context.metrics.set_images(&context.mirror, "present", counts.present);
-    context.metrics.set_images(&context.mirror, "missing", counts.missing);
-    context.metrics.set_images(&context.mirror, "unknown", counts.unknown);
+    let counts = context
+        .store
+        .index()
+        .counts()
+        .remove(&context.mirror)
+        .unwrap_or_default();
+    context
+        .metrics
+        .set_images(&context.mirror, "present", counts.present);
+    context
+        .metrics
+        .set_images(&context.mirror, "missing", counts.missing);
+    context
+        .metrics
+        .set_images(&context.mirror, "unknown", counts.unknown);
 }
 
 /// Sweeps one class. It counts as complete unless the mirror failed in between.
@@ -115,12 +126,21 @@ async fn run_one(context: &Context, present: &Present, class: Class) {
     }
     let complete = !run.aborted.load(Ordering::Relaxed) && run.still_healthy();
     if complete {
-        context.store.index_mut().swept(&context.mirror, class, run.sweep.complete());
+        context
+            .store
+            .index_mut()
+            .swept(&context.mirror, class, run.sweep.complete());
     }
     if !run.sweep.images().is_empty() {
         context.metrics.swept(&context.mirror, class.as_str(), complete);
         let images = run.sweep.images().len();
-        tracing::debug!(mirror = context.mirror, class = class.as_str(), images, complete, "swept");
+        tracing::debug!(
+            mirror = context.mirror,
+            class = class.as_str(),
+            images,
+            complete,
+            "swept"
+        );
     }
 }
 
@@ -165,11 +185,15 @@ impl Run {
         for _ in 0..TRIES {
             self.pace.turn().await;
             let asked_at = clock::now();
-            let (answer, reference) = self.ask(key, &located.repository, located.reference.manifest_reference()).await;
+            let (answer, reference) = self
+                .ask(key, &located.repository, located.reference.manifest_reference())
+                .await;
             let step = {
                 let index = self.context.store.index();
                 // An entry that went meanwhile needs no verification.
-                let Some(entry) = index.get(&self.context.mirror, key) else { return };
+                let Some(entry) = index.get(&self.context.mirror, key) else {
+                    return;
+                };
                 step(entry, &answer)
             };
             match step {
@@ -216,7 +240,10 @@ impl Run {
                 let index = self.context.store.index();
                 let rules = Rules::of(settings, self.present.health().proven_since);
                 let fresh = |verified_at| clock::now().since(verified_at) < rules.refresh / 2;
-                match index.get(&self.context.mirror, key).map(|entry| (&entry.presence, entry.verified_at)) {
+                match index
+                    .get(&self.context.mirror, key)
+                    .map(|entry| (&entry.presence, entry.verified_at))
+                {
                     Some((Presence::Present(proof), verified_at)) if fresh(verified_at) => {
                         Some(proof.digest.clone())
                     }
@@ -241,12 +268,18 @@ impl Run {
     }
 
     fn write(&self, key: &str, presence: Presence, verified_at: Timestamp) {
-        self.context.store.index_mut().write(&self.context.mirror, key, presence, verified_at, clock::now());
+        self.context
+            .store
+            .index_mut()
+            .write(&self.context.mirror, key, presence, verified_at, clock::now());
     }
 
     fn renew(&self, key: &str, verified_at: Timestamp) {
         let mut index = self.context.store.index_mut();
-        if let Some(presence) = index.get(&self.context.mirror, key).map(|entry| entry.presence.clone()) {
+        if let Some(presence) = index
+            .get(&self.context.mirror, key)
+            .map(|entry| entry.presence.clone())
+        {
             index.write(&self.context.mirror, key, presence, verified_at, clock::now());
         }
     }

@@ -22,7 +22,9 @@ use crate::{
 pub(super) async fn watch(host: String, store: Store) {
     let settings = HealthSettings::default();
     let mut machine = Machine::new(settings, clock::now());
-    let Some(client) = client(&host) else { return std::future::pending().await };
+    let Some(client) = client(&host) else {
+        return std::future::pending().await;
+    };
     loop {
         let observation = observe(&client, Instant::now() + settings.timeout).await;
         if machine.observe(observation, clock::now()).changed {
@@ -36,7 +38,9 @@ pub(super) async fn watch(host: String, store: Store) {
 
 /// Returns the state of a registry after one look at it.
 pub(super) async fn look_once(host: &str, deadline: Instant) -> State {
-    let Some(client) = client(host) else { return State::Unknown };
+    let Some(client) = client(host) else {
+        return State::Unknown;
+    };
     match observe(&client, deadline).await {
         Observation::Good => State::Healthy,
         Observation::Bad(_) => State::Unhealthy,
@@ -58,7 +62,10 @@ pub(super) async fn gives_to_everybody(
     deadline: Instant,
 ) -> Option<bool> {
     let (host, repository) = name.split_once('/')?;
-    match client(host)?.head(repository, reference.manifest_reference(), deadline).await {
+    match client(host)?
+        .head(repository, reference.manifest_reference(), deadline)
+        .await
+    {
         Answer::Exists(_) => Some(true),
         Answer::Missing | Answer::Unauthorized => Some(false),
         _ => None,
@@ -75,10 +82,19 @@ fn client(host: &str) -> Option<Client> {
         host if is_loopback(host) => format!("http://{host}"),
         host => format!("https://{host}"),
     };
-    Client::new(&Endpoint { url, ca_bundle: None, credentials: None }).ok()
+    Client::new(&Endpoint {
+        url,
+        ca_bundle: None,
+        credentials: None,
+    })
+    .ok()
 }
 
 fn is_loopback(host: &str) -> bool {
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    name == "localhost" || name == "[::1]" || name.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+    name == "localhost"
+        || name == "[::1]"
+        || name
+            .parse::<std::net::Ipv4Addr>()
+            .is_ok_and(|ip| ip.is_loopback())
 }

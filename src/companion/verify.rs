@@ -5,13 +5,11 @@ use std::{sync::Mutex, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Context, Present, upstream};
-use crate::{
-    domain::{
-        answer::Answer,
-        image::Reference,
-        mirror::{Access, Mirror},
-        presence::{Presence, Proof, reason_of},
-    },
+use crate::domain::{
+    answer::Answer,
+    image::Reference,
+    mirror::{Access, Mirror},
+    presence::{Presence, Proof, reason_of},
 };
 
 /// How long one answer may take where nobody waits for it.
@@ -28,13 +26,18 @@ pub(super) struct Located<'a> {
 pub(super) fn locate<'a>(settings: &Mirror, key: &'a str) -> Option<Located<'a>> {
     let reference = Reference::parse(key).ok()?;
     let repository = settings.mapping.repository_path(&reference).ok()?;
-    Some(Located { reference, repository })
+    Some(Located {
+        reference,
+        repository,
+    })
 }
 
 impl Context {
     /// Asks the mirror for an image's manifest by its headers, under `reference`.
     pub(super) async fn head(&self, repository: &str, reference: &str) -> Answer {
-        self.client.head(repository, reference, Instant::now() + PATIENCE).await
+        self.client
+            .head(repository, reference, Instant::now() + PATIENCE)
+            .await
     }
 
     /// Looks at an image whole and returns what to write of it, or the answer if it says nothing.
@@ -67,7 +70,10 @@ impl Context {
         reference.write_key(&mut key);
         let name = key.get(..key.len().checked_sub(1 + reference.manifest_reference().len())?)?;
         let candidates = present.snapshot.routing.candidates(name);
-        let candidate = candidates.ordered.iter().find(|candidate| candidate.mirror == present.id)?;
+        let candidate = candidates
+            .ordered
+            .iter()
+            .find(|candidate| candidate.mirror == present.id)?;
         let source = present.settings().sources.get(candidate.source)?;
         if source.access == Access::Private || !source.with_credentials {
             return None;
@@ -86,14 +92,20 @@ pub(super) struct Pace {
 impl Pace {
     /// Returns a pace of that many requests a second; none is unbounded.
     pub(super) fn new(rate: Option<u32>) -> Self {
-        Self { interval: rate.map(|rate| Duration::from_secs(1) / rate.max(1)), next: Mutex::default() }
+        Self {
+            interval: rate.map(|rate| Duration::from_secs(1) / rate.max(1)),
+            next: Mutex::default(),
+        }
     }
 
     /// Waits for this request's turn.
     pub(super) async fn turn(&self) {
         let Some(interval) = self.interval else { return };
         let mine = {
-            let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut next = self
+                .next
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             let mine = next.unwrap_or_else(Instant::now).max(Instant::now());
             *next = Some(mine + interval);
             mine
@@ -103,7 +115,10 @@ impl Pace {
 
     /// Lets nobody go on before `until`: the mirror asked to wait.
     pub(super) fn pause(&self, until: Instant) {
-        let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut next = self
+            .next
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         *next = Some(next.map_or(until, |next| next.max(until)));
     }
 }

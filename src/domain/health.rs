@@ -330,7 +330,10 @@ mod tests {
         let mut machine = Machine::new(HealthSettings::default(), at(0));
         machine.observe(Observation::Good, at(5000));
         assert!(machine.observe(Observation::Good, at(1000)).changed);
-        assert_eq!((machine.health().state, machine.health().proven_since), (State::Healthy, at(1000)));
+        assert_eq!(
+            (machine.health().state, machine.health().proven_since),
+            (State::Healthy, at(1000))
+        );
         assert!(!machine.observe(Observation::Good, at(1002)).changed);
     }
 

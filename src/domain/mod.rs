@@ -20,6 +20,6 @@ pub mod reason;
 pub mod routing;
 pub mod selector;
 pub mod snapshot;
-pub mod sweep;
 pub mod source;
+pub mod sweep;
 pub mod time;

@@ -89,14 +89,25 @@ fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Opti
     if !decisions.iter().any(told) {
         return None;
     }
-    let earlier = if decisions.iter().any(|decision| decision.carried) { earlier_decisions(pod) } else { None };
+    let earlier = if decisions.iter().any(|decision| decision.carried) {
+        earlier_decisions(pod)
+    } else {
+        None
+    };
     let mut text = String::with_capacity(96 * decisions.len());
-    for (decision, place) in decisions.iter().zip(&pod.places).filter(|(decision, _)| told(decision)) {
+    for (decision, place) in decisions
+        .iter()
+        .zip(&pod.places)
+        .filter(|(decision, _)| told(decision))
+    {
         text.push(if text.is_empty() { '{' } else { ',' });
         json::push_string(&mut text, &place.label().to_string());
         text.push(':');
         let mirror = decision.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
-        match earlier.as_ref().and_then(|earlier| earlier_entry(earlier, place, decision, mirror)) {
+        match earlier
+            .as_ref()
+            .and_then(|earlier| earlier_entry(earlier, place, decision, mirror))
+        {
             Some(entry) => {
                 let written = write!(text, "{entry}");
                 debug_assert!(written.is_ok(), "writing to a String cannot fail");
@@ -125,7 +136,11 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
     if decision.candidates.len() > 1 {
         text.push_str(",\"candidates\":[");
         for (position, candidate) in decision.candidates.iter().enumerate() {
-            text.push_str(if position == 0 { "{\"mirror\":" } else { ",{\"mirror\":" });
+            text.push_str(if position == 0 {
+                "{\"mirror\":"
+            } else {
+                ",{\"mirror\":"
+            });
             json::push_string(text, &routing.mirror(candidate.mirror).name);
             text.push_str(",\"outcome\":\"");
             text.push_str(candidate.outcome.as_str());
@@ -152,7 +167,9 @@ fn earlier_entry<'e>(
     decision: &Decision<'_>,
     mirror: Option<&str>,
 ) -> Option<&'e serde_json::Value> {
-    let entry = earlier.get(&place.label().to_string()).filter(|_| decision.carried)?;
+    let entry = earlier
+        .get(&place.label().to_string())
+        .filter(|_| decision.carried)?;
     let text = |field: &str| entry.get(field).and_then(serde_json::Value::as_str);
     (text("outcome") == Some(Outcome::Rewritten.as_str()) && text("mirror") == mirror).then_some(entry)
 }
@@ -166,7 +183,11 @@ struct Operations {
 impl Operations {
     /// Begins an operation; the caller writes the value.
     fn begin(&mut self, operation: &str) {
-        self.text.push_str(if self.text.is_empty() { "[{\"op\":\"" } else { ",{\"op\":\"" });
+        self.text.push_str(if self.text.is_empty() {
+            "[{\"op\":\""
+        } else {
+            ",{\"op\":\""
+        });
         self.text.push_str(operation);
         self.text.push_str("\",\"path\":\"");
     }

@@ -122,7 +122,7 @@ impl fmt::Display for PlaceLabel<'_> {
     }
 }
 
-impl<'a> Pod<'a> {
+impl Pod<'_> {
     /// Returns the mode that the Pod's own label leaves: the label only ever weakens, and a value
     /// that nobody knows means off.
     pub fn weaken(&self, mode: Mode) -> Mode {
@@ -149,6 +149,8 @@ impl<'a> Pod<'a> {
 
     /// Whether the Pod lists a pull secret of this name.
     pub fn lists_pull_secret(&self, name: &str) -> bool {
-        self.pull_secrets.as_ref().is_some_and(|secrets| secrets.iter().any(|secret| secret == name))
+        self.pull_secrets
+            .as_ref()
+            .is_some_and(|secrets| secrets.iter().any(|secret| secret == name))
     }
 }

@@ -43,6 +43,10 @@ impl Snapshot {
             return false;
         }
         let selector = &mirror.namespaces;
-        selector.is_empty() || self.namespaces.get(namespace).is_some_and(|labels| selector.matches(labels))
+        selector.is_empty()
+            || self
+                .namespaces
+                .get(namespace)
+                .is_some_and(|labels| selector.matches(labels))
     }
 }

@@ -7,7 +7,7 @@
 use super::{
     answer::Answer,
     image::Class,
-    presence::{Entry, class_of, Index, Presence, Swept, Version, reason_of},
+    presence::{Entry, Index, Presence, Swept, Version, class_of, reason_of},
     reason::Reason,
     time::Timestamp,
 };
@@ -59,14 +59,19 @@ impl Sweep {
 
     /// Returns what the complete sweep proves.
     pub const fn complete(&self) -> Swept {
-        Swept { started_at: self.started_at, through: self.through }
+        Swept {
+            started_at: self.started_at,
+            through: self.through,
+        }
     }
 }
 
 /// Returns what an answer to a look at a known image asks for.
 pub fn step(entry: &Entry, answer: &Answer) -> Step {
     match (answer, &entry.presence) {
-        (Answer::Exists(manifest), Presence::Present(proof)) if manifest.digest == proof.digest => Step::Confirmed,
+        (Answer::Exists(manifest), Presence::Present(proof)) if manifest.digest == proof.digest => {
+            Step::Confirmed
+        }
         (Answer::Exists(_), _) => Step::Inspect,
         (Answer::Missing, Presence::Missing) => Step::Confirmed,
         (Answer::Missing, _) => Step::Write(Presence::Missing),

@@ -18,21 +18,39 @@ impl Client {
     ///
     /// Entries that are missing are left out of the architectures (copies for some platforms only
     /// are usual); any other answer about an entry is the answer about the image.
-    pub async fn look(&self, repository: &str, reference: &str, deadline: Instant) -> (Answer, Architectures) {
+    pub async fn look(
+        &self,
+        repository: &str,
+        reference: &str,
+        deadline: Instant,
+    ) -> (Answer, Architectures) {
         let answer = self.get(repository, reference, deadline).await;
-        let Answer::Exists(manifest) = &answer else { return (answer, Architectures::NONE) };
+        let Answer::Exists(manifest) = &answer else {
+            return (answer, Architectures::NONE);
+        };
         if !manifest.media_type.is_index() {
             return (answer, Architectures::ALL);
         }
         let named = |child: &&Child| child.architecture.is_some();
-        let heads = manifest.children.iter().filter(named).take(CHILDREN_LIMIT).map(async |child| {
-            (child, self.head(repository, child.digest.as_str(), deadline).await)
-        });
+        let heads = manifest
+            .children
+            .iter()
+            .filter(named)
+            .take(CHILDREN_LIMIT)
+            .map(async |child| {
+                (
+                    child,
+                    self.head(repository, child.digest.as_str(), deadline).await,
+                )
+            });
         let mut there = Architectures::NONE;
         for (child, head) in futures_util::future::join_all(heads).await {
             match head {
                 Answer::Exists(_) => {
-                    there = there.or(child.architecture.as_deref().map_or(Architectures::NONE, Architectures::of));
+                    there = there.or(child
+                        .architecture
+                        .as_deref()
+                        .map_or(Architectures::NONE, Architectures::of));
                 }
                 Answer::Missing => {}
                 inconclusive => return (inconclusive, Architectures::NONE),

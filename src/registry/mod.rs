@@ -44,13 +44,23 @@ const ACCEPT: HeaderValue = HeaderValue::from_static(
 );
 
 /// Where a registry is and what it takes to talk to it.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// `https://host[:port]`, or `http://host[:port]` for plain HTTP.
     pub url: String,
     /// The only certificates to trust, in PEM; those of the system if absent.
     pub ca_bundle: Option<Vec<u8>>,
     pub credentials: Option<Credentials>,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Nobody has checked yet that the URL holds no password.
+        let url = if self.url.contains('@') { "…" } else { &self.url };
+        f.debug_struct("Endpoint")
+            .field("url", &url)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why an endpoint cannot be used.

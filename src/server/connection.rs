@@ -169,7 +169,7 @@ impl Progress {
         self.start + Duration::from_nanos(self.idle_since.load(Ordering::Relaxed))
     }
 
-    /// Nobody waits for the request's body any more.
+    /// A request's body is complete.
     fn body_done(&self) {
         if self.phase() == Phase::Body {
             self.enter(Phase::Busy);
@@ -205,12 +205,6 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        self.progress.body_done();
     }
 }
 

@@ -278,3 +278,24 @@ fn age(mean: Duration, number: u64) -> Duration {
     let fraction = f64::from(u32::try_from(fraction).unwrap_or_default()) / f64::from(u32::MAX);
     mean.mul_f64(0.9 + 0.2 * fraction)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_of_one_moment_end_at_different_times() {
+        let mean = Duration::from_mins(10);
+        let mut ages: Vec<_> = (0..100).map(|number| age(mean, number)).collect();
+        ages.sort();
+        assert!(ages[0] >= Duration::from_mins(9) && ages[99] <= Duration::from_mins(11));
+        // Of 120 s in all, no two neighbours are far apart, and none end together.
+        for pair in ages.windows(2) {
+            let gap = pair[1].abs_diff(pair[0]);
+            assert!(
+                gap > Duration::from_millis(100) && gap < Duration::from_secs(4),
+                "{gap:?}"
+            );
+        }
+    }
+}

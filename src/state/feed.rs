@@ -50,18 +50,31 @@ pub struct Feed {
 impl Feed {
     /// Returns a feed of `store`; Pods of the namespaces `left_alone` are never touched.
     pub fn new(store: Store, left_alone: BTreeSet<String>) -> Self {
-        Self { store, left_alone, clients: Mutex::default() }
+        Self {
+            store,
+            left_alone,
+            clients: Mutex::default(),
+        }
     }
 
     /// Puts a configuration to use, or returns everything that hinders it; then nothing changes.
     pub fn apply(&self, configuration: Configuration, now: Timestamp) -> Result<(), Vec<Unusable>> {
-        let Configuration { mirrors, namespaces, secrets, pull_secret_namespaces } = configuration;
+        let Configuration {
+            mirrors,
+            namespaces,
+            secrets,
+            pull_secret_namespaces,
+        } = configuration;
         let mut known = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = BTreeMap::new();
         let mut faults = Vec::new();
         let mut routed = Vec::new();
         for (mut mirror, connection) in mirrors {
-            let secret = connection.probe_secret.as_ref().and_then(|name| secrets.get(name)).cloned();
+            let secret = connection
+                .probe_secret
+                .as_ref()
+                .and_then(|name| secrets.get(name))
+                .cloned();
             let client = match known.get(&mirror.name) {
                 Some((same, same_secret, client)) if *same == connection && *same_secret == secret => {
                     Ok(client.clone())
@@ -72,7 +85,10 @@ impl Feed {
                 Ok(client) => {
                     next.insert(mirror.name.clone(), (connection, secret, client));
                 }
-                Err(source) => faults.push(Unusable { mirror: mirror.name.clone(), source }),
+                Err(source) => faults.push(Unusable {
+                    mirror: mirror.name.clone(),
+                    source,
+                }),
             }
             mirror.pull_secret_namespaces = pull_secret_namespaces.iter().cloned().collect();
             routed.push(mirror);
@@ -81,10 +97,21 @@ impl Feed {
             return Err(faults);
         }
         *known = next;
-        let clients = known.iter().map(|(name, (_, _, client))| (name.clone(), client.clone())).collect();
+        let clients = known
+            .iter()
+            .map(|(name, (_, _, client))| (name.clone(), client.clone()))
+            .collect();
         let routing = Routing::compile(routed);
         let left_alone = self.left_alone.clone();
-        self.store.configure(Configured { routing, clients, namespaces, left_alone }, now);
+        self.store.configure(
+            Configured {
+                routing,
+                clients,
+                namespaces,
+                left_alone,
+            },
+            now,
+        );
         Ok(())
     }
 }
@@ -94,8 +121,11 @@ fn client(mirror: &Mirror, connection: &Connection, secret: Option<&Secret>) -> 
         (Some(name), Some(secret)) => Some(credentials(mirror, connection, name, secret)?),
         _ => None,
     };
-    let endpoint =
-        Endpoint { url: connection.endpoint.clone(), ca_bundle: connection.ca_bundle.clone(), credentials };
+    let endpoint = Endpoint {
+        url: connection.endpoint.clone(),
+        ca_bundle: connection.ca_bundle.clone(),
+        credentials,
+    };
     Ok(Client::new(&endpoint)?)
 }
 
@@ -107,7 +137,10 @@ fn credentials(
     name: &str,
     secret: &Secret,
 ) -> Result<Credentials, Cause> {
-    let unreadable = |source| Cause::Secret { name: name.to_owned(), source };
+    let unreadable = |source| Cause::Secret {
+        name: name.to_owned(),
+        source,
+    };
     let data = |key: &str| secret.data.get(key).map(Vec::as_slice);
     let keyring = match (data(".dockerconfigjson"), data(".dockercfg")) {
         (Some(json), _) => Keyring::from_docker_config_json(json).map_err(unreadable)?,
@@ -116,6 +149,12 @@ fn credentials(
     };
     let registry = mirror.mapping.registry.to_string();
     let host = connection.endpoint.rsplit("//").next().unwrap_or_default();
-    let found = keyring.lookup(&registry).or_else(|| keyring.lookup(host)).cloned();
-    found.ok_or_else(|| Cause::NoCredentials { name: name.to_owned(), registry })
+    let found = keyring
+        .lookup(&registry)
+        .or_else(|| keyring.lookup(host))
+        .cloned();
+    found.ok_or_else(|| Cause::NoCredentials {
+        name: name.to_owned(),
+        registry,
+    })
 }

@@ -103,16 +103,26 @@ impl Store {
 
     /// Takes in a configuration. The health of a mirror that stays is kept.
     pub fn configure(&self, configured: Configured, now: Timestamp) {
-        let Configured { routing, clients, namespaces, left_alone } = configured;
+        let Configured {
+            routing,
+            clients,
+            namespaces,
+            left_alone,
+        } = configured;
         let names: BTreeSet<String> = routing.mirrors().map(|(_, mirror)| mirror.name.clone()).collect();
         self.index_mut().retain_mirrors(|mirror| names.contains(mirror));
         self.0.clients.send_replace(Arc::new(clients));
         self.0.snapshot.send_modify(|current| {
             let known = current.routing.by_name();
             let health_of = |name: &str| {
-                known.get(name).map_or_else(|| Health::unknown(now), |mirror| current.health_of(*mirror))
+                known
+                    .get(name)
+                    .map_or_else(|| Health::unknown(now), |mirror| current.health_of(*mirror))
             };
-            let health = routing.mirrors().map(|(_, mirror)| health_of(&mirror.name)).collect();
+            let health = routing
+                .mirrors()
+                .map(|(_, mirror)| health_of(&mirror.name))
+                .collect();
             *current = Arc::new(Snapshot {
                 health,
                 routing: Arc::new(routing),
@@ -127,7 +137,9 @@ impl Store {
     /// Publishes a mirror's health. Returns whether the mirror is known.
     pub fn set_health(&self, mirror: &str, health: Health) -> bool {
         self.0.snapshot.send_if_modified(|current| {
-            let Some(id) = current.routing.by_name().get(mirror).copied() else { return false };
+            let Some(id) = current.routing.by_name().get(mirror).copied() else {
+                return false;
+            };
             let mut next = Snapshot::clone(current);
             if let Some(slot) = next.health.get_mut(id.index()) {
                 *slot = health;
@@ -150,8 +162,10 @@ impl Store {
             } else {
                 failing.remove(host);
             }
-            *current =
-                Arc::new(Snapshot { failing_upstreams: Arc::new(failing), ..Snapshot::clone(current) });
+            *current = Arc::new(Snapshot {
+                failing_upstreams: Arc::new(failing),
+                ..Snapshot::clone(current)
+            });
             true
         });
     }

@@ -158,7 +158,10 @@ impl Inner {
         // Invalid UTF-8 ends the text early: what stands before may hold the UID to answer to.
         let (text, valid) = match std::str::from_utf8(body) {
             Ok(text) => (text, true),
-            Err(error) => (std::str::from_utf8(&body[..error.valid_up_to()]).unwrap_or_default(), false),
+            Err(error) => (
+                std::str::from_utf8(&body[..error.valid_up_to()]).unwrap_or_default(),
+                false,
+            ),
         };
         let mut review = Review::default();
         let read = std::panic::catch_unwind(AssertUnwindSafe(|| review.read(text)));
@@ -179,14 +182,26 @@ impl Inner {
         let question = review.question();
         let (operation, pod) = match question {
             Question::Nothing => {
-                let answer = Answer { api_version: &review.api_version, uid: &review.uid, ..Answer::default() };
+                let answer = Answer {
+                    api_version: &review.api_version,
+                    uid: &review.uid,
+                    ..Answer::default()
+                };
                 return (Ok(answer.write()), ReviewAnswer::Unchanged);
             }
             Question::Pod(operation, pod) => (operation, pod),
         };
-        let request = Request { namespace: &review.namespace, mode, operation, pod };
+        let request = Request {
+            namespace: &review.namespace,
+            mode,
+            operation,
+            pod,
+        };
         let budget = match timeout {
-            Some(timeout) => self.limits.budget.min(timeout.saturating_sub(Duration::from_secs(1))),
+            Some(timeout) => self
+                .limits
+                .budget
+                .min(timeout.saturating_sub(Duration::from_secs(1))),
             None => self.limits.budget,
         };
         let decided = self.decide(&request, review.dry_run, started + budget);
@@ -195,18 +210,17 @@ impl Inner {
                 let answered = std::panic::catch_unwind(AssertUnwindSafe(|| {
                     self.answer(&review.uid, &request, &snapshot, decisions)
                 }));
-                answered.map_or_else(|_| self.unchanged(&review, "panicked"), |(body, how)| (Ok(body), how))
+                answered.map_or_else(
+                    |_| self.unchanged(&review, "panicked"),
+                    |(body, how)| (Ok(body), how),
+                )
             }
             Err(_) => self.unchanged(&review, "panicked"),
         }
     }
 
     /// Answers a review that could not be decided.
-    fn unchanged(
-        &self,
-        review: &Review<'_>,
-        why: &str,
-    ) -> (Result<Vec<u8>, NoReview>, ReviewAnswer) {
+    fn unchanged(&self, review: &Review<'_>, why: &str) -> (Result<Vec<u8>, NoReview>, ReviewAnswer) {
         self.log_fault(Reason::Internal, &review.uid, why);
         let answer = Answer {
             api_version: &review.api_version,
@@ -224,7 +238,13 @@ impl Inner {
         deadline: Instant,
     ) -> (Arc<Snapshot>, Vec<Decision<'r>>) {
         let snapshot = self.store.snapshot();
-        let plan = decide(&snapshot, &self.store.index(), request, self.limits.probing, clock::now());
+        let plan = decide(
+            &snapshot,
+            &self.store.index(),
+            request,
+            self.limits.probing,
+            clock::now(),
+        );
         if !dry_run {
             self.demand(&snapshot, &plan.unknown);
         }
@@ -245,12 +265,11 @@ impl Inner {
         mut decisions: Vec<Decision<'_>>,
     ) -> (Vec<u8>, ReviewAnswer) {
         let routing = &snapshot.routing;
-        let patch = match patch::patch(request, routing, &decisions) {
-            Ok(patch) => patch,
-            Err(patch::TooLarge) => {
-                decision::keep_all(&mut decisions, Reason::PodTooLarge);
-                None
-            }
+        let patch = if let Ok(patch) = patch::patch(request, routing, &decisions) {
+            patch
+        } else {
+            decision::keep_all(&mut decisions, Reason::PodTooLarge);
+            None
         };
         let audit = decisions
             .iter()
@@ -267,7 +286,11 @@ impl Inner {
             audit,
             warnings: respond::warnings(request.mode, request.operation, &decisions),
         };
-        let how = if patch.is_some() { ReviewAnswer::Patched } else { ReviewAnswer::Unchanged };
+        let how = if patch.is_some() {
+            ReviewAnswer::Patched
+        } else {
+            ReviewAnswer::Unchanged
+        };
         (answer.write(), how)
     }
 
@@ -275,13 +298,19 @@ impl Inner {
     fn tell(&self, request: &Request<'_>, snapshot: &Snapshot, decisions: &[Decision<'_>]) {
         // One command's decisions are all wanted; a server's are a sample.
         let keep = self.limits.recent == usize::MAX
-            || self.recent_throttle.admit((), Instant::now().into_std()).is_some();
+            || self
+                .recent_throttle
+                .admit((), Instant::now().into_std())
+                .is_some();
         let verbose = tracing::enabled!(tracing::Level::DEBUG);
         for decision in decisions {
             if !decision.carried {
-                self.metrics.decided(request.mode, decision.outcome, decision.reason);
+                self.metrics
+                    .decided(request.mode, decision.outcome, decision.reason);
             }
-            let mirror = decision.mirror.map(|mirror| snapshot.routing.mirror(mirror).name.as_str());
+            let mirror = decision
+                .mirror
+                .map(|mirror| snapshot.routing.mirror(mirror).name.as_str());
             if verbose {
                 tracing::debug!(
                     pod.namespace = request.namespace,

@@ -54,13 +54,32 @@ struct Flights {
 
 impl Probes {
     /// Returns probes that tell what they see of health to `observations` and run under `tasks`.
-    pub fn new(store: Store, metrics: Metrics, observations: mpsc::Sender<Observed>, tasks: TaskTracker) -> Self {
-        Self(Arc::new(Inner { store, metrics, observations, tasks, flights: Mutex::default() }))
+    pub fn new(
+        store: Store,
+        metrics: Metrics,
+        observations: mpsc::Sender<Observed>,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            metrics,
+            observations,
+            tasks,
+            flights: Mutex::default(),
+        }))
     }
 
     /// Makes all probes at once and returns what each brought by the deadline.
-    pub async fn make(&self, snapshot: &Snapshot, probes: &[Probe], deadline: Instant) -> Vec<Option<Finding>> {
-        let flights: Vec<_> = probes.iter().map(|probe| self.0.join_or_start(snapshot, probe)).collect();
+    pub async fn make(
+        &self,
+        snapshot: &Snapshot,
+        probes: &[Probe],
+        deadline: Instant,
+    ) -> Vec<Option<Finding>> {
+        let flights: Vec<_> = probes
+            .iter()
+            .map(|probe| self.0.join_or_start(snapshot, probe))
+            .collect();
         let mut findings = Vec::with_capacity(flights.len());
         for flight in flights {
             let Some(mut flight) = flight else {
@@ -68,7 +87,12 @@ impl Probes {
                 continue;
             };
             let landed = timeout_at(deadline, flight.wait_for(Option::is_some)).await;
-            findings.push(landed.ok().and_then(Result::ok).and_then(|finding| finding.clone()));
+            findings.push(
+                landed
+                    .ok()
+                    .and_then(Result::ok)
+                    .and_then(|finding| finding.clone()),
+            );
         }
         findings
     }
@@ -91,8 +115,10 @@ impl Inner {
         if let Some(flight) = flights.under_way.get(&key) {
             return Some(flight.clone());
         }
-        let slots =
-            flights.slots.entry(mirror.name.clone()).or_insert_with(|| Arc::new(Semaphore::new(IN_FLIGHT)));
+        let slots = flights
+            .slots
+            .entry(mirror.name.clone())
+            .or_insert_with(|| Arc::new(Semaphore::new(IN_FLIGHT)));
         let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
             self.metrics.probed(&mirror.name, "not_started");
             return None;
@@ -102,9 +128,16 @@ impl Inner {
         drop(flights);
         let probe = probe.clone();
         let timeout = mirror.health.timeout;
-        let landing = Landing { inner: Arc::clone(self), key, slot };
+        let landing = Landing {
+            inner: Arc::clone(self),
+            key,
+            slot,
+        };
         drop(self.tasks.spawn(async move {
-            let finding = landing.inner.probe(&landing.key, &probe, Instant::now() + timeout).await;
+            let finding = landing
+                .inner
+                .probe(&landing.key, &probe, Instant::now() + timeout)
+                .await;
             landed.send_replace(Some(finding));
             drop(landing);
         }));
@@ -112,21 +145,31 @@ impl Inner {
     }
 
     async fn probe(&self, (mirror, key): &FlightKey, probe: &Probe, deadline: Instant) -> Finding {
-        let Some(client) = self.store.client(mirror) else { return Finding::Not(Reason::Internal) };
+        let Some(client) = self.store.client(mirror) else {
+            return Finding::Not(Reason::Internal);
+        };
         // What is seen is as old as the question: the mirror may have gone and come in between.
         let asked_at = clock::now();
         let (answer, architectures) = client.look(&probe.repository, &probe.reference, deadline).await;
         let finding = Finding::of(&answer, architectures);
         match (&finding, &answer) {
             (Finding::Present(proof), _) => {
-                self.store.index_mut().see(mirror, key, Presence::Present(proof.clone()), asked_at);
+                self.store
+                    .index_mut()
+                    .see(mirror, key, Presence::Present(proof.clone()), asked_at);
             }
-            (_, Answer::Missing) => self.store.index_mut().see(mirror, key, Presence::Missing, asked_at),
+            (_, Answer::Missing) => self
+                .store
+                .index_mut()
+                .see(mirror, key, Presence::Missing, asked_at),
             _ => {}
         }
         if let Some(observation) = Observation::of(&answer) {
             // A full queue means that plenty was seen of this mirror already.
-            let told = Observed { mirror: mirror.clone(), observation };
+            let told = Observed {
+                mirror: mirror.clone(),
+                observation,
+            };
             drop(self.observations.try_send(told));
         }
         let result = match &finding {

@@ -40,11 +40,23 @@ impl Answer<'_> {
     pub(crate) fn write(&self) -> Vec<u8> {
         let size = 256
             + self.patch.map_or(0, |patch| patch.len() * 4 / 3)
-            + self.audit.iter().map(|(key, value)| key.len() + value.len() + 8).sum::<usize>()
-            + self.warnings.iter().map(|warning| warning.len() + 4).sum::<usize>();
+            + self
+                .audit
+                .iter()
+                .map(|(key, value)| key.len() + value.len() + 8)
+                .sum::<usize>()
+            + self
+                .warnings
+                .iter()
+                .map(|warning| warning.len() + 4)
+                .sum::<usize>();
         let mut out = String::with_capacity(size);
         out.push_str("{\"kind\":\"AdmissionReview\",\"apiVersion\":");
-        let api_version = if self.api_version.is_empty() { "admission.k8s.io/v1" } else { self.api_version };
+        let api_version = if self.api_version.is_empty() {
+            "admission.k8s.io/v1"
+        } else {
+            self.api_version
+        };
         json::push_string(&mut out, api_version);
         out.push_str(",\"response\":{\"uid\":");
         json::push_string(&mut out, self.uid);
@@ -129,7 +141,9 @@ pub(crate) fn warnings(mode: Mode, operation: Operation, decisions: &[Decision<'
     let mut warnings = Vec::new();
     for decision in decisions.iter().filter(wanted) {
         let warning = warning(decision);
-        let Some(left) = room.checked_sub(warning.chars().count()) else { break };
+        let Some(left) = room.checked_sub(warning.chars().count()) else {
+            break;
+        };
         room = left;
         warnings.push(warning);
     }
@@ -137,10 +151,18 @@ pub(crate) fn warnings(mode: Mode, operation: Operation, decisions: &[Decision<'
 }
 
 fn warning(decision: &Decision<'_>) -> String {
-    let Decision { name, image, rewritten, reason, .. } = decision;
+    let Decision {
+        name,
+        image,
+        rewritten,
+        reason,
+        ..
+    } = decision;
     let full = match (decision.outcome, rewritten) {
         (Outcome::Rewritten, Some(rewritten)) => format!("kagami: {name}: {image} comes from {rewritten}"),
-        (Outcome::WouldRewrite, Some(rewritten)) => format!("kagami: {name}: {image} would come from {rewritten}"),
+        (Outcome::WouldRewrite, Some(rewritten)) => {
+            format!("kagami: {name}: {image} would come from {rewritten}")
+        }
         _ => format!("kagami: {name}: {image} stays upstream: {reason}"),
     };
     if full.chars().count() <= WARNING_LIMIT {
@@ -155,5 +177,8 @@ fn warning(decision: &Decision<'_>) -> String {
 
 /// Returns the audit annotation of a review that could not be decided.
 pub(crate) fn fault(reason: Reason, message: &str) -> (String, String) {
-    ("review".to_owned(), format!("{} {reason} {message}", Outcome::Kept))
+    (
+        "review".to_owned(),
+        format!("{} {reason} {message}", Outcome::Kept),
+    )
 }

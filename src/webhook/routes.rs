@@ -18,19 +18,25 @@ use crate::domain::mirror::Mode;
 pub const BODY_LIMIT: usize = 8 * 1024 * 1024;
 
 /// The modes that have a webhook of their own, with its path.
-pub const PATHS: [(Mode, &str); 3] =
-    [(Mode::Enforce, "/mutate/enforce"), (Mode::Warn, "/mutate/warn"), (Mode::Audit, "/mutate/audit")];
+pub const PATHS: [(Mode, &str); 3] = [
+    (Mode::Enforce, "/mutate/enforce"),
+    (Mode::Warn, "/mutate/warn"),
+    (Mode::Audit, "/mutate/audit"),
+];
 
 /// Returns the admission service.
 pub fn router(admission: Admission) -> Router {
     let mut router = Router::new();
     for (mode, path) in PATHS {
-        let handler = async move |State(admission): State<Admission>, RawQuery(query): RawQuery, body: Bytes| {
-            mutate(&admission, mode, query.as_deref(), &body).await
-        };
+        let handler =
+            async move |State(admission): State<Admission>, RawQuery(query): RawQuery, body: Bytes| {
+                mutate(&admission, mode, query.as_deref(), &body).await
+            };
         router = router.route(path, post(handler));
     }
-    router.layer(DefaultBodyLimit::max(BODY_LIMIT)).with_state(admission)
+    router
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(admission)
 }
 
 async fn mutate(admission: &Admission, mode: Mode, query: Option<&str>, body: &[u8]) -> Response {

@@ -119,10 +119,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes an object, handing each key with the cursor at its value. `null` is an empty object.
-    pub(crate) fn object(
-        &mut self,
-        mut member: impl FnMut(&str, &mut Self) -> Scan<()>,
-    ) -> Scan<()> {
+    pub(crate) fn object(&mut self, mut member: impl FnMut(&str, &mut Self) -> Scan<()>) -> Scan<()> {
         if self.null()? {
             return Ok(());
         }

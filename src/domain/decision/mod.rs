@@ -84,7 +84,12 @@ impl Finding {
 
     /// Returns the architectures that an index names, before anybody looked at its children.
     pub fn named_by(manifest: &Manifest) -> Architectures {
-        manifest.children.iter().filter_map(|child| child.architecture.as_deref()).collect::<Architectures>().known()
+        manifest
+            .children
+            .iter()
+            .filter_map(|child| child.architecture.as_deref())
+            .collect::<Architectures>()
+            .known()
     }
 }
 
@@ -180,8 +185,17 @@ pub fn decide<'a>(
         probes: Vec::new(),
         unknown: Vec::new(),
     };
-    let places = request.pod.places.iter().map(|place| decider.place(place)).collect();
-    Plan { places, probes: decider.probes, unknown: decider.unknown }
+    let places = request
+        .pod
+        .places
+        .iter()
+        .map(|place| decider.place(place))
+        .collect();
+    Plan {
+        places,
+        probes: decider.probes,
+        unknown: decider.unknown,
+    }
 }
 
 struct Decider<'s, 'a> {
@@ -199,24 +213,31 @@ struct Decider<'s, 'a> {
 
 impl<'a> Decider<'_, 'a> {
     fn place(&mut self, place: &'a Place<'a>) -> Planned<'a> {
-        let mut planned =
-            Planned { place, standing: None, carried: None, reference: None, candidates: Vec::new() };
+        let mut planned = Planned {
+            place,
+            standing: None,
+            carried: None,
+            reference: None,
+            candidates: Vec::new(),
+        };
         planned.standing = self.standing(place);
         if planned.standing.is_some() {
             return planned;
         }
-        let reference = match Reference::parse(&place.image) {
-            Ok(reference) => reference,
-            Err(_) => {
-                planned.standing = Some(Reason::InvalidReference);
-                return planned;
-            }
+        let reference = if let Ok(reference) = Reference::parse(&place.image) {
+            reference
+        } else {
+            planned.standing = Some(Reason::InvalidReference);
+            return planned;
         };
         planned.reference = Some(reference);
         self.key.clear();
         reference.write_key(&mut self.key);
         // The key ends in `:tag` or `@digest`.
-        let name_length = self.key.len().saturating_sub(1 + reference.manifest_reference().len());
+        let name_length = self
+            .key
+            .len()
+            .saturating_sub(1 + reference.manifest_reference().len());
 
         let routing = self.snapshot.routing.clone();
         let name = self.key.get(..name_length).unwrap_or_default();
@@ -227,7 +248,11 @@ impl<'a> Decider<'_, 'a> {
         }
         let candidates = routing.candidates(name);
         if candidates.ordered.is_empty() {
-            planned.standing = Some(if candidates.excluded { Reason::Excluded } else { Reason::NoMirror });
+            planned.standing = Some(if candidates.excluded {
+                Reason::Excluded
+            } else {
+                Reason::NoMirror
+            });
             return planned;
         }
         planned.candidates.reserve_exact(candidates.ordered.len());
@@ -250,7 +275,13 @@ impl<'a> Decider<'_, 'a> {
         if self.snapshot.left_alone.contains(self.request.namespace) {
             return Some(Reason::NamespaceNotServed);
         }
-        if self.request.pod.annotations.as_ref().is_some_and(|annotations| annotations.static_pod) {
+        if self
+            .request
+            .pod
+            .annotations
+            .as_ref()
+            .is_some_and(|annotations| annotations.static_pod)
+        {
             return Some(Reason::OwnerExcluded);
         }
         place.never.then_some(Reason::PullNever)
@@ -269,7 +300,13 @@ impl<'a> Decider<'_, 'a> {
             Architectures::NONE => settings.platforms.iter().map(String::as_str).collect(),
             architectures => architectures,
         };
-        let asked = |could_serve, verdict| Asked { mirror, mode, could_serve, wanted, verdict };
+        let asked = |could_serve, verdict| Asked {
+            mirror,
+            mode,
+            could_serve,
+            wanted,
+            verdict,
+        };
         if let Some(reason) = self.refusal(place, mirror, settings, mode) {
             return asked(false, Verdict::Not(reason));
         }
@@ -277,13 +314,7 @@ impl<'a> Decider<'_, 'a> {
     }
 
     /// Returns why a mirror may not serve this Pod, whatever its state.
-    fn refusal(
-        &self,
-        place: &Place<'_>,
-        mirror: MirrorId,
-        settings: &Mirror,
-        mode: Mode,
-    ) -> Option<Reason> {
+    fn refusal(&self, place: &Place<'_>, mirror: MirrorId, settings: &Mirror, mode: Mode) -> Option<Reason> {
         if mode == Mode::Off {
             return Some(Reason::ModeOff);
         }
@@ -291,7 +322,11 @@ impl<'a> Decider<'_, 'a> {
             return Some(Reason::NamespaceNotServed);
         }
         for owner in &self.request.pod.owners {
-            if settings.exclude_owners.iter().any(|pattern| pattern.matches(&owner.api_version, &owner.kind)) {
+            if settings
+                .exclude_owners
+                .iter()
+                .any(|pattern| pattern.matches(&owner.api_version, &owner.kind))
+            {
                 return Some(Reason::OwnerExcluded);
             }
             if settings.owners_left_alone.iter().any(|uid| *uid == owner.uid) {
@@ -299,7 +334,10 @@ impl<'a> Decider<'_, 'a> {
             }
         }
         if settings.pull_secret {
-            let in_place = settings.pull_secret_namespaces.iter().any(|ns| ns == self.request.namespace);
+            let in_place = settings
+                .pull_secret_namespaces
+                .iter()
+                .any(|ns| ns == self.request.namespace);
             // The list of a Pod that exists cannot be changed, so it must be there already.
             let listed = place.kind != PlaceKind::EphemeralContainer
                 || self.request.pod.lists_pull_secret(PULL_SECRET);
@@ -376,7 +414,12 @@ impl<'a> Decider<'_, 'a> {
         let asks_upstream = source.access == Access::Public && source.with_credentials;
         let wait = !asks_upstream && (settings.kind == Kind::Hosted || self.probing == Probing::All);
         let reference = reference.manifest_reference().to_owned();
-        let probe = Probe { mirror, key: self.key.clone(), repository, reference };
+        let probe = Probe {
+            mirror,
+            key: self.key.clone(),
+            repository,
+            reference,
+        };
         let known = self.index.contains(&settings.name, &self.key);
         match (wait, known) {
             (true, true) => self.probes.push(probe),
@@ -398,7 +441,10 @@ impl<'a> Decider<'_, 'a> {
 
 /// Returns why a proof does not prove this image for these architectures.
 fn objection(proof: &Proof, wanted: Architectures, reference: &Reference<'_>) -> Option<Reason> {
-    if reference.digest().is_some_and(|digest| digest != proof.digest.as_str()) {
+    if reference
+        .digest()
+        .is_some_and(|digest| digest != proof.digest.as_str())
+    {
         return Some(Reason::DigestMismatch);
     }
     let there = proof.architectures;
@@ -426,13 +472,22 @@ impl<'a> Plan<'a> {
     /// Turns what the probes brought into decisions. `findings` has one entry for each probe, in
     /// their order; what is absent did not come in time.
     pub fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Vec<Decision<'a>> {
-        self.places.into_iter().map(|planned| planned.settle(snapshot, findings)).collect()
+        self.places
+            .into_iter()
+            .map(|planned| planned.settle(snapshot, findings))
+            .collect()
     }
 }
 
 impl<'a> Planned<'a> {
     fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Decision<'a> {
-        let Self { place, standing, carried, reference, candidates } = self;
+        let Self {
+            place,
+            standing,
+            carried,
+            reference,
+            candidates,
+        } = self;
         let mut decision = Decision {
             kind: place.kind,
             index: place.index,
@@ -456,8 +511,14 @@ impl<'a> Planned<'a> {
             decision.carried = true;
             return decision;
         }
-        let Some(reference) = reference else { return decision };
-        let strongest = candidates.iter().map(|asked| asked.mode).max().unwrap_or(Mode::Off);
+        let Some(reference) = reference else {
+            return decision;
+        };
+        let strongest = candidates
+            .iter()
+            .map(|asked| asked.mode)
+            .max()
+            .unwrap_or(Mode::Off);
         decision.mode = strongest;
         for asked in candidates {
             let mirror = snapshot.routing.mirror(asked.mirror);
@@ -475,11 +536,9 @@ impl<'a> Planned<'a> {
                     Some(None) | None => Err(Reason::BudgetExhausted),
                 },
             };
-            let mapped = proven.and_then(|digest| {
-                match mirror.map(&reference, &digest) {
-                    Ok(rewritten) => Ok((rewritten, digest)),
-                    Err(MapError::NameTooLong { .. }) => Err(Reason::NameTooLong),
-                }
+            let mapped = proven.and_then(|digest| match mirror.map(&reference, &digest) {
+                Ok(rewritten) => Ok((rewritten, digest)),
+                Err(MapError::NameTooLong { .. }) => Err(Reason::NameTooLong),
             });
             // A mirror weaker than the request is decided apart and never stands in another's way.
             let outcome = match (&mapped, asked.mode) {
@@ -489,7 +548,11 @@ impl<'a> Planned<'a> {
             };
             let reason = mapped.as_ref().err().copied().unwrap_or(Reason::Mirrored);
             let first = decision.candidates.is_empty();
-            decision.candidates.push(CandidateDecision { mirror: asked.mirror, outcome, reason });
+            decision.candidates.push(CandidateDecision {
+                mirror: asked.mirror,
+                outcome,
+                reason,
+            });
             let wins = outcome != Outcome::Kept && asked.mode == strongest;
             if first || wins {
                 decision.outcome = outcome;

@@ -8,5 +8,7 @@ use crate::domain::routing::Routing;
 /// reason, does not map to the present image and so proves nothing.
 pub(super) fn carried(routing: &Routing, name: &str, pod: &Pod<'_>, place: &Place<'_>) -> Option<MirrorId> {
     let original = Reference::parse(pod.original(place)?).ok()?;
-    routing.mirrors_named_by(name).find(|mirror| routing.mirror(*mirror).maps_to(&original, &place.image))
+    routing
+        .mirrors_named_by(name)
+        .find(|mirror| routing.mirror(*mirror).maps_to(&original, &place.image))
 }

@@ -30,7 +30,11 @@ pub const SEEN_LIMIT: usize = 10_000;
 
 /// Returns the class of an image's key (`name:tag` or `name@digest`).
 pub fn class_of(key: &str) -> Class {
-    if key.contains('@') { Class::Digest } else { Class::Tag }
+    if key.contains('@') {
+        Class::Digest
+    } else {
+        Class::Tag
+    }
 }
 
 /// Whether a mirror has an image.
@@ -307,9 +311,18 @@ impl Index {
     /// Makes room for one more image of a mirror: past `limit` entries, the sixteenth part that was
     /// used longest ago goes. Walks all entries, but so rarely that it does not matter.
     pub fn make_room(&mut self, mirror: &str, limit: usize) {
-        let Some(table) = self.known.get_mut(mirror).filter(|table| table.entries.len() >= limit) else { return };
-        let mut times: Vec<u32> =
-            table.entries.values().map(|entry| entry.last_used.load(Ordering::Relaxed)).collect();
+        let Some(table) = self
+            .known
+            .get_mut(mirror)
+            .filter(|table| table.entries.len() >= limit)
+        else {
+            return;
+        };
+        let mut times: Vec<u32> = table
+            .entries
+            .values()
+            .map(|entry| entry.last_used.load(Ordering::Relaxed))
+            .collect();
         let position = times.len() / 16;
         let (_, oldest_kept, _) = times.select_nth_unstable(position);
         let oldest_kept = *oldest_kept;

@@ -50,13 +50,18 @@ impl Mirror {
     /// Returns the mirror's reference for an image, in the form in which the image was written; a
     /// tag gets the digest that was proven where the mirror pins.
     pub fn map(&self, reference: &Reference<'_>, proven: &Digest) -> Result<String, MapError> {
-        self.mapping.map(reference, self.tags.pin_digest.then_some(proven))
+        self.mapping
+            .map(reference, self.tags.pin_digest.then_some(proven))
     }
 
     /// Whether `current` is what this mirror makes of `original`, ignoring a digest added by pinning.
     pub fn maps_to(&self, original: &Reference<'_>, current: &str) -> bool {
-        let pinned: Option<Digest> = current.split_once('@').and_then(|(_, digest)| digest.parse().ok());
-        self.mapping.map(original, pinned.as_ref()).is_ok_and(|mapped| mapped == current)
+        let pinned: Option<Digest> = current
+            .split_once('@')
+            .and_then(|(_, digest)| digest.parse().ok());
+        self.mapping
+            .map(original, pinned.as_ref())
+            .is_ok_and(|mapped| mapped == current)
     }
 }
 
@@ -68,7 +73,11 @@ impl Routing {
             let registry = mirror.mapping.registry.to_string().to_ascii_lowercase();
             nodes.entry(registry.into()).or_default().registries.push(id);
             for (index, source) in mirror.sources.iter().enumerate() {
-                nodes.entry(source.prefix.as_str().into()).or_default().sources.push((id, index));
+                nodes
+                    .entry(source.prefix.as_str().into())
+                    .or_default()
+                    .sources
+                    .push((id, index));
             }
         }
         Self { mirrors, nodes }
@@ -86,7 +95,9 @@ impl Routing {
 
     /// Returns the mirrors by name.
     pub fn by_name(&self) -> BTreeMap<&str, MirrorId> {
-        self.mirrors().map(|(id, mirror)| (mirror.name.as_str(), id)).collect()
+        self.mirrors()
+            .map(|(id, mirror)| (mirror.name.as_str(), id))
+            .collect()
     }
 
     /// Returns the number of mirrors.
@@ -102,7 +113,10 @@ impl Routing {
     /// Returns the mirrors that an image already names. `name` is the image's normalised name with
     /// its host in lower case, without tag and digest.
     pub fn mirrors_named_by(&self, name: &str) -> impl Iterator<Item = MirrorId> {
-        prefixes(name).filter_map(|prefix| self.nodes.get(prefix)).flat_map(|node| &node.registries).copied()
+        prefixes(name)
+            .filter_map(|prefix| self.nodes.get(prefix))
+            .flat_map(|node| &node.registries)
+            .copied()
     }
 
     /// Returns the mirrors that have an image, in the order in which they are asked: priority, then
@@ -111,10 +125,12 @@ impl Routing {
         let mut candidates = Candidates::default();
         let mut excluding: Vec<MirrorId> = Vec::new();
         for prefix in prefixes(name) {
-            let Some(node) = self.nodes.get(prefix) else { continue };
+            let Some(node) = self.nodes.get(prefix) else {
+                continue;
+            };
             for (mirror, source) in node.sources.iter().copied() {
-                let longer_seen =
-                    excluding.contains(&mirror) || candidates.ordered.iter().any(|seen| seen.mirror == mirror);
+                let longer_seen = excluding.contains(&mirror)
+                    || candidates.ordered.iter().any(|seen| seen.mirror == mirror);
                 if longer_seen {
                     continue;
                 }
@@ -122,7 +138,11 @@ impl Routing {
                 if exclude.iter().any(|glob| glob_matches(glob, name)) {
                     excluding.push(mirror);
                 } else {
-                    candidates.ordered.push(Candidate { mirror, source, prefix: prefix.len() });
+                    candidates.ordered.push(Candidate {
+                        mirror,
+                        source,
+                        prefix: prefix.len(),
+                    });
                 }
             }
         }
@@ -130,7 +150,9 @@ impl Routing {
         candidates.ordered.sort_unstable_by(|a, b| {
             let (left, right) = (self.mirror(a.mirror), self.mirror(b.mirror));
             let by_priority = right.priority.cmp(&left.priority);
-            by_priority.then(b.prefix.cmp(&a.prefix)).then_with(|| left.name.cmp(&right.name))
+            by_priority
+                .then(b.prefix.cmp(&a.prefix))
+                .then_with(|| left.name.cmp(&right.name))
         });
         candidates
     }

@@ -276,7 +276,9 @@ impl Loader {
         if name == api::PULL_SECRET
             && let Some(namespace) = &namespace
         {
-            self.configuration.pull_secret_namespaces.insert(namespace.clone());
+            self.configuration
+                .pull_secret_namespaces
+                .insert(namespace.clone());
             return faults;
         }
         self.configuration.secrets.insert(
@@ -324,7 +326,10 @@ fn check_docker_config(type_: &str, data: &BTreeMap<String, Vec<u8>>) -> Option<
 /// Returns what must be unique among documents of one kind: the name, as Secrets are found by name
 /// alone; but each namespace has a pull secret of its own.
 fn identity(name: &str, document: &Value) -> String {
-    match document["metadata"]["namespace"].as_str().filter(|_| name == api::PULL_SECRET) {
+    match document["metadata"]["namespace"]
+        .as_str()
+        .filter(|_| name == api::PULL_SECRET)
+    {
         Some(namespace) => format!("{namespace}/{name}"),
         None => name.to_owned(),
     }

@@ -154,15 +154,25 @@ impl<'a> Review<'a> {
             _ => return Question::Nothing,
         };
         // Without `metadata` there is no place for annotations, and the API server sends none such.
-        let Some(Object { mut pod, has_metadata: true }) = self.object.take().filter(|_| about_pod) else {
+        let Some(Object {
+            mut pod,
+            has_metadata: true,
+        }) = self.object.take().filter(|_| about_pod)
+        else {
             return Question::Nothing;
         };
         if operation == Operation::AddEphemeralContainers {
-            let old = self.old_object.take().map(|old| old.pod.places).unwrap_or_default();
+            let old = self
+                .old_object
+                .take()
+                .map(|old| old.pod.places)
+                .unwrap_or_default();
             let existed = |place: &Place<'_>| {
-                old.iter().any(|old| old.kind == PlaceKind::EphemeralContainer && old.name == place.name)
+                old.iter()
+                    .any(|old| old.kind == PlaceKind::EphemeralContainer && old.name == place.name)
             };
-            pod.places.retain(|place| place.kind == PlaceKind::EphemeralContainer && !existed(place));
+            pod.places
+                .retain(|place| place.kind == PlaceKind::EphemeralContainer && !existed(place));
         }
         Question::Pod(operation, pod)
     }
@@ -364,7 +374,9 @@ fn read_containers<'a>(pod: &mut Pod<'a>, kind: PlaceKind, cursor: &mut Cursor<'
             };
             match slot.replace(cursor.string()?) {
                 None => Ok(()),
-                Some(_) => Err(ScanError::Duplicate("a container's name, image or imagePullPolicy")),
+                Some(_) => Err(ScanError::Duplicate(
+                    "a container's name, image or imagePullPolicy",
+                )),
             }
         })?;
         push_place(pod, kind, index, name, image, policy.as_deref());
@@ -413,8 +425,16 @@ fn push_place<'a>(
     policy: Option<&str>,
 ) {
     // An image may be left out where a higher level fills it in; there is nothing to decide then.
-    let Some(image) = image.filter(|image| !image.is_empty()) else { return };
-    pod.places.push(Place { kind, index, name: name.unwrap_or_default(), image, never: policy == Some("Never") });
+    let Some(image) = image.filter(|image| !image.is_empty()) else {
+        return;
+    };
+    pod.places.push(Place {
+        kind,
+        index,
+        name: name.unwrap_or_default(),
+        image,
+        never: policy == Some("Never"),
+    });
 }
 
 /// Returns the architectures that a required node affinity allows; none if it does not speak of
@@ -430,8 +450,12 @@ fn required_architectures(affinity: &str) -> Option<Architectures> {
     for term in terms {
         let expressions = term.get("matchExpressions")?.as_array()?;
         let of_arch = expressions.iter().find(|expression| {
-            expression.get("key").is_some_and(|key| key == "kubernetes.io/arch")
-                && expression.get("operator").is_some_and(|operator| operator == "In")
+            expression
+                .get("key")
+                .is_some_and(|key| key == "kubernetes.io/arch")
+                && expression
+                    .get("operator")
+                    .is_some_and(|operator| operator == "In")
         })?;
         let values = of_arch.get("values")?.as_array()?;
         allowed = allowed.or(values.iter().filter_map(serde_json::Value::as_str).collect());

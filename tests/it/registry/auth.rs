@@ -392,7 +392,7 @@ async fn nothing_shows_a_secret() {
         ..endpoint.clone()
     };
     let error = Client::new(&bad).unwrap_err();
-    let shown = format!("{client:#?} {secret:#?} {endpoint:#?} {keyring:#?} {error:#?} {error}");
+    let shown = format!("{client:#?} {secret:#?} {endpoint:#?} {bad:#?} {keyring:#?} {error:#?} {error}");
     for hidden in ["hunter2", "the-name-is-a-token", "token-1", "dGhlLW5hbWU"] {
         assert!(!shown.contains(hidden), "{hidden} in {shown}");
     }
