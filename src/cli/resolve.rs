@@ -39,7 +39,9 @@ pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
         })
         .await?;
     if verbose {
-        why.iter().for_each(|line| output::complain(line));
+        for line in &why {
+            output::complain(line);
+        }
     }
     output::print(&text)
 }

@@ -9,14 +9,15 @@ use std::{
 };
 
 use anyhow::Context as _;
-use serde_json::json;
+use prometheus_client::registry::Registry;
+use serde_json::{Map, Value, json};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::task::TaskTracker;
 
 use super::{BadSettings, arguments::ServeArguments, certs, once, output};
 use crate::{
     certificates, clock, companion,
-    domain::{decision::Probing, time::Timestamp},
+    domain::{decision::Probing, health::Fault, mirror::Mirror, routing::MirrorId, time::Timestamp},
     metrics::Metrics,
     server::{
         Limits as ServerLimits, Server,
@@ -91,31 +92,14 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         faults: Vec::new(),
     }));
 
-    let status = {
-        let (store, admission, loaded, tls) =
-            (store.clone(), admission.clone(), Arc::clone(&loaded), tls.clone());
-        let file = config.config.display().to_string();
-        move || status(&store, &admission, &loaded, &file, &tls)
+    let view = View {
+        store: store.clone(),
+        admission: admission.clone(),
+        loaded: Arc::clone(&loaded),
+        file: config.config.display().to_string(),
+        tls: tls.clone(),
     };
-    let certificate = tls.certificate();
-    let readiness = Readiness::new(shutdown.clone()).with("certificate", move || {
-        let not_after = certificate.borrow().not_after;
-        if not_after > clock::now() {
-            Ok(())
-        } else {
-            Err("the serving certificate has expired".to_owned())
-        }
-    });
-    let admin = Admin {
-        readiness,
-        metrics: Box::new(move || {
-            let mut text = String::new();
-            // Writing to a String cannot fail.
-            let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
-            text
-        }),
-        status: Box::new(status),
-    };
+    let mut signals = Signals::new().context("cannot take over signals")?;
 
     let mut tasks = Tasks::default();
     let server = Server {
@@ -131,31 +115,29 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         name: "admin",
         listener: admin_listener,
         tls: None,
-        service: admin::router(admin),
+        service: view.router(registry, shutdown.clone()),
         limits: ServerLimits::default(),
         counts: metrics.admin_server(),
     };
     tasks.spawn("admin", server.run(shutdown.clone()));
+    let certificate = follow_certificate(tls, metrics.clone());
     tasks.spawn(
         "certificate metrics",
-        until_stopping(&shutdown, follow_certificate(tls, metrics.clone())),
+        until_stopping(shutdown.clone(), certificate),
     );
-    tasks.spawn("certificates", {
-        let shutdown = shutdown.clone();
-        async move {
-            reloader.run(LOOK_AT_FILES, clock::now, shutdown).await;
-            Ok::<(), Infallible>(())
-        }
+    let reload = reloader.run(LOOK_AT_FILES, clock::now, shutdown.clone());
+    tasks.spawn("certificates", async {
+        reload.await;
+        Ok::<(), Infallible>(())
     });
     let configuration = follow_configuration(config.config, feed, loaded, metrics.clone());
-    tasks.spawn("configuration", until_stopping(&shutdown, configuration));
+    tasks.spawn("configuration", until_stopping(shutdown.clone(), configuration));
     let companion = companion::run(store, metrics, observations, demand);
-    tasks.spawn("companion", until_stopping(&shutdown, companion));
+    tasks.spawn("companion", until_stopping(shutdown.clone(), companion));
 
     output::print(&format!(
         "admission https://{admission_address}\nadmin http://{admin_address}\n"
     ))?;
-    let mut signals = Signals::new().context("cannot take over signals")?;
     let drain = Drain {
         delay: drain_delay,
         limit: FINISH,
@@ -165,17 +147,12 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
 }
 
 /// Runs what never ends by itself until the process stops.
-fn until_stopping(
-    shutdown: &Shutdown,
-    endless: impl Future<Output = Infallible> + Send + 'static,
-) -> impl Future<Output = Result<(), Infallible>> + Send + 'static {
-    let mut shutdown = shutdown.clone();
-    async move {
-        tokio::select! {
-            never = endless => match never {},
-            () = shutdown.reached(Stage::Stopping) => Ok(()),
-        }
-    }
+async fn until_stopping(
+    shutdown: Shutdown,
+    endless: impl Future<Output = Infallible>,
+) -> Result<(), Infallible> {
+    shutdown.until(Stage::Stopping, endless).await;
+    Ok(())
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -199,11 +176,11 @@ fn make_pair(
     let names: Vec<_> = always.iter().chain(names).map(|name| certs::name(name)).collect();
     let issued = certificates::issue(&names, clock::now(), VALIDITY)?;
     if let Some(path) = ca_out {
-        certs::write(path, &issued.authority, false)?
+        certs::write(path, &issued.authority, false)?;
     } else {
         tracing::warn!(
             "nobody can verify the certificate made here: give --ca-out, or --tls-cert and --tls-key"
-        )
+        );
     }
     Ok(issued.pair)
 }
@@ -273,44 +250,67 @@ async fn follow_certificate(tls: tls::Tls, metrics: Metrics) -> Infallible {
     }
 }
 
-/// Returns what `/status` shows.
-fn status(
-    store: &Store,
-    admission: &Admission,
-    loaded: &Mutex<Loaded>,
-    file: &str,
-    tls: &tls::Tls,
-) -> serde_json::Value {
-    let snapshot = store.snapshot();
-    let mut counts = store.index().counts();
-    let mirrors: serde_json::Map<String, serde_json::Value> = snapshot
-        .routing
-        .mirrors()
-        .map(|(id, mirror)| {
+/// What the admin listener shows.
+struct View {
+    store: Store,
+    admission: Admission,
+    loaded: Arc<Mutex<Loaded>>,
+    file: String,
+    tls: tls::Tls,
+}
+
+impl View {
+    fn router(self, metrics: Registry, shutdown: Shutdown) -> axum::Router {
+        let certificate = self.tls.certificate();
+        let readiness = Readiness::new(shutdown).with("certificate", move || {
+            let valid = certificate.borrow().not_after > clock::now();
+            valid
+                .then_some(())
+                .ok_or_else(|| "the serving certificate has expired".to_owned())
+        });
+        let metrics = move || {
+            let mut text = String::new();
+            // Writing to a String cannot fail.
+            let _ = prometheus_client::encoding::text::encode(&mut text, &metrics);
+            text
+        };
+        admin::router(Admin {
+            readiness,
+            metrics: Box::new(metrics),
+            status: Box::new(move || self.status()),
+        })
+    }
+
+    /// Returns what `/status` shows.
+    fn status(&self) -> Value {
+        let snapshot = self.store.snapshot();
+        let counts = self.store.index().counts();
+        let mirror = |(id, mirror): (MirrorId, &Mirror)| {
             let health = snapshot.health_of(id);
-            let images = counts.remove(&mirror.name).unwrap_or_default();
+            let images = counts.get(&mirror.name).copied().unwrap_or_default();
             let value = json!({
                 "mode": mirror.mode.as_label(),
                 "registry": mirror.mapping.registry.to_string(),
                 "kind": mirror.kind.as_str(),
                 "health": {
                     "state": health.state.as_str(),
-                    "reason": health.fault.map(crate::domain::health::Fault::as_str),
+                    "reason": health.fault.map(Fault::as_str),
                     "since": health.since.to_string(),
                     "provenSince": health.proven_since.to_string(),
                 },
                 "images": {"present": images.present, "missing": images.missing, "unknown": images.unknown},
             });
             (mirror.name.clone(), value)
+        };
+        let mirrors: Map<String, Value> = snapshot.routing.mirrors().map(mirror).collect();
+        let certificate = self.tls.certificate().borrow().clone();
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "configuration": {"file": self.file, "since": loaded.at.to_string(), "faults": loaded.faults},
+            "certificate": {"notAfter": certificate.not_after.to_string(), "fault": certificate.fault},
+            "mirrors": mirrors,
+            "decisions": self.admission.recent(),
         })
-        .collect();
-    let certificate = tls.certificate().borrow().clone();
-    let loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "configuration": {"file": file, "since": loaded.at.to_string(), "faults": loaded.faults},
-        "certificate": {"notAfter": certificate.not_after.to_string(), "fault": certificate.fault},
-        "mirrors": mirrors,
-        "decisions": admission.recent(),
-    })
+    }
 }

@@ -106,9 +106,9 @@ impl Prober {
         self.context.metrics.set_health(mirror, health.state);
         let (from, to) = (before.as_str(), health.state.as_str());
         if let Some(fault) = health.fault {
-            tracing::warn!(mirror, from, to, fault = fault.as_str(), "mirror health changed")
+            tracing::warn!(mirror, from, to, fault = fault.as_str(), "mirror health changed");
         } else {
-            tracing::info!(mirror, from, to, "mirror health changed")
+            tracing::info!(mirror, from, to, "mirror health changed");
         }
     }
 

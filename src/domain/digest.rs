@@ -44,7 +44,7 @@ impl Digest {
 
     /// Returns the digest made of an algorithm and the hash's raw bytes, if their number fits.
     pub fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Option<Self> {
-        use fmt::Write as _;
+        use std::fmt::Write as _;
         let (prefix, length) = match algorithm {
             Algorithm::Sha256 => ("sha256:", 32),
             Algorithm::Sha512 => ("sha512:", 64),

@@ -44,8 +44,11 @@ enum Cause {
 pub struct Feed {
     store: Store,
     left_alone: BTreeSet<String>,
-    clients: Mutex<BTreeMap<String, (Connection, Option<Secret>, Client)>>,
+    clients: Mutex<BTreeMap<String, Connected>>,
 }
+
+/// A client with what it was made from.
+type Connected = (Connection, Option<Secret>, Client);
 
 impl Feed {
     /// Returns a feed of `store`; Pods of the namespaces `left_alone` are never touched.

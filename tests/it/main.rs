@@ -11,6 +11,7 @@
 )]
 
 mod generated;
+mod layers;
 mod registry;
 mod server;
 mod support;

@@ -224,9 +224,7 @@ impl<'a> Decider<'_, 'a> {
         if planned.standing.is_some() {
             return planned;
         }
-        let reference = if let Ok(reference) = Reference::parse(&place.image) {
-            reference
-        } else {
+        let Ok(reference) = Reference::parse(&place.image) else {
             planned.standing = Some(Reason::InvalidReference);
             return planned;
         };

@@ -286,7 +286,7 @@ fn complete(path: &str) -> (&'static str, &str) {
 }
 
 fn push_ipv6_host(out: &mut String, address: core::net::Ipv6Addr, port: Option<&str>) {
-    use fmt::Write as _;
+    use std::fmt::Write as _;
     // An IPv4-mapped address would be printed with dots, which references do not allow.
     let written = match address.to_ipv4_mapped() {
         Some(_) => {

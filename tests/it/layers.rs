@@ -1,0 +1,370 @@
+//! The architecture as a test: who may use whom, and that every file is part of the program.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// A part of `src` with the parts and the crates that it may use. What is not named is forbidden.
+struct Layer {
+    name: &'static str,
+    parts: &'static [&'static str],
+    /// Crates beside `std`; none at all are bound for the edges, whose dependencies are their point.
+    crates: Option<&'static [&'static str]>,
+}
+
+const EDGES: &[&str] = &[
+    "api",
+    "certificates",
+    "clock",
+    "domain",
+    "metrics",
+    "registry",
+    "server",
+    "state",
+    "tasks",
+    "telemetry",
+];
+
+/// Bottom up, as in ARCHITECTURE.md.
+const LAYERS: &[Layer] = &[
+    Layer {
+        name: "domain",
+        parts: &[],
+        crates: Some(&["serde", "serde_json", "thiserror"]),
+    },
+    Layer {
+        name: "api",
+        parts: &["domain"],
+        crates: Some(&[
+            "k8s_openapi",
+            "kube",
+            "schemars",
+            "serde",
+            "serde_json",
+            "sha2",
+            "jiff",
+        ]),
+    },
+    Layer {
+        name: "clock",
+        parts: &["domain"],
+        crates: Some(&[]),
+    },
+    Layer {
+        name: "certificates",
+        parts: &["domain"],
+        crates: Some(&["rcgen", "thiserror"]),
+    },
+    Layer {
+        name: "tasks",
+        parts: &[],
+        crates: Some(&["thiserror", "tokio", "tracing"]),
+    },
+    Layer {
+        name: "telemetry",
+        parts: &[],
+        crates: Some(&["thiserror", "tracing", "tracing_subscriber"]),
+    },
+    Layer {
+        name: "metrics",
+        parts: &["domain", "server"],
+        crates: Some(&["prometheus_client"]),
+    },
+    Layer {
+        name: "registry",
+        parts: &["clock", "domain"],
+        crates: None,
+    },
+    Layer {
+        name: "server",
+        parts: &["certificates", "domain", "tasks", "telemetry"],
+        crates: None,
+    },
+    Layer {
+        name: "state",
+        parts: &["api", "clock", "domain", "metrics", "registry", "tasks"],
+        crates: None,
+    },
+    Layer {
+        name: "webhook",
+        parts: EDGES,
+        crates: None,
+    },
+    Layer {
+        name: "companion",
+        parts: EDGES,
+        crates: None,
+    },
+    Layer {
+        name: "cli",
+        parts: &[
+            "api",
+            "certificates",
+            "clock",
+            "companion",
+            "domain",
+            "metrics",
+            "registry",
+            "server",
+            "state",
+            "tasks",
+            "telemetry",
+            "webhook",
+        ],
+        crates: None,
+    },
+];
+
+/// What the core must not touch, even though `std` has it.
+const IMPURE: &[&str] = &[
+    "std::env",
+    "std::fs",
+    "std::net",
+    "std::process",
+    "std::thread",
+    "Instant",
+    "SystemTime",
+    "async ",
+    ".await",
+];
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// Returns every Rust file below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Returns the layer that a file belongs to: the first component of its path.
+fn layer_of(file: &Path) -> String {
+    let relative = file.strip_prefix(source()).unwrap();
+    let first = relative.components().next().unwrap();
+    Path::new(first.as_os_str())
+        .file_stem()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .to_owned()
+}
+
+/// Returns a file's code without comments and without its test module.
+fn code(file: &Path) -> String {
+    let text = fs::read_to_string(file).unwrap();
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let uncommented = |line: &str| line.split("//").next().unwrap().trim_end().to_owned();
+    text.lines().map(uncommented).collect::<Vec<_>>().join("\n")
+}
+
+fn is_test(file: &Path) -> bool {
+    file.file_stem()
+        .is_some_and(|stem| stem == "tests" || stem == "vectors")
+        || file.components().any(|part| part.as_os_str() == "tests")
+}
+
+/// Returns the first path components that follow `crate::`, groups in braces included.
+fn parts_used(code: &str) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    for (position, _) in code.match_indices("crate::") {
+        let before = code[..position].chars().next_back();
+        if before.is_some_and(|character| character.is_alphanumeric() || character == '_' || character == ':')
+        {
+            continue;
+        }
+        let rest = &code[position + "crate::".len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => used.extend(group_heads(group)),
+            None => {
+                used.insert(identifier(rest));
+            }
+        }
+    }
+    used.remove("");
+    used
+}
+
+/// Returns the identifiers at the top level of a group that was just opened.
+fn group_heads(group: &str) -> Vec<String> {
+    let (mut depth, mut start, mut heads) = (1_usize, 0, Vec::new());
+    for (position, character) in group.char_indices() {
+        match character {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 1 => {
+                heads.push(identifier(group[start..position].trim_start()));
+                start = position + 1;
+            }
+            _ => {}
+        }
+        if depth == 0 {
+            heads.push(identifier(group[start..position].trim_start()));
+            break;
+        }
+    }
+    heads
+}
+
+fn identifier(text: &str) -> String {
+    text.chars()
+        .take_while(|character| character.is_alphanumeric() || *character == '_')
+        .collect()
+}
+
+/// Returns the crates that `use` lines of a file name.
+fn crates_used(code: &str) -> BTreeSet<String> {
+    code.lines()
+        .filter_map(|line| {
+            line.trim_start()
+                .strip_prefix("use ")
+                .or_else(|| line.trim_start().strip_prefix("pub use "))
+        })
+        .map(|path| identifier(path.trim_start_matches("::")))
+        .filter(|name| !matches!(name.as_str(), "std" | "core" | "crate" | "self" | "super" | ""))
+        .collect()
+}
+
+/// Returns what a file does that its layer does not allow.
+fn violations(layer: &Layer, name: &str, code: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for part in parts_used(code) {
+        if part != layer.name && !layer.parts.contains(&part.as_str()) {
+            found.push(format!("{name}: {} may not use crate::{part}", layer.name));
+        }
+    }
+    if let Some(allowed) = layer.crates {
+        // A name that the file's own modules or items have is no crate.
+        let own =
+            |used: &String| code.contains(&format!("mod {used};")) || used.starts_with(char::is_uppercase);
+        for used in crates_used(code)
+            .iter()
+            .filter(|used| !own(used) && !allowed.contains(&used.as_str()))
+        {
+            found.push(format!("{name}: {} may not use the crate {used}", layer.name));
+        }
+    }
+    if layer.name == "domain" {
+        for impure in IMPURE.iter().filter(|impure| code.contains(**impure)) {
+            found.push(format!("{name}: the core may not use {impure}"));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_part_uses_only_what_lies_below_it() {
+    let mut found = Vec::new();
+    for file in files(&source()) {
+        let layer = layer_of(&file);
+        if layer == "lib" || layer == "main" || is_test(&file) {
+            continue;
+        }
+        let name = file.strip_prefix(source()).unwrap().display().to_string();
+        match LAYERS.iter().find(|known| known.name == layer) {
+            Some(known) => found.extend(violations(known, &name, &code(&file))),
+            None => found.push(format!(
+                "{name}: {layer} stands in no layer; add it to LAYERS and ARCHITECTURE.md"
+            )),
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_rules_see_what_they_forbid() {
+    let domain = &LAYERS[0];
+    let check = |code: &str| violations(domain, "x.rs", code).len();
+    assert_eq!(check("use crate::domain::time;"), 0);
+    assert_eq!(check("use crate::{api::{self, Fault}, webhook};"), 2);
+    assert_eq!(check("let now = crate::clock::now();"), 1);
+    assert_eq!(check("use tokio::time;"), 1);
+    assert_eq!(check("use std::fs;"), 1);
+    assert_eq!(check("async fn f() {}"), 1);
+}
+
+/// A file that no `mod` line names is never compiled, and nobody notices.
+#[test]
+fn every_file_is_part_of_the_program() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut orphans = Vec::new();
+    for root in [source(), tests.join("it"), tests.join("e2e")] {
+        for file in files(&root) {
+            let stem = file.file_stem().unwrap().to_str().unwrap();
+            let folder = file.parent().unwrap();
+            let (name, parent) = match stem {
+                "lib" | "main" => continue,
+                "mod" => (
+                    folder.file_name().unwrap().to_str().unwrap(),
+                    folder.parent().unwrap(),
+                ),
+                stem => (stem, folder),
+            };
+            let declares = |declaring: PathBuf| {
+                fs::read_to_string(declaring).is_ok_and(|text| {
+                    text.lines().any(|line| {
+                        let line = line.trim();
+                        line.ends_with(&format!("mod {name};"))
+                    })
+                })
+            };
+            let declaring = [
+                parent.join("mod.rs"),
+                parent.join("lib.rs"),
+                parent.join("main.rs"),
+                parent.with_extension("rs"),
+            ];
+            if !declaring.into_iter().any(declares) {
+                orphans.push(file.display().to_string());
+            }
+        }
+    }
+    assert!(orphans.is_empty(), "no `mod` line names {orphans:?}");
+}
+
+/// Where `cargo deny` is not installed, at least what must never come in is looked for.
+#[test]
+fn no_banned_crate_is_locked() {
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock")).unwrap();
+    let locked: BTreeSet<&str> = lock
+        .lines()
+        .filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
+        .collect();
+    assert!(
+        locked.contains("rustls"),
+        "the lock file is not read as it is written"
+    );
+    for banned in ["openssl", "openssl-sys", "native-tls", "aws-lc-sys", "h2"] {
+        assert!(
+            !locked.contains(banned),
+            "{banned} must not be in Cargo.lock; see deny.toml"
+        );
+    }
+}
+
+#[test]
+fn the_architecture_document_stays_short() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    assert!(
+        text.lines().count() <= 150,
+        "ARCHITECTURE.md tells only what rarely changes"
+    );
+    for layer in LAYERS {
+        assert!(
+            text.contains(&format!("`{}`", layer.name)),
+            "ARCHITECTURE.md does not name `{}`",
+            layer.name
+        );
+    }
+}
