@@ -90,7 +90,9 @@ impl Load {
     #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a short run")]
     pub fn percentile(&self, percent: usize) -> f64 {
         let position = (self.latencies.len() * percent / 100).min(self.latencies.len().saturating_sub(1));
-        self.latencies.get(position).map_or(f64::NAN, |nanos| *nanos as f64 / 1e6)
+        self.latencies
+            .get(position)
+            .map_or(f64::NAN, |nanos| *nanos as f64 / 1e6)
     }
 }
 
@@ -102,7 +104,9 @@ pub fn trust(authorities: &Path) -> Result<Arc<ClientConfig>> {
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         roots.add(certificate?)?;
     }
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
@@ -176,14 +180,22 @@ fn drive(target: &Target, connections: usize, rate: Option<u32>, duration: Durat
             while shared.due.available_permits() > 0 && start.elapsed() < duration + BACKLOG {
                 thread::sleep(Duration::from_millis(1));
             }
-            ensure!(shared.due.available_permits() == 0, "the server does not keep up with the rate");
+            ensure!(
+                shared.due.available_permits() == 0,
+                "the server does not keep up with the rate"
+            );
             shared.due.close();
         }
     }
-    let mut load = Load { elapsed: start.elapsed(), ..Load::default() };
+    let mut load = Load {
+        elapsed: start.elapsed(),
+        ..Load::default()
+    };
     load.cpu = cpu_time(target.process)?.saturating_sub(cpu);
     for worker in workers {
-        let latencies = worker.join().map_err(|_| anyhow!("a thread of the load panicked"))??;
+        let latencies = worker
+            .join()
+            .map_err(|_| anyhow!("a thread of the load panicked"))??;
         load.latencies.extend(latencies);
     }
     load.reviews = load.latencies.len();
@@ -194,7 +206,9 @@ fn drive(target: &Target, connections: usize, rate: Option<u32>, duration: Durat
 
 /// Drives every `threads`th connection and returns the latencies.
 fn worker(shared: &Arc<Shared>, thread: usize, threads: usize, ready: &Barrier) -> Result<Vec<u64>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let mut connections = Vec::new();
         let mut failed = None;
@@ -228,13 +242,17 @@ async fn send(shared: Arc<Shared>, mut connection: Connection, mut number: usize
         let began = match shared.interval {
             None => Instant::now(),
             Some(interval) => {
-                let Ok(permit) = shared.due.acquire().await else { return Ok(latencies) };
+                let Ok(permit) = shared.due.acquire().await else {
+                    return Ok(latencies);
+                };
                 permit.forget();
                 number = shared.next.fetch_add(1, Ordering::Relaxed);
                 start + interval * u32::try_from(number)?
             }
         };
-        connection.review(number, latencies.is_empty() || number.is_multiple_of(CHECKED)).await?;
+        connection
+            .review(number, latencies.is_empty() || number.is_multiple_of(CHECKED))
+            .await?;
         if shared.ended.load(Ordering::Relaxed) {
             // Answered after the end: not counted, as it was not the whole time within.
             return Ok(latencies);
@@ -259,9 +277,17 @@ impl Connection {
         let stream = TcpStream::connect(target.address).await?;
         stream.set_nodelay(true)?;
         let name = ServerName::from(target.address.ip());
-        let stream = TlsConnector::from(Arc::clone(&target.tls)).connect(name, stream).await?;
+        let stream = TlsConnector::from(Arc::clone(&target.tls))
+            .connect(name, stream)
+            .await?;
         let (payload, images, expected) = (target.payload.clone(), target.images, target.expected);
-        Ok(Self { stream, answers: Answers::default(), payload, images, expected })
+        Ok(Self {
+            stream,
+            answers: Answers::default(),
+            payload,
+            images,
+            expected,
+        })
     }
 
     /// Sends the review of this number and reads its answer; checks it whole if asked to. Returns
@@ -271,33 +297,37 @@ impl Connection {
         self.stream.write_all(self.payload.request()).await?;
         self.stream.flush().await?;
         let answer = self.answers.next(&mut self.stream, false).await?;
-        ensure!(answer.status == 200, "status {}: {}", answer.status, answer.text());
+        ensure!(
+            answer.status == 200,
+            "status {}: {}",
+            answer.status,
+            answer.text()
+        );
         if check && self.expected != Expected::Anything {
-            self.check(number, answer.body)
+            check_answer(number, answer.body, self.expected, self.payload.width())
                 .with_context(|| format!("review {number}: wrong answer {}", answer.text()))?;
         }
         Ok(answer.body.len())
     }
+}
 
-    fn check(&self, number: usize, body: &[u8]) -> Result<()> {
-        let answer: Value = serde_json::from_slice(body)?;
-        let response = &answer["response"];
-        ensure!(response["uid"] == Payload::uid(number), "another UID");
-        ensure!(response["allowed"] == true, "not allowed");
-        let patch = match response["patch"].as_str() {
-            Some(patch) => serde_json::from_slice(&STANDARD.decode(patch)?)?,
-            None => Value::Null,
-        };
-        let replaced = patch
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|operation| operation["op"] == "replace")
-            .count();
-        let wanted = if self.expected == Expected::Rewritten { self.payload.width() } else { 0 };
-        ensure!(replaced == wanted, "{replaced} images are rewritten in {patch}");
-        Ok(())
-    }
+/// Checks an answer of Kagami whole, for a Pod of `width` images.
+fn check_answer(number: usize, body: &[u8], expected: Expected, width: usize) -> Result<()> {
+    let answer: Value = serde_json::from_slice(body)?;
+    let response = &answer["response"];
+    ensure!(response["uid"] == Payload::uid(number), "another UID");
+    ensure!(response["allowed"] == true, "not allowed");
+    let patch = match response["patch"].as_str() {
+        Some(patch) => serde_json::from_slice(&STANDARD.decode(patch)?)?,
+        None => Value::Null,
+    };
+    let operations = patch.as_array().into_iter().flatten();
+    let replaced = operations
+        .filter(|operation| operation["op"] == "replace")
+        .count();
+    let wanted = if expected == Expected::Rewritten { width } else { 0 };
+    ensure!(replaced == wanted, "{replaced} images are rewritten in {patch}");
+    Ok(())
 }
 
 /// Reads answers from a connection: status and `Content-Length` are all that is looked at.
@@ -333,7 +363,11 @@ impl Answer<'_> {
 
 impl Default for Answers {
     fn default() -> Self {
-        Self { buffer: vec![0; 64 * 1024], filled: 0, taken: 0 }
+        Self {
+            buffer: vec![0; 64 * 1024],
+            filled: 0,
+            taken: 0,
+        }
     }
 }
 
@@ -360,7 +394,11 @@ impl Answers {
             self.fill(stream).await?;
         }
         self.taken = head + length;
-        Ok(Answer { status, head: &self.buffer[..head], body: &self.buffer[head..self.taken] })
+        Ok(Answer {
+            status,
+            head: &self.buffer[..head],
+            body: &self.buffer[head..self.taken],
+        })
     }
 
     async fn fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S) -> Result<()> {
@@ -377,11 +415,17 @@ impl Answers {
 
 /// Returns the position after the empty line that ends a head.
 pub fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|position| position + 4)
+    bytes
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .map(|position| position + 4)
 }
 
 fn content_length(head: &str) -> Result<usize> {
     let name = "content-length:";
-    let line = head.lines().find(|line| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name)));
+    let line = head.lines().find(|line| {
+        line.get(..name.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(name))
+    });
     Ok(line.map_or(Ok(0), |line| line[name.len()..].trim().parse())?)
 }

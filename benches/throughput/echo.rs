@@ -33,7 +33,10 @@ pub fn run(certificate: &Path, key: &Path, answers: &[usize]) -> Result<()> {
         let answer = Bytes::from(vec![b'x'; *length]);
         let handler = async move |body: Bytes| {
             std::hint::black_box(body);
-            ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], answer.clone())
+            (
+                [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))],
+                answer.clone(),
+            )
         };
         router = router.route(&path(*length), post(handler));
     }
@@ -48,8 +51,12 @@ pub fn run(certificate: &Path, key: &Path, answers: &[usize]) -> Result<()> {
             stream.set_nodelay(true)?;
             let (acceptor, service) = (acceptor.clone(), service.clone());
             connections.spawn(async move {
-                let Ok(stream) = acceptor.accept(stream).await else { return };
-                let served = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let served = http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
                 // A client that is done closes as it likes.
                 drop(served);
             });

@@ -55,10 +55,20 @@ impl Payload {
             body.len()
         );
         let uid = body.find(UID_SLOT).context("the review has no UID")?;
-        let images: Vec<usize> =
-            body.match_indices(SLOT).map(|(position, _)| position + head.len()).collect();
-        ensure!(images.len() == init_containers + containers, "each container has one image");
-        Ok(Self { head: head.len(), uid: uid + head.len(), bytes: (head + &body).into_bytes(), images })
+        let images: Vec<usize> = body
+            .match_indices(SLOT)
+            .map(|(position, _)| position + head.len())
+            .collect();
+        ensure!(
+            images.len() == init_containers + containers,
+            "each container has one image"
+        );
+        Ok(Self {
+            head: head.len(),
+            uid: uid + head.len(),
+            bytes: (head + &body).into_bytes(),
+            images,
+        })
     }
 
     /// Returns the number of images.
@@ -130,7 +140,17 @@ fn review(init_containers: usize, containers: usize) -> Value {
 
 fn pod(init_containers: usize, containers: usize) -> Value {
     let list = |names: &str, number: usize| -> Vec<Value> {
-        (0..number).map(|index| container(&format!("{names}-{index}"))).collect()
+        (0..number)
+            .map(|index| {
+                let mut container = container(&format!("{names}-{index}"));
+                if init_containers == 0 && containers == 1 {
+                    // The small Pod is a plain one.
+                    let fields = container.as_object_mut().into_iter();
+                    fields.for_each(|fields| fields.retain(|key, _| !RICH.contains(&key.as_str())));
+                }
+                container
+            })
+            .collect()
     };
     let mut spec = json!({
         "volumes": [
@@ -183,9 +203,15 @@ fn pod(init_containers: usize, containers: usize) -> Value {
         "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "payments-7c9d8b6f4d",
         "uid": "3d2f5b7e-8c41-4f2a-b1d6-6e0f9a7c5b24", "controller": true, "blockOwnerDeletion": true,
     }]);
-    append(&mut metadata, json!({"ownerReferences": owner, "managedFields": managed_fields(&spec)}));
+    append(
+        &mut metadata,
+        json!({"ownerReferences": owner, "managedFields": managed_fields(&spec)}),
+    );
     json!({"kind": "Pod", "apiVersion": "v1", "metadata": metadata, "spec": spec, "status": {}})
 }
+
+/// What plain containers do without.
+const RICH: [&str; 4] = ["env", "livenessProbe", "ports", "securityContext"];
 
 fn container(name: &str) -> Value {
     json!({
@@ -244,7 +270,13 @@ fn by_name(list: &Value, all: bool) -> Value {
         let mut owned = Map::new();
         owned.insert(".".to_owned(), json!({}));
         // What admission plugins inject (the token's volume) has no owner.
-        for key in entry.as_object().into_iter().flatten().map(|(key, _)| key).filter(|_| all) {
+        for key in entry
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(key, _)| key)
+            .filter(|_| all)
+        {
             owned.insert(format!("f:{key}"), json!({}));
         }
         fields.insert(format!("k:{{\"name\":{}}}", entry["name"]), owned.into());

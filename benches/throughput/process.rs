@@ -46,20 +46,24 @@ impl Process {
     pub fn address(&mut self, name: &str) -> Result<SocketAddr> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
-        let address = line.trim().strip_prefix(name).and_then(|rest| rest.split("://").nth(1));
-        address.and_then(|address| address.parse().ok()).with_context(|| format!("no address of {name} in {line:?}"))
-    }
-
-    /// Returns the time that the program has run on a CPU.
-    pub fn cpu_time(&self) -> Result<Duration> {
-        cpu_time(self.id())
+        let address = line
+            .trim()
+            .strip_prefix(name)
+            .and_then(|rest| rest.split("://").nth(1));
+        address
+            .and_then(|address| address.parse().ok())
+            .with_context(|| format!("no address of {name} in {line:?}"))
     }
 
     /// Returns a line of `/proc/PID/status` that is in kB, in MiB.
     pub fn memory(&self, field: &str) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        let kib: f64 = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).context(field.to_owned())?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let kib: f64 = line
+            .and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok())
+            .context(field.to_owned())?;
         Ok(kib / 1024.0)
     }
 
@@ -82,7 +86,12 @@ pub fn cpu_time(process: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
     // The name before may hold anything but ends in the last bracket (proc(5)).
     let (_, fields) = stat.rsplit_once(") ").context("no name in stat")?;
-    let ticks: u64 = fields.split(' ').skip(11).take(2).map_while(|field| field.parse::<u64>().ok()).sum();
+    let ticks: u64 = fields
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map_while(|field| field.parse::<u64>().ok())
+        .sum();
     Ok(Duration::from_secs(1) * u32::try_from(ticks)? / u32::try_from(TICKS)?)
 }
 
@@ -111,12 +120,22 @@ impl Kagami {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kagami"));
         command.arg("serve").arg("--config").arg(configuration);
         command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-        command.arg("--tls-cert").arg(folder.join(CERTIFICATE)).arg("--tls-key").arg(folder.join(KEY));
+        command
+            .arg("--tls-cert")
+            .arg(folder.join(CERTIFICATE))
+            .arg("--tls-key")
+            .arg(folder.join(KEY));
         let mut process = Process::start(&mut command, &folder.join(format!("{name}.log")))?;
         let admission = process.address("admission")?;
         let admin = process.address("admin")?;
-        let kagami = Self { process, admission, admin };
-        kagami.wait("the mirror to be healthy", |mirror| mirror["health"]["state"] == "Healthy")?;
+        let kagami = Self {
+            process,
+            admission,
+            admin,
+        };
+        kagami.wait("the mirror to be healthy", |mirror| {
+            mirror["health"]["state"] == "Healthy"
+        })?;
         Ok(kagami)
     }
 
@@ -149,7 +168,9 @@ impl Kagami {
     /// Returns the number of images that are known to be on the mirror.
     pub fn present(&self) -> Result<u64> {
         let status: Value = serde_json::from_str(&self.get("/status")?)?;
-        mirror_of(&status)["images"]["present"].as_u64().context("no images in the status")
+        mirror_of(&status)["images"]["present"]
+            .as_u64()
+            .context("no images in the status")
     }
 }
 

@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::Result;
-use sha2::{Digest as _, Sha256};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -18,7 +17,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::client::end_of_head;
+use super::{
+    client::end_of_head,
+    image::{BLOB, MANIFEST, digest, manifest},
+};
 
 /// How many connections the kernel takes for a registry that does not.
 const BACKLOG: u32 = 32;
@@ -42,7 +44,10 @@ pub struct Heads(Arc<Mutex<Vec<Instant>>>);
 
 impl Heads {
     pub fn note(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Instant::now());
     }
 
     pub fn count(&self) -> usize {
@@ -52,29 +57,11 @@ impl Heads {
     /// Returns the time that the fastest `count` HEADs in a row took, and forgets all.
     pub fn take(&self, count: usize) -> Option<Duration> {
         let times = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        times.windows(count).filter_map(|run| Some(*run.last()? - *run.first()?)).min()
+        times
+            .windows(count)
+            .filter_map(|run| Some(*run.last()? - *run.first()?))
+            .min()
     }
-}
-
-/// The manifest of every image: a valid one, its config and only layer the empty JSON object.
-pub fn manifest() -> String {
-    let blob = digest(BLOB);
-    let descriptor = |media_type: &str| {
-        format!(r#"{{"mediaType":"{media_type}","digest":"{blob}","size":{}}}"#, BLOB.len())
-    };
-    format!(
-        r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{},"layers":[{}]}}"#,
-        descriptor("application/vnd.oci.image.config.v1+json"),
-        descriptor("application/vnd.oci.image.layer.v1.tar"),
-    )
-}
-
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub const BLOB: &[u8] = b"{}";
-
-pub fn digest(bytes: &[u8]) -> String {
-    let hash = Sha256::digest(bytes);
-    hash.iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 /// What is answered, rendered once.
@@ -103,7 +90,12 @@ impl Answers {
         let ping = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\
                     Docker-Distribution-Api-Version: registry/2.0\r\n\r\n{}";
         let get = head.clone() + &manifest;
-        Self { ping: ping.into(), head: head.into(), get: get.into(), blob: blob.into() }
+        Self {
+            ping: ping.into(),
+            head: head.into(),
+            get: get.into(),
+            blob: blob.into(),
+        }
     }
 }
 
@@ -119,7 +111,9 @@ impl Registry {
             fillers: Arc::default(),
             heads: Heads::default(),
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let listener = {
             let _context = runtime.enter();
             socket.listen(BACKLOG)?
@@ -158,14 +152,20 @@ impl Registry {
         let mut fillers = self.fillers.lock().unwrap_or_else(PoisonError::into_inner);
         while let Ok(stream) = std::net::TcpStream::connect_timeout(&self.address, LOOPBACK) {
             fillers.push(stream);
-            anyhow::ensure!(fillers.len() < 4 * BACKLOG as usize, "the backlog does not fill up");
+            anyhow::ensure!(
+                fillers.len() < 4 * BACKLOG as usize,
+                "the backlog does not fill up"
+            );
         }
         Ok(())
     }
 
     /// Serves again.
     pub fn thaw(&self) {
-        self.fillers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.fillers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
         self.frozen.send_replace(false);
     }
 }
@@ -175,7 +175,12 @@ async fn thawed(frozen: &mut watch::Receiver<bool>) -> bool {
     frozen.wait_for(|frozen| !frozen).await.is_ok()
 }
 
-async fn serve(mut stream: TcpStream, answers: Arc<Answers>, heads: Heads, mut frozen: watch::Receiver<bool>) {
+async fn serve(
+    mut stream: TcpStream,
+    answers: Arc<Answers>,
+    heads: Heads,
+    mut frozen: watch::Receiver<bool>,
+) {
     let mut buffer = vec![0; 16 * 1024];
     let mut filled = 0;
     if stream.set_nodelay(true).is_err() {
@@ -194,7 +199,10 @@ async fn serve(mut stream: TcpStream, answers: Arc<Answers>, heads: Heads, mut f
         if *frozen.borrow() && !thawed(&mut frozen).await {
             return;
         }
-        let line = buffer[..end].split(|byte| *byte == b'\r').next().unwrap_or_default();
+        let line = buffer[..end]
+            .split(|byte| *byte == b'\r')
+            .next()
+            .unwrap_or_default();
         let answer = match line {
             line if line.starts_with(b"GET /v2/ ") => &answers.ping,
             line if line.windows(7).any(|window| window == b"/blobs/") => &answers.blob,

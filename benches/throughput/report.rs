@@ -7,7 +7,7 @@ use std::fmt;
 struct Bar {
     name: String,
     figure: f64,
-    bar: f64,
+    limit: f64,
     at_least: bool,
     unit: &'static str,
 }
@@ -17,12 +17,24 @@ struct Bar {
 pub struct Bars(Vec<Bar>);
 
 impl Bars {
-    pub fn at_least(&mut self, name: impl Into<String>, figure: f64, bar: f64, unit: &'static str) {
-        self.0.push(Bar { name: name.into(), figure, bar, at_least: true, unit });
+    pub fn at_least(&mut self, name: impl Into<String>, figure: f64, limit: f64, unit: &'static str) {
+        self.0.push(Bar {
+            name: name.into(),
+            figure,
+            limit,
+            at_least: true,
+            unit,
+        });
     }
 
-    pub fn at_most(&mut self, name: impl Into<String>, figure: f64, bar: f64, unit: &'static str) {
-        self.0.push(Bar { name: name.into(), figure, bar, at_least: false, unit });
+    pub fn at_most(&mut self, name: impl Into<String>, figure: f64, limit: f64, unit: &'static str) {
+        self.0.push(Bar {
+            name: name.into(),
+            figure,
+            limit,
+            at_least: false,
+            unit,
+        });
     }
 
     /// Whether every bar holds.
@@ -34,7 +46,11 @@ impl Bars {
 impl Bar {
     /// A figure that is no number holds nothing.
     fn holds(&self) -> bool {
-        if self.at_least { self.figure >= self.bar } else { self.figure <= self.bar }
+        if self.at_least {
+            self.figure >= self.limit
+        } else {
+            self.figure <= self.limit
+        }
     }
 }
 
@@ -43,8 +59,17 @@ impl fmt::Display for Bars {
         for bar in &self.0 {
             let sign = if bar.at_least { "≥" } else { "≤" };
             let verdict = if bar.holds() { "ok" } else { "MISSED" };
-            let Bar { name, figure, bar, unit, .. } = bar;
-            writeln!(f, "  {name:<62} {figure:>9.2} {sign} {bar:>7.2} {unit:<5} {verdict}")?;
+            let Bar {
+                name,
+                figure,
+                limit,
+                unit,
+                ..
+            } = bar;
+            writeln!(
+                f,
+                "  {name:<62} {figure:>9.2} {sign} {limit:>7.2} {unit:<5} {verdict}"
+            )?;
         }
         Ok(())
     }

@@ -18,8 +18,9 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 
 use super::{
     client::Answers,
+    image::{BLOB, MANIFEST, digest, manifest},
     payload,
-    registry::{BLOB, Heads, MANIFEST, digest, manifest},
+    registry::Heads,
 };
 
 /// Connections at once: the sweeper's.
@@ -71,7 +72,10 @@ fn each(
                         let answer = answers.next(&mut stream, request.starts_with("HEAD ")).await?;
                         ensure!(answer.status < 300, "status {} for {request}", answer.status);
                         if let Some(path) = answer.header("location") {
-                            location = path.split_once("/v2/").map(|(_, path)| path.to_owned()).unwrap_or_default();
+                            location = path
+                                .split_once("/v2/")
+                                .map(|(_, path)| path.to_owned())
+                                .unwrap_or_default();
                         }
                     }
                 }
@@ -103,7 +107,9 @@ impl Distribution {
         let configuration = folder.join("distribution.yaml");
         std::fs::write(
             &configuration,
-            format!("version: 0.1\nlog: {{level: error}}\nstorage: {{inmemory: {{}}}}\nhttp: {{addr: \"{address}\"}}\n"),
+            format!(
+                "version: 0.1\nlog: {{level: error}}\nstorage: {{inmemory: {{}}}}\nhttp: {{addr: \"{address}\"}}\n"
+            ),
         )?;
         let mut child = Command::new(program)
             .arg("serve")
@@ -128,7 +134,11 @@ impl Distribution {
             ensure!(child.try_wait()?.is_none(), "distribution ended at once");
             thread::sleep(std::time::Duration::from_millis(20));
         }
-        Ok(Self { child, address, heads })
+        Ok(Self {
+            child,
+            address,
+            heads,
+        })
     }
 
     /// Pushes the images of these numbers.

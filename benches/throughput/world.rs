@@ -9,7 +9,7 @@ use kagami::{
         answer::MediaType,
         decision::{Operation, Probing, Request, decide},
         health::{Health, State},
-        mirror::Mode,
+        mirror::{Mirror, Mode},
         patch,
         platform::Architectures,
         pod::{Place, PlaceKind, Pod},
@@ -21,7 +21,10 @@ use kagami::{
     state::file,
 };
 
-use super::{payload, registry};
+use super::{image, payload};
+
+/// The mirror's name.
+pub const MIRROR: &str = "bench";
 
 const CONFIGURATION: &str = "
 apiVersion: kagami.dev/v1alpha1
@@ -44,27 +47,20 @@ pub struct World {
 
 impl World {
     pub fn new(known: usize) -> Result<Self> {
-        let configuration = file::load(CONFIGURATION, "bench").map_err(|faults| anyhow!("{faults:?}"))?;
-        let mirrors = configuration.mirrors.into_iter().map(|(mirror, _)| mirror).collect();
         let now = clock::now();
-        let health = Health { state: State::Healthy, ..Health::unknown(now) };
-        let snapshot =
-            Snapshot { routing: Routing::compile(mirrors).into(), health: vec![health], ..Snapshot::default() };
-        let mut index = Index::default();
-        let proof = Proof {
-            digest: registry::digest(registry::manifest().as_bytes()).parse()?,
-            media_type: MediaType::OciManifest,
-            architectures: Architectures::ALL,
-            size: Some(400),
-            public: None,
+        let routing = Routing::compile(mirrors()?).into();
+        let snapshot = Snapshot {
+            routing,
+            health: vec![Health {
+                state: State::Healthy,
+                ..Health::unknown(now)
+            }],
+            ..Snapshot::default()
         };
-        for number in 0..known {
-            let key = format!("docker.io/{}", payload::image(number));
-            index.write("bench", &key, Presence::Present(proof.clone()), now, now);
-        }
+        let mut index = Index::default();
+        fill(&mut index, known, now)?;
         Ok(Self { snapshot, index, now })
     }
-
     /// Returns the request of a Pod with these images.
     pub fn request(images: &[String]) -> Request<'_> {
         let place = |(index, image): (usize, &'_ String)| Place {
@@ -74,8 +70,17 @@ impl World {
             image: Cow::Owned(image.clone()),
             never: false,
         };
-        let pod = Pod { places: images.iter().enumerate().map(place).collect(), size: 9000, ..Pod::default() };
-        Request { namespace: "shop", mode: Mode::Enforce, operation: Operation::Create, pod }
+        let pod = Pod {
+            places: images.iter().enumerate().map(place).collect(),
+            size: 9000,
+            ..Pod::default()
+        };
+        Request {
+            namespace: "shop",
+            mode: Mode::Enforce,
+            operation: Operation::Create,
+            pod,
+        }
     }
 
     /// Returns the patch of a Pod whose images are all known.
@@ -84,4 +89,29 @@ impl World {
         let decisions = plan.settle(&self.snapshot, &[]);
         patch::patch(request, &self.snapshot.routing, &decisions).ok()?
     }
+}
+
+/// Returns the one mirror.
+pub fn mirrors() -> Result<Vec<Mirror>> {
+    let configuration = file::load(CONFIGURATION, MIRROR).map_err(|faults| anyhow!("{faults:?}"))?;
+    Ok(configuration
+        .mirrors
+        .into_iter()
+        .map(|(mirror, _)| mirror)
+        .collect())
+}
+
+fn fill(index: &mut Index, known: usize, now: Timestamp) -> Result<()> {
+    let proof = Proof {
+        digest: image::digest(image::manifest().as_bytes()).parse()?,
+        media_type: MediaType::OciManifest,
+        architectures: Architectures::ALL,
+        size: Some(400),
+        public: None,
+    };
+    for number in 0..known {
+        let key = format!("docker.io/{}", payload::image(number));
+        index.write(MIRROR, &key, Presence::Present(proof.clone()), now, now);
+    }
+    Ok(())
 }
