@@ -14,19 +14,11 @@ mod payload;
 #[path = "throughput/world.rs"]
 mod world;
 
-use std::{hint::black_box, time::Duration};
+use std::{cell::LazyCell, hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use futures_util::FutureExt as _;
-use kagami::{
-    clock,
-    domain::{decision::Probing, image::Reference, mirror::Mode, routing::Routing},
-    metrics::Metrics,
-    state::{Configured, Store},
-    webhook::{Admission, Limits, Probes},
-};
-use tokio::sync::mpsc;
-use tokio_util::task::TaskTracker;
+use kagami::domain::{image::Reference, mirror::Mode};
 
 use payload::{Images, Payload};
 use world::World;
@@ -46,7 +38,7 @@ fn parse(criterion: &mut Criterion) {
 fn decide(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decide, 5 images");
     for known in KNOWN {
-        let world = World::new(known).expect("the state is valid");
+        let world = LazyCell::new(|| World::new(known).expect("the state is valid"));
         let mut next = 0;
         group.bench_function(BenchmarkId::from_parameter(known), |bencher| {
             bencher.iter_batched_ref(
@@ -69,7 +61,7 @@ fn review(criterion: &mut Criterion) {
     for (init_containers, containers) in [(0, 1), (2, 3)] {
         for known in KNOWN {
             let mut payload = Payload::new("/", init_containers, containers).expect("the review is JSON");
-            let admission = admission(known);
+            let admission = LazyCell::new(|| world::admission(known).expect("the state is valid"));
             let size = payload.body().len();
             group.throughput(Throughput::Bytes(u64::try_from(size).expect("a few KB")));
             let mut number = 0;
@@ -93,29 +85,6 @@ fn review(criterion: &mut Criterion) {
             });
         }
     }
-}
-
-fn admission(known: usize) -> Admission {
-    let World { snapshot, index, .. } = World::new(known).expect("the state is valid");
-    let mirrors = world::mirrors().expect("the configuration is valid");
-    let store = Store::default();
-    let configured = Configured {
-        routing: Routing::compile(mirrors),
-        ..Configured::default()
-    };
-    store.configure(configured, clock::now());
-    store.set_health(world::MIRROR, snapshot.health[0]);
-    *store.index_mut() = index;
-    let (metrics, _) = Metrics::new();
-    let (observe, _) = mpsc::channel(1);
-    let (want, _) = mpsc::channel(1);
-    let probes = Probes::new(store.clone(), metrics.clone(), observe, TaskTracker::new());
-    let limits = Limits {
-        budget: Duration::from_millis(300),
-        probing: Probing::Hosted,
-        recent: 50,
-    };
-    Admission::new(store, probes, metrics, want, limits)
 }
 
 criterion_group!(benches, parse, decide, review);

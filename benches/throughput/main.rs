@@ -246,10 +246,22 @@ impl Bench {
 
     /// Decision time: few against many images.
     fn decision(&self, bars: &mut Bars) -> Result<()> {
-        let [few, many] = decision::times([100, 100_000], 4 * self.plan.rounds)?;
-        println!("\nDecision alone (decide, settle, patch) for 5 known images");
-        println!("  with 100 images known {few:8.0} ns, with 100,000 {many:8.0} ns");
-        bars.at_most("decision time, 100 → 100,000 images", many / few, 1.2, "×");
+        let known = [100, 100_000];
+        let times = decision::times(known, 2 * self.plan.rounds)?;
+        println!("\nOne review without network, CPU µs");
+        println!("  {:<40} {:>8} {:>8}", "known images", known[0], known[1]);
+        let rows = [
+            ("3 KB, bytes to bytes", times.small),
+            ("9 KB, bytes to bytes", times.typical),
+            ("9 KB, decide, settle and patch alone", times.decision),
+        ];
+        for (name, [few, many]) in rows {
+            println!("  {name:<40} {few:>8.2} {many:>8.2}  ratio {:.2}", many / few);
+        }
+        let [few, many] = times.typical;
+        bars.at_most("9 KB: decision time, 100 → 100,000 images", many / few, 1.2, "×");
+        let [few, many] = times.small;
+        bars.at_most("3 KB: decision time, 100 → 100,000 images", many / few, 1.2, "×");
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! A state in memory in which a mirror is healthy and holds so many images.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use anyhow::{Result, anyhow};
 use kagami::{
@@ -18,13 +18,16 @@ use kagami::{
         snapshot::Snapshot,
         time::Timestamp,
     },
-    state::file,
+    metrics::Metrics,
+    state::{Configured, Store, file},
+    webhook::{Admission, Limits, Probes},
 };
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
 
 use super::{image, payload};
 
-/// The mirror's name.
-pub const MIRROR: &str = "bench";
+const MIRROR: &str = "bench";
 
 const CONFIGURATION: &str = "
 apiVersion: kagami.dev/v1alpha1
@@ -40,8 +43,8 @@ spec:
 /// What decisions are made from.
 #[derive(Debug)]
 pub struct World {
-    pub snapshot: Snapshot,
-    pub index: Index,
+    snapshot: Snapshot,
+    index: Index,
     now: Timestamp,
 }
 
@@ -91,8 +94,30 @@ impl World {
     }
 }
 
-/// Returns the one mirror.
-pub fn mirrors() -> Result<Vec<Mirror>> {
+/// Returns what answers reviews from the same state.
+pub fn admission(known: usize) -> Result<Admission> {
+    let World { snapshot, index, now } = World::new(known)?;
+    let store = Store::default();
+    let configured = Configured {
+        routing: Routing::compile(mirrors()?),
+        ..Configured::default()
+    };
+    store.configure(configured, now);
+    store.set_health(MIRROR, snapshot.health[0]);
+    *store.index_mut() = index;
+    let (metrics, _) = Metrics::new();
+    let (observe, _) = mpsc::channel(1);
+    let (want, _) = mpsc::channel(1);
+    let probes = Probes::new(store.clone(), metrics.clone(), observe, TaskTracker::new());
+    let limits = Limits {
+        budget: Duration::from_millis(300),
+        probing: Probing::Hosted,
+        recent: 50,
+    };
+    Ok(Admission::new(store, probes, metrics, want, limits))
+}
+
+fn mirrors() -> Result<Vec<Mirror>> {
     let configuration = file::load(CONFIGURATION, MIRROR).map_err(|faults| anyhow!("{faults:?}"))?;
     Ok(configuration
         .mirrors
