@@ -7,15 +7,16 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::Context;
+use super::{Context, verify::locate};
 use crate::{
     clock,
     domain::{
-        answer::{Answer, Failure},
+        answer::{Ambiguity, Answer, Failure, Manifest},
+        digest::Digest,
         health::{Fault, Machine, Observation, State},
-        image::Reference,
-        mirror::{HealthSettings, Mirror},
-        presence::Presence,
+        mirror::{HealthSettings, Kind, Mirror},
+        presence::{Presence, reason_of},
+        time::Timestamp,
     },
     state::Observed,
 };
@@ -26,6 +27,9 @@ const BLOB_EVERY: u32 = 15;
 
 /// How much of a blob is read.
 const BLOB_BYTES: u64 = 64 * 1024;
+
+/// How many images of an index are tried for one that is there.
+const CHILDREN: usize = 4;
 
 /// How many known images take turns as canary.
 const CANARIES: usize = 16;
@@ -39,6 +43,7 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
         machine: Machine::new(HealthSettings::default(), clock::now()),
         canaries: Vec::new(),
         rounds: 0,
+        data_in_doubt: false,
         context,
     };
     while let Some(present) = prober.context.present() {
@@ -59,9 +64,18 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
 struct Prober {
     context: Context,
     machine: Machine,
-    /// Keys of images that were there when they were last looked up.
-    canaries: Vec<String>,
+    /// Images that were there when they were last looked up.
+    canaries: Vec<Canary>,
     rounds: u32,
+    /// The last data that was asked for did not come.
+    data_in_doubt: bool,
+}
+
+/// An image known to be there.
+#[derive(Clone)]
+struct Canary {
+    key: String,
+    digest: Digest,
 }
 
 impl Prober {
@@ -124,61 +138,109 @@ impl Prober {
         let Some(canary) = self.next_canary() else {
             return Observation::Good;
         };
-        let Ok(reference) = Reference::parse(&canary) else {
+        let Some(located) = locate(settings, &canary.key) else {
             return Observation::Good;
         };
-        let Ok(repository) = settings.mapping.repository_path(&reference) else {
-            return Observation::Good;
+        let asked = match settings.kind {
+            Kind::Hosted => located.reference.manifest_reference(),
+            // By tag it would ask upstream, each time.
+            Kind::PullThrough => canary.digest.as_str(),
         };
-        let asked = reference.manifest_reference();
+        // Once data did not come, a look without any proves nothing until some comes again.
+        let with_data = self.rounds.is_multiple_of(BLOB_EVERY) || self.data_in_doubt;
         let deadline = Instant::now() + timeout;
-        let with_blob = self.rounds.is_multiple_of(BLOB_EVERY);
-        let answer = if with_blob {
-            self.context.client.get(&repository, asked, deadline).await
+        let asked_at = clock::now();
+        let answer = if with_data {
+            self.context
+                .client
+                .get(&located.repository, asked, deadline)
+                .await
         } else {
-            self.context.client.head(&repository, asked, deadline).await
+            self.context
+                .client
+                .head(&located.repository, asked, deadline)
+                .await
         };
-        match &answer {
+        let observation = match &answer {
             Answer::Exists(manifest) => {
-                self.machine.canary(&canary, true, clock::now());
-                match &manifest.blob {
-                    Some(blob) if with_blob => {
-                        let deadline = Instant::now() + timeout;
-                        let read = self
-                            .context
-                            .client
-                            .blob(&repository, &blob.digest, BLOB_BYTES, deadline)
-                            .await;
-                        if read.is_err() {
-                            Observation::Bad(Fault::DataPath)
-                        } else {
-                            Observation::Good
-                        }
-                    }
-                    _ => Observation::Good,
+                self.machine.canary(&canary.key, true, clock::now());
+                if with_data {
+                    self.read_data(&located.repository, manifest, timeout).await
+                } else {
+                    Observation::Good
                 }
             }
-            Answer::Missing => {
-                self.missing(&canary);
-                Observation::Good
+            other => {
+                if let Some(observation) = Observation::of(other) {
+                    observation
+                } else {
+                    self.gone(&canary.key, other, asked_at);
+                    Observation::Good
+                }
             }
-            other => Observation::of(other).unwrap_or(Observation::Good),
+        };
+        if with_data {
+            self.data_in_doubt = observation != Observation::Good;
+        }
+        observation
+    }
+
+    /// Reads a bit of a blob of an image; of an index, from the first of its images that is there.
+    async fn read_data(&self, repository: &str, manifest: &Manifest, timeout: Duration) -> Observation {
+        let client = &self.context.client;
+        let mut blob = manifest.blob.clone();
+        let named = manifest
+            .children
+            .iter()
+            .filter(|child| child.architecture.is_some());
+        for child in named.take(CHILDREN) {
+            let deadline = Instant::now() + timeout;
+            match client.get(repository, child.digest.as_str(), deadline).await {
+                Answer::Exists(manifest) => {
+                    blob = manifest.blob;
+                    break;
+                }
+                Answer::Missing => {}
+                other => return Observation::of(&other).unwrap_or(Observation::Good),
+            }
+        }
+        let Some(blob) = blob else {
+            return Observation::Good;
+        };
+        let deadline = Instant::now() + timeout;
+        match client.blob(repository, &blob.digest, BLOB_BYTES, deadline).await {
+            // The image may be broken, which says nothing of others.
+            Ok(_)
+            | Err(
+                Failure::Missing
+                | Failure::RateLimited { .. }
+                | Failure::Ambiguous(Ambiguity::DigestMismatch),
+            ) => Observation::Good,
+            Err(_) => Observation::Bad(Fault::DataPath),
         }
     }
 
-    /// Notes that an image that was there is not. Says nothing of health; but when it is one after
-    /// the other, the mirror was emptied, and every proof is void.
-    fn missing(&mut self, canary: &str) {
+    /// Notes that an image that was there is not to be had. Says nothing of health; but when it is
+    /// one after the other, the mirror was emptied, or gives nothing to Kagami any more, and every
+    /// proof is void.
+    fn gone(&mut self, key: &str, answer: &Answer, asked_at: Timestamp) {
+        let presence = match answer {
+            // The mirror asked to wait; the image may be there.
+            Answer::RateLimited { .. } => return,
+            Answer::Missing => Presence::Missing,
+            other => Presence::Unknown(reason_of(other)),
+        };
+        self.canaries.retain(|known| known.key != key);
         let now = clock::now();
-        self.canaries.retain(|known| known != canary);
         self.context
             .store
             .index_mut()
-            .write(&self.context.mirror, canary, Presence::Missing, now, now);
-        if self.machine.canary(canary, false, now) {
+            .write(&self.context.mirror, key, presence, asked_at, now);
+        if self.machine.canary(key, false, now) {
             tracing::warn!(
                 mirror = self.context.mirror,
-                "images vanished from the mirror; all proofs are void"
+                answer = %answer,
+                "known images are not to be had from the mirror; all proofs are void"
             );
             self.context
                 .store
@@ -187,14 +249,19 @@ impl Prober {
     }
 
     /// Returns an image known to be there, each time another one.
-    fn next_canary(&mut self) -> Option<String> {
+    fn next_canary(&mut self) -> Option<Canary> {
         if self.canaries.is_empty() || self.rounds.is_multiple_of(2 * BLOB_EVERY) {
             let index = self.context.store.index();
             self.canaries = index
                 .entries(&self.context.mirror)
-                .filter(|(_, entry)| matches!(entry.presence, Presence::Present(_)))
+                .filter_map(|(key, entry)| match &entry.presence {
+                    Presence::Present(proof) => Some(Canary {
+                        key: key.to_owned(),
+                        digest: proof.digest.clone(),
+                    }),
+                    _ => None,
+                })
                 .take(CANARIES)
-                .map(|(key, _)| key.to_owned())
                 .collect();
         }
         let position = usize::try_from(self.rounds).unwrap_or_default() % self.canaries.len().max(1);

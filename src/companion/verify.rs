@@ -7,8 +7,10 @@ use tokio::time::{Instant, sleep_until};
 use super::{Context, Present, upstream};
 use crate::domain::{
     answer::Answer,
+    decision::Finding,
     image::Reference,
-    mirror::{Access, Mirror},
+    mirror::{Access, Kind, Mirror},
+    platform::Architectures,
     presence::{Presence, Proof, reason_of},
 };
 
@@ -48,7 +50,18 @@ impl Context {
     ) -> Result<Presence, (Answer, Presence)> {
         let deadline = Instant::now() + PATIENCE;
         let asked = located.reference.manifest_reference();
-        let (answer, architectures) = self.client.look(&located.repository, asked, deadline).await;
+        let (answer, architectures) = match present.settings().kind {
+            Kind::Hosted => self.client.look(&located.repository, asked, deadline).await,
+            // It fetches what it lacks, so what an index names is there; looking would be a download.
+            Kind::PullThrough => {
+                let answer = self.client.get(&located.repository, asked, deadline).await;
+                let architectures = match &answer {
+                    Answer::Exists(manifest) => Finding::named_by(manifest),
+                    _ => Architectures::NONE,
+                };
+                (answer, architectures)
+            }
+        };
         match answer {
             Answer::Exists(manifest) => {
                 let mut proof = Proof::new(&manifest, architectures);

@@ -10,6 +10,7 @@
     reason = "tests may panic, spawn, and read where tools are; clippy's own exceptions leave out helpers"
 )]
 
+mod failures;
 mod generated;
 mod layers;
 mod registry;

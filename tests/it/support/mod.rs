@@ -3,7 +3,9 @@
 pub mod certificates;
 pub mod faulty;
 pub mod images;
+pub mod kagami;
 pub mod real;
+pub mod shelf;
 pub mod tls_client;
 pub mod tokens;
 
