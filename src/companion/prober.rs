@@ -114,12 +114,16 @@ impl Prober {
     fn observe(&mut self, observation: Observation) -> bool {
         let before = self.machine.health();
         let observed = self.machine.observe(observation, clock::now());
+        let health = self.machine.health();
         if observed.changed {
             self.publish(before.state);
-        } else if before != self.machine.health() {
-            self.context
-                .store
-                .set_health(&self.context.mirror, self.machine.health());
+        } else if self
+            .context
+            .present()
+            .is_some_and(|present| present.health() != health)
+        {
+            // Another cause of the same state, or somebody else wrote it: a new configuration may.
+            self.context.store.set_health(&self.context.mirror, health);
         }
         observed.confirm_now
     }
