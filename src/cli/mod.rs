@@ -74,6 +74,43 @@ pub fn run() -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Returns README's table of the settings of the long-running commands, as Markdown.
+pub fn settings_table() -> String {
+    let mut table = String::from("| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n");
+    let command = Arguments::command();
+    let serve = command
+        .find_subcommand("serve")
+        .into_iter()
+        .flat_map(clap::Command::get_arguments);
+    for argument in serve.chain(command.get_arguments()) {
+        let Some(long) = argument.get_long() else { continue };
+        let code = |text: &str| {
+            if text.is_empty() {
+                String::new()
+            } else {
+                format!("`{text}`")
+            }
+        };
+        let variable = argument
+            .get_env()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let defaults: Vec<_> = argument
+            .get_default_values()
+            .iter()
+            .map(|value| value.to_string_lossy())
+            .collect();
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+        let row = format!(
+            "| `--{long}` | {} | {} | {help} |\n",
+            code(&variable),
+            code(&defaults.join(","))
+        );
+        table.push_str(&row);
+    }
+    table
+}
+
 /// Runs a command to its end. Name look-ups that nobody waits for any more block a thread each, for
 /// as long as the system's resolver likes; they do not hold up the end.
 fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -8,12 +8,12 @@ use ::kagami::{
         decision::{Finding, Probe},
         health::{Fault, Health, Observation, State},
         platform::Architectures,
-        presence::{Presence, Proof},
+        presence::{Judgement, Presence, Proof, Rules},
         routing::MirrorId,
     },
     metrics::Metrics,
     registry::{Client, Endpoint},
-    state::{Observed, Store, feed::Feed, file},
+    state::{Demand, Observed, Store, feed::Feed, file},
     webhook::Probes,
 };
 use serde_json::{Value, json};
@@ -29,6 +29,9 @@ use crate::support::{
 };
 
 const KEY: &str = "docker.io/library/nginx:1";
+/// The same image by its digest, which is a class of its own.
+const DIGEST: &str =
+    "docker.io/library/nginx@sha256:92c43ea34418e060632477829beeb7f58d6f6c03e370c5400cc6587efa46cea2";
 
 fn apply(feed: &Feed, document: &Value) {
     install_crypto();
@@ -146,18 +149,20 @@ async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
 /// The companion, at work on a state until it is dropped.
 struct Companion {
     observations: mpsc::Sender<Observed>,
+    demand: mpsc::Sender<Demand>,
     _running: JoinSet<()>,
 }
 
 fn start(store: &Store) -> Companion {
     let (observations, observed) = mpsc::channel(64);
-    let (_, demand) = mpsc::channel(1);
+    let (want, demand) = mpsc::channel(64);
     let (metrics, _) = Metrics::new();
     let store = store.clone();
     let mut running = JoinSet::new();
     running.spawn(async move { match companion::run(store, metrics, observed, demand).await {} });
     Companion {
         observations,
+        demand: want,
         _running: running,
     }
 }
@@ -237,6 +242,57 @@ async fn bad_news_is_confirmed_before_it_counts() {
     companion.observations.send(bad.clone()).await.unwrap();
     until_state(&store, State::Unhealthy).await;
     drop(shelf);
+}
+
+/// After an outage nothing is proven until it is seen again, and all that is known is looked at at once:
+/// nobody asks for it here, and the next regular sweep is minutes away.
+#[tokio::test]
+async fn a_recovery_is_followed_by_a_sweep() {
+    let (mut peer, shelf) = stocked().await;
+    let store = Store::default();
+    let feed = Feed::new(store.clone(), [].into());
+    apply(&feed, &mirror(&peer.url(), &json!({})));
+    let proven = || {
+        let snapshot = store.snapshot();
+        let mirror = only_mirror(&store);
+        let rules = Rules::of(
+            snapshot.routing.mirror(mirror),
+            snapshot.health_of(mirror).proven_since,
+        );
+        let index = store.index();
+        [KEY, DIGEST].map(|key| {
+            matches!(
+                index.judge("main", key, &rules, clock::now()),
+                Judgement::Proven(..)
+            )
+        })
+    };
+    let until_proven = async || {
+        eventually("both are proven", SOON, async || match proven() {
+            [true, true] => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    };
+    let companion = start(&store);
+    until_state(&store, State::Healthy).await;
+    for key in [KEY, DIGEST] {
+        let demand = Demand {
+            mirror: "main".to_owned(),
+            key: key.to_owned(),
+        };
+        companion.demand.send(demand).await.unwrap();
+    }
+    until_proven().await;
+    for _ in 0..3 {
+        peer.set(Behaviour::Refuse).await;
+        until_state(&store, State::Unhealthy).await;
+        let unhealthy_at = clock::now();
+        peer.set(shelf.behaviour()).await;
+        until_state(&store, State::Healthy).await;
+        assert!(store.snapshot().health_of(only_mirror(&store)).proven_since >= unhealthy_at);
+        until_proven().await;
+    }
 }
 
 /// With an unbounded rate too, a sweep waits as long as the mirror asks, and gives up no image for it.

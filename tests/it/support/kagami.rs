@@ -58,8 +58,6 @@ pub struct Caller {
 /// A decoded answer.
 #[derive(Debug)]
 pub struct Answer {
-    /// From the request's first byte to the answer's last.
-    pub latency: Duration,
     /// For each container, in their order: `Mirrored`, or why its image was kept.
     pub reasons: Vec<String>,
     /// For each container the image after the patch.
@@ -341,14 +339,11 @@ impl Caller {
     pub async fn ask(&mut self, images: &[impl AsRef<str>]) -> Answer {
         let review = review(images);
         let body = review.to_string();
-        let started = Instant::now();
-        let reply = self.post(&body).await;
-        let latency = started.elapsed();
+        let (reply, latency, stall) = timed(self.post(&body)).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         assert!(
-            latency < self.budget + SLACK,
-            "the answer took {latency:?}: {}",
-            reply.body
+            latency < self.budget + SLACK + 2 * stall,
+            "the answer took {latency:?}, this machine stood still for {stall:?}",
         );
         let answer: Value = serde_json::from_str(&reply.body).unwrap();
         let response = &answer["response"];
@@ -362,7 +357,6 @@ impl Caller {
             json_patch::patch(&mut pod, &patch).unwrap();
         }
         let mut decoded = Answer {
-            latency,
             reasons: Vec::new(),
             images: Vec::new(),
         };
@@ -385,6 +379,23 @@ impl Caller {
             decoded.images.push(now.to_owned());
         }
         decoded
+    }
+}
+
+/// Returns what a call brings, how long it took, and the longest time for which this machine did not get
+/// round to a task that was due meanwhile: what is slow then is not the program under test.
+async fn timed<T>(call: impl Future<Output = T>) -> (T, Duration, Duration) {
+    const TICK: Duration = Duration::from_millis(5);
+    let started = Instant::now();
+    let mut stall = Duration::ZERO;
+    tokio::pin!(call);
+    loop {
+        let due = Instant::now() + TICK;
+        tokio::select! {
+            biased;
+            output = &mut call => return (output, started.elapsed(), stall),
+            () = sleep(TICK) => stall = stall.max(due.elapsed()),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) enum ScanError {
     Truncated,
     #[error("unexpected character at byte {0}")]
     Unexpected(usize),
-    #[error("a string with an invalid escape at byte {0}")]
+    #[error("a string with an invalid escape or a control character at byte {0}")]
     Escape(usize),
     #[error("{0:?} appears twice")]
     Duplicate(&'static str),
@@ -100,7 +100,7 @@ impl<'a> Cursor<'a> {
         }
         let start = self.position;
         let raw = self.raw_string()?;
-        if !raw.as_bytes().contains(&b'\\') {
+        if !raw.bytes().any(|byte| byte == b'\\' || byte < b' ') {
             return Ok(Cow::Borrowed(raw));
         }
         serde_json::from_str(&self.text[start..self.position])
@@ -233,3 +233,6 @@ fn container_end(bytes: &[u8], start: usize) -> Scan<usize> {
     }
     Err(ScanError::Truncated)
 }
+
+#[cfg(test)]
+mod tests;
