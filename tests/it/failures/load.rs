@@ -55,7 +55,7 @@ async fn a_thousand_images_against_a_black_hole_are_sixty_four_probes() {
     let descriptors = kagami.descriptors();
     peer.set(Behaviour::BlackHole).await;
     let images: Vec<String> = (0..COUNT).map(|number| format!("nginx:t{number}")).collect();
-    let mut caller = kagami.connect().await;
+    let mut caller = kagami.connect().await.about_giants();
     let answer = caller.ask(&images).await;
     assert_eq!(answer.reasons, vec!["BudgetExhausted"; COUNT]);
     let not_started = kagami

@@ -53,6 +53,7 @@ pub struct Caller {
     client: Client,
     path: String,
     budget: Duration,
+    slack: Duration,
 }
 
 /// A decoded answer.
@@ -87,10 +88,13 @@ pub fn mirror(endpoint: &str, spec: &Value) -> Value {
 
 /// Returns the text of a configuration file.
 pub fn text(documents: &[Value]) -> String {
-    documents
-        .iter()
-        .map(|document| format!("---\n{document}\n"))
-        .collect()
+    let mut text = String::new();
+    for document in documents {
+        text.push_str("---\n");
+        text.push_str(&document.to_string());
+        text.push('\n');
+    }
+    text
 }
 
 /// Returns the review of a new Pod with a container for each image.
@@ -274,6 +278,7 @@ impl Kagami {
             client: Client::connect(self.admission, &self.client).await.unwrap(),
             path: "/mutate/enforce?timeout=3s".to_owned(),
             budget: BUDGET,
+            slack: SLACK,
         }
     }
 
@@ -329,6 +334,14 @@ impl Caller {
         self
     }
 
+    /// Asks about Pods with thousands of images: what is built for tests, on a machine that does other
+    /// things too, works on each for some time.
+    #[must_use]
+    pub fn about_giants(mut self) -> Self {
+        self.slack = Duration::from_secs(1);
+        self
+    }
+
     /// Posts any body and returns status and answer.
     pub async fn post(&mut self, body: impl AsRef<[u8]>) -> tls_client::Reply {
         self.client.post(&self.path, body).await.unwrap()
@@ -342,7 +355,7 @@ impl Caller {
         let (reply, latency, stall) = timed(self.post(&body)).await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         assert!(
-            latency < self.budget + SLACK + 2 * stall,
+            latency < self.budget + self.slack + 2 * stall,
             "the answer took {latency:?}, this machine stood still for {stall:?}",
         );
         let answer: Value = serde_json::from_str(&reply.body).unwrap();
