@@ -10,8 +10,12 @@ shift 2
 
 # Kubelet's mounts must reach its containers.
 mount --make-rshared /
-for place in /run /var/lib /var/log "$folder"; do mount -t tmpfs -o mode=755 node "$place"; done
-mkdir -p /run/netns "$folder/etc"
+in_memory() { mount -t tmpfs -o mode=755 node "$1"; }
+for place in /run /var/log "$folder"; do in_memory "$place"; done
+mkdir -p /run/netns "$folder"/{etc,changes,work}
+# Folders can be made in /var/lib without making them there; it may hold this repository.
+mount -t overlay -o "lowerdir=/var/lib,upperdir=$folder/changes,workdir=$folder/work" node /var/lib
+for place in /var/lib/{kubelet,containerd,cni}; do mkdir -p "$place" && in_memory "$place"; done
 
 # Names are those that the tests give (support/dns.rs); any other fails at once.
 printf '127.0.0.1 localhost\n10.200.0.1 node1\n' >"$folder/etc/hosts"

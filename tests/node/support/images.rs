@@ -17,7 +17,7 @@ use crate::e2e::push::Image;
 
 /// An image of busybox that runs `command` in its shell. Another text in `/etc/message` makes another digest.
 pub(crate) fn shell(message: &str, command: &str) -> Image {
-    let root = TempDir::new().unwrap();
+    let root = folder();
     put(root.path(), &machine::find("busybox").unwrap(), "bin/busybox");
     for applet in ["cat", "echo", "httpd", "ls", "nc", "sh", "sleep", "true", "wget"] {
         symlink("busybox", root.path().join("bin").join(applet)).unwrap();
@@ -43,7 +43,7 @@ pub(crate) fn kagami() -> Image {
 
 /// An image of one program, its entrypoint.
 pub(crate) fn program(name: &str, file: &Path) -> Image {
-    let root = TempDir::new().unwrap();
+    let root = folder();
     put(root.path(), file, name);
     // What a debugger needs is most of the file. Where `strip` is missing the image is larger.
     drop(
@@ -73,6 +73,11 @@ fn libraries(program: &Path) -> BTreeSet<PathBuf> {
         .filter(|word| word.starts_with('/'))
         .map(PathBuf::from)
         .collect()
+}
+
+/// An empty folder, in the private machine's memory.
+fn folder() -> TempDir {
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
 /// Copies a file, following links.
