@@ -47,8 +47,10 @@ pub(crate) fn a_pod_waits_until_the_black_hole_is_gone(node: &Node) {
 
     let black_hole = registry.black_hole();
     create(&namespace, "web", "silent.test/team/app:1");
-    // Containerd calls, in vain, and again: it hangs, which kubelet does not call a failed pull.
-    eventually("containerd calls", || (black_hole.swallowed() >= 2).then_some(()));
+    // Containerd hangs, which kubelet does not call a failed pull.
+    eventually("containerd calls twice", || {
+        (black_hole.attempts() >= 2).then_some(())
+    });
     until(&namespace, "web", "it waits", |pod| {
         waiting(pod) == "ContainerCreating"
     });

@@ -36,6 +36,10 @@ pub(crate) const BOB: Login = Login {
     hash: "$2a$04$4EvHpwDbAZY805dhR4MyeebMyOUqjOyG7cB6R3mxYhQpuYWPeOi5S",
 };
 
+/// What happens to the packets of a black hole. A rule without a target only counts.
+const DROP: &[&str] = &["--jump", "DROP"];
+const COUNT: &[&str] = &["--syn"];
+
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// How the requests of a node end in an access log (combined format).
@@ -59,7 +63,8 @@ pub(crate) struct Registry {
 /// As long as this lives, a registry's packets are lost on their way to it; its connections stay open.
 #[derive(Debug)]
 pub(crate) struct BlackHole {
-    rule: Vec<String>,
+    /// The chain, and which packets in it.
+    place: Vec<String>,
 }
 
 impl Registry {
@@ -229,14 +234,7 @@ impl Registry {
 
     /// Loses every packet to it from now on.
     pub(crate) fn black_hole(&self) -> BlackHole {
-        let port = self.port.to_string();
-        let mut rule = vec!["INPUT", "--protocol", "tcp", "--dport", &port];
-        let address = self.address.map(|address| address.to_string());
-        if let Some(address) = &address {
-            rule.extend(["--destination", address]);
-        }
-        rule.extend(["--jump", "DROP"]);
-        BlackHole::open(rule)
+        BlackHole::open(self.address, self.port)
     }
 
     /// The requests that containerd made for a repository, oldest first.
@@ -255,34 +253,45 @@ impl Registry {
 }
 
 impl BlackHole {
-    fn open(rule: Vec<&str>) -> Self {
-        let rule: Vec<_> = rule.into_iter().map(str::to_owned).collect();
-        Self::change("--insert", &rule);
-        Self { rule }
+    /// For one address of the machine, or all.
+    fn open(address: Option<Ipv4Addr>, port: u16) -> Self {
+        let mut place = vec!["INPUT".to_owned()];
+        if let Some(address) = address {
+            place.extend(["--destination".to_owned(), address.to_string()]);
+        }
+        place.extend(["--protocol", "tcp", "--dport"].map(str::to_owned));
+        place.push(port.to_string());
+        let hole = Self { place };
+        hole.change("--insert", DROP);
+        hole.change("--insert", COUNT);
+        hole
     }
 
-    /// How many packets it has swallowed.
-    pub(crate) fn swallowed(&self) -> u64 {
+    /// How many attempts to connect it has swallowed. A caller repeats them, first after a second.
+    pub(crate) fn attempts(&self) -> u64 {
         let output = Command::new(machine::find("iptables").unwrap())
-            .args(["--wait", "--list-rules", "INPUT", "--verbose"])
+            .args(["--wait", "--list", "INPUT", "--verbose", "--exact", "--numeric"])
             .output()
             .unwrap();
         let listing = String::from_utf8(output.stdout).unwrap();
-        let mut arguments = self.rule.iter();
-        let port = arguments.by_ref().nth(4).unwrap();
-        let destination = arguments.nth(1).map(String::as_str);
-        let rule = listing.lines().find(|line| {
-            line.contains(&format!("--dport {port} "))
-                && destination.is_none_or(|address| line.contains(&format!("-d {address}/32 ")))
+        // `packets bytes target protocol options in out source destination matches`, all of one rule in a line.
+        let port = format!(" dpt:{} ", self.place.last().unwrap());
+        let mut rules = listing.lines().filter(|line| {
+            let destination = self.place.get(2).filter(|_| self.place[1] == "--destination");
+            line.contains(&port)
+                && line.contains("flags:")
+                && destination.is_none_or(|address| line.contains(&format!(" {address} ")))
         });
-        let counters = rule.unwrap().split_once(" -c ").unwrap().1;
-        counters.split(' ').next().unwrap().parse().unwrap()
+        let packets = rules.next().unwrap().split_whitespace().next().unwrap();
+        packets.parse().unwrap()
     }
 
-    fn change(how: &str, rule: &[String]) {
+    fn change(&self, how: &str, what: &[&str]) {
+        let place = self.place.iter().map(String::as_str);
         let arguments: Vec<_> = ["--wait", how]
             .into_iter()
-            .chain(rule.iter().map(String::as_str))
+            .chain(place)
+            .chain(what.iter().copied())
             .collect();
         node::run("iptables", &arguments);
     }
@@ -290,6 +299,7 @@ impl BlackHole {
 
 impl Drop for BlackHole {
     fn drop(&mut self) {
-        Self::change("--delete", &self.rule);
+        self.change("--delete", COUNT);
+        self.change("--delete", DROP);
     }
 }
