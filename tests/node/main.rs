@@ -51,6 +51,7 @@ const TESTS: &[(&str, Test)] = tests![
     ring::a_pod_needs_the_registrys_password,
     ring::a_pod_reaches_the_api_server,
     ring::a_service_leads_to_its_pod,
+    ring::pods_know_registries_by_name,
     ring::our_own_image_runs,
 ];
 

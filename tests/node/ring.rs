@@ -135,6 +135,19 @@ pub(crate) fn a_service_leads_to_its_pod(node: &Node) {
     assert_eq!(until_succeeded(&namespace, "caller"), "it is me");
 }
 
+pub(crate) fn pods_know_registries_by_name(node: &Node) {
+    let registry = Registry::start(node, "named.test");
+    let script = "exec nslookup named.test";
+    registry.push(&node.cluster, "team/app", "1", &images::shell("named", script));
+    let namespace = node.cluster.namespace(None);
+    namespace
+        .create_pod(&job("caller", "named.test/team/app:1", &[]))
+        .success();
+    let said = until_succeeded(&namespace, "caller");
+    let address = registry.endpoint()["https://".len()..].to_owned();
+    assert!(said.contains(&format!("Address: {address}\n")), "{said}");
+}
+
 pub(crate) fn our_own_image_runs(node: &Node) {
     let registry = Registry::start(node, "own.test");
     registry.push(&node.cluster, "kagami", "1", &images::kagami());

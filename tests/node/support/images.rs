@@ -18,8 +18,10 @@ use crate::e2e::push::Image;
 /// An image of busybox that runs `command` in its shell. Another text in `/etc/message` makes another digest.
 pub(crate) fn shell(message: &str, command: &str) -> Image {
     let root = folder();
-    put(root.path(), &machine::find("busybox").unwrap(), "bin/busybox");
-    for applet in ["cat", "echo", "httpd", "ls", "nc", "sh", "sleep", "true", "wget"] {
+    put_program(root.path(), &machine::find("busybox").unwrap(), "bin/busybox");
+    for applet in [
+        "cat", "echo", "httpd", "ls", "nc", "nslookup", "sh", "sleep", "true", "wget",
+    ] {
         symlink("busybox", root.path().join("bin").join(applet)).unwrap();
     }
     fs::create_dir(root.path().join("etc")).unwrap();
@@ -44,7 +46,7 @@ pub(crate) fn kagami() -> Image {
 /// An image of one program, its entrypoint.
 pub(crate) fn program(name: &str, file: &Path) -> Image {
     let root = folder();
-    put(root.path(), file, name);
+    put_program(root.path(), file, name);
     // What a debugger needs is most of the file. Where `strip` is missing the image is larger.
     drop(
         Command::new("strip")
@@ -52,10 +54,6 @@ pub(crate) fn program(name: &str, file: &Path) -> Image {
             .env("PATH", machine::SEARCH_PATH)
             .output(),
     );
-    for library in libraries(file) {
-        let inside = library.strip_prefix("/").unwrap();
-        put(root.path(), &library, inside.to_str().unwrap());
-    }
     let config = json!({"User": "65532", "Entrypoint": [format!("/{name}")], "WorkingDir": "/"});
     image(root.path(), &config)
 }
@@ -78,6 +76,15 @@ fn libraries(program: &Path) -> BTreeSet<PathBuf> {
 /// An empty folder, in the private machine's memory.
 fn folder() -> TempDir {
     TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Copies a program, and the libraries that it needs to where it looks for them.
+fn put_program(root: &Path, file: &Path, name: &str) {
+    put(root, file, name);
+    for library in libraries(file) {
+        let inside = library.strip_prefix("/").unwrap();
+        put(root, &library, inside.to_str().unwrap());
+    }
 }
 
 /// Copies a file, following links.
