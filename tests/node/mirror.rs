@@ -14,11 +14,12 @@ use crate::{
         eventually,
     },
     support::{
+        black_hole::BlackHole,
         images,
         kagami::{Install, as_a_process, image_mirror},
         node::Node,
         pods::{failed_pulls, pod, until_running},
-        registry::{ALICE, BOB, BlackHole, Registry},
+        registry::{ALICE, BOB, Registry},
     },
 };
 

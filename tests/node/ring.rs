@@ -144,7 +144,7 @@ pub(crate) fn pods_know_registries_by_name(node: &Node) {
         .create_pod(&job("caller", "named.test/team/app:1", &[]))
         .success();
     let said = until_succeeded(&namespace, "caller");
-    let address = registry.endpoint()["https://".len()..].to_owned();
+    let address = registry.address.unwrap();
     assert!(said.contains(&format!("Address: {address}\n")), "{said}");
 }
 

@@ -36,8 +36,8 @@ pub(crate) fn as_a_process<'a>(
 
 /// An ImageMirror with the defaults of its health.
 pub(crate) fn image_mirror(node: &Node, mirror: &Registry, upstreams: &[&str]) -> Value {
-    let endpoint = mirror.endpoint();
-    let authority = endpoint
+    let authority = mirror
+        .url
         .starts_with("https:")
         .then(|| node.cluster.authority.pem());
     let sources: Vec<_> = upstreams
@@ -52,7 +52,7 @@ pub(crate) fn image_mirror(node: &Node, mirror: &Registry, upstreams: &[&str]) -
             "registry": mirror.host(),
             "kind": "Hosted",
             "sources": sources,
-            "endpoint": {"url": endpoint},
+            "endpoint": {"url": mirror.url},
         },
     });
     if let Some(authority) = authority {

@@ -65,7 +65,23 @@ pub(crate) fn check() -> Result<(), String> {
         let reason = String::from_utf8_lossy(&attempt.stderr).trim().to_owned();
         return Err(format!("this machine allows no namespaces of its own: {reason}"));
     }
-    Ok(())
+    let cgroups = Path::new("/sys/fs/cgroup");
+    // Version 2 has one hierarchy, version 1 one for each resource.
+    let version_2 = cgroups.join("cgroup.controllers").exists();
+    let hierarchy = if version_2 {
+        cgroups.to_owned()
+    } else {
+        cgroups.join("memory")
+    };
+    let attempt = hierarchy.join(format!("kagami-node-{}", std::process::id()));
+    fs::create_dir(&attempt)
+        .and_then(|()| fs::remove_dir(&attempt))
+        .map_err(|error| {
+            format!(
+                "this machine allows no cgroups of its own: {}: {error}",
+                attempt.display()
+            )
+        })
 }
 
 /// Runs this test binary again, with the same arguments, on a machine of its own.

@@ -1,5 +1,6 @@
 //! The private machine, its cluster, registries and images.
 
+pub(crate) mod black_hole;
 pub(crate) mod dns;
 pub(crate) mod images;
 pub(crate) mod kagami;

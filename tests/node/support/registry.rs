@@ -1,10 +1,11 @@
 //! Real registries (CNCF distribution), under names of their own, that die, come back and fall silent.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, process::Command};
+use std::{fs, net::Ipv4Addr, path::PathBuf};
 
 use serde_json::json;
 
 use super::{
+    black_hole::BlackHole,
     machine,
     node::{self, Node},
 };
@@ -36,10 +37,6 @@ pub(crate) const BOB: Login = Login {
     hash: "$2a$04$4EvHpwDbAZY805dhR4MyeebMyOUqjOyG7cB6R3mxYhQpuYWPeOi5S",
 };
 
-/// What happens to the packets of a black hole. A rule without a target only counts.
-const DROP: &[&str] = &["--jump", "DROP"];
-const COUNT: &[&str] = &["--syn"];
-
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// How the requests of a node end in an access log (combined format).
@@ -55,16 +52,9 @@ pub(crate) struct Registry {
     /// Where it is reached, a URL without path.
     pub(crate) url: String,
     /// Where it listens: every address of the machine, or one.
-    address: Option<Ipv4Addr>,
+    pub(crate) address: Option<Ipv4Addr>,
     port: u16,
     login: Option<Login>,
-}
-
-/// As long as this lives, a registry's packets are lost on their way to it; its connections stay open.
-#[derive(Debug)]
-pub(crate) struct BlackHole {
-    /// The chain, and which packets in it.
-    place: Vec<String>,
 }
 
 impl Registry {
@@ -135,14 +125,6 @@ impl Registry {
         fs::write(self.file("json"), configuration.to_string()).unwrap();
         self.bring_back(cluster);
         self
-    }
-
-    /// Where whoever knows no names, such as a Pod, reaches it: a URL without path.
-    pub(crate) fn endpoint(&self) -> String {
-        match self.address {
-            Some(address) => format!("https://{address}"),
-            None => self.url.clone(),
-        }
     }
 
     /// What images in it begin with, for containerd on the node.
@@ -249,57 +231,5 @@ impl Registry {
 
     fn file(&self, extension: &str) -> PathBuf {
         self.folder.join(format!("{}.{extension}", self.name))
-    }
-}
-
-impl BlackHole {
-    /// For one address of the machine, or all.
-    fn open(address: Option<Ipv4Addr>, port: u16) -> Self {
-        let mut place = vec!["INPUT".to_owned()];
-        if let Some(address) = address {
-            place.extend(["--destination".to_owned(), address.to_string()]);
-        }
-        place.extend(["--protocol", "tcp", "--dport"].map(str::to_owned));
-        place.push(port.to_string());
-        let hole = Self { place };
-        hole.change("--insert", DROP);
-        hole.change("--insert", COUNT);
-        hole
-    }
-
-    /// How many attempts to connect it has swallowed. A caller repeats them, first after a second.
-    pub(crate) fn attempts(&self) -> u64 {
-        let output = Command::new(machine::find("iptables").unwrap())
-            .args(["--wait", "--list", "INPUT", "--verbose", "--exact", "--numeric"])
-            .output()
-            .unwrap();
-        let listing = String::from_utf8(output.stdout).unwrap();
-        // `packets bytes target protocol options in out source destination matches`, all of one rule in a line.
-        let port = format!(" dpt:{} ", self.place.last().unwrap());
-        let mut rules = listing.lines().filter(|line| {
-            let destination = self.place.get(2).filter(|_| self.place[1] == "--destination");
-            line.contains(&port)
-                && line.contains("flags:")
-                && destination.is_none_or(|address| line.contains(&format!(" {address} ")))
-        });
-        let packets = rules.next().unwrap().split_whitespace().next().unwrap();
-        packets.parse().unwrap()
-    }
-
-    fn change(&self, how: &str, what: &[&str]) {
-        let place = self.place.iter().map(String::as_str);
-        let arguments: Vec<_> = ["--wait", how]
-            .into_iter()
-            .chain(place)
-            .chain(what.iter().copied())
-            .collect();
-        node::run("iptables", &arguments);
-    }
-}
-
-impl Drop for BlackHole {
-    fn drop(&mut self) {
-        self.change("--delete", COUNT);
-        self.change("--delete", DROP);
     }
 }
