@@ -380,7 +380,7 @@ async fn nobody_is_asked_while_a_wait_is_not_over() {
     assert_eq!(
         answer,
         Answer::RateLimited {
-            retry_after: Some(Duration::from_secs(600))
+            retry_after: Some(Duration::from_mins(10))
         }
     );
 
@@ -397,7 +397,7 @@ async fn nobody_is_asked_while_a_wait_is_not_over() {
     assert!(matches!(answer, Answer::RateLimited { retry_after: Some(_) }));
     assert_eq!(peer.requests().len(), 1);
 
-    skip(Duration::from_secs(600)).await;
+    skip(Duration::from_mins(10)).await;
     assert_eq!(client.head(REPOSITORY, "1.25", soon()).await, seen(&image));
 
     peer.set(Behaviour::always(Reply::new(429))).await;
