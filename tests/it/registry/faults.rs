@@ -374,13 +374,13 @@ async fn https_never_becomes_plain_http() {
 #[tokio::test]
 async fn nobody_is_asked_while_a_wait_is_not_over() {
     let image = image();
-    let mut peer = Faulty::start(Behaviour::always(Reply::new(429).header("Retry-After", "600"))).await;
+    let mut peer = Faulty::start(Behaviour::always(Reply::new(429).header("Retry-After", "7"))).await;
     let client = client(&peer.url());
     let answer = client.head(REPOSITORY, "1.25", soon()).await;
     assert_eq!(
         answer,
         Answer::RateLimited {
-            retry_after: Some(Duration::from_mins(10))
+            retry_after: Some(Duration::from_secs(7))
         }
     );
 
@@ -389,16 +389,30 @@ async fn nobody_is_asked_while_a_wait_is_not_over() {
         serve(&of_script, request).into()
     }))
     .await;
+    let answer = client.clone().get(REPOSITORY, "1.25", soon()).await;
+    assert!(matches!(answer, Answer::RateLimited { retry_after: Some(_) }));
+    assert_eq!(peer.requests().len(), 1);
+    // A limit on manifests says nothing of `/v2/`; one on `/v2/` speaks for everything.
+    assert_eq!(client.ping(soon()).await, Ok(()));
+    assert_eq!(peer.requests().len(), 2);
+
+    skip(Duration::from_secs(7)).await;
+    assert_eq!(client.head(REPOSITORY, "1.25", soon()).await, seen(&image));
+
+    peer.set(Behaviour::always(Reply::new(429).header("Retry-After", "7")))
+        .await;
+    let limited = Err(Failure::RateLimited {
+        retry_after: Some(Duration::from_secs(7)),
+    });
+    assert_eq!(client.ping(soon()).await, limited);
+    let answer = client.head(REPOSITORY, "1.25", soon()).await;
+    assert!(matches!(answer, Answer::RateLimited { retry_after: Some(_) }));
     assert!(matches!(
         client.ping(soon()).await,
         Err(Failure::RateLimited { retry_after: Some(_) })
     ));
-    let answer = client.clone().get(REPOSITORY, "1.25", soon()).await;
-    assert!(matches!(answer, Answer::RateLimited { retry_after: Some(_) }));
-    assert_eq!(peer.requests().len(), 1);
-
-    skip(Duration::from_mins(10)).await;
-    assert_eq!(client.head(REPOSITORY, "1.25", soon()).await, seen(&image));
+    assert_eq!(peer.requests().len(), 4);
+    skip(Duration::from_secs(7)).await;
 
     peer.set(Behaviour::always(Reply::new(429))).await;
     for _ in 0..2 {
@@ -407,7 +421,7 @@ async fn nobody_is_asked_while_a_wait_is_not_over() {
     }
     assert_eq!(
         peer.requests().len(),
-        4,
+        6,
         "a limit without a wait is the caller's to judge"
     );
 }
