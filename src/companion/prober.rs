@@ -1,9 +1,9 @@
 //! The health of one mirror: a ping, an image known to be there, now and then a blob.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 
@@ -16,6 +16,7 @@ use crate::{
         health::{Fault, Machine, Observation, State},
         mirror::{HealthSettings, Kind, Mirror},
         presence::{Presence, reason_of},
+        snapshot::Snapshot,
         time::Timestamp,
     },
     state::Observed,
@@ -39,6 +40,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Watches the mirror until the task is dropped. `observed` is what others saw of it.
 pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>) {
+    let mut snapshots = context.store.subscribe();
     let mut prober = Prober {
         machine: Machine::new(HealthSettings::default(), clock::now()),
         canaries: Vec::new(),
@@ -55,9 +57,7 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
         if confirm_now {
             continue;
         }
-        prober
-            .wait(&mut observed, started, settings.health.interval)
-            .await;
+        prober.wait(&mut observed, &mut snapshots, started).await;
     }
 }
 
@@ -80,14 +80,25 @@ struct Canary {
 
 impl Prober {
     /// Waits for the next round, which something bad that others see brings forward.
-    async fn wait(&mut self, observed: &mut mpsc::Receiver<Observed>, started: Instant, interval: Duration) {
-        let next = started + interval;
-        loop {
+    async fn wait(
+        &mut self,
+        observed: &mut mpsc::Receiver<Observed>,
+        snapshots: &mut watch::Receiver<Arc<Snapshot>>,
+        started: Instant,
+    ) {
+        while let Some(present) = self.context.present() {
+            let next = started + present.settings().health.interval;
             tokio::select! {
                 () = sleep_until(next) => return,
+                // The interval may be another one now.
+                Ok(()) = snapshots.changed() => {}
                 Some(Observed { observation, .. }) = observed.recv() => {
+                    if observation == Observation::Good {
+                        // It may be older than what we saw since, so it must not heal a mirror.
+                        continue;
+                    }
                     self.observe(observation);
-                    if matches!(observation, Observation::Bad(_)) && self.machine.health().state != State::Unhealthy {
+                    if self.machine.health().state != State::Unhealthy {
                         // Many probes of one hiccup speak with one voice: it takes a look of our
                         // own to confirm it.
                         while observed.try_recv().is_ok() {}
@@ -103,12 +114,16 @@ impl Prober {
     fn observe(&mut self, observation: Observation) -> bool {
         let before = self.machine.health();
         let observed = self.machine.observe(observation, clock::now());
+        let health = self.machine.health();
         if observed.changed {
             self.publish(before.state);
-        } else if before != self.machine.health() {
-            self.context
-                .store
-                .set_health(&self.context.mirror, self.machine.health());
+        } else if self
+            .context
+            .present()
+            .is_some_and(|present| present.health() != health)
+        {
+            // Another cause of the same state, or somebody else wrote it: a new configuration may.
+            self.context.store.set_health(&self.context.mirror, health);
         }
         observed.confirm_now
     }

@@ -10,9 +10,11 @@
     reason = "tests may panic, spawn, and read where tools are; clippy's own exceptions leave out helpers"
 )]
 
+mod admission;
 mod failures;
 mod generated;
 mod layers;
+mod patch_property;
 mod registry;
 mod server;
 mod support;

@@ -268,7 +268,7 @@ impl<'a> Decider<'_, 'a> {
                 continue;
             }
             let mode = settings.mode.min(self.mode);
-            let refusal = self.refusal(place, candidate.mirror, settings, mode);
+            let refusal = self.refusal(candidate.mirror, settings, mode);
             // Rescue may need any of these mirrors later, when the Pod's list cannot be changed.
             planned.wants_pull_secret |= settings.pull_secret && mode == Mode::Enforce && refusal.is_none();
             if enough {
@@ -314,7 +314,7 @@ impl<'a> Decider<'_, 'a> {
     }
 
     /// Returns why a mirror may not serve this Pod, whatever its state.
-    fn refusal(&self, place: &Place<'_>, mirror: MirrorId, settings: &Mirror, mode: Mode) -> Option<Reason> {
+    fn refusal(&self, mirror: MirrorId, settings: &Mirror, mode: Mode) -> Option<Reason> {
         if mode == Mode::Off {
             return Some(Reason::ModeOff);
         }
@@ -339,7 +339,7 @@ impl<'a> Decider<'_, 'a> {
                 .iter()
                 .any(|ns| ns == self.request.namespace);
             // The list of a Pod that exists cannot be changed, so it must be there already.
-            let listed = place.kind != PlaceKind::EphemeralContainer
+            let listed = self.request.operation == Operation::Create
                 || self.request.pod.lists_pull_secret(PULL_SECRET);
             if !in_place || !listed {
                 return Some(Reason::PullSecretNotReady);

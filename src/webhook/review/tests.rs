@@ -26,7 +26,7 @@ fn review_of(object: &Value) -> Value {
     })
 }
 
-fn pod_of<'a>(text: &'a str) -> Option<(Operation, Pod<'a>)> {
+fn pod_of(text: &str) -> Option<(Operation, Pod<'_>)> {
     let mut review = Review::default();
     review.read(text).unwrap();
     match review.question() {
@@ -99,33 +99,25 @@ fn expected(pod: &Value) -> Value {
     let mut places = Vec::new();
     for (key, entries) in spec.as_object().into_iter().flatten() {
         let entries = list(entries).enumerate();
-        match key.as_str() {
-            "containers" | "initContainers" | "ephemeralContainers" => {
-                places.extend(entries.filter_map(|(index, entry)| {
-                    place(
-                        key,
-                        index,
-                        entry,
-                        &entry["image"],
-                        text(&entry["imagePullPolicy"]),
-                    )
-                }))
+        let found = |(index, entry): (usize, &Value)| match key.as_str() {
+            "containers" | "initContainers" | "ephemeralContainers" => place(
+                key,
+                index,
+                entry,
+                &entry["image"],
+                text(&entry["imagePullPolicy"]),
+            ),
+            "volumes" => {
+                let image = &entry["image"];
+                place(key, index, entry, &image["reference"], text(&image["pullPolicy"]))
             }
-            "volumes" => places.extend(entries.filter_map(|(index, entry)| {
-                place(
-                    key,
-                    index,
-                    entry,
-                    &entry["image"]["reference"],
-                    text(&entry["image"]["pullPolicy"]),
-                )
-            })),
-            _ => {}
-        }
+            _ => None,
+        };
+        places.extend(entries.filter_map(found));
     }
     let name = Some(&metadata["name"])
         .filter(|name| name.is_string())
-        .unwrap_or(&metadata["generateName"]);
+        .unwrap_or_else(|| &metadata["generateName"]);
     json!({
         "name": text(name),
         "mode": metadata["labels"]["kagami.dev/mode"],

@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 use serde_json::{Map, Value};
 
@@ -68,7 +70,7 @@ fn write(out: &mut String, value: &Value, space: &str, escape: bool) {
         if escape {
             out.push('"');
             for unit in text.encode_utf16() {
-                out.push_str(&format!("\\u{unit:04X}"));
+                write!(out, "\\u{unit:04X}").unwrap();
             }
             out.push('"');
         } else {

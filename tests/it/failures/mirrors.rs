@@ -151,7 +151,7 @@ async fn somebody_between_answers_401_or_403() {
     };
     let check = async |status| {
         row.check_behaviour(Behaviour::always(Reply::error(status, "DENIED")))
-            .await
+            .await;
     };
     tokio::join!(check(401), check(403));
 }

@@ -82,7 +82,7 @@ fn kinds_of_names() -> impl Strategy<Value = &'static str> {
 
 /// Absent, null, or a value.
 fn perhaps(value: impl Strategy<Value = Value>) -> impl Strategy<Value = Option<Value>> {
-    prop_oneof![2 => Just(None), 1 => Just(Some(Value::Null)), 4 => value.prop_map(Some)]
+    prop_oneof![2 => Just(None), 1 => Just(Some(Value::Null)), 5 => value.prop_map(Some)]
 }
 
 fn object(fields: impl IntoIterator<Item = (&'static str, Option<Value>)>) -> Value {
@@ -138,7 +138,7 @@ fn pull_secrets() -> impl Strategy<Value = Option<Value>> {
 }
 
 fn architecture() -> impl Strategy<Value = &'static str> {
-    select(vec!["amd64", "arm64", "z80"])
+    select(vec!["amd64", "amd64", "amd64", "arm64", "z80"])
 }
 
 fn affinity() -> impl Strategy<Value = Option<Value>> {
@@ -215,7 +215,7 @@ fn annotations() -> impl Strategy<Value = Option<Value>> {
 }
 
 fn labels() -> impl Strategy<Value = Option<Value>> {
-    let mode = prop_oneof![8 => Just(None), 1 => Just(Some("enforce")), 1 => Just(Some("warn")), 1 => Just(Some("no"))];
+    let mode = prop_oneof![12 => Just(None), 2 => Just(Some("enforce")), 1 => Just(Some("warn")), 1 => Just(Some("no"))];
     perhaps(mode.prop_map(|mode| {
         object([
             ("app", Some(json!("kagami.dev/mode"))),
