@@ -63,6 +63,7 @@ struct Context {
     client: Client,
     store: Store,
     metrics: Metrics,
+    upstreams: upstream::Registries,
 }
 
 /// A mirror as the configuration and its health have it at one moment.
@@ -102,6 +103,7 @@ pub async fn run(
     let mut snapshots = store.subscribe();
     let mut workers: BTreeMap<String, Worker> = BTreeMap::new();
     let mut upstreams: BTreeMap<String, JoinSet<()>> = BTreeMap::new();
+    let registries = upstream::Registries::default();
     loop {
         let snapshot = store.snapshot();
         workers.retain(|mirror, worker| {
@@ -122,6 +124,7 @@ pub async fn run(
                     client,
                     store: store.clone(),
                     metrics: metrics.clone(),
+                    upstreams: registries.clone(),
                 };
                 workers.insert(mirror.name.clone(), Worker::start(context));
             }

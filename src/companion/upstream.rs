@@ -3,9 +3,15 @@
 //! They are asked without credentials, seldom, and only where a mirror's settings make the answer
 //! matter.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
 use tokio::time::{Instant, sleep};
 
-use super::prober::fault_of_ping;
+use super::{prober::fault_of_ping, verify::Pace};
 use crate::{
     clock,
     domain::{
@@ -17,6 +23,12 @@ use crate::{
     registry::{Client, Endpoint},
     state::Store,
 };
+
+/// How many images a second one registry is asked for: Docker Hub limits whoever asks more.
+const RATE: u32 = 5;
+
+/// How long a question may wait for its turn before it is not put.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 /// Watches one registry until the task is dropped.
 pub(super) async fn watch(host: String, store: Store) {
@@ -55,20 +67,52 @@ async fn observe(client: &Client, deadline: Instant) -> Observation {
     }
 }
 
-/// Returns whether an anonymous client gets an image; none if nobody can tell now.
-pub(super) async fn gives_to_everybody(
-    reference: &Reference<'_>,
-    name: &str,
-    deadline: Instant,
-) -> Option<bool> {
-    let (host, repository) = name.split_once('/')?;
-    match client(host)?
-        .head(repository, reference.manifest_reference(), deadline)
-        .await
-    {
-        Answer::Exists(_) => Some(true),
-        Answer::Missing | Answer::Unauthorized => Some(false),
-        _ => None,
+/// Anonymous clients of upstream registries, one for each, so that connections are kept and waits
+/// that a registry asked for are obeyed. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Registries(Arc<Mutex<BTreeMap<String, Registry>>>);
+
+#[derive(Clone, Debug)]
+struct Registry {
+    client: Client,
+    pace: Arc<Pace>,
+}
+
+impl Registries {
+    /// Returns whether an anonymous client gets an image; none if nobody can tell now, or if too much
+    /// was asked of its registry lately.
+    pub(super) async fn give_to_everybody(
+        &self,
+        reference: &Reference<'_>,
+        name: &str,
+        deadline: Instant,
+    ) -> Option<bool> {
+        let (host, repository) = name.split_once('/')?;
+        let Registry { client, pace } = self.registry(host)?;
+        if !pace.turn_within(LONGEST_TURN).await {
+            return None;
+        }
+        match client
+            .head(repository, reference.manifest_reference(), deadline)
+            .await
+        {
+            Answer::Exists(_) => Some(true),
+            Answer::Missing | Answer::Unauthorized => Some(false),
+            _ => None,
+        }
+    }
+
+    fn registry(&self, host: &str) -> Option<Registry> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registry) = known.get(host) {
+            return Some(registry.clone());
+        }
+        let registry = Registry {
+            client: client(host)?,
+            pace: Arc::new(Pace::new(Some(RATE))),
+        };
+        known.insert(host.to_owned(), registry.clone());
+        Some(registry)
     }
 }
 

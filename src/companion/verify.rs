@@ -4,7 +4,7 @@ use std::{sync::Mutex, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Context, Present, upstream};
+use super::{Context, Present};
 use crate::domain::{
     answer::Answer,
     decision::Finding,
@@ -101,7 +101,10 @@ impl Context {
             return None;
         }
         let deadline = Instant::now() + PATIENCE;
-        let told = upstream::gives_to_everybody(&located.reference, located.name(), deadline).await;
+        let upstreams = &self.upstreams;
+        let told = upstreams
+            .give_to_everybody(&located.reference, located.name(), deadline)
+            .await;
         told.or_else(|| {
             let index = self.store.index();
             match &index.get(&self.mirror, &located.key)?.presence {
@@ -142,18 +145,29 @@ impl Pace {
 
     /// Waits for this request's turn.
     pub(super) async fn turn(&self) {
+        self.turn_within(Duration::MAX).await;
+    }
+
+    /// Waits for this request's turn if it comes within `longest`. Returns whether it came; if not,
+    /// nobody waited.
+    pub(super) async fn turn_within(&self, longest: Duration) -> bool {
+        let now = Instant::now();
         let mine = {
             let mut next = self
                 .next
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let mine = next.unwrap_or_else(Instant::now).max(Instant::now());
+            let mine = next.unwrap_or(now).max(now);
+            if mine - now > longest {
+                return false;
+            }
             *next = Some(mine + self.interval);
             mine
         };
-        if mine > Instant::now() {
+        if mine > now {
             sleep_until(mine).await;
         }
+        true
     }
 
     /// Lets nobody go on before `until`: the mirror asked to wait.
@@ -163,5 +177,31 @@ impl Pace {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         *next = Some(next.map_or(until, |next| next.max(until)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pace_spaces_requests_out_and_refuses_turns_that_are_too_far() {
+        let pace = Pace::new(Some(2));
+        let started = Instant::now();
+        assert!(pace.turn_within(Duration::ZERO).await);
+        assert!(!pace.turn_within(Duration::from_millis(499)).await);
+        assert!(pace.turn_within(Duration::from_millis(500)).await);
+        assert_eq!(started.elapsed(), Duration::from_millis(500));
+        pace.turn().await;
+        assert_eq!(started.elapsed(), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_holds_everybody() {
+        let pace = Pace::new(None);
+        let started = Instant::now();
+        pace.pause(started + Duration::from_secs(7));
+        pace.turn().await;
+        assert_eq!(started.elapsed(), Duration::from_secs(7));
     }
 }
