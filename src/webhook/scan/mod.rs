@@ -257,7 +257,9 @@ fn container_end(bytes: &[u8], start: usize) -> Scan<usize> {
         in_string = if strings >> 63 == 1 { u64::MAX } else { 0 };
         let outside = block.backslashes & !strings;
         if outside != 0 {
-            return Err(ScanError::Unexpected(position + outside.trailing_zeros() as usize));
+            return Err(ScanError::Unexpected(
+                position + outside.trailing_zeros() as usize,
+            ));
         }
         let opens = block.opens & !strings;
         let mut closes = block.closes & !strings;
@@ -299,7 +301,12 @@ impl Block {
             padded[..bytes.len()].copy_from_slice(bytes);
             return Self::read(&padded);
         };
-        let mut kinds = Self { quotes: 0, backslashes: 0, opens: 0, closes: 0 };
+        let mut kinds = Self {
+            quotes: 0,
+            backslashes: 0,
+            opens: 0,
+            closes: 0,
+        };
         let (chunks, _) = block.as_chunks::<16>();
         for (index, chunk) in chunks.iter().enumerate() {
             let chunk = u8x16::new(*chunk);
