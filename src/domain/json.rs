@@ -9,32 +9,53 @@ pub fn push_string(out: &mut String, text: &str) {
 
 /// Appends the inside of a string literal.
 pub fn push_escaped(out: &mut String, text: &str) {
-    let mut written = 0;
-    for (position, byte) in text.bytes().enumerate() {
-        let escape = match byte {
-            b'"' => "\\\"",
-            b'\\' => "\\\\",
-            b'\n' => "\\n",
-            b'\r' => "\\r",
-            b'\t' => "\\t",
-            0..=0x1f => "",
-            _ => continue,
-        };
-        // Every escaped byte is ASCII, so these are character boundaries.
-        out.push_str(&text[written..position]);
-        if escape.is_empty() {
-            const HEX: [char; 16] = [
-                '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-            ];
-            out.push_str("\\u00");
-            out.push(HEX[usize::from(byte >> 4)]);
-            out.push(HEX[usize::from(byte & 0xf)]);
-        } else {
-            out.push_str(escape);
+    let mut rest = text;
+    while let Some(position) = find_special(rest.as_bytes()) {
+        // Every special byte is ASCII, so these are character boundaries.
+        out.push_str(&rest[..position]);
+        match rest.as_bytes()[position] {
+            b'"' => out.push_str("\\\""),
+            b'\\' => out.push_str("\\\\"),
+            b'\n' => out.push_str("\\n"),
+            b'\r' => out.push_str("\\r"),
+            b'\t' => out.push_str("\\t"),
+            byte => {
+                const HEX: [char; 16] = [
+                    '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+                ];
+                out.push_str("\\u00");
+                out.push(HEX[usize::from(byte >> 4)]);
+                out.push(HEX[usize::from(byte & 0xf)]);
+            }
         }
-        written = position + 1;
+        rest = &rest[position + 1..];
     }
-    out.push_str(&text[written..]);
+    out.push_str(rest);
+}
+
+/// Returns the position of the first byte that a string literal cannot hold as it is.
+///
+/// Looks at eight bytes as one number, because an answer holds some kilobytes of text.
+fn find_special(bytes: &[u8]) -> Option<usize> {
+    const fn each(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    // The top bit of each byte that is below `limit`; those above the first such byte may be wrong.
+    const fn below(word: u64, limit: u8) -> u64 {
+        word.wrapping_sub(each(limit)) & !word & each(0x80)
+    }
+    let (words, tail) = bytes.as_chunks();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let special = below(word, b' ') | below(word ^ each(b'"'), 1) | below(word ^ each(b'\\'), 1);
+        if special != 0 {
+            return Some(8 * index + special.trailing_zeros() as usize / 8);
+        }
+    }
+    let special = |byte: &u8| matches!(byte, 0..=0x1f | b'"' | b'\\');
+    tail.iter()
+        .position(special)
+        .map(|position| bytes.len() - tail.len() + position)
 }
 
 #[cfg(test)]
@@ -46,6 +67,13 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_reads_back(text in any::<String>()) {
+            let mut json = String::new();
+            push_string(&mut json, &text);
+            prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
+        }
+
+        #[test]
+        fn escapes_anywhere_read_back(text in "[a\"\\\\\u{0}-\u{21}\u{7f}é鏡]{0,40}") {
             let mut json = String::new();
             push_string(&mut json, &text);
             prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);

@@ -116,13 +116,16 @@ impl<'a> PlaceLabel<'a> {
     pub const fn new(kind: PlaceKind, name: &'a str) -> Self {
         Self(kind, name)
     }
+
+    /// Returns what stands one after the other in the label.
+    pub const fn parts(self) -> [&'a str; 3] {
+        [self.0.list(), ".", self.1]
+    }
 }
 
 impl fmt::Display for PlaceLabel<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.list())?;
-        f.write_str(".")?;
-        f.write_str(self.1)
+        self.parts().into_iter().try_for_each(|part| f.write_str(part))
     }
 }
 

@@ -92,7 +92,7 @@ impl Answer<'_> {
 /// Returns the key under which a place stands in the audit log: its label, or the label's beginning
 /// and a hash where that would be too long.
 pub(crate) fn audit_key(label: &PlaceLabel<'_>) -> String {
-    let mut key = label.to_string();
+    let mut key = label.parts().concat();
     if key.len() > KEY_LIMIT {
         // FNV-1a: short, stable, and nobody gains anything from a collision.
         let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {

@@ -316,10 +316,8 @@ fn a_patch_applies_changes_only_what_it_may_and_is_final() {
         .build()
         .unwrap();
     let keys = keys();
-    let peers = prop_oneof![1 => Just(0), 9 => 1..5_usize].prop_flat_map({
-        let keys = keys.clone();
-        move |count| (0..count).map(|number| peer(number, &keys)).collect::<Vec<_>>()
-    });
+    let peers = prop_oneof![1 => Just(0), 9 => 1..5_usize]
+        .prop_flat_map(move |count| (0..count).map(|number| peer(number, &keys)).collect::<Vec<_>>());
     let mode = prop_oneof![8 => Just(Mode::Enforce), 1 => Just(Mode::Warn), 1 => Just(Mode::Audit)];
     // How many of the ephemeral containers are there already, where some are added.
     let known = prop_oneof![3 => Just(None), 1 => (0..3_usize).prop_map(Some)];

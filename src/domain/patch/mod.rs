@@ -4,6 +4,8 @@
 //! 1.1). So there is only `replace` of image paths that were seen in this very request, `add` of
 //! annotations, and `add` of one pull secret at the end of the list; never `test`, never `remove`.
 
+use std::borrow::Cow;
+
 use super::{
     decision::{Decision, Operation, Request},
     json,
@@ -19,6 +21,9 @@ const ANNOTATIONS_LIMIT: usize = 200 * 1024;
 
 /// How large a Pod may become; etcd's own limit is 1.5 MiB.
 const POD_LIMIT: usize = 1024 * 1024;
+
+/// How long a patch gets for each image, about.
+const EXPECTED: usize = 512;
 
 /// The Pod or its annotations would become too large.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +41,9 @@ pub fn patch(
     if left_alone || pod.weaken(request.mode) != Mode::Enforce {
         return Ok(None);
     }
-    let mut operations = Operations::default();
+    let mut operations = Operations {
+        text: String::with_capacity(EXPECTED * decisions.len()),
+    };
     for decision in decisions {
         if decision.outcome == Outcome::Rewritten
             && let Some(rewritten) = &decision.rewritten
@@ -59,21 +66,25 @@ pub fn patch(
 }
 
 /// Returns the annotations that the Pod needs and does not have, keys in no particular order.
-fn annotations(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Vec<(String, String)> {
-    let mut wanted = Vec::new();
+fn annotations<'a>(
+    pod: &Pod<'_>,
+    routing: &Routing,
+    decisions: &'a [Decision<'_>],
+) -> Vec<(String, Cow<'a, str>)> {
+    let mut wanted: Vec<(String, Cow<'a, str>)> = Vec::with_capacity(decisions.len() + 1);
     for (decision, place) in decisions.iter().zip(&pod.places) {
         let rewritten_now = decision.outcome == Outcome::Rewritten && !decision.carried;
         // A recorded original that does not map to the image was not written by Kagami.
         let foreign = pod.original(place).is_some() && !decision.carried;
         if rewritten_now || foreign {
             let key = [place.kind.original_prefix(), &place.name].concat();
-            wanted.push((key, decision.image.to_owned()));
+            wanted.push((key, decision.image.into()));
         }
     }
     if let Some(summary) = summary(pod, routing, decisions) {
-        wanted.push((DECISIONS_ANNOTATION.to_owned(), summary));
+        wanted.push((DECISIONS_ANNOTATION.to_owned(), summary.into()));
     }
-    wanted.retain(|(key, value)| pod.annotation("", key) != Some(value));
+    wanted.retain(|(key, value)| pod.annotation("", key) != Some(&**value));
     wanted
 }
 
@@ -93,15 +104,18 @@ fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Opti
     } else {
         None
     };
-    let mut text = String::with_capacity(96 * decisions.len());
+    let mut text = String::with_capacity(192 * decisions.len());
     for (decision, place) in decisions
         .iter()
         .zip(&pod.places)
         .filter(|(decision, _)| told(decision))
     {
         text.push(if text.is_empty() { '{' } else { ',' });
-        json::push_string(&mut text, &place.label().to_string());
-        text.push(':');
+        text.push('"');
+        for part in place.label().parts() {
+            json::push_escaped(&mut text, part);
+        }
+        text.push_str("\":");
         let mirror = decision.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
         match earlier
             .as_ref()
@@ -174,7 +188,7 @@ fn earlier_entry<'e>(
 }
 
 /// A JSON Patch in the making.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Operations {
     text: String,
 }
@@ -206,7 +220,7 @@ impl Operations {
         self.text.push('}');
     }
 
-    fn annotate(&mut self, pod: &Pod<'_>, wanted: &[(String, String)]) -> Result<(), TooLarge> {
+    fn annotate(&mut self, pod: &Pod<'_>, wanted: &[(String, Cow<'_, str>)]) -> Result<(), TooLarge> {
         if wanted.is_empty() {
             return Ok(());
         }
@@ -225,8 +239,7 @@ impl Operations {
                 for (key, value) in wanted {
                     self.begin("add");
                     self.text.push_str("/metadata/annotations/");
-                    // RFC 6901: `~` and `/` are escaped; keys have no character that JSON escapes.
-                    json::push_escaped(&mut self.text, &key.replace('~', "~0").replace('/', "~1"));
+                    self.push_pointer(key);
                     self.text.push_str("\",\"value\":");
                     json::push_string(&mut self.text, value);
                     self.text.push('}');
@@ -236,7 +249,20 @@ impl Operations {
         Ok(())
     }
 
-    fn add_all_annotations(&mut self, wanted: &[(String, String)]) {
+    /// Appends one part of a JSON Pointer (RFC 6901).
+    fn push_pointer(&mut self, part: &str) {
+        for piece in part.split_inclusive(['~', '/']) {
+            let (plain, escape) = match piece.as_bytes().last() {
+                Some(b'~') => (&piece[..piece.len() - 1], "~0"),
+                Some(b'/') => (&piece[..piece.len() - 1], "~1"),
+                _ => (piece, ""),
+            };
+            json::push_escaped(&mut self.text, plain);
+            self.text.push_str(escape);
+        }
+    }
+
+    fn add_all_annotations(&mut self, wanted: &[(String, Cow<'_, str>)]) {
         self.begin("add");
         self.text.push_str("/metadata/annotations\",\"value\":{");
         for (position, (key, value)) in wanted.iter().enumerate() {

@@ -96,7 +96,11 @@ impl Entry {
     }
 
     fn touch(&self, now: Timestamp) {
-        self.last_used.store(seconds(now), Ordering::Relaxed);
+        let now = seconds(now);
+        // Writing what is there already would take the memory away from other cores.
+        if self.last_used.load(Ordering::Relaxed) != now {
+            self.last_used.store(now, Ordering::Relaxed);
+        }
     }
 }
 

@@ -256,3 +256,18 @@ fn depth_costs_no_stack() {
     assert_eq!((read, after, cursor.end()), (Ok(()), true, Ok(())));
     check_skip(&"{\"a\":[".repeat(depth), Err(ScanError::Truncated));
 }
+
+#[test]
+fn containers_end_where_they_end_whatever_the_block() {
+    // What begins or ends a string, and what ends the container, at every position of a block.
+    for length in 0..200 {
+        let filling = "}".repeat(length);
+        for inside in ["", r#"\""#, r"\\", r#"\\\""#, r#""],{"a":["}"]},[""#] {
+            let text = format!(r#"[{{"a":"{filling}{inside}"}},[]]"#);
+            check_skip(&format!(r#"{text},"]""#), Ok(&text));
+            check_skip(&text[..text.len() - 1], Err(ScanError::Truncated));
+        }
+    }
+    let outside = r#"[{"a":1},\"]"#;
+    check_skip(outside, Err(ScanError::Unexpected(9)));
+}

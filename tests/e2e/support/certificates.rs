@@ -1,10 +1,11 @@
 //! A certificate authority for one run of the tests.
 
-use std::{net::Ipv4Addr, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
@@ -14,7 +15,7 @@ pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
-/// A serving certificate for 127.0.0.1 and localhost.
+/// A certificate and its key.
 #[derive(Debug)]
 pub(crate) struct Pair {
     certificate: rcgen::Certificate,
@@ -41,12 +42,28 @@ impl Authority {
         BASE64.encode(self.pem())
     }
 
+    /// A serving certificate for 127.0.0.1 and localhost.
     pub(crate) fn issue(&self) -> Pair {
+        self.issue_for(&["localhost", "127.0.0.1"])
+    }
+
+    /// A serving certificate for these names and addresses.
+    pub(crate) fn issue_for(&self, names: &[&str]) -> Pair {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        self.sign(&CertificateParams::new(names).unwrap())
+    }
+
+    /// A certificate with which a client shows that it is this user of this group.
+    pub(crate) fn issue_client(&self, user: &str, group: &str) -> Pair {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, user);
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(&params)
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Pair {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        params
-            .subject_alt_names
-            .push(SanType::IpAddress(Ipv4Addr::LOCALHOST.into()));
         Pair {
             certificate: params.signed_by(&key, &self.issuer).unwrap(),
             key,

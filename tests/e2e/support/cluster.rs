@@ -1,10 +1,11 @@
-//! One API server for all tests of a run: etcd, kube-apiserver and kube-controller-manager on 127.0.0.1.
+//! One API server for all tests of a run: etcd, kube-apiserver and kube-controller-manager.
 //!
-//! Without scheduler and node: Pods are created, admitted and stored, and never run. Tests share it, each in
-//! namespaces of its own.
+//! Without scheduler and node, which the node ring adds: Pods are created, admitted and stored, and never run.
+//! Tests share it, each in namespaces of its own.
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::Path,
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
@@ -57,8 +58,14 @@ pub(crate) struct Namespace<'a> {
 }
 
 impl Cluster {
-    /// Starts everything; takes about five seconds.
+    /// Starts everything on 127.0.0.1; takes about five seconds.
     pub(crate) fn start(tools: Tools) -> Self {
+        Self::start_at(tools, Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same with the API server at an address of the machine. At one that Pods can reach, it also does what
+    /// running Pods need.
+    pub(crate) fn start_at(tools: Tools, address: Ipv4Addr) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("e2e-")
             .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
@@ -69,7 +76,7 @@ impl Cluster {
 
         let etcd_url = format!("http://127.0.0.1:{}", reserve_port());
         let mut etcd = start_etcd(&tools, folder.path(), &etcd_url);
-        let url = format!("https://127.0.0.1:{}", reserve_port());
+        let url = format!("https://{address}:{}", reserve_port());
         write_api_server_files(folder.path(), &authority, &url);
         eventually("etcd is healthy", || {
             etcd.assert_alive();
@@ -77,7 +84,7 @@ impl Cluster {
                 .ok()
                 .filter(|answer| answer.status == 200)
         });
-        let mut api_server = start_api_server(&tools, folder.path(), &etcd_url, &url);
+        let mut api_server = start_api_server(&tools, folder.path(), &etcd_url, address, &url);
         eventually("kube-apiserver is ready", || {
             api_server.assert_alive();
             let request = http
@@ -86,7 +93,7 @@ impl Cluster {
                 .bearer_auth(User::Admin.token());
             http.send(request).ok().filter(|answer| answer.status == 200)
         });
-        let controller_manager = start_controller_manager(&tools, folder.path());
+        let controller_manager = start_controller_manager(&tools, folder.path(), address);
         Self {
             http,
             authority,
@@ -245,7 +252,14 @@ fn start_etcd(tools: &Tools, folder: &Path, url: &str) -> Process {
 }
 
 fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
-    authority.issue().write(folder, "api-server");
+    let (host, _) = url["https://".len()..].split_once(':').unwrap();
+    // Pods call it by the first address of the range of Services.
+    authority
+        .issue_for(&["localhost", "kubernetes.default.svc", "10.0.0.1", host])
+        .write(folder, "api-server");
+    authority
+        .issue_client("kube-apiserver", "system:masters")
+        .write(folder, "api-server-client");
     let write = |name: &str, text: String| fs::write(folder.join(name), text).unwrap();
     write("ca.crt", authority.pem());
     let service_account = rcgen::KeyPair::generate().unwrap();
@@ -276,30 +290,37 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
         })
         .to_string(),
     );
-    write(
-        "admin.kubeconfig",
-        json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "e2e", "cluster": {
-                "server": url, "certificate-authority-data": authority.bundle(),
-            }}],
-            "users": [{"name": "admin", "user": {"token": User::Admin.token()}}],
-            "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "admin"}}],
-            "current-context": "e2e",
-        })
-        .to_string(),
-    );
+    for (name, user) in [("admin", User::Admin), ("node", User::Node)] {
+        write(
+            &format!("{name}.kubeconfig"),
+            json!({
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "e2e", "cluster": {
+                    "server": url, "certificate-authority-data": authority.bundle(),
+                }}],
+                "users": [{"name": name, "user": {"token": user.token()}}],
+                "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": name}}],
+                "current-context": "e2e",
+            })
+            .to_string(),
+        );
+    }
 }
 
-fn start_api_server(tools: &Tools, folder: &Path, etcd_url: &str, url: &str) -> Process {
+fn start_api_server(tools: &Tools, folder: &Path, etcd_url: &str, address: Ipv4Addr, url: &str) -> Process {
     let file = |name: &str| folder.join(name).display().to_string();
     let (_, port) = url.rsplit_once(':').unwrap();
+    // Service `kubernetes` may not have a loopback address as its endpoint; without Pods nobody uses it.
+    let reconciler = if address.is_loopback() { "none" } else { "lease" };
     let arguments = [
-        "--bind-address=127.0.0.1".to_owned(),
-        "--advertise-address=127.0.0.1".to_owned(),
-        // Service `kubernetes` may not have a loopback address as its endpoint; nobody here uses it.
-        "--endpoint-reconciler-type=none".to_owned(),
+        format!("--bind-address={address}"),
+        format!("--advertise-address={address}"),
+        format!("--endpoint-reconciler-type={reconciler}"),
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        format!("--kubelet-certificate-authority={}", file("ca.crt")),
+        format!("--kubelet-client-certificate={}", file("api-server-client.crt")),
+        format!("--kubelet-client-key={}", file("api-server-client.key")),
         format!("--secure-port={port}"),
         format!("--etcd-servers={etcd_url}"),
         "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
@@ -324,8 +345,13 @@ fn start_api_server(tools: &Tools, folder: &Path, etcd_url: &str, url: &str) -> 
     )
 }
 
-fn start_controller_manager(tools: &Tools, folder: &Path) -> Process {
+fn start_controller_manager(tools: &Tools, folder: &Path, address: Ipv4Addr) -> Process {
     let file = |name: &str| folder.join(name).display().to_string();
+    let controllers = if address.is_loopback() {
+        "deployment-controller,replicaset-controller,namespace-controller,serviceaccount-controller"
+    } else {
+        "*"
+    };
     let arguments = [
         format!("--kubeconfig={}", file("admin.kubeconfig")),
         "--bind-address=127.0.0.1".to_owned(),
@@ -333,8 +359,11 @@ fn start_controller_manager(tools: &Tools, folder: &Path) -> Process {
         format!("--cert-dir={}", file("controller-manager")),
         "--authentication-skip-lookup".to_owned(),
         "--leader-elect=false".to_owned(),
-        "--controllers=deployment-controller,replicaset-controller,namespace-controller,serviceaccount-controller"
-            .to_owned(),
+        format!("--controllers={controllers}"),
+        // Its default is a folder of the machine's, which it makes.
+        format!("--flex-volume-plugin-dir={}", file("volume-plugins")),
+        // What Pods trust when they call the API server.
+        format!("--root-ca-file={}", file("ca.crt")),
     ];
     Process::start(
         "kube-controller-manager",

@@ -40,8 +40,23 @@ pub(crate) struct Registration<'a> {
 impl Kagami {
     /// Starts Kagami with one mirror at `mirror` and waits until it rewrites `docker.io/library/nginx:1.29`.
     pub(crate) fn start(cluster: &Cluster, name: &str, mirror: &str) -> Self {
+        let mut kagami = Self::start_with(cluster, name, &image_mirror(mirror));
+        let mut connection = Connection::open(&cluster.authority, kagami.address());
+        eventually("Kagami rewrites", || {
+            kagami.process.assert_alive();
+            let (_, body) = connection
+                .post("/mutate/enforce?timeout=3s", &review("nginx:1.29"))
+                .unwrap();
+            let answer: Value = serde_json::from_str(&body).unwrap();
+            answer["response"]["patch"].is_string().then_some(())
+        });
+        kagami
+    }
+
+    /// Starts Kagami with a configuration and waits until it is ready.
+    pub(crate) fn start_with(cluster: &Cluster, name: &str, configuration_text: &str) -> Self {
         let configuration = cluster.folder().join(format!("{name}.yaml"));
-        fs::write(&configuration, image_mirror(mirror)).unwrap();
+        fs::write(&configuration, configuration_text).unwrap();
         let (certificate, key) = cluster.authority.issue().write(cluster.folder(), name);
         let arguments = [
             "serve",
@@ -78,15 +93,6 @@ impl Kagami {
                 .send(cluster.http.client.get(&ready))
                 .ok()
                 .filter(|answer| answer.status == 200)
-        });
-        let mut connection = Connection::open(&cluster.authority, kagami.address());
-        eventually("Kagami rewrites", || {
-            kagami.process.assert_alive();
-            let (_, body) = connection
-                .post("/mutate/enforce?timeout=3s", &review("nginx:1.29"))
-                .unwrap();
-            let answer: Value = serde_json::from_str(&body).unwrap();
-            answer["response"]["patch"].is_string().then_some(())
         });
         kagami
     }

@@ -19,21 +19,13 @@ impl Tools {
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools"),
             PathBuf::from,
         );
-        let tools = Self { folder };
-        let missing: Vec<_> = [
+        let tools = Self { folder }.with(&[
             "etcd",
             "kube-apiserver",
             "kube-controller-manager",
             "kubectl",
             "registry",
-        ]
-        .into_iter()
-        .filter(|name| !tools.path(name).is_file())
-        .collect();
-        if !missing.is_empty() {
-            let (missing, folder) = (missing.join(", "), tools.folder.display());
-            return Err(format!("{missing} not found in {folder}: run scripts/tools"));
-        }
+        ])?;
         // Keeps programs from outliving a killed test run; other implementations lack the option.
         let can_bind = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", "true"])
@@ -44,6 +36,20 @@ impl Tools {
             return Err("`setpriv --pdeathsig` not found: install util-linux".to_owned());
         }
         Ok(tools)
+    }
+
+    /// The same, if these programs are there as well.
+    pub(crate) fn with(self, programs: &[&str]) -> Result<Self, String> {
+        let missing: Vec<_> = programs
+            .iter()
+            .copied()
+            .filter(|name| !self.path(name).is_file())
+            .collect();
+        if missing.is_empty() {
+            return Ok(self);
+        }
+        let (missing, folder) = (missing.join(", "), self.folder.display());
+        Err(format!("{missing} not found in {folder}: run scripts/tools"))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -21,7 +21,14 @@ async fn a_bad_edit_keeps_the_last_good_configuration_and_is_told() {
     let cut = &good[..good.len() / 2];
     let without_secret = json!({"endpoint": {"credentials": {"secretRef": {"name": "nowhere"}}}});
     let without_secret = text(&[mirror(&peer.url(), &without_secret)]);
-    for bad in [bad.as_str(), cut, &without_secret] {
+    // A Secret that has credentials for another registry alone is found out last.
+    let other_secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "nowhere"},
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": "{\"auths\":{\"other.test\":{\"auth\":\"YTpi\"}}}"},
+    });
+    let without_credentials = format!("{without_secret}---\n{other_secret}\n");
+    for bad in [bad.as_str(), cut, &without_secret, &without_credentials] {
         kagami.configure(bad);
         crate::support::kagami::eventually("the fault is told", SOON, async || {
             let status = kagami.status().await;
@@ -50,7 +57,7 @@ async fn a_bad_edit_keeps_the_last_good_configuration_and_is_told() {
     let errors = kagami
         .metric("kagami_configuration_loads_total{result=\"error\"}")
         .await;
-    assert!(errors >= 3.0, "{errors}");
+    assert!(errors >= 4.0, "{errors}");
 }
 
 #[tokio::test]

@@ -389,16 +389,30 @@ async fn nobody_is_asked_while_a_wait_is_not_over() {
         serve(&of_script, request).into()
     }))
     .await;
+    let answer = client.clone().get(REPOSITORY, "1.25", soon()).await;
+    assert!(matches!(answer, Answer::RateLimited { retry_after: Some(_) }));
+    assert_eq!(peer.requests().len(), 1);
+    // A limit on manifests says nothing of `/v2/`; one on `/v2/` speaks for everything.
+    assert_eq!(client.ping(soon()).await, Ok(()));
+    assert_eq!(peer.requests().len(), 2);
+
+    skip(Duration::from_secs(7)).await;
+    assert_eq!(client.head(REPOSITORY, "1.25", soon()).await, seen(&image));
+
+    peer.set(Behaviour::always(Reply::new(429).header("Retry-After", "7")))
+        .await;
+    let limited = Err(Failure::RateLimited {
+        retry_after: Some(Duration::from_secs(7)),
+    });
+    assert_eq!(client.ping(soon()).await, limited);
+    let answer = client.head(REPOSITORY, "1.25", soon()).await;
+    assert!(matches!(answer, Answer::RateLimited { retry_after: Some(_) }));
     assert!(matches!(
         client.ping(soon()).await,
         Err(Failure::RateLimited { retry_after: Some(_) })
     ));
-    let answer = client.clone().get(REPOSITORY, "1.25", soon()).await;
-    assert!(matches!(answer, Answer::RateLimited { retry_after: Some(_) }));
-    assert_eq!(peer.requests().len(), 1);
-
+    assert_eq!(peer.requests().len(), 4);
     skip(Duration::from_secs(7)).await;
-    assert_eq!(client.head(REPOSITORY, "1.25", soon()).await, seen(&image));
 
     peer.set(Behaviour::always(Reply::new(429))).await;
     for _ in 0..2 {
@@ -407,7 +421,7 @@ async fn nobody_is_asked_while_a_wait_is_not_over() {
     }
     assert_eq!(
         peer.requests().len(),
-        4,
+        6,
         "a limit without a wait is the caller's to judge"
     );
 }

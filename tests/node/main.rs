@@ -1,0 +1,98 @@
+//! Tests with a whole node: Pods are really scheduled, pulled from real registries by containerd, and run.
+//!
+//! Everything lives on a private machine inside this one (namespaces of network, mounts and processes), for which
+//! root is needed; `scripts/tools` builds the programs. Where it cannot be the tests are skipped and say so; with
+//! `CI=true` that is a failure.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
+)]
+
+#[allow(dead_code, reason = "shared with the tests against an API server alone")]
+#[path = "../e2e/support/mod.rs"]
+mod e2e;
+mod mirror;
+mod ring;
+mod support;
+
+use std::{
+    env,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
+
+use libtest_mimic::{Arguments, Completion, Trial};
+
+use e2e::tools::Tools;
+use support::{
+    machine,
+    node::{self, Node},
+};
+
+type Test = fn(&Node);
+
+macro_rules! tests {
+    ($($module:ident :: $name:ident),+ $(,)?) => {
+        &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name as Test)),+]
+    };
+}
+
+/// Every test; the long ones first, because tests start in this order.
+const TESTS: &[(&str, Test)] = tests![
+    mirror::pods_of_two_upstreams_outlive_a_mirror_that_refuses_connections,
+    mirror::pods_of_two_upstreams_outlive_a_mirror_in_a_black_hole,
+    mirror::a_mirror_may_have_a_name_that_only_nodes_know,
+    ring::a_pod_waits_until_its_registry_is_back,
+    ring::a_pod_waits_until_the_black_hole_is_gone,
+    ring::a_pod_of_a_missing_image_waits,
+    ring::a_pod_needs_the_registrys_password,
+    ring::a_pod_reaches_the_api_server,
+    ring::a_service_leads_to_its_pod,
+    ring::pods_know_registries_by_name,
+    ring::our_own_image_runs,
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Tests mostly wait.
+    arguments.test_threads = arguments.test_threads.or(Some(4));
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .unwrap();
+
+    let state = Arc::new(OnceLock::new());
+    let trials: Vec<_> = TESTS
+        .iter()
+        .map(|(name, test)| {
+            let state = Arc::clone(&state);
+            Trial::ignorable_test(*name, move || match state.get().unwrap() {
+                Ok(node) => {
+                    test(node);
+                    Ok(Completion::Completed)
+                }
+                Err(reason) => Ok(Completion::ignored_with(reason)),
+            })
+        })
+        .collect();
+    let selected = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
+    if selected && !arguments.list {
+        let tools = machine::check().and_then(|()| Tools::find()?.with(node::PROGRAMS));
+        let cgroup = machine::cgroup();
+        if let Err(reason) = &tools {
+            eprintln!("the tests with a node are skipped: {reason}");
+            if env::var("CI").is_ok_and(|value| value == "true") {
+                eprintln!("with CI=true that is a failure");
+                return ExitCode::FAILURE;
+            }
+        } else if cgroup.is_none() {
+            return machine::enter();
+        }
+        // On this thread, because what it starts ends with the thread.
+        let node = tools.map(|tools| Node::start(tools, &cgroup.unwrap()));
+        state.set(node).unwrap();
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

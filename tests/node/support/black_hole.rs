@@ -1,0 +1,65 @@
+//! Places that packets never reach: nobody refuses them and nobody answers.
+
+use std::{net::Ipv4Addr, process::Command};
+
+use super::{machine, node};
+
+const DROP: &[&str] = &["--jump", "DROP"];
+
+/// As long as this lives, packets to a port of the machine are lost; its connections stay open.
+#[derive(Debug)]
+pub(crate) struct BlackHole {
+    /// What tells the packets that are lost.
+    packets: Vec<String>,
+    /// A rule in front, without a target: it counts the attempts to connect, under a name.
+    count: Vec<String>,
+    name: String,
+}
+
+impl BlackHole {
+    /// For a port of one address of the machine, or of all.
+    pub(crate) fn open(address: Option<Ipv4Addr>, port: u16) -> Self {
+        // `0.0.0.0/0` is any address.
+        let destination = address.map_or_else(|| "0.0.0.0/0".to_owned(), |address| address.to_string());
+        let packets = format!("--destination {destination} --protocol tcp --dport {port}");
+        let name = format!("{destination}:{port}");
+        let count = format!("--syn --match comment --comment {name}");
+        let words = |text: String| text.split(' ').map(str::to_owned).collect();
+        let hole = Self {
+            packets: words(packets),
+            count: words(count),
+            name,
+        };
+        hole.change("--insert", DROP);
+        hole.change("--insert", &hole.count);
+        hole
+    }
+
+    /// How many attempts to connect it has swallowed. A caller repeats them, first after a second.
+    pub(crate) fn attempts(&self) -> u64 {
+        let output = Command::new(machine::find("iptables").unwrap())
+            .args(["--wait", "--list", "INPUT", "--verbose", "--exact"])
+            .arg("--numeric")
+            .output()
+            .unwrap();
+        let listing = String::from_utf8(output.stdout).unwrap();
+        let comment = format!("/* {} */", self.name);
+        let rule = listing.lines().find(|line| line.contains(&comment)).unwrap();
+        // The first column is the count of packets.
+        rule.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    fn change(&self, how: &str, rule: &[impl AsRef<str>]) {
+        let mut arguments = vec!["--wait", how, "INPUT"];
+        arguments.extend(self.packets.iter().map(String::as_str));
+        arguments.extend(rule.iter().map(AsRef::as_ref));
+        node::run("iptables", &arguments);
+    }
+}
+
+impl Drop for BlackHole {
+    fn drop(&mut self) {
+        self.change("--delete", &self.count);
+        self.change("--delete", DROP);
+    }
+}

@@ -1,0 +1,127 @@
+//! Images that run: a shell, and the program under test.
+
+use std::{
+    collections::BTreeSet,
+    env::consts,
+    fs,
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::machine;
+use crate::e2e::push::Image;
+
+/// An image of busybox that runs `command` in its shell. Another text in `/etc/message` makes another digest.
+pub(crate) fn shell(message: &str, command: &str) -> Image {
+    let root = folder();
+    put_program(root.path(), &machine::find("busybox").unwrap(), "bin/busybox");
+    for applet in [
+        "cat", "echo", "httpd", "ls", "nc", "nslookup", "sh", "sleep", "true", "wget",
+    ] {
+        symlink("busybox", root.path().join("bin").join(applet)).unwrap();
+    }
+    fs::create_dir(root.path().join("etc")).unwrap();
+    fs::write(root.path().join("etc/message"), message).unwrap();
+    let config = json!({"Env": ["PATH=/bin"], "Cmd": ["/bin/sh", "-c", command]});
+    image(root.path(), &config)
+}
+
+/// An image for machines that are not this one. Nobody runs it.
+pub(crate) fn of_another_architecture() -> Image {
+    Image {
+        layer: "for others".into(),
+        config: json!({"architecture": "s390x", "os": "linux"}),
+    }
+}
+
+/// The program under test as users get it: the program and the libraries that it needs, no shell, not root.
+pub(crate) fn kagami() -> Image {
+    program("kagami", Path::new(env!("CARGO_BIN_EXE_kagami")))
+}
+
+/// An image of one program, its entrypoint.
+pub(crate) fn program(name: &str, file: &Path) -> Image {
+    let root = folder();
+    put_program(root.path(), file, name);
+    // What a debugger needs is most of the file. Where `strip` is missing the image is larger.
+    drop(
+        Command::new("strip")
+            .arg(root.path().join(name))
+            .env("PATH", machine::SEARCH_PATH)
+            .output(),
+    );
+    let config = json!({"User": "65532", "Entrypoint": [format!("/{name}")], "WorkingDir": "/"});
+    image(root.path(), &config)
+}
+
+/// The files that the loader would open for a program, itself included; none for a static program.
+fn libraries(program: &Path) -> BTreeSet<PathBuf> {
+    let output = Command::new(machine::find("ldd").unwrap())
+        .arg(program)
+        .output()
+        .unwrap();
+    // `name => /path (address)`, `/path (address)`, or without a path for what the kernel brings.
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// An empty folder, in the private machine's memory.
+fn folder() -> TempDir {
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Copies a program, and the libraries that it needs to where it looks for them.
+fn put_program(root: &Path, file: &Path, name: &str) {
+    put(root, file, name);
+    for library in libraries(file) {
+        let inside = library.strip_prefix("/").unwrap();
+        put(root, &library, inside.to_str().unwrap());
+    }
+}
+
+/// Copies a file, following links.
+fn put(root: &Path, file: &Path, name: &str) {
+    let target = root.join(name);
+    fs::create_dir_all(target.parent().unwrap()).unwrap();
+    fs::copy(file, &target).unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// An image of a folder; the same content gives the same digest.
+fn image(root: &Path, config: &Value) -> Image {
+    let archive = Command::new(machine::find("tar").unwrap())
+        .args([
+            "--create",
+            "--format=ustar",
+            "--sort=name",
+            "--mtime=@0",
+            "--mode=u=rwX,go=rX",
+        ])
+        .args(["--owner=0", "--group=0", "--numeric-owner", "--directory"])
+        .arg(root)
+        .arg(".")
+        .output()
+        .unwrap();
+    assert!(archive.status.success(), "{archive:?}");
+    Image {
+        layer: archive.stdout.into(),
+        config: json!({"architecture": architecture(), "os": "linux", "config": config}),
+    }
+}
+
+/// This machine's architecture, as images call it.
+fn architecture() -> &'static str {
+    match consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

@@ -1,0 +1,10 @@
+//! The private machine, its cluster, registries and images.
+
+pub(crate) mod black_hole;
+pub(crate) mod dns;
+pub(crate) mod images;
+pub(crate) mod kagami;
+pub(crate) mod machine;
+pub(crate) mod node;
+pub(crate) mod pods;
+pub(crate) mod registry;

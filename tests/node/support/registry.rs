@@ -1,0 +1,235 @@
+//! Real registries (CNCF distribution), under names of their own, that die, come back and fall silent.
+
+use std::{fs, net::Ipv4Addr, path::PathBuf};
+
+use serde_json::json;
+
+use super::{
+    black_hole::BlackHole,
+    machine,
+    node::{self, Node},
+};
+use crate::e2e::{
+    cluster::{Cluster, Namespace},
+    eventually,
+    process::{Process, reserve_port},
+    push::{Image, MANIFEST, Target, digest},
+};
+
+/// Who may read and write a registry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Login {
+    pub(crate) user: &'static str,
+    pub(crate) password: &'static str,
+    /// bcrypt of the password, the one form that distribution takes.
+    hash: &'static str,
+}
+
+pub(crate) const ALICE: Login = Login {
+    user: "alice",
+    password: "wonderland",
+    hash: "$2a$04$Iv6Kee0uXunveEKZjy1Fd.G8NY5wlkqsoWQCxt93klmz46JAof6KS",
+};
+
+pub(crate) const BOB: Login = Login {
+    user: "bob",
+    password: "looking-glass",
+    hash: "$2a$04$4EvHpwDbAZY805dhR4MyeebMyOUqjOyG7cB6R3mxYhQpuYWPeOi5S",
+};
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// How the requests of a node end in an access log (combined format).
+const CONTAINERD: &str = "\"containerd/";
+
+/// A registry with a folder and an access log of its own.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    process: Option<Process>,
+    name: String,
+    program: PathBuf,
+    folder: PathBuf,
+    /// Where it is reached, a URL without path.
+    pub(crate) url: String,
+    /// Where it listens: every address of the machine, or one.
+    pub(crate) address: Option<Ipv4Addr>,
+    port: u16,
+    login: Option<Login>,
+}
+
+impl Registry {
+    /// A registry behind HTTPS at the port of HTTPS, called `host`, for everybody.
+    pub(crate) fn start(node: &Node, host: &str) -> Self {
+        Self::start_https(node, host, None)
+    }
+
+    /// The same for one user alone.
+    pub(crate) fn start_for(node: &Node, host: &str, login: Login) -> Self {
+        Self::start_https(node, host, Some(login))
+    }
+
+    fn start_https(node: &Node, host: &str, login: Option<Login>) -> Self {
+        let (cluster, address) = (&node.cluster, node.new_address(host));
+        let registry = Self {
+            process: None,
+            name: host.to_owned(),
+            program: cluster.tools.path("registry"),
+            folder: cluster.folder().to_owned(),
+            url: format!("https://{host}"),
+            address: Some(address),
+            port: 443,
+            login,
+        };
+        let pair = cluster.authority.issue_for(&[host, &address.to_string()]);
+        let (certificate, key) = pair.write(&registry.folder, host);
+        registry.configured(
+            cluster,
+            &json!({
+                "addr": format!("{address}:443"),
+                "tls": {"certificate": certificate, "key": key},
+            }),
+        )
+    }
+
+    /// A registry behind plain HTTP at a port of every address of the node, for everybody. Nodes reach it as
+    /// 127.0.0.1, others by the node's address.
+    pub(crate) fn start_on_every_address(node: &Node, name: &str) -> Self {
+        let port = reserve_port();
+        let registry = Self {
+            process: None,
+            name: name.to_owned(),
+            program: node.cluster.tools.path("registry"),
+            folder: node.cluster.folder().to_owned(),
+            url: format!("http://{}:{port}", node::ADDRESS),
+            address: None,
+            port,
+            login: None,
+        };
+        registry.configured(&node.cluster, &json!({"addr": format!("0.0.0.0:{port}")}))
+    }
+
+    fn configured(mut self, cluster: &Cluster, http: &serde_json::Value) -> Self {
+        let auth = self.login.map(|login| {
+            let file = self.file("htpasswd");
+            fs::write(&file, format!("{}:{}\n", login.user, login.hash)).unwrap();
+            json!({"htpasswd": {"realm": "tests", "path": file}})
+        });
+        // JSON is YAML.
+        let configuration = json!({
+            "version": "0.1",
+            "log": {"level": "warn", "accesslog": {"disabled": false}},
+            "storage": {"filesystem": {"rootdirectory": self.file("data")}},
+            "http": http,
+            "auth": auth,
+        });
+        fs::write(self.file("json"), configuration.to_string()).unwrap();
+        self.bring_back(cluster);
+        self
+    }
+
+    /// What images in it begin with, for containerd on the node.
+    pub(crate) fn host(&self) -> String {
+        match self.address {
+            Some(_) => self.name.clone(),
+            None => format!("127.0.0.1:{}", self.port),
+        }
+    }
+
+    /// Places a Secret of the registry's name in a namespace, with which its Pods may pull.
+    pub(crate) fn place_pull_secret(&self, namespace: &Namespace<'_>) {
+        let login = self.login.unwrap();
+        let auths = json!({"auths": {
+            self.host(): {"username": login.user, "password": login.password},
+        }});
+        let secret = json!({
+            "metadata": {"name": self.name},
+            "type": "kubernetes.io/dockerconfigjson",
+            "stringData": {".dockerconfigjson": auths.to_string()},
+        });
+        let path = namespace.path("secrets");
+        namespace.cluster.create(&path, &secret).success();
+    }
+
+    /// Pushes an image under a tag and returns its digest.
+    pub(crate) fn push(&self, cluster: &Cluster, repository: &str, tag: &str, image: &Image) -> String {
+        self.target(cluster).push(repository, tag, image)
+    }
+
+    /// Pushes an index of images under a tag and returns its digest.
+    pub(crate) fn push_index(
+        &self,
+        cluster: &Cluster,
+        repository: &str,
+        tag: &str,
+        images: &[Image],
+    ) -> String {
+        let target = self.target(cluster);
+        let children: Vec<_> = images
+            .iter()
+            .map(|image| {
+                let manifest = target.push_parts(repository, image);
+                let platform = json!({"architecture": image.config["architecture"], "os": image.config["os"]});
+                json!({
+                    "mediaType": MANIFEST,
+                    "size": manifest.len(),
+                    "digest": target.push_manifest(repository, &digest(manifest.as_bytes()), MANIFEST, manifest),
+                    "platform": platform,
+                })
+            })
+            .collect();
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": children}).to_string();
+        target.push_manifest(repository, tag, INDEX, index)
+    }
+
+    /// The registry as a place to push to.
+    fn target<'a>(&'a self, cluster: &'a Cluster) -> Target<'a> {
+        Target {
+            http: &cluster.http,
+            url: &self.url,
+            credentials: self.login.map(|login| (login.user, login.password)),
+        }
+    }
+
+    /// Kills it; its port then refuses connections, its data stays.
+    pub(crate) fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// Starts it again with the same data.
+    pub(crate) fn bring_back(&mut self, cluster: &Cluster) {
+        let arguments = [
+            // It would call a collector of traces every few seconds.
+            "OTEL_TRACES_EXPORTER=none".to_owned(),
+            self.program.display().to_string(),
+            "serve".to_owned(),
+            self.file("json").display().to_string(),
+        ];
+        let env = machine::find("env").unwrap();
+        let mut process = Process::start(&self.name, &env, &arguments, &self.folder);
+        let ping = format!("{}/v2/", self.url);
+        eventually("the registry answers", || {
+            process.assert_alive();
+            cluster.http.send(cluster.http.client.get(&ping)).ok()
+        });
+        self.process = Some(process);
+    }
+
+    /// Loses every packet to it from now on.
+    pub(crate) fn black_hole(&self) -> BlackHole {
+        BlackHole::open(self.address, self.port)
+    }
+
+    /// The requests that containerd made for a repository, oldest first.
+    pub(crate) fn pulls(&self, repository: &str) -> Vec<String> {
+        let path = format!(" /v2/{repository}/");
+        let log = fs::read_to_string(self.file("log")).unwrap();
+        log.lines()
+            .filter(|line| line.contains(&path) && line.contains(CONTAINERD))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn file(&self, extension: &str) -> PathBuf {
+        self.folder.join(format!("{}.{extension}", self.name))
+    }
+}
