@@ -137,6 +137,25 @@ proptest! {
         prop_assert_eq!(skipped, text.trim_matches([' ', '\t', '\r', '\n']));
     }
 
+    /// Long enough that escapes, quotes and brackets meet every border between two blocks.
+    #[test]
+    fn borders_between_blocks_do_not_matter(
+        strings in prop::collection::vec("([\\\\\"\\[\\]{}]|x{1,20}){0,60}", 1..6),
+        shift in 0..64_usize,
+        depth in 1..200_usize,
+    ) {
+        let inside = Value::from(strings).to_string();
+        let nested = format!("{}{inside}{}", "[".repeat(depth), "]".repeat(depth));
+        let text = format!("{}{nested},\"\\\"]\"", " ".repeat(shift));
+        let mut cursor = Cursor::new(&text);
+        prop_assert_eq!(cursor.skip(), Ok(nested.as_str()));
+        let mut cursor = Cursor::new(&inside);
+        prop_assert_eq!(read(&mut cursor), Ok(serde_json::from_str(&inside).unwrap()));
+        for end in [nested.len() - 1, nested.len() / 2, depth] {
+            prop_assert_eq!(Cursor::new(&nested[..end]).skip(), Err(ScanError::Truncated), "{}", end);
+        }
+    }
+
     /// What is read may not differ from what serde reads, however broken the text is.
     #[test]
     fn what_is_no_json_is_refused_or_skipped(
