@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt};
 
 use super::{
     mirror::Mode,
-    names::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
+    names::{DECISIONS_ANNOTATION, ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
     platform::Architectures,
 };
 
@@ -152,6 +152,12 @@ impl Pod<'_> {
     /// Returns the reference that a user is said to have written at a place.
     pub fn original(&self, place: &Place<'_>) -> Option<&str> {
         self.annotation(place.kind.original_prefix(), &place.name)
+    }
+
+    /// Returns the decisions that an earlier round of admission left on the Pod: place → entry.
+    /// Anybody may have written them, so they prove nothing by themselves.
+    pub fn earlier_decisions(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
+        serde_json::from_str(self.annotation("", DECISIONS_ANNOTATION)?).ok()
     }
 
     /// Whether the Pod lists a pull secret of this name.

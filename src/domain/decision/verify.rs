@@ -1,7 +1,7 @@
 //! Recognising what an earlier round of admission wrote, by mapping alone.
 
 use super::{MirrorId, Place, Pod, Reference};
-use crate::domain::{patch, routing::Routing};
+use crate::domain::routing::Routing;
 
 /// Returns the mirror that turned the recorded original of a place into its present image. `name`
 /// is the present image's normalised name. An original that somebody else wrote, for whatever
@@ -23,7 +23,7 @@ pub(super) fn carried(routing: &Routing, name: &str, pod: &Pod<'_>, place: &Plac
 }
 
 fn recorded_mirror(pod: &Pod<'_>, place: &Place<'_>) -> Option<String> {
-    let decisions = patch::earlier_decisions(pod)?;
+    let decisions = pod.earlier_decisions()?;
     Some(
         decisions
             .get(&place.label().to_string())?

@@ -100,7 +100,7 @@ fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Opti
         return None;
     }
     let earlier = if decisions.iter().any(|decision| decision.carried) {
-        earlier_decisions(pod)
+        pod.earlier_decisions()
     } else {
         None
     };
@@ -166,16 +166,9 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
     text.push('}');
 }
 
-pub(super) type Earlier = serde_json::Map<String, serde_json::Value>;
-
-/// Returns the decisions that an earlier round of admission left on the Pod.
-pub(super) fn earlier_decisions(pod: &Pod<'_>) -> Option<Earlier> {
-    serde_json::from_str(pod.annotation("", DECISIONS_ANNOTATION)?).ok()
-}
-
 /// Returns the earlier entry of a carried place if it tells what is true.
 fn earlier_entry<'e>(
-    earlier: &'e Earlier,
+    earlier: &'e serde_json::Map<String, serde_json::Value>,
     place: &Place<'_>,
     decision: &Decision<'_>,
     mirror: Option<&str>,
