@@ -74,11 +74,6 @@ impl Mapping {
         Ok(path)
     }
 
-    /// Whether an image already points to this mirror's registry.
-    pub fn is_under(&self, image: &Reference<'_>) -> bool {
-        self.registry.is_under(image)
-    }
-
     /// The room that a repository takes at most, unless its host is an IPv6 address.
     fn capacity(&self, image: &Reference<'_>) -> usize {
         let [library, path] = image.path_parts();

@@ -58,12 +58,6 @@ impl MirrorRegistry {
     pub fn path(&self) -> &str {
         &self.path
     }
-
-    /// Whether an image points to this registry: the same host in any case, and a path beneath its
-    /// path on the boundaries of components.
-    pub fn is_under(&self, image: &Reference<'_>) -> bool {
-        image.host().eq_ignore_ascii_case(&self.host) && image.path_starts_with(&self.path)
-    }
 }
 
 impl FromStr for MirrorRegistry {

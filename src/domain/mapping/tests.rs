@@ -126,24 +126,6 @@ fn the_text_is_allocated_once() {
 }
 
 #[test]
-fn an_image_of_the_mirror_is_recognised() {
-    let check = |registry: &str, written: &str, expected: bool| {
-        let registry: MirrorRegistry = registry.parse().unwrap();
-        let image = Reference::parse(written).unwrap();
-        assert_eq!(registry.is_under(&image), expected, "{written} under {registry}");
-    };
-    check("mirror.example.com", "mirror.example.com/a", true);
-    check("mirror.example.com", "Mirror.Example.COM/a", true);
-    check("mirror.example.com", "mirror.example.com:443/a", false);
-    check("mirror.example.com", "mirror.example.com.evil.org/a", false);
-    check("mirror.example.com/team", "mirror.example.com/team/a", true);
-    check("mirror.example.com/team", "mirror.example.com/team", true);
-    check("mirror.example.com/team", "mirror.example.com/teams/a", false);
-    check("mirror.example.com/team/x", "mirror.example.com/team/a", false);
-    check("localhost:5000", "nginx", false);
-}
-
-#[test]
 fn each_fault_of_a_registry_has_its_own_error() {
     let check = |text: &str, expected: fn(&R) -> bool| {
         let error = text.parse::<MirrorRegistry>().unwrap_err();
@@ -327,13 +309,13 @@ proptest! {
     }
 
     #[test]
-    fn what_is_mapped_parses_and_lies_under_the_mirror(mirror in mappings(), image in images()) {
+    fn what_is_mapped_parses_to_its_place_in_the_mirror(mirror in mappings(), image in images()) {
         let image = Reference::parse(&image).unwrap();
         let pin: Digest = OTHER.parse().unwrap();
         for pin in [None, Some(&pin)] {
             let mapped = mirror.map(&image, pin).unwrap();
             let parsed = Reference::parse(&mapped).unwrap();
-            prop_assert!(mirror.is_under(&parsed));
+            prop_assert_eq!(parsed.host(), mirror.registry.host());
             prop_assert_eq!(parsed.to_string(), mapped.as_str());
             prop_assert_eq!(parsed.path_parts().concat(), mirror.repository_path(&image).unwrap());
             prop_assert_eq!(parsed.digest(), image.digest().or_else(|| pin.map(Digest::as_str)));

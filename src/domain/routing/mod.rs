@@ -192,8 +192,7 @@ fn prefixes(name: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Whether a glob matches a whole name: `*` stays within a component, `**` crosses, `?` is one
-/// character of a component.
+/// Whether a glob matches a whole name: `*` stays within a component, `**` crosses.
 pub fn glob_matches(glob: &str, name: &str) -> bool {
     // Iterative, with one point to come back to for each kind of star: time is
     // polynomial, whatever the glob.
@@ -212,10 +211,6 @@ pub fn glob_matches(glob: &str, name: &str) -> bool {
                 (Some(b'*'), _) => {
                     single = Some((g + 1, n));
                     g += 1;
-                    continue;
-                }
-                (Some(b'?'), Some(byte)) if *byte != b'/' => {
-                    (g, n) = (g + 1, n + 1);
                     continue;
                 }
                 (Some(wanted), Some(byte)) if wanted == byte => {
