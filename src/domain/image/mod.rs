@@ -158,19 +158,6 @@ impl<'a> Reference<'a> {
         [self.library, self.path]
     }
 
-    /// Whether the path is `prefix` or lies beneath it, on the boundaries of components; every path
-    /// lies beneath the empty one.
-    pub fn path_starts_with(&self, prefix: &str) -> bool {
-        if prefix.is_empty() {
-            return true;
-        }
-        let rest = match prefix.strip_prefix(self.library) {
-            Some(prefix) => self.path.strip_prefix(prefix),
-            None => return self.library.strip_suffix('/') == Some(prefix),
-        };
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
-
     /// Returns the tag, if one was written.
     pub fn tag(&self) -> Option<&'a str> {
         self.tag

@@ -129,30 +129,6 @@ fn a_digest_decides_the_class_and_what_is_asked_for() {
     check(&format!("nginx:1.27@{SHA256}"), Class::Digest, SHA256);
 }
 
-#[test]
-fn path_prefixes_match_whole_components() {
-    let check = |written: &str, prefix: &str, expected: bool| {
-        let reference = Reference::parse(written).unwrap();
-        assert_eq!(
-            reference.path_starts_with(prefix),
-            expected,
-            "{written} beneath {prefix}"
-        );
-    };
-    check("nginx", "", true);
-    check("nginx", "library", true);
-    check("nginx", "library/nginx", true);
-    check("nginx", "library/ngin", false);
-    check("nginx", "lib", false);
-    check("nginx", "nginx", false);
-    check("library/a/b", "library/a", true);
-    check("library2/a", "library", false);
-    check("example.com/a/b", "a", true);
-    check("example.com/a/b", "a/b", true);
-    check("example.com/ab", "a", false);
-    check("example.com/a", "a/b", false);
-}
-
 /// Texts that are references, mostly, and near misses.
 fn texts() -> impl Strategy<Value = String> {
     let host = prop_oneof![

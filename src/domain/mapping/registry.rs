@@ -2,9 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::domain::image::{
-    ParseReferenceError, Reference, check_host, check_path, is_docker_hub, names_host,
-};
+use crate::domain::image::{ParseReferenceError, check_host, check_path, is_docker_hub, names_host};
 
 /// A mirror's registry, `host[:port][/path]`, as it was written.
 #[derive(Clone, PartialEq, Eq, Hash)]
