@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    answer::{Ambiguity, Answer, Unreachable},
+    answer::{Ambiguity, Answer, Failure, Unreachable},
     mirror::HealthSettings,
     time::Timestamp,
 };
@@ -71,6 +71,20 @@ impl Fault {
             Self::NotARegistry => "NotARegistry",
             Self::DataPath => "BlobNotReadable",
         }
+    }
+}
+
+impl Observation {
+    /// Returns what a ping tells. One that is refused for want of credentials means alive: images
+    /// will be answered the same, and tell.
+    pub fn of_ping(answer: Result<(), Failure>) -> Self {
+        Self::Bad(match answer {
+            Ok(()) | Err(Failure::Unauthorized) => return Self::Good,
+            Err(Failure::Unreachable(why)) => why.into(),
+            Err(Failure::ServerError(_)) => Fault::ServerError,
+            Err(Failure::RateLimited { .. }) => Fault::RateLimited,
+            Err(Failure::Missing | Failure::Ambiguous(_)) => Fault::NotARegistry,
+        })
     }
 }
 

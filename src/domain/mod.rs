@@ -23,3 +23,4 @@ pub mod snapshot;
 pub mod source;
 pub mod sweep;
 pub mod time;
+pub mod witness;
