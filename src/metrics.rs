@@ -35,6 +35,9 @@ pub struct Metrics {
     sweeps: Family<SweepLabels, Counter>,
     configuration_loads: Family<ResultLabel, Counter>,
     demand_dropped: Counter,
+    state_stale: Family<MirrorLabel, Gauge>,
+    watch_silence: Family<WatchLabel, Gauge>,
+    watch_failures: Family<WatchLabel, Counter>,
     certificate_not_after: Gauge,
     certificate_replacements: Gauge,
     certificate_faults: Gauge,
@@ -92,6 +95,16 @@ struct ProbeLabels {
 struct HealthLabels {
     mirror: String,
     state: Label<State>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MirrorLabel {
+    mirror: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WatchLabel {
+    watch: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -157,6 +170,9 @@ impl Metrics {
             sweeps: Family::default(),
             configuration_loads: Family::default(),
             demand_dropped: Counter::default(),
+            state_stale: Family::default(),
+            watch_silence: Family::default(),
+            watch_failures: Family::default(),
             certificate_not_after: Gauge::default(),
             certificate_replacements: Gauge::default(),
             certificate_faults: Gauge::default(),
@@ -174,6 +190,9 @@ impl Metrics {
             sweeps,
             configuration_loads,
             demand_dropped,
+            state_stale,
+            watch_silence,
+            watch_failures,
             certificate_not_after,
             certificate_replacements,
             certificate_faults,
@@ -209,6 +228,22 @@ impl Metrics {
             "demand_dropped",
             "New images not handed on because the queue was full",
             demand_dropped,
+        );
+        registry.register(
+            "state_stale",
+            "1 while the shared state of a mirror is too old to be believed",
+            state_stale,
+        );
+        registry.register_with_unit(
+            "watch_silence",
+            "Time since the API server last answered a watch; -1 if it never did",
+            Unit::Seconds,
+            watch_silence,
+        );
+        registry.register(
+            "watch_failures",
+            "Times a watch of the API server failed and was tried again",
+            watch_failures,
         );
         registry.register_with_unit(
             "certificate_not_after",
@@ -290,8 +325,29 @@ impl Metrics {
             .set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
+    /// Sets whether the shared state of a mirror is too old to be believed.
+    pub fn set_stale(&self, mirror: &str, stale: bool) {
+        let mirror = mirror.to_owned();
+        self.state_stale
+            .get_or_create(&MirrorLabel { mirror })
+            .set(stale.into());
+    }
+
+    /// Sets how a watch of the API server fares: the time since its last answer, if there was one,
+    /// and its failures since the start.
+    pub fn set_watch(&self, watch: &'static str, silence: Option<Duration>, failures: u64) {
+        let labels = WatchLabel { watch };
+        let seconds = silence.map_or(-1, |silence| i64::try_from(silence.as_secs()).unwrap_or(i64::MAX));
+        self.watch_silence.get_or_create(&labels).set(seconds);
+        let counter = self.watch_failures.get_or_create(&labels);
+        counter.inc_by(failures.saturating_sub(counter.get()));
+    }
+
     /// Forgets a mirror that is configured no more.
     pub fn forget_mirror(&self, mirror: &str) {
+        self.state_stale.remove(&MirrorLabel {
+            mirror: mirror.to_owned(),
+        });
         for state in State::ALL {
             self.mirror_health.remove(&HealthLabels {
                 mirror: mirror.to_owned(),

@@ -58,6 +58,24 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Every fault.
+    pub const ALL: [Self; 9] = [
+        Self::Refused,
+        Self::Timeout,
+        Self::Dns,
+        Self::Tls,
+        Self::Reset,
+        Self::ServerError,
+        Self::RateLimited,
+        Self::NotARegistry,
+        Self::DataPath,
+    ];
+
+    /// Returns the fault of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.as_str() == name)
+    }
+
     /// Returns the fault's name as users see it: the reason of the `Healthy` condition.
     pub const fn as_str(self) -> &'static str {
         match self {

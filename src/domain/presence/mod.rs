@@ -363,12 +363,11 @@ impl Index {
     }
 
     /// Ends it: what was not written since [`Index::begin_listing`] is gone.
-    pub fn end_listing(&mut self, version: Version) {
+    pub fn end_listing(&mut self) {
         let listing = self.listing;
         for table in self.known.values_mut() {
             table.entries.retain(|_, entry| entry.listing == listing);
         }
-        self.reached(version);
     }
 
     /// Removes an entry of the companion's knowledge.
