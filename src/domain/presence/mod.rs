@@ -132,18 +132,18 @@ struct Table {
 struct Sweeps {
     believed: Option<Swept>,
     /// Told of already, but entries that were written before its end have not arrived here yet.
-    awaited: Option<Swept>,
+    pending: Option<Swept>,
 }
 
 impl Sweeps {
     fn told(&mut self, swept: Swept, reached: Version) {
-        self.awaited = Some(swept);
+        self.pending = Some(swept);
         self.reached(reached);
     }
 
     fn reached(&mut self, reached: Version) {
-        if self.awaited.is_some_and(|swept| swept.through <= reached) {
-            self.believed = self.awaited.take();
+        if self.pending.is_some_and(|swept| swept.through <= reached) {
+            self.believed = self.pending.take();
         }
     }
 }
