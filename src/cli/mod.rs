@@ -39,7 +39,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
         anyhow::bail!("cannot install the TLS provider");
     }
     let filter = log.unwrap_or_else(|| match command {
-        Command::Serve(_) | Command::Webhook(_) => "info".to_owned(),
+        Command::Serve(_) => "info".to_owned(),
+        // The watches tell of failures themselves, once and not for every request.
+        Command::Webhook(_) => "info,kube_client=off".to_owned(),
         // One-shot commands say what they have to say on their own.
         _ => "off".to_owned(),
     });

@@ -224,7 +224,8 @@ where
                     sleep(Duration::from_secs(1).saturating_sub(started.elapsed())).await;
                 }
                 Err(Failure::Gone) => {
-                    pulse.failed(source.name, &Failure::Gone);
+                    // Usual after the API server was away, or nothing changed for long.
+                    tracing::info!(watch = source.name, "listing everything anew");
                     break;
                 }
                 Err(failure) => {
