@@ -325,13 +325,13 @@ mod tests {
         assert_eq!(status.tags.unwrap().through, Version(99));
         assert_eq!(status.platforms, ["amd64"]);
         // A state that this program does not know, or a health without its date, is none.
-        let unknown = json!({"health": {"state": "Splendid", "provenSince": "2026-01-02T03:04:05.000000Z"}});
-        for status in [
-            unknown,
-            json!({"health": {"state": "Healthy"}}),
-            json!("?"),
-            Value::Null,
-        ] {
+        let unknown = json!({"state": "Splendid", "provenSince": "2026-01-02T03:04:05.000000Z"});
+        let status = told(json!({"health": unknown, "platforms": ["arm64"]}));
+        assert_eq!(
+            (status.health.state, &status.platforms[..]),
+            (State::Unknown, &["arm64".to_owned()][..])
+        );
+        for status in [json!({"health": {"state": "Healthy"}}), json!("?"), Value::Null] {
             assert_eq!(told(status).health.state, State::Unknown);
         }
     }
