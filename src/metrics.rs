@@ -35,11 +35,20 @@ pub struct Metrics {
     sweeps: Family<SweepLabels, Counter>,
     configuration_loads: Family<ResultLabel, Counter>,
     demand_dropped: Counter,
+    cluster: ClusterMetrics,
     certificate_not_after: Gauge,
     certificate_replacements: Gauge,
     certificate_faults: Gauge,
     admission_server: Counts,
     admin_server: Counts,
+}
+
+/// What a process tells that follows an API server.
+#[derive(Clone, Debug, Default)]
+struct ClusterMetrics {
+    state_stale: Family<MirrorLabel, Gauge>,
+    watch_silence: Family<WatchLabel, Gauge>,
+    watch_failures: Family<WatchLabel, Counter>,
 }
 
 macro_rules! label_value {
@@ -92,6 +101,16 @@ struct ProbeLabels {
 struct HealthLabels {
     mirror: String,
     state: Label<State>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MirrorLabel {
+    mirror: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WatchLabel {
+    watch: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -157,6 +176,7 @@ impl Metrics {
             sweeps: Family::default(),
             configuration_loads: Family::default(),
             demand_dropped: Counter::default(),
+            cluster: ClusterMetrics::default(),
             certificate_not_after: Gauge::default(),
             certificate_replacements: Gauge::default(),
             certificate_faults: Gauge::default(),
@@ -174,6 +194,7 @@ impl Metrics {
             sweeps,
             configuration_loads,
             demand_dropped,
+            cluster,
             certificate_not_after,
             certificate_replacements,
             certificate_faults,
@@ -226,6 +247,7 @@ impl Metrics {
             "Times a new serving certificate was refused since the start",
             certificate_faults,
         );
+        cluster.register(&mut registry);
         for (listener, counts) in [("admission", admission_server), ("admin", admin_server)] {
             register_server(&mut registry, listener, counts);
         }
@@ -290,8 +312,30 @@ impl Metrics {
             .set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
+    /// Sets whether the shared state of a mirror is too old to be believed.
+    pub fn set_stale(&self, mirror: &str, stale: bool) {
+        let mirror = mirror.to_owned();
+        self.cluster
+            .state_stale
+            .get_or_create(&MirrorLabel { mirror })
+            .set(stale.into());
+    }
+
+    /// Sets how a watch of the API server fares: the time since its last answer, if there was one,
+    /// and its failures since the start.
+    pub fn set_watch(&self, watch: &'static str, silence: Option<Duration>, failures: u64) {
+        let labels = WatchLabel { watch };
+        let seconds = silence.map_or(-1, |silence| i64::try_from(silence.as_secs()).unwrap_or(i64::MAX));
+        self.cluster.watch_silence.get_or_create(&labels).set(seconds);
+        let counter = self.cluster.watch_failures.get_or_create(&labels);
+        counter.inc_by(failures.saturating_sub(counter.get()));
+    }
+
     /// Forgets a mirror that is configured no more.
     pub fn forget_mirror(&self, mirror: &str) {
+        self.cluster.state_stale.remove(&MirrorLabel {
+            mirror: mirror.to_owned(),
+        });
         for state in State::ALL {
             self.mirror_health.remove(&HealthLabels {
                 mirror: mirror.to_owned(),
@@ -349,6 +393,32 @@ impl Metrics {
     /// Returns what the admin listener counts in.
     pub fn admin_server(&self) -> Counts {
         self.admin_server.clone()
+    }
+}
+
+impl ClusterMetrics {
+    fn register(self, registry: &mut Registry) {
+        let Self {
+            state_stale,
+            watch_silence,
+            watch_failures,
+        } = self;
+        registry.register(
+            "state_stale",
+            "1 while the shared state of a mirror is too old to be believed",
+            state_stale,
+        );
+        registry.register_with_unit(
+            "watch_silence",
+            "Time since the API server last answered a watch; -1 if it never did",
+            Unit::Seconds,
+            watch_silence,
+        );
+        registry.register(
+            "watch_failures",
+            "Times a watch of the API server failed and was tried again",
+            watch_failures,
+        );
     }
 }
 

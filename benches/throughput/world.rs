@@ -114,7 +114,7 @@ pub fn admission(known: usize) -> Result<Admission> {
         probing: Probing::Hosted,
         recent: 50,
     };
-    Ok(Admission::new(store, probes, metrics, want, limits))
+    Ok(Admission::new(store, probes, metrics, Some(want), limits))
 }
 
 fn mirrors() -> Result<Vec<Mirror>> {

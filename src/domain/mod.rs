@@ -24,6 +24,7 @@ pub mod snapshot;
 pub mod source;
 pub mod sweep;
 pub mod time;
+pub mod witness;
 
 #[cfg(test)]
 pub(crate) mod examples;

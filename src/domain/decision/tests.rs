@@ -387,7 +387,11 @@ fn the_mirrors_health_decides_before_the_image() {
         &known().edit(|scene| scene.snapshot.health.clear()),
         Reason::MirrorUnknown,
     );
-    let stale = |scene: Scene<'static>| scene.edit(|scene| scene.snapshot.stale = true);
+    let stale = |scene: Scene<'static>| {
+        scene.edit(|scene| {
+            scene.snapshot.stale = scene.snapshot.routing.mirrors().map(|(id, _)| id).collect();
+        })
+    };
     check_kept(&stale(known().health(0, State::Unknown)), Reason::StateStale);
     check_kept(
         &stale(known().health(0, State::Unhealthy)),
