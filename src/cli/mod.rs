@@ -4,6 +4,7 @@
 
 mod arguments;
 mod certs;
+mod companion;
 mod explain;
 mod once;
 mod output;
@@ -37,7 +38,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         anyhow::bail!("cannot install the TLS provider");
     }
     let filter = log.unwrap_or_else(|| match command {
-        Command::Serve(_) => "info".to_owned(),
+        Command::Serve(_) | Command::Companion(_) => "info".to_owned(),
         // One-shot commands say what they have to say on their own.
         _ => "off".to_owned(),
     });
@@ -49,6 +50,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     telemetry::init(&settings)?;
     let outcome = match command {
         Command::Serve(arguments) => runtime()?.block_on(serve::run(arguments)),
+        Command::Companion(arguments) => runtime()?.block_on(companion::run(arguments)),
         Command::Review(arguments) => runtime()?.block_on(review::run(arguments)),
         Command::Explain(arguments) => runtime()?.block_on(explain::run(arguments)),
         Command::Resolve(arguments) => runtime()?.block_on(resolve::run(arguments)),

@@ -1,6 +1,7 @@
 //! `kagami serve`: webhook and companion in one process, state in memory, configuration from a file.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -16,7 +17,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{BadSettings, arguments::ServeArguments, certs, once, output};
 use crate::{
-    certificates, clock, companion,
+    certificates, clock,
+    companion::{self, reports::Reports},
     domain::{decision::Probing, health::Fault, mirror::Mirror, routing::MirrorId, time::Timestamp},
     metrics::Metrics,
     server::{
@@ -42,7 +44,7 @@ const RECENT: usize = 50;
 const VALIDITY: Duration = Duration::from_hours(24 * 365);
 
 /// The longest that requests in flight may hold up the end.
-const FINISH: Duration = Duration::from_secs(10);
+pub(super) const FINISH: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let ServeArguments {
@@ -132,7 +134,14 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     });
     let configuration = follow_configuration(config.config, feed, loaded, metrics.clone());
     tasks.spawn("configuration", until_stopping(shutdown.clone(), configuration));
-    let companion = companion::run(store, metrics, observations, demand);
+    let companion = companion::run(
+        store,
+        metrics,
+        Reports::default(),
+        BTreeSet::new(),
+        observations,
+        demand,
+    );
     tasks.spawn("companion", until_stopping(shutdown.clone(), companion));
 
     output::print(&format!(
@@ -155,7 +164,7 @@ async fn until_stopping(
     Ok(())
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .map_err(|error| BadSettings::one(format!("cannot listen on {address}: {error}")).into())
@@ -283,34 +292,38 @@ impl View {
 
     /// Returns what `/status` shows.
     fn status(&self) -> Value {
-        let snapshot = self.store.snapshot();
-        let counts = self.store.index().counts();
-        let mirror = |(id, mirror): (MirrorId, &Mirror)| {
-            let health = snapshot.health_of(id);
-            let images = counts.get(&mirror.name).copied().unwrap_or_default();
-            let value = json!({
-                "mode": mirror.mode.as_label(),
-                "registry": mirror.mapping.registry.to_string(),
-                "kind": mirror.kind.as_str(),
-                "health": {
-                    "state": health.state.as_str(),
-                    "reason": health.fault.map(Fault::as_str),
-                    "since": health.since.to_string(),
-                    "provenSince": health.proven_since.to_string(),
-                },
-                "images": {"present": images.present, "missing": images.missing, "unknown": images.unknown},
-            });
-            (mirror.name.clone(), value)
-        };
-        let mirrors: Map<String, Value> = snapshot.routing.mirrors().map(mirror).collect();
         let certificate = self.tls.certificate().borrow().clone();
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "configuration": {"file": self.file, "since": loaded.at.to_string(), "faults": loaded.faults},
             "certificate": {"notAfter": certificate.not_after.to_string(), "fault": certificate.fault},
-            "mirrors": mirrors,
+            "mirrors": mirrors(&self.store),
             "decisions": self.admission.recent(),
         })
     }
+}
+
+/// Returns what `/status` shows of the mirrors.
+pub(super) fn mirrors(store: &Store) -> Value {
+    let snapshot = store.snapshot();
+    let counts = store.index().counts();
+    let mirror = |(id, mirror): (MirrorId, &Mirror)| {
+        let health = snapshot.health_of(id);
+        let images = counts.get(&mirror.name).copied().unwrap_or_default();
+        let value = json!({
+            "mode": mirror.mode.as_label(),
+            "registry": mirror.mapping.registry.to_string(),
+            "kind": mirror.kind.as_str(),
+            "health": {
+                "state": health.state.as_str(),
+                "reason": health.fault.map(Fault::as_str),
+                "since": health.since.to_string(),
+                "provenSince": health.proven_since.to_string(),
+            },
+            "images": {"present": images.present, "missing": images.missing, "unknown": images.unknown},
+        });
+        (mirror.name.clone(), value)
+    };
+    Value::Object(snapshot.routing.mirrors().map(mirror).collect::<Map<_, _>>())
 }
