@@ -494,7 +494,8 @@ impl Publisher {
         let from = before.unwrap_or(State::Unknown).as_str();
         let event = Event {
             metadata: ObjectMeta {
-                generate_name: Some(format!("{name}.")),
+                // Unlike the mirror's, an Event's name may be cut.
+                name: Some(format!("{name:.200}.{:x}", clock::now().as_millis())),
                 ..ObjectMeta::default()
             },
             action: Some("Probe".to_owned()),

@@ -164,12 +164,22 @@ impl Cluster {
 
     /// The audit log's events about Pods of a namespace so far, oldest first.
     pub(crate) fn audit_events(&self, namespace: &str) -> Vec<Value> {
-        let log = fs::read_to_string(self.folder().join("audit.log")).unwrap_or_default();
-        let events = log
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut events = self.audit_log();
+        events.retain(|event| event["objectRef"]["namespace"] == namespace);
         events
-            .filter(|event| event["objectRef"]["namespace"] == namespace)
+    }
+
+    /// Every write of a user that the API server answered so far, oldest first.
+    pub(crate) fn writes_of(&self, user: &str) -> Vec<Value> {
+        let mut events = self.audit_log();
+        events.retain(|event| event["user"]["username"] == user);
+        events
+    }
+
+    fn audit_log(&self) -> Vec<Value> {
+        let log = fs::read_to_string(self.folder().join("audit.log")).unwrap_or_default();
+        log.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
             .collect()
     }
 }
@@ -256,6 +266,8 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
         [
             format!("{},admin,1,system:masters", User::Admin.token()),
             format!("{},system:node:node1,2,system:nodes", User::Node.token()),
+            "companion-a,companion-a,3,companions".to_owned(),
+            "companion-b,companion-b,4,companions".to_owned(),
         ]
         .join("\n"),
     );
@@ -271,25 +283,32 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
                     "verbs": ["create", "update", "patch"],
                     "resources": [{"group": "", "resources": ["pods", "pods/ephemeralcontainers"]}],
                 },
+                {
+                    "level": "Request",
+                    "verbs": ["create", "update", "patch", "delete"],
+                    "userGroups": ["companions"],
+                },
                 {"level": "None"},
             ],
         })
         .to_string(),
     );
-    write(
-        "admin.kubeconfig",
-        json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "e2e", "cluster": {
-                "server": url, "certificate-authority-data": authority.bundle(),
-            }}],
-            "users": [{"name": "admin", "user": {"token": User::Admin.token()}}],
-            "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "admin"}}],
-            "current-context": "e2e",
-        })
-        .to_string(),
-    );
+    for user in ["admin", "companion-a", "companion-b"] {
+        write(
+            &format!("{user}.kubeconfig"),
+            json!({
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "e2e", "cluster": {
+                    "server": url, "certificate-authority-data": authority.bundle(),
+                }}],
+                "users": [{"name": user, "user": {"token": user}}],
+                "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": user}}],
+                "current-context": "e2e",
+            })
+            .to_string(),
+        );
+    }
 }
 
 fn start_api_server(tools: &Tools, folder: &Path, etcd_url: &str, url: &str) -> Process {
