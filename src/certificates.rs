@@ -1,7 +1,8 @@
-//! Makes a certificate authority and a serving pair, for trying out and for running without files.
+//! Makes a certificate authority and a serving pair, for trying out, for running without
+//! files and for the companion of a cluster.
 //!
 //! The keys are ECDSA P-256: every client of Kubernetes takes them, and they sign many times
-//! faster than RSA. Nothing here writes files or keeps the authority's key.
+//! faster than RSA. Nothing here writes files or keeps a key anywhere.
 
 use std::{fmt, net::IpAddr, time::Duration};
 
@@ -13,7 +14,10 @@ use rcgen::{
 use crate::domain::time::Timestamp;
 
 /// How far in the past certificates begin, for clients whose clock is behind.
-const BEFORE: Duration = Duration::from_mins(5);
+pub const BEFORE: Duration = Duration::from_mins(5);
+
+/// The common name of every authority.
+const AUTHORITY: &str = "Kagami CA";
 
 /// A certificate chain and its private key, both PEM.
 #[derive(Clone, PartialEq, Eq)]
@@ -57,7 +61,7 @@ pub struct Authority {
 impl Authority {
     /// Makes an authority that is valid from shortly before `now` until `validity` after it.
     pub fn new(now: Timestamp, validity: Duration) -> Result<Self, Error> {
-        let mut params = params("Kagami CA", now, validity)?;
+        let mut params = params(AUTHORITY, now, validity)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -66,6 +70,23 @@ impl Authority {
             issuer: Issuer::new(params, key),
             certificate,
         })
+    }
+
+    /// Returns the authority that this certificate and key (PEM) make. The certificate must be one
+    /// made here; it is not read.
+    pub fn load(certificate: String, key: &str) -> Result<Self, Error> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        name(&mut params, AUTHORITY);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        Ok(Self {
+            issuer: Issuer::new(params, KeyPair::from_pem(key)?),
+            certificate,
+        })
+    }
+
+    /// Returns the authority's private key as PEM.
+    pub fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// Returns the authority's certificate as PEM.
@@ -115,11 +136,15 @@ fn params(common_name: &str, now: Timestamp, validity: Duration) -> Result<Certi
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let at = |time: Timestamp| epoch + Duration::from_secs(time.as_millis() / 1000);
     let mut params = CertificateParams::new(Vec::new())?;
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
+    name(&mut params, common_name);
     params.not_before = at(now.before(BEFORE));
     params.not_after = at(now.after(validity));
     Ok(params)
+}
+
+fn name(params: &mut CertificateParams, common_name: &str) {
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
 }
 
 impl From<IpAddr> for Name {

@@ -16,6 +16,7 @@ use prometheus_client::{
 use crate::{
     domain::{
         health::State,
+        image::Class,
         mirror::Mode,
         reason::{Outcome, Reason},
         time::Timestamp,
@@ -36,6 +37,9 @@ pub struct Metrics {
     configuration_loads: Family<ResultLabel, Counter>,
     demand_dropped: Counter,
     cluster: ClusterMetrics,
+    writes: Family<WriteLabels, Counter>,
+    leading: Gauge,
+    sweep_finished: Family<SweepClassLabels, Gauge>,
     certificate_not_after: Gauge,
     certificate_replacements: Gauge,
     certificate_faults: Gauge,
@@ -127,6 +131,18 @@ struct SweepLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SweepClassLabels {
+    mirror: String,
+    class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WriteLabels {
+    kind: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
@@ -177,6 +193,9 @@ impl Metrics {
             configuration_loads: Family::default(),
             demand_dropped: Counter::default(),
             cluster: ClusterMetrics::default(),
+            writes: Family::default(),
+            leading: Gauge::default(),
+            sweep_finished: Family::default(),
             certificate_not_after: Gauge::default(),
             certificate_replacements: Gauge::default(),
             certificate_faults: Gauge::default(),
@@ -195,6 +214,9 @@ impl Metrics {
             configuration_loads,
             demand_dropped,
             cluster,
+            writes,
+            leading,
+            sweep_finished,
             certificate_not_after,
             certificate_replacements,
             certificate_faults,
@@ -230,6 +252,14 @@ impl Metrics {
             "demand_dropped",
             "New images not handed on because the queue was full",
             demand_dropped,
+        );
+        registry.register("writes", "Writes to the API server by how they ended", writes);
+        registry.register("leading", "1 while this companion leads", leading);
+        registry.register_with_unit(
+            "sweep_finished",
+            "End of the last complete sweep, since the Unix epoch",
+            Unit::Seconds,
+            sweep_finished,
         );
         registry.register_with_unit(
             "certificate_not_after",
@@ -342,6 +372,12 @@ impl Metrics {
                 state: Label(state),
             });
         }
+        for class in Class::ALL {
+            self.sweep_finished.remove(&SweepClassLabels {
+                mirror: mirror.to_owned(),
+                class: class.as_str(),
+            });
+        }
         for presence in ["present", "missing", "unknown"] {
             self.images.remove(&ImagesLabels {
                 mirror: mirror.to_owned(),
@@ -360,6 +396,26 @@ impl Metrics {
                 result,
             })
             .inc();
+    }
+
+    /// Sets the end of a mirror's last complete sweep.
+    pub fn sweep_finished(&self, mirror: &str, class: &'static str, at: Timestamp) {
+        let labels = SweepClassLabels {
+            mirror: mirror.to_owned(),
+            class,
+        };
+        let seconds = i64::try_from(at.as_millis() / 1000).unwrap_or(i64::MAX);
+        self.sweep_finished.get_or_create(&labels).set(seconds);
+    }
+
+    /// Counts one write to the API server.
+    pub fn wrote(&self, kind: &'static str, result: &'static str) {
+        self.writes.get_or_create(&WriteLabels { kind, result }).inc();
+    }
+
+    /// Sets whether this companion leads.
+    pub fn set_leading(&self, leading: bool) {
+        self.leading.set(i64::from(leading));
     }
 
     /// Counts one reading of the configuration.

@@ -3,6 +3,7 @@
 //! This is a contract with users, not the model: the core works with `domain::mirror::Mirror`,
 //! which [`mirror`] makes from a resource. Nothing here talks to an API server.
 
+pub mod image;
 pub mod mirror;
 mod rules;
 pub mod schema;
@@ -27,6 +28,12 @@ pub const PROBE_SECRET: &str = "kagami-probe";
 
 /// Name of the Lease that the leading companion renews.
 pub const HEALTH_LEASE: &str = "kagami-health";
+
+/// Name of the Lease that says which companion leads.
+pub const LEADER_LEASE: &str = "kagami-companion";
+
+/// Name of the Secret in Kagami's namespace with the certificate authority and its key.
+pub const AUTHORITY_SECRET: &str = "kagami-ca";
 
 /// One thing that is wrong with a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]

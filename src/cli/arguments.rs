@@ -60,6 +60,8 @@ pub(super) enum Command {
     Serve(ServeArguments),
     /// Answer admission reviews in a cluster; the companion keeps watch over the mirrors
     Webhook(WebhookArguments),
+    /// Keep the shared state of a cluster: probe the mirrors, look at images, keep certificates
+    Companion(CompanionArguments),
     /// Answer an AdmissionReview, or rewrite Pods and workloads, from a file
     Review(ReviewArguments),
     /// Show the whole decision for one image, step by step
@@ -161,6 +163,81 @@ pub(super) struct ListenArguments {
     /// How long to go on answering after SIGTERM, while clients move away; 95s behind a Service
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, env = "KAGAMI_DRAIN_DELAY")]
     pub(super) drain_delay: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CompanionArguments {
+    /// Kagami's own namespace
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = "kagami-system",
+        env = "KAGAMI_NAMESPACE"
+    )]
+    pub(super) namespace: String,
+
+    /// Where /livez, /readyz, /metrics and /status are answered (HTTP)
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "[::]:8080",
+        env = "KAGAMI_ADMIN_LISTEN"
+    )]
+    pub(super) admin_listen: SocketAddr,
+
+    /// Namespaces whose Pods are never touched, besides Kagami's own
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        default_value = "kube-system",
+        env = "KAGAMI_LEFT_ALONE"
+    )]
+    pub(super) left_alone: Vec<String>,
+
+    /// Mode of namespaces without the label kagami.dev/mode, as the webhook configuration has it
+    #[arg(long, value_name = "MODE", default_value = "off", env = "KAGAMI_DEFAULT_MODE")]
+    pub(super) default_mode: ModeArgument,
+
+    /// How long after its last use by a Pod an image is forgotten
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration, env = "KAGAMI_FORGET_AFTER")]
+    pub(super) forget_after: Duration,
+
+    /// Name in the leader lease, another one for each replica [default: host, process and time]
+    #[arg(long, value_name = "NAME", env = "KAGAMI_IDENTITY")]
+    pub(super) identity: Option<String>,
+
+    /// MutatingWebhookConfiguration whose caBundle is kept; without it no certificates are made
+    #[arg(long, value_name = "NAME", env = "KAGAMI_WEBHOOK_CONFIGURATION")]
+    pub(super) webhook_configuration: Option<String>,
+
+    /// Service of the webhook, for the names of its serving certificate
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "kagami-webhook",
+        env = "KAGAMI_WEBHOOK_SERVICE"
+    )]
+    pub(super) webhook_service: String,
+
+    /// Secret that holds the serving certificate
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "kagami-webhook-tls",
+        env = "KAGAMI_CERTIFICATE_SECRET"
+    )]
+    pub(super) certificate_secret: String,
+
+    /// Time between two steps of a renewal: new authority known, new certificate served, old
+    /// authority gone; Secret volumes are slow
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration, env = "KAGAMI_CERTIFICATE_STEP")]
+    pub(super) certificate_step: Duration,
+
+    /// How long a serving certificate is valid; the authority is valid for four times as long, and
+    /// both are renewed when a third is left
+    #[arg(long, value_name = "DURATION", default_value = "2160h", value_parser = duration, env = "KAGAMI_CERTIFICATE_VALIDITY")]
+    pub(super) certificate_validity: Duration,
 }
 
 /// What one-shot commands have in common.

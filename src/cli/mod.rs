@@ -4,6 +4,7 @@
 
 mod arguments;
 mod certs;
+mod companion;
 mod explain;
 mod once;
 mod output;
@@ -39,7 +40,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         anyhow::bail!("cannot install the TLS provider");
     }
     let filter = log.unwrap_or_else(|| match command {
-        Command::Serve(_) => "info".to_owned(),
+        Command::Serve(_) | Command::Companion(_) => "info".to_owned(),
         // The watches tell of failures themselves, once and not for every request.
         Command::Webhook(_) => "info,kube_client=off".to_owned(),
         // One-shot commands say what they have to say on their own.
@@ -54,6 +55,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let outcome = match command {
         Command::Serve(arguments) => block_on(serve::run(arguments)),
         Command::Webhook(arguments) => block_on(webhook::run(arguments)),
+        Command::Companion(arguments) => block_on(companion::run(arguments)),
         Command::Review(arguments) => block_on(review::run(arguments)),
         Command::Explain(arguments) => block_on(explain::run(arguments)),
         Command::Resolve(arguments) => block_on(resolve::run(arguments)),

@@ -1,6 +1,7 @@
 //! `kagami serve`: webhook and companion in one process, state in memory, configuration from a file.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -20,7 +21,8 @@ use super::{
     serving::{self, LOOK_AT_FILES, Listening, QUEUE, RECENT, Served, until_stopping},
 };
 use crate::{
-    certificates, clock, companion,
+    certificates, clock,
+    companion::{self, reports::Reports},
     domain::{decision::Probing, time::Timestamp},
     metrics::Metrics,
     server::{admin::Readiness, tls},
@@ -82,7 +84,14 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let mut tasks = Tasks::default();
     let configuration = follow_configuration(config.config, feed, loaded, metrics.clone());
     tasks.spawn("configuration", until_stopping(shutdown.clone(), configuration));
-    let companion = companion::run(store, metrics, observations, demand);
+    let companion = companion::run(
+        store,
+        metrics,
+        Reports::default(),
+        BTreeSet::new(),
+        observations,
+        demand,
+    );
     tasks.spawn("companion", until_stopping(shutdown.clone(), companion));
     let drain = serving::drain(&listen);
     listening.serve(served, &mut tasks, &shutdown)?;

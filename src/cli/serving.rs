@@ -33,7 +33,7 @@ pub(super) const QUEUE: usize = 4096;
 pub(super) const RECENT: usize = 50;
 
 /// The longest that requests in flight may hold up the end.
-const FINISH: Duration = Duration::from_secs(10);
+pub(super) const FINISH: Duration = Duration::from_secs(10);
 
 /// The listeners and the certificate: everything that can be refused before anything is served.
 pub(super) struct Listening {
@@ -134,7 +134,7 @@ pub(super) async fn until_stopping(
     Ok(())
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .map_err(|error| BadSettings::one(format!("cannot listen on {address}: {error}")).into())
@@ -195,7 +195,7 @@ impl Served {
 }
 
 /// Returns what `/status` shows of the mirrors, as decisions see them.
-fn mirrors(store: &Store) -> Map<String, Value> {
+pub(super) fn mirrors(store: &Store) -> Map<String, Value> {
     let snapshot = store.snapshot();
     let counts = store.index().counts();
     let mirror = |(id, mirror): (MirrorId, &Mirror)| {

@@ -4,8 +4,10 @@
 //! images) and the demand (new images). They talk through the store alone. The webhook never waits
 //! for any of them.
 
+pub mod cluster;
 mod demand;
 mod prober;
+pub mod reports;
 mod sweeper;
 mod upstream;
 mod verify;
@@ -39,6 +41,8 @@ use crate::{
     tasks::panic_message,
 };
 
+use reports::Reports;
+
 /// How many observations and new images may wait for each mirror. More is dropped: the next
 /// review tells again.
 const QUEUE: usize = 1024;
@@ -64,6 +68,7 @@ struct Context {
     store: Store,
     metrics: Metrics,
     upstreams: upstream::Registries,
+    reports: Reports,
 }
 
 /// A mirror as the configuration and its health have it at one moment.
@@ -93,10 +98,13 @@ impl Present {
 }
 
 /// Keeps the state up to date for every mirror that the store's configuration has. Never ends by
-/// itself; a worker that panics is started anew.
+/// itself; a worker that panics is started anew. The mirrors in `inherited` begin with the health
+/// that the store has, others at Unknown.
 pub async fn run(
     store: Store,
     metrics: Metrics,
+    reports: Reports,
+    mut inherited: BTreeSet<String>,
     mut observations: mpsc::Receiver<Observed>,
     mut demand: mpsc::Receiver<Demand>,
 ) -> std::convert::Infallible {
@@ -112,6 +120,7 @@ pub async fn run(
                 .is_some_and(|client| client.is(&worker.client));
             if !stays {
                 metrics.forget_mirror(mirror);
+                reports.forget(mirror);
             }
             stays
         });
@@ -125,8 +134,15 @@ pub async fn run(
                     store: store.clone(),
                     metrics: metrics.clone(),
                     upstreams: registries.clone(),
+                    reports: reports.clone(),
                 };
-                workers.insert(mirror.name.clone(), Worker::start(context));
+                // Once only: what starts anew later does so because its mirror is another one.
+                let inherits = inherited.remove(&mirror.name);
+                let known = context.present().map(|present| present.health());
+                let health = known
+                    .filter(|health| inherits || health.state == State::Unknown)
+                    .unwrap_or_else(|| Health::unknown(clock::now()));
+                workers.insert(mirror.name.clone(), Worker::start(context, health));
             }
         }
         watch_upstreams(&mut upstreams, &snapshot, &store);
@@ -196,15 +212,13 @@ pub async fn look_once(store: &Store, deadline: Instant) {
 }
 
 impl Worker {
-    fn start(context: Context) -> Self {
+    fn start(context: Context, health: Health) -> Self {
         let (observations, observed) = mpsc::channel(QUEUE);
         let (demand, wanted) = mpsc::channel(QUEUE);
         let client = context.client.clone();
-        // Whatever was proven before belongs to another endpoint, or to nobody.
-        context
-            .store
-            .set_health(&context.mirror, Health::unknown(clock::now()));
-        context.metrics.set_health(&context.mirror, State::Unknown);
+        context.store.set_health(&context.mirror, health);
+        context.metrics.set_health(&context.mirror, health.state);
+        context.reports.probed(&context.mirror);
         let mut tasks = JoinSet::new();
         tasks.spawn(prober::run(context.clone(), observed));
         tasks.spawn(sweeper::run(context.clone()));

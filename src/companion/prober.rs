@@ -13,7 +13,7 @@ use crate::{
     domain::{
         answer::{Ambiguity, Answer, Failure, Manifest},
         digest::Digest,
-        health::{Fault, Machine, Observation, State},
+        health::{Fault, Health, Machine, Observation, State},
         mirror::{HealthSettings, Kind, Mirror},
         presence::{Presence, reason_of},
         snapshot::Snapshot,
@@ -41,8 +41,11 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 /// Watches the mirror until the task is dropped. `observed` is what others saw of it.
 pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>) {
     let mut snapshots = context.store.subscribe();
+    let health = context
+        .present()
+        .map_or_else(|| Health::unknown(clock::now()), |present| present.health());
     let mut prober = Prober {
-        machine: Machine::new(HealthSettings::default(), clock::now()),
+        machine: Machine::resume(HealthSettings::default(), health),
         canaries: Vec::new(),
         rounds: 0,
         data_in_doubt: false,
@@ -50,9 +53,14 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
     };
     while let Some(present) = prober.context.present() {
         let settings = present.settings();
+        if prober.machine.health() != present.health() {
+            // Somebody else had to say something, because this task did not for too long.
+            prober.machine = Machine::resume(settings.health, present.health());
+        }
         prober.machine.configure(settings.health);
         let started = Instant::now();
         let observation = prober.round(settings).await;
+        prober.context.reports.probed(&prober.context.mirror);
         let confirm_now = prober.observe(observation);
         if confirm_now {
             continue;
@@ -147,7 +155,8 @@ impl Prober {
         let timeout = settings.health.timeout;
         match self.context.client.ping(Instant::now() + timeout).await {
             // Unauthorized means alive; images will be answered the same and tell.
-            Ok(()) | Err(Failure::Unauthorized) => {}
+            Ok(()) => self.context.reports.credentials(&self.context.mirror, true),
+            Err(Failure::Unauthorized) => self.context.reports.credentials(&self.context.mirror, false),
             Err(failure) => return Observation::Bad(fault_of_ping(failure)),
         }
         let Some(canary) = self.next_canary() else {

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     Context, Present,
+    reports::SweepEnd,
     verify::{Located, Pace, locate},
 };
 use crate::{
@@ -139,6 +140,16 @@ async fn run_one(context: &Context, present: &Present, class: Class) {
             .store
             .index_mut()
             .swept(&context.mirror, class, run.sweep.complete());
+        let end = SweepEnd {
+            started_at: run.sweep.started_at,
+            finished_at: clock::now(),
+            counts: context.store.index().counts_of(&context.mirror, class),
+            period: period(present.settings(), class),
+        };
+        context.reports.swept(&context.mirror, class, end);
+        context
+            .metrics
+            .sweep_finished(&context.mirror, class.as_str(), end.finished_at);
     }
     if !run.sweep.images().is_empty() {
         context.metrics.swept(&context.mirror, class.as_str(), complete);

@@ -208,6 +208,14 @@ impl Machine {
         self.settings = settings;
     }
 
+    /// Returns a machine that goes on from what is known already.
+    pub fn resume(settings: HealthSettings, health: Health) -> Self {
+        Self {
+            health,
+            ..Self::new(settings, health.since)
+        }
+    }
+
     /// Forgets everything because the mirror is now another one (its endpoint changed).
     pub fn reset(&mut self, now: Timestamp) {
         *self = Self::new(self.settings, now);

@@ -5,11 +5,14 @@
 //! this crate.
 
 pub mod answer;
+pub mod bucket;
 pub mod decision;
+pub mod demand;
 pub mod digest;
 pub mod health;
 pub mod image;
 pub mod json;
+pub mod lease;
 pub mod mapping;
 pub mod mirror;
 pub mod names;
@@ -18,6 +21,7 @@ pub mod platform;
 pub mod pod;
 pub mod presence;
 pub mod reason;
+pub mod rotation;
 pub mod routing;
 pub mod selector;
 pub mod snapshot;

@@ -296,6 +296,13 @@ fn client_verifier(
         .map_err(|error| Error::ClientAuthorities(error.into()))
 }
 
+/// Returns from when until when the first certificate of a PEM text is valid; none if it cannot be
+/// read.
+pub fn validity_of(pem: &[u8]) -> Option<(Timestamp, Timestamp)> {
+    let chain = certificates(pem, "a certificate").ok()?;
+    validity(chain.first()?).ok()
+}
+
 /// Returns from when until when a certificate is valid (RFC 5280, 4.1: the fifth field of a
 /// `TBSCertificate`, before which only the version may be absent).
 fn validity(certificate: &CertificateDer<'_>) -> Result<(Timestamp, Timestamp), ASN1Error> {

@@ -12,6 +12,7 @@
 )]
 
 mod cluster;
+mod companion;
 mod faults;
 mod modes;
 mod places;
@@ -39,6 +40,11 @@ macro_rules! tests {
 /// Every test; the long one first, because tests start in this order.
 const TESTS: &[(&str, Test)] = tests![
     faults::connections_idle_for_95_seconds_are_still_usable,
+    companion::a_paused_leader_never_writes_again,
+    companion::a_second_replica_takes_over_after_a_kill,
+    companion::what_is_known_can_be_read_with_kubectl,
+    companion::health_is_written_once_for_each_change,
+    companion::certificates_are_made_and_renewed_in_steps,
     places::kubectl_run_gets_the_mirrors_image,
     places::init_containers_and_sidecars_are_rewritten,
     places::image_volumes_are_rewritten,

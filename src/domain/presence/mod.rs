@@ -7,7 +7,7 @@
 //! and may jump: every jump makes proofs void, none makes them longer than the bound.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
@@ -252,6 +252,20 @@ pub struct Counts {
     pub unknown: usize,
 }
 
+impl Counts {
+    fn of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Self {
+        let mut counts = Self::default();
+        for entry in entries {
+            match entry.presence {
+                Presence::Present(_) => counts.present += 1,
+                Presence::Missing => counts.missing += 1,
+                Presence::Unknown(_) => counts.unknown += 1,
+            }
+        }
+        counts
+    }
+}
+
 /// What is known of all images on all mirrors.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -260,6 +274,8 @@ pub struct Index {
     seen_order: std::collections::VecDeque<(Box<str>, Box<str>)>,
     version: Version,
     listing: u32,
+    /// Mirror and key of what changed in `known` since it was last asked; none if nobody asks.
+    changes: Option<BTreeSet<(Box<str>, Box<str>)>>,
 }
 
 impl Index {
@@ -315,6 +331,7 @@ impl Index {
         now: Timestamp,
     ) -> Version {
         self.version.0 += 1;
+        self.note_change(mirror, key);
         self.write_at(mirror, key, presence, verified_at, self.version, now);
         self.version
     }
@@ -376,9 +393,51 @@ impl Index {
 
     /// Removes an entry of the companion's knowledge.
     pub fn remove(&mut self, mirror: &str, key: &str) {
-        if let Some(table) = self.known.get_mut(mirror) {
-            table.entries.remove(key);
+        if let Some(table) = self.known.get_mut(mirror)
+            && table.entries.remove(key).is_some()
+        {
+            self.note_change(mirror, key);
         }
+    }
+
+    /// Notes from now on which of the companion's entries change, for [`Self::take_changes`].
+    pub fn track_changes(&mut self) {
+        self.changes.get_or_insert_default();
+    }
+
+    /// Returns mirror and key of every entry that was written or removed since the last call, each
+    /// once; so there are never more than entries that are or were. A mirror that went with all its
+    /// entries is not among them.
+    pub fn take_changes(&mut self) -> BTreeSet<(Box<str>, Box<str>)> {
+        self.changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn note_change(&mut self, mirror: &str, key: &str) {
+        if let Some(changes) = &mut self.changes {
+            changes.insert((mirror.into(), key.into()));
+        }
+    }
+
+    /// Notes that a Pod uses an image. Does nothing if there is no entry for it.
+    pub fn touch(&self, mirror: &str, key: &str, now: Timestamp) {
+        if let Some(entry) = self.get(mirror, key) {
+            entry.touch(now);
+        }
+    }
+
+    /// Returns when an entry was last seen to be as it is: the later of its own time and the start
+    /// of the last complete sweep that covered it.
+    pub fn verified_at(&self, mirror: &str, key: &str) -> Option<Timestamp> {
+        let table = self.known.get(mirror)?;
+        let entry = table.entries.get(key)?;
+        let swept = table.swept(class_of(key)).filter(|swept| {
+            entry.version <= swept.through && !matches!(entry.presence, Presence::Unknown(_))
+        });
+        Some(
+            entry
+                .verified_at
+                .max(swept.map(|swept| swept.started_at).unwrap_or_default()),
+        )
     }
 
     /// Makes room for one more image of a mirror: past `limit` entries, the sixteenth part that was
@@ -400,9 +459,13 @@ impl Index {
         let (_, oldest_kept, _) = times.select_nth_unstable(position);
         let oldest_kept = *oldest_kept;
         let mut to_go = position + 1;
-        table.entries.retain(|_, entry| {
+        let mut changes = self.changes.as_mut();
+        table.entries.retain(|key, entry| {
             let goes = to_go > 0 && entry.last_used.load(Ordering::Relaxed) <= oldest_kept;
             to_go -= usize::from(goes);
+            if goes && let Some(changes) = &mut changes {
+                changes.insert((mirror.into(), key.clone()));
+            }
             !goes
         });
     }
@@ -477,21 +540,16 @@ impl Index {
 
     /// Counts the companion's entries of every mirror. Walks all of them.
     pub fn counts(&self) -> BTreeMap<String, Counts> {
-        let count = |table: &Table| {
-            let mut counts = Counts::default();
-            for entry in table.entries.values() {
-                match entry.presence {
-                    Presence::Present(_) => counts.present += 1,
-                    Presence::Missing => counts.missing += 1,
-                    Presence::Unknown(_) => counts.unknown += 1,
-                }
-            }
-            counts
-        };
         self.known
             .iter()
-            .map(|(mirror, table)| (mirror.to_string(), count(table)))
+            .map(|(mirror, table)| (mirror.to_string(), Counts::of(table.entries.values())))
             .collect()
+    }
+
+    /// Counts the companion's entries of one class on one mirror. Walks all of them.
+    pub fn counts_of(&self, mirror: &str, class: Class) -> Counts {
+        let of_class = |(key, entry)| (class_of(key) == class).then_some(entry);
+        Counts::of(self.entries(mirror).filter_map(of_class))
     }
 }
 

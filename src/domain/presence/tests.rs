@@ -223,3 +223,36 @@ fn what_a_listing_does_not_name_is_gone_at_its_end_and_not_before() {
     assert!(!index.contains("main", KEY));
     assert!(index.contains("main", other));
 }
+
+#[test]
+fn changes_are_told_once_and_removals_among_them() {
+    let mut index = Index::default();
+    index.write("main", "before", Presence::Missing, at(1), at(1));
+    assert!(index.take_changes().is_empty(), "nobody asked before");
+    index.track_changes();
+    for key in ["a", "a", "b"] {
+        index.write("main", key, Presence::Missing, at(1), at(1));
+    }
+    index.remove("main", "before");
+    index.remove("main", "never there");
+    let changed: Vec<_> = index.take_changes().into_iter().map(|(_, key)| key).collect();
+    assert_eq!(changed, ["a".into(), "b".into(), Box::<str>::from("before")]);
+    index.make_room("main", 2);
+    assert_eq!(index.take_changes().len(), 1);
+    assert!(index.take_changes().is_empty());
+}
+
+#[test]
+fn a_sweep_renews_what_it_covered_only() {
+    let mut index = Index::default();
+    let through = index.write("main", "a:1", Presence::Missing, at(1), at(1));
+    index.write("main", "b:1", Presence::Missing, at(1), at(1));
+    let swept = Swept {
+        started_at: at(5),
+        through,
+    };
+    index.swept("main", Class::Tag, swept);
+    assert_eq!(index.verified_at("main", "a:1"), Some(at(5)));
+    assert_eq!(index.verified_at("main", "b:1"), Some(at(1)));
+    assert_eq!(index.verified_at("main", "c:1"), None);
+}

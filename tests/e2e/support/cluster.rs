@@ -48,6 +48,7 @@ pub(crate) struct Cluster {
     api_server: Mutex<Option<Process>>,
     _etcd: Process,
     etcd_url: String,
+    address: Ipv4Addr,
     pub(crate) url: String,
     namespaces: AtomicUsize,
     pub(crate) tools: Tools,
@@ -98,6 +99,7 @@ impl Cluster {
             api_server: Mutex::new(Some(api_server)),
             _etcd: etcd,
             etcd_url,
+            address,
             url,
             namespaces: AtomicUsize::new(0),
             tools,
@@ -112,7 +114,14 @@ impl Cluster {
 
     /// Starts it again, from the thread of the test that stopped it.
     pub(crate) fn start_api_server(&self) {
-        let process = start_api_server(&self.tools, &self.http, self.folder(), &self.etcd_url, &self.url);
+        let process = start_api_server(
+            &self.tools,
+            &self.http,
+            self.folder(),
+            &self.etcd_url,
+            self.address,
+            &self.url,
+        );
         *self.api_server.lock().unwrap() = Some(process);
     }
 
@@ -179,12 +188,22 @@ impl Cluster {
 
     /// The audit log's events about Pods of a namespace so far, oldest first.
     pub(crate) fn audit_events(&self, namespace: &str) -> Vec<Value> {
-        let log = fs::read_to_string(self.folder().join("audit.log")).unwrap_or_default();
-        let events = log
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut events = self.audit_log();
+        events.retain(|event| event["objectRef"]["namespace"] == namespace);
         events
-            .filter(|event| event["objectRef"]["namespace"] == namespace)
+    }
+
+    /// Every write of a user that the API server answered so far, oldest first.
+    pub(crate) fn writes_of(&self, user: &str) -> Vec<Value> {
+        let mut events = self.audit_log();
+        events.retain(|event| event["user"]["username"] == user);
+        events
+    }
+
+    fn audit_log(&self) -> Vec<Value> {
+        let log = fs::read_to_string(self.folder().join("audit.log")).unwrap_or_default();
+        log.lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
             .collect()
     }
 }
@@ -278,6 +297,8 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
         [
             format!("{},admin,1,system:masters", User::Admin.token()),
             format!("{},system:node:node1,2,system:nodes", User::Node.token()),
+            "companion-a,companion-a,3,companions".to_owned(),
+            "companion-b,companion-b,4,companions".to_owned(),
         ]
         .join("\n"),
     );
@@ -293,12 +314,23 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
                     "verbs": ["create", "update", "patch"],
                     "resources": [{"group": "", "resources": ["pods", "pods/ephemeralcontainers"]}],
                 },
+                {
+                    "level": "Request",
+                    "verbs": ["create", "update", "patch", "delete"],
+                    "userGroups": ["companions"],
+                },
                 {"level": "None"},
             ],
         })
         .to_string(),
     );
-    for (name, user) in [("admin", User::Admin), ("node", User::Node)] {
+    let users = [
+        ("admin", User::Admin.token()),
+        ("node", User::Node.token()),
+        ("companion-a", "companion-a"),
+        ("companion-b", "companion-b"),
+    ];
+    for (name, token) in users {
         write(
             &format!("{name}.kubeconfig"),
             json!({
@@ -307,7 +339,7 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
                 "clusters": [{"name": "e2e", "cluster": {
                     "server": url, "certificate-authority-data": authority.bundle(),
                 }}],
-                "users": [{"name": name, "user": {"token": user.token()}}],
+                "users": [{"name": name, "user": {"token": token}}],
                 "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": name}}],
                 "current-context": "e2e",
             })

@@ -3,6 +3,7 @@
 pub(crate) mod admission;
 pub(crate) mod certificates;
 pub(crate) mod cluster;
+pub(crate) mod companion;
 pub(crate) mod connection;
 pub(crate) mod http;
 pub(crate) mod injector;

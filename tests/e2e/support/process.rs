@@ -99,11 +99,26 @@ impl Process {
 
     /// Stops the program where it is, with its connections open; it then answers nobody.
     pub(crate) fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    /// Lets a stopped program go on.
+    pub(crate) fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// Asks the program to end and waits until it has.
+    pub(crate) fn terminate(mut self) {
+        self.signal("TERM");
+        assert!(self.child.wait().unwrap().success(), "{} failed", self.name);
+    }
+
+    fn signal(&self, signal: &str) {
         let status = Command::new("kill")
-            .args(["-STOP", &self.child.id().to_string()])
+            .args([format!("-{signal}"), self.child.id().to_string()])
             .status()
             .unwrap();
-        assert!(status.success(), "cannot stop {}", self.name);
+        assert!(status.success(), "cannot send {signal} to {}", self.name);
     }
 
     /// The last 30 lines of what the program said.

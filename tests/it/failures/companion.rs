@@ -1,9 +1,11 @@
 //! Rules of state, probes and companion for which a whole program's sockets are awkward.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ::kagami::{
-    clock, companion,
+    clock,
+    companion::{self, reports::Reports},
     domain::{
         decision::{Finding, Probe},
         health::{Fault, Health, Observation, State},
@@ -159,7 +161,17 @@ fn start(store: &Store) -> Companion {
     let (metrics, _) = Metrics::new();
     let store = store.clone();
     let mut running = JoinSet::new();
-    running.spawn(async move { match companion::run(store, metrics, observed, demand).await {} });
+    running.spawn(async move {
+        match companion::run(
+            store,
+            metrics,
+            Reports::default(),
+            BTreeSet::new(),
+            observed,
+            demand,
+        )
+        .await {}
+    });
     Companion {
         observations,
         demand: want,

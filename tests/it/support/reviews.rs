@@ -25,7 +25,7 @@ pub fn admission(store: Store) -> Admission {
         probing: Probing::Hosted,
         recent: 50,
     };
-    Admission::new(store, probes, metrics, demand, limits)
+    Admission::new(store, probes, metrics, Some(demand), limits)
 }
 
 /// Returns the review of a Pod that is created, or of new ephemeral containers where an old Pod is

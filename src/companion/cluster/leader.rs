@@ -1,0 +1,235 @@
+//! The leader lease: one companion works, the others wait.
+//!
+//! Own code over the plain Lease API: what matters here is the moment up to which a leader may
+//! write, which libraries keep to themselves. That moment counts from before a renewal was sent,
+//! by a monotonic clock, so a process that was paused knows at once.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use crate::{
+    api::{LEADER_LEASE, v1alpha1::micro_time},
+    clock,
+    domain::lease::{Candidate, DURATION, RENEW_DEADLINE, RETRY, Record, may_act},
+};
+
+/// How long one request about the lease may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Until when this process leads, as others see it.
+#[derive(Clone, Debug)]
+pub(super) struct Held(watch::Receiver<Option<Instant>>);
+
+impl Held {
+    /// Whether this process may write now.
+    pub(super) fn may_write(&self) -> bool {
+        self.0
+            .borrow()
+            .is_some_and(|renewed| may_act(Duration::ZERO, renewed.elapsed()))
+    }
+
+    /// Waits until this process may not write any more.
+    async fn run_out(&self) {
+        while self.may_write() {
+            let renewed = *self.0.borrow();
+            sleep_until(renewed.map_or_else(Instant::now, |renewed| renewed + RENEW_DEADLINE)).await;
+        }
+    }
+}
+
+/// A candidate for the lead.
+#[derive(Debug)]
+pub(super) struct Elector {
+    leases: Api<Lease>,
+    identity: String,
+    candidate: Candidate,
+    started: Instant,
+    renewed: watch::Sender<Option<Instant>>,
+    /// When the API server last answered.
+    reached: watch::Sender<Option<Instant>>,
+    /// The lease as this process wrote it last.
+    own: Option<Lease>,
+}
+
+impl Elector {
+    /// Returns a candidate; `identity` must be another one for each process.
+    pub(super) fn new(
+        client: Client,
+        namespace: &str,
+        identity: String,
+        reached: watch::Sender<Option<Instant>>,
+    ) -> Self {
+        Self {
+            leases: Api::namespaced(client, namespace),
+            identity,
+            candidate: Candidate::default(),
+            started: Instant::now(),
+            renewed: watch::Sender::new(None),
+            reached,
+            own: None,
+        }
+    }
+
+    pub(super) fn held(&self) -> Held {
+        Held(self.renewed.subscribe())
+    }
+
+    /// Waits until this process leads.
+    pub(super) async fn acquire(&mut self) {
+        loop {
+            match self.try_take().await {
+                Ok(true) => {
+                    tracing::info!(identity = self.identity, "leading");
+                    return;
+                }
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, "cannot look at the lease"),
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Renews the lease until it is lost.
+    pub(super) async fn hold(&mut self) {
+        let held = self.held();
+        tokio::select! {
+            biased;
+            () = held.run_out() => {
+                tracing::warn!("the lease was not renewed for {RENEW_DEADLINE:?}; stepping down");
+            }
+            () = self.renewals() => {
+                tracing::warn!("another companion took the lease; stepping down");
+            }
+        }
+        self.own = None;
+        self.renewed.send_replace(None);
+    }
+
+    /// Renews the lease until somebody else has it.
+    async fn renewals(&mut self) {
+        loop {
+            sleep(RETRY).await;
+            match self.renew().await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => tracing::warn!(%error, "cannot renew the lease"),
+            }
+        }
+    }
+
+    /// Gives the lease back, so that others need not wait.
+    pub(super) async fn release(&mut self) {
+        self.renewed.send_replace(None);
+        let Some(mut lease) = self.own.take() else { return };
+        lease.spec.get_or_insert_default().holder_identity = None;
+        if let Err(error) = self.replace(&lease).await {
+            tracing::debug!(%error, "cannot give the lease back");
+        }
+    }
+
+    async fn try_take(&mut self) -> kube::Result<bool> {
+        let asked_at = Instant::now();
+        let Some(mut lease) = self.answered(self.leases.get_opt(LEADER_LEASE)).await? else {
+            let lease = Lease {
+                metadata: ObjectMeta {
+                    name: Some(LEADER_LEASE.to_owned()),
+                    ..ObjectMeta::default()
+                },
+                spec: Some(self.spec(0)),
+            };
+            let parameters = PostParams::default();
+            let created = self.answered(self.leases.create(&parameters, &lease)).await;
+            return self.took(created, asked_at);
+        };
+        let spec = lease.spec.clone().unwrap_or_default();
+        let record = Record {
+            version: lease.metadata.resource_version.clone().unwrap_or_default(),
+            holder: spec.holder_identity.filter(|holder| !holder.is_empty()),
+            duration: seconds(spec.lease_duration_seconds).unwrap_or(DURATION),
+        };
+        if !self.candidate.may_take(&record, self.started.elapsed()) {
+            return Ok(false);
+        }
+        lease.spec = Some(self.spec(spec.lease_transitions.unwrap_or_default().saturating_add(1)));
+        let asked_at = Instant::now();
+        let replaced = self.replace(&lease).await;
+        self.took(replaced, asked_at)
+    }
+
+    async fn renew(&mut self) -> kube::Result<bool> {
+        let Some(mut lease) = self.own.clone() else {
+            return Ok(false);
+        };
+        lease.spec.get_or_insert_default().renew_time = Some(micro_time(clock::now()));
+        let asked_at = Instant::now();
+        let replaced = self.replace(&lease).await;
+        if self.took(replaced, asked_at)? {
+            return Ok(true);
+        }
+        // A renewal that timed out may have arrived all the same.
+        let Some(lease) = self.answered(self.leases.get_opt(LEADER_LEASE)).await? else {
+            return Ok(false);
+        };
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_ref());
+        if holder != Some(&self.identity) {
+            return Ok(false);
+        }
+        self.own = Some(lease);
+        Ok(true)
+    }
+
+    /// Notes what became of a write: `false` if somebody else was faster.
+    fn took(&mut self, written: kube::Result<Lease>, asked_at: Instant) -> kube::Result<bool> {
+        match written {
+            Ok(lease) => {
+                self.own = Some(lease);
+                self.renewed.send_replace(Some(asked_at));
+                Ok(true)
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn spec(&self, transitions: i32) -> LeaseSpec {
+        let now = micro_time(clock::now());
+        LeaseSpec {
+            holder_identity: Some(self.identity.clone()),
+            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            acquire_time: Some(now.clone()),
+            renew_time: Some(now),
+            lease_transitions: Some(transitions),
+            ..LeaseSpec::default()
+        }
+    }
+
+    async fn replace(&self, lease: &Lease) -> kube::Result<Lease> {
+        let parameters = PostParams::default();
+        self.answered(self.leases.replace(LEADER_LEASE, &parameters, lease))
+            .await
+    }
+
+    /// Bounds a request, and notes that the API server answered.
+    async fn answered<T>(&self, request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+        let answer = timeout(PATIENCE, request)
+            .await
+            .unwrap_or_else(|elapsed| Err(kube::Error::Service(Box::new(elapsed))));
+        if matches!(answer, Ok(_) | Err(kube::Error::Api(_))) {
+            self.reached.send_replace(Some(Instant::now()));
+        }
+        answer
+    }
+}
+
+fn seconds(seconds: Option<i32>) -> Option<Duration> {
+    Some(Duration::from_secs(u64::try_from(seconds?).ok()?))
+}

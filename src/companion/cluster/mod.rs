@@ -1,0 +1,283 @@
+//! The companion of a cluster: the same store and the same workers as `kagami serve` has, fed by
+//! watches, with a publisher that carries what changed to the API server.
+//!
+//! One of several replicas leads; only it works, and only it writes. Whoever loses the lead drops
+//! everything at once and waits for its turn with nothing in memory.
+
+mod certificates;
+mod heartbeat;
+mod inherit;
+mod leader;
+mod mirrors;
+mod pods;
+mod probe_secret;
+mod publisher;
+mod status;
+mod writer;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use kube::Client;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::Instant,
+};
+
+use self::{
+    certificates::Keeper,
+    heartbeat::Heartbeat,
+    leader::Elector,
+    mirrors::Follower,
+    pods::Pods,
+    publisher::{Publisher, Work},
+    writer::Writer,
+};
+pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
+use super::reports::Reports;
+use crate::{
+    metrics::Metrics,
+    state::Store,
+    tasks::{Shutdown, Stage, panic_message},
+};
+
+/// How many new images and observations may wait for the workers.
+const QUEUE: usize = 4096;
+
+/// How long after its last answer the API server counts as reachable.
+const REACHABLE: Duration = Duration::from_secs(30);
+
+/// What a companion needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Kagami's own namespace.
+    pub namespace: String,
+    /// Another one for each process.
+    pub identity: String,
+    /// Namespaces whose Pods are never touched.
+    pub left_alone: BTreeSet<String>,
+    pub demand: DemandSettings,
+    /// None where somebody else keeps the webhook's certificates.
+    pub certificates: Option<CertificateSettings>,
+}
+
+/// Why a leader ended other than by losing the lead.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A task of the leader ended early, which none does by itself.
+    #[error("a task of the leader ended early: {0}")]
+    Ended(String),
+}
+
+/// What others see of a companion. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    store: watch::Sender<Option<Store>>,
+    reached: watch::Sender<Option<Instant>>,
+}
+
+impl View {
+    /// Returns the store while this companion leads.
+    pub fn store(&self) -> Option<Store> {
+        self.store.borrow().clone()
+    }
+
+    /// Whether the API server answered not long ago.
+    pub fn reaches_api_server(&self) -> bool {
+        self.reached
+            .borrow()
+            .is_some_and(|reached| reached.elapsed() < REACHABLE)
+    }
+}
+
+/// Waits for the lead and leads, again and again, until the process drains; then it gives the
+/// lease back.
+///
+/// `client` must not try anything again by itself: whether a write may be sent is decided right
+/// before it is sent.
+pub async fn run(
+    settings: Settings,
+    client: Client,
+    metrics: Metrics,
+    view: View,
+    shutdown: Shutdown,
+) -> Result<(), Error> {
+    let mut elector = Elector::new(
+        client.clone(),
+        &settings.namespace,
+        settings.identity.clone(),
+        view.reached.clone(),
+    );
+    let outcome = shutdown
+        .until(
+            Stage::Draining,
+            follow(&settings, &client, &metrics, &view, &mut elector),
+        )
+        .await;
+    view.store.send_replace(None);
+    metrics.set_leading(false);
+    elector.release().await;
+    match outcome {
+        Some(Err(error)) => Err(error),
+        Some(Ok(never)) => match never {},
+        None => Ok(()),
+    }
+}
+
+async fn follow(
+    settings: &Settings,
+    client: &Client,
+    metrics: &Metrics,
+    view: &View,
+    elector: &mut Elector,
+) -> Result<std::convert::Infallible, Error> {
+    loop {
+        elector.acquire().await;
+        metrics.set_leading(true);
+        let store = Store::default();
+        view.store.send_replace(Some(store.clone()));
+        let writer = Writer::new(elector.held(), metrics.clone());
+        let ended = tokio::select! {
+            () = elector.hold() => None,
+            error = lead(settings, client, metrics, &store, writer) => Some(error),
+        };
+        view.store.send_replace(None);
+        metrics.set_leading(false);
+        for (_, mirror) in store.snapshot().routing.mirrors() {
+            metrics.forget_mirror(&mirror.name);
+        }
+        if let Some(error) = ended {
+            return Err(error);
+        }
+    }
+}
+
+/// Does all the work of a leader; returns only if a task ends early. Dropping it ends them all.
+async fn lead(
+    settings: &Settings,
+    client: &Client,
+    metrics: &Metrics,
+    store: &Store,
+    writer: Writer,
+) -> Error {
+    let (published_cluster, mut cluster) = watch::channel(None);
+    let mut tasks = JoinSet::new();
+    // First of all: webhooks cannot start without.
+    if let Some(certificates) = settings.certificates.clone() {
+        let keeper = Keeper::new(certificates, writer.clone(), client.clone(), &settings.namespace);
+        tasks.spawn(keeper.run());
+    }
+    tasks.spawn(probe_secret::run(
+        client.clone(),
+        settings.namespace.clone(),
+        writer.clone(),
+        cluster.clone(),
+    ));
+    let follower = Follower::new(store, settings.left_alone.clone(), published_cluster);
+    tasks.spawn(follower.run(client.clone(), settings.namespace.clone()));
+    let (written, through, inherited) = tokio::select! {
+        inherited = take_over(settings, client, store, &mut cluster) => inherited,
+        error = early_end(&mut tasks) => return error,
+    };
+    let reports = Reports::default();
+    let published = watch::Sender::new(BTreeMap::new());
+    let heartbeat = Heartbeat {
+        store: store.clone(),
+        reports: reports.clone(),
+        metrics: metrics.clone(),
+        writer: writer.clone(),
+        identity: settings.identity.clone(),
+        published: published.subscribe(),
+    };
+    let publisher = Publisher {
+        store: store.clone(),
+        writer,
+        reports: reports.clone(),
+        cluster,
+        identity: settings.identity.clone(),
+        published,
+        written,
+        through,
+        work: Work::default(),
+    };
+    let (demand, wanted) = mpsc::channel(QUEUE);
+    let pods = Pods {
+        store: store.clone(),
+        settings: settings.demand.clone(),
+        demand,
+    };
+    tasks.spawn(publisher.run(client.clone()));
+    tasks.spawn(heartbeat.run(client.clone(), settings.namespace.clone()));
+    tasks.spawn(pods.run(client.clone()));
+    // Nobody but the probers observes mirrors here: reviews are answered elsewhere.
+    let (_observe, observations) = mpsc::channel(1);
+    let workers = super::run(
+        store.clone(),
+        metrics.clone(),
+        reports,
+        inherited,
+        observations,
+        wanted,
+    );
+    tokio::select! {
+        error = early_end(&mut tasks) => error,
+        never = workers => match never {},
+    }
+}
+
+/// Takes over what the last leader left, once the cluster's mirrors are known. Tries until it works.
+async fn take_over(
+    settings: &Settings,
+    client: &Client,
+    store: &Store,
+    cluster: &mut watch::Receiver<Option<Arc<mirrors::Cluster>>>,
+) -> (inherit::AllWritten, u64, BTreeSet<String>) {
+    loop {
+        // The follower holds the other end for as long as this future is polled.
+        let Ok(known) = cluster.wait_for(Option::is_some).await.map(|known| known.clone()) else {
+            return std::future::pending().await;
+        };
+        let loaded = async {
+            let (written, through) = inherit::images(client.clone(), store).await?;
+            let known = known.unwrap_or_default();
+            let snapshot = store.snapshot();
+            let health = inherit::health(client.clone(), &settings.namespace, &known, &snapshot).await?;
+            Ok::<_, kube::Error>((written, through, health))
+        };
+        match loaded.await {
+            Ok((written, through, health)) => {
+                let images: usize = written.values().map(std::collections::HashMap::len).sum();
+                tracing::info!(images, inherited = health.len(), "took over");
+                for (mirror, health) in &health {
+                    store.set_health(mirror, *health);
+                }
+                store.index_mut().track_changes();
+                return (written, through, health.into_keys().collect());
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = crate::telemetry::chain(&error),
+                    "cannot take over; trying again"
+                );
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+/// Waits for a task to end, which none does by itself while this process leads. One that ends
+/// because it may not write any more gives the elector time to notice.
+async fn early_end(tasks: &mut JoinSet<()>) -> Error {
+    match tasks.join_next().await {
+        Some(Ok(())) => {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            Error::Ended("it returned".to_owned())
+        }
+        Some(Err(error)) => Error::Ended(panic_message(error)),
+        None => std::future::pending().await,
+    }
+}

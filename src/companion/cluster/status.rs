@@ -1,0 +1,380 @@
+//! What an ImageMirror's status is to say: a plan, from what it says and what is known.
+//!
+//! It changes with transitions and ends of sweeps only: computed again from the same, it is the
+//! same, to the letter.
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff,
+};
+
+use crate::{
+    api::v1alpha1::{HealthState, HealthStatus, ImageMirrorStatus, SweepStatus, micro_time, timestamp},
+    companion::reports::SweepEnd,
+    domain::{
+        health::{Health, State},
+        time::Timestamp,
+    },
+};
+
+/// How long a condition's message may be (Kubernetes allows 32,768 bytes).
+const MESSAGE: usize = 4096;
+
+/// What is known of one mirror.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen<'a> {
+    pub(super) generation: i64,
+    /// Why the resource is not in force as it stands.
+    pub(super) faults: &'a [String],
+    /// None if no good form of the resource is in force.
+    pub(super) health: Option<Health>,
+    pub(super) missing_secret: Option<&'a str>,
+    pub(super) credentials_accepted: Option<bool>,
+    /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
+    pub(super) sweeps: [Option<(SweepEnd, u64)>; 2],
+    pub(super) platforms: &'a [String],
+}
+
+/// Returns the health that a status tells; none if it tells of none.
+pub(super) fn health(status: &ImageMirrorStatus) -> Option<Health> {
+    let told = status.health.as_ref()?;
+    Some(Health {
+        state: match told.state {
+            HealthState::Unknown => State::Unknown,
+            HealthState::Healthy => State::Healthy,
+            HealthState::Unhealthy => State::Unhealthy,
+        },
+        fault: None,
+        since: told.since.as_ref().map(timestamp).unwrap_or_default(),
+        proven_since: timestamp(told.proven_since.as_ref()?),
+    })
+}
+
+/// Whether two healths mean the same for readers: what goes wrong with a mirror that is down
+/// anyway is not worth a write.
+pub(super) fn same(a: Health, b: Health) -> bool {
+    (a.state, a.proven_since) == (b.state, b.proven_since)
+}
+
+/// Returns the generation of the resource that a status speaks of with its health.
+pub(super) fn generation_of_health(status: &ImageMirrorStatus) -> Option<i64> {
+    let healthy = status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == "Healthy");
+    healthy?.observed_generation
+}
+
+/// Returns the status to write; the same as `current` if there is nothing to write.
+pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) -> ImageMirrorStatus {
+    let mut next = current.clone();
+    let mut conditions = Conditions {
+        list: &mut next.conditions,
+        generation: seen.generation,
+        now,
+    };
+    if seen.faults.is_empty() {
+        conditions.set(
+            "Ready",
+            "True",
+            "InForce",
+            "The resource is in force as it stands.",
+        );
+    } else {
+        let what = if seen.health.is_some() {
+            "The last good form stays in force"
+        } else {
+            "Nothing is in force"
+        };
+        let message = format!("{what}: {}", seen.faults.join("; "));
+        conditions.set("Ready", "False", "Faulty", &message);
+    }
+    let told = health(current);
+    match seen.health {
+        Some(health) if told.is_none_or(|told| !same(told, health)) => {
+            let reason = conditions.healthy(health);
+            next.health = Some(status_of(health, reason));
+        }
+        Some(_) => conditions.observed("Healthy"),
+        None if told.is_none_or(|told| told.state == State::Unknown) => {}
+        None => {
+            let unknown = Health::unknown(now);
+            let reason = conditions.healthy(unknown);
+            next.health = Some(status_of(unknown, reason));
+        }
+    }
+    let mut conditions = Conditions {
+        list: &mut next.conditions,
+        generation: seen.generation,
+        now,
+    };
+    match (seen.missing_secret, seen.credentials_accepted) {
+        (Some(name), _) => {
+            let message = format!("There is no Secret {name} in Kagami's namespace.");
+            conditions.set("CredentialsValid", "False", "SecretNotFound", &message);
+        }
+        (None, Some(false)) => conditions.set(
+            "CredentialsValid",
+            "False",
+            "Unauthorized",
+            "The mirror refuses the credentials that it is asked with, or asks for some.",
+        ),
+        (None, Some(true)) => {
+            conditions.set("CredentialsValid", "True", "Accepted", "The mirror answers.");
+        }
+        (None, None) => {}
+    }
+    sweeps(&mut next, seen, now);
+    if !seen.platforms.is_empty() {
+        next.platforms = seen.platforms.to_vec();
+    }
+    next
+}
+
+fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
+    let mut late = Vec::new();
+    let mut any = false;
+    let slots = [&mut next.sweeps.tag, &mut next.sweeps.digest];
+    for ((slot, sweep), class) in slots.into_iter().zip(&seen.sweeps).zip(["tags", "digests"]) {
+        let Some((end, through)) = sweep else { continue };
+        any = true;
+        let took = end.finished_at.since(end.started_at);
+        if took > end.period {
+            late.push(format!(
+                "the sweep over {class} took {} s of {} s",
+                took.as_secs(),
+                end.period.as_secs()
+            ));
+        }
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let counts = end.counts;
+        if slot.is_none() && counts.present + counts.missing + counts.unknown == 0 {
+            continue;
+        }
+        *slot = Some(SweepStatus {
+            started_at: micro_time(end.started_at),
+            finished_at: micro_time(end.finished_at),
+            through_resource_version: through.to_string(),
+            present: count(counts.present),
+            missing: count(counts.missing),
+            unknown: count(counts.unknown),
+        });
+    }
+    if !any {
+        return;
+    }
+    let present = |sweep: &Option<SweepStatus>| sweep.as_ref().map_or(0, |sweep| sweep.present);
+    next.images = Some(present(&next.sweeps.tag) + present(&next.sweeps.digest));
+    let mut conditions = Conditions {
+        list: &mut next.conditions,
+        generation: seen.generation,
+        now,
+    };
+    if late.is_empty() {
+        conditions.set(
+            "SweepInTime",
+            "True",
+            "InTime",
+            "Proofs are renewed before they age out.",
+        );
+    } else {
+        // Without the seconds: they differ each time.
+        let message = "Images are not looked at often enough, so proofs may age out: raise \
+                       spec.sweep.requestsPerSecond or spec.freshness.";
+        conditions.set("SweepInTime", "False", "TooSlow", message);
+        tracing::debug!(late = late.join("; "), "sweeps are late");
+    }
+}
+
+fn status_of(health: Health, reason: &str) -> HealthStatus {
+    HealthStatus {
+        state: match health.state {
+            State::Unknown => HealthState::Unknown,
+            State::Healthy => HealthState::Healthy,
+            State::Unhealthy => HealthState::Unhealthy,
+        },
+        reason: reason.to_owned(),
+        since: Some(micro_time(health.since)),
+        proven_since: Some(micro_time(health.proven_since)),
+    }
+}
+
+struct Conditions<'a> {
+    list: &'a mut Vec<Condition>,
+    generation: i64,
+    now: Timestamp,
+}
+
+impl Conditions<'_> {
+    /// Sets the condition of a mirror's health and returns its reason.
+    fn healthy(&mut self, health: Health) -> &'static str {
+        let (status, reason, message) = match (health.state, health.fault) {
+            (State::Healthy, _) => ("True", "Healthy", "The mirror answers and serves images."),
+            (State::Unhealthy, fault) => (
+                "False",
+                fault.map_or("Unhealthy", |fault| fault.as_str()),
+                "The mirror failed its probes; images stay upstream.",
+            ),
+            (State::Unknown, _) => ("Unknown", "NotObserved", "Nobody has looked at the mirror yet."),
+        };
+        self.set("Healthy", status, reason, message);
+        reason
+    }
+
+    /// Notes that a condition holds for the present generation too.
+    fn observed(&mut self, type_: &str) {
+        let generation = self.generation;
+        if let Some(condition) = self.list.iter_mut().find(|condition| condition.type_ == type_) {
+            condition.observed_generation = Some(generation);
+        }
+    }
+
+    fn set(&mut self, type_: &str, status: &str, reason: &str, message: &str) {
+        let at = self.list.iter().position(|condition| condition.type_ == type_);
+        let since = at
+            .and_then(|at| self.list.get(at))
+            .filter(|condition| condition.status == status)
+            .map_or_else(
+                || time(self.now),
+                |condition| condition.last_transition_time.clone(),
+            );
+        let mut message = message.to_owned();
+        message.truncate(message.floor_char_boundary(MESSAGE));
+        let condition = Condition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: since,
+            observed_generation: Some(self.generation),
+        };
+        match at.and_then(|at| self.list.get_mut(at)) {
+            Some(slot) => *slot = condition,
+            None => self.list.push(condition),
+        }
+    }
+}
+
+/// Returns a time to the second, as conditions have it.
+pub(super) fn time(at: Timestamp) -> Time {
+    let seconds = i64::try_from(at.as_millis() / 1000).unwrap_or(i64::MAX);
+    Time(jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::{health::Fault, presence::Counts};
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000)
+    }
+
+    fn healthy(since: u64) -> Health {
+        Health {
+            state: State::Healthy,
+            fault: None,
+            since: at(since),
+            proven_since: at(since),
+        }
+    }
+
+    fn seen() -> Seen<'static> {
+        Seen {
+            generation: 1,
+            health: Some(healthy(10)),
+            credentials_accepted: Some(true),
+            ..Seen::default()
+        }
+    }
+
+    fn condition<'a>(status: &'a ImageMirrorStatus, type_: &str) -> &'a Condition {
+        status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == type_)
+            .unwrap()
+    }
+
+    #[test]
+    fn the_same_again_is_nothing_to_write() {
+        let status = plan(&ImageMirrorStatus::default(), &seen(), at(20));
+        assert_eq!(plan(&status, &seen(), at(30)), status);
+        assert_eq!(health(&status), Some(healthy(10)));
+        assert_eq!(condition(&status, "Healthy").status, "True");
+    }
+
+    #[test]
+    fn another_fault_of_a_mirror_that_is_down_is_nothing_to_write() {
+        let down = |fault| Seen {
+            health: Some(Health {
+                state: State::Unhealthy,
+                fault: Some(fault),
+                since: at(12),
+                proven_since: at(10),
+            }),
+            ..seen()
+        };
+        let status = plan(&ImageMirrorStatus::default(), &down(Fault::Refused), at(20));
+        assert_eq!(condition(&status, "Healthy").reason, "ConnectionRefused");
+        assert_eq!(status.health.as_ref().unwrap().reason, "ConnectionRefused");
+        assert_eq!(plan(&status, &down(Fault::Timeout), at(30)), status);
+    }
+
+    #[test]
+    fn a_bad_resource_is_told_and_its_last_good_form_stays() {
+        let faults = ["spec.kind: no".to_owned()];
+        let bad = Seen {
+            generation: 2,
+            faults: &faults,
+            ..seen()
+        };
+        let good = plan(&ImageMirrorStatus::default(), &seen(), at(20));
+        let status = plan(&good, &bad, at(30));
+        let ready = condition(&status, "Ready");
+        assert_eq!((&*ready.status, &*ready.reason), ("False", "Faulty"));
+        assert_eq!(ready.message, "The last good form stays in force: spec.kind: no");
+        assert_eq!(ready.last_transition_time, time(at(30)));
+        assert_eq!(health(&status), Some(healthy(10)));
+        assert_eq!(generation_of_health(&status), Some(2));
+    }
+
+    #[test]
+    fn nothing_in_force_is_never_healthy() {
+        let good = plan(&ImageMirrorStatus::default(), &seen(), at(20));
+        let bad = Seen {
+            health: None,
+            ..seen()
+        };
+        let status = plan(&good, &bad, at(30));
+        assert_eq!(health(&status).unwrap().state, State::Unknown);
+        assert_eq!(plan(&status, &bad, at(40)), status);
+    }
+
+    #[test]
+    fn sweeps_are_told_with_their_version_unless_there_is_nothing_to_tell() {
+        let end = |present, seconds: u64| SweepEnd {
+            started_at: at(20),
+            finished_at: at(20 + seconds),
+            counts: Counts {
+                present,
+                ..Counts::default()
+            },
+            period: Duration::from_secs(10),
+        };
+        let swept = |tags| Seen {
+            sweeps: [Some((tags, 77)), Some((end(0, 1), 77))],
+            ..seen()
+        };
+        let status = plan(&ImageMirrorStatus::default(), &swept(end(3, 1)), at(21));
+        assert_eq!(status.sweeps.digest, None);
+        let tag = status.sweeps.tag.as_ref().unwrap();
+        assert_eq!((tag.present, &*tag.through_resource_version), (3, "77"));
+        assert_eq!(status.images, Some(3));
+        assert_eq!(condition(&status, "SweepInTime").status, "True");
+        let late = plan(&status, &swept(end(3, 11)), at(40));
+        assert_eq!(condition(&late, "SweepInTime").reason, "TooSlow");
+    }
+}

@@ -1,0 +1,124 @@
+//! The one way to write to the API server: at a bounded rate, and only while leading.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::leader::Held;
+use crate::{domain::bucket::Bucket, metrics::Metrics};
+
+/// Writes a second over a longer time, Leases not counted.
+const RATE: u32 = 10;
+
+/// Writes at once after a pause.
+const BURST: u32 = 50;
+
+/// How long one write may take. One that takes longer may still arrive; whoever tries again finds
+/// another version then.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why something was not written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotWritten {
+    /// The lease was not renewed in time.
+    #[error("not leading any more")]
+    NotLeading,
+    /// Somebody else wrote in between, or it is there already.
+    #[error("it changed in between")]
+    Conflict,
+    /// It is gone.
+    #[error("it does not exist")]
+    Gone,
+    /// The API server refused it, and will again.
+    #[error("refused")]
+    Refused(#[source] kube::Error),
+    /// No answer, or one that says to try again later.
+    #[error("no success")]
+    Failed(#[source] kube::Error),
+}
+
+/// Writes for the leader. Clones share the rate.
+#[derive(Clone, Debug)]
+pub(crate) struct Writer {
+    held: Held,
+    bucket: Arc<Mutex<Bucket>>,
+    started: Instant,
+    metrics: Metrics,
+}
+
+impl Writer {
+    pub(crate) fn new(held: Held, metrics: Metrics) -> Self {
+        Self {
+            held,
+            bucket: Arc::new(Mutex::new(Bucket::new(RATE, BURST))),
+            started: Instant::now(),
+            metrics,
+        }
+    }
+
+    /// Waits for this write's turn and sends it. `request` must not have been sent before it is
+    /// polled, which holds for those of `kube::Api`.
+    pub(crate) async fn write<T>(
+        &self,
+        kind: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, NotWritten> {
+        loop {
+            let taken = self
+                .bucket
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(self.started.elapsed());
+            match taken {
+                Ok(()) => break,
+                Err(wait) => sleep(wait).await,
+            }
+        }
+        self.write_at_once(kind, request).await
+    }
+
+    /// Sends a write that is rare by itself, such as the renewal of a Lease.
+    pub(crate) async fn write_at_once<T>(
+        &self,
+        kind: &'static str,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, NotWritten> {
+        // Right before the request: whatever came before may have taken long, even a pause of the
+        // whole process.
+        let result = if self.held.may_write() {
+            let answer = timeout(PATIENCE, request)
+                .await
+                .unwrap_or_else(|elapsed| Err(kube::Error::Service(Box::new(elapsed))));
+            answer.map_err(NotWritten::from)
+        } else {
+            Err(NotWritten::NotLeading)
+        };
+        let label = match &result {
+            Ok(_) => "ok",
+            Err(NotWritten::NotLeading) => "not_leading",
+            Err(NotWritten::Conflict) => "conflict",
+            Err(NotWritten::Gone) => "gone",
+            Err(NotWritten::Refused(_)) => "refused",
+            Err(NotWritten::Failed(_)) => "error",
+        };
+        self.metrics.wrote(kind, label);
+        result
+    }
+}
+
+impl From<kube::Error> for NotWritten {
+    fn from(error: kube::Error) -> Self {
+        match &error {
+            kube::Error::Api(status) => match status.code {
+                409 => Self::Conflict,
+                404 => Self::Gone,
+                400..=428 | 430..=499 => Self::Refused(error),
+                _ => Self::Failed(error),
+            },
+            _ => Self::Failed(error),
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Renewing the webhook's certificates: what to do next, given what there is.
+//!
+//! A new authority comes in three steps, so that at every moment whoever calls trusts whatever any
+//! replica serves: callers are told to trust old and new; then the new authority signs what is
+//! served; then the old one is not trusted any more. Between two steps there is time for Secrets to
+//! reach every replica.
+
+use std::time::Duration;
+
+use super::time::Timestamp;
+
+/// The part of a certificate's time that is left when it is renewed: a third.
+const RENEW_AT: u32 = 3;
+
+/// From when to when a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period {
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+}
+
+impl Period {
+    /// Whether it is time for a new one.
+    fn is_due(self, now: Timestamp) -> bool {
+        let left = self.not_after.since(now);
+        left <= self.not_after.since(self.not_before) / RENEW_AT || now < self.not_before
+    }
+}
+
+/// The serving certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    pub period: Period,
+    /// Whether the present authority signed it.
+    pub by_current: bool,
+    /// Whether it is good for the names wanted.
+    pub names: bool,
+}
+
+/// What there is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts {
+    /// The authority that signs.
+    pub current: Option<Period>,
+    /// The authority that will sign.
+    pub next: Option<Period>,
+    /// Whether an authority that signed before is still trusted.
+    pub previous: bool,
+    pub leaf: Option<Leaf>,
+    /// Whether callers trust exactly the authorities above.
+    pub bundle: bool,
+    /// When something was last changed.
+    pub changed_at: Timestamp,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make the first authority; whatever there was is of no use.
+    Found,
+    /// Make the authority that comes next.
+    Announce,
+    /// Tell callers to trust the authorities there are.
+    Publish,
+    /// Make the next authority the present one.
+    Switch,
+    /// Issue a serving certificate by the present authority.
+    Issue,
+    /// Stop trusting the one before.
+    Retire,
+    /// Nothing before that time.
+    Wait(Timestamp),
+}
+
+/// Returns what to do next; `step` lies between two steps of a renewal.
+pub fn next(facts: &Facts, step: Duration, now: Timestamp) -> Action {
+    let Some(current) = facts.current.filter(|current| current.not_after > now) else {
+        return Action::Found;
+    };
+    if !facts.bundle {
+        return Action::Publish;
+    }
+    // A clock that was set back must not hold everything up.
+    let since = if facts.changed_at > now {
+        Timestamp::default()
+    } else {
+        facts.changed_at
+    };
+    let settled_at = since.after(step);
+    let usable = facts
+        .leaf
+        .filter(|leaf| leaf.names && leaf.period.not_after > now);
+    let Some(leaf) = usable else {
+        return Action::Issue;
+    };
+    if !leaf.by_current && facts.previous {
+        // The switch was made; what it is for follows at once.
+        return Action::Issue;
+    }
+    if !leaf.by_current || leaf.period.is_due(now) {
+        return Action::Issue;
+    }
+    if facts.next.is_some() || facts.previous {
+        if now < settled_at {
+            return Action::Wait(settled_at);
+        }
+        return if facts.previous {
+            Action::Retire
+        } else {
+            Action::Switch
+        };
+    }
+    if current.is_due(now) {
+        return Action::Announce;
+    }
+    let due = |period: Period| {
+        period
+            .not_after
+            .before(period.not_after.since(period.not_before) / RENEW_AT)
+    };
+    Action::Wait(due(current).min(due(leaf.period)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_mins(5);
+    const DAY: u64 = 24 * 3600;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000)
+    }
+
+    fn period(from: u64, to: u64) -> Period {
+        Period {
+            not_before: at(from),
+            not_after: at(to),
+        }
+    }
+
+    /// Does what the plan says, as the companion does, and returns the actions in order.
+    fn play(facts: &mut Facts, from: u64, until: u64) -> Vec<(u64, Action)> {
+        let mut now = from;
+        let mut played = Vec::new();
+        while now < until {
+            let action = next(facts, STEP, at(now));
+            played.push((now, action));
+            let authority = period(now, now + 360 * DAY);
+            match action {
+                Action::Found => {
+                    *facts = Facts {
+                        current: Some(authority),
+                        ..Facts::default()
+                    };
+                }
+                Action::Announce => {
+                    facts.next = Some(authority);
+                    facts.bundle = false;
+                }
+                Action::Publish => facts.bundle = true,
+                Action::Switch => {
+                    facts.current = facts.next.take();
+                    facts.previous = true;
+                    facts.leaf.as_mut().unwrap().by_current = false;
+                }
+                Action::Issue => {
+                    facts.leaf = Some(Leaf {
+                        period: period(now, now + 90 * DAY),
+                        by_current: true,
+                        names: true,
+                    });
+                }
+                Action::Retire => {
+                    facts.previous = false;
+                    facts.bundle = false;
+                }
+                Action::Wait(until) => {
+                    assert!(until > at(now), "{facts:?}");
+                    now = until.as_millis() / 1000;
+                    played.pop();
+                    continue;
+                }
+            }
+            facts.changed_at = at(now);
+        }
+        played
+    }
+
+    #[test]
+    fn at_first_callers_trust_before_anything_is_served() {
+        let played = play(&mut Facts::default(), 0, 1);
+        assert_eq!(
+            played[..3],
+            [(0, Action::Found), (0, Action::Publish), (0, Action::Issue)]
+        );
+    }
+
+    #[test]
+    fn an_authority_is_renewed_in_steps_with_time_between() {
+        let mut facts = Facts::default();
+        let played = play(&mut facts, 0, 300 * DAY);
+        let announced = played
+            .iter()
+            .position(|(_, action)| *action == Action::Announce)
+            .unwrap();
+        let (start, _) = played[announced];
+        assert_eq!(start, 240 * DAY);
+        let step = STEP.as_secs();
+        let renewal: Vec<_> = played[announced..].iter().take(6).copied().collect();
+        assert_eq!(
+            renewal,
+            [
+                (start, Action::Announce),
+                (start, Action::Publish),
+                (start + step, Action::Switch),
+                (start + step, Action::Issue),
+                (start + 2 * step, Action::Retire),
+                (start + 2 * step, Action::Publish),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_in_time_and_alone() {
+        let mut facts = Facts::default();
+        let played = play(&mut facts, 0, 100 * DAY);
+        assert_eq!(played[3..], [(60 * DAY, Action::Issue)]);
+    }
+
+    #[test]
+    fn a_bundle_that_somebody_changed_is_put_right_before_anything_else() {
+        let mut facts = Facts::default();
+        play(&mut facts, 0, 1);
+        facts.bundle = false;
+        assert_eq!(next(&facts, STEP, at(10)), Action::Publish);
+        facts.current = Some(period(0, 5));
+        assert_eq!(next(&facts, STEP, at(10)), Action::Found);
+    }
+
+    #[test]
+    fn other_names_need_another_certificate() {
+        let mut facts = Facts::default();
+        play(&mut facts, 0, 1);
+        facts.leaf.as_mut().unwrap().names = false;
+        assert_eq!(next(&facts, STEP, at(10)), Action::Issue);
+    }
+}

@@ -1,0 +1,359 @@
+//! The writing side: `kagami companion` against a real API server, with the chart's rights only.
+
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use serde_json::{Value, json};
+
+use crate::support::{
+    admission::pod,
+    cluster::Cluster,
+    companion::{Companion, IMAGES, Place},
+    eventually,
+    mirror::Mirror,
+};
+
+const NGINX: &str = "docker.io/library/nginx:1.29";
+const MISSING: &str = "docker.io/library/nginx:no-such-tag";
+
+pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    create_node(cluster, &place.name);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    place
+        .served
+        .create_pod(&pod("gone", "nginx:no-such-tag"))
+        .success();
+    place
+        .served
+        .create_pod(&rewritten("rewritten", "busybox:1.37"))
+        .success();
+    let companion = place.start("companion-a", &[]);
+
+    let image = place.wait_for_image(NGINX, "Present");
+    assert_eq!(image["spec"]["digest"], json!(cluster.mirror.nginx));
+    place.wait_for_image(MISSING, "Missing");
+    place.wait_for_image("docker.io/library/busybox:1.37", "Present");
+    place.wait_for_health("Healthy");
+    let mirror = eventually("a sweep ends", || {
+        let mirror = place.mirror();
+        (mirror["status"]["sweeps"]["tag"]["present"] == 2).then_some(mirror)
+    });
+    let status = &mirror["status"];
+    for condition in ["Ready", "Healthy", "CredentialsValid", "SweepInTime"] {
+        assert_eq!(state_of(&mirror, condition), "True", "{condition}: {status}");
+    }
+    assert!(
+        status["platforms"].as_array().unwrap().contains(&json!("arm64")),
+        "{status}"
+    );
+    // Readers must be able to reach the version: it is one that a MirroredImage has.
+    let images = cluster.get(IMAGES).success();
+    let versions: BTreeSet<_> = images["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["metadata"]["resourceVersion"].to_string())
+        .collect();
+    let through = status["sweeps"]["tag"]["throughResourceVersion"].to_string();
+    assert!(versions.contains(&through), "{through} is not among {versions:?}");
+
+    let shown = kubectl(&place, &["get", "imagemirrors"]);
+    assert!(shown.contains("Enforce") && shown.contains("Healthy"), "{shown}");
+    let shown = kubectl(&place, &["get", "mirroredimages"]);
+    assert!(shown.contains(NGINX) && shown.contains("Present"), "{shown}");
+    let shown = kubectl(&place, &["events", "--namespace", "default"]);
+    assert!(
+        shown.contains("The mirror went from Unknown to Healthy"),
+        "{shown}"
+    );
+    let (_, metrics) = place.ask(&companion, "metrics");
+    assert!(
+        metrics.contains("kagami_writes_total{kind=\"ImageMirror\",result=\"ok\"}"),
+        "{metrics}"
+    );
+    let (_, status) = place.ask(&companion, "status");
+    assert!(status.contains("\"leading\":true"), "{status}");
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn health_is_written_once_for_each_change(cluster: &Cluster) {
+    let name = "mirror-of-the-companion";
+    let mut mirror = Mirror::start(&cluster.tools, &cluster.http, cluster.folder(), name);
+    let place = Place::new(cluster, &mirror.url);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let companion = place.start("companion-a", &[]);
+    place.wait_for_image(NGINX, "Present");
+    let before = place.wait_for_health("Healthy");
+
+    mirror.kill();
+    let down = place.wait_for_health("Unhealthy");
+    assert_eq!(state_of(&down, "Healthy"), "False");
+    assert_eq!(down["status"]["health"]["reason"], "ConnectionRefused");
+    assert_eq!(
+        down["status"]["health"]["provenSince"],
+        before["status"]["health"]["provenSince"]
+    );
+    // A down mirror is no news: nothing is written while it stays down.
+    let settled = place.mirror()["metadata"]["resourceVersion"].clone();
+    let beats = heartbeat(&place);
+    eventually("the heart beats on", || {
+        (heartbeat(&place) != beats).then_some(())
+    });
+    assert_eq!(place.mirror()["metadata"]["resourceVersion"], settled);
+
+    mirror.bring_back(&cluster.http);
+    let back = place.wait_for_health("Healthy");
+    let proven_since = |mirror: &Value| mirror["status"]["health"]["provenSince"].to_string();
+    assert!(proven_since(&back) > proven_since(&before));
+    let changes: Vec<_> = writes(&place, &companion)
+        .into_iter()
+        .filter_map(|write| {
+            write["requestObject"]["status"]["health"]["since"]
+                .as_str()
+                .map(str::to_owned)
+        })
+        .collect();
+    let mut once = changes.clone();
+    once.dedup();
+    assert!(
+        (3..=4).contains(&once.len()),
+        "Unknown?, Healthy, Unhealthy, Healthy: {changes:?}"
+    );
+    let image_writes = writes(&place, &companion)
+        .iter()
+        .filter(|write| write["objectRef"]["resource"] == "mirroredimages")
+        .count();
+    assert_eq!(image_writes, 1, "an outage says nothing of images");
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn a_second_replica_takes_over_after_a_kill(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let first = place.start("companion-a", &[]);
+    place.wait_for_image(NGINX, "Present");
+    let before = place.wait_for_health("Healthy");
+    eventually("the heart beats", || (!heartbeat(&place).is_null()).then_some(()));
+    let second = place.start("companion-b", &[]);
+    let killed = Instant::now();
+    drop(first);
+    place.wait_for_lead(&second);
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+
+    // It takes over what is known, and goes on from there.
+    place.served.create_pod(&pod("more", "redis:8")).success();
+    place.wait_for_image("docker.io/library/redis:8", "Present");
+    let after = place.mirror();
+    assert_eq!(after["status"]["health"], before["status"]["health"]);
+    let rewritten = writes(&place, &second)
+        .into_iter()
+        .filter(|write| write["objectRef"]["name"] == object_name(&place, NGINX))
+        .count();
+    assert_eq!(rewritten, 0, "what is known already was written again");
+
+    // Whoever ends as asked gives the lease back: the next waits for a retry only.
+    let third = place.start("companion-a", &[]);
+    let asked = Instant::now();
+    second.process.terminate();
+    place.wait_for_lead(&third);
+    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+}
+
+pub(crate) fn a_paused_leader_never_writes_again(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let first = place.start("companion-a", &[]);
+    place.wait_for_image(NGINX, "Present");
+    place.wait_for_health("Healthy");
+    let second = place.start("companion-b", &[]);
+    // It is stopped with work at hand: many images to look at and to write.
+    for number in 0..30 {
+        let image = format!("nginx:none-{number}");
+        place
+            .served
+            .create_pod(&pod(&format!("many-{number}"), &image))
+            .success();
+    }
+    first.process.freeze();
+    place.wait_for_lead(&second);
+    place.wait_for_image("docker.io/library/nginx:none-29", "Missing");
+    let thawed_at = newest(&writes(&place, &second));
+    first.process.thaw();
+    eventually("the first sees that it does not lead", || {
+        let (_, metrics) = place.ask(&first, "metrics");
+        metrics.contains("kagami_leading 0").then_some(())
+    });
+    // Long enough for whatever it had in mind.
+    let beats = heartbeat(&place);
+    eventually("the heart beats on", || {
+        (heartbeat(&place) != beats).then_some(())
+    });
+    // What was in flight when it was stopped had arrived long before.
+    let mut late = writes(&place, &first);
+    late.retain(|write| received_at(write) > thawed_at);
+    assert!(late.is_empty(), "{late:#?}");
+}
+
+pub(crate) fn certificates_are_made_and_renewed_in_steps(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let configurations = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    let webhook = |mode: &str| {
+        json!({
+            "name": format!("{mode}.{}.kagami.dev", place.own.name),
+            "clientConfig": {"service": {"name": "kagami-webhook", "namespace": place.own.name, "path": "/"}},
+            // Nobody is there to be called.
+            "namespaceSelector": {"matchLabels": {"no": "such"}},
+            "failurePolicy": "Ignore",
+            "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
+        })
+    };
+    let configuration = json!({
+        "metadata": {"name": place.name},
+        "webhooks": [webhook("enforce"), webhook("audit")],
+    });
+    cluster.create(configurations, &configuration).success();
+    let arguments = [
+        "--webhook-configuration",
+        &place.name,
+        "--certificate-step",
+        "2s",
+        "--certificate-validity",
+        "5s",
+    ];
+    let companion = place.start("companion-a", &arguments);
+    let bundles = || {
+        let stored = cluster.get(&format!("{configurations}/{}", place.name)).success();
+        let webhooks = stored["webhooks"].as_array().unwrap().clone();
+        let bundle = |webhook: &Value| webhook["clientConfig"]["caBundle"].as_str().map(decode);
+        assert_eq!(webhooks[0]["clientConfig"]["service"]["path"], "/");
+        webhooks.iter().map(bundle).collect::<Option<Vec<_>>>()
+    };
+    let serving = || {
+        let path = place.own.path("secrets/kagami-webhook-tls");
+        let answer = cluster.get(&path);
+        (answer.status == 200).then(|| answer.success()).map(|secret| {
+            assert_eq!(secret["type"], "kubernetes.io/tls");
+            let field = |name: &str| decode(secret["data"][name].as_str().unwrap());
+            assert!(field("tls.key").contains("PRIVATE KEY"));
+            (field("tls.crt"), field("ca.crt"))
+        })
+    };
+
+    // What is seen over time, each state once.
+    let mut seen: Vec<(usize, String, String)> = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(50);
+    loop {
+        // The Secret first: whatever it has must be trusted by the bundle read after.
+        if let (Some((leaf, authority)), Some(bundles)) = (serving(), bundles()) {
+            assert_eq!(bundles[0], bundles[1]);
+            assert!(
+                bundles[0].contains(&authority),
+                "a certificate is served that nobody trusts"
+            );
+            let trusted = bundles[0].matches("BEGIN CERTIFICATE").count();
+            let state = (trusted, authority, leaf);
+            if seen.last() != Some(&state) {
+                seen.push(state);
+            }
+        }
+        let authorities: BTreeSet<_> = seen.iter().map(|(_, authority, _)| authority.clone()).collect();
+        if authorities.len() == 2 && seen.last().is_some_and(|(trusted, ..)| *trusted == 1) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no renewal: {} states", seen.len());
+        thread::sleep(Duration::from_millis(20));
+    }
+    let first = seen[0].1.clone();
+    let steps: Vec<_> = seen
+        .iter()
+        .map(|(trusted, authority, _)| (*trusted, *authority == first))
+        .collect();
+    let mut steps = steps;
+    steps.dedup();
+    assert_eq!(steps, [(1, true), (2, true), (2, false), (1, false)]);
+    let leaves: BTreeSet<_> = seen.iter().map(|(.., leaf)| leaf).collect();
+    assert!(leaves.len() > 2, "certificates are renewed by themselves too");
+    assert_only_allowed(&place, &companion);
+    cluster.delete(&format!("{configurations}/{}", place.name));
+}
+
+fn decode(text: &str) -> String {
+    String::from_utf8(BASE64.decode(text).unwrap()).unwrap()
+}
+
+/// A Pod as Kagami leaves it.
+fn rewritten(name: &str, image: &str) -> Value {
+    let mut pod = pod(name, &format!("mirror.test/docker.io/library/{image}"));
+    pod["metadata"]["annotations"] = json!({"original-image.kagami.dev/app": image});
+    pod
+}
+
+fn create_node(cluster: &Cluster, name: &str) {
+    let node = json!({"metadata": {"name": name, "labels": {"kubernetes.io/arch": "arm64"}}});
+    cluster.create("/api/v1/nodes", &node).success();
+}
+
+fn state_of<'a>(mirror: &'a Value, condition: &str) -> &'a str {
+    let mut conditions = mirror["status"]["conditions"].as_array().unwrap().iter();
+    let found = conditions.find(|entry| entry["type"] == condition);
+    found.map_or("absent", |entry| entry["status"].as_str().unwrap())
+}
+
+fn object_name(place: &Place<'_>, image: &str) -> String {
+    kagami::api::v1alpha1::MirroredImage::object_name(&place.name, image)
+}
+
+fn heartbeat(place: &Place<'_>) -> Value {
+    let path = format!(
+        "/apis/coordination.k8s.io/v1/namespaces/{}/leases/kagami-health",
+        place.own.name
+    );
+    let answer = place.cluster.get(&path);
+    if answer.status == 200 {
+        answer.success()["spec"]["renewTime"].clone()
+    } else {
+        Value::Null
+    }
+}
+
+/// What a companion wrote in this test, Leases left out.
+fn writes(place: &Place<'_>, companion: &Companion) -> Vec<Value> {
+    let mut writes = place.cluster.writes_of(companion.user);
+    // Tests follow each other; what they write differs by the mirror's name or the namespace.
+    writes.retain(|write| {
+        let mine = write.to_string();
+        write["objectRef"]["resource"] != "leases"
+            && (mine.contains(&place.name) || write["objectRef"]["namespace"] == place.own.name)
+    });
+    writes
+}
+
+/// When the API server received a request; text that sorts by time.
+fn received_at(write: &Value) -> String {
+    write["requestReceivedTimestamp"].as_str().unwrap().to_owned()
+}
+
+fn newest(writes: &[Value]) -> String {
+    writes.iter().map(received_at).max().unwrap()
+}
+
+/// Nothing was tried that the rights do not give.
+fn assert_only_allowed(place: &Place<'_>, companion: &Companion) {
+    let mut refused = writes(place, companion);
+    refused.retain(|write| write["responseStatus"]["code"] == 403);
+    assert!(refused.is_empty(), "{refused:#?}");
+}
+
+fn kubectl(place: &Place<'_>, arguments: &[&str]) -> String {
+    let output = place.served.kubectl(arguments);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
