@@ -109,7 +109,7 @@ pub fn settings_table() -> String {
         } else {
             names.join(", ")
         };
-        table.push_str(&format!("{row} {names} |\n"));
+        table.extend([row.as_str(), " ", &names, " |\n"]);
     }
     table
 }

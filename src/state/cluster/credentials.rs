@@ -63,3 +63,26 @@ async fn read(folder: &Path) -> io::Result<BTreeMap<String, Secret>> {
     }
     Ok(credentials)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_is_read_as_the_kubelet_mounts_a_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        assert!(read(&path.join("absent")).await.unwrap().is_empty());
+        let data = path.join("..2026_01_02");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("main"), "{}").unwrap();
+        symlink("..2026_01_02", path.join("..data")).unwrap();
+        symlink("..data/main", path.join("main")).unwrap();
+        std::fs::create_dir(path.join("folder")).unwrap();
+        let credentials = read(path).await.unwrap();
+        assert_eq!(credentials.keys().collect::<Vec<_>>(), ["main"]);
+        assert_eq!(credentials["main"].data[".dockerconfigjson"], b"{}");
+    }
+}

@@ -3,7 +3,7 @@
 //!
 //! This process only reads. No watch ever ends it; one that hears nothing for too long is not
 //! believed any more and shows in the metrics and in `/status`. Images go straight into the presence
-//! index, as compact entries; everything else goes through [`belief`].
+//! index, as compact entries; everything else goes through `belief`.
 
 mod belief;
 mod credentials;
