@@ -36,14 +36,23 @@ pub struct Metrics {
     sweeps: Family<SweepLabels, Counter>,
     configuration_loads: Family<ResultLabel, Counter>,
     demand_dropped: Counter,
-    writes: Family<WriteLabels, Counter>,
-    leading: Gauge,
-    sweep_finished: Family<SweepClassLabels, Gauge>,
+    cluster: ClusterMetrics,
     certificate_not_after: Gauge,
     certificate_replacements: Gauge,
     certificate_faults: Gauge,
     admission_server: Counts,
     admin_server: Counts,
+}
+
+/// What a process tells that follows an API server.
+#[derive(Clone, Debug, Default)]
+struct ClusterMetrics {
+    state_stale: Family<MirrorLabel, Gauge>,
+    watch_silence: Family<WatchLabel, Gauge>,
+    watch_failures: Family<WatchLabel, Counter>,
+    writes: Family<WriteLabels, Counter>,
+    leading: Gauge,
+    sweep_finished: Family<SweepClassLabels, Gauge>,
 }
 
 macro_rules! label_value {
@@ -96,6 +105,16 @@ struct ProbeLabels {
 struct HealthLabels {
     mirror: String,
     state: Label<State>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MirrorLabel {
+    mirror: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WatchLabel {
+    watch: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -173,9 +192,7 @@ impl Metrics {
             sweeps: Family::default(),
             configuration_loads: Family::default(),
             demand_dropped: Counter::default(),
-            writes: Family::default(),
-            leading: Gauge::default(),
-            sweep_finished: Family::default(),
+            cluster: ClusterMetrics::default(),
             certificate_not_after: Gauge::default(),
             certificate_replacements: Gauge::default(),
             certificate_faults: Gauge::default(),
@@ -193,9 +210,7 @@ impl Metrics {
             sweeps,
             configuration_loads,
             demand_dropped,
-            writes,
-            leading,
-            sweep_finished,
+            cluster,
             certificate_not_after,
             certificate_replacements,
             certificate_faults,
@@ -232,14 +247,6 @@ impl Metrics {
             "New images not handed on because the queue was full",
             demand_dropped,
         );
-        registry.register("writes", "Writes to the API server by how they ended", writes);
-        registry.register("leading", "1 while this companion leads", leading);
-        registry.register_with_unit(
-            "sweep_finished",
-            "End of the last complete sweep, since the Unix epoch",
-            Unit::Seconds,
-            sweep_finished,
-        );
         registry.register_with_unit(
             "certificate_not_after",
             "Expiry of the serving certificate, since the Unix epoch",
@@ -256,6 +263,7 @@ impl Metrics {
             "Times a new serving certificate was refused since the start",
             certificate_faults,
         );
+        cluster.register(&mut registry);
         for (listener, counts) in [("admission", admission_server), ("admin", admin_server)] {
             register_server(&mut registry, listener, counts);
         }
@@ -320,8 +328,30 @@ impl Metrics {
             .set(i64::try_from(number).unwrap_or(i64::MAX));
     }
 
+    /// Sets whether the shared state of a mirror is too old to be believed.
+    pub fn set_stale(&self, mirror: &str, stale: bool) {
+        let mirror = mirror.to_owned();
+        self.cluster
+            .state_stale
+            .get_or_create(&MirrorLabel { mirror })
+            .set(stale.into());
+    }
+
+    /// Sets how a watch of the API server fares: the time since its last answer, if there was one,
+    /// and its failures since the start.
+    pub fn set_watch(&self, watch: &'static str, silence: Option<Duration>, failures: u64) {
+        let labels = WatchLabel { watch };
+        let seconds = silence.map_or(-1, |silence| i64::try_from(silence.as_secs()).unwrap_or(i64::MAX));
+        self.cluster.watch_silence.get_or_create(&labels).set(seconds);
+        let counter = self.cluster.watch_failures.get_or_create(&labels);
+        counter.inc_by(failures.saturating_sub(counter.get()));
+    }
+
     /// Forgets a mirror that is configured no more.
     pub fn forget_mirror(&self, mirror: &str) {
+        self.cluster.state_stale.remove(&MirrorLabel {
+            mirror: mirror.to_owned(),
+        });
         for state in State::ALL {
             self.mirror_health.remove(&HealthLabels {
                 mirror: mirror.to_owned(),
@@ -329,7 +359,7 @@ impl Metrics {
             });
         }
         for class in Class::ALL {
-            self.sweep_finished.remove(&SweepClassLabels {
+            self.cluster.sweep_finished.remove(&SweepClassLabels {
                 mirror: mirror.to_owned(),
                 class: class.as_str(),
             });
@@ -361,17 +391,20 @@ impl Metrics {
             class,
         };
         let seconds = i64::try_from(at.as_millis() / 1000).unwrap_or(i64::MAX);
-        self.sweep_finished.get_or_create(&labels).set(seconds);
+        self.cluster.sweep_finished.get_or_create(&labels).set(seconds);
     }
 
     /// Counts one write to the API server.
     pub fn wrote(&self, kind: &'static str, result: &'static str) {
-        self.writes.get_or_create(&WriteLabels { kind, result }).inc();
+        self.cluster
+            .writes
+            .get_or_create(&WriteLabels { kind, result })
+            .inc();
     }
 
     /// Sets whether this companion leads.
     pub fn set_leading(&self, leading: bool) {
-        self.leading.set(i64::from(leading));
+        self.cluster.leading.set(i64::from(leading));
     }
 
     /// Counts one reading of the configuration.
@@ -405,6 +438,43 @@ impl Metrics {
     /// Returns what the admin listener counts in.
     pub fn admin_server(&self) -> Counts {
         self.admin_server.clone()
+    }
+}
+
+impl ClusterMetrics {
+    fn register(self, registry: &mut Registry) {
+        let Self {
+            state_stale,
+            watch_silence,
+            watch_failures,
+            writes,
+            leading,
+            sweep_finished,
+        } = self;
+        registry.register("writes", "Writes to the API server by how they ended", writes);
+        registry.register("leading", "1 while this companion leads", leading);
+        registry.register_with_unit(
+            "sweep_finished",
+            "End of the last complete sweep, since the Unix epoch",
+            Unit::Seconds,
+            sweep_finished,
+        );
+        registry.register(
+            "state_stale",
+            "1 while the shared state of a mirror is too old to be believed",
+            state_stale,
+        );
+        registry.register_with_unit(
+            "watch_silence",
+            "Time since the API server last answered a watch; -1 if it never did",
+            Unit::Seconds,
+            watch_silence,
+        );
+        registry.register(
+            "watch_failures",
+            "Times a watch of the API server failed and was tried again",
+            watch_failures,
+        );
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) struct Arguments {
     pub(super) log_format: LogFormat,
 
     /// What is logged: a level, or levels by module such as `info,kagami::webhook=debug`
-    /// [default: info for `serve`, off else]
+    /// [default: info for `serve` and `webhook`, off else]
     #[arg(long, global = true, value_name = "FILTER", env = "KAGAMI_LOG")]
     pub(super) log: Option<String>,
 }
@@ -60,6 +60,8 @@ pub(super) enum Command {
     Serve(ServeArguments),
     /// Keep the shared state of a cluster: probe the mirrors, look at images, keep certificates
     Companion(CompanionArguments),
+    /// Answer admission reviews in a cluster; the companion keeps watch over the mirrors
+    Webhook(WebhookArguments),
     /// Answer an AdmissionReview, or rewrite Pods and workloads, from a file
     Review(ReviewArguments),
     /// Show the whole decision for one image, step by step
@@ -101,23 +103,8 @@ pub(super) struct ServeArguments {
     #[command(flatten)]
     pub(super) config: ConfigArguments,
 
-    /// Where admission reviews are answered (HTTPS); port 0 lets the system choose
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "[::]:8443",
-        env = "KAGAMI_LISTEN"
-    )]
-    pub(super) listen: SocketAddr,
-
-    /// Where /livez, /readyz, /metrics and /status are answered (HTTP)
-    #[arg(
-        long,
-        value_name = "ADDRESS",
-        default_value = "[::]:8080",
-        env = "KAGAMI_ADMIN_LISTEN"
-    )]
-    pub(super) admin_listen: SocketAddr,
+    #[command(flatten)]
+    pub(super) listen: ListenArguments,
 
     /// Serving certificate (PEM, chain allowed), read again when it changes
     #[arg(long, value_name = "FILE", requires = "tls_key", env = "KAGAMI_TLS_CERT")]
@@ -141,6 +128,28 @@ pub(super) struct ServeArguments {
         env = "KAGAMI_TLS_NAME"
     )]
     pub(super) tls_name: Vec<String>,
+}
+
+/// What long-running commands listen on, and how they answer.
+#[derive(Debug, Args)]
+pub(super) struct ListenArguments {
+    /// Where admission reviews are answered (HTTPS); port 0 lets the system choose
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "[::]:8443",
+        env = "KAGAMI_LISTEN"
+    )]
+    pub(super) listen: SocketAddr,
+
+    /// Where /livez, /readyz, /metrics and /status are answered (HTTP)
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "[::]:8080",
+        env = "KAGAMI_ADMIN_LISTEN"
+    )]
+    pub(super) admin_listen: SocketAddr,
 
     /// Authorities (PEM) of client certificates; with them only such clients are answered
     #[arg(long, value_name = "FILE", env = "KAGAMI_CLIENT_CA")]
@@ -340,6 +349,39 @@ pub(super) struct CertsArguments {
     /// Overwrite files that exist
     #[arg(long)]
     pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WebhookArguments {
+    /// Kagami's own namespace
+    #[arg(long, value_name = "NAMESPACE", env = "KAGAMI_NAMESPACE")]
+    pub(super) namespace: String,
+
+    #[command(flatten)]
+    pub(super) listen: ListenArguments,
+
+    /// Serving certificate (PEM, chain allowed), read again when it changes
+    #[arg(long, value_name = "FILE", env = "KAGAMI_TLS_CERT")]
+    pub(super) tls_cert: PathBuf,
+
+    /// Private key of the serving certificate (PEM)
+    #[arg(long, value_name = "FILE", env = "KAGAMI_TLS_KEY")]
+    pub(super) tls_key: PathBuf,
+
+    /// Folder with credentials that may read the mirrors: one Docker configuration for each, in a file
+    /// with the mirror's name; read again when they change
+    #[arg(long, value_name = "FOLDER", env = "KAGAMI_PROBE_CREDENTIALS")]
+    pub(super) probe_credentials: Option<PathBuf>,
+
+    /// Namespaces whose Pods are never touched, besides Kagami's own
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        value_delimiter = ',',
+        default_value = "kube-system",
+        env = "KAGAMI_LEFT_ALONE"
+    )]
+    pub(super) left_alone: Vec<String>,
 }
 
 /// Reads a duration as the resources have them: `300ms`, `2s`, `1h30m`.

@@ -9,7 +9,7 @@ use super::{
     BadSettings,
     arguments::CompanionArguments,
     output,
-    serve::{FINISH, bind, mirrors},
+    serving::{FINISH, bind, mirrors},
 };
 use crate::{
     clock,

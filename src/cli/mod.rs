@@ -11,8 +11,10 @@ mod output;
 mod resolve;
 mod review;
 mod serve;
+mod serving;
+mod webhook;
 
-use std::{io, process::ExitCode};
+use std::{fmt::Write as _, io, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
@@ -38,7 +40,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
         anyhow::bail!("cannot install the TLS provider");
     }
     let filter = log.unwrap_or_else(|| match command {
-        Command::Serve(_) | Command::Companion(_) => "info".to_owned(),
+        Command::Serve(_) => "info".to_owned(),
+        // The watches tell of failures themselves, once and not for every request.
+        Command::Webhook(_) | Command::Companion(_) => "info,kube_client=off".to_owned(),
         // One-shot commands say what they have to say on their own.
         _ => "off".to_owned(),
     });
@@ -51,6 +55,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     let outcome = match command {
         Command::Serve(arguments) => runtime()?.block_on(serve::run(arguments)),
         Command::Companion(arguments) => runtime()?.block_on(companion::run(arguments)),
+        Command::Webhook(arguments) => runtime()?.block_on(webhook::run(arguments)),
         Command::Review(arguments) => runtime()?.block_on(review::run(arguments)),
         Command::Explain(arguments) => runtime()?.block_on(explain::run(arguments)),
         Command::Resolve(arguments) => runtime()?.block_on(resolve::run(arguments)),
@@ -76,41 +81,65 @@ pub fn run() -> anyhow::Result<ExitCode> {
     }
 }
 
+/// The commands that run until they are told to end.
+const LONG_RUNNING: [&str; 3] = ["serve", "webhook", "companion"];
+
 /// Returns README's table of the settings of the long-running commands, as Markdown.
 pub fn settings_table() -> String {
-    let mut table = String::from("| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n");
     let command = Arguments::command();
-    let serve = command
-        .find_subcommand("serve")
-        .into_iter()
-        .flat_map(clap::Command::get_arguments);
-    for argument in serve.chain(command.get_arguments()) {
-        let Some(long) = argument.get_long() else { continue };
-        let code = |text: &str| {
-            if text.is_empty() {
-                String::new()
-            } else {
-                format!("`{text}`")
+    // Rows in order, with the commands that have each.
+    let mut rows: Vec<(String, Vec<&str>)> = Vec::new();
+    for name in LONG_RUNNING {
+        let own = command
+            .find_subcommand(name)
+            .into_iter()
+            .flat_map(clap::Command::get_arguments);
+        for row in own.chain(command.get_arguments()).filter_map(settings_row) {
+            match rows.iter_mut().find(|(known, _)| *known == row) {
+                Some((_, names)) => names.push(name),
+                None => rows.push((row, vec![name])),
             }
+        }
+    }
+    let mut table =
+        String::from("| flag | variable | default | meaning | command |\n| --- | --- | --- | --- | --- |\n");
+    for (row, names) in rows {
+        let names = if names.len() == LONG_RUNNING.len() {
+            "all".to_owned()
+        } else {
+            names.join(", ")
         };
-        let variable = argument
-            .get_env()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let defaults: Vec<_> = argument
-            .get_default_values()
-            .iter()
-            .map(|value| value.to_string_lossy())
-            .collect();
-        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
-        let row = format!(
-            "| `--{long}` | {} | {} | {help} |\n",
-            code(&variable),
-            code(&defaults.join(","))
-        );
-        table.push_str(&row);
+        // Writing to a String cannot fail.
+        let _ = writeln!(table, "{row} {names} |");
     }
     table
+}
+
+/// Returns a setting's row up to its last column; nothing for what is no flag.
+fn settings_row(argument: &clap::Arg) -> Option<String> {
+    let long = argument.get_long()?;
+    let code = |text: &str| {
+        if text.is_empty() {
+            String::new()
+        } else {
+            format!("`{text}`")
+        }
+    };
+    let variable = argument
+        .get_env()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let defaults: Vec<_> = argument
+        .get_default_values()
+        .iter()
+        .map(|value| value.to_string_lossy())
+        .collect();
+    let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+    Some(format!(
+        "| `--{long}` | {} | {} | {help} |",
+        code(&variable),
+        code(&defaults.join(","))
+    ))
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -73,14 +73,13 @@ impl Once {
         let (metrics, _) = Metrics::new();
         // Nobody listens: what a probe shows of health does not outlive the command.
         let (observations, _) = mpsc::channel(1);
-        let (demand, _) = mpsc::channel(1);
         let probes = Probes::new(store.clone(), metrics.clone(), observations, TaskTracker::new());
         let limits = Limits {
             budget: *budget,
             probing: Probing::All,
             recent: usize::MAX,
         };
-        let admission = Admission::new(store.clone(), probes, metrics, demand, limits);
+        let admission = Admission::new(store.clone(), probes, metrics, None, limits);
         Ok(Self {
             store,
             admission,

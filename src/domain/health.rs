@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    answer::{Ambiguity, Answer, Unreachable},
+    answer::{Ambiguity, Answer, Failure, Unreachable},
     mirror::HealthSettings,
     time::Timestamp,
 };
@@ -58,6 +58,24 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Every fault.
+    pub const ALL: [Self; 9] = [
+        Self::Refused,
+        Self::Timeout,
+        Self::Dns,
+        Self::Tls,
+        Self::Reset,
+        Self::ServerError,
+        Self::RateLimited,
+        Self::NotARegistry,
+        Self::DataPath,
+    ];
+
+    /// Returns the fault of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fault| fault.as_str() == name)
+    }
+
     /// Returns the fault's name as users see it: the reason of the `Healthy` condition.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -71,6 +89,20 @@ impl Fault {
             Self::NotARegistry => "NotARegistry",
             Self::DataPath => "BlobNotReadable",
         }
+    }
+}
+
+impl Observation {
+    /// Returns what a ping tells. One that is refused for want of credentials means alive: images
+    /// will be answered the same, and tell.
+    pub fn of_ping(answer: Result<(), Failure>) -> Self {
+        Self::Bad(match answer {
+            Ok(()) | Err(Failure::Unauthorized) => return Self::Good,
+            Err(Failure::Unreachable(why)) => why.into(),
+            Err(Failure::ServerError(_)) => Fault::ServerError,
+            Err(Failure::RateLimited { .. }) => Fault::RateLimited,
+            Err(Failure::Missing | Failure::Ambiguous(_)) => Fault::NotARegistry,
+        })
     }
 }
 

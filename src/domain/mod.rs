@@ -27,3 +27,4 @@ pub mod snapshot;
 pub mod source;
 pub mod sweep;
 pub mod time;
+pub mod witness;

@@ -33,6 +33,11 @@ macro_rules! reasons {
                 }
             }
 
+            /// Returns the reason of this name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+            }
+
             /// Returns one sentence for people.
             pub const fn explanation(self) -> &'static str {
                 match self {

@@ -18,8 +18,9 @@ pub struct Snapshot {
     pub routing: Arc<Routing>,
     /// One for each mirror of the routing, in its order.
     pub health: Vec<Health>,
-    /// The shared state behind `health` is too old to be believed.
-    pub stale: bool,
+    /// Mirrors of which the shared state is too old to be believed; what `health` then says is
+    /// what this replica saw itself.
+    pub stale: BTreeSet<MirrorId>,
     /// Labels of the namespaces that are known.
     pub namespaces: Arc<BTreeMap<String, Labels>>,
     /// Hosts of upstream registries that fail now; only those in front of which a mirror stands
@@ -34,6 +35,11 @@ impl Snapshot {
     pub fn health_of(&self, mirror: MirrorId) -> Health {
         let nobody_told = Health::unknown(Timestamp::default());
         self.health.get(mirror.index()).copied().unwrap_or(nobody_told)
+    }
+
+    /// Whether the shared state of a mirror is too old to be believed.
+    pub fn is_stale(&self, mirror: MirrorId) -> bool {
+        self.stale.contains(&mirror)
     }
 
     /// Whether a mirror serves a namespace. One that is not known matches an empty selector only.

@@ -60,8 +60,30 @@ impl Feed {
         }
     }
 
-    /// Puts a configuration to use, or returns everything that hinders it; then nothing changes.
+    /// Puts a whole configuration to use, or returns everything that hinders it; then nothing
+    /// changes. What is known of images on other mirrors is forgotten.
     pub fn apply(&self, configuration: Configuration, now: Timestamp) -> Result<(), Vec<Unusable>> {
+        self.put(configuration, now)?;
+        let snapshot = self.store.snapshot();
+        let mirrors = snapshot.routing.by_name();
+        self.store
+            .index_mut()
+            .retain_mirrors(|mirror| mirrors.contains_key(mirror));
+        Ok(())
+    }
+
+    /// Returns why a mirror cannot be used, if it cannot.
+    pub fn check(mirror: &Mirror, connection: &Connection, secret: Option<&Secret>) -> Result<(), Unusable> {
+        let unusable = |source| Unusable {
+            mirror: mirror.name.clone(),
+            source,
+        };
+        client(mirror, connection, secret).map(drop).map_err(unusable)
+    }
+
+    /// The same as [`Feed::apply`] without forgetting anything: images may be known before their
+    /// mirror is.
+    pub fn put(&self, configuration: Configuration, now: Timestamp) -> Result<(), Vec<Unusable>> {
         let Configuration {
             mirrors,
             namespaces,
@@ -93,7 +115,9 @@ impl Feed {
                     source,
                 }),
             }
-            mirror.pull_secret_namespaces = pull_secret_namespaces.iter().cloned().collect();
+            mirror
+                .pull_secret_namespaces
+                .extend(pull_secret_namespaces.iter().cloned());
             routed.push(mirror);
         }
         if !faults.is_empty() {

@@ -4,6 +4,7 @@
 //! index under a short lock; feeders (files here, the API server's watches in a cluster) write.
 //! No lock is held across an await.
 
+pub mod cluster;
 pub mod feed;
 pub mod file;
 
@@ -22,6 +23,7 @@ use crate::{
         selector::Labels,
         snapshot::Snapshot,
         time::Timestamp,
+        witness::View,
     },
     registry::Client,
 };
@@ -110,7 +112,7 @@ impl Store {
             left_alone,
         } = configured;
         let names: BTreeSet<String> = routing.mirrors().map(|(_, mirror)| mirror.name.clone()).collect();
-        self.index_mut().retain_mirrors(|mirror| names.contains(mirror));
+        self.index_mut().retain_seen(|mirror| names.contains(mirror));
         self.0.clients.send_replace(Arc::new(clients));
         self.0.snapshot.send_modify(|current| {
             let known = current.routing.by_name();
@@ -123,12 +125,18 @@ impl Store {
                 .mirrors()
                 .map(|(_, mirror)| health_of(&mirror.name))
                 .collect();
+            let was_stale = |name: &str| known.get(name).is_some_and(|mirror| current.is_stale(*mirror));
+            let stale = routing
+                .mirrors()
+                .filter(|(_, mirror)| was_stale(&mirror.name))
+                .map(|(id, _)| id)
+                .collect();
             *current = Arc::new(Snapshot {
                 health,
                 routing: Arc::new(routing),
                 namespaces: Arc::new(namespaces),
                 left_alone: Arc::new(left_alone),
-                stale: current.stale,
+                stale,
                 failing_upstreams: Arc::clone(&current.failing_upstreams),
             });
         });
@@ -147,6 +155,44 @@ impl Store {
             *current = Arc::new(next);
             true
         })
+    }
+
+    /// Publishes what this replica believes of a mirror, which may be another thing than what is
+    /// shared. Returns whether the mirror is known.
+    pub fn set_view(&self, mirror: &str, view: View) -> bool {
+        let mut known = false;
+        self.0.snapshot.send_if_modified(|current| {
+            let Some(id) = current.routing.by_name().get(mirror).copied() else {
+                return false;
+            };
+            known = true;
+            let View { health, stale } = view;
+            if current.health_of(id) == health && current.is_stale(id) == stale {
+                return false;
+            }
+            let mut next = Snapshot::clone(current);
+            if let Some(slot) = next.health.get_mut(id.index()) {
+                *slot = health;
+            }
+            if stale {
+                next.stale.insert(id);
+            } else {
+                next.stale.remove(&id);
+            }
+            *current = Arc::new(next);
+            true
+        });
+        known
+    }
+
+    /// Publishes the namespaces that are known.
+    pub fn set_namespaces(&self, namespaces: BTreeMap<String, Labels>) {
+        self.0.snapshot.send_modify(|current| {
+            *current = Arc::new(Snapshot {
+                namespaces: Arc::new(namespaces),
+                ..Snapshot::clone(current)
+            });
+        });
     }
 
     /// Publishes whether an upstream registry fails.

@@ -59,7 +59,7 @@ struct Inner {
     store: Store,
     probes: Probes,
     metrics: Metrics,
-    demand: mpsc::Sender<Demand>,
+    demand: Option<mpsc::Sender<Demand>>,
     limits: Limits,
     recent: Mutex<VecDeque<RecentDecision>>,
     recent_throttle: Throttle<()>,
@@ -96,12 +96,12 @@ pub struct NoReview(String);
 
 impl Admission {
     /// Returns an admission that decides from `store`, probes with `probes` and hands images that
-    /// nobody knows to `demand`.
+    /// nobody knows to `demand`, if there is somebody to take them.
     pub fn new(
         store: Store,
         probes: Probes,
         metrics: Metrics,
-        demand: mpsc::Sender<Demand>,
+        demand: Option<mpsc::Sender<Demand>>,
         limits: Limits,
     ) -> Self {
         Self(Arc::new(Inner {
@@ -349,12 +349,13 @@ impl Inner {
 
     /// Hands images that nobody knows to whoever keeps the state up to date.
     fn demand(&self, snapshot: &Snapshot, unknown: &[Probe]) {
+        let Some(taker) = &self.demand else { return };
         for probe in unknown {
             let demand = Demand {
                 mirror: snapshot.routing.mirror(probe.mirror).name.clone(),
                 key: probe.key.clone(),
             };
-            if self.demand.try_send(demand).is_err() {
+            if taker.try_send(demand).is_err() {
                 self.metrics.demand_was_dropped();
             }
         }

@@ -11,6 +11,7 @@
     reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
 )]
 
+mod cluster;
 mod companion;
 mod faults;
 mod modes;
@@ -64,7 +65,47 @@ const TESTS: &[(&str, Test)] = tests![
     faults::a_dead_mirror_keeps_pods_upstream_until_it_is_back,
     faults::a_dead_webhook_does_not_stop_pods,
     faults::a_hanging_webhook_delays_pods_by_its_timeout_only,
+    cluster::known_images_cost_no_request_and_unknown_ones_one,
+    cluster::without_a_companion_only_own_probes_count,
+    cluster::a_pull_through_mirror_is_left_alone_while_the_state_is_stale,
+    cluster::a_proof_older_than_the_last_outage_is_none,
+    cluster::a_sweep_counts_once_all_images_it_covers_have_arrived,
+    cluster::a_mirror_with_a_fault_stays_as_it_was,
+    cluster::a_mirror_serves_the_namespaces_that_it_selects,
+    cluster::a_restarted_api_server_is_followed_again,
 ];
+
+/// The API servers of this run.
+#[derive(Debug)]
+struct Clusters {
+    shared: Cluster,
+    /// One with Kagami's resources, for the tests about them: every Kagami there sees all of them.
+    resources: Option<Cluster>,
+}
+
+impl Clusters {
+    fn start(tools: Tools, resources: bool) -> Self {
+        Self {
+            resources: resources.then(|| {
+                let cluster = Cluster::start(tools.clone());
+                support::reader::install(&cluster);
+                cluster
+            }),
+            shared: Cluster::start(tools),
+        }
+    }
+
+    fn of(&self, test: &str) -> &Cluster {
+        match &self.resources {
+            Some(cluster) if is_about_resources(test) => cluster,
+            _ => &self.shared,
+        }
+    }
+}
+
+fn is_about_resources(test: &str) -> bool {
+    test.starts_with("cluster::")
+}
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -74,14 +115,14 @@ fn main() -> ExitCode {
         .install_default()
         .unwrap();
 
-    let state = Arc::new(OnceLock::new());
+    let state: Arc<OnceLock<Result<Clusters, String>>> = Arc::default();
     let trials: Vec<_> = TESTS
         .iter()
         .map(|(name, test)| {
             let state = Arc::clone(&state);
             Trial::ignorable_test(*name, move || match state.get().unwrap() {
-                Ok(cluster) => {
-                    test(cluster);
+                Ok(clusters) => {
+                    test(clusters.of(name));
                     Ok(Completion::Completed)
                 }
                 Err(reason) => Ok(Completion::ignored_with(reason)),
@@ -99,7 +140,12 @@ fn main() -> ExitCode {
             }
         }
         // On this thread, because what it starts ends with the thread.
-        state.set(tools.map(Cluster::start)).unwrap();
+        let resources = trials
+            .iter()
+            .any(|trial| is_about_resources(trial.name()) && !arguments.is_filtered_out(trial));
+        state
+            .set(tools.map(|tools| Clusters::start(tools, resources)))
+            .unwrap();
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

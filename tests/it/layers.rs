@@ -84,7 +84,15 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "state",
-        parts: &["api", "clock", "domain", "metrics", "registry", "tasks"],
+        parts: &[
+            "api",
+            "clock",
+            "domain",
+            "metrics",
+            "registry",
+            "tasks",
+            "telemetry",
+        ],
         crates: None,
     },
     Layer {

@@ -354,14 +354,15 @@ impl<'a> Decider<'_, 'a> {
         settings: &Mirror,
         wanted: Architectures,
     ) -> Verdict {
-        if self.snapshot.stale && settings.kind == Kind::PullThrough {
+        let stale = self.snapshot.is_stale(candidate.mirror);
+        if stale && settings.kind == Kind::PullThrough {
             return Verdict::Not(Reason::StateStale);
         }
         let health = self.snapshot.health_of(candidate.mirror);
         match health.state {
             State::Healthy => {}
             State::Unhealthy => return Verdict::Not(Reason::MirrorUnhealthy),
-            State::Unknown if self.snapshot.stale => return Verdict::Not(Reason::StateStale),
+            State::Unknown if stale => return Verdict::Not(Reason::StateStale),
             State::Unknown => return Verdict::Not(Reason::MirrorUnknown),
         }
         if settings.prefer == Prefer::Upstream && self.upstream_works() {

@@ -75,9 +75,15 @@ impl Proof {
     }
 }
 
-/// The version of the index after a write: what a sweep uses to tell which entries it covered.
+/// When an entry was written, as a number that only grows: what a sweep uses to tell which entries
+/// it covered. In one process it is a counter; in a cluster the resource version of MirroredImages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u64);
+
+impl Version {
+    /// The version of an entry that no sweep covers.
+    pub const NEVER_SWEPT: Self = Self(u64::MAX);
+}
 
 /// What is known of one image on one mirror.
 #[derive(Debug)]
@@ -87,6 +93,8 @@ pub struct Entry {
     pub version: Version,
     /// Seconds since the epoch; written by readers, so atomic.
     last_used: AtomicU32,
+    /// The listing that last named this entry.
+    listing: u32,
 }
 
 impl Entry {
@@ -115,15 +123,36 @@ pub struct Swept {
 #[derive(Debug, Default)]
 struct Table {
     entries: HashMap<Box<str>, Entry>,
-    swept_tags: Option<Swept>,
-    swept_digests: Option<Swept>,
+    tags: Sweeps,
+    digests: Sweeps,
+}
+
+/// The last complete sweeps of one class.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sweeps {
+    believed: Option<Swept>,
+    /// Told of already, but entries that were written before its end have not arrived here yet.
+    pending: Option<Swept>,
+}
+
+impl Sweeps {
+    fn told(&mut self, swept: Swept, reached: Version) {
+        self.pending = Some(swept);
+        self.reached(reached);
+    }
+
+    fn reached(&mut self, reached: Version) {
+        if self.pending.is_some_and(|swept| swept.through <= reached) {
+            self.believed = self.pending.take();
+        }
+    }
 }
 
 impl Table {
     const fn swept(&self, class: Class) -> Option<Swept> {
         match class {
-            Class::Tag => self.swept_tags,
-            Class::Digest => self.swept_digests,
+            Class::Tag => self.tags.believed,
+            Class::Digest => self.digests.believed,
         }
     }
 }
@@ -240,6 +269,7 @@ pub struct Index {
     version: Version,
     /// Mirror and key of what changed in `known` since it was last asked; none if nobody asks.
     changes: Option<BTreeSet<(Box<str>, Box<str>)>>,
+    listing: u32,
 }
 
 impl Index {
@@ -286,7 +316,8 @@ impl Index {
         self.known.get(mirror)?.entries.get(key)
     }
 
-    /// Writes an entry of the companion's knowledge. Returns the index's version after that.
+    /// Writes an entry of the companion's knowledge, where this process alone counts the versions.
+    /// Returns the index's version after that.
     pub fn write(
         &mut self,
         mirror: &str,
@@ -296,13 +327,29 @@ impl Index {
         now: Timestamp,
     ) -> Version {
         self.version.0 += 1;
-        let version = self.version;
         self.note_change(mirror, key);
+        self.write_at(mirror, key, presence, verified_at, self.version, now);
+        self.version
+    }
+
+    /// Writes an entry of the companion's knowledge that was written elsewhere, as `version`. How
+    /// far the index has come is told apart, with [`Index::reached`].
+    pub fn write_at(
+        &mut self,
+        mirror: &str,
+        key: &str,
+        presence: Presence,
+        verified_at: Timestamp,
+        version: Version,
+        now: Timestamp,
+    ) {
+        let listing = self.listing;
         let table = table_mut(&mut self.known, mirror);
         if let Some(entry) = table.entries.get_mut(key) {
             entry.presence = presence;
             entry.verified_at = verified_at;
             entry.version = version;
+            entry.listing = listing;
         } else {
             let last_used = AtomicU32::new(seconds(now));
             table.entries.insert(
@@ -312,10 +359,32 @@ impl Index {
                     verified_at,
                     version,
                     last_used,
+                    listing,
                 },
             );
         }
-        version
+    }
+
+    /// Notes that every write up to `version` has arrived: sweeps through it are believed from now on.
+    pub fn reached(&mut self, version: Version) {
+        self.version = version;
+        for table in self.known.values_mut() {
+            table.tags.reached(version);
+            table.digests.reached(version);
+        }
+    }
+
+    /// Begins to take in all entries anew. Those that are there stay until [`Index::end_listing`].
+    pub const fn begin_listing(&mut self) {
+        self.listing = self.listing.wrapping_add(1);
+    }
+
+    /// Ends it: what was not written since [`Index::begin_listing`] is gone.
+    pub fn end_listing(&mut self) {
+        let listing = self.listing;
+        for table in self.known.values_mut() {
+            table.entries.retain(|_, entry| entry.listing == listing);
+        }
     }
 
     /// Removes an entry of the companion's knowledge.
@@ -400,20 +469,27 @@ impl Index {
     /// Keeps only what belongs to the named mirrors.
     pub fn retain_mirrors(&mut self, keep: impl Fn(&str) -> bool) {
         self.known.retain(|mirror, _| keep(mirror));
+        self.retain_seen(keep);
+    }
+
+    /// Keeps only what this replica saw itself of the named mirrors.
+    pub fn retain_seen(&mut self, keep: impl Fn(&str) -> bool) {
         self.seen.retain(|mirror, _| keep(mirror));
         self.seen_order.retain(|(mirror, _)| keep(mirror));
     }
 
-    /// Notes the end of a complete sweep.
+    /// Notes the end of a complete sweep. It is believed once [`Index::reached`] has come to its
+    /// `through`; until then the sweep before it is.
     pub fn swept(&mut self, mirror: &str, class: Class, swept: Swept) {
+        let reached = self.version;
         let table = table_mut(&mut self.known, mirror);
         match class {
-            Class::Tag => table.swept_tags = Some(swept),
-            Class::Digest => table.swept_digests = Some(swept),
+            Class::Tag => table.tags.told(swept, reached),
+            Class::Digest => table.digests.told(swept, reached),
         }
     }
 
-    /// Returns the version of the last write.
+    /// Returns the version up to which every write has arrived.
     pub const fn version(&self) -> Version {
         self.version
     }
@@ -430,6 +506,7 @@ impl Index {
             verified_at: now,
             version: Version::default(),
             last_used: AtomicU32::new(seconds(now)),
+            listing: 0,
         };
         if table.entries.insert(key.into(), entry).is_some() {
             return;

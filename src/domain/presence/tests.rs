@@ -205,3 +205,40 @@ fn a_sweep_renews_what_it_covered_only() {
     assert_eq!(index.verified_at("main", "b:1"), Some(at(1)));
     assert_eq!(index.verified_at("main", "c:1"), None);
 }
+
+#[test]
+fn a_sweep_is_believed_once_everything_written_before_its_end_has_arrived() {
+    let told = |started_at, through| Swept {
+        started_at: at(started_at),
+        through: Version(through),
+    };
+    let mut index = Index::default();
+    let present = Presence::Present(proof('a'));
+    index.write_at("main", KEY, present.clone(), at(2000), Version(40), at(2000));
+    index.reached(Version(49));
+    index.swept("main", Class::Tag, told(2500, 45));
+    assert!(proven(&index, &rules(), at(3000)));
+    // A later one that ends after a write that is still to come does not count, and the one before
+    // it goes on counting.
+    index.swept("main", Class::Tag, told(3000, 50));
+    assert!(proven(&index, &rules(), at(3100)));
+    assert!(!proven(&index, &rules(), at(3101)));
+    index.reached(Version(50));
+    assert!(proven(&index, &rules(), at(3600)));
+    // Written after the sweep: its own proof counts, and no other.
+    index.write_at("main", KEY, present, at(2000), Version(51), at(3600));
+    assert!(!proven(&index, &rules(), at(3600)));
+}
+
+#[test]
+fn what_a_listing_does_not_name_is_gone_at_its_end_and_not_before() {
+    let mut index = index(Presence::Present(proof('a')), at(2000));
+    let other = "docker.io/library/redis:8";
+    index.write("main", other, Presence::Missing, at(2000), at(2000));
+    index.begin_listing();
+    index.write_at("main", other, Presence::Missing, at(2001), Version(7), at(2001));
+    assert!(index.contains("main", KEY));
+    index.end_listing();
+    assert!(!index.contains("main", KEY));
+    assert!(index.contains("main", other));
+}

@@ -7,7 +7,10 @@ use std::{
     fs,
     path::Path,
     process::{Command, Output, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use reqwest::Method;
@@ -41,9 +44,10 @@ pub(crate) struct Cluster {
     pub(crate) mirror: Mirror,
     // Dropped in this order: who depends on another goes first, the files last.
     _controller_manager: Process,
-    _api_server: Process,
+    api_server: Mutex<Option<Process>>,
     _etcd: Process,
-    url: String,
+    etcd_url: String,
+    pub(crate) url: String,
     namespaces: AtomicUsize,
     pub(crate) tools: Tools,
     folder: TempDir,
@@ -77,28 +81,32 @@ impl Cluster {
                 .ok()
                 .filter(|answer| answer.status == 200)
         });
-        let mut api_server = start_api_server(&tools, folder.path(), &etcd_url, &url);
-        eventually("kube-apiserver is ready", || {
-            api_server.assert_alive();
-            let request = http
-                .client
-                .get(format!("{url}/readyz"))
-                .bearer_auth(User::Admin.token());
-            http.send(request).ok().filter(|answer| answer.status == 200)
-        });
+        let api_server = start_api_server(&tools, &http, folder.path(), &etcd_url, &url);
         let controller_manager = start_controller_manager(&tools, folder.path());
         Self {
             http,
             authority,
             mirror,
             _controller_manager: controller_manager,
-            _api_server: api_server,
+            api_server: Mutex::new(Some(api_server)),
             _etcd: etcd,
+            etcd_url,
             url,
             namespaces: AtomicUsize::new(0),
             tools,
             folder,
         }
+    }
+
+    /// Ends the API server at once; its port then refuses connections, its data stays.
+    pub(crate) fn stop_api_server(&self) {
+        self.api_server.lock().unwrap().take();
+    }
+
+    /// Starts it again, from the thread of the test that stopped it.
+    pub(crate) fn start_api_server(&self) {
+        let process = start_api_server(&self.tools, &self.http, self.folder(), &self.etcd_url, &self.url);
+        *self.api_server.lock().unwrap() = Some(process);
     }
 
     /// A folder for the files of this run.
@@ -311,7 +319,8 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
     }
 }
 
-fn start_api_server(tools: &Tools, folder: &Path, etcd_url: &str, url: &str) -> Process {
+/// Starts it and waits until it is ready.
+fn start_api_server(tools: &Tools, http: &Http, folder: &Path, etcd_url: &str, url: &str) -> Process {
     let file = |name: &str| folder.join(name).display().to_string();
     let (_, port) = url.rsplit_once(':').unwrap();
     let arguments = [
@@ -335,12 +344,17 @@ fn start_api_server(tools: &Tools, folder: &Path, etcd_url: &str, url: &str) -> 
         format!("--audit-policy-file={}", file("audit-policy.yaml")),
         format!("--audit-log-path={}", file("audit.log")),
     ];
-    Process::start(
-        "kube-apiserver",
-        &tools.path("kube-apiserver"),
-        &arguments,
-        folder,
-    )
+    let program = tools.path("kube-apiserver");
+    let mut process = Process::start("kube-apiserver", &program, &arguments, folder);
+    eventually("kube-apiserver is ready", || {
+        process.assert_alive();
+        let request = http
+            .client
+            .get(format!("{url}/readyz"))
+            .bearer_auth(User::Admin.token());
+        http.send(request).ok().filter(|answer| answer.status == 200)
+    });
+    process
 }
 
 fn start_controller_manager(tools: &Tools, folder: &Path) -> Process {

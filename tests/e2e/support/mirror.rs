@@ -51,7 +51,7 @@ impl Mirror {
         // JSON is YAML.
         let configuration = serde_json::json!({
             "version": "0.1",
-            "log": {"level": "warn", "accesslog": {"disabled": true}},
+            "log": {"level": "warn"},
             "storage": {"filesystem": {"rootdirectory": folder.join(format!("{name}-data"))}},
             "http": {"addr": format!("127.0.0.1:{port}"), "relativeurls": false},
         });
@@ -78,6 +78,14 @@ impl Mirror {
             http.send(http.client.get(&ping)).ok()
         });
         self.process = Some(process);
+    }
+
+    /// How many requests with this text the access log has.
+    pub(crate) fn requests(&self, text: &str) -> usize {
+        let log = fs::read_to_string(self.folder.join(format!("{}.log", self.name))).unwrap_or_default();
+        log.lines()
+            .filter(|line| line.contains(text) && !line.contains("\"PUT "))
+            .count()
     }
 
     fn configuration(&self) -> PathBuf {

@@ -11,6 +11,7 @@ pub(crate) mod kagami;
 pub(crate) mod mirror;
 pub(crate) mod process;
 pub(crate) mod push;
+pub(crate) mod reader;
 pub(crate) mod scene;
 pub(crate) mod tools;
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Where the programs are; it exists only if all of them do.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tools {
     folder: PathBuf,
 }

@@ -1,0 +1,220 @@
+//! What `serve` and `webhook` share: the two listeners, the serving certificate, what the admin
+//! listener shows of admission.
+
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
+
+use prometheus_client::registry::Registry;
+use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+
+use super::{BadSettings, arguments::ListenArguments, output};
+use crate::{
+    clock,
+    domain::{health::Fault, mirror::Mirror, routing::MirrorId},
+    metrics::Metrics,
+    server::{
+        Limits as ServerLimits, Server,
+        admin::{self, Admin, Readiness},
+        tls::{self, Tls},
+    },
+    state::Store,
+    tasks::{Drain, Shutdown, Stage, Tasks},
+    telemetry::chain,
+    webhook::{Admission, routes},
+};
+
+/// How often files are looked at for a change.
+pub(super) const LOOK_AT_FILES: Duration = Duration::from_secs(1);
+
+/// How many new images and observations may wait for whoever takes them.
+pub(super) const QUEUE: usize = 4096;
+
+/// How many decisions `/status` shows.
+pub(super) const RECENT: usize = 50;
+
+/// The longest that requests in flight may hold up the end.
+pub(super) const FINISH: Duration = Duration::from_secs(10);
+
+/// The listeners and the certificate: everything that can be refused before anything is served.
+pub(super) struct Listening {
+    admission: TcpListener,
+    admin: TcpListener,
+    tls: Tls,
+    reloader: tls::Reloader,
+}
+
+/// What is served.
+pub(super) struct Served {
+    pub(super) store: Store,
+    pub(super) admission: Admission,
+    pub(super) metrics: Metrics,
+    pub(super) registry: Registry,
+    pub(super) readiness: Readiness,
+    /// Returns the name and the value of what `/status` shows of where the state comes from.
+    pub(super) origin: Box<dyn Fn() -> (&'static str, Value) + Send + Sync>,
+}
+
+impl Listening {
+    /// Loads the certificate and opens both listeners.
+    pub(super) async fn open(arguments: &ListenArguments, pair: tls::Source) -> anyhow::Result<Self> {
+        let settings = tls::Settings {
+            pair,
+            client_authorities: arguments.client_ca.clone(),
+        };
+        let (tls, reloader) = tls::load(settings, clock::now())
+            .await
+            .map_err(|error| BadSettings::one(chain(&error)))?;
+        Ok(Self {
+            admission: bind(arguments.listen).await?,
+            admin: bind(arguments.admin_listen).await?,
+            tls,
+            reloader,
+        })
+    }
+
+    /// Serves on both listeners from now on, and says where.
+    pub(super) fn serve(self, served: Served, tasks: &mut Tasks, shutdown: &Shutdown) -> anyhow::Result<()> {
+        let Self {
+            admission: admission_listener,
+            admin: admin_listener,
+            tls,
+            reloader,
+        } = self;
+        let (admission_address, admin_address) =
+            (admission_listener.local_addr()?, admin_listener.local_addr()?);
+        let metrics = served.metrics.clone();
+        let server = Server {
+            name: "admission",
+            listener: admission_listener,
+            tls: Some(tls.clone()),
+            service: routes::router(served.admission.clone()),
+            limits: ServerLimits::default(),
+            counts: metrics.admission_server(),
+        };
+        tasks.spawn("admission", server.run(shutdown.clone()));
+        let server = Server {
+            name: "admin",
+            listener: admin_listener,
+            tls: None,
+            service: served.router(tls.clone()),
+            limits: ServerLimits::default(),
+            counts: metrics.admin_server(),
+        };
+        tasks.spawn("admin", server.run(shutdown.clone()));
+        let certificate = follow_certificate(tls, metrics);
+        tasks.spawn(
+            "certificate metrics",
+            until_stopping(shutdown.clone(), certificate),
+        );
+        let reload = reloader.run(LOOK_AT_FILES, clock::now, shutdown.clone());
+        tasks.spawn("certificates", async {
+            reload.await;
+            Ok::<(), Infallible>(())
+        });
+        output::print(&format!(
+            "admission https://{admission_address}\nadmin http://{admin_address}\n"
+        ))
+    }
+}
+
+/// Returns how the process ends.
+pub(super) fn drain(arguments: &ListenArguments) -> Drain {
+    Drain {
+        delay: arguments.drain_delay,
+        limit: FINISH,
+    }
+}
+
+/// Runs what never ends by itself until the process stops.
+pub(super) async fn until_stopping(
+    shutdown: Shutdown,
+    endless: impl Future<Output = Infallible>,
+) -> Result<(), Infallible> {
+    shutdown.until(Stage::Stopping, endless).await;
+    Ok(())
+}
+
+pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| BadSettings::one(format!("cannot listen on {address}: {error}")).into())
+}
+
+/// Shows the state of the serving certificate in the metrics.
+async fn follow_certificate(tls: Tls, metrics: Metrics) -> Infallible {
+    let mut certificate = tls.certificate();
+    loop {
+        let now = certificate.borrow_and_update().clone();
+        metrics.set_certificate(now.not_after, now.replacements, now.faults);
+        if certificate.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+impl Served {
+    fn router(self, tls: Tls) -> axum::Router {
+        let Self {
+            store,
+            admission,
+            metrics: _,
+            registry,
+            readiness,
+            origin,
+        } = self;
+        let certificate = tls.certificate();
+        let readiness = readiness.with("certificate", move || {
+            let valid = certificate.borrow().not_after > clock::now();
+            valid
+                .then_some(())
+                .ok_or_else(|| "the serving certificate has expired".to_owned())
+        });
+        let metrics = move || {
+            let mut text = String::new();
+            // Writing to a String cannot fail.
+            let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+            text
+        };
+        let status = move || {
+            let certificate = tls.certificate().borrow().clone();
+            let (name, origin) = origin();
+            json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                name: origin,
+                "certificate": {"notAfter": certificate.not_after.to_string(), "fault": certificate.fault},
+                "mirrors": mirrors(&store),
+                "decisions": admission.recent(),
+            })
+        };
+        admin::router(Admin {
+            readiness,
+            metrics: Box::new(metrics),
+            status: Box::new(status),
+        })
+    }
+}
+
+/// Returns what `/status` shows of the mirrors, as decisions see them.
+pub(super) fn mirrors(store: &Store) -> Map<String, Value> {
+    let snapshot = store.snapshot();
+    let counts = store.index().counts();
+    let mirror = |(id, mirror): (MirrorId, &Mirror)| {
+        let health = snapshot.health_of(id);
+        let images = counts.get(&mirror.name).copied().unwrap_or_default();
+        let value = json!({
+            "mode": mirror.mode.as_label(),
+            "registry": mirror.mapping.registry.to_string(),
+            "kind": mirror.kind.as_str(),
+            "health": {
+                "state": health.state.as_str(),
+                "reason": health.fault.map(Fault::as_str),
+                "since": health.since.to_string(),
+                "provenSince": health.proven_since.to_string(),
+                "stale": snapshot.is_stale(id),
+            },
+            "images": {"present": images.present, "missing": images.missing, "unknown": images.unknown},
+        });
+        (mirror.name.clone(), value)
+    };
+    snapshot.routing.mirrors().map(mirror).collect()
+}

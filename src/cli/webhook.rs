@@ -1,0 +1,99 @@
+//! `kagami webhook`: answers reviews from the state that the API server has. It writes nothing.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    BadSettings,
+    arguments::WebhookArguments,
+    serving::{self, Listening, QUEUE, RECENT, Served, until_stopping},
+};
+use crate::{
+    domain::decision::Probing,
+    metrics::Metrics,
+    server::{admin::Readiness, tls},
+    state::{
+        Store,
+        cluster::{Cluster, Settings},
+    },
+    tasks::{Signals, Tasks, shutdown},
+    webhook::{Admission, Limits, Probes},
+};
+
+/// After this time without the whole state, reviews are answered without it: left alone, and told
+/// why. That is better than no answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The longest that opening a connection to the API server may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
+    let WebhookArguments {
+        listen,
+        namespace,
+        tls_cert,
+        tls_key,
+        probe_credentials,
+        left_alone,
+    } = arguments;
+    let mut config = kube::Config::infer()
+        .await
+        .map_err(|error| BadSettings::one(crate::telemetry::chain(&error)))?;
+    config.connect_timeout = Some(CONNECT);
+    let client = kube::Client::try_from(config).context("cannot set up the client of the API server")?;
+    let pair = tls::Source::Files {
+        certificate: tls_cert,
+        key: tls_key,
+    };
+    let listening = Listening::open(&listen, pair).await?;
+
+    let (metrics, registry) = Metrics::new();
+    let store = Store::default();
+    let settings = Settings {
+        left_alone: left_alone.into_iter().chain([namespace.clone()]).collect(),
+        namespace,
+        probe_credentials,
+    };
+    let cluster = Cluster::new(client, store.clone(), settings, metrics.clone());
+    let (trigger, shutdown) = shutdown();
+    let (observe, observations) = mpsc::channel(QUEUE);
+    let probes = Probes::new(store.clone(), metrics.clone(), observe, TaskTracker::new());
+    let limits = Limits {
+        budget: listen.budget,
+        probing: Probing::Hosted,
+        recent: RECENT,
+    };
+    // Nobody takes new images here: the companion learns of them from the Pods.
+    let admission = Admission::new(store.clone(), probes, metrics.clone(), None, limits);
+
+    let (asked, started) = (cluster.clone(), Instant::now());
+    let readiness = Readiness::new(shutdown.clone()).with("state", move || {
+        let missing = asked.missing();
+        if missing.is_empty() || started.elapsed() >= PATIENCE {
+            return Ok(());
+        }
+        Err(format!("waiting for {}", missing.join(", ")))
+    });
+    let shown = cluster.clone();
+    let served = Served {
+        store,
+        admission,
+        metrics,
+        registry,
+        readiness,
+        origin: Box::new(move || ("cluster", shown.status())),
+    };
+    let mut signals = Signals::new().context("cannot take over signals")?;
+    let mut tasks = Tasks::default();
+    tasks.spawn(
+        "cluster",
+        until_stopping(shutdown.clone(), cluster.run(observations)),
+    );
+    let drain = serving::drain(&listen);
+    listening.serve(served, &mut tasks, &shutdown)?;
+    tasks.run(&trigger, drain, async || signals.next().await).await?;
+    Ok(())
+}

@@ -1,0 +1,382 @@
+//! The state as the API server has it: ImageMirrors, MirroredImages, Namespaces and the heartbeat
+//! Lease, followed by watches.
+//!
+//! This process only reads. No watch ever ends it; one that hears nothing for too long is not
+//! believed any more and shows in the metrics and in `/status`. Images go straight into the presence
+//! index, as compact entries; everything else goes through [`belief`].
+
+mod belief;
+mod credentials;
+mod objects;
+mod own;
+mod watch;
+
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    future::pending,
+    panic::AssertUnwindSafe,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use kube::Client;
+use serde_json::{Map, Value, json};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, interval, sleep},
+};
+
+use self::{
+    belief::{Belief, Contacts},
+    objects::{Entry, Object, Outline},
+    watch::{Event, Pulse, Source, follow},
+};
+use super::{Observed, Store};
+use crate::{api, clock, metrics::Metrics};
+
+/// How long one watch request lasts where what it tells must be known soon. Watches are cheap to
+/// renew, and that is how a dead connection is noticed.
+const SOON: Duration = Duration::from_secs(15);
+
+/// The same where later will do.
+const LATER: Duration = Duration::from_mins(1);
+
+/// How often the passing of time is looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How often images are counted, which walks all of them.
+const COUNT: Duration = Duration::from_mins(1);
+
+/// The pause before what panicked is begun anew.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// What to follow.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Kagami's own namespace.
+    pub namespace: String,
+    /// Namespaces whose Pods are never touched.
+    pub left_alone: BTreeSet<String>,
+    /// Folder with read credentials for live probes, a file for each mirror.
+    pub probe_credentials: Option<PathBuf>,
+}
+
+/// The state of a cluster, as this process follows it. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Cluster(Shared);
+
+#[derive(Clone, Debug)]
+struct Shared(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    client: Opaque<Client>,
+    settings: Settings,
+    store: Store,
+    metrics: Metrics,
+    belief: Mutex<Belief>,
+    mirrors: Pulse,
+    images: Pulse,
+    namespaces: Pulse,
+    lease: Pulse,
+}
+
+/// A value without a `Debug` of its own.
+struct Opaque<T>(T);
+
+impl<T> std::fmt::Debug for Opaque<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl Shared {
+    fn belief(&self) -> MutexGuard<'_, Belief> {
+        self.0.belief.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pulses(&self) -> [(&'static str, &Pulse); 4] {
+        let Inner {
+            mirrors,
+            images,
+            namespaces,
+            lease,
+            ..
+        } = &*self.0;
+        [
+            ("imagemirrors", mirrors),
+            ("mirroredimages", images),
+            ("namespaces", namespaces),
+            ("lease", lease),
+        ]
+    }
+}
+
+/// The parts that run side by side.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    Mirrors,
+    Images,
+    Namespaces,
+    Lease,
+    Own,
+    Credentials,
+    Time,
+}
+
+impl Part {
+    const ALL: [Self; 7] = [
+        Self::Mirrors,
+        Self::Images,
+        Self::Namespaces,
+        Self::Lease,
+        Self::Own,
+        Self::Credentials,
+        Self::Time,
+    ];
+}
+
+impl Cluster {
+    /// Returns the state of the cluster behind `client`, put into `store`. Nothing is asked before
+    /// [`Cluster::run`].
+    pub fn new(client: Client, store: Store, settings: Settings, metrics: Metrics) -> Self {
+        let belief = Belief::new(store.clone(), settings.left_alone.clone(), metrics.clone());
+        Self(Shared(Arc::new(Inner {
+            client: Opaque(client),
+            settings,
+            store,
+            metrics,
+            belief: Mutex::new(belief),
+            mirrors: Pulse::default(),
+            images: Pulse::default(),
+            namespaces: Pulse::default(),
+            lease: Pulse::default(),
+        })))
+    }
+
+    /// Returns what is still missing of the state; nothing once all of it was loaded, and a sign of
+    /// life of the companion was seen.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let pulses = self.0.pulses().into_iter();
+        let mut missing: Vec<_> = pulses
+            .filter(|(_, pulse)| !pulse.beat().listed)
+            .map(|(name, _)| name)
+            .collect();
+        if !self.0.belief().heard() {
+            missing.push("heartbeat");
+        }
+        missing
+    }
+
+    /// Returns what `/status` shows of the state: watches, heartbeat, and what was made of each
+    /// ImageMirror.
+    pub fn status(&self) -> Value {
+        let now = Instant::now();
+        let watch = |(name, pulse): (&str, &Pulse)| {
+            let beat = pulse.beat();
+            let silent = beat.contact.map(|contact| now.duration_since(contact).as_secs());
+            let value = json!({
+                "listed": beat.listed,
+                "silentSeconds": silent,
+                "failures": beat.failures,
+                "failure": beat.failure,
+            });
+            (name.to_owned(), value)
+        };
+        let watches: Map<String, Value> = self.0.pulses().into_iter().map(watch).collect();
+        let (heartbeat, mirrors) = self.0.belief().status(now);
+        json!({"watches": watches, "heartbeat": heartbeat, "mirrors": mirrors})
+    }
+
+    /// Follows the cluster for ever. `observations` is what live probes saw of mirrors. A part that
+    /// panics is begun anew.
+    pub async fn run(self, mut observations: mpsc::Receiver<Observed>) -> Infallible {
+        let mut parts = JoinSet::new();
+        for part in Part::ALL {
+            parts.spawn(self.0.clone().keep_running(part));
+        }
+        loop {
+            // The parts end with this future and not before.
+            if let Some(observed) = observations.recv().await {
+                self.0.belief().observe(&observed, clock::now());
+            } else {
+                pending::<()>().await;
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn keep_running(self, part: Part) -> Infallible {
+        loop {
+            let run = AssertUnwindSafe(self.clone().run(part)).catch_unwind().await;
+            let Err(panic) = run;
+            let message = panic_text(&*panic);
+            tracing::error!(
+                ?part,
+                message,
+                "a part of the cluster's state panicked; beginning it anew"
+            );
+            sleep(AFTER_PANIC).await;
+        }
+    }
+
+    async fn run(self, part: Part) -> Infallible {
+        match part {
+            Part::Mirrors => self.follow_mirrors().await,
+            Part::Images => self.follow_images().await,
+            Part::Namespaces => self.follow_namespaces().await,
+            Part::Lease => self.follow_lease().await,
+            Part::Own => own::run(self).await,
+            Part::Credentials => match self.0.settings.probe_credentials.clone() {
+                Some(folder) => credentials::run(self, folder).await,
+                None => pending().await,
+            },
+            Part::Time => self.follow_time().await,
+        }
+    }
+
+    async fn follow_mirrors(self) -> Infallible {
+        let source = Source {
+            name: "imagemirrors",
+            path: "/apis/kagami.dev/v1alpha1/imagemirrors".to_owned(),
+            only: None,
+            metadata_only: false,
+            renew: SOON,
+        };
+        let relists = self.belief().relists();
+        let pulse = self.0.mirrors.clone();
+        let handle = |event: Event<Object>| {
+            let mut belief = self.belief();
+            let now = clock::now();
+            match event {
+                Event::Listing => belief.mirrors_listing(),
+                Event::Listed(object) => belief.mirror_listed(&object, now),
+                Event::ListedAll { round } => belief.mirrors_listed(round, now),
+                Event::Changed(object) => belief.mirror_changed(&object, now),
+                Event::Deleted(object) => belief.mirror_deleted(&object.metadata.name, now),
+                Event::Reached(_) => {}
+            }
+        };
+        follow(self.0.client.0.clone(), source, pulse, relists, handle).await
+    }
+
+    async fn follow_images(self) -> Infallible {
+        let source = Source {
+            name: "mirroredimages",
+            path: "/apis/kagami.dev/v1alpha1/mirroredimages".to_owned(),
+            only: None,
+            metadata_only: false,
+            renew: LATER,
+        };
+        let (_never, relists) = tokio::sync::watch::channel(0);
+        let pulse = self.0.images.clone();
+        let handle = |event: Event<Object>| {
+            let mut index = self.0.store.index_mut();
+            match event {
+                Event::Listing => index.begin_listing(),
+                Event::Listed(object) | Event::Changed(object) => {
+                    if let Some(entry) = objects::entry(&object) {
+                        let Entry {
+                            mirror,
+                            key,
+                            presence,
+                            verified_at,
+                            version,
+                        } = entry;
+                        index.write_at(&mirror, &key, presence, verified_at, version, verified_at);
+                    }
+                }
+                Event::ListedAll { .. } => index.end_listing(),
+                Event::Deleted(object) => {
+                    if let Some(entry) = objects::entry(&object) {
+                        index.remove(&entry.mirror, &entry.key);
+                    }
+                }
+                Event::Reached(version) => index.reached(version),
+            }
+        };
+        follow(self.0.client.0.clone(), source, pulse, relists, handle).await
+    }
+
+    async fn follow_namespaces(self) -> Infallible {
+        let source = Source {
+            name: "namespaces",
+            path: "/api/v1/namespaces".to_owned(),
+            only: None,
+            metadata_only: true,
+            renew: LATER,
+        };
+        let (_never, relists) = tokio::sync::watch::channel(0);
+        let pulse = self.0.namespaces.clone();
+        let handle = |event: Event<Outline>| {
+            let mut belief = self.belief();
+            match event {
+                Event::Listing => belief.namespaces_listing(),
+                Event::Listed(namespace) => belief.namespace_listed(namespace),
+                Event::ListedAll { .. } => belief.namespaces_listed(),
+                Event::Changed(namespace) => belief.namespace_changed(namespace),
+                Event::Deleted(namespace) => belief.namespace_deleted(&namespace.metadata.name),
+                Event::Reached(_) => {}
+            }
+        };
+        follow(self.0.client.0.clone(), source, pulse, relists, handle).await
+    }
+
+    async fn follow_lease(self) -> Infallible {
+        let namespace = &self.0.settings.namespace;
+        let source = Source {
+            name: "lease",
+            path: format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
+            only: Some(api::HEALTH_LEASE),
+            metadata_only: false,
+            renew: SOON,
+        };
+        let (_never, relists) = tokio::sync::watch::channel(0);
+        let pulse = self.0.lease.clone();
+        let handle = |event: Event<Object>| match event {
+            Event::Listed(lease) => self.belief().lease_listed(&lease),
+            Event::Changed(lease) => self.belief().lease_changed(&lease, Instant::now()),
+            Event::Listing | Event::ListedAll { .. } | Event::Deleted(_) | Event::Reached(_) => {}
+        };
+        follow(self.0.client.0.clone(), source, pulse, relists, handle).await
+    }
+
+    /// Lets time pass for what is believed, and shows how the watches fare.
+    async fn follow_time(self) -> Infallible {
+        let mut ticks = interval(TICK);
+        let mut counted: Option<Instant> = None;
+        loop {
+            ticks.tick().await;
+            let now = Instant::now();
+            let contacts = Contacts {
+                mirrors: self.0.mirrors.beat().contact,
+                namespaces: self.0.namespaces.beat().contact,
+            };
+            self.belief().tick(contacts, now, clock::now());
+            for (name, pulse) in self.pulses() {
+                let beat = pulse.beat().clone();
+                let silence = beat.contact.map(|contact| now.duration_since(contact));
+                self.0.metrics.set_watch(name, silence, beat.failures);
+            }
+            if counted.is_none_or(|counted| now.duration_since(counted) >= COUNT) {
+                counted = Some(now);
+                for (mirror, counts) in self.0.store.index().counts() {
+                    self.0.metrics.set_images(&mirror, "present", counts.present);
+                    self.0.metrics.set_images(&mirror, "missing", counts.missing);
+                    self.0.metrics.set_images(&mirror, "unknown", counts.unknown);
+                }
+            }
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("panic without a text")
+}

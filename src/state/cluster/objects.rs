@@ -1,0 +1,338 @@
+//! Objects as they come from the API server, read so that none of them can stop a watch.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::watch::{Versioned, version};
+use crate::{
+    api::{
+        self, Fault,
+        mirror::Connection,
+        schema,
+        v1alpha1::{
+            self, HealthState, ImageMirror, ImageMirrorStatus, MirroredImage, SweepStatus, timestamp,
+        },
+    },
+    domain::{
+        answer::MediaType,
+        health::{self, Health, State},
+        mirror::Mirror,
+        platform::Architectures,
+        presence::{Presence, Proof, Swept, Version},
+        reason::Reason,
+        selector::Labels,
+        time::Timestamp,
+    },
+};
+
+/// The part of an object's metadata that matters here. The rest, `managedFields` first of all, is
+/// passed over while reading.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Metadata {
+    #[serde(default)]
+    pub(super) name: String,
+    #[serde(default)]
+    pub(super) resource_version: String,
+    #[serde(default)]
+    pub(super) labels: Option<Labels>,
+}
+
+/// Any object: its contents are looked at apart, so that none makes it undecodable.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Object {
+    #[serde(default)]
+    pub(super) metadata: Metadata,
+    #[serde(default)]
+    pub(super) spec: Value,
+    #[serde(default)]
+    pub(super) status: Value,
+}
+
+impl Versioned for Object {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+/// An object's metadata alone.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Outline {
+    #[serde(default)]
+    pub(super) metadata: Metadata,
+}
+
+impl Versioned for Outline {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+/// Reads ImageMirrors with the schemas that this program knows.
+#[derive(Debug)]
+pub(super) struct Reader {
+    mirror: Value,
+    status: Value,
+}
+
+/// What the status of an ImageMirror tells.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub(super) health: Health,
+    pub(super) tags: Option<Swept>,
+    pub(super) digests: Option<Swept>,
+    pub(super) pull_secret_namespaces: Vec<String>,
+    pub(super) platforms: Vec<String>,
+    pub(super) owners_left_alone: Vec<String>,
+}
+
+impl Reader {
+    pub(super) fn new() -> Self {
+        let mirror = schema::image_mirror();
+        let status = mirror["properties"]["status"].clone();
+        Self { mirror, status }
+    }
+
+    /// Returns the mirror that an ImageMirror describes, or everything that is wrong with it. The
+    /// status is not looked at.
+    pub(super) fn mirror(&self, object: &Object) -> Result<(Mirror, Connection), Vec<Fault>> {
+        let document = Value::Object(Map::from_iter([
+            ("apiVersion".to_owned(), "kagami.dev/v1alpha1".into()),
+            ("kind".to_owned(), "ImageMirror".into()),
+            (
+                "metadata".to_owned(),
+                serde_json::json!({"name": object.metadata.name}),
+            ),
+            ("spec".to_owned(), object.spec.clone()),
+        ]));
+        let (resource, mut faults) = schema::decode::<ImageMirror>(&self.mirror, document);
+        let Some(resource) = resource else {
+            return Err(faults);
+        };
+        let mirror = api::mirror::mirror(&resource);
+        if faults.is_empty() {
+            return mirror;
+        }
+        schema::add_faults(&mut faults, mirror.err().unwrap_or_default());
+        Err(faults)
+    }
+
+    /// Returns what the status tells. What cannot be read, as of a newer companion, is as if it were
+    /// not there.
+    pub(super) fn status(&self, object: &Object) -> Told {
+        let status = if object.status.is_object() {
+            schema::decode::<ImageMirrorStatus>(&self.status, object.status.clone()).0
+        } else {
+            None
+        };
+        let status = status.unwrap_or_default();
+        Told {
+            health: health_of(status.health.as_ref()),
+            tags: status.sweeps.tag.as_ref().and_then(swept),
+            digests: status.sweeps.digest.as_ref().and_then(swept),
+            pull_secret_namespaces: status.pull_secret_namespaces,
+            platforms: status.platforms,
+            owners_left_alone: status.owners_left_alone,
+        }
+    }
+}
+
+/// Returns the shared health. A mirror of which nobody told since when proofs count has none.
+fn health_of(status: Option<&v1alpha1::HealthStatus>) -> Health {
+    let nobody_told = Health::unknown(Timestamp::default());
+    let Some(status) = status else {
+        return nobody_told;
+    };
+    let Some(proven_since) = status.proven_since.as_ref().map(timestamp) else {
+        return nobody_told;
+    };
+    Health {
+        state: match status.state {
+            HealthState::Unknown => State::Unknown,
+            HealthState::Healthy => State::Healthy,
+            HealthState::Unhealthy => State::Unhealthy,
+        },
+        fault: health::Fault::from_name(&status.reason),
+        since: status.since.as_ref().map(timestamp).unwrap_or_default(),
+        proven_since,
+    }
+}
+
+fn swept(status: &SweepStatus) -> Option<Swept> {
+    Some(Swept {
+        started_at: timestamp(&status.started_at),
+        through: version(&status.through_resource_version)?,
+    })
+}
+
+/// What a MirroredImage tells of one image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) mirror: String,
+    /// The image's key in the presence index.
+    pub(super) key: String,
+    pub(super) presence: Presence,
+    pub(super) verified_at: Timestamp,
+    pub(super) version: Version,
+}
+
+/// Returns what a MirroredImage tells; nothing if its name is not the one that belongs to its mirror
+/// and image, so that there is never a second one for the same.
+pub(super) fn entry(object: &Object) -> Option<Entry> {
+    let text = |field: &str| object.spec[field].as_str();
+    let (mirror, key) = (text("mirror")?, text("image")?);
+    if object.metadata.name != MirroredImage::object_name(mirror, key) {
+        return None;
+    }
+    let verified_at = text("verifiedAt").and_then(|at| {
+        let at = serde_json::from_value(at.into()).ok()?;
+        Some(timestamp(&at))
+    });
+    let presence = match (text("presence"), verified_at) {
+        (Some("Present"), Some(_)) => proof(&object.spec).map(Presence::Present),
+        (Some("Missing"), Some(_)) => Some(Presence::Missing),
+        (Some("Unknown"), _) => Some(Presence::Unknown(text("reason").and_then(Reason::from_name))),
+        _ => None,
+    };
+    Some(Entry {
+        mirror: mirror.to_owned(),
+        key: key.to_owned(),
+        // What this program cannot read is not known to it.
+        presence: presence.unwrap_or(Presence::Unknown(None)),
+        verified_at: verified_at.unwrap_or_default(),
+        version: version(&object.metadata.resource_version).unwrap_or(Version::NEVER_SWEPT),
+    })
+}
+
+fn proof(spec: &Value) -> Option<Proof> {
+    let media_type = MediaType::from_content_type(spec["mediaType"].as_str()?)?;
+    let platforms = spec["platforms"].as_array().into_iter().flatten();
+    let architectures: Architectures = platforms
+        .filter_map(Value::as_str)
+        .filter_map(|platform| platform.split('/').nth(1))
+        .collect();
+    Some(Proof {
+        digest: spec["digest"].as_str()?.parse().ok()?,
+        media_type,
+        architectures: if media_type.is_index() {
+            architectures.known()
+        } else {
+            Architectures::ALL
+        },
+        size: spec["size"].as_u64(),
+        public: match spec["access"].as_str() {
+            Some("Public") => Some(true),
+            Some("Private") => Some(false),
+            _ => None,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    fn object(value: Value) -> Object {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn image(change: impl FnOnce(&mut Value)) -> Object {
+        let (mirror, image) = ("main", "docker.io/library/nginx:1.27");
+        let mut value = json!({
+            "metadata": {
+                "name": MirroredImage::object_name(mirror, image),
+                "resourceVersion": "17",
+                "managedFields": [{"manager": "kagami", "fieldsV1": {"f:spec": {}}}],
+            },
+            "spec": {
+                "mirror": mirror,
+                "image": image,
+                "presence": "Present",
+                "digest": DIGEST,
+                "mediaType": MediaType::OciIndex.as_str(),
+                "platforms": ["linux/amd64", "linux/arm64/v8"],
+                "access": "Public",
+                "verifiedAt": "2026-01-02T03:04:05.678000Z",
+            },
+        });
+        change(&mut value);
+        object(value)
+    }
+
+    #[test]
+    fn an_image_becomes_an_entry() {
+        let entry = entry(&image(|_| ())).unwrap();
+        let Presence::Present(proof) = &entry.presence else {
+            panic!("{entry:?}")
+        };
+        assert_eq!(entry.key, "docker.io/library/nginx:1.27");
+        assert_eq!(entry.version, Version(17));
+        assert_eq!(entry.verified_at.to_string(), "2026-01-02T03:04:05.678Z");
+        assert_eq!(proof.digest.as_str(), DIGEST);
+        assert_eq!(
+            proof.architectures.names().collect::<Vec<_>>(),
+            ["amd64", "arm64"]
+        );
+        assert_eq!(proof.public, Some(true));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_known() {
+        let check = |change: fn(&mut Value)| {
+            let entry = entry(&image(change)).unwrap();
+            assert_eq!(entry.presence, Presence::Unknown(None), "{entry:?}");
+        };
+        check(|image| image["spec"]["presence"] = "Perhaps".into());
+        check(|image| image["spec"]["digest"] = "sha256:short".into());
+        check(|image| image["spec"]["mediaType"] = "text/html".into());
+        check(|image| image["spec"]["verifiedAt"] = json!({"seconds": 5}));
+        check(|image| image["spec"]["verifiedAt"] = Value::Null);
+    }
+
+    #[test]
+    fn an_image_by_another_name_is_none() {
+        assert_eq!(
+            entry(&image(|image| image["metadata"]["name"] = "nginx".into())),
+            None
+        );
+        assert_eq!(
+            entry(&image(|image| image["spec"]["image"] = "redis:8".into())),
+            None
+        );
+        assert_eq!(entry(&image(|image| image["spec"] = Value::Null)), None);
+    }
+
+    #[test]
+    fn a_status_of_a_newer_companion_is_read_as_far_as_it_is_known() {
+        let told = |status: Value| {
+            let object = object(json!({"metadata": {"name": "main"}, "spec": {}, "status": status}));
+            Reader::new().status(&object)
+        };
+        let status = told(json!({
+            "health": {"state": "Healthy", "provenSince": "2026-01-02T03:04:05.000000Z", "mood": "good"},
+            "sweeps": {"tag": {
+                "startedAt": "2026-01-02T03:05:05.000000Z", "finishedAt": "2026-01-02T03:05:06.000000Z",
+                "throughResourceVersion": "99", "present": 1, "missing": 0, "unknown": 0,
+            }},
+            "platforms": ["amd64"],
+            "weather": {"sunny": true},
+        }));
+        assert_eq!(status.health.state, State::Healthy);
+        assert_eq!(status.tags.unwrap().through, Version(99));
+        assert_eq!(status.platforms, ["amd64"]);
+        // A state that this program does not know, or a health without its date, is none.
+        let unknown = json!({"health": {"state": "Splendid", "provenSince": "2026-01-02T03:04:05.000000Z"}});
+        for status in [
+            unknown,
+            json!({"health": {"state": "Healthy"}}),
+            json!("?"),
+            Value::Null,
+        ] {
+            assert_eq!(told(status).health.state, State::Unknown);
+        }
+    }
+}

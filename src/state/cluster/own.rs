@@ -1,0 +1,54 @@
+//! This replica's own probes of mirrors, while nobody else's count.
+
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, interval},
+};
+
+use super::{Shared, belief::Wanted};
+use crate::{clock, domain::health::Observation, state::Observed};
+
+/// How often it is looked who is due.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Pings mirrors as long as the belief wants it, each at its own interval.
+pub(super) async fn run(shared: Shared) -> Infallible {
+    let mut due: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut pings = JoinSet::new();
+    let mut ticks = interval(TICK);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            Some(ended) = pings.join_next() => {
+                if let Ok(observed) = ended {
+                    shared.belief().observe(&observed, clock::now());
+                }
+                continue;
+            }
+        }
+        let now = Instant::now();
+        let wanted = shared.belief().wanted();
+        due.retain(|mirror, _| wanted.iter().any(|wanted| wanted.mirror == *mirror));
+        for Wanted {
+            mirror,
+            client,
+            settings,
+        } in wanted
+        {
+            if due.get(&mirror).is_some_and(|due| *due > now) {
+                continue;
+            }
+            // The next one only after this one has had its time: at most one ping of a mirror.
+            due.insert(mirror.clone(), now + settings.interval.max(settings.timeout));
+            pings.spawn(async move {
+                let answer = client.ping(now + settings.timeout).await;
+                Observed {
+                    mirror,
+                    observation: Observation::of_ping(answer),
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! One watch of the API server: list in pages, then follow, for ever.
+//!
+//! kube's own watcher tells neither bookmarks nor the version of a list, on which the belief in
+//! sweeps depends, and a single object that cannot be decoded ends its list; hence this one. Every
+//! request has an end: a connection on which nothing arrives any more is noticed without the help of
+//! the other side.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::TryStreamExt as _;
+use kube::{
+    Client,
+    api::{ListParams, WatchEvent, WatchParams},
+    core::Request,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::domain::presence::Version;
+
+/// How many objects one page of a list has at most.
+const PAGE: u32 = 500;
+
+/// The longest that a page, or the beginning of a watch, may take.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// What is granted beyond the time after which the API server ends a watch by itself.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The shortest and the longest pause after a failure.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// After so many refusals in a row a watch begins anew with a list: its version may be one that the
+/// API server does not know, as after a restored backup.
+const REFUSALS: u32 = 5;
+
+/// What to watch.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    /// The resource's name for people and metrics.
+    pub(super) name: &'static str,
+    pub(super) path: String,
+    /// Only objects of this name.
+    pub(super) only: Option<&'static str>,
+    /// Only the objects' metadata.
+    pub(super) metadata_only: bool,
+    /// How long one request follows, and so how long a dead connection goes unnoticed at most.
+    pub(super) renew: Duration,
+}
+
+/// What a watch tells.
+#[derive(Debug)]
+pub(super) enum Event<K> {
+    /// All objects follow, each as `Listed`; then `ListedAll`. After a failure it begins again.
+    Listing,
+    Listed(K),
+    /// That was all. `round` is the number of the last request to list that it answers.
+    ListedAll {
+        round: u64,
+    },
+    Changed(K),
+    Deleted(K),
+    /// Everything up to this version was told.
+    Reached(Version),
+}
+
+/// An object that carries its version.
+pub(super) trait Versioned {
+    fn resource_version(&self) -> &str;
+}
+
+/// Returns a resource version as a number that can be compared, if it is one.
+pub(super) fn version(text: &str) -> Option<Version> {
+    text.parse().ok().map(Version)
+}
+
+/// How a watch fares. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pulse(Arc<Mutex<Beat>>);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Beat {
+    /// When the API server last answered.
+    pub(super) contact: Option<Instant>,
+    /// Everything was listed at least once.
+    pub(super) listed: bool,
+    pub(super) failures: u64,
+    /// Why it does not get on now.
+    pub(super) failure: Option<String>,
+}
+
+impl Pulse {
+    pub(super) fn beat(&self) -> MutexGuard<'_, Beat> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn contact(&self, name: &str) {
+        let mut beat = self.beat();
+        beat.contact = Some(Instant::now());
+        if beat.failure.take().is_some() {
+            tracing::info!(watch = name, "the watch goes on");
+        }
+    }
+
+    fn failed(&self, name: &str, why: &Failure) {
+        let why = why.to_string();
+        let mut beat = self.beat();
+        beat.failures += 1;
+        if beat.failure.is_none() {
+            tracing::warn!(watch = name, error = why, "the watch failed and is tried again");
+        }
+        beat.failure = Some(why);
+    }
+}
+
+/// Why a request did not end well.
+#[derive(Debug)]
+enum Failure {
+    /// The version is too old: everything must be listed again.
+    Gone,
+    /// The API server answered with an error.
+    Refused(String),
+    /// It did not answer.
+    Silent,
+    Broken(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("the version to go on from is too old"),
+            Self::Refused(why) | Self::Broken(why) => f.write_str(why),
+            Self::Silent => f.write_str("no answer in time"),
+        }
+    }
+}
+
+impl From<kube::Error> for Failure {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::of_status(&status),
+            error => Self::Broken(crate::telemetry::chain(&error)),
+        }
+    }
+}
+
+impl Failure {
+    fn of_status(status: &kube::core::Status) -> Self {
+        if status.code == 410 {
+            Self::Gone
+        } else {
+            Self::Refused(format!("{} ({})", status.message, status.code))
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(bound(deserialize = "K: DeserializeOwned"))]
+struct List<K> {
+    metadata: ListMeta,
+    items: Option<Vec<K>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMeta {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default, rename = "continue")]
+    next: String,
+}
+
+/// Follows a resource and tells everything to `handle`. When `wanted` changes, everything is listed
+/// anew.
+pub(super) async fn follow<K>(
+    client: Client,
+    source: Source,
+    pulse: Pulse,
+    mut wanted: watch::Receiver<u64>,
+    mut handle: impl FnMut(Event<K>),
+) -> Infallible
+where
+    K: Clone + DeserializeOwned + Versioned,
+{
+    let mut pause = Pause(PAUSE.0);
+    loop {
+        let round = *wanted.borrow_and_update();
+        handle(Event::Listing);
+        let mut from = match list(&client, &source, &pulse, &mut handle).await {
+            Ok(version) => version,
+            Err(failure) => {
+                pulse.failed(source.name, &failure);
+                pause.wait().await;
+                continue;
+            }
+        };
+        pause = Pause(PAUSE.0);
+        handle(Event::ListedAll { round });
+        if let Some(version) = version(&from) {
+            handle(Event::Reached(version));
+        }
+        pulse.beat().listed = true;
+        let mut refusals = 0;
+        while refusals < REFUSALS {
+            let started = Instant::now();
+            let ended = tokio::select! {
+                Ok(()) = wanted.changed() => break,
+                ended = watch_on(&client, &source, &pulse, &mut from, &mut handle) => ended,
+            };
+            match ended {
+                Ok(()) => {
+                    refusals = 0;
+                    pause = Pause(PAUSE.0);
+                    // A connection that never lasts must not become a flood of requests.
+                    sleep(Duration::from_secs(1).saturating_sub(started.elapsed())).await;
+                }
+                Err(Failure::Gone) => {
+                    // Usual after the API server was away, or nothing changed for long.
+                    tracing::info!(watch = source.name, "listing everything anew");
+                    break;
+                }
+                Err(failure) => {
+                    refusals += u32::from(matches!(failure, Failure::Refused(_)));
+                    pulse.failed(source.name, &failure);
+                    pause.wait().await;
+                }
+            }
+        }
+    }
+}
+
+/// The pause after the next failure; each is longer than the one before.
+struct Pause(Duration);
+
+impl Pause {
+    async fn wait(&mut self) {
+        sleep(self.0).await;
+        self.0 = (self.0 * 2).min(PAUSE.1);
+    }
+}
+
+/// Lists everything and returns the version of the list.
+async fn list<K>(
+    client: &Client,
+    source: &Source,
+    pulse: &Pulse,
+    handle: &mut impl FnMut(Event<K>),
+) -> Result<String, Failure>
+where
+    K: DeserializeOwned,
+{
+    let mut params = ListParams::default().limit(PAGE);
+    params.field_selector = source.only.map(|name| format!("metadata.name={name}"));
+    loop {
+        let request = Request::new(&source.path);
+        let request = if source.metadata_only {
+            request.list_metadata(&params)
+        } else {
+            request.list(&params)
+        };
+        let request = request.map_err(|error| Failure::Broken(error.to_string()))?;
+        let page: List<K> = timeout(ANSWER, client.request(request))
+            .await
+            .map_err(|_| Failure::Silent)??;
+        pulse.contact(source.name);
+        for object in page.items.into_iter().flatten() {
+            handle(Event::Listed(object));
+        }
+        if page.metadata.next.is_empty() {
+            return Ok(page.metadata.resource_version);
+        }
+        params = params.continue_token(&page.metadata.next);
+    }
+}
+
+/// Follows from a version, which moves on, until the API server ends the request.
+async fn watch_on<K>(
+    client: &Client,
+    source: &Source,
+    pulse: &Pulse,
+    from: &mut String,
+    handle: &mut impl FnMut(Event<K>),
+) -> Result<(), Failure>
+where
+    K: Clone + DeserializeOwned + Versioned,
+{
+    let params = WatchParams {
+        field_selector: source.only.map(|name| format!("metadata.name={name}")),
+        timeout: u32::try_from(source.renew.as_secs()).ok(),
+        ..WatchParams::default()
+    };
+    let request = Request::new(&source.path);
+    let request = if source.metadata_only {
+        request.watch_metadata(&params, from)
+    } else {
+        request.watch(&params, from)
+    };
+    let request = request.map_err(|error| Failure::Broken(error.to_string()))?;
+    let events = timeout(ANSWER, client.request_events::<K>(request))
+        .await
+        .map_err(|_| Failure::Silent)??;
+    pulse.contact(source.name);
+    let mut events = pin!(events);
+    loop {
+        let event = timeout(source.renew + GRACE, events.try_next())
+            .await
+            .map_err(|_| Failure::Silent)??;
+        pulse.contact(source.name);
+        let reached = match event {
+            None => return Ok(()),
+            Some(WatchEvent::Error(status)) => return Err(Failure::of_status(&status)),
+            Some(WatchEvent::Bookmark(bookmark)) => bookmark.metadata.resource_version,
+            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => {
+                let reached = object.resource_version().to_owned();
+                handle(Event::Changed(object));
+                reached
+            }
+            Some(WatchEvent::Deleted(object)) => {
+                let reached = object.resource_version().to_owned();
+                handle(Event::Deleted(object));
+                reached
+            }
+        };
+        if let Some(version) = version(&reached) {
+            handle(Event::Reached(version));
+        }
+        *from = reached;
+    }
+}

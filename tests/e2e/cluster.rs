@@ -1,0 +1,203 @@
+//! `kagami webhook` reads its state from the API server; the test is the companion.
+
+use std::time::Duration;
+
+use kagami::clock;
+use serde_json::{Value, json};
+
+use crate::support::{
+    cluster::Cluster,
+    eventually,
+    push::push,
+    reader::{Heart, Reader, install, time},
+};
+
+const REWRITTEN: &str = "Rewritten Mirrored";
+
+pub(crate) fn known_images_cost_no_request_and_unknown_ones_one(cluster: &Cluster) {
+    let mut reader = Reader::start(cluster, "Hosted", |_| ());
+    let _heart = Heart::start(&reader);
+    reader.wait_until_fresh();
+    reader.share_healthy(clock::now());
+    let (known, other) = (reader.image("known:1"), reader.image("other:1"));
+
+    reader.know(&known, clock::now());
+    reader.decides(&known, REWRITTEN);
+    let before = reader.requests(&known);
+    for _ in 0..20 {
+        assert_eq!(reader.decide("probe", &known), REWRITTEN);
+    }
+    assert_eq!(reader.requests(&known), before);
+
+    push(&cluster.http, &reader.mirror.url, &reader.image("other"), "1");
+    let before = reader.requests(&other);
+    for _ in 0..20 {
+        assert_eq!(reader.decide("probe", &other), REWRITTEN);
+    }
+    eventually("the registry has logged the probe", || {
+        (reader.requests(&other) == before + 1).then_some(())
+    });
+
+    reader.forget(&known);
+    reader.decides(&known, "Kept ImageMissing");
+}
+
+pub(crate) fn without_a_companion_only_own_probes_count(cluster: &Cluster) {
+    let mut reader = Reader::start(cluster, "Hosted", |_| ());
+    let (code, text) = reader.ready();
+    assert!(code == 503 && text.contains("heartbeat"), "{code} {text}");
+    let image = reader.image("known:1");
+    reader.share_healthy(clock::now().before(Duration::from_mins(1)));
+    reader.know(&image, clock::now().before(Duration::from_secs(1)));
+    // The entry's proof is older than what this replica saw of the mirror, so the mirror is asked.
+    reader.decides(&image, "Kept ImageMissing");
+    push(&cluster.http, &reader.mirror.url, &reader.image("known"), "1");
+    reader.decides(&image, REWRITTEN);
+    assert_eq!(reader.status()["cluster"]["mirrors"][&reader.name]["stale"], true);
+
+    // A companion that begins, and dies.
+    let heart = Heart::start(&reader);
+    reader.wait_until_fresh();
+    reader.share(
+        &json!({"health": {"state": "Unhealthy", "reason": "Timeout", "provenSince": time(clock::now())}}),
+    );
+    reader.decides(&image, "Kept MirrorUnhealthy");
+    drop(heart);
+    reader.decides(&image, REWRITTEN);
+    reader.mirror.kill();
+    reader.decides(&image, "Kept MirrorUnhealthy");
+}
+
+pub(crate) fn a_pull_through_mirror_is_left_alone_while_the_state_is_stale(cluster: &Cluster) {
+    let mut reader = Reader::start(cluster, "PullThrough", |_| ());
+    let image = reader.image("known:1");
+    reader.share_healthy(clock::now().before(Duration::from_mins(1)));
+    reader.know(&image, clock::now());
+    reader.decides(&image, "Kept StateStale");
+    let heart = Heart::start(&reader);
+    reader.wait_until_fresh();
+    reader.decides(&image, REWRITTEN);
+    drop(heart);
+    reader.decides(&image, "Kept StateStale");
+    assert_eq!(reader.requests(&image), 0);
+}
+
+pub(crate) fn a_proof_older_than_the_last_outage_is_none(cluster: &Cluster) {
+    let mut reader = Reader::start(cluster, "Hosted", |_| ());
+    let _heart = Heart::start(&reader);
+    let image = reader.image("known:1");
+    reader.wait_until_fresh();
+    let verified_at = clock::now();
+    reader.know(&image, verified_at);
+    reader.share_healthy(verified_at);
+    reader.decides(&image, REWRITTEN);
+    reader.share_healthy(verified_at.after(Duration::from_millis(1)));
+    assert_eq!(reader.decide("probe", &image), "Kept ImageMissing");
+}
+
+pub(crate) fn a_sweep_counts_once_all_images_it_covers_have_arrived(cluster: &Cluster) {
+    let mut reader = Reader::start(cluster, "Hosted", |_| ());
+    let _heart = Heart::start(&reader);
+    let image = reader.image("known:1");
+    reader.wait_until_fresh();
+    let long_ago = clock::now().before(Duration::from_hours(2));
+    let version: u64 = reader.know(&image, long_ago).parse().unwrap();
+    let share = |through: u64, number: u64| {
+        let proven_since = time(long_ago.after(Duration::from_millis(number)));
+        let now = time(clock::now());
+        reader.share(&json!({
+            "health": {"state": "Healthy", "provenSince": proven_since},
+            "sweeps": {"tag": {
+                "startedAt": now, "finishedAt": now, "throughResourceVersion": through.to_string(),
+                "present": 1, "missing": 0, "unknown": 0,
+            }},
+        }));
+    };
+    share(version + 1_000_000, 0);
+    assert_eq!(reader.decide("probe", &image), "Kept ImageMissing");
+    // A sweep that ended before the image was written says nothing of it.
+    share(version - 1, 1);
+    reader.decides(&image, "Kept ImageMissing");
+    share(version, 2);
+    reader.decides(&image, REWRITTEN);
+}
+
+pub(crate) fn a_mirror_with_a_fault_stays_as_it_was(cluster: &Cluster) {
+    let mut reader = Reader::start(cluster, "Hosted", |_| ());
+    let _heart = Heart::start(&reader);
+    let image = reader.image("known:1");
+    reader.wait_until_fresh();
+    reader.know(&image, clock::now());
+    reader.share_healthy(clock::now().before(Duration::from_secs(5)));
+    reader.decides(&image, REWRITTEN);
+    reader.change_mirror(|mirror| {
+        mirror["spec"]["futureField"] = 1.into();
+        mirror["spec"]["mode"] = "Off".into();
+    });
+    let faults = eventually("the fault is told", || {
+        let faults = reader.status()["cluster"]["mirrors"][&reader.name]["faults"].clone();
+        (faults != json!([])).then_some(faults)
+    });
+    assert!(
+        faults[0].as_str().unwrap().contains("spec.futureField"),
+        "{faults}"
+    );
+    assert_eq!(reader.decide("probe", &image), REWRITTEN);
+    // Its status is still listened to.
+    reader.share(&json!({"health": {"state": "Unhealthy", "provenSince": time(clock::now())}}));
+    assert_eq!(reader.decide("probe", &image), "Kept MirrorUnhealthy");
+    reader.change_mirror(|mirror| mirror["spec"]["futureField"] = Value::Null);
+    reader.decides(&image, "Kept ModeOff");
+}
+
+pub(crate) fn a_mirror_serves_the_namespaces_that_it_selects(cluster: &Cluster) {
+    let mut reader = Reader::start(cluster, "Hosted", |mirror| {
+        mirror["spec"]["namespaceSelector"] = json!({"matchLabels": {"team": "blue"}});
+    });
+    let _heart = Heart::start(&reader);
+    let image = reader.image("known:1");
+    reader.wait_until_fresh();
+    reader.know(&image, clock::now());
+    reader.share_healthy(clock::now().before(Duration::from_secs(5)));
+    let namespace = cluster.namespace(None);
+    assert_eq!(reader.decide("no-such", &image), "Kept NamespaceNotServed");
+    assert_eq!(reader.decide(&namespace.name, &image), "Kept NamespaceNotServed");
+    let decided = |label: &str, expected: &str| {
+        let output = namespace.kubectl(&["label", "namespace", &namespace.name, label]);
+        assert!(output.status.success(), "{output:?}");
+        eventually(expected, || {
+            (reader.decide(&namespace.name, &image) == expected).then_some(())
+        });
+    };
+    decided("team=blue", REWRITTEN);
+    decided("team-", "Kept NamespaceNotServed");
+}
+
+pub(crate) fn a_restarted_api_server_is_followed_again(shared: &Cluster) {
+    let cluster = Cluster::start(shared.tools.clone());
+    install(&cluster);
+    let mut reader = Reader::start(&cluster, "Hosted", |_| ());
+    let _heart = Heart::start(&reader);
+    let (known, gone) = (reader.image("known:1"), reader.image("gone:1"));
+    reader.wait_until_fresh();
+    reader.know(&known, clock::now());
+    reader.share_healthy(clock::now().before(Duration::from_secs(5)));
+    reader.decides(&known, REWRITTEN);
+
+    cluster.stop_api_server();
+    // What is known stays known for a while, without anybody to ask.
+    assert_eq!(reader.decide("probe", &known), REWRITTEN);
+    eventually("the watches have failed", || {
+        let watches = reader.status()["cluster"]["watches"].clone();
+        let failing = |watch: &Value| watch["failure"].is_string();
+        watches.as_object().unwrap().values().all(failing).then_some(())
+    });
+    cluster.start_api_server();
+    reader.wait_until_fresh();
+    reader.know(&gone, clock::now());
+    reader.decides(&gone, REWRITTEN);
+    reader.forget(&gone);
+    reader.decides(&gone, "Kept ImageMissing");
+    reader.share(&json!({"health": {"state": "Unhealthy", "provenSince": time(clock::now())}}));
+    assert_eq!(reader.decide("probe", &known), "Kept MirrorUnhealthy");
+}
