@@ -37,9 +37,6 @@ pub struct Metrics {
     configuration_loads: Family<ResultLabel, Counter>,
     demand_dropped: Counter,
     cluster: ClusterMetrics,
-    writes: Family<WriteLabels, Counter>,
-    leading: Gauge,
-    sweep_finished: Family<SweepClassLabels, Gauge>,
     certificate_not_after: Gauge,
     certificate_replacements: Gauge,
     certificate_faults: Gauge,
@@ -53,6 +50,9 @@ struct ClusterMetrics {
     state_stale: Family<MirrorLabel, Gauge>,
     watch_silence: Family<WatchLabel, Gauge>,
     watch_failures: Family<WatchLabel, Counter>,
+    writes: Family<WriteLabels, Counter>,
+    leading: Gauge,
+    sweep_finished: Family<SweepClassLabels, Gauge>,
 }
 
 macro_rules! label_value {
@@ -193,9 +193,6 @@ impl Metrics {
             configuration_loads: Family::default(),
             demand_dropped: Counter::default(),
             cluster: ClusterMetrics::default(),
-            writes: Family::default(),
-            leading: Gauge::default(),
-            sweep_finished: Family::default(),
             certificate_not_after: Gauge::default(),
             certificate_replacements: Gauge::default(),
             certificate_faults: Gauge::default(),
@@ -214,9 +211,6 @@ impl Metrics {
             configuration_loads,
             demand_dropped,
             cluster,
-            writes,
-            leading,
-            sweep_finished,
             certificate_not_after,
             certificate_replacements,
             certificate_faults,
@@ -252,14 +246,6 @@ impl Metrics {
             "demand_dropped",
             "New images not handed on because the queue was full",
             demand_dropped,
-        );
-        registry.register("writes", "Writes to the API server by how they ended", writes);
-        registry.register("leading", "1 while this companion leads", leading);
-        registry.register_with_unit(
-            "sweep_finished",
-            "End of the last complete sweep, since the Unix epoch",
-            Unit::Seconds,
-            sweep_finished,
         );
         registry.register_with_unit(
             "certificate_not_after",
@@ -373,7 +359,7 @@ impl Metrics {
             });
         }
         for class in Class::ALL {
-            self.sweep_finished.remove(&SweepClassLabels {
+            self.cluster.sweep_finished.remove(&SweepClassLabels {
                 mirror: mirror.to_owned(),
                 class: class.as_str(),
             });
@@ -405,17 +391,20 @@ impl Metrics {
             class,
         };
         let seconds = i64::try_from(at.as_millis() / 1000).unwrap_or(i64::MAX);
-        self.sweep_finished.get_or_create(&labels).set(seconds);
+        self.cluster.sweep_finished.get_or_create(&labels).set(seconds);
     }
 
     /// Counts one write to the API server.
     pub fn wrote(&self, kind: &'static str, result: &'static str) {
-        self.writes.get_or_create(&WriteLabels { kind, result }).inc();
+        self.cluster
+            .writes
+            .get_or_create(&WriteLabels { kind, result })
+            .inc();
     }
 
     /// Sets whether this companion leads.
     pub fn set_leading(&self, leading: bool) {
-        self.leading.set(i64::from(leading));
+        self.cluster.leading.set(i64::from(leading));
     }
 
     /// Counts one reading of the configuration.
@@ -458,7 +447,18 @@ impl ClusterMetrics {
             state_stale,
             watch_silence,
             watch_failures,
+            writes,
+            leading,
+            sweep_finished,
         } = self;
+        registry.register("writes", "Writes to the API server by how they ended", writes);
+        registry.register("leading", "1 while this companion leads", leading);
+        registry.register_with_unit(
+            "sweep_finished",
+            "End of the last complete sweep, since the Unix epoch",
+            Unit::Seconds,
+            sweep_finished,
+        );
         registry.register(
             "state_stale",
             "1 while the shared state of a mirror is too old to be believed",

@@ -56,10 +56,7 @@ pub fn presence(spec: &MirroredImageSpec) -> Presence {
     match spec.presence {
         ApiPresence::Present => proof(spec).map_or(Presence::Unknown(None), Presence::Present),
         ApiPresence::Missing => Presence::Missing,
-        ApiPresence::Unknown => {
-            let reason = |name: &String| Reason::ALL.iter().copied().find(|reason| reason.as_str() == name);
-            Presence::Unknown(spec.reason.as_ref().and_then(reason))
-        }
+        ApiPresence::Unknown => Presence::Unknown(spec.reason.as_deref().and_then(Reason::from_name)),
     }
 }
 

@@ -58,10 +58,10 @@ impl From<LogFormat> for telemetry::Format {
 pub(super) enum Command {
     /// Answer admission reviews and keep watch over the mirrors, all in one process, without a cluster
     Serve(ServeArguments),
-    /// Answer admission reviews in a cluster; the companion keeps watch over the mirrors
-    Webhook(WebhookArguments),
     /// Keep the shared state of a cluster: probe the mirrors, look at images, keep certificates
     Companion(CompanionArguments),
+    /// Answer admission reviews in a cluster; the companion keeps watch over the mirrors
+    Webhook(WebhookArguments),
     /// Answer an AdmissionReview, or rewrite Pods and workloads, from a file
     Review(ReviewArguments),
     /// Show the whole decision for one image, step by step

@@ -14,7 +14,7 @@ mod serve;
 mod serving;
 mod webhook;
 
-use std::{io, process::ExitCode};
+use std::{fmt::Write as _, io, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
@@ -40,9 +40,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
         anyhow::bail!("cannot install the TLS provider");
     }
     let filter = log.unwrap_or_else(|| match command {
-        Command::Serve(_) | Command::Companion(_) => "info".to_owned(),
+        Command::Serve(_) => "info".to_owned(),
         // The watches tell of failures themselves, once and not for every request.
-        Command::Webhook(_) => "info,kube_client=off".to_owned(),
+        Command::Webhook(_) | Command::Companion(_) => "info,kube_client=off".to_owned(),
         // One-shot commands say what they have to say on their own.
         _ => "off".to_owned(),
     });
@@ -82,7 +82,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
 }
 
 /// The commands that run until they are told to end.
-const LONG_RUNNING: [&str; 2] = ["serve", "webhook"];
+const LONG_RUNNING: [&str; 3] = ["serve", "webhook", "companion"];
 
 /// Returns README's table of the settings of the long-running commands, as Markdown.
 pub fn settings_table() -> String {
@@ -109,7 +109,8 @@ pub fn settings_table() -> String {
         } else {
             names.join(", ")
         };
-        table.extend([row.as_str(), " ", &names, " |\n"]);
+        // Writing to a String cannot fail.
+        let _ = writeln!(table, "{row} {names} |");
     }
     table
 }

@@ -183,7 +183,7 @@ impl Keeper {
             let names = annotation(found.serving.as_ref(), NAMES);
             Some(Leaf {
                 period: period(certificate)?,
-                by_current: serving.get("ca.crt").is_some() && serving.get("ca.crt") == data.get("ca.crt"),
+                by_current: serving.contains_key("ca.crt") && serving.get("ca.crt") == data.get("ca.crt"),
                 names: names == Some(&self.settings.names.join(",")),
             })
         });
@@ -353,7 +353,7 @@ fn bundle(data: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
 }
 
 /// Returns a certificate's time, counted from when it was made.
-fn period(pem: &Vec<u8>) -> Option<Period> {
+fn period(pem: &[u8]) -> Option<Period> {
     let (not_before, not_after) = validity_of(pem)?;
     Some(Period {
         not_before: not_before.after(BEFORE),

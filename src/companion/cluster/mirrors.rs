@@ -33,7 +33,7 @@ use crate::{
         v1alpha1::{ImageMirror, ImageMirrorStatus},
     },
     clock,
-    domain::{mirror::Mirror, selector::Labels},
+    domain::{health::Health, mirror::Mirror, selector::Labels},
     state::{
         Store,
         feed::Feed,
@@ -126,6 +126,7 @@ pub(super) struct Follower {
     secrets: Watched<Secret>,
     /// The last good of each mirror.
     good: Good,
+    store: Store,
     feed: Feed,
     published: watch::Sender<Option<Arc<Cluster>>>,
 }
@@ -142,6 +143,7 @@ impl Follower {
             architectures: Watched::default(),
             secrets: Watched::default(),
             good: Good::new(),
+            store: store.clone(),
             feed: Feed::new(store.clone(), left_alone),
             published,
         }
@@ -220,6 +222,18 @@ impl Follower {
                     None => next.remove(&why.mirror),
                 };
                 faults.entry(why.mirror.clone()).or_default().push(fault);
+            }
+        }
+        let now = clock::now();
+        for (name, (_, connection)) in &next {
+            // Before the new generation is told: whoever takes over must not believe that it was
+            // seen healthy.
+            if self
+                .good
+                .get(name)
+                .is_some_and(|(_, before)| before != connection)
+            {
+                self.store.set_health(name, Health::unknown(now));
             }
         }
         self.good = next;

@@ -271,3 +271,68 @@ fn key_of(image: &str, recorded: Option<&str>, routing: &Routing) -> Option<Box<
     original.write_key(&mut key);
     proven.then(|| key.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::file;
+
+    fn routing() -> Routing {
+        let text = "apiVersion: kagami.dev/v1alpha1\nkind: ImageMirror\nmetadata: {name: main}\nspec:\n  \
+                    registry: mirror.test\n  kind: Hosted\n  sources: [{prefix: docker.io}]\n";
+        let configuration = file::load(text, "test").unwrap();
+        Routing::compile(
+            configuration
+                .mirrors
+                .into_iter()
+                .map(|(mirror, _)| mirror)
+                .collect(),
+        )
+    }
+
+    #[track_caller]
+    fn check(image: &str, recorded: Option<&str>, expected: Option<&str>) {
+        assert_eq!(key_of(image, recorded, &routing()).as_deref(), expected);
+    }
+
+    #[test]
+    fn what_was_rewritten_counts_as_its_original_where_the_mapping_proves_it() {
+        let nginx = "docker.io/library/nginx:1.29";
+        check("nginx:1.29", None, Some(nginx));
+        // Somebody else's annotation on an image that is no mirror's means nothing.
+        check("nginx:1.29", Some("redis:8"), Some(nginx));
+        let mirrored = "mirror.test/docker.io/library/nginx:1.29";
+        check(mirrored, Some("nginx:1.29"), Some(nginx));
+        check(mirrored, Some("redis:8"), None);
+        check(mirrored, None, None);
+        check("not an image", None, None);
+    }
+
+    #[test]
+    fn every_place_of_a_pod_is_read() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "web", "namespace": "a", "annotations": {
+                format!("{}model", ORIGINAL_VOLUME_PREFIX): "docker.io/acme/model:1",
+            }},
+            "spec": {
+                "containers": [{"name": "app", "image": "nginx:1", "command": ["x"]}],
+                "initContainers": [{"name": "init", "image": "busybox:1"}],
+                "ephemeralContainers": [{"name": "debug", "image": "debug:1"}],
+                "volumes": [
+                    {"name": "model", "image": {"reference": "mirror.test/docker.io/acme/model:1"}},
+                    {"name": "empty", "emptyDir": {}},
+                ],
+            },
+        }))
+        .unwrap();
+        let keys = images(&pod, &routing());
+        let expected = [
+            "library/nginx:1",
+            "library/busybox:1",
+            "library/debug:1",
+            "acme/model:1",
+        ];
+        let keys: Vec<_> = keys.iter().map(|key| &**key).collect();
+        assert_eq!(keys, expected.map(|name| format!("docker.io/{name}")));
+    }
+}

@@ -303,14 +303,18 @@ impl Publisher {
         }
         self.work.use_due = Some(now + LOOK_AT_USE);
         let index = self.store.index();
-        let old = |(mirror, key, written): (&Box<str>, &Box<str>, &Written)| {
+        let old = |(mirror, key, written): (&str, &str, &Written)| {
             let used = index.get(mirror, key)?.last_used();
-            (used.since(written.last_used) >= USE_AGE).then(|| (mirror.clone(), key.clone()))
+            (used.since(written.last_used) >= USE_AGE).then(|| (mirror.into(), key.into()))
         };
         self.work.uses = self
             .written
             .iter()
-            .flat_map(|(mirror, images)| images.iter().map(move |(key, written)| (mirror, key, written)))
+            .flat_map(|(mirror, images)| {
+                images
+                    .iter()
+                    .map(move |(key, written)| (&**mirror, &**key, written))
+            })
             .filter_map(old)
             .collect();
     }

@@ -12,7 +12,7 @@ use crate::{
     api::v1alpha1::{HealthState, HealthStatus, ImageMirrorStatus, SweepStatus, micro_time, timestamp},
     companion::reports::SweepEnd,
     domain::{
-        health::{Health, State},
+        health::{Fault, Health, State},
         time::Timestamp,
     },
 };
@@ -44,7 +44,7 @@ pub(super) fn health(status: &ImageMirrorStatus) -> Option<Health> {
             HealthState::Healthy => State::Healthy,
             HealthState::Unhealthy => State::Unhealthy,
         },
-        fault: None,
+        fault: Fault::from_name(&told.reason),
         since: told.since.as_ref().map(timestamp).unwrap_or_default(),
         proven_since: timestamp(told.proven_since.as_ref()?),
     })
@@ -266,7 +266,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::{health::Fault, presence::Counts};
+    use crate::domain::presence::Counts;
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)

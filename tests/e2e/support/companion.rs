@@ -71,6 +71,8 @@ impl<'a> Place<'a> {
                 "registry": super::mirror::REGISTRY,
                 "kind": "Hosted",
                 "sources": [{"prefix": "docker.io"}],
+                // Other tests have Pods too.
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.served.name}},
                 "endpoint": {"url": url},
                 "health": {"interval": "1s", "timeout": "1s"},
                 "freshness": {"tag": "4s", "digest": "1h", "missing": "1s"},
