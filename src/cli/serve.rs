@@ -106,7 +106,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         name: "admission",
         listener: admission_listener,
         tls: Some(tls.clone()),
-        service: routes::router(admission),
+        service: routes::service(admission),
         limits: ServerLimits::default(),
         counts: metrics.admission_server(),
     };
