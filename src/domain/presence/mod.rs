@@ -285,6 +285,7 @@ impl Index {
     ) -> Version {
         self.version.0 += 1;
         let version = self.version;
+        self.forget_older_look(mirror, key, &presence, verified_at);
         let table = table_mut(&mut self.known, mirror);
         if let Some(entry) = table.entries.get_mut(key) {
             entry.presence = presence;
@@ -303,6 +304,24 @@ impl Index {
             );
         }
         version
+    }
+
+    /// Forgets what this replica saw itself where newer knowledge says more: it would never win, and
+    /// looking for it would cost every review.
+    fn forget_older_look(&mut self, mirror: &str, key: &str, newer: &Presence, verified_at: Timestamp) {
+        if matches!(newer, Presence::Unknown(_)) {
+            return;
+        }
+        let Some(table) = self.seen.get_mut(mirror) else {
+            return;
+        };
+        if table
+            .entries
+            .get(key)
+            .is_some_and(|own| own.verified_at <= verified_at)
+        {
+            table.entries.remove(key);
+        }
     }
 
     /// Removes an entry of the companion's knowledge.
