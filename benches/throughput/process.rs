@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -23,6 +23,7 @@ const TICKS: u64 = 100;
 pub struct Process {
     child: Child,
     output: BufReader<ChildStdout>,
+    log: PathBuf,
 }
 
 impl Process {
@@ -35,7 +36,11 @@ impl Process {
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let output = BufReader::new(child.stdout.take().context("its output is a pipe")?);
-        Ok(Self { child, output })
+        Ok(Self {
+            child,
+            output,
+            log: log.to_owned(),
+        })
     }
 
     pub fn id(&self) -> u32 {
@@ -50,9 +55,13 @@ impl Process {
             .trim()
             .strip_prefix(name)
             .and_then(|rest| rest.split("://").nth(1));
-        address
-            .and_then(|address| address.parse().ok())
-            .with_context(|| format!("no address of {name} in {line:?}"))
+        match address.and_then(|address| address.parse().ok()) {
+            Some(address) => Ok(address),
+            None => bail!(
+                "no address of {name} in {line:?}: {}",
+                fs::read_to_string(&self.log)?
+            ),
+        }
     }
 
     /// Returns a line of `/proc/PID/status` that is in kB, in MiB.
@@ -144,14 +153,14 @@ impl Kagami {
         let start = Instant::now();
         loop {
             let status: Value = serde_json::from_str(&self.get("/status")?)?;
-            let mirror = mirror_of(&status);
+            let mirror = &status["mirrors"][MIRROR];
             if wished(mirror) {
                 return Ok(());
             }
             if start.elapsed() > PATIENCE {
                 bail!("waited in vain for {what}: {mirror}");
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -164,24 +173,8 @@ impl Kagami {
         let (_, body) = answer.split_once("\r\n\r\n").context("no head")?;
         Ok(body.to_owned())
     }
-
-    /// Returns the number of images that are known to be on the mirror.
-    pub fn present(&self) -> Result<u64> {
-        let status: Value = serde_json::from_str(&self.get("/status")?)?;
-        mirror_of(&status)["images"]["present"]
-            .as_u64()
-            .context("no images in the status")
-    }
 }
 
 const MIRROR: &str = "bench";
 pub const CERTIFICATE: &str = "tls.crt";
 pub const KEY: &str = "tls.key";
-
-fn mirror_of(status: &Value) -> &Value {
-    let mirrors = &status["mirrors"];
-    match mirrors.as_array() {
-        Some(list) => list.first().unwrap_or(&Value::Null),
-        None => &mirrors[MIRROR],
-    }
-}

@@ -33,13 +33,39 @@ fn place_of(number: usize) -> Result<(String, String)> {
     Ok((format!("docker.io/{name}"), tag.to_owned()))
 }
 
-/// Asks a registry for every image once, over plain connections that are kept open.
+/// Asks a registry for every image once, with the HTTP client that the sweeper has and nothing of
+/// Kagami around it, as the echo is Kagami's server without Kagami.
 pub fn heads(registry: SocketAddr, images: usize) -> Result<()> {
-    each(images, registry, |number, registry| {
-        let (repository, tag) = place_of(number)?;
-        Ok(vec![format!(
-            "HEAD /v2/{repository}/manifests/{tag} HTTP/1.1\r\nHost: {registry}\r\nAccept: {MANIFEST}\r\n\r\n"
-        )])
+    // The client wants one even where nothing is encrypted; another may have been first.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .pool_max_idle_per_host(CONNECTIONS)
+        .redirect(reqwest::redirect::Policy::none())
+        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let next = Arc::new(AtomicUsize::new(0));
+        let mut lanes = JoinSet::new();
+        for _ in 0..CONNECTIONS {
+            let (client, next) = (client.clone(), Arc::clone(&next));
+            lanes.spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= images {
+                        return anyhow::Ok(());
+                    }
+                    let (repository, tag) = place_of(number)?;
+                    let url = format!("http://{registry}/v2/{repository}/manifests/{tag}");
+                    let answer = client.head(url).header("Accept", MANIFEST).send().await?;
+                    ensure!(answer.status().is_success(), "status {}", answer.status());
+                }
+            });
+        }
+        while let Some(lane) = lanes.join_next().await {
+            lane??;
+        }
+        Ok(())
     })
 }
 

@@ -87,7 +87,7 @@ impl Listening {
             name: "admission",
             listener: admission_listener,
             tls: Some(tls.clone()),
-            service: routes::router(served.admission.clone()),
+            service: routes::service(served.admission.clone()),
             limits: ServerLimits::default(),
             counts: metrics.admission_server(),
         };

@@ -82,7 +82,7 @@ impl Context {
     /// Returns the mirror as it is now; none if it is configured no more.
     fn present(&self) -> Option<Present> {
         let snapshot = self.store.snapshot();
-        let id = *snapshot.routing.by_name().get(self.mirror.as_str())?;
+        let id = snapshot.routing.find(&self.mirror)?;
         Some(Present { snapshot, id })
     }
 }

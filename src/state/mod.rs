@@ -157,7 +157,7 @@ impl Store {
     /// Publishes a mirror's health. Returns whether the mirror is known.
     pub fn set_health(&self, mirror: &str, health: Health) -> bool {
         self.0.snapshot.send_if_modified(|current| {
-            let Some(id) = current.routing.by_name().get(mirror).copied() else {
+            let Some(id) = current.routing.find(mirror) else {
                 return false;
             };
             let mut next = Snapshot::clone(current);

@@ -1,15 +1,15 @@
 //! The HTTP side of admission: paths, sizes, the caller's timeout.
 
-use std::time::Duration;
+use std::{convert::Infallible, error::Error as StdError, time::Duration};
 
-use axum::{
-    Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, RawQuery, State},
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::post,
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Body,
+    header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue},
 };
+use tower::{Service, service_fn};
 
 use super::Admission;
 use crate::domain::mirror::Mode;
@@ -24,27 +24,66 @@ pub const PATHS: [(Mode, &str); 3] = [
     (Mode::Audit, "/mutate/audit"),
 ];
 
-/// Returns the admission service.
-pub fn router(admission: Admission) -> Router {
-    let mut router = Router::new();
-    for (mode, path) in PATHS {
-        let handler =
-            async move |State(admission): State<Admission>, RawQuery(query): RawQuery, body: Bytes| {
-                mutate(&admission, mode, query.as_deref(), &body).await
-            };
-        router = router.route(path, post(handler));
-    }
-    router
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .with_state(admission)
+/// Returns the admission service. Three fixed paths need no router, and this is passed by every Pod.
+pub fn service<B>(
+    admission: Admission,
+) -> impl Service<Request<B>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ Sync
+where
+    B: Body<Data: Send> + Send + 'static,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    service_fn(move |request| {
+        let admission = admission.clone();
+        async move { Ok(answer(&admission, request).await) }
+    })
 }
 
-async fn mutate(admission: &Admission, mode: Mode, query: Option<&str>, body: &[u8]) -> Response {
-    const JSON: HeaderValue = HeaderValue::from_static("application/json");
-    match admission.review(mode, body, query.and_then(timeout)).await {
-        Ok(answer) => ([(header::CONTENT_TYPE, JSON)], answer).into_response(),
-        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+async fn answer<B>(admission: &Admission, request: Request<B>) -> Response<Full<Bytes>>
+where
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    let (parts, body) = request.into_parts();
+    let Some((mode, _)) = PATHS.into_iter().find(|(_, path)| *path == parts.uri.path()) else {
+        return refusal(StatusCode::NOT_FOUND, "no such path");
+    };
+    if parts.method != Method::POST {
+        let refusal = refusal(StatusCode::METHOD_NOT_ALLOWED, "reviews are sent with POST");
+        return with(refusal, ALLOW, "POST");
     }
+    let body = match Limited::new(body, BODY_LIMIT).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => {
+            return refusal(StatusCode::PAYLOAD_TOO_LARGE, "the review is too large");
+        }
+        Err(error) => {
+            return refusal(
+                StatusCode::BAD_REQUEST,
+                &format!("cannot read the review: {error}"),
+            );
+        }
+    };
+    let timeout = parts.uri.query().and_then(timeout);
+    match admission.review(mode, &body, timeout).await {
+        Ok(answer) => with(Response::new(answer.into()), CONTENT_TYPE, "application/json"),
+        Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
+    }
+}
+
+fn refusal(status: StatusCode, why: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(format!("{why}\n").into());
+    *response.status_mut() = status;
+    with(response, CONTENT_TYPE, "text/plain; charset=utf-8")
+}
+
+fn with(mut response: Response<Full<Bytes>>, name: HeaderName, value: &'static str) -> Response<Full<Bytes>> {
+    response
+        .headers_mut()
+        .insert(name, HeaderValue::from_static(value));
+    response
 }
 
 /// Returns the `timeout` of a query such as `timeout=3s`: how long the API server waits. It is

@@ -8,9 +8,10 @@ use std::{
 };
 
 use axum::{
-    body::{Body, to_bytes},
+    body::Body,
     http::{Request, StatusCode, header},
 };
+use http_body_util::BodyExt as _;
 use kagami::{
     clock,
     domain::{
@@ -23,7 +24,7 @@ use kagami::{
         time::Timestamp,
     },
     state::{Configured, Store, file},
-    webhook::routes::{BODY_LIMIT, router},
+    webhook::routes::{BODY_LIMIT, service},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -170,9 +171,9 @@ async fn post(store: &Store, mode: &str, body: impl Into<Body>) -> (StatusCode, 
         .header(header::CONTENT_TYPE, "application/json")
         .body(body.into())
         .unwrap();
-    let answer = router(admission(store.clone())).oneshot(request).await.unwrap();
+    let answer = service(admission(store.clone())).oneshot(request).await.unwrap();
     let (parts, body) = answer.into_parts();
-    (parts.status, to_bytes(body, BODY_LIMIT).await.unwrap().to_vec())
+    (parts.status, body.collect().await.unwrap().to_bytes().to_vec())
 }
 
 /// Returns the names within a folder, in order.
@@ -266,6 +267,25 @@ async fn bytes_that_are_no_text_end_the_review_but_not_the_answer() {
         response["auditAnnotations"],
         json!({"review": "Kept Internal invalid UTF-8"})
     );
+}
+
+#[tokio::test]
+async fn other_paths_and_methods_are_refused() {
+    let admission = admission(Store::default());
+    for (method, path, expected) in [
+        ("POST", "/mutate", StatusCode::NOT_FOUND),
+        ("POST", "/mutate/enforce/", StatusCode::NOT_FOUND),
+        ("POST", "/mutate/off?timeout=3s", StatusCode::NOT_FOUND),
+        ("GET", "/mutate/enforce", StatusCode::METHOD_NOT_ALLOWED),
+    ] {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .body(Body::empty())
+            .unwrap();
+        let answer = service(admission.clone()).oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), expected, "{method} {path}");
+    }
 }
 
 #[tokio::test]

@@ -348,6 +348,7 @@ impl Index {
         now: Timestamp,
     ) {
         let listing = self.listing;
+        self.forget_older_look(mirror, key, &presence, verified_at);
         let table = table_mut(&mut self.known, mirror);
         if let Some(entry) = table.entries.get_mut(key) {
             entry.presence = presence;
@@ -388,6 +389,24 @@ impl Index {
         let listing = self.listing;
         for table in self.known.values_mut() {
             table.entries.retain(|_, entry| entry.listing == listing);
+        }
+    }
+
+    /// Forgets what this replica saw itself where newer knowledge says more: it would never win, and
+    /// looking for it would cost every review.
+    fn forget_older_look(&mut self, mirror: &str, key: &str, newer: &Presence, verified_at: Timestamp) {
+        if matches!(newer, Presence::Unknown(_)) {
+            return;
+        }
+        let Some(table) = self.seen.get_mut(mirror) else {
+            return;
+        };
+        if table
+            .entries
+            .get(key)
+            .is_some_and(|own| own.verified_at <= verified_at)
+        {
+            table.entries.remove(key);
         }
     }
 

@@ -256,3 +256,17 @@ fn a_sweep_renews_what_it_covered_only() {
     assert_eq!(index.verified_at("main", "b:1"), Some(at(1)));
     assert_eq!(index.verified_at("main", "c:1"), None);
 }
+
+#[test]
+fn a_look_that_newer_knowledge_replaces_is_forgotten_and_no_other() {
+    let looks = |index: &Index| index.seen["main"].entries.len();
+    let mut index = Index::default();
+    index.see("main", KEY, Presence::Present(proof('a')), at(2000));
+    index.write("main", KEY, Presence::Unknown(None), at(2001), at(2001));
+    assert_eq!(looks(&index), 1, "having noted an image is no look at it");
+    index.write("main", KEY, Presence::Missing, at(1999), at(2001));
+    assert_eq!(looks(&index), 1, "an older look does not replace a newer one");
+    index.write("main", KEY, Presence::Present(proof('a')), at(2000), at(2001));
+    assert_eq!(looks(&index), 0);
+    assert!(proven(&index, &rules(), at(2100)));
+}

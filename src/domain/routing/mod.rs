@@ -99,6 +99,13 @@ impl Routing {
         (0..).map(MirrorId).zip(&self.mirrors)
     }
 
+    /// Returns the position of the mirror of that name. Goes through them all: there are few.
+    pub fn find(&self, name: &str) -> Option<MirrorId> {
+        self.mirrors()
+            .find(|(_, mirror)| mirror.name == name)
+            .map(|(id, _)| id)
+    }
+
     /// Returns the mirrors by name.
     pub fn by_name(&self) -> BTreeMap<&str, MirrorId> {
         self.mirrors()
