@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod certificates;
+pub(crate) mod chart;
 pub(crate) mod cluster;
 pub(crate) mod connection;
 pub(crate) mod http;

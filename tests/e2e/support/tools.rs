@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Where the programs are; it exists only if all of them do.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tools {
     folder: PathBuf,
 }
@@ -21,14 +21,16 @@ impl Tools {
         );
         let tools = Self { folder };
         let missing: Vec<_> = [
+            "definitions",
             "etcd",
+            "helm",
             "kube-apiserver",
             "kube-controller-manager",
             "kubectl",
             "registry",
         ]
         .into_iter()
-        .filter(|name| !tools.path(name).is_file())
+        .filter(|name| !tools.path(name).exists())
         .collect();
         if !missing.is_empty() {
             let (missing, folder) = (missing.join(", "), tools.folder.display());
