@@ -10,7 +10,9 @@
     reason = "tests may panic, spawn, and read where tools are; clippy's own exceptions leave out helpers"
 )]
 
+mod chart;
 mod generated;
+mod image;
 mod layers;
 mod registry;
 mod server;
