@@ -75,10 +75,15 @@ fn webhooks_are_registered_as_the_code_answers() {
 
 #[test]
 fn names_in_the_chart_are_those_of_the_code() {
+    let word = |text: &str, word: &str| {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && !"-.".contains(c));
+        words.filter(|found| *found == word).count()
+    };
     let webhook = read("webhook-config/webhook.yaml");
-    assert!(webhook.contains(&format!("secretName: {},", api::PROBE_SECRET)));
+    assert_eq!(word(&webhook, api::PROBE_SECRET), 1);
     let rights = read("webhook-config/rbac.yaml");
-    assert_eq!(rights.matches(api::HEALTH_LEASE).count(), 2, "one right each");
+    assert_eq!(word(&rights, api::PROBE_SECRET), 1);
+    assert_eq!(word(&rights, api::HEALTH_LEASE), 2, "one right each");
     let policies = read("webhook-config/policies.yaml");
     let modes = ["enforce", "warn", "audit", "off"];
     assert!(modes.iter().all(|mode| Mode::from_label(mode).is_some()));
@@ -88,6 +93,40 @@ fn names_in_the_chart_are_those_of_the_code() {
         "{policies}"
     );
     assert!(policies.contains(api::MODE_LABEL));
+}
+
+#[test]
+fn pods_are_locked_down_and_have_time_to_drain() {
+    for process in ["webhook", "companion"] {
+        let documents = decode_documents(&read(&format!("webhook-config/{process}.yaml"))).unwrap();
+        let deployment = documents
+            .iter()
+            .find(|document| document["kind"] == "Deployment")
+            .unwrap();
+        let pod = &deployment["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        // What Pod Security's restricted profile asks for besides is tested in an API server.
+        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+        assert_eq!(pod["securityContext"]["runAsUser"], 65532);
+        for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
+            assert_eq!(
+                container[probe]["httpGet"],
+                json!({"path": path, "port": "admin"})
+            );
+        }
+        let arguments: Vec<_> = container["args"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|a| a.as_str().unwrap())
+            .collect();
+        assert_eq!(arguments[0], process);
+        if process == "webhook" {
+            // The API server keeps idle connections for 90 seconds; 30 more for what is in flight then.
+            assert!(arguments.contains(&"--drain-delay=95s"), "{arguments:?}");
+            assert_eq!(pod["terminationGracePeriodSeconds"], 130);
+        }
+    }
 }
 
 #[test]
