@@ -15,25 +15,12 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt as _;
 
+pub use crate::domain::names::{
+    DECISIONS_ANNOTATION, MODE_LABEL, ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX, PULL_SECRET,
+};
+
 /// The API group of the custom resources, and the domain of the labels.
 pub const GROUP: &str = "kagami.dev";
-
-/// Label of namespaces and Pods: `enforce`, `warn`, `audit` or `off`.
-pub const MODE_LABEL: &str = "kagami.dev/mode";
-
-/// Annotation of Pods: JSON, place → outcome, reason and mirror.
-pub const DECISIONS_ANNOTATION: &str = "kagami.dev/decisions";
-
-/// Prefix of the Pod annotations that keep a container's image as the user wrote it; the
-/// container's name follows.
-pub const ORIGINAL_IMAGE_PREFIX: &str = "original-image.kagami.dev/";
-
-/// Prefix of the Pod annotations that keep an image volume's reference as the user wrote it; the
-/// volume's name follows.
-pub const ORIGINAL_VOLUME_PREFIX: &str = "original-volume.kagami.dev/";
-
-/// Name of the Secret, one in each served namespace, with which kubelets pull from mirrors.
-pub const PULL_SECRET: &str = "kagami-pull";
 
 /// Name of the Secret in Kagami's namespace with the read credentials for live probes.
 pub const PROBE_SECRET: &str = "kagami-probe";

@@ -48,10 +48,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
     };
     telemetry::init(&settings)?;
     let outcome = match command {
-        Command::Serve(arguments) => runtime()?.block_on(serve::run(arguments)),
-        Command::Review(arguments) => runtime()?.block_on(review::run(arguments)),
-        Command::Explain(arguments) => runtime()?.block_on(explain::run(arguments)),
-        Command::Resolve(arguments) => runtime()?.block_on(resolve::run(arguments)),
+        Command::Serve(arguments) => block_on(serve::run(arguments)),
+        Command::Review(arguments) => block_on(review::run(arguments)),
+        Command::Explain(arguments) => block_on(explain::run(arguments)),
+        Command::Resolve(arguments) => block_on(resolve::run(arguments)),
         Command::Certs(arguments) => certs::run(&arguments),
         Command::Crds => output::print(&api::crds_yaml()),
         Command::Completions { shell } => {
@@ -74,11 +74,53 @@ pub fn run() -> anyhow::Result<ExitCode> {
     }
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Returns README's table of the settings of the long-running commands, as Markdown.
+pub fn settings_table() -> String {
+    let mut table = String::from("| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n");
+    let command = Arguments::command();
+    let serve = command
+        .find_subcommand("serve")
+        .into_iter()
+        .flat_map(clap::Command::get_arguments);
+    for argument in serve.chain(command.get_arguments()) {
+        let Some(long) = argument.get_long() else { continue };
+        let code = |text: &str| {
+            if text.is_empty() {
+                String::new()
+            } else {
+                format!("`{text}`")
+            }
+        };
+        let variable = argument
+            .get_env()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let defaults: Vec<_> = argument
+            .get_default_values()
+            .iter()
+            .map(|value| value.to_string_lossy())
+            .collect();
+        let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+        let row = format!(
+            "| `--{long}` | {} | {} | {help} |\n",
+            code(&variable),
+            code(&defaults.join(","))
+        );
+        table.push_str(&row);
+    }
+    table
+}
+
+/// Runs a command to its end. Name look-ups that nobody waits for any more block a thread each, for
+/// as long as the system's resolver likes; they do not hold up the end.
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(command);
+    runtime.shutdown_background();
+    outcome
 }
 
 /// Settings or files that cannot be used, one line for each fault.
@@ -99,5 +141,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_thread_that_blocks_does_not_hold_up_the_end() {
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        let long = std::time::Duration::from_secs(10);
+        let started = std::time::Instant::now();
+        let outcome = block_on(async move {
+            drop(tokio::task::spawn_blocking(move || receiver.recv_timeout(long)));
+            Ok(())
+        });
+        assert!(outcome.is_ok() && started.elapsed() < long / 2);
+        drop(sender);
     }
 }

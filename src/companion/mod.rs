@@ -12,10 +12,17 @@ mod verify;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
     sync::Arc,
+    task::Poll,
+    time::Duration,
 };
 
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep},
+};
 
 use crate::{
     clock,
@@ -29,19 +36,24 @@ use crate::{
     metrics::Metrics,
     registry::Client,
     state::{Demand, Observed, Store},
+    tasks::panic_message,
 };
 
 /// How many observations and new images may wait for each mirror. More is dropped: the next
 /// review tells again.
 const QUEUE: usize = 1024;
 
+/// How long the companion stops after a panic, so that one that comes again at once does no harm.
+const PAUSE_AFTER_PANIC: Duration = Duration::from_secs(1);
+
 /// The tasks of one mirror; dropping it ends them.
 #[derive(Debug)]
 struct Worker {
+    /// First, because fields are dropped in their order: no task is to see its queue end.
+    tasks: JoinSet<()>,
     client: Client,
     observations: mpsc::Sender<Observed>,
     demand: mpsc::Sender<Demand>,
-    tasks: JoinSet<()>,
 }
 
 /// What the tasks of one mirror share.
@@ -95,8 +107,7 @@ pub async fn run(
         workers.retain(|mirror, worker| {
             let stays = store
                 .client(mirror)
-                .is_some_and(|client| client.is(&worker.client))
-                && worker.works();
+                .is_some_and(|client| client.is(&worker.client));
             if !stays {
                 metrics.forget_mirror(mirror);
             }
@@ -121,6 +132,18 @@ pub async fn run(
                 changed = snapshots.changed() => {
                     // The sender lives as long as the store, which this function holds.
                     debug_assert!(changed.is_ok(), "the store was dropped");
+                    break;
+                }
+                (mirror, ended) = first_end(&mut workers) => {
+                    workers.remove(&mirror);
+                    metrics.forget_mirror(&mirror);
+                    if let Err(error) = ended {
+                        // What nobody watches over is not known to be healthy.
+                        store.set_health(&mirror, Health::unknown(clock::now()));
+                        let error = panic_message(error);
+                        tracing::error!(mirror, error, "a task of a mirror's worker panicked; starting it anew");
+                        sleep(PAUSE_AFTER_PANIC).await;
+                    }
                     break;
                 }
                 Some(observed) = observations.recv() => {
@@ -184,23 +207,25 @@ impl Worker {
         tasks.spawn(sweeper::run(context.clone()));
         tasks.spawn(demand::run(context, wanted));
         Self {
+            tasks,
             client,
             observations,
             demand,
-            tasks,
         }
     }
+}
 
-    /// Whether none of the tasks has ended, which they do by panicking only.
-    fn works(&mut self) -> bool {
-        match self.tasks.try_join_next() {
-            None => true,
-            Some(ended) => {
-                tracing::error!(?ended, "a task of a mirror's worker ended; starting it anew");
-                false
+/// Waits until a task of a worker ends: by a panic, or because its mirror is configured no more.
+async fn first_end(workers: &mut BTreeMap<String, Worker>) -> (String, Result<(), JoinError>) {
+    poll_fn(|context| {
+        for (mirror, worker) in workers.iter_mut() {
+            if let Poll::Ready(Some(ended)) = worker.tasks.poll_join_next(context) {
+                return Poll::Ready((mirror.clone(), ended));
             }
         }
-    }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Returns the hosts of registries whose health decides about a mirror's use.
@@ -231,5 +256,37 @@ fn watch_upstreams(watched: &mut BTreeMap<String, JoinSet<()>>, snapshot: &Snaps
             task.spawn(upstream::watch(host.to_owned(), store.clone()));
             watched.insert(host.to_owned(), task);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Endpoint;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_noticed_without_any_other_event() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let worker = |task: JoinSet<()>| Worker {
+            tasks: task,
+            client: Client::new(&Endpoint {
+                url: "http://127.0.0.1:1".to_owned(),
+                ca_bundle: None,
+                credentials: None,
+            })
+            .unwrap(),
+            observations: mpsc::channel(1).0,
+            demand: mpsc::channel(1).0,
+        };
+        let (mut good, mut bad) = (JoinSet::new(), JoinSet::new());
+        good.spawn(std::future::pending());
+        bad.spawn(async { panic!("as asked by the test") });
+        let workers = [("good", good), ("bad", bad)];
+        let mut workers = workers
+            .map(|(name, tasks)| (name.to_owned(), worker(tasks)))
+            .into();
+        let (mirror, ended) = first_end(&mut workers).await;
+        assert_eq!(mirror, "bad");
+        assert_eq!(panic_message(ended.unwrap_err()), "as asked by the test");
     }
 }

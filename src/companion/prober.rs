@@ -1,21 +1,23 @@
 //! The health of one mirror: a ping, an image known to be there, now and then a blob.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep_until},
 };
 
-use super::Context;
+use super::{Context, verify::locate};
 use crate::{
     clock,
     domain::{
-        answer::{Answer, Failure},
+        answer::{Ambiguity, Answer, Failure, Manifest},
+        digest::Digest,
         health::{Fault, Machine, Observation, State},
-        image::Reference,
-        mirror::{HealthSettings, Mirror},
-        presence::Presence,
+        mirror::{HealthSettings, Kind, Mirror},
+        presence::{Presence, reason_of},
+        snapshot::Snapshot,
+        time::Timestamp,
     },
     state::Observed,
 };
@@ -27,6 +29,9 @@ const BLOB_EVERY: u32 = 15;
 /// How much of a blob is read.
 const BLOB_BYTES: u64 = 64 * 1024;
 
+/// How many images of an index are tried for one that is there.
+const CHILDREN: usize = 4;
+
 /// How many known images take turns as canary.
 const CANARIES: usize = 16;
 
@@ -35,10 +40,12 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Watches the mirror until the task is dropped. `observed` is what others saw of it.
 pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>) {
+    let mut snapshots = context.store.subscribe();
     let mut prober = Prober {
         machine: Machine::new(HealthSettings::default(), clock::now()),
         canaries: Vec::new(),
         rounds: 0,
+        data_in_doubt: false,
         context,
     };
     while let Some(present) = prober.context.present() {
@@ -50,30 +57,48 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
         if confirm_now {
             continue;
         }
-        prober
-            .wait(&mut observed, started, settings.health.interval)
-            .await;
+        prober.wait(&mut observed, &mut snapshots, started).await;
     }
 }
 
 struct Prober {
     context: Context,
     machine: Machine,
-    /// Keys of images that were there when they were last looked up.
-    canaries: Vec<String>,
+    /// Images that were there when they were last looked up.
+    canaries: Vec<Canary>,
     rounds: u32,
+    /// The last data that was asked for did not come.
+    data_in_doubt: bool,
+}
+
+/// An image known to be there.
+#[derive(Clone)]
+struct Canary {
+    key: String,
+    digest: Digest,
 }
 
 impl Prober {
     /// Waits for the next round, which something bad that others see brings forward.
-    async fn wait(&mut self, observed: &mut mpsc::Receiver<Observed>, started: Instant, interval: Duration) {
-        let next = started + interval;
-        loop {
+    async fn wait(
+        &mut self,
+        observed: &mut mpsc::Receiver<Observed>,
+        snapshots: &mut watch::Receiver<Arc<Snapshot>>,
+        started: Instant,
+    ) {
+        while let Some(present) = self.context.present() {
+            let next = started + present.settings().health.interval;
             tokio::select! {
                 () = sleep_until(next) => return,
+                // The interval may be another one now.
+                Ok(()) = snapshots.changed() => {}
                 Some(Observed { observation, .. }) = observed.recv() => {
+                    if observation == Observation::Good {
+                        // It may be older than what we saw since, so it must not heal a mirror.
+                        continue;
+                    }
                     self.observe(observation);
-                    if matches!(observation, Observation::Bad(_)) && self.machine.health().state != State::Unhealthy {
+                    if self.machine.health().state != State::Unhealthy {
                         // Many probes of one hiccup speak with one voice: it takes a look of our
                         // own to confirm it.
                         while observed.try_recv().is_ok() {}
@@ -89,12 +114,16 @@ impl Prober {
     fn observe(&mut self, observation: Observation) -> bool {
         let before = self.machine.health();
         let observed = self.machine.observe(observation, clock::now());
+        let health = self.machine.health();
         if observed.changed {
             self.publish(before.state);
-        } else if before != self.machine.health() {
-            self.context
-                .store
-                .set_health(&self.context.mirror, self.machine.health());
+        } else if self
+            .context
+            .present()
+            .is_some_and(|present| present.health() != health)
+        {
+            // Another cause of the same state, or somebody else wrote it: a new configuration may.
+            self.context.store.set_health(&self.context.mirror, health);
         }
         observed.confirm_now
     }
@@ -124,61 +153,109 @@ impl Prober {
         let Some(canary) = self.next_canary() else {
             return Observation::Good;
         };
-        let Ok(reference) = Reference::parse(&canary) else {
+        let Some(located) = locate(settings, &canary.key) else {
             return Observation::Good;
         };
-        let Ok(repository) = settings.mapping.repository_path(&reference) else {
-            return Observation::Good;
+        let asked = match settings.kind {
+            Kind::Hosted => located.reference.manifest_reference(),
+            // By tag it would ask upstream, each time.
+            Kind::PullThrough => canary.digest.as_str(),
         };
-        let asked = reference.manifest_reference();
+        // Once data did not come, a look without any proves nothing until some comes again.
+        let with_data = self.rounds.is_multiple_of(BLOB_EVERY) || self.data_in_doubt;
         let deadline = Instant::now() + timeout;
-        let with_blob = self.rounds.is_multiple_of(BLOB_EVERY);
-        let answer = if with_blob {
-            self.context.client.get(&repository, asked, deadline).await
+        let asked_at = clock::now();
+        let answer = if with_data {
+            self.context
+                .client
+                .get(&located.repository, asked, deadline)
+                .await
         } else {
-            self.context.client.head(&repository, asked, deadline).await
+            self.context
+                .client
+                .head(&located.repository, asked, deadline)
+                .await
         };
-        match &answer {
+        let observation = match &answer {
             Answer::Exists(manifest) => {
-                self.machine.canary(&canary, true, clock::now());
-                match &manifest.blob {
-                    Some(blob) if with_blob => {
-                        let deadline = Instant::now() + timeout;
-                        let read = self
-                            .context
-                            .client
-                            .blob(&repository, &blob.digest, BLOB_BYTES, deadline)
-                            .await;
-                        if read.is_err() {
-                            Observation::Bad(Fault::DataPath)
-                        } else {
-                            Observation::Good
-                        }
-                    }
-                    _ => Observation::Good,
+                self.machine.canary(&canary.key, true, clock::now());
+                if with_data {
+                    self.read_data(&located.repository, manifest, timeout).await
+                } else {
+                    Observation::Good
                 }
             }
-            Answer::Missing => {
-                self.missing(&canary);
-                Observation::Good
+            other => {
+                if let Some(observation) = Observation::of(other) {
+                    observation
+                } else {
+                    self.gone(&canary.key, other, asked_at);
+                    Observation::Good
+                }
             }
-            other => Observation::of(other).unwrap_or(Observation::Good),
+        };
+        if with_data {
+            self.data_in_doubt = observation != Observation::Good;
+        }
+        observation
+    }
+
+    /// Reads a bit of a blob of an image; of an index, from the first of its images that is there.
+    async fn read_data(&self, repository: &str, manifest: &Manifest, timeout: Duration) -> Observation {
+        let client = &self.context.client;
+        let mut blob = manifest.blob.clone();
+        let named = manifest
+            .children
+            .iter()
+            .filter(|child| child.architecture.is_some());
+        for child in named.take(CHILDREN) {
+            let deadline = Instant::now() + timeout;
+            match client.get(repository, child.digest.as_str(), deadline).await {
+                Answer::Exists(manifest) => {
+                    blob = manifest.blob;
+                    break;
+                }
+                Answer::Missing => {}
+                other => return Observation::of(&other).unwrap_or(Observation::Good),
+            }
+        }
+        let Some(blob) = blob else {
+            return Observation::Good;
+        };
+        let deadline = Instant::now() + timeout;
+        match client.blob(repository, &blob.digest, BLOB_BYTES, deadline).await {
+            // The image may be broken, which says nothing of others.
+            Ok(_)
+            | Err(
+                Failure::Missing
+                | Failure::RateLimited { .. }
+                | Failure::Ambiguous(Ambiguity::DigestMismatch),
+            ) => Observation::Good,
+            Err(_) => Observation::Bad(Fault::DataPath),
         }
     }
 
-    /// Notes that an image that was there is not. Says nothing of health; but when it is one after
-    /// the other, the mirror was emptied, and every proof is void.
-    fn missing(&mut self, canary: &str) {
+    /// Notes that an image that was there is not to be had. Says nothing of health; but when it is
+    /// one after the other, the mirror was emptied, or gives nothing to Kagami any more, and every
+    /// proof is void.
+    fn gone(&mut self, key: &str, answer: &Answer, asked_at: Timestamp) {
+        let presence = match answer {
+            // The mirror asked to wait; the image may be there.
+            Answer::RateLimited { .. } => return,
+            Answer::Missing => Presence::Missing,
+            other => Presence::Unknown(reason_of(other)),
+        };
+        self.canaries.retain(|known| known.key != key);
         let now = clock::now();
-        self.canaries.retain(|known| known != canary);
         self.context
             .store
             .index_mut()
-            .write(&self.context.mirror, canary, Presence::Missing, now, now);
-        if self.machine.canary(canary, false, now) {
+            .write(&self.context.mirror, key, presence, asked_at, now);
+        if self.machine.canary(key, false, now) {
             tracing::warn!(
                 mirror = self.context.mirror,
-                "images vanished from the mirror; all proofs are void"
+                answer = %answer,
+                "known images are not to be had from the mirror; all proofs are void"
             );
             self.context
                 .store
@@ -187,14 +264,19 @@ impl Prober {
     }
 
     /// Returns an image known to be there, each time another one.
-    fn next_canary(&mut self) -> Option<String> {
+    fn next_canary(&mut self) -> Option<Canary> {
         if self.canaries.is_empty() || self.rounds.is_multiple_of(2 * BLOB_EVERY) {
             let index = self.context.store.index();
             self.canaries = index
                 .entries(&self.context.mirror)
-                .filter(|(_, entry)| matches!(entry.presence, Presence::Present(_)))
+                .filter_map(|(key, entry)| match &entry.presence {
+                    Presence::Present(proof) => Some(Canary {
+                        key: key.to_owned(),
+                        digest: proof.digest.clone(),
+                    }),
+                    _ => None,
+                })
                 .take(CANARIES)
-                .map(|(key, _)| key.to_owned())
                 .collect();
         }
         let position = usize::try_from(self.rounds).unwrap_or_default() % self.canaries.len().max(1);

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     Context, Present,
-    verify::{Pace, locate},
+    verify::{Located, Pace, locate},
 };
 use crate::{
     clock,
@@ -24,7 +24,7 @@ use crate::{
         health::State,
         image::Class,
         mirror::{Kind, Mirror},
-        presence::{Presence, Rules},
+        presence::{Entry, Presence, Rules},
         reason::Reason,
         sweep::{Step, Sweep, step},
         time::Timestamp,
@@ -46,7 +46,8 @@ const PULL_THROUGH_RATE: u32 = 1;
 /// Sweeps until the task is dropped.
 pub(super) async fn run(context: Context) {
     let mut snapshots = context.store.subscribe();
-    let mut due = [Instant::now(); 2];
+    // When the last sweep of each class began; none if one is due now.
+    let mut started: [Option<Instant>; 2] = [None; 2];
     let mut proven_since = None;
     loop {
         let Some(present) = context.present() else { return };
@@ -55,15 +56,23 @@ pub(super) async fn run(context: Context) {
         if healthy && proven_since != Some(health.proven_since) {
             // Every proof just became void: there is no time to lose.
             proven_since = Some(health.proven_since);
-            due = [Instant::now(); 2];
+            started = [None; 2];
         }
-        let next = due.into_iter().min().unwrap_or_else(Instant::now);
-        if healthy && next <= Instant::now() {
-            for (class, due) in Class::ALL.into_iter().zip(&mut due) {
-                if *due <= Instant::now() {
-                    let started = Instant::now();
+        // The period is that of the settings now: it may have become shorter.
+        let now = Instant::now();
+        let due = |class, started: Option<Instant>| {
+            started.map_or(now, |started| started + period(present.settings(), class))
+        };
+        let dues = Class::ALL.into_iter().zip(started);
+        let next = dues
+            .map(|(class, started)| due(class, started))
+            .min()
+            .unwrap_or(now);
+        if healthy && next <= now {
+            for (class, started) in Class::ALL.into_iter().zip(&mut started) {
+                if due(class, *started) <= now {
+                    *started = Some(Instant::now());
                     run_one(&context, &present, class).await;
-                    *due = started + period(present.settings(), class);
                 }
             }
             publish_counts(&context);
@@ -194,7 +203,10 @@ impl Run {
                 let Some(entry) = index.get(&self.context.mirror, key) else {
                     return;
                 };
-                step(entry, &answer)
+                match step(entry, &answer) {
+                    Step::Confirmed if self.upstream_is_due(entry, &located) => Step::Inspect,
+                    step => step,
+                }
             };
             match step {
                 Step::Confirmed => {
@@ -229,6 +241,17 @@ impl Run {
             }
         }
         self.write(key, Presence::Unknown(Some(last)), clock::now());
+    }
+
+    /// Whether upstream is to be asked anew who gets an image. Its owner may have closed it, or upstream
+    /// could not tell the last time.
+    fn upstream_is_due(&self, entry: &Entry, located: &Located<'_>) -> bool {
+        let Presence::Present(proof) = &entry.presence else {
+            return false;
+        };
+        let due = proof.public.is_none()
+            || clock::now().since(entry.verified_at) > self.present.settings().tags.refresh;
+        due && self.present.asks_upstream(located)
     }
 
     /// Asks for an image: by headers; a pull-through mirror by the digest obtained earlier, and by

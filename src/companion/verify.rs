@@ -7,8 +7,10 @@ use tokio::time::{Instant, sleep_until};
 use super::{Context, Present, upstream};
 use crate::domain::{
     answer::Answer,
+    decision::Finding,
     image::Reference,
-    mirror::{Access, Mirror},
+    mirror::{Access, Kind, Mirror},
+    platform::Architectures,
     presence::{Presence, Proof, reason_of},
 };
 
@@ -20,15 +22,33 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Located<'a> {
     pub(super) reference: Reference<'a>,
     pub(super) repository: String,
+    /// The image's key in the presence index: its name, and tag or digest.
+    key: String,
+}
+
+impl Located<'_> {
+    /// Returns the image's name as mirrors' sources have it: without tag and digest.
+    fn name(&self) -> &str {
+        let length = self
+            .key
+            .len()
+            .checked_sub(1 + self.reference.manifest_reference().len());
+        length
+            .and_then(|length| self.key.get(..length))
+            .unwrap_or_default()
+    }
 }
 
 /// Returns where the image of a key stands on a mirror.
 pub(super) fn locate<'a>(settings: &Mirror, key: &'a str) -> Option<Located<'a>> {
     let reference = Reference::parse(key).ok()?;
     let repository = settings.mapping.repository_path(&reference).ok()?;
+    let mut key = String::new();
+    reference.write_key(&mut key);
     Some(Located {
         reference,
         repository,
+        key,
     })
 }
 
@@ -48,11 +68,22 @@ impl Context {
     ) -> Result<Presence, (Answer, Presence)> {
         let deadline = Instant::now() + PATIENCE;
         let asked = located.reference.manifest_reference();
-        let (answer, architectures) = self.client.look(&located.repository, asked, deadline).await;
+        let (answer, architectures) = match present.settings().kind {
+            Kind::Hosted => self.client.look(&located.repository, asked, deadline).await,
+            // It fetches what it lacks, so what an index names is there; looking would be a download.
+            Kind::PullThrough => {
+                let answer = self.client.get(&located.repository, asked, deadline).await;
+                let architectures = match &answer {
+                    Answer::Exists(manifest) => Finding::named_by(manifest),
+                    _ => Architectures::NONE,
+                };
+                (answer, architectures)
+            }
+        };
         match answer {
             Answer::Exists(manifest) => {
                 let mut proof = Proof::new(&manifest, architectures);
-                proof.public = self.is_public(present, &located.reference).await;
+                proof.public = self.is_public(present, located, &proof).await;
                 Ok(Presence::Present(proof))
             }
             Answer::Missing => Ok(Presence::Missing),
@@ -63,29 +94,40 @@ impl Context {
         }
     }
 
-    /// Returns whether everybody gets this image upstream, asking only where that matters: from a
-    /// public source that has credentials.
-    async fn is_public(&self, present: &Present, reference: &Reference<'_>) -> Option<bool> {
-        let mut key = String::new();
-        reference.write_key(&mut key);
-        let name = key.get(..key.len().checked_sub(1 + reference.manifest_reference().len())?)?;
-        let candidates = present.snapshot.routing.candidates(name);
-        let candidate = candidates
-            .ordered
-            .iter()
-            .find(|candidate| candidate.mirror == present.id)?;
-        let source = present.settings().sources.get(candidate.source)?;
-        if source.access == Access::Private || !source.with_credentials {
+    /// Returns whether everybody gets this image upstream, asking only where that matters. While
+    /// upstream cannot tell, what it told before holds: mirrors are for just that time.
+    async fn is_public(&self, present: &Present, located: &Located<'_>, proof: &Proof) -> Option<bool> {
+        if !present.asks_upstream(located) {
             return None;
         }
-        upstream::gives_to_everybody(reference, name, Instant::now() + PATIENCE).await
+        let deadline = Instant::now() + PATIENCE;
+        let told = upstream::gives_to_everybody(&located.reference, located.name(), deadline).await;
+        told.or_else(|| {
+            let index = self.store.index();
+            match &index.get(&self.mirror, &located.key)?.presence {
+                Presence::Present(known) if known.digest == proof.digest => known.public,
+                _ => None,
+            }
+        })
+    }
+}
+
+impl Present {
+    /// Whether upstream decides who gets this image: it is from a public source that has credentials.
+    pub(super) fn asks_upstream(&self, located: &Located<'_>) -> bool {
+        let candidates = self.snapshot.routing.candidates(located.name());
+        let mut candidates = candidates.ordered.iter();
+        candidates
+            .find(|candidate| candidate.mirror == self.id)
+            .and_then(|candidate| self.settings().sources.get(candidate.source))
+            .is_some_and(|source| source.access == Access::Public && source.with_credentials)
     }
 }
 
 /// Spaces requests out: at most `rate` a second, none bunched together.
 #[derive(Debug)]
 pub(super) struct Pace {
-    interval: Option<Duration>,
+    interval: Duration,
     next: Mutex<Option<Instant>>,
 }
 
@@ -93,24 +135,25 @@ impl Pace {
     /// Returns a pace of that many requests a second; none is unbounded.
     pub(super) fn new(rate: Option<u32>) -> Self {
         Self {
-            interval: rate.map(|rate| Duration::from_secs(1) / rate.max(1)),
+            interval: rate.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.max(1)),
             next: Mutex::default(),
         }
     }
 
     /// Waits for this request's turn.
     pub(super) async fn turn(&self) {
-        let Some(interval) = self.interval else { return };
         let mine = {
             let mut next = self
                 .next
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
             let mine = next.unwrap_or_else(Instant::now).max(Instant::now());
-            *next = Some(mine + interval);
+            *next = Some(mine + self.interval);
             mine
         };
-        sleep_until(mine).await;
+        if mine > Instant::now() {
+            sleep_until(mine).await;
+        }
     }
 
     /// Lets nobody go on before `until`: the mirror asked to wait.

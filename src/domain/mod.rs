@@ -12,6 +12,7 @@ pub mod image;
 pub mod json;
 pub mod mapping;
 pub mod mirror;
+pub mod names;
 pub mod patch;
 pub mod platform;
 pub mod pod;
@@ -23,3 +24,6 @@ pub mod snapshot;
 pub mod source;
 pub mod sweep;
 pub mod time;
+
+#[cfg(test)]
+pub(crate) mod examples;

@@ -5,7 +5,11 @@
 
 use std::{borrow::Cow, fmt};
 
-use super::{mirror::Mode, platform::Architectures};
+use super::{
+    mirror::Mode,
+    names::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
+    platform::Architectures,
+};
 
 /// The parts of a Pod.
 #[derive(Clone, Debug, Default)]
@@ -90,8 +94,8 @@ impl PlaceKind {
     /// Returns the prefix of the annotation that holds the original reference.
     pub const fn original_prefix(self) -> &'static str {
         match self {
-            Self::Volume => "original-volume.kagami.dev/",
-            _ => "original-image.kagami.dev/",
+            Self::Volume => ORIGINAL_VOLUME_PREFIX,
+            _ => ORIGINAL_IMAGE_PREFIX,
         }
     }
 }

@@ -71,7 +71,7 @@ pub fn normalise_prefix(text: &str) -> Result<String, ParsePrefixError> {
 }
 
 /// Returns a host as [`Reference::write_key`] writes it.
-fn normalise_host(host: &str) -> Result<String, ParseReferenceError> {
+pub(super) fn normalise_host(host: &str) -> Result<String, ParseReferenceError> {
     if is_docker_hub(host) {
         return Ok(DOCKER_HUB.to_owned());
     }

@@ -81,3 +81,128 @@ pub fn step(entry: &Entry, answer: &Answer) -> Step {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::{
+        answer::{Ambiguity, Manifest, MediaType, Unreachable},
+        examples::{NOW, digest, mirror, proof},
+        presence::{Judgement, Rules},
+    };
+
+    const TAGGED: &str = "docker.io/library/nginx:1";
+
+    fn exists(hex: char) -> Answer {
+        Answer::Exists(Manifest {
+            digest: digest(hex),
+            media_type: MediaType::OciManifest,
+            size: None,
+            children: Vec::new(),
+            blob: None,
+        })
+    }
+
+    fn index(presence: Presence) -> Index {
+        let mut index = Index::default();
+        index.write("a", TAGGED, presence, NOW, NOW);
+        index
+    }
+
+    #[track_caller]
+    fn check(known: &Presence, answer: &Answer, expected: &Step) {
+        let index = index(known.clone());
+        assert_eq!(
+            step(index.get("a", TAGGED).unwrap(), answer),
+            *expected,
+            "{known:?} {answer:?}"
+        );
+    }
+
+    #[test]
+    fn only_what_changed_is_written() {
+        let present = Presence::Present(proof('a'));
+        let unknown = Presence::Unknown(None);
+        check(&present, &exists('a'), &Step::Confirmed);
+        check(&present, &exists('b'), &Step::Inspect);
+        check(&Presence::Missing, &exists('a'), &Step::Inspect);
+        check(&unknown, &exists('a'), &Step::Inspect);
+        check(&present, &Answer::Missing, &Step::Write(Presence::Missing));
+        check(&Presence::Missing, &Answer::Missing, &Step::Confirmed);
+        check(&unknown, &Answer::Missing, &Step::Write(Presence::Missing));
+        let unauthorized = Presence::Unknown(Some(Reason::Unauthorized));
+        check(&present, &Answer::Unauthorized, &Step::Write(unauthorized));
+        let ambiguous = Presence::Unknown(Some(Reason::RegistryError));
+        check(
+            &present,
+            &Answer::Ambiguous(Ambiguity::Html),
+            &Step::Write(ambiguous),
+        );
+        check(
+            &present,
+            &Answer::RateLimited { retry_after: None },
+            &Step::Again(Reason::RateLimited),
+        );
+        check(
+            &present,
+            &Answer::ServerError(500),
+            &Step::Again(Reason::RegistryError),
+        );
+        check(
+            &present,
+            &Answer::Unreachable(Unreachable::Timeout),
+            &Step::Again(Reason::MirrorUnhealthy),
+        );
+    }
+
+    #[test]
+    fn a_sweep_walks_the_images_of_its_class_most_used_first() {
+        let mut index = Index::default();
+        let mut used = |mirror: &str, key: &str, ago: u64| {
+            index.write(
+                mirror,
+                key,
+                Presence::Missing,
+                NOW,
+                NOW.before(Duration::from_secs(ago)),
+            );
+        };
+        used("a", "docker.io/library/old:1", 100);
+        used("a", "docker.io/library/new:1", 1);
+        used("a", "docker.io/library/between:1", 10);
+        let pinned = format!("docker.io/library/pinned@{}", digest('a'));
+        used("a", &pinned, 0);
+        used("b", "docker.io/library/other:1", 0);
+        let images = |class| Sweep::plan(&index, "a", class, NOW).images().to_vec();
+        let tags = [
+            "docker.io/library/new:1",
+            "docker.io/library/between:1",
+            "docker.io/library/old:1",
+        ];
+        assert_eq!(images(Class::Tag), tags.map(Box::from));
+        assert_eq!(images(Class::Digest), [Box::from(pinned)]);
+    }
+
+    #[test]
+    fn a_complete_sweep_proves_what_it_covered_from_its_start_on() {
+        let later = NOW.after(Duration::from_hours(1));
+        let rules = Rules::of(&mirror("a", &["docker.io"]), NOW);
+        let proven = |index: &Index, key: &str| matches!(index.judge("a", key, &rules, later), Judgement::Proven(_, at) if at == later);
+        let mut index = index(Presence::Present(proof('a')));
+        let sweep = Sweep::plan(&index, "a", Class::Tag, later);
+        // Written while the sweep ran, so it cannot say that it saw it.
+        index.write(
+            "a",
+            "docker.io/library/late:1",
+            Presence::Present(proof('a')),
+            NOW,
+            NOW,
+        );
+        assert!(!proven(&index, TAGGED));
+        index.swept("a", Class::Tag, sweep.complete());
+        assert!(proven(&index, TAGGED));
+        assert!(!proven(&index, "docker.io/library/late:1"));
+    }
+}

@@ -173,6 +173,7 @@ impl Authority {
             url: self.base.join("/v2/").unwrap_or_else(|_| self.base.clone()),
             accept: HeaderValue::from_static("application/json"),
             redirects: 0,
+            of_image: false,
         }
     }
 
@@ -347,6 +348,7 @@ impl Authority {
             url,
             accept: HeaderValue::from_static("application/json"),
             redirects: REDIRECTS,
+            of_image: false,
         };
         let asked_at = Instant::now();
         let reply = wire.send(&call, self.basic.as_ref()).await?;

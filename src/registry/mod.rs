@@ -322,6 +322,7 @@ impl Inner {
             url,
             accept,
             redirects: REDIRECTS,
+            of_image: true,
         })
     }
 }

@@ -50,7 +50,15 @@ const LONGEST_WAIT: Duration = Duration::from_hours(1);
 /// What one endpoint's requests share.
 pub(super) struct Wire {
     http: reqwest::Client,
-    quiet_until: Mutex<Option<Instant>>,
+    quiet: Mutex<Quiet>,
+}
+
+/// Until when the registry asked to be left alone. Who limits manifests need not limit `/v2/`, and
+/// is not down.
+#[derive(Default)]
+struct Quiet {
+    images_until: Option<Instant>,
+    all_until: Option<Instant>,
 }
 
 /// One request, before its redirects.
@@ -61,6 +69,8 @@ pub(super) struct Call {
     pub(super) accept: HeaderValue,
     /// How many redirects to follow.
     pub(super) redirects: usize,
+    /// Whether this asks for an image's manifest or blob, and not for `/v2/` or a token.
+    pub(super) of_image: bool,
 }
 
 /// An HTTP answer that is no 429 and no redirect that was to be followed.
@@ -83,7 +93,7 @@ impl Wire {
         };
         Ok(Self {
             http,
-            quiet_until: Mutex::new(None),
+            quiet: Mutex::default(),
         })
     }
 
@@ -96,10 +106,10 @@ impl Wire {
         let mut url = call.url.clone();
         let mut direct = true;
         for _ in 0..=call.redirects {
-            self.wait_is_over()?;
+            self.wait_is_over(call)?;
             let response = self.request(call, &url, authorization.filter(|_| direct)).await?;
             if response.status() == StatusCode::TOO_MANY_REQUESTS {
-                return Err(self.rate_limited(response.headers()));
+                return Err(self.rate_limited(call, response.headers()));
             }
             let redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             if call.redirects == 0 || !redirect {
@@ -146,14 +156,13 @@ impl Wire {
         }
     }
 
-    fn wait_is_over(&self) -> Result<(), Failure> {
-        let mut quiet_until = self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(until) = *quiet_until else {
-            return Ok(());
-        };
-        let wait = until.saturating_duration_since(Instant::now());
+    fn wait_is_over(&self, call: &Call) -> Result<(), Failure> {
+        let quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = quiet.all_until.max(quiet.images_until.filter(|_| call.of_image));
+        let wait = until.map_or(Duration::ZERO, |until| {
+            until.saturating_duration_since(Instant::now())
+        });
         if wait.is_zero() {
-            *quiet_until = None;
             return Ok(());
         }
         Err(Failure::RateLimited {
@@ -161,14 +170,18 @@ impl Wire {
         })
     }
 
-    fn rate_limited(&self, headers: &HeaderMap) -> Failure {
+    fn rate_limited(&self, call: &Call, headers: &HeaderMap) -> Failure {
         let wait = headers
             .get(header::RETRY_AFTER)
             .and_then(|value| retry_after(value.to_str().ok()?, clock::now()));
         if let Some(wait) = wait {
-            let until = Instant::now() + wait;
-            let mut quiet_until = self.quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
-            *quiet_until = (*quiet_until).max(Some(until));
+            let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
+            let until = if call.of_image {
+                &mut quiet.images_until
+            } else {
+                &mut quiet.all_until
+            };
+            *until = (*until).max(Some(Instant::now() + wait));
         }
         Failure::RateLimited { retry_after: wait }
     }

@@ -11,7 +11,12 @@ use super::{
 };
 use crate::{
     api::mirror::Connection,
-    domain::{mirror::Mirror, routing::Routing, time::Timestamp},
+    domain::{
+        mapping::Mapping,
+        mirror::{Kind, Mirror},
+        routing::Routing,
+        time::Timestamp,
+    },
     registry::{self, Client, Credentials, Endpoint, Keyring, ParseKeyringError},
 };
 
@@ -38,17 +43,23 @@ enum Cause {
     NoCredentials { name: String, registry: String },
 }
 
-/// Puts configurations into a store. Clients whose connection stays the same stay too, with their
-/// open connections and tokens; that is also how others tell that a mirror's endpoint changed.
+/// Puts configurations into a store. The client of a mirror that stays the same stays too, with its
+/// open connections and tokens; that is also how others tell that a mirror is now another one.
 #[derive(Debug)]
 pub struct Feed {
     store: Store,
     left_alone: BTreeSet<String>,
-    clients: Mutex<BTreeMap<String, Connected>>,
+    clients: Mutex<BTreeMap<String, (Identity, Client)>>,
 }
 
-/// A client with what it was made from.
-type Connected = (Connection, Option<Secret>, Client);
+/// What makes a mirror the one that it is: proofs of another one are worth nothing.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    connection: Connection,
+    secret: Option<Secret>,
+    kind: Kind,
+    mapping: Mapping,
+}
 
 impl Feed {
     /// Returns a feed of `store`; Pods of the namespaces `left_alone` are never touched.
@@ -78,15 +89,19 @@ impl Feed {
                 .as_ref()
                 .and_then(|name| secrets.get(name))
                 .cloned();
+            let identity = Identity {
+                connection,
+                secret,
+                kind: mirror.kind,
+                mapping: mirror.mapping.clone(),
+            };
             let client = match known.get(&mirror.name) {
-                Some((same, same_secret, client)) if *same == connection && *same_secret == secret => {
-                    Ok(client.clone())
-                }
-                _ => client(&mirror, &connection, secret.as_ref()),
+                Some((same, client)) if *same == identity => Ok(client.clone()),
+                _ => client(&mirror, &identity.connection, identity.secret.as_ref()),
             };
             match client {
                 Ok(client) => {
-                    next.insert(mirror.name.clone(), (connection, secret, client));
+                    next.insert(mirror.name.clone(), (identity, client));
                 }
                 Err(source) => faults.push(Unusable {
                     mirror: mirror.name.clone(),
@@ -102,7 +117,7 @@ impl Feed {
         *known = next;
         let clients = known
             .iter()
-            .map(|(name, (_, _, client))| (name.clone(), client.clone()))
+            .map(|(name, (_, client))| (name.clone(), client.clone()))
             .collect();
         let routing = Routing::compile(routed);
         let left_alone = self.left_alone.clone();

@@ -101,7 +101,8 @@ impl Store {
         self.0.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in a configuration. The health of a mirror that stays is kept.
+    /// Takes in a configuration. The health of a mirror whose client stays is kept; what has another
+    /// client is another mirror, of which nothing is known.
     pub fn configure(&self, configured: Configured, now: Timestamp) {
         let Configured {
             routing,
@@ -109,14 +110,25 @@ impl Store {
             namespaces,
             left_alone,
         } = configured;
-        let names: BTreeSet<String> = routing.mirrors().map(|(_, mirror)| mirror.name.clone()).collect();
-        self.index_mut().retain_mirrors(|mirror| names.contains(mirror));
-        self.0.clients.send_replace(Arc::new(clients));
+        let before = Arc::clone(&self.0.clients.borrow());
+        let stays = |name: &str| match (before.get(name), clients.get(name)) {
+            (Some(before), Some(now)) => before.is(now),
+            _ => false,
+        };
+        let staying: BTreeSet<&str> = clients
+            .keys()
+            .map(String::as_str)
+            .filter(|name| stays(name))
+            .collect();
+        self.index_mut()
+            .retain_mirrors(|mirror| clients.contains_key(mirror));
+        self.0.clients.send_replace(Arc::new(clients.clone()));
         self.0.snapshot.send_modify(|current| {
             let known = current.routing.by_name();
             let health_of = |name: &str| {
                 known
                     .get(name)
+                    .filter(|_| staying.contains(name))
                     .map_or_else(|| Health::unknown(now), |mirror| current.health_of(*mirror))
             };
             let health = routing

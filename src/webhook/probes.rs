@@ -23,6 +23,7 @@ use crate::{
         presence::Presence,
         reason::Reason,
         snapshot::Snapshot,
+        time::Timestamp,
     },
     metrics::Metrics,
     state::{Observed, Store},
@@ -46,9 +47,12 @@ struct Inner {
 
 type FlightKey = (String, String);
 
+/// What a probe brought, and when it asked.
+type Landed = (Timestamp, Finding);
+
 #[derive(Debug, Default)]
 struct Flights {
-    under_way: HashMap<FlightKey, watch::Receiver<Option<Finding>>>,
+    under_way: HashMap<FlightKey, watch::Receiver<Option<Landed>>>,
     slots: HashMap<String, Arc<Semaphore>>,
 }
 
@@ -81,18 +85,17 @@ impl Probes {
             .map(|probe| self.0.join_or_start(snapshot, probe))
             .collect();
         let mut findings = Vec::with_capacity(flights.len());
-        for flight in flights {
+        for (probe, flight) in probes.iter().zip(flights) {
             let Some(mut flight) = flight else {
                 findings.push(None);
                 continue;
             };
             let landed = timeout_at(deadline, flight.wait_for(Option::is_some)).await;
-            findings.push(
-                landed
-                    .ok()
-                    .and_then(Result::ok)
-                    .and_then(|finding| finding.clone()),
-            );
+            let landed = landed.ok().and_then(Result::ok).and_then(|landed| landed.clone());
+            // Somebody may have asked before the mirror's last outage.
+            let proven_since = snapshot.health_of(probe.mirror).proven_since;
+            let landed = landed.filter(|(asked_at, _)| *asked_at >= proven_since);
+            findings.push(landed.map(|(_, finding)| finding));
         }
         findings
     }
@@ -108,7 +111,7 @@ impl Inner {
         self: &Arc<Self>,
         snapshot: &Snapshot,
         probe: &Probe,
-    ) -> Option<watch::Receiver<Option<Finding>>> {
+    ) -> Option<watch::Receiver<Option<Landed>>> {
         let mirror = snapshot.routing.mirror(probe.mirror);
         let key = (mirror.name.clone(), probe.key.clone());
         let mut flights = self.flights();
@@ -134,22 +137,28 @@ impl Inner {
             slot,
         };
         drop(self.tasks.spawn(async move {
+            // What is seen is as old as the question: the mirror may have gone and come in between.
+            let asked_at = clock::now();
             let finding = landing
                 .inner
-                .probe(&landing.key, &probe, Instant::now() + timeout)
+                .probe(&landing.key, &probe, asked_at, Instant::now() + timeout)
                 .await;
-            landed.send_replace(Some(finding));
+            landed.send_replace(Some((asked_at, finding)));
             drop(landing);
         }));
         Some(flight)
     }
 
-    async fn probe(&self, (mirror, key): &FlightKey, probe: &Probe, deadline: Instant) -> Finding {
+    async fn probe(
+        &self,
+        (mirror, key): &FlightKey,
+        probe: &Probe,
+        asked_at: Timestamp,
+        deadline: Instant,
+    ) -> Finding {
         let Some(client) = self.store.client(mirror) else {
             return Finding::Not(Reason::Internal);
         };
-        // What is seen is as old as the question: the mirror may have gone and come in between.
-        let asked_at = clock::now();
         let (answer, architectures) = client.look(&probe.repository, &probe.reference, deadline).await;
         let finding = Finding::of(&answer, architectures);
         match (&finding, &answer) {
@@ -164,7 +173,8 @@ impl Inner {
                 .see(mirror, key, Presence::Missing, asked_at),
             _ => {}
         }
-        if let Some(observation) = Observation::of(&answer) {
+        // What is well is no news; only the companion's own looks heal a mirror.
+        if let Some(observation @ Observation::Bad(_)) = Observation::of(&answer) {
             // A full queue means that plenty was seen of this mirror already.
             let told = Observed {
                 mirror: mirror.clone(),

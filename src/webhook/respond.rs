@@ -182,3 +182,126 @@ pub(crate) fn fault(reason: Reason, message: &str) -> (String, String) {
         format!("{} {reason} {message}", Outcome::Kept),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+    use crate::domain::{
+        decision::{Probing, Request, decide},
+        examples::{NOW, mirror, place, proof, snapshot},
+        mirror::Mirror,
+        pod::{PlaceKind, Pod},
+        presence::{Index, Presence},
+    };
+
+    fn written(answer: &Answer<'_>) -> String {
+        String::from_utf8(answer.write()).unwrap()
+    }
+
+    #[test]
+    fn an_answer_always_allows_and_has_a_patch_only_with_its_type() {
+        assert_snapshot!(
+            written(&Answer { uid: "u-1", ..Answer::default() }),
+            @r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":{"uid":"u-1","allowed":true}}"#
+        );
+        let answer = Answer {
+            api_version: "admission.k8s.io/v1",
+            uid: "u\"1",
+            patch: Some("[]"),
+            audit: vec![("a".to_owned(), "\n".to_owned()), ("b".to_owned(), String::new())],
+            warnings: vec!["one".to_owned(), "\"two\"".to_owned()],
+        };
+        assert_snapshot!(
+            written(&answer),
+            @r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":{"uid":"u\"1","allowed":true,"patchType":"JSONPatch","patch":"W10=","auditAnnotations":{"a":"\n","b":""},"warnings":["one","\"two\""]}}"#
+        );
+    }
+
+    #[test]
+    fn keys_of_the_audit_log_are_qualified_names() {
+        let key = |name: &str| audit_key(&PlaceLabel::new(PlaceKind::EphemeralContainer, name));
+        assert_eq!(key("debug"), "ephemeralContainers.debug");
+        let longest = "n".repeat(63 - "ephemeralContainers.".len());
+        assert_eq!(key(&longest), format!("ephemeralContainers.{longest}"));
+        let (one, other) = (key(&format!("{longest}-1")), key(&format!("{longest}-2")));
+        assert_ne!(one, other);
+        for key in [one, other, key(&"é".repeat(60))] {
+            assert!(key.len() <= 63, "{key}");
+            assert!(key.ends_with(|last: char| last.is_ascii_alphanumeric()), "{key}");
+        }
+    }
+
+    /// Returns the warnings for a Pod with these images, of which the mirror has `nginx:1`.
+    fn warnings_for(mode: Mode, operation: Operation, images: &[&str], of_mirror: Mode) -> Vec<String> {
+        let kind = match operation {
+            Operation::Create => PlaceKind::Container,
+            Operation::AddEphemeralContainers => PlaceKind::EphemeralContainer,
+        };
+        let places = images.iter().map(|image| place(kind, 0, "app", image)).collect();
+        let pod = Pod {
+            places,
+            ..Pod::default()
+        };
+        let request = Request {
+            namespace: "team",
+            mode,
+            operation,
+            pod,
+        };
+        let snapshot = snapshot(vec![Mirror {
+            mode: of_mirror,
+            ..mirror("a", &["docker.io"])
+        }]);
+        let mut index = Index::default();
+        index.write(
+            "a",
+            "docker.io/library/nginx:1",
+            Presence::Present(proof('a')),
+            NOW,
+            NOW,
+        );
+        let plan = decide(&snapshot, &index, &request, Probing::Hosted, NOW);
+        warnings(mode, operation, &plan.settle(&snapshot, &[]))
+    }
+
+    #[test]
+    fn callers_are_warned_in_warn_mode_and_of_ephemeral_containers() {
+        let create = Operation::Create;
+        let images = ["nginx:1", "redis", "quay.io/a/b"];
+        let would = "kagami: app: nginx:1 would come from a.example.com/docker.io/library/nginx:1";
+        let kept = "kagami: app: redis stays upstream: BudgetExhausted";
+        let rewritten = "kagami: app: nginx:1 comes from a.example.com/docker.io/library/nginx:1";
+        let none: [&str; 0] = [];
+        for (mode, operation, of_mirror, expected) in [
+            (Mode::Warn, create, Mode::Enforce, &[would, kept][..]),
+            (Mode::Enforce, create, Mode::Warn, &[would, kept]),
+            (Mode::Enforce, create, Mode::Enforce, &none),
+            (Mode::Enforce, create, Mode::Audit, &none),
+            (Mode::Audit, create, Mode::Enforce, &none),
+            (
+                Mode::Enforce,
+                Operation::AddEphemeralContainers,
+                Mode::Enforce,
+                &[rewritten, kept],
+            ),
+        ] {
+            assert_eq!(
+                warnings_for(mode, operation, &images, of_mirror),
+                expected,
+                "{mode:?} {operation:?} {of_mirror:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn warnings_stay_short_one_by_one_and_together() {
+        let long = format!("docker.io/{}/app:1", "team/".repeat(20).trim_end_matches('/'));
+        let many = vec![long.as_str(); 200];
+        let warnings = warnings_for(Mode::Warn, Operation::Create, &many, Mode::Enforce);
+        assert_eq!(warnings[0], "kagami: app: stays upstream: BudgetExhausted");
+        let characters: usize = warnings.iter().map(|warning| warning.chars().count()).sum();
+        assert!((3_900..=4_000).contains(&characters), "{characters}");
+    }
+}

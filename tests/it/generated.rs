@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path};
 
-use kagami::api;
+use kagami::{api, domain::reason::Reason};
 
 /// Returns whether a file is what the code makes. A stale one is rewritten, so that only the first
 /// run fails; not in CI, where nobody would see the change.
@@ -37,4 +37,38 @@ fn all_definitions_are_one_stream() {
     assert!(documents.iter().all(|crd| crd["spec"]["group"] == api::GROUP));
     let names: Vec<_> = documents.iter().map(|crd| &crd["metadata"]["name"]).collect();
     assert_eq!(names, ["imagemirrors.kagami.dev", "mirroredimages.kagami.dev"]);
+}
+
+/// Returns README.md with the text between two comments replaced.
+fn readme_with(section: &str, text: &str) -> String {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let begin = readme.find(&format!("<!-- {section}: ")).unwrap();
+    let begin = begin + readme[begin..].find("-->\n").unwrap() + "-->\n".len();
+    let end = readme.find(&format!("<!-- end of {section} -->")).unwrap();
+    format!("{}\n{text}\n{}", &readme[..begin], &readme[end..])
+}
+
+#[test]
+fn the_readmes_settings_are_current() {
+    let expected = readme_with("settings", &kagami::cli::settings_table());
+    assert!(
+        is_current("README.md", &expected),
+        "README.md was stale (rewritten unless CI=true)"
+    );
+}
+
+#[test]
+fn the_readmes_reasons_are_current() {
+    let rows = Reason::ALL
+        .iter()
+        .map(|reason| format!("| `{reason}` | {} |\n", reason.explanation()));
+    let table = format!(
+        "| reason | meaning |\n| --- | --- |\n{}",
+        rows.collect::<String>()
+    );
+    let expected = readme_with("reasons", &table);
+    assert!(
+        is_current("README.md", &expected),
+        "README.md was stale (rewritten unless CI=true)"
+    );
 }

@@ -10,10 +10,13 @@
     reason = "tests may panic, spawn, and read where tools are; clippy's own exceptions leave out helpers"
 )]
 
+mod admission;
 mod chart;
+mod failures;
 mod generated;
 mod image;
 mod layers;
+mod patch_property;
 mod registry;
 mod server;
 mod support;

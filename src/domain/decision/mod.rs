@@ -13,6 +13,7 @@ use super::{
     image::Reference,
     mapping::MapError,
     mirror::{Access, Kind, Mirror, Mode, Prefer},
+    names::PULL_SECRET,
     platform::Architectures,
     pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Index, Judgement, Proof, Rules},
@@ -21,9 +22,6 @@ use super::{
     snapshot::Snapshot,
     time::Timestamp,
 };
-
-/// The name of the Secret that Pods get for mirrors that need one (`api` re-exports it).
-pub const PULL_SECRET: &str = "kagami-pull";
 
 /// What is asked: a Pod, where it is going to live, and how far Kagami may go.
 #[derive(Clone, Debug)]
@@ -108,9 +106,11 @@ struct Planned<'a> {
     place: &'a Place<'a>,
     /// The reason where no mirror needs to be asked.
     standing: Option<Reason>,
+    left_alone: bool,
     /// This is Kagami's own earlier rewrite, by that mirror.
     carried: Option<MirrorId>,
     reference: Option<Reference<'a>>,
+    wants_pull_secret: bool,
     candidates: Vec<Asked>,
 }
 
@@ -119,8 +119,6 @@ struct Asked {
     mirror: MirrorId,
     /// The effective mode: the weakest of mirror, namespace and Pod.
     mode: Mode,
-    /// Whether the mirror could serve this image here, whatever its state.
-    could_serve: bool,
     wanted: Architectures,
     verdict: Verdict,
 }
@@ -154,6 +152,8 @@ pub struct Decision<'a> {
     pub mode: Mode,
     /// An earlier round of admission rewrote this image.
     pub carried: bool,
+    /// Nothing of the whole Pod may change, whatever stands on it.
+    pub left_alone: bool,
     /// Some candidate that may rewrite needs the pull secret, and it is in place.
     pub wants_pull_secret: bool,
 }
@@ -216,12 +216,15 @@ impl<'a> Decider<'_, 'a> {
         let mut planned = Planned {
             place,
             standing: None,
+            left_alone: false,
             carried: None,
             reference: None,
+            wants_pull_secret: false,
             candidates: Vec::new(),
         };
-        planned.standing = self.standing(place);
+        planned.standing = self.standing();
         if planned.standing.is_some() {
+            planned.left_alone = true;
             return planned;
         }
         let Ok(reference) = Reference::parse(&place.image) else {
@@ -244,6 +247,10 @@ impl<'a> Decider<'_, 'a> {
             planned.standing = Some(Reason::AlreadyMirrored);
             return planned;
         }
+        if place.never {
+            planned.standing = Some(Reason::PullNever);
+            return planned;
+        }
         let candidates = routing.candidates(name);
         if candidates.ordered.is_empty() {
             planned.standing = Some(if candidates.excluded {
@@ -254,19 +261,40 @@ impl<'a> Decider<'_, 'a> {
             return planned;
         }
         planned.candidates.reserve_exact(candidates.ordered.len());
+        let mut enough = false;
         for candidate in candidates.ordered {
-            let asked = self.candidate(place, &reference, candidate, routing.mirror(candidate.mirror));
-            let enough = matches!(asked.verdict, Verdict::Proven(_)) && asked.mode == self.mode;
-            planned.candidates.push(asked);
-            if enough {
-                break;
+            let settings = routing.mirror(candidate.mirror);
+            if enough && !settings.pull_secret {
+                continue;
             }
+            let mode = settings.mode.min(self.mode);
+            let refusal = self.refusal(candidate.mirror, settings, mode);
+            // Rescue may need any of these mirrors later, when the Pod's list cannot be changed.
+            planned.wants_pull_secret |= settings.pull_secret && mode == Mode::Enforce && refusal.is_none();
+            if enough {
+                continue;
+            }
+            let wanted = match self.request.pod.architectures {
+                Architectures::NONE => settings.platforms.iter().map(String::as_str).collect(),
+                architectures => architectures,
+            };
+            let verdict = match refusal {
+                Some(reason) => Verdict::Not(reason),
+                None => self.state(&reference, candidate, settings, wanted),
+            };
+            enough = matches!(verdict, Verdict::Proven(_)) && mode == self.mode;
+            planned.candidates.push(Asked {
+                mirror: candidate.mirror,
+                mode,
+                wanted,
+                verdict,
+            });
         }
         planned
     }
 
-    /// Returns the reason that stands before any mirror is asked.
-    fn standing(&self, place: &Place<'_>) -> Option<Reason> {
+    /// Returns the reason for which the whole Pod is left alone.
+    fn standing(&self) -> Option<Reason> {
         if self.mode == Mode::Off {
             return Some(Reason::ModeOff);
         }
@@ -282,37 +310,11 @@ impl<'a> Decider<'_, 'a> {
         {
             return Some(Reason::OwnerExcluded);
         }
-        place.never.then_some(Reason::PullNever)
-    }
-
-    fn candidate(
-        &mut self,
-        place: &Place<'_>,
-        reference: &Reference<'_>,
-        candidate: routing::Candidate,
-        settings: &Mirror,
-    ) -> Asked {
-        let mirror = candidate.mirror;
-        let mode = settings.mode.min(self.mode);
-        let wanted = match self.request.pod.architectures {
-            Architectures::NONE => settings.platforms.iter().map(String::as_str).collect(),
-            architectures => architectures,
-        };
-        let asked = |could_serve, verdict| Asked {
-            mirror,
-            mode,
-            could_serve,
-            wanted,
-            verdict,
-        };
-        if let Some(reason) = self.refusal(place, mirror, settings, mode) {
-            return asked(false, Verdict::Not(reason));
-        }
-        asked(true, self.state(reference, candidate, settings, wanted))
+        None
     }
 
     /// Returns why a mirror may not serve this Pod, whatever its state.
-    fn refusal(&self, place: &Place<'_>, mirror: MirrorId, settings: &Mirror, mode: Mode) -> Option<Reason> {
+    fn refusal(&self, mirror: MirrorId, settings: &Mirror, mode: Mode) -> Option<Reason> {
         if mode == Mode::Off {
             return Some(Reason::ModeOff);
         }
@@ -337,7 +339,7 @@ impl<'a> Decider<'_, 'a> {
                 .iter()
                 .any(|ns| ns == self.request.namespace);
             // The list of a Pod that exists cannot be changed, so it must be there already.
-            let listed = place.kind != PlaceKind::EphemeralContainer
+            let listed = self.request.operation == Operation::Create
                 || self.request.pod.lists_pull_secret(PULL_SECRET);
             if !in_place || !listed {
                 return Some(Reason::PullSecretNotReady);
@@ -418,16 +420,17 @@ impl<'a> Decider<'_, 'a> {
             repository,
             reference,
         };
-        let known = self.index.contains(&settings.name, &self.key);
-        match (wait, known) {
-            (true, true) => self.probes.push(probe),
-            (true, false) => {
-                self.unknown.push(probe.clone());
-                self.probes.push(probe);
-            }
-            (false, _) => self.unknown.push(probe),
+        // What waits was not met before, else its probe would have been.
+        let untold = if wait {
+            !self.index.contains(&settings.name, &self.key)
+        } else {
+            !self.unknown.iter().any(same)
+        };
+        if untold {
+            self.unknown.push(probe.clone());
         }
         if wait {
+            self.probes.push(probe);
             Verdict::Waits(self.probes.len() - 1)
         } else if asks_upstream {
             Verdict::Not(Reason::Private)
@@ -482,8 +485,10 @@ impl<'a> Planned<'a> {
         let Self {
             place,
             standing,
+            left_alone,
             carried,
             reference,
+            wants_pull_secret,
             candidates,
         } = self;
         let mut decision = Decision {
@@ -499,7 +504,8 @@ impl<'a> Planned<'a> {
             candidates: Vec::with_capacity(candidates.len()),
             mode: Mode::Off,
             carried: false,
-            wants_pull_secret: false,
+            left_alone,
+            wants_pull_secret,
         };
         if let Some(mirror) = carried {
             decision.outcome = Outcome::Rewritten;
@@ -520,8 +526,6 @@ impl<'a> Planned<'a> {
         decision.mode = strongest;
         for asked in candidates {
             let mirror = snapshot.routing.mirror(asked.mirror);
-            decision.wants_pull_secret |=
-                asked.could_serve && asked.mode == Mode::Enforce && mirror.pull_secret;
             let proven = match asked.verdict {
                 Verdict::Proven(digest) => Ok(digest),
                 Verdict::Not(reason) => Err(reason),

@@ -1,1 +1,1023 @@
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use super::*;
+use crate::domain::{
+    answer::{Ambiguity, Child, MediaType, Unreachable},
+    examples::{NOW, digest, mirror, place, proof, snapshot, source},
+    health::Health,
+    mirror::{OwnerPattern, Source, Tags},
+    pod::{Annotations, Owner},
+    presence::Presence,
+    selector::{Labels, Operator, Requirement, Selector},
+};
+
+const NGINX: &str = "docker.io/library/nginx:1";
+
+/// A Pod with one container `app` of `nginx:1` in namespace `team`, in front of some mirrors.
+struct Scene<'a> {
+    snapshot: Snapshot,
+    index: Index,
+    request: Request<'a>,
+    probing: Probing,
+    findings: Vec<Option<Finding>>,
+}
+
+fn scene<'a>(mirrors: Vec<Mirror>) -> Scene<'a> {
+    let pod = Pod {
+        places: vec![place(PlaceKind::Container, 0, "app", "nginx:1")],
+        ..Pod::default()
+    };
+    Scene {
+        snapshot: snapshot(mirrors),
+        index: Index::default(),
+        request: Request {
+            namespace: "team",
+            mode: Mode::Enforce,
+            operation: Operation::Create,
+            pod,
+        },
+        probing: Probing::Hosted,
+        findings: Vec::new(),
+    }
+}
+
+/// One mirror `a` of Docker Hub, healthy, with `nginx:1`.
+fn known<'a>() -> Scene<'a> {
+    known_on(mirror("a", &["docker.io"]))
+}
+
+fn known_on<'a>(mirror: Mirror) -> Scene<'a> {
+    let name = mirror.name.clone();
+    scene(vec![mirror]).with(&name, NGINX, Presence::Present(proof('a')))
+}
+
+/// The same without anything known of the image.
+fn unknown<'a>() -> Scene<'a> {
+    scene(vec![mirror("a", &["docker.io"])])
+}
+
+impl<'a> Scene<'a> {
+    fn with(mut self, mirror: &str, key: &str, presence: Presence) -> Self {
+        self.index.write(mirror, key, presence, NOW, NOW);
+        self
+    }
+
+    fn image(mut self, image: &'a str) -> Self {
+        self.request.pod.places = vec![place(PlaceKind::Container, 0, "app", image)];
+        self
+    }
+
+    fn found(mut self, finding: Finding) -> Self {
+        self.findings.push(Some(finding));
+        self
+    }
+
+    fn edit(mut self, edit: impl FnOnce(&mut Self)) -> Self {
+        edit(&mut self);
+        self
+    }
+
+    fn health(self, mirror: usize, state: State) -> Self {
+        self.edit(|scene| scene.snapshot.health[mirror].state = state)
+    }
+
+    fn plan(&self) -> Plan<'_> {
+        decide(&self.snapshot, &self.index, &self.request, self.probing, NOW)
+    }
+
+    fn decisions(&self) -> Vec<Decision<'_>> {
+        self.plan().settle(&self.snapshot, &self.findings)
+    }
+
+    /// Returns the first decision: outcome, reason, mirror, and what is written into the Pod.
+    fn told(&self) -> String {
+        let decisions = self.decisions();
+        let decision = &decisions[0];
+        let mut text = format!("{} {}", decision.outcome, decision.reason);
+        if let Some(mirror) = decision.mirror {
+            text.push(' ');
+            text.push_str(&self.snapshot.routing.mirror(mirror).name);
+        }
+        if let Some(rewritten) = &decision.rewritten {
+            text.push_str(" → ");
+            text.push_str(rewritten);
+        }
+        text
+    }
+
+    /// Returns what was decided of each candidate.
+    fn details(&self) -> Vec<String> {
+        let told = |candidate: &CandidateDecision| {
+            let mirror = &self.snapshot.routing.mirror(candidate.mirror).name;
+            format!("{mirror} {} {}", candidate.outcome, candidate.reason)
+        };
+        self.decisions()[0].candidates.iter().map(told).collect()
+    }
+}
+
+#[track_caller]
+fn check(scene: &Scene<'_>, expected: &str) {
+    assert_eq!(scene.told(), expected);
+}
+
+/// Checks that the image is kept for this reason, because of mirror `a`, and that no probe is wanted.
+#[track_caller]
+fn check_kept(scene: &Scene<'_>, reason: Reason) {
+    assert_eq!(scene.told(), format!("Kept {reason} a"));
+    assert_eq!(scene.plan().probes, [], "{reason}");
+}
+
+/// Checks that the image is kept for this reason before any mirror is asked.
+#[track_caller]
+fn check_standing(scene: &Scene<'_>, reason: Reason) {
+    assert_eq!(scene.told(), format!("Kept {reason}"));
+    assert_eq!(scene.details(), [""; 0], "{reason}");
+    assert_eq!(scene.plan().probes, []);
+    assert_eq!(scene.plan().unknown, []);
+}
+
+fn index_of(architectures: Architectures) -> Presence {
+    Presence::Present(Proof {
+        media_type: MediaType::OciIndex,
+        architectures,
+        ..proof('a')
+    })
+}
+
+fn only(label: &str) -> Selector {
+    let key = label.to_owned();
+    Selector {
+        requirements: vec![Requirement {
+            key,
+            operator: Operator::Exists,
+        }],
+    }
+}
+
+#[test]
+fn proof_on_a_healthy_mirror_rewrites() {
+    check(
+        &known(),
+        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+    );
+    let decisions = known();
+    let decisions = decisions.decisions();
+    assert_eq!(decisions[0].digest, Some(digest('a')));
+    assert_eq!(decisions[0].mode, Mode::Enforce);
+    assert!(!decisions[0].carried && !decisions[0].wants_pull_secret);
+}
+
+#[test]
+fn every_place_is_decided_in_the_order_of_the_pod() {
+    let mut scene = known();
+    let places = [
+        (PlaceKind::InitContainer, 0, "init", "nginx:1"),
+        (PlaceKind::Container, 1, "app", "busybox:1"),
+        (PlaceKind::EphemeralContainer, 0, "debug", "quay.io/a/b"),
+        (PlaceKind::Volume, 3, "data", "docker.io/library/nginx:1"),
+    ];
+    scene.request.pod.places = places
+        .iter()
+        .map(|(kind, index, name, image)| place(*kind, *index, name, image))
+        .collect();
+    scene.findings = vec![Some(Finding::Not(Reason::ImageMissing))];
+    let told: Vec<_> = scene
+        .decisions()
+        .iter()
+        .map(|decision| format!("{} {} {}", decision.label(), decision.index, decision.reason))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "initContainers.init 0 Mirrored",
+            "containers.app 1 ImageMissing",
+            "ephemeralContainers.debug 0 NoMirror",
+            "volumes.data 3 Mirrored",
+        ]
+    );
+}
+
+#[test]
+fn what_stands_before_any_mirror_is_asked() {
+    check_standing(&known().image("quay.io/a/b:1"), Reason::NoMirror);
+    check_standing(&known().image("no such:image"), Reason::InvalidReference);
+    check_standing(
+        &known().image("nginx@md5:d41d8cd98f00b204e9800998ecf8427e"),
+        Reason::InvalidReference,
+    );
+    check_standing(
+        &known().edit(|scene| scene.request.mode = Mode::Off),
+        Reason::ModeOff,
+    );
+    check_standing(
+        &known().edit(|scene| scene.snapshot.left_alone = Arc::new(BTreeSet::from(["team".to_owned()]))),
+        Reason::NamespaceNotServed,
+    );
+    check_standing(
+        &known().edit(|scene| {
+            scene.request.pod.annotations = Some(Annotations {
+                static_pod: true,
+                ..Annotations::default()
+            });
+        }),
+        Reason::OwnerExcluded,
+    );
+    check_standing(
+        &known().edit(|scene| scene.request.pod.places[0].never = true),
+        Reason::PullNever,
+    );
+    let excluding = Mirror {
+        sources: vec![source("docker.io", &["docker.io/library/*"])],
+        ..mirror("a", &[])
+    };
+    check_standing(&known_on(excluding), Reason::Excluded);
+}
+
+#[test]
+fn a_mirrors_image_is_known_before_routing_and_whatever_the_mirrors_state() {
+    let image = "A.example.com/docker.io/library/nginx:1";
+    check_standing(&known().image(image), Reason::AlreadyMirrored);
+    check_standing(
+        &known().image(image).health(0, State::Unhealthy),
+        Reason::AlreadyMirrored,
+    );
+    check_standing(
+        &known_on(Mirror {
+            mode: Mode::Off,
+            ..mirror("a", &["docker.io"])
+        })
+        .image(image),
+        Reason::AlreadyMirrored,
+    );
+    // A mirror may itself be mirrored by another: that is for people to undo, not to pile up.
+    let both = scene(vec![mirror("a", &["docker.io"]), mirror("b", &["a.example.com"])]);
+    check_standing(&both.image(image), Reason::AlreadyMirrored);
+}
+
+#[test]
+fn the_mode_is_the_weakest_of_mirror_namespace_and_pod() {
+    let modes = [Mode::Off, Mode::Audit, Mode::Warn, Mode::Enforce];
+    for of_mirror in modes {
+        for of_namespace in modes {
+            for of_pod in modes {
+                let mut scene = known_on(Mirror {
+                    mode: of_mirror,
+                    ..mirror("a", &["docker.io"])
+                });
+                scene.request.mode = of_namespace;
+                scene.request.pod.mode_label = Some(of_pod.as_label().into());
+                let weakest = of_mirror.min(of_namespace).min(of_pod);
+                let expected = match weakest {
+                    Mode::Off => (Outcome::Kept, Reason::ModeOff),
+                    Mode::Audit | Mode::Warn => (Outcome::WouldRewrite, Reason::Mirrored),
+                    Mode::Enforce => (Outcome::Rewritten, Reason::Mirrored),
+                };
+                let decisions = scene.decisions();
+                let found = (decisions[0].outcome, decisions[0].reason);
+                assert_eq!(found, expected, "{of_mirror:?} {of_namespace:?} {of_pod:?}");
+                assert_eq!(decisions[0].mode, weakest);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pods_label_never_strengthens_and_means_off_if_nobody_knows_it() {
+    for (label, expected) in [
+        (
+            "enforce",
+            "WouldRewrite Mirrored a → a.example.com/docker.io/library/nginx:1",
+        ),
+        ("off", "Kept ModeOff"),
+        ("Enforce", "Kept ModeOff"),
+        ("", "Kept ModeOff"),
+        ("disabled", "Kept ModeOff"),
+    ] {
+        let scene = known().edit(|scene| {
+            scene.request.mode = Mode::Warn;
+            scene.request.pod.mode_label = Some(label.into());
+        });
+        check(&scene, expected);
+    }
+}
+
+#[test]
+fn a_mirror_serves_only_its_namespaces() {
+    let selecting = || Mirror {
+        namespaces: only("blue"),
+        ..mirror("a", &["docker.io"])
+    };
+    let labelled = |label: &str| {
+        let labels = Labels::from([(label.to_owned(), String::new())]);
+        known_on(selecting())
+            .edit(|scene| scene.snapshot.namespaces = Arc::new([("team".to_owned(), labels)].into()))
+    };
+    check(
+        &labelled("blue"),
+        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+    );
+    check_kept(&labelled("red"), Reason::NamespaceNotServed);
+    check_kept(&known_on(selecting()), Reason::NamespaceNotServed);
+    let inside = Mirror {
+        runs_in: vec!["team".to_owned()],
+        ..mirror("a", &["docker.io"])
+    };
+    check_kept(&known_on(inside), Reason::NamespaceNotServed);
+}
+
+#[test]
+fn owners_that_fight_back_are_left_alone() {
+    let owned = |mirror: Mirror, api_version: &'static str, kind: &'static str| {
+        known_on(mirror).edit(|scene| {
+            let (api_version, kind, uid) = (api_version.into(), kind.into(), "u-1".into());
+            scene.request.pod.owners = vec![
+                Owner {
+                    uid: "u-0".into(),
+                    ..Owner::default()
+                },
+                Owner {
+                    api_version,
+                    kind,
+                    uid,
+                },
+            ];
+        })
+    };
+    let rewritten = "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1";
+    let hub = || mirror("a", &["docker.io"]);
+    check(&owned(hub(), "apps/v1", "ReplicaSet"), rewritten);
+    check_kept(
+        &owned(hub(), "postgresql.cnpg.io/v1", "Cluster"),
+        Reason::OwnerExcluded,
+    );
+    check_kept(
+        &owned(hub(), "operators.coreos.com/v1alpha1", "CatalogSource"),
+        Reason::OwnerExcluded,
+    );
+    check(
+        &owned(hub(), "operators.coreos.com/v1alpha1", "Subscription"),
+        rewritten,
+    );
+    let pattern = OwnerPattern {
+        group: String::new(),
+        kind: "ReplicationController".to_owned(),
+    };
+    let own_list = || Mirror {
+        exclude_owners: vec![pattern.clone()],
+        ..hub()
+    };
+    check_kept(
+        &owned(own_list(), "v1", "ReplicationController"),
+        Reason::OwnerExcluded,
+    );
+    check(&owned(own_list(), "postgresql.cnpg.io/v1", "Cluster"), rewritten);
+    let looping = Mirror {
+        owners_left_alone: vec!["u-1".to_owned()],
+        ..hub()
+    };
+    check_kept(&owned(looping, "apps/v1", "ReplicaSet"), Reason::OwnerLoop);
+}
+
+#[test]
+fn the_mirrors_health_decides_before_the_image() {
+    check_kept(&known().health(0, State::Unhealthy), Reason::MirrorUnhealthy);
+    check_kept(&known().health(0, State::Unknown), Reason::MirrorUnknown);
+    check_kept(&unknown().health(0, State::Unhealthy), Reason::MirrorUnhealthy);
+    check_kept(
+        &known().edit(|scene| scene.snapshot.health.clear()),
+        Reason::MirrorUnknown,
+    );
+    let stale = |scene: Scene<'static>| scene.edit(|scene| scene.snapshot.stale = true);
+    check_kept(&stale(known().health(0, State::Unknown)), Reason::StateStale);
+    check_kept(
+        &stale(known().health(0, State::Unhealthy)),
+        Reason::MirrorUnhealthy,
+    );
+    check(
+        &stale(known()),
+        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+    );
+    let pull_through = Mirror {
+        kind: Kind::PullThrough,
+        ..mirror("a", &["docker.io"])
+    };
+    check_kept(&stale(known_on(pull_through)), Reason::StateStale);
+}
+
+#[test]
+fn proof_older_than_the_last_outage_asks_again() {
+    let health = Health {
+        proven_since: NOW.after(Duration::from_millis(1)),
+        ..snapshot(vec![mirror("a", &[])]).health[0]
+    };
+    let scene = known().edit(|scene| scene.snapshot.health[0] = health);
+    check(&scene, "Kept BudgetExhausted a");
+    assert_eq!(scene.plan().probes.len(), 1);
+    assert_eq!(
+        scene.plan().unknown,
+        [],
+        "the state has an entry, so nobody need be told"
+    );
+}
+
+#[test]
+fn an_absence_is_believed_and_not_asked_again() {
+    check_kept(
+        &unknown().with("a", NGINX, Presence::Missing),
+        Reason::ImageMissing,
+    );
+}
+
+#[test]
+fn an_unknown_image_waits_for_a_probe_of_the_hosted_mirror() {
+    let scene = unknown();
+    let probe = Probe {
+        mirror: scene.snapshot.routing.by_name()["a"],
+        key: NGINX.to_owned(),
+        repository: "docker.io/library/nginx".to_owned(),
+        reference: "1".to_owned(),
+    };
+    assert_eq!(scene.plan().probes, std::slice::from_ref(&probe));
+    assert_eq!(scene.plan().unknown, [probe]);
+}
+
+#[test]
+fn what_a_probe_brought_settles_the_image() {
+    let manifest = |media_type, hex| Manifest {
+        digest: digest(hex),
+        media_type,
+        size: None,
+        children: vec![Child {
+            digest: digest('c'),
+            architecture: Some("amd64".to_owned()),
+        }],
+        blob: None,
+    };
+    let rewritten = "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1";
+    let single = Answer::Exists(manifest(MediaType::OciManifest, 'a'));
+    let index = Answer::Exists(manifest(MediaType::OciIndex, 'a'));
+    for (answer, children, expected) in [
+        (single, Architectures::NONE, rewritten),
+        (index.clone(), Architectures::of("amd64"), rewritten),
+        (index, Architectures::NONE, "Kept PlatformMissing a"),
+        (Answer::Missing, Architectures::NONE, "Kept ImageMissing a"),
+        (Answer::Unauthorized, Architectures::NONE, "Kept Unauthorized a"),
+        (
+            Answer::RateLimited { retry_after: None },
+            Architectures::NONE,
+            "Kept RateLimited a",
+        ),
+        (
+            Answer::ServerError(503),
+            Architectures::NONE,
+            "Kept RegistryError a",
+        ),
+        (
+            Answer::Ambiguous(Ambiguity::Html),
+            Architectures::NONE,
+            "Kept RegistryError a",
+        ),
+        (
+            Answer::Ambiguous(Ambiguity::DigestMismatch),
+            Architectures::NONE,
+            "Kept DigestMismatch a",
+        ),
+        (
+            Answer::Unreachable(Unreachable::Refused),
+            Architectures::NONE,
+            "Kept MirrorUnhealthy a",
+        ),
+    ] {
+        check(&unknown().found(Finding::of(&answer, children)), expected);
+    }
+    check(
+        &unknown().found(Finding::Not(Reason::Internal)),
+        "Kept Internal a",
+    );
+    check(
+        &unknown().edit(|scene| scene.findings = vec![None]),
+        "Kept BudgetExhausted a",
+    );
+    check(&unknown(), "Kept BudgetExhausted a");
+    let pinned = format!("nginx@{}", digest('b'));
+    check(
+        &unknown().image(&pinned).found(Finding::Present(proof('a'))),
+        "Kept DigestMismatch a",
+    );
+}
+
+#[test]
+fn what_an_index_names_is_known_architectures_only() {
+    let child = |architecture: Option<&str>| Child {
+        digest: digest('c'),
+        architecture: architecture.map(ToOwned::to_owned),
+    };
+    let manifest = Manifest {
+        digest: digest('a'),
+        media_type: MediaType::OciIndex,
+        size: None,
+        children: vec![
+            child(Some("amd64")),
+            child(None),
+            child(Some("arm64")),
+            child(Some("z80")),
+        ],
+        blob: None,
+    };
+    assert_eq!(
+        Finding::named_by(&manifest),
+        Architectures::of("amd64").or(Architectures::of("arm64"))
+    );
+}
+
+#[test]
+fn equal_images_share_one_probe_and_are_told_once() {
+    let mut scene = unknown();
+    scene.request.pod.places = vec![
+        place(PlaceKind::InitContainer, 0, "init", "nginx:1"),
+        place(PlaceKind::Container, 0, "app", "docker.io/library/nginx:1"),
+        place(PlaceKind::Container, 1, "other", "index.docker.io/nginx:1"),
+        place(PlaceKind::Container, 2, "redis", "redis"),
+    ];
+    let keys = |probes: &[Probe]| probes.iter().map(|probe| probe.key.clone()).collect::<Vec<_>>();
+    assert_eq!(
+        keys(&scene.plan().probes),
+        [NGINX, "docker.io/library/redis:latest"]
+    );
+    assert_eq!(
+        keys(&scene.plan().unknown),
+        [NGINX, "docker.io/library/redis:latest"]
+    );
+    scene.findings = vec![Some(Finding::Present(proof('a'))), None];
+    let reasons: Vec<_> = scene.decisions().iter().map(|decision| decision.reason).collect();
+    assert_eq!(
+        reasons,
+        [
+            Reason::Mirrored,
+            Reason::Mirrored,
+            Reason::Mirrored,
+            Reason::BudgetExhausted
+        ]
+    );
+}
+
+#[test]
+fn a_pull_through_mirror_is_never_probed_for_a_pod() {
+    let pull_through = || Mirror {
+        kind: Kind::PullThrough,
+        ..mirror("a", &["docker.io"])
+    };
+    let mut scene = scene(vec![pull_through()]);
+    check_kept(&scene, Reason::ImageUnknown);
+    assert_eq!(scene.plan().unknown.len(), 1);
+    scene
+        .request
+        .pod
+        .places
+        .push(place(PlaceKind::Container, 1, "same", "nginx:1"));
+    assert_eq!(scene.plan().unknown.len(), 1, "told once");
+    for reason in [Reason::Unauthorized, Reason::RateLimited, Reason::RegistryError] {
+        check_kept(
+            &known_on(pull_through()).with("a", NGINX, Presence::Unknown(Some(reason))),
+            reason,
+        );
+    }
+    check_kept(
+        &known_on(pull_through()).with("a", NGINX, Presence::Missing),
+        Reason::ImageMissing,
+    );
+    check(
+        &known_on(pull_through()),
+        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+    );
+    // A person who asks about this very image may cause the download.
+    scene.probing = Probing::All;
+    assert_eq!(scene.plan().probes.len(), 1);
+}
+
+#[test]
+fn what_upstream_does_not_give_to_everybody_stays_private() {
+    let with = |access, with_credentials| {
+        let source = Source {
+            access,
+            with_credentials,
+            ..source("docker.io", &[])
+        };
+        Mirror {
+            sources: vec![source],
+            ..mirror("a", &[])
+        }
+    };
+    let rewritten = "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1";
+    let public = |public| Presence::Present(Proof { public, ..proof('a') });
+    let half_public = || with(Access::Public, true);
+    check_kept(&known_on(half_public()), Reason::Private);
+    check_kept(
+        &known_on(half_public()).with("a", NGINX, public(Some(false))),
+        Reason::Private,
+    );
+    check(
+        &known_on(half_public()).with("a", NGINX, public(Some(true))),
+        rewritten,
+    );
+    check(&known_on(with(Access::Public, false)), rewritten);
+    check(&known_on(with(Access::Private, true)), rewritten);
+    // Only the companion can tell, so no probe of the mirror is made for it.
+    let nothing_known = scene(vec![half_public()]);
+    check_kept(&nothing_known, Reason::Private);
+    assert_eq!(nothing_known.plan().unknown.len(), 1);
+}
+
+#[test]
+fn the_digest_asked_for_must_be_the_one_proven() {
+    let (same, other) = (
+        format!("nginx:1@{}", digest('a')),
+        format!("nginx:1@{}", digest('b')),
+    );
+    let key = |digest| format!("docker.io/library/nginx@{digest}");
+    let present = || Presence::Present(proof('a'));
+    let digest_known = |image| {
+        unknown()
+            .image(image)
+            .with("a", &key(digest('a')), present())
+            .with("a", &key(digest('b')), present())
+    };
+    check(
+        &digest_known(&same),
+        &format!(
+            "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1@{}",
+            digest('a')
+        ),
+    );
+    check_kept(&digest_known(&other), Reason::DigestMismatch);
+}
+
+#[test]
+fn an_image_counts_only_for_the_architectures_the_pod_may_land_on() {
+    let amd = Architectures::of("amd64");
+    let both = amd.or(Architectures::of("arm64"));
+    let rewritten = "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1";
+    let missing = "Kept PlatformMissing a";
+    for (there, of_pod, of_cluster, expected) in [
+        (amd, Architectures::NONE, &[][..], rewritten),
+        (amd, Architectures::NONE, &["amd64"], rewritten),
+        (amd, Architectures::NONE, &["amd64", "arm64"], missing),
+        (both, Architectures::NONE, &["amd64", "arm64"], rewritten),
+        (amd, amd, &["amd64", "arm64"], rewritten),
+        (amd, both, &["amd64"], missing),
+        (amd, Architectures::of("z80"), &[], missing),
+        (
+            Architectures::ALL,
+            Architectures::of("z80"),
+            &["arm64"],
+            rewritten,
+        ),
+        (Architectures::NONE, Architectures::NONE, &[], missing),
+    ] {
+        let platforms = of_cluster.iter().map(|name| (*name).to_owned()).collect();
+        let mut scene = known_on(Mirror {
+            platforms,
+            ..mirror("a", &["docker.io"])
+        })
+        .with("a", NGINX, index_of(there));
+        scene.request.pod.architectures = of_pod;
+        assert_eq!(scene.told(), expected, "{there:?} {of_pod:?} {of_cluster:?}");
+    }
+}
+
+#[test]
+fn upstream_is_preferred_while_it_works() {
+    let preferring = || {
+        known_on(Mirror {
+            prefer: Prefer::Upstream,
+            ..mirror("a", &["docker.io"])
+        })
+    };
+    let failing = |host: &str| {
+        let hosts = BTreeSet::from([host.to_owned()]);
+        preferring().edit(|scene| scene.snapshot.failing_upstreams = Arc::new(hosts))
+    };
+    check_kept(&preferring(), Reason::UpstreamPreferred);
+    check_kept(&failing("quay.io"), Reason::UpstreamPreferred);
+    check(
+        &failing("docker.io"),
+        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+    );
+    check_kept(
+        &failing("docker.io").health(0, State::Unhealthy),
+        Reason::MirrorUnhealthy,
+    );
+}
+
+#[test]
+fn pinning_adds_the_digest_that_was_proven() {
+    let pinning = || {
+        let tags = Tags {
+            pin_digest: true,
+            ..Tags::default()
+        };
+        Mirror {
+            tags,
+            ..mirror("a", &["docker.io"])
+        }
+    };
+    let a = digest('a');
+    let expected = format!("Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1@{a}");
+    check(&known_on(pinning()), &expected);
+    let image = format!("nginx@{a}");
+    let own = scene(vec![pinning()])
+        .image(&image)
+        .found(Finding::Present(proof('a')));
+    check(
+        &own,
+        &format!("Rewritten Mirrored a → a.example.com/docker.io/library/nginx@{a}"),
+    );
+    let latest = scene(vec![pinning()])
+        .image("nginx")
+        .found(Finding::Present(proof('a')));
+    check(
+        &latest,
+        &format!("Rewritten Mirrored a → a.example.com/docker.io/library/nginx:latest@{a}"),
+    );
+}
+
+#[test]
+fn a_name_that_would_be_too_long_stays_upstream() {
+    let path = "x".repeat(245);
+    let image = format!("docker.io/a/{path}");
+    let key = format!("{image}:latest");
+    let nothing_known = unknown().image(&image);
+    check(&nothing_known, "Kept NameTooLong a");
+    assert_eq!(nothing_known.plan().probes, []);
+    check(
+        &unknown()
+            .image(&image)
+            .with("a", &key, Presence::Present(proof('a'))),
+        "Kept NameTooLong a",
+    );
+}
+
+#[test]
+fn a_mirror_that_needs_a_pull_secret_waits_for_it() {
+    let needing = |namespaces: &[&str]| Mirror {
+        pull_secret: true,
+        pull_secret_namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
+        ..mirror("a", &["docker.io"])
+    };
+    let wants = |scene: &Scene<'_>| scene.decisions()[0].wants_pull_secret;
+    let rewritten = "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1";
+    check_kept(&known_on(needing(&[])), Reason::PullSecretNotReady);
+    check_kept(&known_on(needing(&["other"])), Reason::PullSecretNotReady);
+    let in_place = known_on(needing(&["other", "team"]));
+    check(&in_place, rewritten);
+    assert!(wants(&in_place));
+    assert!(!wants(&known_on(needing(&["other"]))));
+    // Rescue may need it later, whatever the mirror's state is now.
+    assert!(wants(&in_place.health(0, State::Unhealthy)));
+    assert!(wants(&unknown_on(needing(&["team"]))));
+    let weaker = known_on(Mirror {
+        mode: Mode::Warn,
+        ..needing(&["team"])
+    });
+    assert!(!wants(&weaker));
+    assert!(!wants(&known()));
+    // Rescue goes to the mirrors after the one that won, too.
+    let two = scene(vec![
+        Mirror {
+            priority: 200,
+            ..mirror("b", &["docker.io"])
+        },
+        needing(&["team"]),
+    ])
+    .with("b", NGINX, Presence::Present(proof('a')));
+    check(
+        &two,
+        "Rewritten Mirrored b → b.example.com/docker.io/library/nginx:1",
+    );
+    assert_eq!(two.details(), ["b Rewritten Mirrored"]);
+    assert!(wants(&two));
+}
+
+fn unknown_on<'a>(mirror: Mirror) -> Scene<'a> {
+    scene(vec![mirror])
+}
+
+#[test]
+fn an_ephemeral_container_needs_the_pull_secret_on_the_pod_already() {
+    let mirror = Mirror {
+        pull_secret: true,
+        pull_secret_namespaces: vec!["team".to_owned()],
+        ..mirror("a", &["docker.io"])
+    };
+    let debug = |secrets: Option<&[&'static str]>| {
+        known_on(mirror.clone()).edit(|scene| {
+            scene.request.operation = Operation::AddEphemeralContainers;
+            scene.request.pod.places = vec![place(PlaceKind::EphemeralContainer, 0, "debug", "nginx:1")];
+            scene.request.pod.pull_secrets =
+                secrets.map(|names| names.iter().map(|name| (*name).into()).collect());
+        })
+    };
+    check_kept(&debug(None), Reason::PullSecretNotReady);
+    check_kept(&debug(Some(&["mine"])), Reason::PullSecretNotReady);
+    check(
+        &debug(Some(&["mine", PULL_SECRET])),
+        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+    );
+}
+
+#[test]
+fn the_reason_is_the_first_candidates_and_the_details_are_everybodys() {
+    let mirrors = || {
+        vec![
+            mirror("a", &["docker.io"]),
+            mirror("b", &["docker.io"]),
+            mirror("c", &["docker.io"]),
+        ]
+    };
+    let scene = || scene(mirrors()).with("a", NGINX, Presence::Missing);
+    let all_kept = scene()
+        .health(1, State::Unhealthy)
+        .with("c", NGINX, Presence::Missing);
+    check(&all_kept, "Kept ImageMissing a");
+    assert_eq!(
+        all_kept.details(),
+        [
+            "a Kept ImageMissing",
+            "b Kept MirrorUnhealthy",
+            "c Kept ImageMissing"
+        ]
+    );
+    let second_has_it = scene().with("b", NGINX, Presence::Present(proof('a')));
+    check(
+        &second_has_it,
+        "Rewritten Mirrored b → b.example.com/docker.io/library/nginx:1",
+    );
+    assert_eq!(
+        second_has_it.details(),
+        ["a Kept ImageMissing", "b Rewritten Mirrored"]
+    );
+    assert_eq!(second_has_it.plan().probes, [], "c need not be asked");
+}
+
+#[test]
+fn a_probe_of_the_first_mirror_is_waited_for_before_the_second_is_taken() {
+    let both = || {
+        scene(vec![mirror("a", &["docker.io"]), mirror("b", &["docker.io"])]).with(
+            "b",
+            NGINX,
+            Presence::Present(proof('a')),
+        )
+    };
+    assert_eq!(both().plan().probes.len(), 1);
+    check(
+        &both().found(Finding::Present(proof('a'))),
+        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+    );
+    let late = both();
+    check(
+        &late,
+        "Rewritten Mirrored b → b.example.com/docker.io/library/nginx:1",
+    );
+    assert_eq!(late.details(), ["a Kept BudgetExhausted", "b Rewritten Mirrored"]);
+}
+
+#[test]
+fn a_weaker_mirror_is_decided_apart_and_blocks_nobody() {
+    let weak = |mode| Mirror {
+        mode,
+        priority: 200,
+        ..mirror("w", &["docker.io"])
+    };
+    let scene = |mode| {
+        scene(vec![mirror("a", &["docker.io"]), weak(mode)]).with("w", NGINX, Presence::Present(proof('a')))
+    };
+    let present = || Presence::Present(proof('a'));
+    for mode in [Mode::Audit, Mode::Warn] {
+        let both = scene(mode).with("a", NGINX, present());
+        check(
+            &both,
+            "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+        );
+        assert_eq!(
+            both.details(),
+            ["w WouldRewrite Mirrored", "a Rewritten Mirrored"]
+        );
+        let weak_alone = scene(mode).with("a", NGINX, Presence::Missing);
+        check(
+            &weak_alone,
+            "WouldRewrite Mirrored w → w.example.com/docker.io/library/nginx:1",
+        );
+        assert_eq!(
+            weak_alone.details(),
+            ["w WouldRewrite Mirrored", "a Kept ImageMissing"]
+        );
+    }
+    let off = scene(Mode::Off).with("a", NGINX, present());
+    check(
+        &off,
+        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+    );
+    assert_eq!(off.details(), ["w Kept ModeOff", "a Rewritten Mirrored"]);
+    check(
+        &scene(Mode::Off).with("a", NGINX, Presence::Missing),
+        "Kept ModeOff w",
+    );
+    // In a namespace that only wants warnings, neither is weaker.
+    let warned = scene(Mode::Warn)
+        .with("a", NGINX, present())
+        .edit(|scene| scene.request.mode = Mode::Warn);
+    check(
+        &warned,
+        "WouldRewrite Mirrored w → w.example.com/docker.io/library/nginx:1",
+    );
+    assert_eq!(warned.details(), ["w WouldRewrite Mirrored"]);
+}
+
+/// A Pod that an earlier round of admission rewrote: the present image and the recorded original.
+fn rewritten<'a>(image: &'a str, original: &'a str) -> Scene<'a> {
+    known().image(image).edit(|scene| {
+        let ours = vec![("original-image.kagami.dev/app".into(), original.into())];
+        scene.request.pod.annotations = Some(Annotations {
+            ours,
+            ..Annotations::default()
+        });
+    })
+}
+
+#[test]
+fn an_earlier_rewrite_is_known_by_its_mapping_alone() {
+    let image = "a.example.com/docker.io/library/nginx:1";
+    let kept = "Kept AlreadyMirrored";
+    check(&rewritten(image, "nginx:1"), "Rewritten Mirrored a");
+    check(
+        &rewritten(image, "nginx:1").health(0, State::Unhealthy),
+        "Rewritten Mirrored a",
+    );
+    check(&rewritten(image, "nginx:2"), kept);
+    check(&rewritten(image, "no such:image"), kept);
+    check(&rewritten(image, ""), kept);
+    check(
+        &rewritten("nginx:1", "nginx:1"),
+        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
+    );
+    let scene = rewritten(image, "nginx:1");
+    let carried = &scene.decisions()[0];
+    assert!(carried.carried);
+    assert_eq!(
+        (carried.mode, carried.rewritten.as_deref()),
+        (Mode::Enforce, None)
+    );
+    // A pull policy that changed between two rounds does not make the rewrite another's.
+    check(
+        &rewritten(image, "nginx:1").edit(|scene| scene.request.pod.places[0].never = true),
+        "Rewritten Mirrored a",
+    );
+}
+
+#[test]
+fn of_two_mirrors_in_one_registry_the_one_that_rewrote_is_remembered() {
+    let image = "shared.example.com/docker.io/library/nginx:1";
+    let shared = |name| {
+        let mapping = mirror("shared", &[]).mapping;
+        Mirror {
+            mapping,
+            ..mirror(name, &["docker.io"])
+        }
+    };
+    let told = |decisions: Option<&'static str>| {
+        let mut scene = scene(vec![shared("a"), shared("b")]).image(image);
+        let mut ours = vec![("original-image.kagami.dev/app".into(), "nginx:1".into())];
+        ours.extend(decisions.map(|text| ("kagami.dev/decisions".into(), text.into())));
+        scene.request.pod.annotations = Some(Annotations {
+            ours,
+            ..Annotations::default()
+        });
+        scene.told()
+    };
+    assert_eq!(
+        told(Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"b"}}"#)),
+        "Rewritten Mirrored b"
+    );
+    assert_eq!(
+        told(Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"a"}}"#)),
+        "Rewritten Mirrored a"
+    );
+    assert_eq!(
+        told(Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"x"}}"#)),
+        "Rewritten Mirrored a"
+    );
+    assert_eq!(told(Some("[")), "Rewritten Mirrored a");
+    assert_eq!(told(None), "Rewritten Mirrored a");
+}
+
+#[test]
+fn keeping_all_takes_back_every_rewrite() {
+    let scene = known();
+    let mut decisions = scene.decisions();
+    keep_all(&mut decisions, Reason::PodTooLarge);
+    assert_eq!(
+        (decisions[0].outcome, decisions[0].reason),
+        (Outcome::Kept, Reason::PodTooLarge)
+    );
+    assert_eq!((&decisions[0].rewritten, &decisions[0].digest), (&None, &None));
+}

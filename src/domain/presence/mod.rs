@@ -174,27 +174,28 @@ impl Rules {
         seen_at >= self.proven_since && seen_at <= now.after(FUTURE) && now.since(seen_at) <= bound
     }
 
+    /// Judges an entry. Returns also when somebody last looked, however long ago; none if nobody has.
     fn judge<'a>(
         &self,
         entry: &'a Entry,
         class: Class,
         swept: Option<Swept>,
         now: Timestamp,
-    ) -> Judgement<'a> {
+    ) -> (Option<Timestamp>, Judgement<'a>) {
         let times = [
-            Some(entry.verified_at),
+            Some(entry.verified_at).filter(|_| entry.presence != Presence::Unknown(None)),
             swept
                 .filter(|swept| entry.version <= swept.through)
                 .map(|swept| swept.started_at),
         ];
+        let times = times.into_iter().flatten();
+        let looked_at = times.clone().filter(|at| *at <= now.after(FUTURE)).max();
         let latest = |bound| {
             times
-                .into_iter()
-                .flatten()
                 .filter(|seen_at| self.believable(*seen_at, bound, now))
                 .max()
         };
-        match &entry.presence {
+        let judgement = match &entry.presence {
             Presence::Present(proof) => match latest(self.bound(class)) {
                 Some(seen_at) => Judgement::Proven(proof, seen_at),
                 None => Judgement::Unproven(None),
@@ -205,7 +206,8 @@ impl Rules {
             },
             Presence::Missing => Judgement::Unproven(Some(Reason::ImageMissing)),
             Presence::Unknown(reason) => Judgement::Unproven(*reason),
-        }
+        };
+        (looked_at, judgement)
     }
 }
 
@@ -228,19 +230,17 @@ pub struct Index {
 
 impl Index {
     /// Returns what is known of an image on a mirror, and notes that a Pod names it.
+    ///
+    /// The latest look decides, the companion's or the replica's own. So an absence that is too old
+    /// to be believed still ends the proof before it.
     pub fn judge(&self, mirror: &str, key: &str, rules: &Rules, now: Timestamp) -> Judgement<'_> {
         let class = class_of(key);
         let known = Self::judge_in(&self.known, mirror, key, class, rules, now);
-        if let Some(judgement @ (Judgement::Proven(..) | Judgement::Absent(_))) = known {
-            // A replica's own newer look wins over an older absence and the other way round.
-            return match Self::judge_in(&self.seen, mirror, key, class, rules, now) {
-                Some(own) if own.seen_at() > judgement.seen_at() => own,
-                _ => judgement,
-            };
-        }
-        match Self::judge_in(&self.seen, mirror, key, class, rules, now) {
-            Some(judgement @ (Judgement::Proven(..) | Judgement::Absent(_))) => judgement,
-            own => known.or(own).unwrap_or(Judgement::Unproven(None)),
+        let own = Self::judge_in(&self.seen, mirror, key, class, rules, now);
+        match (known, own) {
+            (Some((known_at, _)), Some((own_at, own))) if own_at > known_at => own,
+            (Some((_, judgement)), _) | (None, Some((_, judgement))) => judgement,
+            (None, None) => Judgement::Unproven(None),
         }
     }
 
@@ -251,7 +251,7 @@ impl Index {
         class: Class,
         rules: &Rules,
         now: Timestamp,
-    ) -> Option<Judgement<'a>> {
+    ) -> Option<(Option<Timestamp>, Judgement<'a>)> {
         let table = tables.get(mirror)?;
         let entry = table.entries.get(key)?;
         entry.touch(now);
@@ -411,15 +411,6 @@ impl Index {
             .iter()
             .map(|(mirror, table)| (mirror.to_string(), count(table)))
             .collect()
-    }
-}
-
-impl Judgement<'_> {
-    const fn seen_at(&self) -> Option<Timestamp> {
-        match self {
-            Self::Proven(_, at) | Self::Absent(at) => Some(*at),
-            Self::Unproven(_) => None,
-        }
     }
 }
 

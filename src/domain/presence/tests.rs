@@ -147,18 +147,12 @@ fn own_looks_are_bounded_and_the_oldest_goes_first() {
         );
     }
     let judge = |number: usize| {
-        index
-            .judge(
-                "main",
-                &format!("docker.io/library/image:{number}"),
-                &rules(),
-                at(2001),
-            )
-            .seen_at()
+        let key = format!("docker.io/library/image:{number}");
+        index.judge("main", &key, &rules(), at(2001))
     };
-    assert_eq!(judge(0), None);
-    assert_eq!(judge(1), Some(at(2000)));
-    assert_eq!(judge(SEEN_LIMIT), Some(at(2000)));
+    assert_eq!(judge(0), Judgement::Unproven(None));
+    assert_eq!(judge(1), Judgement::Absent(at(2000)));
+    assert_eq!(judge(SEEN_LIMIT), Judgement::Absent(at(2000)));
 }
 
 #[test]
@@ -171,4 +165,24 @@ fn a_look_in_vain_is_not_remembered_as_knowledge() {
         at(2010),
     );
     assert!(proven(&index, &rules(), at(2020)));
+}
+
+#[test]
+fn an_absence_ends_the_proof_before_it_for_good() {
+    let present = || Presence::Present(proof('a'));
+    let freshness_of_missing = at(2100 + 31);
+    // The companion saw later that the image is gone, or that nobody may have it.
+    for later in [Presence::Missing, Presence::Unknown(Some(Reason::Unauthorized))] {
+        let mut index = index(later, at(2100));
+        index.see("main", KEY, present(), at(2000));
+        assert!(!proven(&index, &rules(), freshness_of_missing));
+    }
+    // The replica did.
+    let mut own = index(present(), at(2000));
+    own.see("main", KEY, Presence::Missing, at(2100));
+    assert!(!proven(&own, &rules(), freshness_of_missing));
+    // Having noted an image is no look at it.
+    let mut noted = index(Presence::Unknown(None), at(2100));
+    noted.see("main", KEY, present(), at(2000));
+    assert!(proven(&noted, &rules(), freshness_of_missing));
 }

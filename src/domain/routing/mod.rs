@@ -6,7 +6,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{digest::Digest, image::Reference, mapping::MapError, mirror::Mirror};
+use super::{
+    digest::Digest,
+    image::Reference,
+    mapping::{MapError, MirrorRegistry},
+    mirror::Mirror,
+    source::normalise_host,
+};
 
 /// The position of a mirror in [`Routing`]; valid for that very routing only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,7 +76,7 @@ impl Routing {
     pub fn compile(mirrors: Vec<Mirror>) -> Self {
         let mut nodes: HashMap<Box<str>, Node> = HashMap::new();
         for (id, mirror) in (0..).map(MirrorId).zip(&mirrors) {
-            let registry = mirror.mapping.registry.to_string().to_ascii_lowercase();
+            let registry = normalised(&mirror.mapping.registry);
             nodes.entry(registry.into()).or_default().registries.push(id);
             for (index, source) in mirror.sources.iter().enumerate() {
                 nodes
@@ -165,6 +171,17 @@ impl MirrorId {
     }
 }
 
+/// Returns a mirror's registry as normalised names begin.
+fn normalised(registry: &MirrorRegistry) -> String {
+    // A mirror's host was checked by the rules of references, so there is always a normal form.
+    let mut prefix = normalise_host(registry.host()).unwrap_or_default();
+    if !registry.path().is_empty() {
+        prefix.push('/');
+        prefix.push_str(registry.path());
+    }
+    prefix
+}
+
 /// Returns the prefixes of a name on component boundaries, longest first.
 fn prefixes(name: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(name);
@@ -178,8 +195,8 @@ fn prefixes(name: &str) -> impl Iterator<Item = &str> {
 /// Whether a glob matches a whole name: `*` stays within a component, `**` crosses, `?` is one
 /// character of a component.
 pub fn glob_matches(glob: &str, name: &str) -> bool {
-    // Iterative, with one point to come back to for each kind of star: time is bounded by the
-    // product of both lengths, whatever the glob.
+    // Iterative, with one point to come back to for each kind of star: time is
+    // polynomial, whatever the glob.
     fn matches(glob: &[u8], name: &[u8]) -> bool {
         let (mut g, mut n) = (0, 0);
         let mut single: Option<(usize, usize)> = None;

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::scan::{Cursor, ScanError};
 use crate::domain::{
     decision::Operation,
+    names::{DECISIONS_ANNOTATION, MODE_LABEL, ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
     platform::Architectures,
     pod::{Annotations, Owner, Place, PlaceKind, Pod},
 };
@@ -191,8 +192,10 @@ impl<'a> Object<'a> {
             match key {
                 "metadata" => {
                     once!(seen, 0, "metadata");
-                    object.has_metadata = true;
-                    read_metadata(&mut object.pod, cursor)?;
+                    object.has_metadata = !cursor.null()?;
+                    if object.has_metadata {
+                        read_metadata(&mut object.pod, cursor)?;
+                    }
                 }
                 "spec" => {
                     once!(seen, 1, "spec");
@@ -227,10 +230,10 @@ fn read_metadata<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
             "labels" => {
                 once!(seen, 2, "labels");
                 cursor.object(|key, cursor| {
-                    if key != "kagami.dev/mode" {
+                    if key != MODE_LABEL {
                         cursor.skip()?;
                     } else if pod.mode_label.replace(cursor.string()?).is_some() {
-                        return Err(ScanError::Duplicate("kagami.dev/mode"));
+                        return Err(ScanError::Duplicate(MODE_LABEL));
                     }
                     Ok(())
                 })?;
@@ -272,9 +275,9 @@ fn read_annotations<'a>(cursor: &mut Cursor<'a>) -> Scan<Option<Annotations<'a>>
     }
     let mut annotations = Annotations::default();
     cursor.object(|key, cursor| {
-        let ours = key.starts_with("kagami.dev/")
-            || key.starts_with("original-image.kagami.dev/")
-            || key.starts_with("original-volume.kagami.dev/");
+        let ours = key == DECISIONS_ANNOTATION
+            || key.starts_with(ORIGINAL_IMAGE_PREFIX)
+            || key.starts_with(ORIGINAL_VOLUME_PREFIX);
         if ours {
             let value = cursor.string()?;
             annotations.size += key.len() + value.len();
@@ -386,6 +389,7 @@ fn read_containers<'a>(pod: &mut Pod<'a>, kind: PlaceKind, cursor: &mut Cursor<'
 
 fn read_volume<'a>(pod: &mut Pod<'a>, index: usize, cursor: &mut Cursor<'a>) -> Scan<()> {
     let (mut name, mut reference, mut policy) = (None, None, None);
+    let mut seen = 0_u8;
     cursor.object(|key, cursor| {
         match key {
             "name" => {
@@ -394,6 +398,7 @@ fn read_volume<'a>(pod: &mut Pod<'a>, index: usize, cursor: &mut Cursor<'a>) -> 
                 }
             }
             "image" => {
+                once!(seen, 0, "a volume's image");
                 cursor.object(|key, cursor| {
                     let slot = match key {
                         "reference" => &mut reference,

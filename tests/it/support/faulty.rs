@@ -73,6 +73,8 @@ impl Request {
 /// What happens to one request.
 pub enum Action {
     Reply(Reply),
+    /// An answer that takes its time.
+    Later(Duration, Reply),
     /// Nothing more is said on this connection.
     Hang,
     /// The connection ends without an answer.
@@ -170,12 +172,12 @@ impl Reply {
 /// A running peer. It ends when dropped.
 pub struct Faulty {
     address: SocketAddr,
-    tls: Option<Arc<ServerConfig>>,
     shared: Arc<Shared>,
     door: Door,
 }
 
 struct Shared {
+    tls: Mutex<Option<Arc<ServerConfig>>>,
     behaviour: Mutex<Behaviour>,
     requests: Mutex<Vec<Request>>,
     connections: AtomicUsize,
@@ -210,8 +212,8 @@ impl Faulty {
         let socket = bind("127.0.0.1:0".parse().unwrap());
         let mut peer = Self {
             address: socket.local_addr().unwrap(),
-            tls,
             shared: Arc::new(Shared {
+                tls: Mutex::new(tls),
                 behaviour: Mutex::new(behaviour.clone()),
                 requests: Mutex::default(),
                 connections: AtomicUsize::new(0),
@@ -253,10 +255,16 @@ impl Faulty {
             }
             Behaviour::Silent | Behaviour::Answer(_) => {
                 let listener = socket.listen(1024).unwrap();
-                let tls = self.tls.clone().map(TlsAcceptor::from);
-                Door::Open(tokio::spawn(accept(listener, tls, Arc::clone(&self.shared))))
+                Door::Open(tokio::spawn(accept(listener, Arc::clone(&self.shared))))
             }
         };
+    }
+
+    /// Cuts all connections and shows another certificate from then on.
+    pub async fn show(&self, leaf: &Leaf) {
+        *lock(&self.shared.tls) = Some(leaf.server_config());
+        let mut open = std::mem::take(&mut *lock(&self.shared.open));
+        open.shutdown().await;
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -265,7 +273,11 @@ impl Faulty {
 
     /// Returns the address as a URL.
     pub fn url(&self) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let scheme = if lock(&self.shared.tls).is_some() {
+            "https"
+        } else {
+            "http"
+        };
         format!("{scheme}://{}", self.address)
     }
 
@@ -300,14 +312,15 @@ fn bind(address: SocketAddr) -> TcpSocket {
     socket
 }
 
-async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             continue;
         };
         shared.connections.fetch_add(1, Ordering::Relaxed);
         stream.set_nodelay(true).unwrap();
-        let (tls, of_connection) = (tls.clone(), Arc::clone(&shared));
+        let tls = lock(&shared.tls).clone().map(TlsAcceptor::from);
+        let of_connection = Arc::clone(&shared);
         let serving = async move {
             if matches!(*lock(&of_connection.behaviour), Behaviour::Silent) {
                 std::future::pending::<()>().await;
@@ -345,6 +358,10 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> 
         lock(&shared.requests).push(request);
         match action {
             Action::Reply(reply) => write_reply(&mut stream, &reply, head).await?,
+            Action::Later(after, reply) => {
+                tokio::time::sleep(after).await;
+                write_reply(&mut stream, &reply, head).await?;
+            }
             Action::Hang => std::future::pending().await,
             Action::Close => return Ok(()),
             Action::Raw(bytes) => return stream.write_all(&bytes).await,

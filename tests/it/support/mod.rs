@@ -3,7 +3,11 @@
 pub mod certificates;
 pub mod faulty;
 pub mod images;
+pub mod kagami;
+pub mod pods;
 pub mod real;
+pub mod reviews;
+pub mod shelf;
 pub mod tls_client;
 pub mod tokens;
 

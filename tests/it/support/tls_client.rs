@@ -86,11 +86,11 @@ impl Client {
     }
 
     /// Sends a request and reads its whole answer.
-    pub async fn post(&mut self, path: &str, body: &str) -> io::Result<Reply> {
+    pub async fn post(&mut self, path: &str, body: impl AsRef<[u8]>) -> io::Result<Reply> {
+        let body = body.as_ref();
         let length = body.len();
-        let request =
-            format!("POST {path} HTTP/1.1\r\nhost: kagami\r\ncontent-length: {length}\r\n\r\n{body}");
-        self.0.write_all(request.as_bytes()).await?;
+        let head = format!("POST {path} HTTP/1.1\r\nhost: kagami\r\ncontent-length: {length}\r\n\r\n");
+        self.0.write_all(&[head.as_bytes(), body].concat()).await?;
         self.0.flush().await?;
         read_reply(&mut self.0).await
     }

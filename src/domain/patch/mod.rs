@@ -5,16 +5,14 @@
 //! annotations, and `add` of one pull secret at the end of the list; never `test`, never `remove`.
 
 use super::{
-    decision::{Decision, Operation, PULL_SECRET, Request},
+    decision::{Decision, Operation, Request},
     json,
     mirror::Mode,
+    names::{DECISIONS_ANNOTATION, PULL_SECRET},
     pod::{Annotations, Place, Pod},
     reason::Outcome,
     routing::Routing,
 };
-
-/// The annotation that tells what was decided.
-pub const DECISIONS: &str = "kagami.dev/decisions";
 
 /// How large all annotations of a Pod may become; the API server's own limit is 256 KiB.
 const ANNOTATIONS_LIMIT: usize = 200 * 1024;
@@ -34,7 +32,8 @@ pub fn patch(
     decisions: &[Decision<'_>],
 ) -> Result<Option<String>, TooLarge> {
     let pod = &request.pod;
-    if pod.weaken(request.mode) != Mode::Enforce {
+    let left_alone = decisions.iter().any(|decision| decision.left_alone);
+    if left_alone || pod.weaken(request.mode) != Mode::Enforce {
         return Ok(None);
     }
     let mut operations = Operations::default();
@@ -72,7 +71,7 @@ fn annotations(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> 
         }
     }
     if let Some(summary) = summary(pod, routing, decisions) {
-        wanted.push((DECISIONS.to_owned(), summary));
+        wanted.push((DECISIONS_ANNOTATION.to_owned(), summary));
     }
     wanted.retain(|(key, value)| pod.annotation("", key) != Some(value));
     wanted
@@ -153,11 +152,11 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
     text.push('}');
 }
 
-type Earlier = serde_json::Map<String, serde_json::Value>;
+pub(super) type Earlier = serde_json::Map<String, serde_json::Value>;
 
 /// Returns the decisions that an earlier round of admission left on the Pod.
-fn earlier_decisions(pod: &Pod<'_>) -> Option<Earlier> {
-    serde_json::from_str(pod.annotation("", DECISIONS)?).ok()
+pub(super) fn earlier_decisions(pod: &Pod<'_>) -> Option<Earlier> {
+    serde_json::from_str(pod.annotation("", DECISIONS_ANNOTATION)?).ok()
 }
 
 /// Returns the earlier entry of a carried place if it tells what is true.
@@ -275,3 +274,6 @@ impl Operations {
         Some(self.text)
     }
 }
+
+#[cfg(test)]
+mod tests;

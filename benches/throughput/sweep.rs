@@ -1,0 +1,173 @@
+//! The sweeper's yardstick: bare HEADs over as many connections as the sweeper has, from a process
+//! of their own, as the sweeper's come from one; and a real registry to ask.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
+
+use super::{
+    client::Answers,
+    image::{BLOB, MANIFEST, digest, manifest},
+    payload,
+    registry::Heads,
+};
+
+/// Connections at once: the sweeper's.
+pub const CONNECTIONS: usize = 32;
+
+/// Returns the repository and the tag under which the mirror holds an image.
+fn place_of(number: usize) -> Result<(String, String)> {
+    let image = payload::image(number);
+    let (name, tag) = image.split_once(':').context("images have tags")?;
+    Ok((format!("docker.io/{name}"), tag.to_owned()))
+}
+
+/// Asks a registry for every image once, over plain connections that are kept open.
+pub fn heads(registry: SocketAddr, images: usize) -> Result<()> {
+    each(images, registry, |number, registry| {
+        let (repository, tag) = place_of(number)?;
+        Ok(vec![format!(
+            "HEAD /v2/{repository}/manifests/{tag} HTTP/1.1\r\nHost: {registry}\r\nAccept: {MANIFEST}\r\n\r\n"
+        )])
+    })
+}
+
+/// Sends what `requests` returns for each image, one after the other on one connection.
+fn each(
+    images: usize,
+    registry: SocketAddr,
+    requests: fn(usize, SocketAddr) -> Result<Vec<String>>,
+) -> Result<()> {
+    // As the sweeper's: all cores, tasks of one runtime.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let next = Arc::new(AtomicUsize::new(0));
+        let mut lanes = JoinSet::new();
+        for _ in 0..CONNECTIONS {
+            let next = Arc::clone(&next);
+            lanes.spawn(async move {
+                let mut stream = TcpStream::connect(registry).await?;
+                stream.set_nodelay(true)?;
+                let mut answers = Answers::default();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= images {
+                        return anyhow::Ok(());
+                    }
+                    let mut location = String::new();
+                    for request in requests(number, registry)? {
+                        let request = request.replace(LOCATION, &location);
+                        stream.write_all(request.as_bytes()).await?;
+                        let answer = answers.next(&mut stream, request.starts_with("HEAD ")).await?;
+                        ensure!(answer.status < 300, "status {} for {request}", answer.status);
+                        if let Some(path) = answer.header("location") {
+                            location = path
+                                .split_once("/v2/")
+                                .map(|(_, path)| path.to_owned())
+                                .unwrap_or_default();
+                        }
+                    }
+                }
+            });
+        }
+        while let Some(lane) = lanes.join_next().await {
+            lane??;
+        }
+        Ok(())
+    })
+}
+
+/// Stands for the path (below `/v2/`) that an upload was sent to.
+const LOCATION: &str = "{location}";
+
+/// CNCF distribution, with its images in memory. It ends when dropped.
+#[derive(Debug)]
+pub struct Distribution {
+    child: Child,
+    pub address: SocketAddr,
+    pub heads: Heads,
+}
+
+impl Distribution {
+    /// Starts the registry that `scripts/tools registry` built.
+    pub fn start(program: &Path, folder: &Path) -> Result<Self> {
+        // A free port, as good as ours: distribution does not tell which one it got.
+        let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let configuration = folder.join("distribution.yaml");
+        std::fs::write(
+            &configuration,
+            format!(
+                "version: 0.1\nlog: {{level: error}}\nstorage: {{inmemory: {{}}}}\nhttp: {{addr: \"{address}\"}}\n"
+            ),
+        )?;
+        let mut child = Command::new(program)
+            .arg("serve")
+            .arg(configuration)
+            .env("OTEL_TRACES_EXPORTER", "none")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(folder.join("distribution.log"))?)
+            .spawn()?;
+        let log = child.stdout.take().context("its output is a pipe")?;
+        let heads = Heads::default();
+        let noted = heads.clone();
+        // The access log tells each request when it is answered.
+        thread::spawn(move || {
+            for line in BufReader::new(log).split(b'\n').map_while(Result::ok) {
+                if line.windows(10).any(|window| window == b"\"HEAD /v2/") {
+                    noted.note();
+                }
+            }
+        });
+        while std::net::TcpStream::connect(address).is_err() {
+            ensure!(child.try_wait()?.is_none(), "distribution ended at once");
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Ok(Self {
+            child,
+            address,
+            heads,
+        })
+    }
+
+    /// Pushes the images of these numbers.
+    pub fn push(&self, images: usize) -> Result<()> {
+        each(images, self.address, |number, registry| {
+            let (repository, tag) = place_of(number)?;
+            let (blob, manifest) = (String::from_utf8_lossy(BLOB), manifest());
+            let common = format!("HTTP/1.1\r\nHost: {registry}\r\n");
+            Ok(vec![
+                format!("POST /v2/{repository}/blobs/uploads/ {common}Content-Length: 0\r\n\r\n"),
+                format!(
+                    "PUT /v2/{LOCATION}&digest={} {common}Content-Length: {}\r\n\r\n{blob}",
+                    digest(BLOB),
+                    blob.len()
+                ),
+                format!(
+                    "PUT /v2/{repository}/manifests/{tag} {common}Content-Type: {MANIFEST}\r\n\
+                     Content-Length: {}\r\n\r\n{manifest}",
+                    manifest.len()
+                ),
+            ])
+        })
+    }
+}
+
+impl Drop for Distribution {
+    fn drop(&mut self) {
+        // It may have ended by itself; there is nobody to tell.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

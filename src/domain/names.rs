@@ -1,0 +1,18 @@
+//! Every name that stands on Pods and Namespaces. They are an interface: a name once given stays.
+
+/// Label of namespaces and Pods: `enforce`, `warn`, `audit` or `off`.
+pub const MODE_LABEL: &str = "kagami.dev/mode";
+
+/// Annotation of Pods: JSON, place → outcome, reason and mirror.
+pub const DECISIONS_ANNOTATION: &str = "kagami.dev/decisions";
+
+/// Prefix of the Pod annotations that keep a container's image as the user wrote it; the
+/// container's name follows.
+pub const ORIGINAL_IMAGE_PREFIX: &str = "original-image.kagami.dev/";
+
+/// Prefix of the Pod annotations that keep an image volume's reference as the user wrote it; the
+/// volume's name follows.
+pub const ORIGINAL_VOLUME_PREFIX: &str = "original-volume.kagami.dev/";
+
+/// Name of the Secret, one in each served namespace, with which kubelets pull from mirrors.
+pub const PULL_SECRET: &str = "kagami-pull";

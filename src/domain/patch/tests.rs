@@ -1,0 +1,370 @@
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::domain::{
+    decision::{Probing, decide},
+    examples::{NOW, digest, mirror, place, proof, snapshot},
+    mirror::{Mirror, Tags},
+    pod::PlaceKind,
+    presence::{Index, Presence},
+    snapshot::Snapshot,
+};
+
+const NGINX: &str = "docker.io/library/nginx:1";
+const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
+const PLAIN: &str = r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"a","digest":"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}}"#;
+
+fn request<'a>(places: &[(PlaceKind, &'a str, &'a str)]) -> Request<'a> {
+    let places = places.iter().enumerate();
+    let places = places
+        .map(|(index, (kind, name, image))| place(*kind, index, name, image))
+        .collect();
+    let pod = Pod {
+        places,
+        ..Pod::default()
+    };
+    Request {
+        namespace: "team",
+        mode: Mode::Enforce,
+        operation: Operation::Create,
+        pod,
+    }
+}
+
+/// The Pod with one container `app` of `nginx:1`.
+fn nginx<'a>() -> Request<'a> {
+    request(&[(PlaceKind::Container, "app", "nginx:1")])
+}
+
+fn annotated<'a>(request: Request<'a>, annotations: &[(&'a str, &'a str)]) -> Request<'a> {
+    let borrowed = |(key, value): &(&'a str, &'a str)| (Cow::Borrowed(*key), Cow::Borrowed(*value));
+    let annotations = Annotations {
+        size: annotations
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum(),
+        ours: annotations.iter().map(borrowed).collect(),
+        static_pod: false,
+    };
+    Request {
+        pod: Pod {
+            annotations: Some(annotations),
+            ..request.pod
+        },
+        ..request
+    }
+}
+
+/// Mirror `a` of Docker Hub has `nginx:1`.
+fn state() -> (Snapshot, Index) {
+    state_of(mirror("a", &["docker.io"]))
+}
+
+fn state_of(mirror: Mirror) -> (Snapshot, Index) {
+    let mut index = Index::default();
+    index.write("a", NGINX, Presence::Present(proof('a')), NOW, NOW);
+    (snapshot(vec![mirror]), index)
+}
+
+fn patch_of((snapshot, index): &(Snapshot, Index), request: &Request<'_>) -> Result<Value, TooLarge> {
+    let plan = decide(snapshot, index, request, Probing::Hosted, NOW);
+    let decisions = plan.settle(snapshot, &[]);
+    let patch = patch(request, &snapshot.routing, &decisions)?;
+    Ok(patch.map_or(Value::Null, |text| serde_json::from_str(&text).unwrap()))
+}
+
+#[track_caller]
+fn check(state: &(Snapshot, Index), request: &Request<'_>, expected: &Value) {
+    assert_eq!(patch_of(state, request).as_ref(), Ok(expected));
+}
+
+fn replace(path: &str, value: &str) -> Value {
+    json!({"op": "replace", "path": path, "value": value})
+}
+
+fn add(path: &str, value: impl Into<Value>) -> Value {
+    json!({"op": "add", "path": path, "value": value.into()})
+}
+
+#[test]
+fn a_pod_without_annotations_gets_all_of_them_at_once() {
+    check(
+        &state(),
+        &nginx(),
+        &json!([
+            replace("/spec/containers/0/image", MIRRORED),
+            add(
+                "/metadata/annotations",
+                json!({"original-image.kagami.dev/app": "nginx:1", "kagami.dev/decisions": PLAIN})
+            ),
+        ]),
+    );
+}
+
+#[test]
+fn a_pod_with_annotations_gets_each_by_itself() {
+    check(
+        &state(),
+        &annotated(nginx(), &[]),
+        &json!([
+            replace("/spec/containers/0/image", MIRRORED),
+            add("/metadata/annotations/original-image.kagami.dev~1app", "nginx:1"),
+            add("/metadata/annotations/kagami.dev~1decisions", PLAIN),
+        ]),
+    );
+}
+
+#[test]
+fn every_kind_of_place_has_its_path_and_its_annotation() {
+    let request = request(&[
+        (PlaceKind::InitContainer, "i~/", "nginx:1"),
+        (PlaceKind::Container, "c", "nginx:1"),
+        (PlaceKind::EphemeralContainer, "e", "nginx:1"),
+        (PlaceKind::Volume, "v", "nginx:1"),
+    ]);
+    let patch = patch_of(&state(), &annotated(request, &[])).unwrap();
+    let paths: Vec<_> = patch
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|operation| operation["path"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        paths,
+        [
+            "/spec/initContainers/0/image",
+            "/spec/containers/1/image",
+            "/spec/ephemeralContainers/2/image",
+            "/spec/volumes/3/image/reference",
+            "/metadata/annotations/original-image.kagami.dev~1i~0~1",
+            "/metadata/annotations/original-image.kagami.dev~1c",
+            "/metadata/annotations/original-image.kagami.dev~1e",
+            "/metadata/annotations/original-volume.kagami.dev~1v",
+            "/metadata/annotations/kagami.dev~1decisions",
+        ]
+    );
+}
+
+#[test]
+fn what_is_kept_is_explained_where_a_mirror_was_a_candidate() {
+    let mut unhealthy = state();
+    unhealthy.0.health.clear();
+    let summary = r#"{"containers.app":{"outcome":"Kept","reason":"MirrorUnknown","mirror":"a"}}"#;
+    check(
+        &unhealthy,
+        &annotated(nginx(), &[]),
+        &json!([add("/metadata/annotations/kagami.dev~1decisions", summary)]),
+    );
+    let elsewhere = request(&[(PlaceKind::Container, "app", "quay.io/a/b")]);
+    check(&state(), &elsewhere, &Value::Null);
+}
+
+#[test]
+fn the_explanation_names_every_mirror_that_was_asked() {
+    let mut index = state().1;
+    index.write("b", NGINX, Presence::Present(proof('a')), NOW, NOW);
+    index.write("a", NGINX, Presence::Missing, NOW, NOW);
+    let state = (
+        snapshot(vec![mirror("a", &["docker.io"]), mirror("b", &["docker.io"])]),
+        index,
+    );
+    let patch = patch_of(&state, &nginx()).unwrap();
+    let summary: Value =
+        serde_json::from_str(patch[1]["value"][DECISIONS_ANNOTATION].as_str().unwrap()).unwrap();
+    assert_eq!(
+        summary,
+        json!({"containers.app": {
+            "outcome": "Rewritten", "reason": "Mirrored", "mirror": "b", "digest": digest('a').as_str(),
+            "candidates": [
+                {"mirror": "a", "outcome": "Kept", "reason": "ImageMissing"},
+                {"mirror": "b", "outcome": "Rewritten", "reason": "Mirrored"},
+            ],
+        }})
+    );
+}
+
+#[test]
+fn nothing_changes_outside_of_enforce_mode() {
+    for mode in [Mode::Off, Mode::Audit, Mode::Warn] {
+        check(&state(), &Request { mode, ..nginx() }, &Value::Null);
+        let mut labelled = nginx();
+        labelled.pod.mode_label = Some(mode.as_label().into());
+        check(&state(), &labelled, &Value::Null);
+        check(
+            &state_of(Mirror {
+                mode,
+                ..mirror("a", &["docker.io"])
+            }),
+            &nginx(),
+            &Value::Null,
+        );
+    }
+}
+
+#[test]
+fn ephemeral_containers_get_their_image_and_nothing_else() {
+    let request = request(&[(PlaceKind::EphemeralContainer, "debug", "nginx:1")]);
+    let request = Request {
+        operation: Operation::AddEphemeralContainers,
+        ..request
+    };
+    check(
+        &state(),
+        &request,
+        &json!([replace("/spec/ephemeralContainers/0/image", MIRRORED)]),
+    );
+}
+
+#[test]
+fn its_own_output_comes_back_unchanged() {
+    let rewritten = || request(&[(PlaceKind::Container, "app", MIRRORED)]);
+    let own = [
+        ("original-image.kagami.dev/app", "nginx:1"),
+        (DECISIONS_ANNOTATION, PLAIN),
+    ];
+    check(&state(), &annotated(rewritten(), &own), &Value::Null);
+    let mut unhealthy = state();
+    unhealthy.0.health.clear();
+    check(&unhealthy, &annotated(rewritten(), &own), &Value::Null);
+}
+
+#[test]
+fn a_forged_decision_is_replaced_and_a_verified_one_stays() {
+    let rewritten = |decisions| {
+        let request = request(&[(PlaceKind::Container, "app", MIRRORED)]);
+        annotated(
+            request,
+            &[
+                ("original-image.kagami.dev/app", "nginx:1"),
+                (DECISIONS_ANNOTATION, decisions),
+            ],
+        )
+    };
+    let honest = r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"a"}}"#;
+    let corrected = json!([add("/metadata/annotations/kagami.dev~1decisions", honest)]);
+    for forged in [
+        "",
+        "[]",
+        "{",
+        "{}",
+        r#"{"containers.app":{"outcome":"Kept","reason":"Private","mirror":"a"}}"#,
+        r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"b"}}"#,
+        r#"{"containers.app":7}"#,
+    ] {
+        check(&state(), &rewritten(forged), &corrected);
+    }
+    let more =
+        r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"a"},"containers.no":{}}"#;
+    check(&state(), &rewritten(more), &corrected);
+}
+
+#[test]
+fn a_forged_original_is_replaced_by_what_stands_there() {
+    let original = "original-image.kagami.dev/app";
+    let path = "/metadata/annotations/original-image.kagami.dev~1app";
+    // The image has no mirror: the forgery goes, and nothing else is said.
+    let elsewhere = request(&[(PlaceKind::Container, "app", "quay.io/a/b")]);
+    check(
+        &state(),
+        &annotated(elsewhere, &[(original, "quay.io/x/y")]),
+        &json!([add(path, "quay.io/a/b")]),
+    );
+    // The image is rewritten now: the original is what the user wrote.
+    let patch = patch_of(&state(), &annotated(nginx(), &[(original, "redis")])).unwrap();
+    assert_eq!(patch[1], add(path, "nginx:1"));
+    // The image is a mirror's already, but the recorded original is not the one it comes from.
+    let mirrored = request(&[(PlaceKind::Container, "app", MIRRORED)]);
+    check(
+        &state(),
+        &annotated(mirrored, &[(original, "redis")]),
+        &json!([add(path, MIRRORED)]),
+    );
+}
+
+#[test]
+fn a_pod_that_is_left_alone_keeps_even_its_forgeries() {
+    let forged = || annotated(nginx(), &[("original-image.kagami.dev/app", "redis")]);
+    let mut static_pod = forged();
+    static_pod.pod.annotations.as_mut().unwrap().static_pod = true;
+    check(&state(), &static_pod, &Value::Null);
+    let mut system = state();
+    system.0.left_alone = Arc::new(BTreeSet::from(["team".to_owned()]));
+    check(&system, &forged(), &Value::Null);
+}
+
+#[test]
+fn a_pinned_image_comes_back_unchanged_after_pinning_is_switched_off() {
+    let tags = Tags {
+        pin_digest: true,
+        ..Tags::default()
+    };
+    let pinning = state_of(Mirror {
+        tags,
+        ..mirror("a", &["docker.io"])
+    });
+    let pinned = format!("{MIRRORED}@{}", digest('a'));
+    let patch = patch_of(&pinning, &nginx()).unwrap();
+    assert_eq!(patch[0], replace("/spec/containers/0/image", &pinned));
+    let again = request(&[(PlaceKind::Container, "app", &pinned)]);
+    let own = [
+        ("original-image.kagami.dev/app", "nginx:1"),
+        (DECISIONS_ANNOTATION, PLAIN),
+    ];
+    check(&state(), &annotated(again, &own), &Value::Null);
+}
+
+#[test]
+fn the_pull_secret_is_appended_once_and_at_the_end() {
+    let needing = || {
+        state_of(Mirror {
+            pull_secret: true,
+            pull_secret_namespaces: vec!["team".to_owned()],
+            ..mirror("a", &["docker.io"])
+        })
+    };
+    let with = |secrets: Option<&[&'static str]>| {
+        let mut request = annotated(nginx(), &[]);
+        request.pod.pull_secrets = secrets.map(|names| names.iter().map(|name| (*name).into()).collect());
+        let patch = patch_of(&needing(), &request).unwrap();
+        patch.as_array().unwrap()[3..].to_vec()
+    };
+    let secret = json!({"name": "kagami-pull"});
+    assert_eq!(with(None), [add("/spec/imagePullSecrets", json!([secret]))]);
+    assert_eq!(with(Some(&[])), [add("/spec/imagePullSecrets/-", secret.clone())]);
+    assert_eq!(with(Some(&["mine"])), [add("/spec/imagePullSecrets/-", secret)]);
+    assert_eq!(with(Some(&["mine", "kagami-pull"])), [] as [Value; 0]);
+    let ephemeral = request(&[(PlaceKind::EphemeralContainer, "debug", "nginx:1")]);
+    let mut ephemeral = Request {
+        operation: Operation::AddEphemeralContainers,
+        ..ephemeral
+    };
+    check(&needing(), &ephemeral, &Value::Null);
+    ephemeral.pod.pull_secrets = Some(vec!["kagami-pull".into()]);
+    check(
+        &needing(),
+        &ephemeral,
+        &json!([replace("/spec/ephemeralContainers/0/image", MIRRORED)]),
+    );
+}
+
+#[test]
+fn a_pod_near_the_limits_stays_as_it_is() {
+    let with_annotations = |size| {
+        let mut request = annotated(nginx(), &[]);
+        request.pod.annotations.as_mut().unwrap().size = size;
+        patch_of(&state(), &request)
+    };
+    let added =
+        "original-image.kagami.dev/app".len() + "nginx:1".len() + DECISIONS_ANNOTATION.len() + PLAIN.len();
+    assert!(with_annotations(ANNOTATIONS_LIMIT - added).is_ok());
+    assert_eq!(with_annotations(ANNOTATIONS_LIMIT - added + 1), Err(TooLarge));
+    let of_size = |size| {
+        let mut request = nginx();
+        request.pod.size = size;
+        patch_of(&state(), &request)
+    };
+    assert!(of_size(POD_LIMIT - 1000).is_ok());
+    assert_eq!(of_size(POD_LIMIT - 100), Err(TooLarge));
+}

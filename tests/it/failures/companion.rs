@@ -1,0 +1,353 @@
+//! Rules of state, probes and companion for which a whole program's sockets are awkward.
+
+use std::time::Duration;
+
+use ::kagami::{
+    clock, companion,
+    domain::{
+        decision::{Finding, Probe},
+        health::{Fault, Health, Observation, State},
+        platform::Architectures,
+        presence::{Judgement, Presence, Proof, Rules},
+        routing::MirrorId,
+    },
+    metrics::Metrics,
+    registry::{Client, Endpoint},
+    state::{Demand, Observed, Store, feed::Feed, file},
+    webhook::Probes,
+};
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio_util::task::TaskTracker;
+
+use super::{REPOSITORY, SOON, stocked};
+use crate::support::{
+    faulty::{Action, Behaviour, Faulty, Reply},
+    install_crypto,
+    kagami::{eventually, mirror, text},
+    soon,
+};
+
+const KEY: &str = "docker.io/library/nginx:1";
+/// The same image by its digest, which is a class of its own.
+const DIGEST: &str =
+    "docker.io/library/nginx@sha256:92c43ea34418e060632477829beeb7f58d6f6c03e370c5400cc6587efa46cea2";
+
+fn apply(feed: &Feed, document: &Value) {
+    install_crypto();
+    let configuration = file::load(&text(std::slice::from_ref(document)), "test").unwrap();
+    feed.apply(configuration, clock::now()).unwrap();
+}
+
+/// A state with one mirror that is configured and healthy.
+fn healthy(document: &Value) -> (Store, Feed) {
+    let store = Store::default();
+    let feed = Feed::new(store.clone(), ["kube-system".to_owned()].into());
+    apply(&feed, document);
+    assert!(store.set_health("main", is(State::Healthy)));
+    (store, feed)
+}
+
+/// Health that began now.
+fn is(state: State) -> Health {
+    Health {
+        state,
+        ..Health::unknown(clock::now())
+    }
+}
+
+fn only_mirror(store: &Store) -> MirrorId {
+    store.snapshot().routing.by_name()["main"]
+}
+
+fn state(store: &Store) -> State {
+    store.snapshot().health_of(only_mirror(store)).state
+}
+
+async fn until_state(store: &Store, expected: State) {
+    let mut snapshots = store.subscribe();
+    let waiting = async {
+        while state(store) != expected {
+            snapshots.changed().await.unwrap();
+        }
+    };
+    let waited = tokio::time::timeout(SOON, waiting).await;
+    assert!(waited.is_ok(), "not {expected:?} but {:?}", state(store));
+}
+
+#[tokio::test]
+async fn another_endpoint_or_place_ends_health_and_proofs_at_once() {
+    let before = mirror("http://127.0.0.1:1", &json!({}));
+    for (spec, stays) in [
+        (json!({"priority": 7, "health": {"interval": "1s"}}), true),
+        (json!({"endpoint": {"url": "http://127.0.0.1:2"}}), false),
+        (json!({"registry": "mirror.test/cache"}), false),
+        (json!({"repository": "x/{registry}/{repository}"}), false),
+        (json!({"kind": "PullThrough"}), false),
+    ] {
+        let (store, feed) = healthy(&before);
+        let mut after = before.clone();
+        json_patch::merge(&mut after["spec"], &spec);
+        let proven_since = store.snapshot().health_of(only_mirror(&store)).proven_since;
+        eventually("the clock goes on", SOON, async || {
+            if clock::now() > proven_since {
+                Ok(())
+            } else {
+                Err(String::new())
+            }
+        })
+        .await;
+        apply(&feed, &after);
+        let health = store.snapshot().health_of(only_mirror(&store));
+        let expected = if stays { State::Healthy } else { State::Unknown };
+        assert_eq!(health.state, expected, "{spec}");
+        assert_eq!(health.proven_since == proven_since, stays, "{spec}");
+    }
+}
+
+/// A probe that was begun before an outage proves nothing to a review after it.
+#[tokio::test]
+async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
+    let (mut peer, shelf) = stocked().await;
+    peer.set(Behaviour::answer(move |request| {
+        Action::Later(Duration::from_millis(300), shelf.answer(request))
+    }))
+    .await;
+    let (store, _feed) = healthy(&mirror(&peer.url(), &json!({"health": {"timeout": "10s"}})));
+    let (metrics, _) = Metrics::new();
+    let probes = Probes::new(store.clone(), metrics, mpsc::channel(8).0, TaskTracker::new());
+    let probe = [Probe {
+        mirror: only_mirror(&store),
+        key: KEY.to_owned(),
+        repository: REPOSITORY.to_owned(),
+        reference: "1".to_owned(),
+    }];
+    // It begins, and nobody waits for it.
+    assert_eq!(
+        probes.make(&store.snapshot(), &probe, Instant::now()).await,
+        [None]
+    );
+    eventually("the mirror is asked", SOON, async || {
+        if peer.requests().is_empty() {
+            Err(String::new())
+        } else {
+            Ok(())
+        }
+    })
+    .await;
+    store.set_health("main", is(State::Unhealthy));
+    store.set_health("main", is(State::Healthy));
+    assert_eq!(probes.make(&store.snapshot(), &probe, soon()).await, [None]);
+    // The next one is.
+    let findings = probes.make(&store.snapshot(), &probe, soon()).await;
+    assert!(
+        matches!(findings[..], [Some(Finding::Present(_))]),
+        "{findings:?}"
+    );
+}
+
+/// The companion, at work on a state until it is dropped.
+struct Companion {
+    observations: mpsc::Sender<Observed>,
+    demand: mpsc::Sender<Demand>,
+    _running: JoinSet<()>,
+}
+
+fn start(store: &Store) -> Companion {
+    let (observations, observed) = mpsc::channel(64);
+    let (want, demand) = mpsc::channel(64);
+    let (metrics, _) = Metrics::new();
+    let store = store.clone();
+    let mut running = JoinSet::new();
+    running.spawn(async move { match companion::run(store, metrics, observed, demand).await {} });
+    Companion {
+        observations,
+        demand: want,
+        _running: running,
+    }
+}
+
+/// Observations wait in queues: a good one may be older than the outage that it comes after.
+#[tokio::test]
+async fn old_good_news_does_not_heal_a_mirror() {
+    let peer = Faulty::start(Behaviour::Refuse).await;
+    let store = Store::default();
+    let feed = Feed::new(store.clone(), [].into());
+    apply(
+        &feed,
+        &mirror(&peer.url(), &json!({"health": {"interval": "10m"}})),
+    );
+    let companion = start(&store);
+    until_state(&store, State::Unhealthy).await;
+    let observed = |observation| Observed {
+        mirror: "main".to_owned(),
+        observation,
+    };
+    for _ in 0..10 {
+        companion
+            .observations
+            .send(observed(Observation::Good))
+            .await
+            .unwrap();
+    }
+    // Observations are taken in order, and another cause is published.
+    let last = Observation::Bad(Fault::ServerError);
+    companion.observations.send(observed(last)).await.unwrap();
+    eventually("all observations are taken in", SOON, async || {
+        let health = store.snapshot().health_of(only_mirror(&store));
+        assert_eq!(health.state, State::Unhealthy);
+        if health.fault == Some(Fault::ServerError) {
+            Ok(())
+        } else {
+            Err(format!("{health:?}"))
+        }
+    })
+    .await;
+}
+
+/// Something bad that a probe saw brings the next look forward; one hiccup is not an outage.
+#[tokio::test]
+async fn bad_news_is_confirmed_before_it_counts() {
+    let (mut peer, shelf) = stocked().await;
+    let store = Store::default();
+    let feed = Feed::new(store.clone(), [].into());
+    apply(
+        &feed,
+        &mirror(&peer.url(), &json!({"health": {"interval": "10m"}})),
+    );
+    let companion = start(&store);
+    until_state(&store, State::Healthy).await;
+    let bad = Observed {
+        mirror: "main".to_owned(),
+        observation: Observation::Bad(Fault::Timeout),
+    };
+    let asked = || peer.requests().len();
+    for _ in 0..3 {
+        let before = asked();
+        for _ in 0..8 {
+            companion.observations.send(bad.clone()).await.unwrap();
+        }
+        eventually("the prober looks itself", SOON, async || {
+            if asked() > before {
+                Ok(())
+            } else {
+                Err(String::new())
+            }
+        })
+        .await;
+        assert_eq!(state(&store), State::Healthy);
+    }
+    peer.set(Behaviour::always(Reply::error(503, "UNAVAILABLE")))
+        .await;
+    companion.observations.send(bad.clone()).await.unwrap();
+    until_state(&store, State::Unhealthy).await;
+    drop(shelf);
+}
+
+/// After an outage nothing is proven until it is seen again, and all that is known is looked at at once:
+/// nobody asks for it here, and the next regular sweep is minutes away.
+#[tokio::test]
+async fn a_recovery_is_followed_by_a_sweep() {
+    let (mut peer, shelf) = stocked().await;
+    let store = Store::default();
+    let feed = Feed::new(store.clone(), [].into());
+    apply(&feed, &mirror(&peer.url(), &json!({})));
+    let proven = || {
+        let snapshot = store.snapshot();
+        let mirror = only_mirror(&store);
+        let rules = Rules::of(
+            snapshot.routing.mirror(mirror),
+            snapshot.health_of(mirror).proven_since,
+        );
+        let index = store.index();
+        [KEY, DIGEST].map(|key| {
+            matches!(
+                index.judge("main", key, &rules, clock::now()),
+                Judgement::Proven(..)
+            )
+        })
+    };
+    let until_proven = async || {
+        eventually("both are proven", SOON, async || match proven() {
+            [true, true] => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    };
+    let companion = start(&store);
+    until_state(&store, State::Healthy).await;
+    for key in [KEY, DIGEST] {
+        let demand = Demand {
+            mirror: "main".to_owned(),
+            key: key.to_owned(),
+        };
+        companion.demand.send(demand).await.unwrap();
+    }
+    until_proven().await;
+    for _ in 0..3 {
+        peer.set(Behaviour::Refuse).await;
+        until_state(&store, State::Unhealthy).await;
+        let unhealthy_at = clock::now();
+        peer.set(shelf.behaviour()).await;
+        until_state(&store, State::Healthy).await;
+        assert!(store.snapshot().health_of(only_mirror(&store)).proven_since >= unhealthy_at);
+        until_proven().await;
+    }
+}
+
+/// With an unbounded rate too, a sweep waits as long as the mirror asks, and gives up no image for it.
+#[tokio::test]
+async fn a_sweep_waits_as_it_is_asked_to() {
+    let (mut peer, shelf) = stocked().await;
+    let spec = json!({
+        "health": {"interval": "10m"},
+        "freshness": {"tag": "2s"},
+        "sweep": {"requestsPerSecond": 0},
+    });
+    let store = Store::default();
+    let feed = Feed::new(store.clone(), [].into());
+    let document = mirror(&peer.url(), &spec);
+    apply(&feed, &document);
+    let client = Client::new(&Endpoint {
+        url: peer.url(),
+        ca_bundle: None,
+        credentials: None,
+    })
+    .unwrap();
+    let (answer, _) = client.look(REPOSITORY, "1", soon()).await;
+    let ::kagami::domain::answer::Answer::Exists(manifest) = answer else {
+        panic!("{answer:?}")
+    };
+    let present = Presence::Present(Proof::new(&manifest, Architectures::ALL));
+    let limited_until = Instant::now() + Duration::from_millis(1500);
+    peer.set(Behaviour::answer(move |request| {
+        if request.target.contains("/manifests/") && Instant::now() < limited_until {
+            Reply::error(429, "TOOMANYREQUESTS")
+                .header("Retry-After", "1")
+                .into()
+        } else {
+            shelf.answer(request).into()
+        }
+    }))
+    .await;
+    let now = clock::now();
+    store.index_mut().write("main", KEY, present.clone(), now, now);
+    let _companion = start(&store);
+    let manifests = || {
+        peer.requests()
+            .into_iter()
+            .filter(|request| request.target.ends_with("/manifests/1"))
+    };
+    let before = manifests().count();
+    eventually("the sweep came through", SOON, async || {
+        assert_eq!(store.index().get("main", KEY).unwrap().presence, present);
+        let asked = manifests().count() - before;
+        if asked >= 3 {
+            Ok(())
+        } else {
+            Err(format!("{asked} requests"))
+        }
+    })
+    .await;
+    assert_eq!(store.index().get("main", KEY).unwrap().presence, present);
+}

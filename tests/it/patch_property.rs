@@ -1,0 +1,375 @@
+//! The promise that no patch denies a Pod or changes what it must not: for random Pods and random
+//! state the patch applies, changes images, our annotations and one pull secret only, follows from
+//! proof, and admission leaves its own output as it is.
+
+use std::cell::Cell;
+
+use kagami::{
+    api, clock,
+    domain::{
+        answer::MediaType,
+        digest::Digest,
+        health::{Health, State},
+        image::Reference,
+        mapping::Mapping,
+        mirror::{Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags},
+        platform::Architectures,
+        presence::{Presence, Proof},
+        reason::Reason,
+        routing::Routing,
+        selector::Selector,
+        time::Timestamp,
+    },
+    state::{Configured, Store},
+};
+use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
+use serde_json::Value;
+
+use crate::support::{
+    pods::{self, DIGESTS, NAMES, REGISTRIES},
+    reviews::{admission, ask, patched, review_of},
+};
+
+const LISTS: [(&str, &str); 4] = [
+    ("containers", "/image"),
+    ("initContainers", "/image"),
+    ("ephemeralContainers", "/image"),
+    ("volumes", "/image/reference"),
+];
+
+/// A mirror, its health, and what it holds.
+#[derive(Clone, Debug)]
+struct Peer {
+    mirror: Mirror,
+    state: State,
+    images: Vec<(String, Presence)>,
+}
+
+/// Returns the keys of all images that random Pods name.
+fn keys() -> Vec<String> {
+    let mut keys = Vec::new();
+    for name in NAMES {
+        for suffix in [
+            ":1".to_owned(),
+            String::new(),
+            ":v1.2.3-rc.1_x".to_owned(),
+            format!("@{}", DIGESTS[0]),
+            format!("@{}", DIGESTS[1]),
+        ] {
+            let mut key = String::new();
+            Reference::parse(&format!("{name}{suffix}"))
+                .unwrap()
+                .write_key(&mut key);
+            keys.push(key);
+        }
+    }
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+/// Returns what a mirror knows of an image; `chance` is any number.
+fn presence(chance: u8) -> Option<Presence> {
+    let (digest, architectures) = match chance % 16 {
+        0..6 => (DIGESTS[0], Architectures::ALL),
+        6..8 => (DIGESTS[0], Architectures::of("amd64")),
+        8..11 => (DIGESTS[1], Architectures::ALL),
+        11 => (DIGESTS[1], Architectures::NONE),
+        12 => return Some(Presence::Missing),
+        13 => return Some(Presence::Unknown(Some(Reason::RegistryError))),
+        _ => return None,
+    };
+    let digest = digest.parse().unwrap();
+    let media_type = MediaType::OciIndex;
+    Some(Presence::Present(Proof {
+        digest,
+        media_type,
+        architectures,
+        size: None,
+        public: None,
+    }))
+}
+
+fn source() -> impl Strategy<Value = Source> {
+    let prefixes = vec![
+        "docker.io",
+        "docker.io/library",
+        "quay.io/team",
+        "registry.example.com:5000",
+        "[fd00::2]:5000",
+        "localhost",
+    ];
+    let exclude = select(vec![vec![], vec!["**/redis"], vec!["docker.io/*/*"]]);
+    (select(prefixes), exclude, any::<bool>()).prop_map(|(prefix, exclude, private)| Source {
+        prefix: prefix.to_owned(),
+        exclude: exclude.into_iter().map(str::to_owned).collect(),
+        access: if private { Access::Private } else { Access::Public },
+        with_credentials: false,
+    })
+}
+
+fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
+    let mode = prop_oneof![6 => Just(Mode::Enforce), 1 => Just(Mode::Warn), 1 => Just(Mode::Audit), 1 => Just(Mode::Off)];
+    let kind = prop_oneof![3 => Just(Kind::Hosted), 1 => Just(Kind::PullThrough)];
+    let place = (
+        select(REGISTRIES.to_vec()),
+        select(vec!["{registry}/{repository}", "copy/{registry}/{repository}"]),
+    );
+    let wants = (mode, kind, -1..2_i32, prop::bool::weighted(0.1), any::<bool>());
+    let secret = (prop::bool::weighted(0.3), prop::bool::weighted(0.7));
+    let state =
+        prop_oneof![6 => Just(State::Healthy), 1 => Just(State::Unhealthy), 1 => Just(State::Unknown)];
+    let keys = keys.to_vec();
+    let chances = vec(any::<u8>(), keys.len());
+    (place, wants, secret, vec(source(), 2..6), state, chances).prop_map(
+        move |(
+            (registry, template),
+            (mode, kind, priority, upstream, pin),
+            (pull_secret, in_place),
+            sources,
+            state,
+            chances,
+        )| {
+            let mirror = Mirror {
+                name: format!("m{number}"),
+                mode,
+                mapping: Mapping {
+                    registry: registry.parse().unwrap(),
+                    template: template.parse().unwrap(),
+                },
+                kind,
+                priority,
+                prefer: if upstream {
+                    Prefer::Upstream
+                } else {
+                    Prefer::Mirror
+                },
+                namespaces: Selector::default(),
+                sources,
+                health: HealthSettings::default(),
+                freshness: Freshness::default(),
+                sweep_rate: None,
+                tags: Tags {
+                    pin_digest: pin,
+                    ..Tags::default()
+                },
+                pull_secret,
+                exclude_owners: OwnerPattern::built_in(),
+                runs_in: Vec::new(),
+                pull_secret_namespaces: if in_place {
+                    vec!["team".to_owned()]
+                } else {
+                    Vec::new()
+                },
+                platforms: Vec::new(),
+                owners_left_alone: Vec::new(),
+            };
+            let images = keys
+                .iter()
+                .cloned()
+                .zip(chances)
+                .filter_map(|(key, chance)| Some((key, presence(chance)?)))
+                .collect();
+            Peer {
+                mirror,
+                state,
+                images,
+            }
+        },
+    )
+}
+
+fn store(peers: &[Peer]) -> Store {
+    let store = Store::default();
+    let routing = Routing::compile(peers.iter().map(|peer| peer.mirror.clone()).collect());
+    store.configure(
+        Configured {
+            routing,
+            ..Configured::default()
+        },
+        clock::now(),
+    );
+    let now = clock::now();
+    let long_ago = Timestamp::from_millis(1);
+    for Peer {
+        mirror,
+        state,
+        images,
+    } in peers
+    {
+        store.set_health(
+            &mirror.name,
+            Health {
+                state: *state,
+                fault: None,
+                since: long_ago,
+                proven_since: long_ago,
+            },
+        );
+        for (key, presence) in images {
+            store
+                .index_mut()
+                .write(&mirror.name, key, presence.clone(), now, now);
+        }
+    }
+    store
+}
+
+/// Whether some healthy mirror in enforce mode holds `original` and has it as `current`.
+fn is_proven(peers: &[Peer], original: &str, current: &str) -> bool {
+    let reference = Reference::parse(original).unwrap();
+    let mut key = String::new();
+    reference.write_key(&mut key);
+    peers.iter().any(
+        |Peer {
+             mirror,
+             state,
+             images,
+         }| {
+            let proven = |digest: &Digest| mirror.map(&reference, digest).as_deref() == Ok(current);
+            let found = images.iter().find(|(image, _)| *image == key);
+            *state == State::Healthy
+                && mirror.mode == Mode::Enforce
+                && matches!(found, Some((_, Presence::Present(proof))) if proven(&proof.digest))
+        },
+    )
+}
+
+/// Returns what Kagami may write of a Pod: images and its own annotations and secret, each in one
+/// place, so that what is left can be compared.
+fn without_ours(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    for (list, image) in LISTS {
+        for entry in pod["spec"][list].as_array_mut().into_iter().flatten() {
+            if let Some(image) = entry.pointer_mut(image) {
+                *image = Value::Null;
+            }
+        }
+    }
+    let ours = [
+        "kagami.dev/decisions",
+        "original-image.kagami.dev/",
+        "original-volume.kagami.dev/",
+    ];
+    let annotations = &mut pod["metadata"]["annotations"];
+    if let Some(fields) = annotations.as_object_mut() {
+        fields.retain(|key, _| !ours.iter().any(|ours| key.starts_with(ours)));
+        if fields.is_empty() {
+            *annotations = Value::Null;
+        }
+    }
+    let secrets = &mut pod["spec"]["imagePullSecrets"];
+    if let Some(entries) = secrets.as_array_mut() {
+        if entries
+            .last()
+            .is_some_and(|last| last["name"] == api::PULL_SECRET)
+        {
+            entries.pop();
+        }
+        if entries.is_empty() {
+            *secrets = Value::Null;
+        }
+    }
+    pod
+}
+
+fn secrets(pod: &Value) -> Vec<&Value> {
+    pod["spec"]["imagePullSecrets"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|secret| &secret["name"])
+        .collect()
+}
+
+fn check_change(peers: &[Peer], before: &Value, after: &Value, known_ephemeral: usize) {
+    for (list, image) in LISTS {
+        let entries = |pod: &Value| pod["spec"][list].as_array().cloned().unwrap_or_default();
+        for (index, (old, new)) in entries(before).iter().zip(&entries(after)).enumerate() {
+            let (old, new) = (old.pointer(image), new.pointer(image));
+            if old != new {
+                let text = |image: Option<&Value>| image.unwrap().as_str().unwrap().to_owned();
+                assert!(
+                    is_proven(peers, &text(old), &text(new)),
+                    "{old:?} → {new:?} without proof"
+                );
+                assert!(
+                    list != "ephemeralContainers" || index >= known_ephemeral,
+                    "one that runs was changed"
+                );
+            }
+        }
+    }
+    let (had, has) = (secrets(before), secrets(after));
+    assert_eq!(has[..had.len()], had);
+    assert!(
+        has.len() == had.len()
+            || (!had.contains(&&Value::from(api::PULL_SECRET)) && has.len() == had.len() + 1)
+    );
+    assert_eq!(without_ours(before), without_ours(after));
+}
+
+#[test]
+fn a_patch_applies_changes_only_what_it_may_and_is_final() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let keys = keys();
+    let peers = prop_oneof![1 => Just(0), 9 => 1..5_usize].prop_flat_map({
+        let keys = keys.clone();
+        move |count| (0..count).map(|number| peer(number, &keys)).collect::<Vec<_>>()
+    });
+    let mode = prop_oneof![8 => Just(Mode::Enforce), 1 => Just(Mode::Warn), 1 => Just(Mode::Audit)];
+    // How many of the ephemeral containers are there already, where some are added.
+    let known = prop_oneof![3 => Just(None), 1 => (0..3_usize).prop_map(Some)];
+    let config = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(10_000)
+    };
+    let changed = Cell::new(0_u32);
+    let mut runner = TestRunner::new(config);
+    let result = runner.run(&(peers, pods::pod(), mode, known), |(peers, pod, mode, known)| {
+        let old = known.map(|known| {
+            let mut old = pod.clone();
+            if let Some(containers) = old["spec"]["ephemeralContainers"].as_array_mut() {
+                containers.truncate(known);
+            }
+            old
+        });
+        let admission = admission(store(&peers));
+        let answer = runtime.block_on(ask(&admission, mode, &review_of(&pod, old.as_ref())));
+        let operations = answer.get("patch").and_then(Value::as_array);
+        for operation in operations.into_iter().flatten() {
+            prop_assert!(
+                operation["op"] == "add" || operation["op"] == "replace",
+                "{}",
+                operation
+            );
+        }
+        prop_assert!(
+            mode == Mode::Enforce || operations.is_none(),
+            "changed in {mode:?} mode"
+        );
+        let after = patched(&pod, &answer);
+        check_change(&peers, &pod, &after, known.unwrap_or_default());
+        let replaces = |operation: &Value| operation["op"] == "replace";
+        changed.set(
+            changed.get() + u32::from(operations.is_some_and(|operations| operations.iter().any(replaces))),
+        );
+        if old.is_some() {
+            prop_assert_eq!(&after["metadata"], &pod["metadata"]);
+        }
+        let again = runtime.block_on(ask(&admission, mode, &review_of(&after, old.as_ref())));
+        prop_assert_eq!(again.get("patch"), None, "first: {}", answer);
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    assert!(
+        changed.get() > 1_000,
+        "only {} Pods were rewritten: this proves little",
+        changed.get()
+    );
+}
