@@ -11,11 +11,13 @@
     reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
 )]
 
+mod chart;
 mod cluster;
 mod companion;
 mod faults;
 mod modes;
 mod places;
+mod rights;
 mod scope;
 mod support;
 
@@ -45,6 +47,16 @@ const TESTS: &[(&str, Test)] = tests![
     companion::what_is_known_can_be_read_with_kubectl,
     companion::health_is_written_once_for_each_change,
     companion::certificates_are_made_and_renewed_in_steps,
+    chart::install_upgrade_and_removal,
+    chart::every_set_of_values_is_valid,
+    chart::wrong_values_are_refused_with_their_place,
+    chart::plain_manifests_are_what_the_chart_makes,
+    chart::a_default_mode_takes_in_unlabelled_namespaces_only,
+    rights::each_account_has_its_rights_and_no_other,
+    rights::with_cert_manager_the_companion_writes_no_certificates,
+    rights::viewers_of_a_namespace_read_what_kagami_knows,
+    rights::an_unknown_mode_is_refused_on_a_namespace,
+    rights::the_companion_is_held_to_its_secrets,
     places::kubectl_run_gets_the_mirrors_image,
     places::init_containers_and_sidecars_are_rewritten,
     places::image_volumes_are_rewritten,

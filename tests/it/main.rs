@@ -11,8 +11,10 @@
 )]
 
 mod admission;
+mod chart;
 mod failures;
 mod generated;
+mod image;
 mod layers;
 mod patch_property;
 mod registry;

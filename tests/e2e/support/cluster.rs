@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -172,13 +172,56 @@ impl Cluster {
     /// Sends a request to the API server.
     pub(crate) fn request(&self, user: User, method: Method, path: &str, body: Option<&Value>) -> Answer {
         let url = format!("{}{path}", self.url);
-        let mut request = self.http.client.request(method, url).bearer_auth(user.token());
+        let request = self.http.client.request(method, url).bearer_auth(user.token());
+        self.send(request, "application/json", body)
+    }
+
+    /// Sends a request of a service account, written `namespace:name`. The body of a PATCH is a JSON patch.
+    pub(crate) fn request_by(
+        &self,
+        account: &str,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Answer {
+        let content = match method {
+            Method::PATCH => "application/json-patch+json",
+            _ => "application/json",
+        };
+        let request = self.http.client.request(method, format!("{}{path}", self.url));
+        let request = request
+            .bearer_auth(User::Admin.token())
+            .header("impersonate-user", format!("system:serviceaccount:{account}"));
+        self.send(request, content, body)
+    }
+
+    fn send(&self, mut request: RequestBuilder, content: &str, body: Option<&Value>) -> Answer {
         if let Some(body) = body {
-            request = request
-                .header("content-type", "application/json")
-                .body(body.to_string());
+            request = request.header("content-type", content).body(body.to_string());
         }
         self.http.send(request).unwrap()
+    }
+
+    /// Runs `kubectl` as a user would, without a namespace.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Output {
+        self.tool("kubectl", arguments)
+    }
+
+    /// Runs `helm` as a user would.
+    pub(crate) fn helm(&self, arguments: &[&str]) -> Output {
+        self.tool("helm", arguments)
+    }
+
+    fn tool(&self, name: &str, arguments: &[&str]) -> Output {
+        Command::new(self.tools.path(name))
+            .args(arguments)
+            .env_clear()
+            // Both keep what they learn in the home folder.
+            .env("HOME", self.folder())
+            .env("KUBECONFIG", self.folder().join("admin.kubeconfig"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     /// The API server's own measurements, in Prometheus' text form.
@@ -211,17 +254,8 @@ impl Cluster {
 impl Namespace<'_> {
     /// Runs `kubectl` in this namespace, as a user would.
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Output {
-        let folder = self.cluster.folder();
-        Command::new(self.cluster.tools.path("kubectl"))
-            .args(["--namespace", &self.name])
-            .args(arguments)
-            .env_clear()
-            // kubectl keeps what it learns about the API server in the home folder.
-            .env("HOME", folder)
-            .env("KUBECONFIG", folder.join("admin.kubeconfig"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        self.cluster
+            .kubectl(&[&["--namespace", self.name.as_str()], arguments].concat())
     }
 
     /// Creates a Pod and returns the API server's whole answer.
@@ -398,12 +432,20 @@ fn start_api_server(
     process
 }
 
+const CONTROLLERS: [&str; 5] = [
+    "clusterrole-aggregation-controller",
+    "deployment-controller",
+    "namespace-controller",
+    "replicaset-controller",
+    "serviceaccount-controller",
+];
+
 fn start_controller_manager(tools: &Tools, folder: &Path, address: Ipv4Addr) -> Process {
     let file = |name: &str| folder.join(name).display().to_string();
     let controllers = if address.is_loopback() {
-        "deployment-controller,replicaset-controller,namespace-controller,serviceaccount-controller"
+        CONTROLLERS.join(",")
     } else {
-        "*"
+        "*".to_owned()
     };
     let arguments = [
         format!("--kubeconfig={}", file("admin.kubeconfig")),

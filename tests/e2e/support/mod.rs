@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod certificates;
+pub(crate) mod chart;
 pub(crate) mod cluster;
 pub(crate) mod companion;
 pub(crate) mod connection;

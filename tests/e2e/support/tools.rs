@@ -20,7 +20,9 @@ impl Tools {
             PathBuf::from,
         );
         let tools = Self { folder }.with(&[
+            "definitions",
             "etcd",
+            "helm",
             "kube-apiserver",
             "kube-controller-manager",
             "kubectl",
@@ -43,7 +45,7 @@ impl Tools {
         let missing: Vec<_> = programs
             .iter()
             .copied()
-            .filter(|name| !self.path(name).is_file())
+            .filter(|name| !self.path(name).exists())
             .collect();
         if missing.is_empty() {
             return Ok(self);

@@ -1,0 +1,103 @@
+{{/* The name that everything begins with: the release's, if it tells what it is. */}}
+{{- define "kagami.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride -}}
+{{- else if contains "kagami" .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-kagami" (.Release.Name | trunc 45 | trimSuffix "-") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What identifies a process' Pods. Takes a list: the root, the process (webhook or companion). */}}
+{{- define "kagami.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: kagami
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* Labels of everything that belongs to a process; takes the same list. */}}
+{{- define "kagami.labels" -}}
+{{ include "kagami.selector" . }}
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+{{- end -}}
+
+{{/* Labels of what belongs to Kagami as a whole. */}}
+{{- define "kagami.commonLabels" -}}
+app.kubernetes.io/name: kagami
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+{{- end -}}
+
+{{- define "kagami.image" -}}
+{{- $image := .Values.image -}}
+{{ $image.repository }}:{{ $image.tag | default .Chart.AppVersion }}{{ with $image.digest }}@{{ . }}{{ end }}
+{{- end -}}
+
+{{/* Namespaces whose Pods are never touched, as a JSON list. */}}
+{{- define "kagami.leftAlone" -}}
+{{- concat (list "kube-system" .Release.Namespace) .Values.leftAlone | uniq | toJson -}}
+{{- end -}}
+
+{{/* What the Pods of both processes have in common; takes the same list as kagami.labels. */}}
+{{- define "kagami.podSpec" -}}
+{{- $root := index . 0 -}}
+serviceAccountName: {{ include "kagami.fullname" $root }}-{{ index . 1 }}
+automountServiceAccountToken: true
+{{- with $root.Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+- name: {{ . }}
+{{- end }}
+{{- end }}
+{{- with $root.Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $root.Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $root.Values.tolerations }}
+tolerations:
+{{- toYaml . | nindent 0 }}
+{{- end }}
+topologySpreadConstraints:
+{{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+- topologyKey: {{ . }}
+  maxSkew: 1
+  whenUnsatisfiable: ScheduleAnyway
+  matchLabelKeys: [pod-template-hash]
+  labelSelector:
+    matchLabels:
+      {{- include "kagami.selector" $ | nindent 6 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/* What the containers of both processes have in common: image, probes, rights. */}}
+{{- define "kagami.container" -}}
+image: {{ include "kagami.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+env:
+- name: KAGAMI_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+livenessProbe:
+  httpGet: {path: /livez, port: admin}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: admin}
+  periodSeconds: 5
+  timeoutSeconds: 3
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end -}}

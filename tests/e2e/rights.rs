@@ -1,0 +1,337 @@
+//! What Kagami's service accounts may do, and what the API server holds them and people to.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{
+    chart::{CHART, Chart, apply, stdout},
+    cluster::{Cluster, Namespace},
+    eventually,
+};
+
+const RBAC: [&str; 5] = [
+    "ServiceAccount",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Role",
+    "RoleBinding",
+];
+
+const WEBHOOK: &[&str] = &[
+    "get list watch imagemirrors.kagami.dev",
+    "get list watch mirroredimages.kagami.dev",
+    "get list watch namespaces",
+];
+
+const WEBHOOK_AT_HOME: &[&str] = &["get list watch leases.coordination.k8s.io/kagami-health"];
+
+const COMPANION: &[&str] = &[
+    "get list watch pods",
+    "get list watch namespaces",
+    "get list watch nodes",
+    "get list watch imagemirrors.kagami.dev",
+    "patch update imagemirrors/status.kagami.dev",
+    "create delete deletecollection get list patch update watch mirroredimages.kagami.dev",
+    "get customresourcedefinitions.apiextensions.k8s.io/imagemirrors.kagami.dev",
+    "get customresourcedefinitions.apiextensions.k8s.io/mirroredimages.kagami.dev",
+];
+
+const COMPANION_WRITES_BUNDLES: &[&str] =
+    &["get list watch patch mutatingwebhookconfigurations.admissionregistration.k8s.io/rights-kagami"];
+
+const COMPANION_AT_HOME: &[&str] = &[
+    "create leases.coordination.k8s.io",
+    "get patch update leases.coordination.k8s.io/kagami-companion",
+    "get patch update leases.coordination.k8s.io/kagami-health",
+    "get list watch create secrets",
+    "patch update secrets/kagami-probe",
+];
+
+const COMPANION_MAKES_CERTIFICATES: &[&str] = &[
+    "patch update secrets/kagami-ca",
+    "patch update secrets/kagami-webhook-tls",
+];
+
+const COMPANION_AT_DEFAULT: &[&str] = &["create patch events.events.k8s.io"];
+
+pub(crate) fn each_account_has_its_rights_and_no_other(cluster: &Cluster) {
+    let home = cluster.namespace(None);
+    // kubectl asks about nothing that is not there.
+    apply(cluster, &[&format!("{CHART}/crds")]);
+    let chart = Chart::new(cluster, "rights", &home.name, "{}");
+    chart.apply(&RBAC);
+    let webhook = format!("{}:rights-kagami-webhook", home.name);
+    let companion = format!("{}:rights-kagami-companion", home.name);
+    // Roles reach the authorizer a moment after they are stored; the binding in `default` comes last.
+    eventually("the roles are in force", || {
+        let there = |account: &str, namespace: &str| !rights(cluster, account, namespace).is_empty();
+        let events = rights(cluster, &companion, "default");
+        let all = there(&webhook, &home.name) && events.contains("create events.events.k8s.io");
+        all.then_some(())
+    });
+    for (account, namespace, expected) in [
+        (
+            &webhook,
+            home.name.as_str(),
+            &[WEBHOOK, WEBHOOK_AT_HOME] as &[&[&str]],
+        ),
+        (&webhook, "default", &[WEBHOOK]),
+        (&webhook, "kube-system", &[WEBHOOK]),
+        (
+            &companion,
+            &home.name,
+            &[
+                COMPANION,
+                COMPANION_WRITES_BUNDLES,
+                COMPANION_AT_HOME,
+                COMPANION_MAKES_CERTIFICATES,
+            ],
+        ),
+        (
+            &companion,
+            "default",
+            &[COMPANION, COMPANION_WRITES_BUNDLES, COMPANION_AT_DEFAULT],
+        ),
+        (&companion, "kube-system", &[COMPANION, COMPANION_WRITES_BUNDLES]),
+    ] {
+        let expected: BTreeSet<_> = expected.concat().into_iter().flat_map(spread).collect();
+        assert_eq!(
+            rights(cluster, account, namespace),
+            expected,
+            "{account} in {namespace}"
+        );
+    }
+
+    // The same in the words that people ask it with.
+    for (account, question, expected) in [
+        (&webhook, "get secrets", "no"),
+        (&webhook, "get secrets/kagami-webhook-tls", "no"),
+        (&webhook, "list pods", "no"),
+        (&webhook, "update leases.coordination.k8s.io/kagami-health", "no"),
+        (
+            &webhook,
+            "patch imagemirrors.kagami.dev/main --subresource=status",
+            "no",
+        ),
+        (&webhook, "list imagemirrors.kagami.dev", "yes"),
+        (&companion, "update secrets/kagami-probe", "yes"),
+        (&companion, "update secrets/other", "no"),
+        (&companion, "delete secrets/kagami-probe", "no"),
+        (&companion, "get secrets --namespace=kube-system", "no"),
+        (
+            &companion,
+            "patch mutatingwebhookconfigurations/rights-kagami",
+            "yes",
+        ),
+        (&companion, "patch mutatingwebhookconfigurations/other", "no"),
+        (&companion, "patch pods", "no"),
+        (&companion, "create serviceaccounts --subresource=token", "no"),
+    ] {
+        let account = format!("--as=system:serviceaccount:{account}");
+        let words: Vec<_> = ["auth", "can-i", &account]
+            .into_iter()
+            .chain(question.split(' '))
+            .collect();
+        let answer = home.kubectl(&words);
+        assert_eq!(
+            String::from_utf8_lossy(&answer.stdout).trim(),
+            expected,
+            "{account} {question}"
+        );
+    }
+}
+
+pub(crate) fn with_cert_manager_the_companion_writes_no_certificates(cluster: &Cluster) {
+    let home = cluster.namespace(None);
+    let values = "certManager: {enabled: true}";
+    Chart::new(cluster, "managed", &home.name, values).apply(&RBAC);
+    let companion = format!("{}:managed-kagami-companion", home.name);
+    eventually("the roles are in force", || {
+        let events = rights(cluster, &companion, "default");
+        events.contains("create events.events.k8s.io").then_some(())
+    });
+    let expected: BTreeSet<_> = [COMPANION, COMPANION_AT_HOME]
+        .concat()
+        .into_iter()
+        .flat_map(spread)
+        .collect();
+    assert_eq!(rights(cluster, &companion, &home.name), expected);
+}
+
+pub(crate) fn viewers_of_a_namespace_read_what_kagami_knows(cluster: &Cluster) {
+    let home = cluster.namespace(None);
+    apply(cluster, &[&format!("{CHART}/crds")]);
+    Chart::new(cluster, "viewers", &home.name, "{}").apply(&["ClusterRole"]);
+    stdout(&home.kubectl(&[
+        "create",
+        "clusterrolebinding",
+        "a-viewer",
+        "--clusterrole=view",
+        "--user=viewer",
+    ]));
+    for question in ["list imagemirrors.kagami.dev", "watch mirroredimages.kagami.dev"] {
+        let words: Vec<_> = ["auth", "can-i", "--as=viewer"]
+            .into_iter()
+            .chain(question.split(' '))
+            .collect();
+        eventually(question, || home.kubectl(&words).status.success().then_some(()));
+    }
+    let write = home.kubectl(&["auth", "can-i", "--as=viewer", "patch", "imagemirrors.kagami.dev"]);
+    assert_eq!(String::from_utf8_lossy(&write.stdout).trim(), "no");
+}
+
+pub(crate) fn an_unknown_mode_is_refused_on_a_namespace(cluster: &Cluster) {
+    let home = cluster.namespace(None);
+    let label = |value: &str| {
+        let label = format!("kagami.dev/mode={value}");
+        let output = home.kubectl(&[
+            "label",
+            "--overwrite",
+            "namespace",
+            &home.name,
+            &label,
+            "--dry-run=server",
+        ]);
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    // One that was there before the policy.
+    let older = cluster.namespace(Some("enforced"));
+    policies(&home, "modes");
+    let refusal = eventually("the policy is in force", || {
+        let (accepted, told) = label("enforced");
+        (!accepted).then_some(told)
+    });
+    assert!(
+        refusal.contains("label kagami.dev/mode must be enforce, warn, audit or off, not 'enforced'"),
+        "{refusal}"
+    );
+    for value in ["", "Enforce", "true"] {
+        assert!(!label(value).0, "{value}");
+    }
+    for value in ["enforce", "warn", "audit", "off"] {
+        assert_eq!(label(value), (true, String::new()), "{value}");
+    }
+    let create = |labels: Value| {
+        let namespace = json!({"metadata": {"name": "modes-created", "labels": labels}});
+        cluster.create("/api/v1/namespaces?dryRun=All", &namespace).status
+    };
+    assert_eq!(create(json!({"kagami.dev/mode": "no-such-mode"})), 422);
+    assert_eq!(create(json!({"kagami.dev/mode": "audit"})), 201);
+    assert_eq!(create(Value::Null), 201);
+
+    // Whatever else changes on the older one is none of the policy's business, and it may be put right.
+    stdout(&older.kubectl(&["label", "namespace", &older.name, "team=platform"]));
+    stdout(&older.kubectl(&["annotate", "namespace", &older.name, "note=other"]));
+    let mode = [
+        "label",
+        "--overwrite",
+        "namespace",
+        &older.name,
+        "kagami.dev/mode=nonsense",
+    ];
+    assert!(!older.kubectl(&mode).status.success());
+    stdout(&older.kubectl(&["label", "namespace", &older.name, "kagami.dev/mode-"]));
+}
+
+pub(crate) fn the_companion_is_held_to_its_secrets(cluster: &Cluster) {
+    let home = cluster.namespace(None);
+    let chart = policies(&home, "secrets");
+    chart.apply(&RBAC);
+    let companion = format!("{}:secrets-kagami-companion", home.name);
+    let create = |name: &str, kind: &str| {
+        let data = match kind {
+            "kubernetes.io/tls" => json!({"tls.crt": "", "tls.key": ""}),
+            _ => Value::Null,
+        };
+        let account = json!({"kubernetes.io/service-account.name": "default"});
+        let secret = json!({
+            "metadata": {"name": name, "annotations": account}, "type": kind, "data": data,
+        });
+        let path = format!("{}?dryRun=All", home.path("secrets"));
+        let answer = cluster.request_by(&companion, Method::POST, &path, Some(&secret));
+        (answer.status, answer.body)
+    };
+    let told = eventually("the policy is in force", || {
+        let (status, body) = create("other", "Opaque");
+        // Until its role is, the answer is another one.
+        (status == 422 || body.contains("the companion keeps only")).then_some(body)
+    });
+    assert!(told.contains("the companion keeps only"), "{told}");
+    for (name, kind, expected) in [
+        ("kagami-webhook-tls", "kubernetes.io/tls", true),
+        ("kagami-ca", "Opaque", true),
+        ("kagami-probe", "Opaque", true),
+        ("kagami-webhook-tls", "Opaque", false),
+        ("kagami-probe", "kubernetes.io/service-account-token", false),
+        ("kagami-token", "kubernetes.io/service-account-token", false),
+        ("kagami-pull", "Opaque", false),
+    ] {
+        let (status, body) = create(name, kind);
+        assert_eq!(status == 201, expected, "{name} {kind}: {body}");
+    }
+    // Others are not meant.
+    let secret = json!({"metadata": {"name": "other"}});
+    cluster.create(&home.path("secrets"), &secret).success();
+}
+
+/// Puts the chart's policies, and nothing else of it, in force.
+fn policies<'a>(home: &Namespace<'a>, release: &str) -> Chart<'a> {
+    let chart = Chart::new(home.cluster, release, &home.name, "{}");
+    chart.apply(&["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"]);
+    chart
+}
+
+/// All that a service account may do in a namespace, beside what every account may.
+fn rights(cluster: &Cluster, account: &str, namespace: &str) -> BTreeSet<String> {
+    let of = |account: &str| {
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectRulesReview",
+            "spec": {"namespace": namespace},
+        });
+        let path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
+        let answer = cluster
+            .request_by(account, Method::POST, path, Some(&review))
+            .success();
+        let rules = answer["status"]["resourceRules"].as_array().unwrap().clone();
+        rules.iter().flat_map(flatten).collect::<BTreeSet<_>>()
+    };
+    &of(account) - &of("default:nobody-in-particular")
+}
+
+/// One line for each verb, resource and name of a rule.
+fn flatten(rule: &Value) -> Vec<String> {
+    let strings = |key: &str| -> Vec<String> {
+        let list = rule[key].as_array().cloned().unwrap_or_default();
+        list.iter()
+            .map(|value| value.as_str().unwrap().to_owned())
+            .collect()
+    };
+    let names = match &strings("resourceNames")[..] {
+        [] => vec![String::new()],
+        names => names.iter().map(|name| format!("/{name}")).collect(),
+    };
+    let mut lines = Vec::new();
+    for verb in strings("verbs") {
+        for group in strings("apiGroups") {
+            let group = if group.is_empty() {
+                group
+            } else {
+                format!(".{group}")
+            };
+            for resource in strings("resources") {
+                lines.extend(names.iter().map(|name| format!("{verb} {resource}{group}{name}")));
+            }
+        }
+    }
+    lines
+}
+
+/// The lines of `verb verb … resource`.
+fn spread(rights: &str) -> Vec<String> {
+    let words: Vec<_> = rights.split(' ').collect();
+    let (resource, verbs) = words.split_last().unwrap();
+    verbs.iter().map(|verb| format!("{verb} {resource}")).collect()
+}
