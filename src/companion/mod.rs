@@ -29,8 +29,7 @@ use tokio::{
 use crate::{
     clock,
     domain::{
-        answer::Failure,
-        health::{Health, State},
+        health::{Health, Observation, State},
         mirror::{Mirror, Prefer},
         routing::MirrorId,
         snapshot::Snapshot,
@@ -191,9 +190,9 @@ pub async fn look_once(store: &Store, deadline: Instant) {
             return;
         };
         let asked_at = clock::now();
-        let (state, fault) = match client.ping(deadline).await {
-            Ok(()) | Err(Failure::Unauthorized) => (State::Healthy, None),
-            Err(failure) => (State::Unhealthy, Some(prober::fault_of_ping(failure))),
+        let (state, fault) = match Observation::of_ping(client.ping(deadline).await) {
+            Observation::Good => (State::Healthy, None),
+            Observation::Bad(fault) => (State::Unhealthy, Some(fault)),
         };
         store.set_health(
             &mirror.name,

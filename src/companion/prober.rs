@@ -157,7 +157,7 @@ impl Prober {
             // Unauthorized means alive; images will be answered the same and tell.
             Ok(()) => self.context.reports.credentials(&self.context.mirror, true),
             Err(Failure::Unauthorized) => self.context.reports.credentials(&self.context.mirror, false),
-            Err(failure) => return Observation::Bad(fault_of_ping(failure)),
+            failed => return Observation::of_ping(failed),
         }
         let Some(canary) = self.next_canary() else {
             return Observation::Good;
@@ -290,15 +290,5 @@ impl Prober {
         }
         let position = usize::try_from(self.rounds).unwrap_or_default() % self.canaries.len().max(1);
         self.canaries.get(position).cloned()
-    }
-}
-
-/// Returns what is wrong with a mirror whose ping failed.
-pub(super) fn fault_of_ping(failure: Failure) -> Fault {
-    match failure {
-        Failure::Unreachable(why) => why.into(),
-        Failure::ServerError(_) => Fault::ServerError,
-        Failure::RateLimited { .. } => Fault::RateLimited,
-        Failure::Missing | Failure::Unauthorized | Failure::Ambiguous(_) => Fault::NotARegistry,
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{prober::fault_of_ping, verify::Pace};
+use super::verify::Pace;
 use crate::{
     clock,
     domain::{
@@ -62,8 +62,8 @@ pub(super) async fn look_once(host: &str, deadline: Instant) -> State {
 async fn observe(client: &Client, deadline: Instant) -> Observation {
     match client.ping(deadline).await {
         // Docker Hub limits whoever asks too often; that is no outage of its own making.
-        Ok(()) | Err(Failure::Unauthorized | Failure::RateLimited { .. }) => Observation::Good,
-        Err(failure) => Observation::Bad(fault_of_ping(failure)),
+        Err(Failure::RateLimited { .. }) => Observation::Good,
+        answer => Observation::of_ping(answer),
     }
 }
 
