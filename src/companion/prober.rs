@@ -168,7 +168,7 @@ impl Prober {
         let asked = match settings.kind {
             Kind::Hosted => located.reference.manifest_reference(),
             // By tag it would ask upstream, each time.
-            Kind::PullThrough => canary.digest.as_str(),
+            Kind::PullThrough => &canary.digest.to_string(),
         };
         // Once data did not come, a look without any proves nothing until some comes again.
         let with_data = self.rounds.is_multiple_of(BLOB_EVERY) || self.data_in_doubt;
@@ -219,7 +219,7 @@ impl Prober {
             .filter(|child| child.architecture.is_some());
         for child in named.take(CHILDREN) {
             let deadline = Instant::now() + timeout;
-            match client.get(repository, child.digest.as_str(), deadline).await {
+            match client.get(repository, &child.digest.to_string(), deadline).await {
                 Answer::Exists(manifest) => {
                     blob = manifest.blob;
                     break;

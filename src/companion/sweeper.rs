@@ -285,7 +285,10 @@ impl Run {
                 }
             };
             if let Some(digest) = digest {
-                return (self.context.head(repository, digest.as_str()).await, By::Digest);
+                return (
+                    self.context.head(repository, &digest.to_string()).await,
+                    By::Digest,
+                );
             }
             self.pull_through.turn().await;
             return (self.context.head(repository, reference).await, By::Tag);

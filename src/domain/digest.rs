@@ -4,10 +4,15 @@ use std::{fmt, str::FromStr};
 
 /// A digest that Kagami can check: sha256 with 64 or sha512 with 128 lower-case hex digits.
 ///
-/// Other algorithms are legal in the grammar of references, but nothing that Kagami asks can prove
-/// them, so they are refused here and their images stay upstream.
+/// Kept as the hash's own bytes, because the presence index holds one for each image. Other
+/// algorithms are legal in the grammar of references, but nothing that Kagami asks can prove them,
+/// so they are refused here and their images stay upstream.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest(Box<str>);
+pub enum Digest {
+    Sha256([u8; 32]),
+    /// Rare, so it does not make the other one larger.
+    Sha512(Box<[u8; 64]>),
+}
 
 /// Why a text is no [`Digest`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,36 +33,40 @@ pub enum Algorithm {
 }
 
 impl Digest {
-    /// Returns the digest as it is written: `algorithm:hex`.
-    pub fn as_str(&self) -> &str {
-        &self.0
+    /// Appends the digest as it is written: `algorithm:hex`.
+    pub fn push_to(&self, out: &mut String) {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let (prefix, hash) = match self {
+            Self::Sha256(hash) => ("sha256:", &hash[..]),
+            Self::Sha512(hash) => ("sha512:", &hash[..]),
+        };
+        out.reserve(prefix.len() + 2 * hash.len());
+        out.push_str(prefix);
+        for byte in hash {
+            out.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            out.push(char::from(DIGITS[usize::from(byte & 0xf)]));
+        }
+    }
+
+    /// Whether this is how the digest is written.
+    pub fn is(&self, text: &str) -> bool {
+        text.parse().is_ok_and(|digest: Self| digest == *self)
     }
 
     /// Returns the hash function.
-    pub fn algorithm(&self) -> Algorithm {
-        if self.0.starts_with("sha512:") {
-            Algorithm::Sha512
-        } else {
-            Algorithm::Sha256
+    pub const fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Sha256(_) => Algorithm::Sha256,
+            Self::Sha512(_) => Algorithm::Sha512,
         }
     }
 
     /// Returns the digest made of an algorithm and the hash's raw bytes, if their number fits.
     pub fn from_hash(algorithm: Algorithm, hash: &[u8]) -> Option<Self> {
-        use std::fmt::Write as _;
-        let (prefix, length) = match algorithm {
-            Algorithm::Sha256 => ("sha256:", 32),
-            Algorithm::Sha512 => ("sha512:", 64),
-        };
-        if hash.len() != length {
-            return None;
-        }
-        let mut text = String::with_capacity(prefix.len() + 2 * length);
-        text.push_str(prefix);
-        for byte in hash {
-            write!(text, "{byte:02x}").ok()?;
-        }
-        Some(Self(text.into_boxed_str()))
+        Some(match algorithm {
+            Algorithm::Sha256 => Self::Sha256(hash.try_into().ok()?),
+            Algorithm::Sha512 => Self::Sha512(Box::new(hash.try_into().ok()?)),
+        })
     }
 
     /// Checks a text without allocating; what it accepts, `from_str` accepts.
@@ -87,18 +96,60 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, ParseDigestError> {
         Self::validate(text)?;
-        Ok(Self(text.into()))
+        // The prefixes of both algorithms are equally long.
+        let hex = &text.as_bytes()["sha256:".len()..];
+        Ok(if text.starts_with("sha512:") {
+            Self::Sha512(Box::new(decode(hex)))
+        } else {
+            Self::Sha256(decode(hex))
+        })
     }
+}
+
+/// Returns the bytes that so many lower-case hex digits stand for.
+fn decode<const N: usize>(hex: &[u8]) -> [u8; N] {
+    const fn value(digit: u8) -> u8 {
+        match digit {
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => digit - b'0',
+        }
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(hex.as_chunks::<2>().0) {
+        *byte = value(pair[0]) << 4 | value(pair[1]);
+    }
+    bytes
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        let mut text = String::new();
+        self.push_to(&mut text);
+        f.pad(&text)
     }
 }
 
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_is_written_again() {
+        let hex = "0123456789abcdef".repeat(8);
+        for text in [format!("sha256:{}", &hex[..64]), format!("sha512:{hex}")] {
+            let digest: Digest = text.parse().unwrap();
+            assert_eq!(digest.to_string(), text);
+            assert!(digest.is(&text) && !digest.is(&text.replace('f', "0")) && !digest.is(&text[1..]));
+        }
+        let first = [0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef].repeat(4);
+        let digest = Digest::from_hash(Algorithm::Sha256, &first).unwrap();
+        assert!(digest.is(&format!("sha256:{}", &hex[..64])));
+        assert_eq!(Digest::from_hash(Algorithm::Sha512, &first), None);
     }
 }

@@ -40,7 +40,7 @@ impl Client {
             .map(async |child| {
                 (
                     child,
-                    self.head(repository, child.digest.as_str(), deadline).await,
+                    self.head(repository, &child.digest.to_string(), deadline).await,
                 )
             });
         let mut there = Architectures::NONE;

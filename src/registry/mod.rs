@@ -276,7 +276,7 @@ impl Inner {
         deadline: Instant,
     ) -> Result<u64, Failure> {
         let anything = HeaderValue::from_static("*/*");
-        let call = self.call(Method::GET, repository, "blobs", digest.as_str(), anything)?;
+        let call = self.call(Method::GET, repository, "blobs", &digest.to_string(), anything)?;
         let reply = self
             .authority
             .send(&self.wire, &call, repository, deadline)

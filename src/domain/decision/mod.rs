@@ -240,10 +240,11 @@ impl<'a> Decider<'_, 'a> {
             .len()
             .saturating_sub(1 + reference.manifest_reference().len());
 
-        let routing = self.snapshot.routing.clone();
+        let routing = &self.snapshot.routing;
         let name = self.key.get(..name_length).unwrap_or_default();
-        if routing.mirrors_named_by(name).next().is_some() {
-            planned.carried = verify::carried(&routing, name, &self.request.pod, place);
+        let candidates = routing.candidates(name);
+        if candidates.names_mirror {
+            planned.carried = verify::carried(routing, name, &self.request.pod, place);
             planned.standing = Some(Reason::AlreadyMirrored);
             return planned;
         }
@@ -251,7 +252,6 @@ impl<'a> Decider<'_, 'a> {
             planned.standing = Some(Reason::PullNever);
             return planned;
         }
-        let candidates = routing.candidates(name);
         if candidates.ordered.is_empty() {
             planned.standing = Some(if candidates.excluded {
                 Reason::Excluded
@@ -443,10 +443,7 @@ impl<'a> Decider<'_, 'a> {
 
 /// Returns why a proof does not prove this image for these architectures.
 fn objection(proof: &Proof, wanted: Architectures, reference: &Reference<'_>) -> Option<Reason> {
-    if reference
-        .digest()
-        .is_some_and(|digest| digest != proof.digest.as_str())
-    {
+    if reference.digest().is_some_and(|digest| !proof.digest.is(digest)) {
         return Some(Reason::DigestMismatch);
     }
     let there = proof.architectures;

@@ -44,7 +44,8 @@ impl Mapping {
     /// With `pin`, the digest is added to an image that has none, whose tag then is written out
     /// (`name:latest@digest`); an image with a digest of its own is not changed by it.
     pub fn map(&self, image: &Reference<'_>, pin: Option<&Digest>) -> Result<String, MapError> {
-        let pin = pin.filter(|_| image.digest().is_none()).map(Digest::as_str);
+        let pin = pin.filter(|_| image.digest().is_none()).map(Digest::to_string);
+        let pin = pin.as_deref();
         let tag = image.tag().or_else(|| pin.map(|_| DEFAULT_TAG));
         let digest = image.digest().or(pin);
         let length = |part: Option<&str>| part.map_or(0, |part| part.len() + 1);

@@ -143,8 +143,9 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
         json::push_string(text, mirror);
     }
     if let Some(digest) = &decision.digest {
-        text.push_str(",\"digest\":");
-        json::push_string(text, digest.as_str());
+        text.push_str(",\"digest\":\"");
+        digest.push_to(text);
+        text.push('"');
     }
     if decision.candidates.len() > 1 {
         text.push_str(",\"candidates\":[");

@@ -176,7 +176,7 @@ fn the_explanation_names_every_mirror_that_was_asked() {
     assert_eq!(
         summary,
         json!({"containers.app": {
-            "outcome": "Rewritten", "reason": "Mirrored", "mirror": "b", "digest": digest('a').as_str(),
+            "outcome": "Rewritten", "reason": "Mirrored", "mirror": "b", "digest": digest('a').to_string(),
             "candidates": [
                 {"mirror": "a", "outcome": "Kept", "reason": "ImageMissing"},
                 {"mirror": "b", "outcome": "Rewritten", "reason": "Mirrored"},

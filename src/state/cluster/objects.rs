@@ -272,7 +272,7 @@ mod tests {
         assert_eq!(entry.key, "docker.io/library/nginx:1.27");
         assert_eq!(entry.version, Version(17));
         assert_eq!(entry.verified_at.to_string(), "2026-01-02T03:04:05.678Z");
-        assert_eq!(proof.digest.as_str(), DIGEST);
+        assert_eq!(proof.digest.to_string(), DIGEST);
         assert_eq!(
             proof.architectures.names().collect::<Vec<_>>(),
             ["amd64", "arm64"]

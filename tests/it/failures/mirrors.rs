@@ -213,7 +213,7 @@ async fn the_mirror_answers_with_another_digest_than_asked_for() {
     peer.set(manifests(&shelf, move |_| {
         Reply::new(200)
             .content_type("application/vnd.oci.image.manifest.v1+json")
-            .header("Docker-Content-Digest", lie.as_str())
+            .header("Docker-Content-Digest", &lie.to_string())
             .body(other.clone())
             .into()
     }))

@@ -160,7 +160,7 @@ async fn what_is_not_proven_does_not_exist() {
     })
     .await;
     let client_of_liar = client(&peer.url());
-    let by_digest = image.digest.as_str();
+    let by_digest = &image.digest.to_string();
     let mismatch = Answer::from(ambiguous(DigestMismatch));
     assert_eq!(
         client_of_liar.get(REPOSITORY, "1.25", soon()).await,
@@ -179,7 +179,9 @@ async fn what_is_not_proven_does_not_exist() {
     );
 
     let (_, peer) = lying(|image, _| manifest(image).body(image.manifest.clone())).await;
-    let answer = client(&peer.url()).get(REPOSITORY, other.as_str(), soon()).await;
+    let answer = client(&peer.url())
+        .get(REPOSITORY, &other.to_string(), soon())
+        .await;
     assert_eq!(answer, mismatch, "asked is not that of the body");
 
     let (_, peer) = lying(|image, _| {
@@ -218,12 +220,12 @@ async fn what_is_not_proven_does_not_exist() {
 
     let (image, peer) = lying(|image, _| {
         let reply = Reply::new(200).content_type(MediaType::DockerManifest.as_str());
-        let reply = reply.header("Docker-Content-Digest", image.digest.as_str());
+        let reply = reply.header("Docker-Content-Digest", &image.digest.to_string());
         reply.body(image.manifest.clone())
     })
     .await;
     let answer = client(&peer.url())
-        .get(REPOSITORY, image.digest.as_str(), soon())
+        .get(REPOSITORY, &image.digest.to_string(), soon())
         .await;
     assert_eq!(answer, ambiguous(Malformed).into(), "two media types");
 }
@@ -257,7 +259,8 @@ async fn headers_that_do_not_suffice_lead_to_the_body() {
 #[tokio::test]
 async fn bodies_end_in_time_and_size() {
     let timeout = Failure::Unreachable(Unreachable::Timeout);
-    let digest = |image: &Image, reply: Reply| reply.header("Docker-Content-Digest", image.digest.as_str());
+    let digest =
+        |image: &Image, reply: Reply| reply.header("Docker-Content-Digest", &image.digest.to_string());
     let (image, peer) = lying(move |image, _| digest(image, manifest(image)).hanging_body("{")).await;
     let client_of = |peer: &Faulty| client(&peer.url());
     let Answer::Exists(head) = client_of(&peer).head(REPOSITORY, "1.25", soon()).await else {

@@ -38,7 +38,7 @@ fn serve(image: &Image, request: &Request) -> Reply {
     }
     Reply::new(200)
         .content_type(image.media_type.as_str())
-        .header("Docker-Content-Digest", image.digest.as_str())
+        .header("Docker-Content-Digest", &image.digest.to_string())
         .body(image.manifest.clone())
 }
 

@@ -30,7 +30,7 @@ async fn check_images(client: &Client, target: &Target) {
         };
         let tag = seed.as_str();
         target.push(REPOSITORY, tag, &image).await;
-        for reference in [tag, image.digest.as_str()] {
+        for reference in [tag, &image.digest.to_string()] {
             let head = client.head(REPOSITORY, reference, soon()).await;
             assert_eq!(head, seen(&image), "HEAD {reference} of {tag}");
             let get = client.get(REPOSITORY, reference, soon()).await;
@@ -43,11 +43,11 @@ async fn check_images(client: &Client, target: &Target) {
             assert_eq!(bytes, Ok(blob.size));
         }
         target.delete(REPOSITORY, &image.digest).await;
-        let gone = client.head(REPOSITORY, image.digest.as_str(), soon()).await;
+        let gone = client.head(REPOSITORY, &image.digest.to_string(), soon()).await;
         assert_eq!(gone, Answer::Missing, "{tag} is deleted");
     }
     let zeros: Digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
-    for (repository, reference) in [(REPOSITORY, "no-such-tag"), (REPOSITORY, zeros.as_str())] {
+    for (repository, reference) in [(REPOSITORY, "no-such-tag"), (REPOSITORY, &zeros.to_string())] {
         assert_eq!(client.head(repository, reference, soon()).await, Answer::Missing);
         assert_eq!(client.get(repository, reference, soon()).await, Answer::Missing);
     }
@@ -146,14 +146,14 @@ async fn images_are_found_through_a_pull_through_cache() {
         read(&image, &ARCHITECTURES)
     );
     assert_eq!(
-        client.head(REPOSITORY, image.digest.as_str(), soon()).await,
+        client.head(REPOSITORY, &image.digest.to_string(), soon()).await,
         seen(&image)
     );
     assert_eq!(client.head(REPOSITORY, "2", soon()).await, Answer::Missing);
     drop(upstream);
     // What the cache holds it still answers by digest.
     assert_eq!(
-        client.head(REPOSITORY, image.digest.as_str(), soon()).await,
+        client.head(REPOSITORY, &image.digest.to_string(), soon()).await,
         seen(&image)
     );
 }

@@ -36,7 +36,7 @@ pub fn single(media_type: MediaType, seed: &str) -> Image {
     };
     let config = json!({"architecture": "amd64", "os": "linux", "author": seed}).to_string();
     let layer = format!("layer of {seed}").repeat(50);
-    let descriptor = |media_type: &str, blob: &str| json!({"mediaType": media_type, "digest": digest(blob.as_bytes()).as_str(), "size": blob.len()});
+    let descriptor = |media_type: &str, blob: &str| json!({"mediaType": media_type, "digest": digest(blob.as_bytes()).to_string(), "size": blob.len()});
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": media_type.as_str(),
@@ -67,7 +67,7 @@ pub fn index(media_type: MediaType, architectures: &[&str], seed: &str) -> Image
         .map(|(child, architecture)| {
             json!({
                 "mediaType": of_child.as_str(),
-                "digest": child.digest.as_str(),
+                "digest": child.digest.to_string(),
                 "size": child.manifest.len(),
                 "platform": {"architecture": architecture, "os": "linux"},
             })
@@ -102,7 +102,7 @@ impl Target {
     /// Pushes an image under a tag, what it names first.
     pub async fn push(&self, repository: &str, tag: &str, image: &Image) {
         for child in &image.children {
-            Box::pin(self.push(repository, child.digest.as_str(), child)).await;
+            Box::pin(self.push(repository, &child.digest.to_string(), child)).await;
         }
         for blob in &image.blobs {
             self.push_blob(repository, blob).await;
@@ -136,7 +136,7 @@ impl Target {
         let mut location = response.url().join(location).unwrap();
         location
             .query_pairs_mut()
-            .append_pair("digest", digest(blob).as_str());
+            .append_pair("digest", &digest(blob).to_string());
         let request = self.request(Method::PUT, location.as_str());
         let response = request.body(blob.to_vec()).send().await.unwrap();
         assert_eq!(

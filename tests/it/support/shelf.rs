@@ -24,15 +24,15 @@ impl Shelf {
     /// Puts an image there by tag and by digest, with all that it names.
     pub fn put(&self, repository: &str, tag: &str, image: &Image) {
         for child in &image.children {
-            self.put(repository, child.digest.as_str(), child);
+            self.put(repository, &child.digest.to_string(), child);
         }
         let mut content = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for reference in [tag, image.digest.as_str()] {
+        for reference in [tag, &image.digest.to_string()] {
             let key = (repository.to_owned(), reference.to_owned());
             content.manifests.insert(key, image.clone());
         }
         for blob in &image.blobs {
-            let digest = images::digest(blob).as_str().to_owned();
+            let digest = images::digest(blob).to_string();
             content.blobs.insert(digest, blob.clone());
         }
     }
@@ -54,7 +54,7 @@ impl Shelf {
             return match content.manifests.get(&key) {
                 Some(image) => Reply::new(200)
                     .content_type(image.media_type.as_str())
-                    .header("Docker-Content-Digest", image.digest.as_str())
+                    .header("Docker-Content-Digest", &image.digest.to_string())
                     .body(image.manifest.clone()),
                 None => Reply::error(404, "MANIFEST_UNKNOWN"),
             };
