@@ -1,7 +1,7 @@
 //! The grammar of image references, one check per part.
 //!
 //! The rules are those of distribution/reference v0.6.0 (`regexp.go`), written out as loops over
-//! bytes: no regular expression, no allocation. Two rules are narrower here, see [`check_host`].
+//! bytes: no regular expression, no allocation. [`check_host`] is narrower, for what is to be pulled.
 
 use core::net::Ipv6Addr;
 
@@ -21,8 +21,8 @@ pub(in crate::domain) enum Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// Takes a host apart that [`check_host`] accepted; absent for what it would refuse as no IPv6
-    /// address.
+    /// Takes a host apart whose form is right ([`check_host_form`]); absent where no IPv6 address stands
+    /// in the brackets.
     pub(in crate::domain) fn split(host: &'a str) -> Option<Self> {
         let Some(bracketed) = host.strip_prefix('[') else {
             return Some(match host.split_once(':') {
@@ -31,10 +31,6 @@ impl<'a> Host<'a> {
             });
         };
         let (address, rest) = bracketed.split_once(']')?;
-        // Zones and dotted quads are legal in RFC 3986 and not in references.
-        if !address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':') {
-            return None;
-        }
         let port = match rest {
             "" => None,
             _ => Some(rest.strip_prefix(':')?),
@@ -53,21 +49,49 @@ pub(in crate::domain) fn names_host(component: &str) -> bool {
             .any(|b| matches!(b, b'.' | b':') || b.is_ascii_uppercase())
 }
 
-/// Checks `host[:port]`.
-///
-/// Narrower than distribution/reference, so that hosts can be mapped to path components without two
-/// of them meeting: a port is at most 65535 and of at most 5 digits, and what stands in brackets is
-/// an IPv6 address indeed. Nothing can be pulled from the hosts refused by this.
-pub(in crate::domain) fn check_host(host: &str) -> Result<(), ParseReferenceError> {
-    let port = match Host::split(host).ok_or(ParseReferenceError::InvalidHost)? {
-        Host::Name(name, port) => {
-            check_host_name(name)?;
-            port
+/// Checks the form of `host[:port]` (v0.6.0, `DomainRegexp`): a port of any number of digits, and any
+/// hex digits and colons in brackets.
+pub(super) fn check_host_form(host: &str) -> Result<(), ParseReferenceError> {
+    let port = if let Some(bracketed) = host.strip_prefix('[') {
+        let (address, rest) = bracketed
+            .split_once(']')
+            .ok_or(ParseReferenceError::InvalidHost)?;
+        // Zones and dotted quads are legal in RFC 3986 and not in references.
+        if address.is_empty() || !address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':') {
+            return Err(ParseReferenceError::InvalidHost);
         }
-        Host::Ipv6(_, port) => port,
+        match rest {
+            "" => None,
+            _ => Some(rest.strip_prefix(':').ok_or(ParseReferenceError::InvalidHost)?),
+        }
+    } else {
+        let (name, port) = match host.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (host, None),
+        };
+        check_host_name(name)?;
+        port
     };
     match port {
-        Some(port) if !is_port(port) => Err(ParseReferenceError::InvalidPort),
+        Some(port) if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) => {
+            Err(ParseReferenceError::InvalidPort)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks `host[:port]`, of which something can be pulled.
+///
+/// Narrower than its form, so that hosts can be mapped to path components without two of them
+/// meeting: a port is at most 65535 and of at most 5 digits, and what stands in brackets is an IPv6
+/// address indeed.
+pub(in crate::domain) fn check_host(host: &str) -> Result<(), ParseReferenceError> {
+    check_host_form(host)?;
+    let port = match Host::split(host).ok_or(ParseReferenceError::InvalidHost)? {
+        Host::Name(_, port) | Host::Ipv6(_, port) => port,
+    };
+    match port {
+        Some(port) if port.len() > 5 || port.parse::<u16>().is_err() => Err(ParseReferenceError::InvalidPort),
         _ => Ok(()),
     }
 }
@@ -90,10 +114,6 @@ fn check_host_name(name: &str) -> Result<(), ParseReferenceError> {
         return Err(ParseReferenceError::InvalidHost);
     }
     Ok(())
-}
-
-fn is_port(port: &str) -> bool {
-    (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
 /// Checks a repository's path, its length excepted: components of lower-case letters and digits,

@@ -2,8 +2,8 @@
 //!
 //! A [`Reference`] borrows from the text and allocates nothing; parsing one is on the path of every
 //! admission. Names are completed as Docker and containerd do it (distribution/reference v0.6.0,
-//! `ParseNormalizedNamed`): `nginx` is `docker.io/library/nginx`. All its test vectors pass, except
-//! for a list of named ones that Kagami refuses on purpose (`vectors.rs`).
+//! `ParseNormalizedNamed`): `nginx` is `docker.io/library/nginx`. All its test vectors pass
+//! (`vectors.rs`).
 //!
 //! There is a parser of our own because that of the crate oci-spec 0.10 fails 33 of the 329 vectors
 //! (IPv6 hosts, hosts known by a capital letter, bare 64 hex digits) and allocates.
@@ -105,8 +105,30 @@ pub enum ParseReferenceError {
 }
 
 impl<'a> Reference<'a> {
-    /// Takes a written reference apart, completing its name.
+    /// Takes a written reference apart, completing its name, if it names something to pull.
+    ///
+    /// Of what [`Self::parse_normalized`] accepts, this refuses what no runtime can pull, and what would
+    /// be taken for something else: identifiers of local images, ports above 65535, hosts in brackets that
+    /// are no IPv6 address, and miscased names of Docker Hub.
     pub fn parse(written: &'a str) -> Result<Self, ParseReferenceError> {
+        let reference = Self::parse_normalized(written)?;
+        if is_local_image(written) {
+            return Err(ParseReferenceError::Identifier);
+        }
+        if reference.host != DOCKER_HUB {
+            // Runtimes complete names only after comparing with the lower-case form. Taken as a host of
+            // its own, `Docker.io/nginx` would have a key that parses to another image, `library/nginx`.
+            if is_docker_hub(reference.host) {
+                return Err(ParseReferenceError::MiscasedDockerHub);
+            }
+            check_host(reference.host)?;
+        }
+        Ok(reference)
+    }
+
+    /// Takes a written reference apart and completes its name exactly as distribution/reference does
+    /// (v0.6.0, `ParseNormalizedNamed`), whether it can be pulled or not.
+    pub fn parse_normalized(written: &'a str) -> Result<Self, ParseReferenceError> {
         if is_identifier(written) {
             return Err(ParseReferenceError::Identifier);
         }
@@ -236,25 +258,23 @@ fn split_off(text: &str, separator: char) -> (&str, Option<&str>) {
     }
 }
 
-/// Whether runtimes take a text for the identifier of a local image (v0.6.0, `ParseAnyReference`).
+/// Whether a text is an identifier, which is no name (v0.6.0, `anchoredIdentifierRegexp`).
 fn is_identifier(text: &str) -> bool {
-    if text.starts_with("sha256:") || text.starts_with("sha512:") {
-        return grammar::check_digest(text).is_ok();
-    }
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Checks a written host and returns the one that it stands for.
+/// Whether runtimes take a text for a digest, the identifier of a local image (v0.6.0,
+/// `ParseAnyReference`), although it reads as a name with a tag.
+fn is_local_image(text: &str) -> bool {
+    (text.starts_with("sha256:") || text.starts_with("sha512:")) && grammar::check_digest(text).is_ok()
+}
+
+/// Checks the form of a written host and returns the one that it stands for.
 fn known_host(host: &str) -> Result<&str, ParseReferenceError> {
     if host == DOCKER_HUB || host == DOCKER_HUB_INDEX {
         return Ok(DOCKER_HUB);
     }
-    // Runtimes complete names only after comparing with the lower-case form. Taken as a host of its
-    // own, `Docker.io/nginx` would have a key that parses to another image, `library/nginx`.
-    if is_docker_hub(host) {
-        return Err(ParseReferenceError::MiscasedDockerHub);
-    }
-    check_host(host)?;
+    grammar::check_host_form(host)?;
     Ok(host)
 }
 
