@@ -15,6 +15,7 @@ use std::{convert::Infallible, error::Error as StdError, io, net::SocketAddr, sy
 use hyper::{Request, Response, body::Body};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
+    io::BufReader,
     net::{TcpListener, TcpStream},
     task::{JoinError, JoinSet},
     time::{Instant, sleep, timeout},
@@ -31,6 +32,9 @@ use crate::{
 
 /// The pause after the system had no descriptor or memory for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The most bytes that are read from a TLS connection at once: one whole record. By itself rustls reads
+/// 4 KiB, which makes several system calls of one review.
+const RECORD: usize = 16 * 1024 + 512;
 /// How many faults of one kind are logged a second.
 const LOGGED_FAULTS: u32 = 5;
 
@@ -219,7 +223,8 @@ impl<S> Shared<S> {
         let served = match &self.tls {
             None => connection::serve(stream, service, &self.limits, cut, close_after, shutdown).await,
             Some(tls) => {
-                let handshake = TlsAcceptor::from(tls.config()).accept(stream);
+                let handshake =
+                    TlsAcceptor::from(tls.config()).accept(BufReader::with_capacity(RECORD, stream));
                 let stream = match timeout(self.limits.handshake, handshake).await {
                     Ok(Ok(stream)) => stream,
                     Ok(Err(error)) => return self.handshake_failed(peer, &error),

@@ -32,7 +32,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "domain",
         parts: &[],
-        crates: Some(&["serde", "serde_json", "thiserror"]),
+        crates: Some(&["foldhash", "serde", "serde_json", "thiserror"]),
     },
     Layer {
         name: "api",

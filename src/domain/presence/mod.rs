@@ -12,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use foldhash::quality::RandomState;
+
 use super::{
     answer::{Answer, Manifest, MediaType},
     digest::Digest,
@@ -126,10 +128,13 @@ pub struct Swept {
 /// What is known of the images of one mirror.
 #[derive(Debug, Default)]
 struct Table {
-    entries: HashMap<Box<str>, Entry>,
+    entries: HashMap<Box<str>, Entry, RandomState>,
     tags: Sweeps,
     digests: Sweeps,
 }
+
+/// Tables by the mirror's name.
+type Tables = HashMap<Box<str>, Table, RandomState>;
 
 /// The last complete sweeps of one class.
 #[derive(Clone, Copy, Debug, Default)]
@@ -269,8 +274,8 @@ impl Counts {
 /// What is known of all images on all mirrors.
 #[derive(Debug, Default)]
 pub struct Index {
-    known: HashMap<Box<str>, Table>,
-    seen: HashMap<Box<str>, Table>,
+    known: Tables,
+    seen: Tables,
     seen_order: std::collections::VecDeque<(Box<str>, Box<str>)>,
     version: Version,
     listing: u32,
@@ -295,7 +300,7 @@ impl Index {
     }
 
     fn judge_in<'a>(
-        tables: &'a HashMap<Box<str>, Table>,
+        tables: &'a Tables,
         mirror: &str,
         key: &str,
         class: Class,
@@ -572,7 +577,7 @@ impl Index {
     }
 }
 
-fn table_mut<'a>(tables: &'a mut HashMap<Box<str>, Table>, mirror: &str) -> &'a mut Table {
+fn table_mut<'a>(tables: &'a mut Tables, mirror: &str) -> &'a mut Table {
     if !tables.contains_key(mirror) {
         tables.insert(mirror.into(), Table::default());
     }

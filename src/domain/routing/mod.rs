@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use foldhash::quality::RandomState;
+
 use super::{
     digest::Digest,
     image::Reference,
@@ -22,7 +24,7 @@ pub struct MirrorId(u32);
 #[derive(Debug, Default)]
 pub struct Routing {
     mirrors: Vec<Mirror>,
-    nodes: HashMap<Box<str>, Node>,
+    nodes: HashMap<Box<str>, Node, RandomState>,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +52,8 @@ pub struct Candidates {
     pub ordered: Vec<Candidate>,
     /// Whether some mirror has a source for the image but excludes it.
     pub excluded: bool,
+    /// Whether the image already names a mirror.
+    pub names_mirror: bool,
 }
 
 impl Mirror {
@@ -74,7 +78,7 @@ impl Mirror {
 impl Routing {
     /// Compiles mirrors.
     pub fn compile(mirrors: Vec<Mirror>) -> Self {
-        let mut nodes: HashMap<Box<str>, Node> = HashMap::new();
+        let mut nodes: HashMap<Box<str>, Node, RandomState> = HashMap::default();
         for (id, mirror) in (0..).map(MirrorId).zip(&mirrors) {
             let registry = normalised(&mirror.mapping.registry);
             nodes.entry(registry.into()).or_default().registries.push(id);
@@ -141,6 +145,7 @@ impl Routing {
             let Some(node) = self.nodes.get(prefix) else {
                 continue;
             };
+            candidates.names_mirror |= !node.registries.is_empty();
             for (mirror, source) in node.sources.iter().copied() {
                 let longer_seen = excluding.contains(&mirror)
                     || candidates.ordered.iter().any(|seen| seen.mirror == mirror);
