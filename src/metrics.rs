@@ -270,14 +270,14 @@ impl Metrics {
         (metrics, registry)
     }
 
-    /// Counts one decision.
-    pub fn decided(&self, mode: Mode, outcome: Outcome, reason: Reason) {
+    /// Counts decisions that are the same.
+    pub fn decided(&self, mode: Mode, outcome: Outcome, reason: Reason, images: u64) {
         let labels = DecisionLabels {
             mode: Label(mode),
             outcome: Label(outcome),
             reason: Label(reason),
         };
-        self.decisions.get_or_create(&labels).inc();
+        self.decisions.get_or_create(&labels).inc_by(images);
     }
 
     /// Counts one review and its time.

@@ -33,6 +33,26 @@ pub fn push_escaped(out: &mut String, text: &str) {
     out.push_str(rest);
 }
 
+/// Returns how long the text is that stands, escaped by [`push_escaped`], within a string literal.
+pub fn unescaped_length(literal: &str) -> usize {
+    let mut rest = literal.as_bytes();
+    let mut length = 0;
+    while let [first, after @ ..] = rest {
+        length += 1;
+        rest = match (first, after) {
+            (b'\\', [b'u', ..]) => after.get(5..).unwrap_or_default(),
+            (b'\\', [_, after @ ..]) => after,
+            _ => after,
+        };
+    }
+    length
+}
+
+/// Whether a text stands in a string literal as it is.
+pub fn is_plain(text: &str) -> bool {
+    find_special(text.as_bytes()).is_none()
+}
+
 /// Returns the position of the first byte that a string literal cannot hold as it is.
 ///
 /// Looks at eight bytes as one number, because an answer holds some kilobytes of text.
@@ -69,6 +89,8 @@ mod tests {
         fn what_is_written_reads_back(text in any::<String>()) {
             let mut json = String::new();
             push_string(&mut json, &text);
+            prop_assert_eq!(unescaped_length(&json[1..json.len() - 1]), text.len());
+            prop_assert_eq!(is_plain(&text), json.len() == text.len() + 2);
             prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text);
         }
 

@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     probes::Probes,
-    respond::{self, Answer},
+    respond::{self, Answer, Audit},
     review::{Question, Review},
 };
 use crate::{
@@ -225,7 +225,7 @@ impl Inner {
         let answer = Answer {
             api_version: &review.api_version,
             uid: &review.uid,
-            audit: vec![respond::fault(Reason::Internal, why)],
+            audit: Audit::Fault(why),
             ..Answer::default()
         };
         (Ok(answer.write()), ReviewAnswer::Fault)
@@ -271,19 +271,12 @@ impl Inner {
             decision::keep_all(&mut decisions, Reason::PodTooLarge);
             None
         };
-        let audit = decisions
-            .iter()
-            .map(|decision| {
-                let key = respond::audit_key(&decision.label());
-                (key, respond::audit_value(decision, routing))
-            })
-            .collect();
         self.tell(request, snapshot, &decisions);
         let answer = Answer {
             api_version: "",
             uid,
             patch: patch.as_deref(),
-            audit,
+            audit: Audit::Decisions(&decisions, routing),
             warnings: respond::warnings(request.mode, request.operation, &decisions),
         };
         let how = if patch.is_some() {
@@ -302,12 +295,16 @@ impl Inner {
                 .recent_throttle
                 .admit((), Instant::now().into_std())
                 .is_some();
+        // Mostly all of a Pod's images are decided alike.
+        for alike in decisions.chunk_by(|a, b| (a.outcome, a.reason) == (b.outcome, b.reason)) {
+            let new = alike.iter().filter(|decision| !decision.carried).count();
+            if let (Some(first), Ok(count @ 1..)) = (alike.first(), u64::try_from(new)) {
+                self.metrics
+                    .decided(request.mode, first.outcome, first.reason, count);
+            }
+        }
         let verbose = tracing::enabled!(tracing::Level::DEBUG);
         for decision in decisions {
-            if !decision.carried {
-                self.metrics
-                    .decided(request.mode, decision.outcome, decision.reason);
-            }
             let mirror = decision
                 .mirror
                 .map(|mirror| snapshot.routing.mirror(mirror).name.as_str());

@@ -31,8 +31,19 @@ pub(crate) struct Answer<'a> {
     pub(crate) api_version: &'a str,
     pub(crate) uid: &'a str,
     pub(crate) patch: Option<&'a str>,
-    pub(crate) audit: Vec<(String, String)>,
+    pub(crate) audit: Audit<'a>,
     pub(crate) warnings: Vec<String>,
+}
+
+/// What the audit log is told.
+#[derive(Debug, Default)]
+pub(crate) enum Audit<'a> {
+    #[default]
+    Nothing,
+    /// Why a review could not be decided.
+    Fault(&'a str),
+    /// Each decision, under its place.
+    Decisions(&'a [Decision<'a>], &'a Routing),
 }
 
 impl Answer<'_> {
@@ -40,11 +51,7 @@ impl Answer<'_> {
     pub(crate) fn write(&self) -> Vec<u8> {
         let size = 256
             + self.patch.map_or(0, |patch| patch.len() * 4 / 3)
-            + self
-                .audit
-                .iter()
-                .map(|(key, value)| key.len() + value.len() + 8)
-                .sum::<usize>()
+            + self.audit.expected_length()
             + self
                 .warnings
                 .iter()
@@ -66,16 +73,7 @@ impl Answer<'_> {
             STANDARD.encode_string(patch, &mut out);
             out.push('"');
         }
-        if !self.audit.is_empty() {
-            out.push_str(",\"auditAnnotations\":");
-            for (position, (key, value)) in self.audit.iter().enumerate() {
-                out.push(if position == 0 { '{' } else { ',' });
-                json::push_string(&mut out, key);
-                out.push(':');
-                json::push_string(&mut out, value);
-            }
-            out.push('}');
-        }
+        self.audit.write(&mut out);
         if !self.warnings.is_empty() {
             out.push_str(",\"warnings\":");
             for (position, warning) in self.warnings.iter().enumerate() {
@@ -89,40 +87,86 @@ impl Answer<'_> {
     }
 }
 
-/// Returns the key under which a place stands in the audit log: its label, or the label's beginning
-/// and a hash where that would be too long.
-pub(crate) fn audit_key(label: &PlaceLabel<'_>) -> String {
-    let mut key = label.parts().concat();
-    if key.len() > KEY_LIMIT {
-        // FNV-1a: short, stable, and nobody gains anything from a collision.
-        let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        let mut end = KEY_LIMIT - 17;
-        while !key.is_char_boundary(end) {
-            end -= 1;
+impl Audit<'_> {
+    /// About the longest that it becomes.
+    fn expected_length(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Fault(why) => 64 + why.len(),
+            Self::Decisions(decisions, _) => decisions
+                .iter()
+                .map(|decision| 160 + decision.rewritten.as_deref().unwrap_or(decision.image).len())
+                .sum(),
         }
-        key.truncate(end);
-        let written = write!(key, "-{hash:016x}");
-        debug_assert!(written.is_ok(), "writing to a String cannot fail");
     }
-    key
+
+    /// Appends `auditAnnotations`, if there is something to tell.
+    fn write(&self, out: &mut String) {
+        match self {
+            Self::Nothing | Self::Decisions([], _) => {}
+            Self::Fault(why) => {
+                out.push_str(",\"auditAnnotations\":{\"review\":\"");
+                for part in [Outcome::Kept.as_str(), " ", Reason::Internal.as_str(), " ", why] {
+                    json::push_escaped(out, part);
+                }
+                out.push_str("\"}");
+            }
+            Self::Decisions(decisions, routing) => {
+                out.push_str(",\"auditAnnotations\":{");
+                for (position, decision) in decisions.iter().enumerate() {
+                    if position > 0 {
+                        out.push(',');
+                    }
+                    out.push('"');
+                    push_audit_key(out, &decision.label());
+                    out.push_str("\":\"");
+                    push_audit_value(out, decision, routing);
+                    out.push('"');
+                }
+                out.push('}');
+            }
+        }
+    }
 }
 
-/// Returns what the audit log says of a decision: outcome, reason, mirror and the mirror's image.
-pub(crate) fn audit_value(decision: &Decision<'_>, routing: &Routing) -> String {
-    let mut value = String::with_capacity(128);
-    value.push_str(decision.outcome.as_str());
-    value.push(' ');
-    value.push_str(decision.reason.as_str());
-    if let Some(mirror) = decision.mirror {
-        value.push_str(" mirror=");
-        value.push_str(&routing.mirror(mirror).name);
+/// Appends the key under which a place stands in the audit log, as the inside of a string literal: its
+/// label, or the label's beginning and a hash where that would be too long.
+fn push_audit_key(out: &mut String, label: &PlaceLabel<'_>) {
+    let parts = label.parts();
+    if parts.iter().map(|part| part.len()).sum::<usize>() <= KEY_LIMIT {
+        for part in parts {
+            json::push_escaped(out, part);
+        }
+        return;
     }
-    value.push_str(" image=");
+    let mut key = parts.concat();
+    // FNV-1a: short, stable, and nobody gains anything from a collision.
+    let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut end = KEY_LIMIT - 17;
+    while !key.is_char_boundary(end) {
+        end -= 1;
+    }
+    key.truncate(end);
+    json::push_escaped(out, &key);
+    let written = write!(out, "-{hash:016x}");
+    debug_assert!(written.is_ok(), "writing to a String cannot fail");
+}
+
+/// Appends what the audit log says of a decision, as the inside of a string literal: outcome, reason,
+/// mirror and the mirror's image.
+fn push_audit_value(out: &mut String, decision: &Decision<'_>, routing: &Routing) {
+    out.push_str(decision.outcome.as_str());
+    out.push(' ');
+    out.push_str(decision.reason.as_str());
+    if let Some(mirror) = decision.mirror {
+        out.push_str(" mirror=");
+        json::push_escaped(out, &routing.mirror(mirror).name);
+    }
+    out.push_str(" image=");
     // On re-invocation the image is the mirror's already; the value must stay the same.
-    value.push_str(decision.rewritten.as_deref().unwrap_or(decision.image));
-    value
+    json::push_escaped(out, decision.rewritten.as_deref().unwrap_or(decision.image));
 }
 
 /// Returns the warnings for the caller: in warn mode one for each image that has a candidate, and
@@ -175,14 +219,6 @@ fn warning(decision: &Decision<'_>) -> String {
     }
 }
 
-/// Returns the audit annotation of a review that could not be decided.
-pub(crate) fn fault(reason: Reason, message: &str) -> (String, String) {
-    (
-        "review".to_owned(),
-        format!("{} {reason} {message}", Outcome::Kept),
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use insta::assert_snapshot;
@@ -210,18 +246,22 @@ mod tests {
             api_version: "admission.k8s.io/v1",
             uid: "u\"1",
             patch: Some("[]"),
-            audit: vec![("a".to_owned(), "\n".to_owned()), ("b".to_owned(), String::new())],
+            audit: Audit::Fault("\n"),
             warnings: vec!["one".to_owned(), "\"two\"".to_owned()],
         };
         assert_snapshot!(
             written(&answer),
-            @r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":{"uid":"u\"1","allowed":true,"patchType":"JSONPatch","patch":"W10=","auditAnnotations":{"a":"\n","b":""},"warnings":["one","\"two\""]}}"#
+            @r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":{"uid":"u\"1","allowed":true,"patchType":"JSONPatch","patch":"W10=","auditAnnotations":{"review":"Kept Internal \n"},"warnings":["one","\"two\""]}}"#
         );
     }
 
     #[test]
     fn keys_of_the_audit_log_are_qualified_names() {
-        let key = |name: &str| audit_key(&PlaceLabel::new(PlaceKind::EphemeralContainer, name));
+        let key = |name: &str| {
+            let mut key = String::new();
+            push_audit_key(&mut key, &PlaceLabel::new(PlaceKind::EphemeralContainer, name));
+            key
+        };
         assert_eq!(key("debug"), "ephemeralContainers.debug");
         let longest = "n".repeat(63 - "ephemeralContainers.".len());
         assert_eq!(key(&longest), format!("ephemeralContainers.{longest}"));

@@ -32,7 +32,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "domain",
         parts: &[],
-        crates: Some(&["foldhash", "serde", "serde_json", "thiserror"]),
+        crates: Some(&["foldhash", "serde", "serde_json", "smallvec", "thiserror"]),
     },
     Layer {
         name: "api",

@@ -6,6 +6,8 @@
 
 mod verify;
 
+use smallvec::SmallVec;
+
 use super::{
     answer::{Answer, Manifest},
     digest::Digest,
@@ -111,7 +113,7 @@ struct Planned<'a> {
     carried: Option<MirrorId>,
     reference: Option<Reference<'a>>,
     wants_pull_secret: bool,
-    candidates: Vec<Asked>,
+    candidates: SmallVec<[Asked; 1]>,
 }
 
 #[derive(Debug)]
@@ -147,7 +149,7 @@ pub struct Decision<'a> {
     /// The digest that was proven.
     pub digest: Option<Digest>,
     /// Every mirror that was asked, in order.
-    pub candidates: Vec<CandidateDecision>,
+    pub candidates: SmallVec<[CandidateDecision; 2]>,
     /// The strongest effective mode among the candidates; off without any.
     pub mode: Mode,
     /// An earlier round of admission rewrote this image.
@@ -220,7 +222,7 @@ impl<'a> Decider<'_, 'a> {
             carried: None,
             reference: None,
             wants_pull_secret: false,
-            candidates: Vec::new(),
+            candidates: SmallVec::new(),
         };
         planned.standing = self.standing();
         if planned.standing.is_some() {
@@ -260,7 +262,6 @@ impl<'a> Decider<'_, 'a> {
             });
             return planned;
         }
-        planned.candidates.reserve_exact(candidates.ordered.len());
         let mut enough = false;
         for candidate in candidates.ordered {
             let settings = routing.mirror(candidate.mirror);
@@ -499,7 +500,7 @@ impl<'a> Planned<'a> {
             mirror: None,
             rewritten: None,
             digest: None,
-            candidates: Vec::with_capacity(candidates.len()),
+            candidates: SmallVec::new(),
             mode: Mode::Off,
             carried: false,
             left_alone,

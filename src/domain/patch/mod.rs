@@ -52,7 +52,7 @@ pub fn patch(
         }
     }
     if request.operation == Operation::Create {
-        operations.annotate(pod, &annotations(pod, routing, decisions))?;
+        operations.annotate(pod, routing, decisions)?;
         let wanted = decisions.iter().any(|decision| decision.wants_pull_secret);
         if wanted && !pod.lists_pull_secret(PULL_SECRET) {
             operations.append_pull_secret(pod);
@@ -65,34 +65,84 @@ pub fn patch(
     }
 }
 
+/// An annotation that the Pod needs and does not have.
+struct Annotation<'a> {
+    /// Prefix and name, to be joined.
+    key: [&'a str; 2],
+    /// As the inside of a JSON string literal.
+    value: Literal<'a>,
+}
+
+/// The inside of a JSON string literal.
+enum Literal<'a> {
+    /// To be escaped.
+    Plain(Cow<'a, str>),
+    Escaped(Cow<'a, str>),
+}
+
+impl Annotation<'_> {
+    /// Returns the bytes that the API server counts, escapes included: never too few.
+    fn bound(&self) -> usize {
+        let (Literal::Plain(value) | Literal::Escaped(value)) = &self.value;
+        self.key[0].len() + self.key[1].len() + value.len()
+    }
+
+    /// Returns the bytes that the API server counts.
+    fn size(&self) -> usize {
+        let escapes = match &self.value {
+            Literal::Plain(_) => 0,
+            Literal::Escaped(value) => value.len() - json::unescaped_length(value),
+        };
+        self.bound() - escapes
+    }
+
+    fn push_value(&self, out: &mut String) {
+        out.push('"');
+        match &self.value {
+            Literal::Plain(value) => json::push_escaped(out, value),
+            Literal::Escaped(value) => out.push_str(value),
+        }
+        out.push('"');
+    }
+}
+
 /// Returns the annotations that the Pod needs and does not have, keys in no particular order.
-fn annotations<'a>(
-    pod: &Pod<'_>,
-    routing: &Routing,
-    decisions: &'a [Decision<'_>],
-) -> Vec<(String, Cow<'a, str>)> {
-    let mut wanted: Vec<(String, Cow<'a, str>)> = Vec::with_capacity(decisions.len() + 1);
+fn annotations<'a>(pod: &Pod<'_>, routing: &Routing, decisions: &'a [Decision<'_>]) -> Vec<Annotation<'a>> {
+    let mut wanted = Vec::with_capacity(decisions.len() + 1);
     for (decision, place) in decisions.iter().zip(&pod.places) {
         let rewritten_now = decision.outcome == Outcome::Rewritten && !decision.carried;
+        let recorded = pod.original(place);
         // A recorded original that does not map to the image was not written by Kagami.
-        let foreign = pod.original(place).is_some() && !decision.carried;
-        if rewritten_now || foreign {
-            let key = [place.kind.original_prefix(), &place.name].concat();
-            wanted.push((key, decision.image.into()));
+        let foreign = recorded.is_some() && !decision.carried;
+        if (rewritten_now || foreign) && recorded != Some(decision.image) {
+            wanted.push(Annotation {
+                key: [place.kind.original_prefix(), decision.name],
+                value: Literal::Plain(decision.image.into()),
+            });
         }
     }
     if let Some(summary) = summary(pod, routing, decisions) {
-        wanted.push((DECISIONS_ANNOTATION.to_owned(), summary.into()));
+        let stands = pod.annotation("", DECISIONS_ANNOTATION).is_some_and(|present| {
+            let mut literal = String::with_capacity(summary.len());
+            json::push_escaped(&mut literal, present);
+            literal == summary
+        });
+        if !stands {
+            wanted.push(Annotation {
+                key: [DECISIONS_ANNOTATION, ""],
+                value: Literal::Escaped(summary.into()),
+            });
+        }
     }
-    wanted.retain(|(key, value)| pod.annotation("", key) != Some(&**value));
     wanted
 }
 
 /// Returns the value of the annotation that tells the decisions: a JSON object from place to
-/// outcome, reason and mirror. None if no mirror was a candidate for any image.
+/// outcome, reason and mirror, as the inside of a string literal. None if no mirror was a candidate
+/// for any image.
+///
+/// It is written with its escapes at once, because half of it would need some.
 fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Option<String> {
-    use std::fmt::Write as _;
-
     let told = |decision: &Decision<'_>| {
         decision.carried || (decision.mode == Mode::Enforce && !decision.candidates.is_empty())
     };
@@ -104,27 +154,24 @@ fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Opti
     } else {
         None
     };
-    let mut text = String::with_capacity(192 * decisions.len());
+    let mut text = String::with_capacity(256 * decisions.len());
     for (decision, place) in decisions
         .iter()
         .zip(&pod.places)
         .filter(|(decision, _)| told(decision))
     {
         text.push(if text.is_empty() { '{' } else { ',' });
-        text.push('"');
+        text.push_str(r#"\""#);
         for part in place.label().parts() {
-            json::push_escaped(&mut text, part);
+            push_escaped_twice(&mut text, part);
         }
-        text.push_str("\":");
+        text.push_str(r#"\":"#);
         let mirror = decision.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
         match earlier
             .as_ref()
             .and_then(|earlier| earlier_entry(earlier, place, decision, mirror))
         {
-            Some(entry) => {
-                let written = write!(text, "{entry}");
-                debug_assert!(written.is_ok(), "writing to a String cannot fail");
-            }
+            Some(entry) => json::push_escaped(&mut text, &entry.to_string()),
             None => push_entry(&mut text, routing, decision, mirror),
         }
     }
@@ -132,35 +179,47 @@ fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Opti
     Some(text)
 }
 
+/// Appends what stands in a string of JSON that itself stands in one.
+fn push_escaped_twice(out: &mut String, text: &str) {
+    if json::is_plain(text) {
+        out.push_str(text);
+    } else {
+        let mut once = String::with_capacity(2 * text.len());
+        json::push_escaped(&mut once, text);
+        json::push_escaped(out, &once);
+    }
+}
+
 fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mirror: Option<&str>) {
-    text.push_str("{\"outcome\":\"");
+    text.push_str(r#"{\"outcome\":\""#);
     text.push_str(decision.outcome.as_str());
-    text.push_str("\",\"reason\":\"");
+    text.push_str(r#"\",\"reason\":\""#);
     text.push_str(decision.reason.as_str());
-    text.push('"');
+    text.push_str(r#"\""#);
     if let Some(mirror) = mirror {
-        text.push_str(",\"mirror\":");
-        json::push_string(text, mirror);
+        text.push_str(r#",\"mirror\":\""#);
+        push_escaped_twice(text, mirror);
+        text.push_str(r#"\""#);
     }
     if let Some(digest) = &decision.digest {
-        text.push_str(",\"digest\":\"");
+        text.push_str(r#",\"digest\":\""#);
         digest.push_to(text);
-        text.push('"');
+        text.push_str(r#"\""#);
     }
     if decision.candidates.len() > 1 {
-        text.push_str(",\"candidates\":[");
+        text.push_str(r#",\"candidates\":["#);
         for (position, candidate) in decision.candidates.iter().enumerate() {
             text.push_str(if position == 0 {
-                "{\"mirror\":"
+                r#"{\"mirror\":\""#
             } else {
-                ",{\"mirror\":"
+                r#",{\"mirror\":\""#
             });
-            json::push_string(text, &routing.mirror(candidate.mirror).name);
-            text.push_str(",\"outcome\":\"");
+            push_escaped_twice(text, &routing.mirror(candidate.mirror).name);
+            text.push_str(r#"\",\"outcome\":\""#);
             text.push_str(candidate.outcome.as_str());
-            text.push_str("\",\"reason\":\"");
+            text.push_str(r#"\",\"reason\":\""#);
             text.push_str(candidate.reason.as_str());
-            text.push_str("\"}");
+            text.push_str(r#"\"}"#);
         }
         text.push(']');
     }
@@ -214,28 +273,46 @@ impl Operations {
         self.text.push('}');
     }
 
-    fn annotate(&mut self, pod: &Pod<'_>, wanted: &[(String, Cow<'_, str>)]) -> Result<(), TooLarge> {
+    fn annotate(
+        &mut self,
+        pod: &Pod<'_>,
+        routing: &Routing,
+        decisions: &[Decision<'_>],
+    ) -> Result<(), TooLarge> {
+        let wanted = annotations(pod, routing, decisions);
         if wanted.is_empty() {
             return Ok(());
         }
         let present = pod.annotations.as_ref().map_or(0, |annotations| annotations.size);
-        let added: usize = wanted.iter().map(|(key, value)| key.len() + value.len()).sum();
         let replaced: usize = wanted
             .iter()
-            .filter_map(|(key, _)| pod.annotation("", key).map(|value| key.len() + value.len()))
+            .filter_map(
+                |Annotation {
+                     key: [prefix, name], ..
+                 }| {
+                    let value = pod.annotation(prefix, name)?;
+                    Some(prefix.len() + name.len() + value.len())
+                },
+            )
             .sum();
-        if (present + added).saturating_sub(replaced) > ANNOTATIONS_LIMIT {
+        let too_large = |added: usize| (present + added).saturating_sub(replaced) > ANNOTATIONS_LIMIT;
+        // The exact size is looked at only where it matters.
+        if too_large(wanted.iter().map(Annotation::bound).sum())
+            && too_large(wanted.iter().map(Annotation::size).sum())
+        {
             return Err(TooLarge);
         }
         match &pod.annotations {
-            None => self.add_all_annotations(wanted),
+            None => self.add_all_annotations(&wanted),
             Some(Annotations { .. }) => {
-                for (key, value) in wanted {
+                for annotation in &wanted {
                     self.begin("add");
                     self.text.push_str("/metadata/annotations/");
-                    self.push_pointer(key);
+                    for part in annotation.key {
+                        self.push_pointer(part);
+                    }
                     self.text.push_str("\",\"value\":");
-                    json::push_string(&mut self.text, value);
+                    annotation.push_value(&mut self.text);
                     self.text.push('}');
                 }
             }
@@ -256,16 +333,16 @@ impl Operations {
         }
     }
 
-    fn add_all_annotations(&mut self, wanted: &[(String, Cow<'_, str>)]) {
+    fn add_all_annotations(&mut self, wanted: &[Annotation<'_>]) {
         self.begin("add");
         self.text.push_str("/metadata/annotations\",\"value\":{");
-        for (position, (key, value)) in wanted.iter().enumerate() {
-            if position > 0 {
-                self.text.push(',');
+        for (position, annotation) in wanted.iter().enumerate() {
+            self.text.push_str(if position > 0 { ",\"" } else { "\"" });
+            for part in annotation.key {
+                json::push_escaped(&mut self.text, part);
             }
-            json::push_string(&mut self.text, key);
-            self.text.push(':');
-            json::push_string(&mut self.text, value);
+            self.text.push_str("\":");
+            annotation.push_value(&mut self.text);
         }
         self.text.push_str("}}");
     }

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use foldhash::quality::RandomState;
+use smallvec::SmallVec;
 
 use super::{
     digest::Digest,
@@ -49,7 +50,7 @@ pub struct Candidate {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Candidates {
     /// In the order in which they are asked.
-    pub ordered: Vec<Candidate>,
+    pub ordered: SmallVec<[Candidate; 2]>,
     /// Whether some mirror has a source for the image but excludes it.
     pub excluded: bool,
     /// Whether the image already names a mirror.
@@ -140,7 +141,7 @@ impl Routing {
     /// length of the prefix, then name. `name` as for [`Self::mirrors_named_by`].
     pub fn candidates(&self, name: &str) -> Candidates {
         let mut candidates = Candidates::default();
-        let mut excluding: Vec<MirrorId> = Vec::new();
+        let mut excluding: SmallVec<[MirrorId; 4]> = SmallVec::new();
         for prefix in prefixes(name) {
             let Some(node) = self.nodes.get(prefix) else {
                 continue;
