@@ -4,6 +4,9 @@ use std::{io::Write as _, process::ExitCode};
 
 use kagami::cli;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let error = match cli::run() {
         Ok(code) => return code,

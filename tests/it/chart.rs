@@ -167,7 +167,7 @@ fn check(schema: &Value, values: &Value, path: &str, faults: &mut Vec<String>) {
 #[test]
 fn the_dashboard_shows_metrics_that_there_are() {
     let (metrics, registry) = Metrics::new();
-    metrics.decided(Mode::Enforce, Outcome::Kept, Reason::NoMirror);
+    metrics.decided(Mode::Enforce, Outcome::Kept, Reason::NoMirror, 1);
     metrics.reviewed(Mode::Enforce, ReviewAnswer::Unchanged, Duration::ZERO);
     metrics.probed("main", "exists");
     metrics.set_health("main", State::Healthy);
