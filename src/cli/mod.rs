@@ -4,6 +4,7 @@
 
 mod arguments;
 mod certs;
+mod cluster;
 mod companion;
 mod explain;
 mod once;

@@ -11,6 +11,7 @@
     reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
 )]
 
+mod asked;
 mod chart;
 mod cluster;
 mod companion;
@@ -85,6 +86,12 @@ const TESTS: &[(&str, Test)] = tests![
     cluster::a_mirror_with_a_fault_stays_as_it_was,
     cluster::a_mirror_serves_the_namespaces_that_it_selects,
     cluster::a_restarted_api_server_is_followed_again,
+    asked::explain_tells_what_is_shared_and_what_is_seen_from_here,
+    asked::explain_looks_itself_while_the_state_is_stale,
+    asked::few_rights_are_enough_for_an_explanation,
+    asked::resolve_answers_whatever_the_cluster_does,
+    asked::review_answers_as_the_namespaces_labels_say,
+    asked::without_a_cluster_one_line_says_so,
 ];
 
 /// The API servers of this run.
@@ -116,7 +123,7 @@ impl Clusters {
 }
 
 fn is_about_resources(test: &str) -> bool {
-    test.starts_with("cluster::")
+    test.starts_with("cluster::") || test.starts_with("asked::")
 }
 
 fn main() -> ExitCode {
