@@ -9,6 +9,7 @@ mod companion;
 mod explain;
 mod once;
 mod output;
+mod report;
 mod resolve;
 mod review;
 mod serve;
@@ -60,6 +61,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Review(arguments) => block_on(review::run(arguments)),
         Command::Explain(arguments) => block_on(explain::run(arguments)),
         Command::Resolve(arguments) => block_on(resolve::run(arguments)),
+        Command::Report(arguments) => block_on(report::run(arguments)),
         Command::Certs(arguments) => certs::run(&arguments),
         Command::Crds => output::print(&api::crds_yaml()),
         Command::Completions { shell } => {

@@ -96,9 +96,10 @@ pub(super) async fn read_cluster(
     };
     let store = Store::default();
     let (metrics, _) = Metrics::new();
-    let cluster = Cluster::new(client, store.clone(), settings, metrics);
+    let cluster = Cluster::new(client.clone(), store.clone(), settings, metrics);
     let notes = cluster.read_once(&scope(namespace.clone())).await?;
     Ok(Read {
+        client,
         store,
         cluster,
         namespace,
@@ -108,6 +109,7 @@ pub(super) async fn read_cluster(
 
 /// What was read of a cluster.
 pub(super) struct Read {
+    pub(super) client: kube::Client,
     pub(super) store: Store,
     pub(super) cluster: Cluster,
     /// The namespace that the context names.

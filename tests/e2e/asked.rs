@@ -1,12 +1,7 @@
 //! `kagami explain`, `resolve` and `review` as a person runs them against a cluster; the test is the
 //! companion.
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output, Stdio},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use kagami::clock;
 use serde_json::{Value, json};
@@ -14,6 +9,7 @@ use serde_json::{Value, json};
 use crate::support::{
     chart::stdout,
     cluster::Cluster,
+    command::{assert_fails, kagami, run},
     push::push,
     reader::{Heart, Reader},
 };
@@ -211,35 +207,4 @@ pub(crate) fn without_a_cluster_one_line_says_so(cluster: &Cluster) {
 fn explain(reader: &Reader<'_>, arguments: &[&str]) -> Value {
     let output = kagami(reader, &[&["explain", "--output", "json"], arguments].concat());
     serde_json::from_str(&stdout(&output)).unwrap()
-}
-
-/// Runs a command as a person who may do everything.
-fn kagami(reader: &Reader<'_>, arguments: &[&str]) -> Output {
-    let folder = reader.cluster().folder();
-    let own = ["--kagami-namespace", &reader.namespace.name];
-    run(
-        &folder.join("admin.kubeconfig"),
-        folder,
-        &[arguments, &own].concat(),
-    )
-}
-
-fn run(kubeconfig: &Path, home: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_kagami"))
-        .args(arguments)
-        .env_clear()
-        .env("HOME", home)
-        .env("KUBECONFIG", kubeconfig)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap()
-}
-
-/// It said what is wrong in one line.
-#[track_caller]
-fn assert_fails(output: &Output, code: i32, expected: &str) {
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{told}");
-    assert_eq!(told.trim_end().lines().count(), 1, "{told}");
-    assert!(told.contains(expected), "{told}");
 }

@@ -7,12 +7,14 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
     admission::pod,
-    cluster::Cluster,
-    companion::{Companion, IMAGES, Place},
+    chart::apply,
+    cluster::{Cluster, User},
+    companion::{Companion, DEFINITIONS, IMAGES, Place},
     eventually,
     mirror::Mirror,
 };
@@ -44,7 +46,13 @@ pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
         (mirror["status"]["sweeps"]["tag"]["present"] == 2).then_some(mirror)
     });
     let status = &mirror["status"];
-    for condition in ["Ready", "Healthy", "CredentialsValid", "SweepInTime"] {
+    for condition in [
+        "Ready",
+        "Healthy",
+        "CredentialsValid",
+        "SweepInTime",
+        "SchemaCurrent",
+    ] {
         assert_eq!(state_of(&mirror, condition), "True", "{condition}: {status}");
     }
     assert!(
@@ -285,6 +293,75 @@ pub(crate) fn certificates_are_made_and_renewed_in_steps(cluster: &Cluster) {
     cluster.delete(&format!("{configurations}/{}", place.name));
 }
 
+pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    create_node(cluster, &place.name);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let definition = format!("{DEFINITIONS}/imagemirrors.kagami.dev");
+    // Without a field that users may set, and without one that the companion writes.
+    let make_older = || {
+        let mut crd = cluster.get(&definition).success();
+        let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+        for (part, field) in [("spec", "retention"), ("status", "platforms")] {
+            drop(schema[part]["properties"].as_object_mut().unwrap().remove(field));
+        }
+        cluster
+            .request(User::Admin, Method::PUT, &definition, Some(&crd))
+            .success();
+    };
+    make_older();
+    let companion = place.start("companion-a", &[]);
+    place.wait_for_image(NGINX, "Present");
+    let mirror = eventually("the older definition is told", || {
+        let mirror = place.mirror();
+        match state_of(&mirror, "SchemaCurrent") {
+            "False" => Some(mirror),
+            "absent" => None,
+            // Another test has installed the definitions in between.
+            _ => {
+                make_older();
+                None
+            }
+        }
+    });
+    let conditions = mirror["status"]["conditions"].to_string();
+    assert!(
+        conditions.contains("imagemirrors.kagami.dev spec.retention")
+            && conditions.contains("status.platforms"),
+        "{conditions}"
+    );
+    assert!(
+        conditions.contains("kagami crds | kubectl apply --server-side -f -"),
+        "{conditions}"
+    );
+    // What the API server drops is not written again and again.
+    let sweeps = |mirror: &Value| mirror["status"]["sweeps"]["tag"]["startedAt"].to_string();
+    let mut last = eventually("a sweep ends", || {
+        let sweep = sweeps(&place.mirror());
+        (sweep != "null").then_some(sweep)
+    });
+    let before = writes(&place, &companion).len();
+    for _ in 0..2 {
+        last = eventually("another sweep ends", || {
+            let sweep = sweeps(&place.mirror());
+            (sweep != last).then_some(sweep)
+        });
+    }
+    let written = writes(&place, &companion).len() - before;
+    assert!(written <= 4, "{written} writes for two sweeps");
+
+    // As the message says.
+    let file = cluster.folder().join("definitions.yaml");
+    std::fs::write(&file, kagami::api::crds_yaml()).unwrap();
+    apply(cluster, &[file.to_str().unwrap()]);
+    eventually("the upgrade is seen", || {
+        let mirror = place.mirror();
+        let known = mirror["status"]["platforms"] != Value::Null;
+        (known && state_of(&mirror, "SchemaCurrent") == "True").then_some(())
+    });
+    assert_only_allowed(&place, &companion);
+}
+
 fn decode(text: &str) -> String {
     String::from_utf8(BASE64.decode(text).unwrap()).unwrap()
 }
@@ -302,8 +379,11 @@ fn create_node(cluster: &Cluster, name: &str) {
 }
 
 fn state_of<'a>(mirror: &'a Value, condition: &str) -> &'a str {
-    let mut conditions = mirror["status"]["conditions"].as_array().unwrap().iter();
-    let found = conditions.find(|entry| entry["type"] == condition);
+    let conditions = mirror["status"]["conditions"].as_array();
+    let found = conditions
+        .into_iter()
+        .flatten()
+        .find(|entry| entry["type"] == condition);
     found.map_or("absent", |entry| entry["status"].as_str().unwrap())
 }
 

@@ -18,6 +18,7 @@ mod companion;
 mod faults;
 mod modes;
 mod places;
+mod report;
 mod rights;
 mod scope;
 mod support;
@@ -48,6 +49,7 @@ const TESTS: &[(&str, Test)] = tests![
     companion::what_is_known_can_be_read_with_kubectl,
     companion::health_is_written_once_for_each_change,
     companion::certificates_are_made_and_renewed_in_steps,
+    companion::an_older_definition_is_told_until_it_is_upgraded,
     chart::install_upgrade_and_removal,
     chart::every_set_of_values_is_valid,
     chart::wrong_values_are_refused_with_their_place,
@@ -92,6 +94,9 @@ const TESTS: &[(&str, Test)] = tests![
     asked::resolve_answers_whatever_the_cluster_does,
     asked::review_answers_as_the_namespaces_labels_say,
     asked::without_a_cluster_one_line_says_so,
+    report::audit_log_and_report_tell_the_same,
+    report::every_namespace_is_told_by_its_mode,
+    report::who_may_not_list_pods_is_told,
 ];
 
 /// The API servers of this run.
@@ -123,7 +128,9 @@ impl Clusters {
 }
 
 fn is_about_resources(test: &str) -> bool {
-    test.starts_with("cluster::") || test.starts_with("asked::")
+    ["cluster::", "asked::", "report::"]
+        .iter()
+        .any(|module| test.starts_with(module))
 }
 
 fn main() -> ExitCode {

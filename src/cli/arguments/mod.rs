@@ -8,7 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 pub(super) use self::{
     once::{
-        CertsArguments, ExplainArguments, ExplainOutput, OnceArguments, ResolveArguments, ReviewArguments,
+        CertsArguments, ExplainArguments, ExplainOutput, OnceArguments, ReportArguments, ReportOutput,
+        ResolveArguments, ReviewArguments,
     },
     serving::{CompanionArguments, ServeArguments, WebhookArguments},
     shared::{ClusterArguments, LeftAloneArguments, ListenArguments, PairArguments},
@@ -82,6 +83,11 @@ pub(super) enum Command {
     /// Print the reference to pull now, for scripts: the mirror's if it is proven, else the image as given
     #[command(after_help = "Example: docker pull $(kagami resolve nginx:1.27 --config mirrors.yaml)")]
     Resolve(ResolveArguments),
+    /// Show what every running Pod of a cluster uses, and what it would use if it were created now
+    #[command(
+        after_help = "It changes nothing and asks no mirror: put namespaces into mode audit, then look here."
+    )]
+    Report(ReportArguments),
     /// Write a certificate authority and a serving certificate, for trying out
     Certs(CertsArguments),
     /// Print the custom resource definitions

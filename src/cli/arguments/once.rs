@@ -84,6 +84,29 @@ pub(crate) struct ResolveArguments {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ReportArguments {
+    /// Only Pods of this namespace [default: of all]
+    #[arg(long, short, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+
+    /// How the answer looks
+    #[arg(long, short, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: ReportOutput,
+
+    #[command(flatten)]
+    pub(crate) left_alone: LeftAloneArguments,
+
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportOutput {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CertsArguments {
     /// Folder for ca.crt, tls.crt and tls.key
     #[arg(long, short, value_name = "FOLDER", default_value = ".")]

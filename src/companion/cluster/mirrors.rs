@@ -335,7 +335,7 @@ fn read(object: DynamicObject) -> Result<ImageMirror, (Box<DynamicObject>, Strin
     }
 }
 
-fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
+pub(super) fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
     object
         .data
         .get("status")

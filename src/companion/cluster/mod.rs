@@ -5,6 +5,7 @@
 //! everything at once and waits for its turn with nothing in memory.
 
 mod certificates;
+mod definitions;
 mod heartbeat;
 mod inherit;
 mod leader;
@@ -179,6 +180,8 @@ async fn lead(
     ));
     let follower = Follower::new(store, settings.left_alone.clone(), published_cluster);
     tasks.spawn(follower.run(client.clone(), settings.namespace.clone()));
+    let (published_definitions, definitions) = watch::channel(None);
+    tasks.spawn(definitions::run(client.clone(), published_definitions));
     let (written, through, inherited) = tokio::select! {
         inherited = take_over(settings, client, store, &mut cluster) => inherited,
         error = early_end(&mut tasks) => return error,
@@ -198,6 +201,7 @@ async fn lead(
         writer,
         reports: reports.clone(),
         cluster,
+        definitions,
         identity: settings.identity.clone(),
         published,
         written,

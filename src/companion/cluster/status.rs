@@ -20,6 +20,9 @@ use crate::{
 /// How long a condition's message may be (Kubernetes allows 32,768 bytes).
 const MESSAGE: usize = 4096;
 
+/// How many lacking fields are named.
+const LACKING: usize = 5;
+
 /// What is known of one mirror.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen<'a> {
@@ -33,6 +36,8 @@ pub(super) struct Seen<'a> {
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
     pub(super) sweeps: [Option<(SweepEnd, u64)>; 2],
     pub(super) platforms: &'a [String],
+    /// What the installed definitions lack; none while nobody can tell.
+    pub(super) lacking: Option<&'a [String]>,
 }
 
 /// Returns the health that a status tells; none if it tells of none.
@@ -124,11 +129,39 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         }
         (None, None) => {}
     }
+    schema(&mut conditions, seen.lacking);
     sweeps(&mut next, seen, now);
     if !seen.platforms.is_empty() {
         next.platforms = seen.platforms.to_vec();
     }
     next
+}
+
+fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
+    match lacking {
+        None => {}
+        Some([]) => conditions.set(
+            "SchemaCurrent",
+            "True",
+            "Current",
+            "The installed definitions know all that this version of Kagami does.",
+        ),
+        Some(lacking) => {
+            let (shown, more) = lacking.split_at(lacking.len().min(LACKING));
+            let more = if more.is_empty() {
+                String::new()
+            } else {
+                format!(" and {} more", more.len())
+            };
+            let message = format!(
+                "The installed definitions are older than this version of Kagami, so the API server drops or \
+                 refuses {}{more}. Helm never upgrades them; this does: kagami crds | kubectl apply \
+                 --server-side -f -",
+                shown.join(", ")
+            );
+            conditions.set("SchemaCurrent", "False", "OlderSchema", &message);
+        }
+    }
 }
 
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
@@ -304,6 +337,33 @@ mod tests {
         assert_eq!(plan(&status, &seen(), at(30)), status);
         assert_eq!(health(&status), Some(healthy(10)));
         assert_eq!(condition(&status, "Healthy").status, "True");
+    }
+
+    #[test]
+    fn an_older_definition_is_told_with_the_remedy() {
+        let told = |lacking: Option<&[String]>| {
+            let seen = Seen { lacking, ..seen() };
+            plan(&ImageMirrorStatus::default(), &seen, at(20))
+        };
+        let unknown = told(None).conditions.into_iter();
+        assert_eq!(
+            unknown
+                .filter(|condition| condition.type_ == "SchemaCurrent")
+                .count(),
+            0
+        );
+        assert_eq!(condition(&told(Some(&[])), "SchemaCurrent").status, "True");
+        let fields: Vec<String> = (0..7).map(|number| format!("spec.field{number}")).collect();
+        let older = told(Some(&fields));
+        let older = condition(&older, "SchemaCurrent");
+        assert_eq!((&*older.status, &*older.reason), ("False", "OlderSchema"));
+        for expected in [
+            "spec.field0, spec.field1",
+            "spec.field4 and 2 more",
+            "kagami crds | kubectl apply",
+        ] {
+            assert!(older.message.contains(expected), "{}", older.message);
+        }
     }
 
     #[test]

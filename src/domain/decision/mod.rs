@@ -6,6 +6,8 @@
 
 mod verify;
 
+pub(super) use verify::carried;
+
 use super::{
     answer::{Answer, Manifest},
     digest::Digest,
@@ -243,7 +245,7 @@ impl<'a> Decider<'_, 'a> {
         let routing = self.snapshot.routing.clone();
         let name = self.key.get(..name_length).unwrap_or_default();
         if routing.mirrors_named_by(name).next().is_some() {
-            planned.carried = verify::carried(&routing, name, &self.request.pod, place);
+            planned.carried = carried(&routing, name, &self.request.pod, place);
             planned.standing = Some(Reason::AlreadyMirrored);
             return planned;
         }

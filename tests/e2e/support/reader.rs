@@ -127,6 +127,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Where the API server may call it.
+    pub(crate) fn admission(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
     /// Waits until it believes what the companion shares, which the heartbeat must tell.
     pub(crate) fn wait_until_fresh(&mut self) {
         eventually("the shared state is believed", || {
