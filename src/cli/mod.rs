@@ -84,6 +84,13 @@ pub fn run() -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Returns why the program would not take these arguments, if it would not; nothing is run.
+pub fn check<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<(), String> {
+    let arguments = ["kagami"].into_iter().chain(arguments);
+    let parsed = Arguments::try_parse_from(arguments);
+    parsed.map(drop).map_err(|error| error.to_string())
+}
+
 /// The commands that run until they are told to end.
 const LONG_RUNNING: [&str; 3] = ["serve", "webhook", "companion"];
 
@@ -175,6 +182,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_are_checked_whole() {
+        let pair = ["--tls-cert=c", "--tls-key=k"];
+        let webhook = |more: &[&'static str]| check([&["webhook"], &pair[..], more].concat());
+        assert_eq!(webhook(&["--budget=1s"]), Ok(()));
+        assert!(webhook(&["--budget=1"]).unwrap_err().contains("300ms"));
+        assert!(webhook(&["--no-such"]).unwrap_err().contains("--no-such"));
+        // Only `serve` can do without.
+        assert!(check(["webhook"]).unwrap_err().contains("--tls-cert"));
+        assert_eq!(check(["serve", "--config=c"]), Ok(()));
+        assert!(
+            check(["serve", "--config=c", pair[0]])
+                .unwrap_err()
+                .contains("--tls-key")
+        );
+        assert_eq!(check(["serve", "--config=c", pair[0], pair[1]]), Ok(()));
     }
 
     #[test]

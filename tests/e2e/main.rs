@@ -53,6 +53,7 @@ const TESTS: &[(&str, Test)] = tests![
     chart::install_upgrade_and_removal,
     chart::every_set_of_values_is_valid,
     chart::wrong_values_are_refused_with_their_place,
+    chart::the_programs_take_the_arguments_of_every_set_of_values,
     chart::plain_manifests_are_what_the_chart_makes,
     chart::a_default_mode_takes_in_unlabelled_namespaces_only,
     rights::each_account_has_its_rights_and_no_other,

@@ -73,6 +73,28 @@ fn webhooks_are_registered_as_the_code_answers() {
     assert_eq!(configuration["webhooks"], Value::from(expected));
 }
 
+/// What helm makes of other values is looked at in tests/e2e.
+#[test]
+fn the_programs_take_the_arguments_of_the_manifests() {
+    let table = kagami::cli::settings_table();
+    for name in ["webhook", "companion"] {
+        let mut documents = decode_documents(&read(&format!("webhook-config/{name}.yaml"))).unwrap();
+        documents.retain(|document| document["kind"] == "Deployment");
+        let container = &documents[0]["spec"]["template"]["spec"]["containers"][0];
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let arguments: Vec<_> = container["args"].as_array().unwrap().iter().map(text).collect();
+        assert_eq!(arguments[0], name);
+        kagami::cli::check(arguments.iter().map(String::as_str)).unwrap();
+        let variables = container["env"].as_array().unwrap().iter();
+        for variable in variables.map(|variable| text(&variable["name"])) {
+            assert!(
+                !variable.starts_with("KAGAMI_") || table.contains(&format!("`{variable}`")),
+                "{variable}"
+            );
+        }
+    }
+}
+
 #[test]
 fn names_in_the_chart_are_those_of_the_code() {
     let word = |text: &str, word: &str| {
