@@ -516,6 +516,10 @@ pub struct ImageMirrorStatus {
     pub pull_secret_namespaces: Vec<String>,
     /// Architectures of the cluster's nodes.
     pub platforms: Vec<String>,
+    /// Hosts of the upstream registries that fail, where spec.prefer is Upstream: until they are back,
+    /// Pods pull from the mirror.
+    #[schemars(length(max = 64))]
+    pub failing_upstreams: Vec<String>,
     /// UIDs of owners that kept recreating rewritten Pods, and whose Pods are therefore left alone.
     #[schemars(length(max = 100))]
     pub owners_left_alone: Vec<String>,

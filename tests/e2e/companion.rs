@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use crate::support::{
     admission::pod,
-    chart::apply,
+    chart::stdout,
     cluster::{Cluster, User},
-    companion::{Companion, DEFINITIONS, IMAGES, Place},
+    companion::{Companion, DEFINITIONS, IMAGES, MIRRORS, Place},
     eventually,
     mirror::Mirror,
 };
@@ -293,6 +293,56 @@ pub(crate) fn certificates_are_made_and_renewed_in_steps(cluster: &Cluster) {
     cluster.delete(&format!("{configurations}/{}", place.name));
 }
 
+pub(crate) fn a_failing_upstream_is_told_to_the_webhooks(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let mut upstream = Mirror::start(&cluster.tools, &cluster.http, cluster.folder(), "upstream");
+    let host = upstream.url.strip_prefix("http://").unwrap().to_owned();
+    let mut mirror = place.mirror();
+    mirror["spec"]["prefer"] = "Upstream".into();
+    mirror["spec"]["sources"] = json!([{"prefix": host}]);
+    let path = format!("{MIRRORS}/{}", place.name);
+    cluster
+        .request(User::Admin, Method::PUT, &path, Some(&mirror))
+        .success();
+    let first = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    let failing = |expected: Value| {
+        eventually(&format!("{expected} fail"), || {
+            let told = place.mirror()["status"]["failingUpstreams"].clone();
+            (told == expected).then_some(())
+        });
+    };
+    failing(json!([]));
+    upstream.kill();
+    failing(json!([host]));
+
+    // Whoever takes over does not forget it for a moment.
+    let told = || {
+        let writes = place.cluster.writes_of("companion-b");
+        let told = |write: &Value| write["requestObject"]["status"]["failingUpstreams"].clone();
+        writes
+            .iter()
+            .map(told)
+            .filter(|told| !told.is_null())
+            .collect::<Vec<_>>()
+    };
+    let before = told().len();
+    let second = place.start("companion-b", &[]);
+    first.process.terminate();
+    place.wait_for_lead(&second);
+    let beats = heartbeat(&place);
+    eventually("the heart beats on", || {
+        (heartbeat(&place) != beats).then_some(())
+    });
+    let told_by_second = told().split_off(before);
+    assert!(
+        told_by_second.iter().all(|told| *told == json!([host])),
+        "{told_by_second:?}"
+    );
+    upstream.bring_back(&cluster.http);
+    failing(json!([]));
+}
+
 pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     create_node(cluster, &place.name);
@@ -331,7 +381,7 @@ pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster
         "{conditions}"
     );
     assert!(
-        conditions.contains("kagami crds | kubectl apply --server-side -f -"),
+        conditions.contains("kagami crds | kubectl apply --server-side --force-conflicts -f -"),
         "{conditions}"
     );
     // What the API server drops is not written again and again.
@@ -350,10 +400,17 @@ pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster
     let written = writes(&place, &companion).len() - before;
     assert!(written <= 4, "{written} writes for two sweeps");
 
-    // As the message says.
+    // As the message says: whoever installed them, Helm or this test, owns all of `spec.versions`.
     let file = cluster.folder().join("definitions.yaml");
     std::fs::write(&file, kagami::api::crds_yaml()).unwrap();
-    apply(cluster, &[file.to_str().unwrap()]);
+    let remedy = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--filename",
+        file.to_str().unwrap(),
+    ];
+    stdout(&cluster.kubectl(&remedy));
     eventually("the upgrade is seen", || {
         let mirror = place.mirror();
         let known = mirror["status"]["platforms"] != Value::Null;

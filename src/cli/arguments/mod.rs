@@ -91,7 +91,7 @@ pub(super) enum Command {
     /// Write a certificate authority and a serving certificate, for trying out
     Certs(CertsArguments),
     /// Print the custom resource definitions
-    #[command(after_help = "Example: kagami crds | kubectl apply --server-side -f -")]
+    #[command(after_help = "Example: kagami crds | kubectl apply --server-side --force-conflicts -f -")]
     Crds,
     /// Print a completion script for a shell
     #[command(after_help = "Example: kagami completions bash > /etc/bash_completion.d/kagami")]

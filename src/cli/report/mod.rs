@@ -158,10 +158,15 @@ impl Reporter {
             .pods
             .sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
         let mut total = Summary::default();
+        let left_alone = &self.read.store.snapshot().left_alone;
         for (namespace, summary) in summaries {
             total.add(&summary);
             report.namespaces.push(NamespaceReport {
-                mode: self.mode_of(&namespace).as_label(),
+                mode: if left_alone.contains(&namespace) {
+                    Mode::Off.as_label()
+                } else {
+                    self.mode_of(&namespace).as_label()
+                },
                 counts: Counts::of(&summary),
                 namespace,
             });
@@ -173,9 +178,6 @@ impl Reporter {
     /// Returns the mode of a namespace. One whose labels could not be read counts as without any.
     fn mode_of(&self, namespace: &str) -> Mode {
         let snapshot = self.read.store.snapshot();
-        if snapshot.left_alone.contains(namespace) {
-            return Mode::Off;
-        }
         let labels = snapshot.namespaces.get(namespace);
         let label = labels.and_then(|labels| labels.get(MODE_LABEL));
         Mode::of_namespace(label.map(String::as_str), self.default_mode)

@@ -41,6 +41,7 @@ use self::{
 pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
 use super::reports::Reports;
 use crate::{
+    domain::health::State,
     metrics::Metrics,
     state::Store,
     tasks::{Shutdown, Stage, panic_message},
@@ -247,7 +248,7 @@ async fn take_over(
         };
         let loaded = async {
             let (written, through) = inherit::images(client.clone(), store).await?;
-            let known = known.unwrap_or_default();
+            let known = known.clone().unwrap_or_default();
             let snapshot = store.snapshot();
             let health = inherit::health(client.clone(), &settings.namespace, &known, &snapshot).await?;
             Ok::<_, kube::Error>((written, through, health))
@@ -258,6 +259,10 @@ async fn take_over(
                 tracing::info!(images, inherited = health.len(), "took over");
                 for (mirror, health) in &health {
                     store.set_health(mirror, *health);
+                    // Until they are looked at, they are believed to fail still.
+                    for host in known.iter().flat_map(|known| known.failing_upstreams(mirror)) {
+                        store.set_upstream(host, State::Unhealthy);
+                    }
                 }
                 store.index_mut().track_changes();
                 return (written, through, health.into_keys().collect());

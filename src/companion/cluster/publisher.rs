@@ -41,7 +41,10 @@ use crate::{
     domain::{
         health::{Health, State},
         image::Class,
+        mirror::Prefer,
         presence::Presence,
+        routing::MirrorId,
+        snapshot::Snapshot,
         time::Timestamp,
     },
     state::Store,
@@ -379,10 +382,12 @@ impl Publisher {
             let report = self.reports.of(name);
             let settled = !self.has_updates(name);
             let waiting = self.work.sweeps.get(name).copied().unwrap_or_default();
+            let id = by_name.get(name.as_str()).copied();
             let seen = Seen {
                 generation: resource.generation,
                 faults: &resource.faults,
-                health: by_name.get(name.as_str()).map(|id| snapshot.health_of(*id)),
+                health: id.map(|id| snapshot.health_of(id)),
+                failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
                 missing_secret: resource.missing_secret.as_deref(),
                 credentials_accepted: report.credentials_accepted,
                 sweeps: waiting.map(|end| end.filter(|_| settled).map(|end| (end, self.through))),
@@ -455,6 +460,7 @@ impl Publisher {
                 "sweeps": next.sweeps,
                 "images": next.images,
                 "platforms": next.platforms,
+                "failingUpstreams": next.failing_upstreams,
             },
         });
         let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
@@ -675,4 +681,15 @@ impl Publisher {
             .or_default()
             .insert(sent.image.into(), written);
     }
+}
+
+/// Returns the upstreams that fail, of a mirror that is used only then.
+fn failing_upstreams(snapshot: &Snapshot, mirror: MirrorId) -> Vec<String> {
+    let settings = snapshot.routing.mirror(mirror);
+    if settings.prefer == Prefer::Mirror {
+        return Vec::new();
+    }
+    let fails = |host: &&str| snapshot.failing_upstreams.contains(*host);
+    let failing: BTreeSet<&str> = settings.upstreams().filter(fails).collect();
+    failing.into_iter().map(ToOwned::to_owned).collect()
 }

@@ -9,13 +9,18 @@ use k8s_openapi::{
 };
 
 use crate::{
-    api::v1alpha1::{HealthState, HealthStatus, ImageMirrorStatus, SweepStatus, micro_time, timestamp},
+    api::{
+        self,
+        v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
+    },
     companion::reports::SweepEnd,
     domain::{
-        health::{Fault, Health, State},
+        health::{Health, State},
         time::Timestamp,
     },
 };
+
+pub(super) use crate::api::health::health;
 
 /// How long a condition's message may be (Kubernetes allows 32,768 bytes).
 const MESSAGE: usize = 4096;
@@ -36,23 +41,10 @@ pub(super) struct Seen<'a> {
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
     pub(super) sweeps: [Option<(SweepEnd, u64)>; 2],
     pub(super) platforms: &'a [String],
+    /// Those that fail of the upstreams that this mirror stands in for.
+    pub(super) failing_upstreams: Vec<String>,
     /// What the installed definitions lack; none while nobody can tell.
     pub(super) lacking: Option<&'a [String]>,
-}
-
-/// Returns the health that a status tells; none if it tells of none.
-pub(super) fn health(status: &ImageMirrorStatus) -> Option<Health> {
-    let told = status.health.as_ref()?;
-    Some(Health {
-        state: match told.state {
-            HealthState::Unknown => State::Unknown,
-            HealthState::Healthy => State::Healthy,
-            HealthState::Unhealthy => State::Unhealthy,
-        },
-        fault: Fault::from_name(&told.reason),
-        since: told.since.as_ref().map(timestamp).unwrap_or_default(),
-        proven_since: timestamp(told.proven_since.as_ref()?),
-    })
 }
 
 /// Whether two healths mean the same for readers: what goes wrong with a mirror that is down
@@ -98,14 +90,14 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     match seen.health {
         Some(health) if told.is_none_or(|told| !same(told, health)) => {
             let reason = conditions.healthy(health);
-            next.health = Some(status_of(health, reason));
+            next.health = Some(api::health::status(health, reason));
         }
         Some(_) => conditions.observed("Healthy"),
         None if told.is_none_or(|told| told.state == State::Unknown) => {}
         None => {
             let unknown = Health::unknown(now);
             let reason = conditions.healthy(unknown);
-            next.health = Some(status_of(unknown, reason));
+            next.health = Some(api::health::status(unknown, reason));
         }
     }
     let mut conditions = Conditions {
@@ -131,6 +123,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     }
     schema(&mut conditions, seen.lacking);
     sweeps(&mut next, seen, now);
+    next.failing_upstreams.clone_from(&seen.failing_upstreams);
     if !seen.platforms.is_empty() {
         next.platforms = seen.platforms.to_vec();
     }
@@ -156,7 +149,7 @@ fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
             let message = format!(
                 "The installed definitions are older than this version of Kagami, so the API server drops or \
                  refuses {}{more}. Helm never upgrades them; this does: kagami crds | kubectl apply \
-                 --server-side -f -",
+                 --server-side --force-conflicts -f -",
                 shown.join(", ")
             );
             conditions.set("SchemaCurrent", "False", "OlderSchema", &message);
@@ -216,19 +209,6 @@ fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
                        spec.sweep.requestsPerSecond or spec.freshness.";
         conditions.set("SweepInTime", "False", "TooSlow", message);
         tracing::debug!(late = late.join("; "), "sweeps are late");
-    }
-}
-
-fn status_of(health: Health, reason: &str) -> HealthStatus {
-    HealthStatus {
-        state: match health.state {
-            State::Unknown => HealthState::Unknown,
-            State::Healthy => HealthState::Healthy,
-            State::Unhealthy => HealthState::Unhealthy,
-        },
-        reason: reason.to_owned(),
-        since: Some(micro_time(health.since)),
-        proven_since: Some(micro_time(health.proven_since)),
     }
 }
 
@@ -299,7 +279,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::presence::Counts;
+    use crate::domain::{health::Fault, presence::Counts};
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
@@ -337,6 +317,17 @@ mod tests {
         assert_eq!(plan(&status, &seen(), at(30)), status);
         assert_eq!(health(&status), Some(healthy(10)));
         assert_eq!(condition(&status, "Healthy").status, "True");
+    }
+
+    #[test]
+    fn upstreams_are_told_while_they_fail() {
+        let failing = Seen {
+            failing_upstreams: vec!["docker.io".to_owned()],
+            ..seen()
+        };
+        let status = plan(&ImageMirrorStatus::default(), &failing, at(20));
+        assert_eq!(status.failing_upstreams, ["docker.io"]);
+        assert!(plan(&status, &seen(), at(30)).failing_upstreams.is_empty());
     }
 
     #[test]

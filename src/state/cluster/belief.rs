@@ -219,6 +219,15 @@ impl Belief {
         }
         drop(index);
         self.publish(name);
+        self.publish_upstreams();
+    }
+
+    /// Publishes which upstreams fail. What is not shared, or too old, is no failure: a mirror that
+    /// stands in for them is then not used.
+    fn publish_upstreams(&self) {
+        let fresh = self.mirrors.values().filter(|known| !known.witness.view().stale);
+        let failing = fresh.flat_map(|known| known.told.failing_upstreams.iter().cloned());
+        self.store.set_failing_upstreams(failing.collect());
     }
 
     /// Returns what is put to use: every mirror in its last good form, and what may be believed of
@@ -263,6 +272,7 @@ impl Belief {
         for name in self.mirrors.keys() {
             self.publish(name);
         }
+        self.publish_upstreams();
     }
 
     fn publish(&self, name: &str) {
@@ -399,6 +409,9 @@ impl Belief {
                 tracing::info!(mirror = name, "the shared state is believed");
             }
             self.publish(name);
+        }
+        if !changed.is_empty() {
+            self.publish_upstreams();
         }
         let stale = witness::is_stale(ago(contacts.namespaces), NAMESPACES_BOUND);
         if stale != self.namespaces.stale {
