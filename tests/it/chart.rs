@@ -105,7 +105,11 @@ fn names_in_the_chart_are_those_of_the_code() {
     assert_eq!(word(&webhook, api::PROBE_SECRET), 1);
     let rights = read("webhook-config/rbac.yaml");
     assert_eq!(word(&rights, api::PROBE_SECRET), 1);
-    assert_eq!(word(&rights, api::HEALTH_LEASE), 2, "one right each");
+    assert_eq!(
+        word(&rights, api::HEALTH_LEASE),
+        3,
+        "one right each: webhook, companion, viewers"
+    );
     let policies = read("webhook-config/policies.yaml");
     let modes = ["enforce", "warn", "audit", "off"];
     assert!(modes.iter().all(|mode| Mode::from_label(mode).is_some()));
