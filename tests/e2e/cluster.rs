@@ -224,6 +224,12 @@ pub(crate) fn a_restarted_api_server_is_followed_again(shared: &Cluster) {
         watches.as_object().unwrap().values().all(failing).then_some(())
     });
     cluster.start_api_server();
+    // A look of its own before the image's entry arrives would be the latest word on it.
+    eventually("the watches go on", || {
+        let watches = reader.status()["cluster"]["watches"].clone();
+        let goes_on = |watch: &Value| watch["failure"].is_null();
+        watches.as_object().unwrap().values().all(goes_on).then_some(())
+    });
     reader.wait_until_fresh();
     reader.know(&gone, clock::now());
     reader.decides(&gone, REWRITTEN);
