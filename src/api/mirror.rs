@@ -178,7 +178,6 @@ fn mapping(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Mapping> {
     })
 }
 
-/// Returns how the mirror is reached; nothing if neither an endpoint nor the registry tells.
 /// Returns the namespace of a Service that a host or URL names: `mirror.NAMESPACE.svc…`.
 fn namespace_of(url: &str) -> Option<String> {
     let host = url
@@ -193,6 +192,7 @@ fn namespace_of(url: &str) -> Option<String> {
     (labels.next() == Some("svc")).then(|| namespace.to_lowercase())
 }
 
+/// Returns how the mirror is reached; nothing if neither an endpoint nor the registry tells.
 fn connection(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Connection> {
     let endpoint = spec.endpoint.clone().unwrap_or_default();
     if endpoint.url.as_deref().is_some_and(|url| !is_base_url(url)) {

@@ -28,6 +28,7 @@ pub mod snapshot;
 pub mod source;
 pub mod sweep;
 pub mod time;
+pub mod usage;
 pub mod witness;
 
 #[cfg(test)]

@@ -75,6 +75,14 @@ pub(super) struct Cluster {
     pub(super) probe_credentials: BTreeMap<String, Vec<u8>>,
 }
 
+impl Cluster {
+    /// Returns the upstreams of a mirror that fail, as its status has it.
+    pub(super) fn failing_upstreams(&self, mirror: &str) -> &[String] {
+        let resource = self.mirrors.get(mirror);
+        resource.map_or(&[], |resource| &resource.status.failing_upstreams)
+    }
+}
+
 /// A set of objects as a watch tells it.
 #[derive(Debug)]
 struct Watched<V> {
@@ -335,7 +343,7 @@ fn read(object: DynamicObject) -> Result<ImageMirror, (Box<DynamicObject>, Strin
     }
 }
 
-fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
+pub(super) fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
     object
         .data
         .get("status")

@@ -188,11 +188,8 @@ impl Pods {
             return false;
         }
         let labels = snapshot.namespaces.get(namespace);
-        match labels.and_then(|labels| labels.get(MODE_LABEL)) {
-            // The API server calls nobody for a value that no webhook selects.
-            Some(value) => Mode::from_label(value).is_some_and(|mode| mode != Mode::Off),
-            None => self.settings.default_mode != Mode::Off,
-        }
+        let label = labels.and_then(|labels| labels.get(MODE_LABEL));
+        Mode::of_namespace(label.map(String::as_str), self.settings.default_mode) != Mode::Off
     }
 
     /// Forgets images that no Pod has used for long.

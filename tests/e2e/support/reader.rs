@@ -127,6 +127,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Where the API server may call it.
+    pub(crate) fn admission(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
     /// Waits until it believes what the companion shares, which the heartbeat must tell.
     pub(crate) fn wait_until_fresh(&mut self) {
         eventually("the shared state is believed", || {
@@ -341,19 +346,16 @@ impl Heart {
                     "metadata": {"name": "kagami-health"},
                     "spec": {"holderIdentity": "test", "renewTime": time(clock::now())},
                 });
-                let send = |method, url: &str| {
+                let send = |method, url: &str, content| {
                     let request = http.client.request(method, url).bearer_auth("admin");
-                    http.send(
-                        request
-                            .header("content-type", "application/json")
-                            .body(lease.to_string()),
-                    )
+                    http.send(request.header("content-type", content).body(lease.to_string()))
                 };
-                // The API server may be away, as some tests want it.
-                if send(Method::PUT, &format!("{leases}/kagami-health"))
+                // Replacing it would need its version. The API server may be away, as some tests want it.
+                let beat = format!("{leases}/kagami-health");
+                if send(Method::PATCH, &beat, "application/merge-patch+json")
                     .is_ok_and(|answer| answer.status == 404)
                 {
-                    drop(send(Method::POST, &leases));
+                    drop(send(Method::POST, &leases, "application/json"));
                 }
             }
         });
