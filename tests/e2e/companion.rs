@@ -343,6 +343,51 @@ pub(crate) fn a_failing_upstream_is_told_to_the_webhooks(cluster: &Cluster) {
     failing(json!([]));
 }
 
+/// What a program does not know it may not pass over: the field may be what keeps a mirror from an image.
+pub(crate) fn a_field_of_a_newer_definition_is_told_and_the_last_good_stays(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    create_node(cluster, &place.name);
+    let companion = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    let definition = format!("{DEFINITIONS}/imagemirrors.kagami.dev");
+    let mut crd = cluster.get(&definition).success();
+    let properties = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+    properties["spec"]["properties"]["onlyOnMondays"] = json!({"type": "boolean"});
+    cluster
+        .request(User::Admin, Method::PUT, &definition, Some(&crd))
+        .success();
+
+    let set = |value: &str| {
+        let patch = format!("{{\"spec\": {{\"onlyOnMondays\": {value}}}}}");
+        let patch = [
+            "patch",
+            "imagemirror",
+            &place.name,
+            "--type=merge",
+            "--patch",
+            &patch,
+        ];
+        stdout(&cluster.kubectl(&patch));
+    };
+    // The API server takes a moment to know a new schema; until then it drops the field.
+    let told = eventually("the unknown field is told", || {
+        set("true");
+        let mirror = place.mirror();
+        (state_of(&mirror, "Ready") == "False").then_some(mirror)
+    });
+    let conditions = told["status"]["conditions"].to_string();
+    assert!(
+        conditions.contains("spec.onlyOnMondays") && conditions.contains("last good form stays in force"),
+        "{conditions}"
+    );
+    assert_eq!(told["status"]["health"]["state"], "Healthy");
+    set("null");
+    eventually("without it all is well", || {
+        (state_of(&place.mirror(), "Ready") == "True").then_some(())
+    });
+    assert_only_allowed(&place, &companion);
+}
+
 pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     create_node(cluster, &place.name);

@@ -1,7 +1,7 @@
 //! Objects as they come from the API server, read so that none of them can stop a watch.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::watch::{Versioned, version};
 use crate::{
@@ -9,9 +9,7 @@ use crate::{
         self, Fault,
         mirror::Connection,
         schema,
-        v1alpha1::{
-            ImageMirror, ImageMirrorStatus, MirroredImage, MirroredImageSpec, SweepStatus, timestamp,
-        },
+        v1alpha1::{ImageMirrorStatus, MirroredImage, MirroredImageSpec, SweepStatus, timestamp},
     },
     domain::{
         health::Health,
@@ -94,16 +92,7 @@ impl Reader {
     /// Returns the mirror that an ImageMirror describes, or everything that is wrong with it. The
     /// status is not looked at.
     pub(super) fn mirror(&self, object: &Object) -> Result<(Mirror, Connection), Vec<Fault>> {
-        let document = Value::Object(Map::from_iter([
-            ("apiVersion".to_owned(), "kagami.dev/v1alpha1".into()),
-            ("kind".to_owned(), "ImageMirror".into()),
-            (
-                "metadata".to_owned(),
-                serde_json::json!({"name": object.metadata.name}),
-            ),
-            ("spec".to_owned(), object.spec.clone()),
-        ]));
-        let (resource, mut faults) = schema::decode::<ImageMirror>(&self.mirror, document);
+        let (resource, mut faults) = api::mirror::decode(&self.mirror, &object.metadata.name, &object.spec);
         let Some(resource) = resource else {
             return Err(faults);
         };
