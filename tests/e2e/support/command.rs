@@ -25,6 +25,8 @@ pub(crate) fn run(kubeconfig: &Path, home: &Path, arguments: &[&str]) -> Output 
         .env_clear()
         .env("HOME", home)
         .env("KUBECONFIG", kubeconfig)
+        // A machine that runs many tests at once is slow.
+        .env("KAGAMI_ONCE_BUDGET", "20s")
         .stdin(Stdio::null())
         .output()
         .unwrap()
