@@ -377,6 +377,7 @@ impl Publisher {
                 health: by_name.get(name.as_str()).map(|id| snapshot.health_of(*id)),
                 missing_secret: resource.missing_secret.as_deref(),
                 credentials_accepted: report.credentials_accepted,
+                nodes_can_pull: report.nodes_can_pull,
                 sweeps: waiting.map(|end| end.filter(|_| settled).map(|end| (end, self.through))),
                 platforms: &cluster.platforms,
             };
