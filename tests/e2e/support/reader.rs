@@ -170,11 +170,7 @@ impl<'a> Reader<'a> {
         let (_, body) = connection
             .post("/mutate/enforce?timeout=3s", &review.to_string())
             .unwrap();
-        let answer: Value = serde_json::from_str(&body).unwrap();
-        let audit = answer["response"]["auditAnnotations"].as_object().unwrap();
-        let (_, decision) = audit.iter().next().unwrap();
-        let mut words = decision.as_str().unwrap().split(' ');
-        format!("{} {}", words.next().unwrap(), words.next().unwrap())
+        super::kagami::decided(&body)
     }
 
     /// Waits until a decision is this one.
