@@ -129,7 +129,6 @@ pub(crate) fn chart<'a>(node: &'a Node, note: &str) -> Chart<'a> {
         "image": {"repository": "kagami.test/kagami", "tag": "1"},
         "leftAlone": [LEFT_ALONE],
         "certificates": {"step": "20s"},
-        "log": "info,kagami=debug",
         "podAnnotations": {"kagami.test/note": note},
     });
     // JSON is YAML.
@@ -199,15 +198,14 @@ pub(crate) fn pods(node: &Node, component: &str) -> Vec<Value> {
     pods["items"].as_array().unwrap().clone()
 }
 
-/// The companion that leads.
+/// The companion that leads, and its identity, which is another one for each process.
 #[track_caller]
-pub(crate) fn leader(node: &Node) -> Replica {
+pub(crate) fn leader(node: &Node) -> (Replica, String) {
     eventually("a companion leads", || {
-        let mut companions = replicas(node, "companion").into_iter();
-        companions.find(|companion| {
-            companion
-                .status(node)
-                .is_some_and(|status| status["leading"] == true)
+        replicas(node, "companion").into_iter().find_map(|companion| {
+            let status = companion.status(node)?;
+            let identity = status["identity"].as_str()?.to_owned();
+            (status["leading"] == true).then_some((companion, identity))
         })
     })
 }

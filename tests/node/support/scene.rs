@@ -9,7 +9,7 @@ use super::{
     pods::until_rewritten,
     registry::Registry,
 };
-use crate::e2e::{cluster::Namespace, push::Image};
+use crate::e2e::{cluster::Namespace, companion::IMAGES, eventually, push::Image};
 
 const REPOSITORY: &str = "team/web";
 const TAG: &str = "1";
@@ -68,6 +68,16 @@ impl<'a> Scene<'a> {
     pub(crate) fn delete_from_mirror(&self) {
         let cluster = &self.kagami.node.cluster;
         self.mirror.delete(cluster, &self.repository(), &self.digest);
+    }
+
+    /// Waits until the companion has shared that the mirror holds the image, because a Pod uses it.
+    pub(crate) fn until_known(&self) {
+        eventually("the companion knows the image", || {
+            let images = self.kagami.node.cluster.get(IMAGES).success();
+            let mut items = images["items"].as_array()?.iter();
+            let is_it = |spec: &Value| spec["image"] == self.written[0] && spec["presence"] == "Present";
+            items.any(|item| is_it(&item["spec"])).then_some(())
+        });
     }
 
     fn repository(&self) -> String {
