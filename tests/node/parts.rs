@@ -35,6 +35,7 @@ pub(crate) fn a_killed_companion_is_followed_by_the_other(node: &Node) {
     scene.mirror.kill();
     until_kept(namespace, &scene.written[0], "MirrorUnhealthy");
     let took = begin.elapsed();
+    assert_ne!(leader(node).1, identity);
     assert!(
         took < TAKEOVER,
         "a mirror's death was noticed after {took:?} only"

@@ -337,19 +337,16 @@ impl Heart {
                     "metadata": {"name": "kagami-health"},
                     "spec": {"holderIdentity": "test", "renewTime": time(clock::now())},
                 });
-                let send = |method, url: &str| {
+                let send = |method, url: &str, content: &str| {
                     let request = http.client.request(method, url).bearer_auth("admin");
-                    http.send(
-                        request
-                            .header("content-type", "application/json")
-                            .body(lease.to_string()),
-                    )
+                    http.send(request.header("content-type", content).body(lease.to_string()))
                 };
-                // The API server may be away, as some tests want it.
-                if send(Method::PUT, &format!("{leases}/kagami-health"))
-                    .is_ok_and(|answer| answer.status == 404)
-                {
-                    drop(send(Method::POST, &leases));
+                // A patch, because an update has to name the version that it changes. The API server may be
+                // away, as some tests want it.
+                let patch = "application/merge-patch+json";
+                let beat = send(Method::PATCH, &format!("{leases}/kagami-health"), patch);
+                if beat.is_ok_and(|answer| answer.status == 404) {
+                    drop(send(Method::POST, &leases, "application/json"));
                 }
             }
         });

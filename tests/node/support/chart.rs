@@ -44,8 +44,7 @@ pub(crate) struct Release {
     _registry: Registry,
     /// Tests that disturb it have it alone.
     calm: RwLock<()>,
-    /// Once it works: failed reviews until then.
-    works: OnceLock<u64>,
+    works: OnceLock<()>,
 }
 
 /// The right to use the installation; whoever gives it back sees to it that no review failed.
@@ -53,6 +52,8 @@ pub(crate) struct Release {
 pub(crate) struct Use<'a> {
     pub(crate) node: &'a Node,
     guard: Option<Guard<'a>>,
+    /// How many reviews had failed before.
+    failed: u64,
 }
 
 #[derive(Debug)]
@@ -113,6 +114,7 @@ impl<'a> Use<'a> {
         Self {
             node,
             guard: Some(guard),
+            failed: failed(node),
         }
     }
 
@@ -135,8 +137,8 @@ pub(crate) fn chart<'a>(node: &'a Node, note: &str) -> Chart<'a> {
     Chart::new(&node.cluster, "kagami", OWN, &values.to_string())
 }
 
-/// Waits until every Pod runs and the API server calls them, and returns how many reviews failed before.
-fn until_it_works(node: &Node) -> u64 {
+/// Waits until every Pod runs and the API server calls them. Before, it calls in vain.
+fn until_it_works(node: &Node) {
     until_rolled_out(node, "webhook", 3);
     until_rolled_out(node, "companion", 2);
     let namespace = node.cluster.namespace(Some("enforce"));
@@ -145,7 +147,6 @@ fn until_it_works(node: &Node) -> u64 {
         node.cluster.create(&path, &pod("probe", "nginx:1.29")).success();
         (calls(node, "enforce").answered > 0).then_some(())
     });
-    failed(node)
 }
 
 /// Waits until a Deployment has so many Pods, all of its latest form, all ready.
@@ -303,7 +304,6 @@ impl Drop for Use<'_> {
             }
             return;
         }
-        let before = *self.node.release().works.get().unwrap();
-        assert_eq!(failed(self.node), before, "reviews failed");
+        assert_eq!(failed(self.node), self.failed, "reviews failed");
     }
 }
