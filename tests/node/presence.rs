@@ -24,6 +24,8 @@ use crate::{
 pub(crate) fn a_mirror_that_comes_back_empty_is_proven_anew(node: &Node) {
     let mut scene = Scene::new(Use::shared(node), "emptied", |_| ());
     scene.mirror.kill();
+    // One replica may see it by itself long before; all of them go by what the companion saw.
+    scene.until_health("Unhealthy");
     until_kept(&scene.namespace, &scene.written[0], "MirrorUnhealthy");
     scene.mirror.lose_everything();
     scene.mirror.bring_back(&node.cluster);

@@ -9,7 +9,12 @@ use super::{
     pods::until_rewritten,
     registry::Registry,
 };
-use crate::e2e::{cluster::Namespace, companion::IMAGES, eventually, push::Image};
+use crate::e2e::{
+    cluster::Namespace,
+    companion::{IMAGES, MIRRORS},
+    eventually,
+    push::Image,
+};
 
 const REPOSITORY: &str = "team/web";
 const TAG: &str = "1";
@@ -77,6 +82,15 @@ impl<'a> Scene<'a> {
             let mut items = images["items"].as_array()?.iter();
             let is_it = |spec: &Value| spec["image"] == self.written[0] && spec["presence"] == "Present";
             items.any(|item| is_it(&item["spec"])).then_some(())
+        });
+    }
+
+    /// Waits until the companion has shared this of the mirror's health.
+    pub(crate) fn until_health(&self, state: &str) {
+        let path = format!("{MIRRORS}/{}", self.mirror.name);
+        eventually(&format!("the mirror is {state}"), || {
+            let object = self.kagami.node.cluster.get(&path).success();
+            (object["status"]["health"]["state"] == state).then_some(())
         });
     }
 
