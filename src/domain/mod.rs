@@ -20,6 +20,7 @@ pub mod patch;
 pub mod platform;
 pub mod pod;
 pub mod presence;
+pub mod pulls;
 pub mod reason;
 pub mod rotation;
 pub mod routing;

@@ -218,18 +218,16 @@ pub(crate) fn a_restarted_api_server_is_followed_again(shared: &Cluster) {
     cluster.stop_api_server();
     // What is known stays known for a while, without anybody to ask.
     assert_eq!(reader.decide("probe", &known), REWRITTEN);
-    eventually("the watches have failed", || {
-        let watches = reader.status()["cluster"]["watches"].clone();
-        let failing = |watch: &Value| watch["failure"].is_string();
-        watches.as_object().unwrap().values().all(failing).then_some(())
-    });
+    let until_watches = |what: &str, is_true: fn(&Value) -> bool| {
+        eventually(what, || {
+            let watches = reader.status()["cluster"]["watches"].clone();
+            watches.as_object().unwrap().values().all(is_true).then_some(())
+        });
+    };
+    until_watches("the watches have failed", |watch| watch["failure"].is_string());
     cluster.start_api_server();
-    // A look of its own before the image's entry arrives would be the latest word on it.
-    eventually("the watches go on", || {
-        let watches = reader.status()["cluster"]["watches"].clone();
-        let goes_on = |watch: &Value| watch["failure"].is_null();
-        watches.as_object().unwrap().values().all(goes_on).then_some(())
-    });
+    // A look of its own, at an image that it has not heard of, would find that the mirror lacks it.
+    until_watches("the watches go on", |watch| watch["failure"].is_null());
     reader.wait_until_fresh();
     reader.know(&gone, clock::now());
     reader.decides(&gone, REWRITTEN);

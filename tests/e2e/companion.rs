@@ -208,6 +208,34 @@ pub(crate) fn a_paused_leader_never_writes_again(cluster: &Cluster) {
     assert!(late.is_empty(), "{late:#?}");
 }
 
+/// Away for longer than a lease holds: the leader steps down, and leads again by itself.
+pub(crate) fn a_restarted_api_server_finds_the_companion_at_work(shared: &Cluster) {
+    let cluster = Cluster::start(shared.tools.clone());
+    let place = Place::new(&cluster, &cluster.mirror.url);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let mut companion = place.start("companion-a", &[]);
+    place.wait_for_image(NGINX, "Present");
+    place.wait_for_health("Healthy");
+    eventually("the heart beats", || (!heartbeat(&place).is_null()).then_some(()));
+
+    cluster.stop_api_server();
+    eventually("the companion steps down", || {
+        let (_, metrics) = place.ask(&companion, "metrics");
+        metrics.contains("kagami_leading 0").then_some(())
+    });
+    cluster.start_api_server();
+    place.wait_for_lead(&companion);
+    let beats = heartbeat(&place);
+    eventually("the heart beats on", || {
+        (heartbeat(&place) != beats).then_some(())
+    });
+    place.served.create_pod(&pod("more", "redis:8")).success();
+    place.wait_for_image("docker.io/library/redis:8", "Present");
+    place.wait_for_health("Healthy");
+    companion.process.assert_alive();
+    assert_only_allowed(&place, &companion);
+}
+
 pub(crate) fn certificates_are_made_and_renewed_in_steps(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     let configurations = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";

@@ -46,6 +46,7 @@ const TESTS: &[(&str, Test)] = tests![
     faults::connections_idle_for_95_seconds_are_still_usable,
     companion::a_paused_leader_never_writes_again,
     companion::a_second_replica_takes_over_after_a_kill,
+    companion::a_restarted_api_server_finds_the_companion_at_work,
     companion::what_is_known_can_be_read_with_kubectl,
     companion::health_is_written_once_for_each_change,
     companion::certificates_are_made_and_renewed_in_steps,

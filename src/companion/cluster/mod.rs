@@ -213,6 +213,7 @@ async fn lead(
     let pods = Pods {
         store: store.clone(),
         settings: settings.demand.clone(),
+        reports: reports.clone(),
         demand,
     };
     tasks.spawn(publisher.run(client.clone()));

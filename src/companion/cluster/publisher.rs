@@ -390,6 +390,7 @@ impl Publisher {
                 failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
                 missing_secret: resource.missing_secret.as_deref(),
                 credentials_accepted: report.credentials_accepted,
+                nodes_can_pull: report.nodes_can_pull,
                 sweeps: waiting.map(|end| end.filter(|_| settled).map(|end| (end, self.through))),
                 platforms: &cluster.platforms,
                 lacking: lacking.as_deref(),

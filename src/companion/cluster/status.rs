@@ -38,6 +38,7 @@ pub(super) struct Seen<'a> {
     pub(super) health: Option<Health>,
     pub(super) missing_secret: Option<&'a str>,
     pub(super) credentials_accepted: Option<bool>,
+    pub(super) nodes_can_pull: Option<bool>,
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
     pub(super) sweeps: [Option<(SweepEnd, u64)>; 2],
     pub(super) platforms: &'a [String],
@@ -122,6 +123,19 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         (None, None) => {}
     }
     schema(&mut conditions, seen.lacking);
+    match seen.nodes_can_pull {
+        Some(true) => {
+            let message = "Pods run images that they were sent to the mirror for.";
+            conditions.set("NodesCanPull", "True", "Pulled", message);
+        }
+        Some(false) => conditions.set(
+            "NodesCanPull",
+            "False",
+            "PullsFail",
+            "Nodes fail to pull images that Kagami sees on the mirror. Their Pods' events tell why.",
+        ),
+        None => {}
+    }
     sweeps(&mut next, seen, now);
     next.failing_upstreams.clone_from(&seen.failing_upstreams);
     if !seen.platforms.is_empty() {
@@ -390,6 +404,26 @@ mod tests {
         assert_eq!(ready.last_transition_time, time(at(30)));
         assert_eq!(health(&status), Some(healthy(10)));
         assert_eq!(generation_of_health(&status), Some(2));
+    }
+
+    #[test]
+    fn what_nodes_say_of_pulling_stays_until_they_say_otherwise() {
+        let told = |nodes_can_pull| Seen {
+            nodes_can_pull,
+            ..seen()
+        };
+        let status = plan(&ImageMirrorStatus::default(), &told(Some(false)), at(20));
+        let condition_of = |status| {
+            let condition = condition(status, "NodesCanPull");
+            (condition.status.clone(), condition.reason.clone())
+        };
+        assert_eq!(
+            condition_of(&status),
+            ("False".to_owned(), "PullsFail".to_owned())
+        );
+        assert_eq!(plan(&status, &told(None), at(30)), status);
+        let status = plan(&status, &told(Some(true)), at(40));
+        assert_eq!(condition_of(&status), ("True".to_owned(), "Pulled".to_owned()));
     }
 
     #[test]

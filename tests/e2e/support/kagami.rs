@@ -229,6 +229,15 @@ pub(crate) fn review(image: &str) -> String {
     .to_string()
 }
 
+/// The outcome and the reason in the answer to a review of one image.
+pub(crate) fn decided(answer: &str) -> String {
+    let answer: Value = serde_json::from_str(answer).unwrap();
+    let audit = answer["response"]["auditAnnotations"].as_object().unwrap();
+    let (_, decision) = audit.iter().next().unwrap();
+    let mut words = decision.as_str().unwrap().split(' ');
+    format!("{} {}", words.next().unwrap(), words.next().unwrap())
+}
+
 fn image_mirror(url: &str) -> String {
     format!(
         "apiVersion: kagami.dev/v1alpha1
