@@ -210,7 +210,7 @@ impl Drop for Place<'_> {
 }
 
 /// Installs the definitions that `kagami crds` prints, unless they are there.
-fn install_definitions(cluster: &Cluster) {
+pub(crate) fn install_definitions(cluster: &Cluster) {
     const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
     for definition in kagami::api::crds() {
         let answer = cluster.create(DEFINITIONS, &serde_json::to_value(&definition).unwrap());

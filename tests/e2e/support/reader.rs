@@ -328,9 +328,13 @@ pub(crate) struct Heart {
 
 impl Heart {
     pub(crate) fn start(reader: &Reader<'_>) -> Self {
-        let cluster = reader.cluster();
+        Self::beat(reader.cluster(), &reader.namespace.name)
+    }
+
+    /// The same in any namespace.
+    pub(crate) fn beat(cluster: &Cluster, namespace: &str) -> Self {
         let (http, url) = (Http::new(&cluster.authority), cluster.url.clone());
-        let namespace = reader.namespace.name.clone();
+        let namespace = namespace.to_owned();
         let (stop, stopped) = mpsc::channel();
         let thread = thread::spawn(move || {
             let leases = format!("{url}/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases");
@@ -341,19 +345,17 @@ impl Heart {
                     "metadata": {"name": "kagami-health"},
                     "spec": {"holderIdentity": "test", "renewTime": time(clock::now())},
                 });
-                let send = |method, url: &str| {
+                let send = |method, url: &str, content| {
                     let request = http.client.request(method, url).bearer_auth("admin");
-                    http.send(
-                        request
-                            .header("content-type", "application/json")
-                            .body(lease.to_string()),
-                    )
+                    http.send(request.header("content-type", content).body(lease.to_string()))
                 };
-                // The API server may be away, as some tests want it.
-                if send(Method::PUT, &format!("{leases}/kagami-health"))
+                // A Lease is not replaced without its version. The API server may be away, as some tests
+                // want it.
+                let path = format!("{leases}/kagami-health");
+                if send(Method::PATCH, &path, "application/merge-patch+json")
                     .is_ok_and(|answer| answer.status == 404)
                 {
-                    drop(send(Method::POST, &leases));
+                    drop(send(Method::POST, &leases, "application/json"));
                 }
             }
         });
