@@ -118,7 +118,7 @@ async fn ask(url: &str, authority: &[u8], call: u8) {
         && asked == ASKED
     {
         assert_eq!(
-            manifest.digest.as_str(),
+            &manifest.digest.to_string(),
             ASKED,
             "another digest than asked for exists"
         );

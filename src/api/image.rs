@@ -50,13 +50,14 @@ pub fn spec(mirror: &str, key: &str, presence: &Presence, verified_at: Timestamp
     spec
 }
 
-/// Returns what the core knows of an image by this resource. What says `Present` without telling
-/// what was seen is no proof, and so `Unknown`.
+/// Returns what the core knows of an image by this resource. What says `Present` or `Missing` without
+/// telling what was seen, and when, is no proof, and so `Unknown`.
 pub fn presence(spec: &MirroredImageSpec) -> Presence {
-    match spec.presence {
-        ApiPresence::Present => proof(spec).map_or(Presence::Unknown(None), Presence::Present),
-        ApiPresence::Missing => Presence::Missing,
-        ApiPresence::Unknown => Presence::Unknown(spec.reason.as_deref().and_then(Reason::from_name)),
+    match (spec.presence, &spec.verified_at) {
+        (ApiPresence::Present, Some(_)) => proof(spec).map_or(Presence::Unknown(None), Presence::Present),
+        (ApiPresence::Missing, Some(_)) => Presence::Missing,
+        (ApiPresence::Present | ApiPresence::Missing, None) => Presence::Unknown(None),
+        (ApiPresence::Unknown, _) => Presence::Unknown(spec.reason.as_deref().and_then(Reason::from_name)),
     }
 }
 

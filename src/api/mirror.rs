@@ -6,11 +6,13 @@
 use std::{collections::BTreeMap, error::Error};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
-use kube::ResourceExt as _;
+use kube::{Resource as _, ResourceExt as _};
+use serde_json::{Value, json};
 
 use super::{
     Fault,
     rules::{self, Range},
+    schema,
     v1alpha1::{self as api, ImageMirror, ImageMirrorSpec},
 };
 use crate::domain::{
@@ -31,6 +33,21 @@ pub struct Connection {
     pub ca_bundle: Option<Vec<u8>>,
     /// Name of the Secret with which the mirror may be read.
     pub probe_secret: Option<String>,
+}
+
+/// Reads the settings of an ImageMirror as an API server has it, by [`schema::decode`] with the schema of
+/// [`schema::image_mirror`]; the status is left out.
+///
+/// A field that this program does not know is a fault: a newer program put it there, and it may be
+/// what keeps a mirror from an image. Whoever reads ImageMirrors must agree on that.
+pub fn decode(schema: &Value, name: &str, spec: &Value) -> (Option<ImageMirror>, Vec<Fault>) {
+    let document = json!({
+        "apiVersion": ImageMirror::api_version(&()),
+        "kind": ImageMirror::kind(&()),
+        "metadata": {"name": name},
+        "spec": spec,
+    });
+    schema::decode(schema, document)
 }
 
 /// Returns what a resource says, or everything that is wrong with it.
@@ -178,7 +195,6 @@ fn mapping(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Mapping> {
     })
 }
 
-/// Returns how the mirror is reached; nothing if neither an endpoint nor the registry tells.
 /// Returns the namespace of a Service that a host or URL names: `mirror.NAMESPACE.svc…`.
 fn namespace_of(url: &str) -> Option<String> {
     let host = url
@@ -193,6 +209,7 @@ fn namespace_of(url: &str) -> Option<String> {
     (labels.next() == Some("svc")).then(|| namespace.to_lowercase())
 }
 
+/// Returns how the mirror is reached; nothing if neither an endpoint nor the registry tells.
 fn connection(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Connection> {
     let endpoint = spec.endpoint.clone().unwrap_or_default();
     if endpoint.url.as_deref().is_some_and(|url| !is_base_url(url)) {

@@ -3,6 +3,7 @@
 //! This is a contract with users, not the model: the core works with `domain::mirror::Mirror`,
 //! which [`mirror`] makes from a resource. Nothing here talks to an API server.
 
+pub mod health;
 pub mod image;
 pub mod mirror;
 mod rules;

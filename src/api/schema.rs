@@ -51,6 +51,54 @@ pub fn decode<T: DeserializeOwned>(schema: &Value, mut document: Value) -> (Opti
     }
 }
 
+/// Returns every field, and every value of an enumeration, that a definition has and an installed one
+/// of the same name lacks: an API server drops or refuses them. What else the installed one has, as a
+/// newer one would, is no lack.
+pub fn lacking(definition: &Value, installed: &Value) -> Vec<String> {
+    let versions = |definition: &Value| -> Vec<Value> {
+        definition["spec"]["versions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default()
+    };
+    let installed = versions(installed);
+    let mut found = Vec::new();
+    for version in versions(definition) {
+        let same = installed.iter().find(|other| other["name"] == version["name"]);
+        match same.filter(|other| other["served"] != false) {
+            Some(other) => {
+                let of = |version: &Value| version["schema"]["openAPIV3Schema"].clone();
+                add_lacking(&of(&version), &of(other), "", &mut found);
+            }
+            None => found.push(version["name"].as_str().unwrap_or_default().to_owned()),
+        }
+    }
+    found
+}
+
+fn add_lacking(own: &Value, installed: &Value, path: &str, found: &mut Vec<String>) {
+    if installed["x-kubernetes-preserve-unknown-fields"] == true {
+        return;
+    }
+    for (name, field) in properties(own) {
+        let path = join(path, name);
+        match installed["properties"].get(name) {
+            Some(installed) => add_lacking(field, installed, &path, found),
+            None => found.push(path),
+        }
+    }
+    if let (Some(own), Some(installed)) = (own["enum"].as_array(), installed["enum"].as_array()) {
+        for value in own.iter().filter(|value| !installed.contains(value)) {
+            found.push(format!("{path}: {}", value.as_str().unwrap_or_default()));
+        }
+    }
+    for inner in ["items", "additionalProperties"] {
+        if own[inner].is_object() {
+            add_lacking(&own[inner], &installed[inner], path, found);
+        }
+    }
+}
+
 /// Adds the faults that were found in the value of [`decode`], but for those that only follow from
 /// what was replaced.
 pub fn add_faults(faults: &mut Vec<Fault>, found: Vec<Fault>) {
@@ -284,4 +332,67 @@ fn distance(from: &str, to: &str) -> usize {
         }
     }
     row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definition() -> Value {
+        let crd = super::super::crds().remove(0);
+        serde_json::to_value(crd).unwrap()
+    }
+
+    /// Checks what an installed definition lacks that differs from this program's.
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Value), expected: &[&str]) {
+        let mut installed = definition();
+        change(&mut installed["spec"]["versions"]);
+        assert_eq!(lacking(&definition(), &installed), expected);
+    }
+
+    fn properties_of<'a>(versions: &'a mut Value, part: &str) -> &'a mut Map<String, Value> {
+        let schema = &mut versions[0]["schema"]["openAPIV3Schema"];
+        schema["properties"][part]["properties"].as_object_mut().unwrap()
+    }
+
+    #[test]
+    fn an_older_definition_lacks_fields_and_values() {
+        check(|_| (), &[]);
+        let older = |versions: &mut Value| {
+            drop(properties_of(versions, "spec").shift_remove("retention"));
+            let health = &mut properties_of(versions, "status")["health"];
+            health["properties"]["state"]["enum"] = json!(["Healthy", "Unhealthy"]);
+            let sources = &mut properties_of(versions, "spec")["sources"]["items"]["properties"];
+            drop(sources.as_object_mut().unwrap().shift_remove("access"));
+        };
+        check(
+            older,
+            &[
+                "spec.retention",
+                "spec.sources.access",
+                "status.health.state: Unknown",
+            ],
+        );
+        check(|versions| *versions = Value::Null, &["v1alpha1"]);
+        check(|versions| versions[0]["served"] = false.into(), &["v1alpha1"]);
+    }
+
+    #[test]
+    fn a_newer_definition_lacks_nothing() {
+        let newer = |versions: &mut Value| {
+            properties_of(versions, "spec").insert("future".to_owned(), json!({"type": "string"}));
+            let later = versions[0].clone();
+            let versions = versions.as_array_mut().unwrap();
+            versions.insert(0, later);
+            versions[0]["name"] = "v1beta1".into();
+        };
+        check(newer, &[]);
+        // Whatever is in such an object stays.
+        let open = |versions: &mut Value| {
+            let part = &mut versions[0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+            *part = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        };
+        check(open, &[]);
+    }
 }

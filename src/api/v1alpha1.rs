@@ -61,7 +61,11 @@ impl JsonSchema for Duration {
     derive = "PartialEq",
     printcolumn = r#"{"name": "Mode", "type": "string", "jsonPath": ".spec.mode", "description": "The most that this mirror may do."}"#,
     printcolumn = r#"{"name": "Registry", "type": "string", "jsonPath": ".spec.registry", "description": "What is written into Pods."}"#,
+    printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status", "description": "Whether the resource is in force as it stands."}"#,
     printcolumn = r#"{"name": "Health", "type": "string", "jsonPath": ".status.health.state", "description": "What the companion knows of the mirror."}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.health.reason", "priority": 1, "description": "What was last observed of it."}"#,
+    printcolumn = r#"{"name": "Kind", "type": "string", "jsonPath": ".spec.kind", "priority": 1}"#,
+    printcolumn = r#"{"name": "Prefer", "type": "string", "jsonPath": ".spec.prefer", "priority": 1}"#,
     printcolumn = r#"{"name": "Images", "type": "integer", "jsonPath": ".status.images", "description": "Images seen in the mirror at the end of the last sweep."}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
@@ -516,6 +520,10 @@ pub struct ImageMirrorStatus {
     pub pull_secret_namespaces: Vec<String>,
     /// Architectures of the cluster's nodes.
     pub platforms: Vec<String>,
+    /// Hosts of the upstream registries that fail, where spec.prefer is Upstream: until they are back,
+    /// Pods pull from the mirror.
+    #[schemars(length(max = 64))]
+    pub failing_upstreams: Vec<String>,
     /// UIDs of owners that kept recreating rewritten Pods, and whose Pods are therefore left alone.
     #[schemars(length(max = 100))]
     pub owners_left_alone: Vec<String>,
@@ -591,6 +599,7 @@ pub struct SweepStatus {
     printcolumn = r#"{"name": "Image", "type": "string", "jsonPath": ".spec.image"}"#,
     printcolumn = r#"{"name": "Presence", "type": "string", "jsonPath": ".spec.presence"}"#,
     printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".spec.reason", "priority":1}"#,
+    printcolumn = r#"{"name": "Last Used", "type": "date", "jsonPath": ".spec.lastUsed", "priority":1}"#,
     printcolumn = r#"{"name": "Digest", "type": "string", "jsonPath": ".spec.digest", "priority":1}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]

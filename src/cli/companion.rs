@@ -6,9 +6,8 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use super::{
-    BadSettings,
     arguments::CompanionArguments,
-    output,
+    cluster as way, output,
     serving::{FINISH, bind, mirrors},
 };
 use crate::{
@@ -24,9 +23,9 @@ use crate::{
 
 pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
     let CompanionArguments {
-        namespace,
-        admin_listen,
+        own,
         left_alone,
+        admin,
         default_mode,
         forget_after,
         identity,
@@ -36,8 +35,9 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
         certificate_step,
         certificate_validity,
     } = arguments;
-    let client = client().await?;
-    let listener = bind(admin_listen).await?;
+    let namespace = own.namespace;
+    let client = way::client().await?;
+    let listener = bind(admin.admin_listen).await?;
     let address = listener.local_addr()?;
     let identity = identity.unwrap_or_else(own_identity);
     let certificates = webhook_configuration.map(|configuration| CertificateSettings {
@@ -51,11 +51,15 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
     });
     let settings = Settings {
         certificates,
-        left_alone: left_alone.into_iter().chain([namespace.clone()]).collect(),
+        left_alone: left_alone
+            .left_alone
+            .into_iter()
+            .chain([namespace.clone()])
+            .collect(),
         namespace,
         identity: identity.clone(),
         demand: DemandSettings {
-            default_mode: default_mode.into(),
+            default_mode: default_mode.default_mode.into(),
             forget_after,
         },
     };
@@ -102,18 +106,6 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
     };
     tasks.run(&trigger, drain, async || signals.next().await).await?;
     Ok(())
-}
-
-/// Returns a client that never sends a request a second time by itself.
-async fn client() -> anyhow::Result<kube::Client> {
-    let mut config = kube::Config::infer().await.map_err(|error| {
-        BadSettings::one(format!(
-            "no way to an API server: {}",
-            crate::telemetry::chain(&error)
-        ))
-    })?;
-    config.default_retry = false;
-    kube::Client::try_from(config).context("cannot make a client for the API server")
 }
 
 /// Returns a name that no other process has: the host's and the time.

@@ -4,10 +4,12 @@
 
 mod arguments;
 mod certs;
+mod cluster;
 mod companion;
 mod explain;
 mod once;
 mod output;
+mod report;
 mod resolve;
 mod review;
 mod serve;
@@ -59,6 +61,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Review(arguments) => block_on(review::run(arguments)),
         Command::Explain(arguments) => block_on(explain::run(arguments)),
         Command::Resolve(arguments) => block_on(resolve::run(arguments)),
+        Command::Report(arguments) => block_on(report::run(arguments)),
         Command::Certs(arguments) => certs::run(&arguments),
         Command::Crds => output::print(&api::crds_yaml()),
         Command::Completions { shell } => {
@@ -79,6 +82,13 @@ pub fn run() -> anyhow::Result<ExitCode> {
             Err(error) => Err(error),
         },
     }
+}
+
+/// Returns why the program would not take these arguments, if it would not; nothing is run.
+pub fn check<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<(), String> {
+    let arguments = ["kagami"].into_iter().chain(arguments);
+    let parsed = Arguments::try_parse_from(arguments);
+    parsed.map(drop).map_err(|error| error.to_string())
 }
 
 /// The commands that run until they are told to end.
@@ -172,6 +182,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_are_checked_whole() {
+        let pair = ["--tls-cert=c", "--tls-key=k"];
+        let webhook = |more: &[&'static str]| check([&["webhook"], &pair[..], more].concat());
+        assert_eq!(webhook(&["--budget=1s"]), Ok(()));
+        assert!(webhook(&["--budget=1"]).unwrap_err().contains("300ms"));
+        assert!(webhook(&["--no-such"]).unwrap_err().contains("--no-such"));
+        // Only `serve` can do without.
+        assert!(check(["webhook"]).unwrap_err().contains("--tls-cert"));
+        assert_eq!(check(["serve", "--config=c"]), Ok(()));
+        assert!(
+            check(["serve", "--config=c", pair[0]])
+                .unwrap_err()
+                .contains("--tls-key")
+        );
+        assert_eq!(check(["serve", "--config=c", pair[0], pair[1]]), Ok(()));
     }
 
     #[test]

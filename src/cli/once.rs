@@ -1,6 +1,7 @@
-//! What one-shot commands share: a state from a file, mirrors looked at once, one decision.
+//! What one-shot commands share: a state from a file or a cluster, mirrors looked at once, one
+//! decision.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{sync::mpsc, time::Instant};
@@ -8,9 +9,11 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     BadSettings,
-    arguments::{ConfigArguments, OnceArguments},
+    arguments::{ClusterArguments, LeftAloneArguments, OnceArguments},
+    cluster,
 };
 use crate::{
+    api::MODE_LABEL,
     clock, companion,
     domain::{
         decision::{Decision, Operation, Probing, Request},
@@ -21,6 +24,7 @@ use crate::{
     metrics::Metrics,
     state::{
         Store,
+        cluster::{Cluster, Images, Namespaces, Scope, Settings},
         feed::Feed,
         file::{self, Configuration},
     },
@@ -34,6 +38,22 @@ pub(super) struct Once {
     pub(super) admission: Admission,
     /// When the command has waited long enough.
     pub(super) deadline: Instant,
+    /// The namespace of what names none.
+    pub(super) namespace: String,
+    /// The cluster whose state it is.
+    pub(super) cluster: Option<Cluster>,
+    /// The mode of namespaces without a label.
+    default_mode: Mode,
+    /// What could not be read of the cluster, a sentence for each.
+    pub(super) notes: Vec<String>,
+}
+
+/// What a command is going to decide about.
+pub(super) struct Asked {
+    pub(super) images: Images,
+    pub(super) namespace: Option<String>,
+    /// Which mirrors may be asked in a cluster; of those in a file every one is.
+    pub(super) probing: Probing,
 }
 
 /// Reads a configuration file.
@@ -45,10 +65,9 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Configuration> {
 }
 
 /// Returns a feed of a new store, with a configuration put to use.
-pub(super) fn feed(arguments: &ConfigArguments) -> anyhow::Result<(Store, Feed)> {
-    let ConfigArguments { config, left_alone } = arguments;
+pub(super) fn feed(config: &Path, left_alone: &LeftAloneArguments) -> anyhow::Result<(Store, Feed)> {
     let store = Store::default();
-    let feed = Feed::new(store.clone(), left_alone.iter().cloned().collect());
+    let feed = Feed::new(store.clone(), left_alone.left_alone.iter().cloned().collect());
     apply(&feed, read(config)?, config)?;
     Ok((store, feed))
 }
@@ -62,38 +81,131 @@ pub(super) fn apply(feed: &Feed, configuration: Configuration, path: &Path) -> a
     Ok(())
 }
 
+/// Reads what a cluster shares. Nothing is asked of mirrors.
+pub(super) async fn read_cluster(
+    arguments: &ClusterArguments,
+    left_alone: &LeftAloneArguments,
+    scope: impl FnOnce(String) -> Scope,
+) -> anyhow::Result<Read> {
+    let (client, namespace) = cluster::client_for(arguments).await?;
+    let own = &arguments.kagami_namespace;
+    let settings = Settings {
+        namespace: own.clone(),
+        left_alone: left_alone.left_alone.iter().chain([own]).cloned().collect(),
+        probe_credentials: None,
+    };
+    let store = Store::default();
+    let (metrics, _) = Metrics::new();
+    let cluster = Cluster::new(client.clone(), store.clone(), settings, metrics);
+    let notes = cluster.read_once(&scope(namespace.clone())).await?;
+    Ok(Read {
+        client,
+        store,
+        cluster,
+        namespace,
+        notes,
+    })
+}
+
+/// What was read of a cluster.
+pub(super) struct Read {
+    pub(super) client: kube::Client,
+    pub(super) store: Store,
+    pub(super) cluster: Cluster,
+    /// The namespace that the context names.
+    pub(super) namespace: String,
+    pub(super) notes: Vec<String>,
+}
+
 impl Once {
-    /// Reads the configuration and looks at every mirror once.
-    pub(super) async fn start(arguments: &OnceArguments) -> anyhow::Result<Self> {
-        let OnceArguments { config, budget } = arguments;
-        let deadline = Instant::now() + *budget;
-        let (store, _) = feed(config)?;
-        // Half of the time for the mirrors themselves, so that something is left for the image.
-        companion::look_once(&store, Instant::now() + *budget / 2).await;
-        let (metrics, _) = Metrics::new();
-        // Nobody listens: what a probe shows of health does not outlive the command.
-        let (observations, _) = mpsc::channel(1);
-        let probes = Probes::new(store.clone(), metrics.clone(), observations, TaskTracker::new());
-        let limits = Limits {
-            budget: *budget,
-            probing: Probing::All,
-            recent: usize::MAX,
+    /// Reads the file and looks at every mirror once; or reads the cluster, which knows, and looks
+    /// at mirrors only where its state is too old.
+    pub(super) async fn start(arguments: &OnceArguments, asked: Asked) -> anyhow::Result<Self> {
+        let OnceArguments {
+            config,
+            left_alone,
+            budget,
+            cluster,
+        } = arguments;
+        let Asked {
+            images,
+            namespace,
+            probing,
+        } = asked;
+        let Some(config) = config else {
+            let scope = |context: String| Scope {
+                namespaces: match images {
+                    Images::All => Namespaces::All,
+                    Images::These(_) => Namespaces::One(namespace.clone().unwrap_or(context)),
+                },
+                images,
+            };
+            let read = read_cluster(cluster, left_alone, scope).await?;
+            let deadline = Instant::now() + *budget;
+            read.cluster.ping_stale(Instant::now() + *budget / 2).await;
+            return Ok(Self {
+                admission: admission(&read.store, *budget, probing),
+                store: read.store,
+                deadline,
+                namespace: namespace.unwrap_or(read.namespace),
+                cluster: Some(read.cluster),
+                default_mode: cluster.default_mode.default_mode.into(),
+                notes: read.notes,
+            });
         };
-        let admission = Admission::new(store.clone(), probes, metrics, None, limits);
-        Ok(Self {
-            store,
-            admission,
-            deadline,
-        })
+        let deadline = Instant::now() + *budget;
+        let (store, _) = feed(config, left_alone)?;
+        let namespace = namespace.unwrap_or_else(|| "default".to_owned());
+        Ok(Self::look(store, *budget, deadline, namespace).await)
     }
 
-    /// Decides about images as if each stood in a container of a Pod of that namespace.
+    /// Looks at every mirror of a configuration once.
+    async fn look(store: Store, budget: Duration, deadline: Instant, namespace: String) -> Self {
+        // Half of the time for the mirrors themselves, so that something is left for the image.
+        companion::look_once(&store, Instant::now() + budget / 2).await;
+        Self {
+            admission: admission(&store, budget, Probing::All),
+            store,
+            deadline,
+            namespace,
+            cluster: None,
+            default_mode: Mode::Enforce,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Looks at the mirrors of the cluster as if nobody had told anything of them; none without a
+    /// cluster.
+    pub(super) async fn own_eyes(&self, arguments: &OnceArguments) -> Option<Self> {
+        let configuration = self.cluster.as_ref()?.configuration();
+        let store = Store::default();
+        let left_alone = self.store.snapshot().left_alone.as_ref().clone();
+        // They were put to use once already, so nothing hinders it.
+        Feed::new(store.clone(), left_alone)
+            .apply(configuration, clock::now())
+            .ok()?;
+        let deadline = Instant::now() + arguments.budget;
+        Some(Self::look(store, arguments.budget, deadline, self.namespace.clone()).await)
+    }
+
+    /// Returns the mode of a namespace; enforce if nothing is known of it.
+    pub(super) fn mode_of(&self, namespace: &str) -> Mode {
+        let snapshot = self.store.snapshot();
+        snapshot
+            .namespaces
+            .get(namespace)
+            .map_or(Mode::Enforce, |labels| {
+                Mode::of_namespace(labels.get(MODE_LABEL).map(String::as_str), self.default_mode)
+            })
+    }
+
+    /// Decides about images as if each stood in a container of a Pod of the command's namespace.
     pub(super) async fn decide<T>(
         &self,
         images: &[String],
-        namespace: &str,
+        mode: Mode,
         told: impl FnOnce(&Snapshot, &[Decision<'_>]) -> T,
-    ) -> anyhow::Result<T> {
+    ) -> T {
         let places = images.iter().enumerate().map(|(index, image)| Place {
             kind: PlaceKind::Container,
             index,
@@ -106,15 +218,28 @@ impl Once {
             ..Pod::default()
         };
         let request = Request {
-            namespace,
-            mode: Mode::Enforce,
+            namespace: &self.namespace,
+            mode,
             operation: Operation::Create,
             pod,
         };
         let (snapshot, decisions): (Arc<Snapshot>, _) =
             self.admission.decide(&request, true, self.deadline).await;
-        Ok(told(&snapshot, &decisions))
+        told(&snapshot, &decisions)
     }
+}
+
+fn admission(store: &Store, budget: Duration, probing: Probing) -> Admission {
+    let (metrics, _) = Metrics::new();
+    // Nobody listens: what a probe shows of health does not outlive the command.
+    let (observations, _) = mpsc::channel(1);
+    let probes = Probes::new(store.clone(), metrics.clone(), observations, TaskTracker::new());
+    let limits = Limits {
+        budget,
+        probing,
+        recent: usize::MAX,
+    };
+    Admission::new(store.clone(), probes, metrics, None, limits)
 }
 
 /// Reads a file, or standard input for `-`.

@@ -2,19 +2,53 @@
 
 use std::fmt::Write as _;
 
-use super::{arguments::ResolveArguments, once::Once, output};
-use crate::domain::reason::Outcome;
+use anyhow::Context as _;
+use tokio::time::timeout;
+
+use super::{
+    BadSettings,
+    arguments::ResolveArguments,
+    once::{Asked, Once},
+    output,
+};
+use crate::{
+    domain::{decision::Probing, mirror::Mode, reason::Outcome},
+    state::cluster::Images,
+};
 
 pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
     let ResolveArguments {
         images,
-        once,
+        once: settings,
         namespace,
         verbose,
     } = arguments;
-    let once = Once::start(&once).await?;
-    let (text, why) = once
-        .decide(&images, &namespace, |snapshot, decisions| {
+    let asked = Asked {
+        images: Images::These(images.clone()),
+        namespace,
+        // A person wants this very image.
+        probing: Probing::All,
+    };
+    let started = timeout(settings.budget, Once::start(&settings, asked)).await;
+    let started = started
+        .context("the cluster did not answer in time")
+        .and_then(|started| started);
+    let once = match started {
+        Ok(once) => once,
+        Err(error) => {
+            if !error.is::<BadSettings>() {
+                // Whoever waits for the answer can go on: every doubt means upstream.
+                output::print(
+                    &images
+                        .iter()
+                        .fold(String::new(), |text, image| text + image + "\n"),
+                )?;
+            }
+            return Err(error);
+        }
+    };
+    let (text, mut why) = once
+        .decide(&images, Mode::Enforce, |snapshot, decisions| {
             let (mut text, mut why) = (String::new(), Vec::new());
             for decision in decisions {
                 let image = match (decision.outcome, &decision.rewritten) {
@@ -37,7 +71,8 @@ pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
             }
             (text, why)
         })
-        .await?;
+        .await;
+    why.extend(once.notes);
     if verbose {
         for line in &why {
             output::complain(line);

@@ -7,13 +7,15 @@ use serde_json::{Value, json};
 use super::{
     BadSettings,
     arguments::ReviewArguments,
-    once::{self, Once},
+    once::{self, Asked, Once},
     output::{self, Table},
 };
 use crate::{
-    api,
-    domain::mirror::Mode,
-    state::file::{decode_documents, encode_document},
+    domain::{decision::Probing, mirror::Mode},
+    state::{
+        cluster::Images,
+        file::{decode_documents, encode_document},
+    },
 };
 
 /// Where Pod templates stand in the kinds that have one, as JSON pointers.
@@ -49,11 +51,16 @@ pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
     if documents.is_empty() {
         return Err(BadSettings::one(format!("{name}: there is no document in it")).into());
     }
-    let reviewer = Reviewer {
-        once: Once::start(&once).await?,
-        mode: mode.map(Mode::from),
-        default_namespace: namespace,
+    let asked = Asked {
+        images: Images::All,
+        namespace,
+        probing: Probing::Hosted,
     };
+    let reviewer = Reviewer {
+        once: Once::start(&once, asked).await?,
+        mode: mode.map(Mode::from),
+    };
+    reviewer.once.notes.iter().for_each(|note| output::complain(note));
     let json = text.trim_start().starts_with(['{', '[']);
     let mut out = String::new();
     for (index, mut document) in documents.into_iter().enumerate() {
@@ -99,7 +106,6 @@ pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
 struct Reviewer {
     once: Once,
     mode: Option<Mode>,
-    default_namespace: String,
 }
 
 impl Reviewer {
@@ -125,7 +131,7 @@ impl Reviewer {
         };
         let namespace = document["metadata"]["namespace"]
             .as_str()
-            .unwrap_or(&self.default_namespace)
+            .unwrap_or(&self.once.namespace)
             .to_owned();
         let owner = document["metadata"]["name"]
             .as_str()
@@ -173,20 +179,8 @@ impl Reviewer {
 
     async fn answer(&self, review: &Value, namespace: &str) -> anyhow::Result<Value> {
         let body = serde_json::to_vec(review)?;
-        let mode = self.mode.unwrap_or_else(|| self.mode_of(namespace));
+        let mode = self.mode.unwrap_or_else(|| self.once.mode_of(namespace));
         let answer = self.once.admission.review(mode, &body, None).await?;
         Ok(serde_json::from_slice(&answer)?)
-    }
-
-    /// Returns the mode that the configuration's Namespace document gives, else enforce.
-    fn mode_of(&self, namespace: &str) -> Mode {
-        let snapshot = self.once.store.snapshot();
-        let label = snapshot
-            .namespaces
-            .get(namespace)
-            .and_then(|labels| labels.get(api::MODE_LABEL));
-        label
-            .and_then(|label| Mode::from_label(label))
-            .unwrap_or(Mode::Enforce)
     }
 }

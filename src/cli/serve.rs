@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     BadSettings,
-    arguments::ServeArguments,
+    arguments::{PairArguments, ServeArguments},
     certs, once,
     serving::{self, LOOK_AT_FILES, Listening, QUEUE, RECENT, Served, until_stopping},
 };
@@ -37,16 +37,19 @@ const VALIDITY: Duration = Duration::from_hours(24 * 365);
 pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let ServeArguments {
         config,
+        left_alone,
         listen,
-        tls_cert,
-        tls_key,
+        pair,
         ca_out,
         tls_name,
     } = arguments;
-    let (store, feed) = once::feed(&config)?;
-    let pair = match (tls_cert, tls_key) {
-        (Some(certificate), Some(key)) => tls::Source::Files { certificate, key },
-        _ => tls::Source::Memory(make_pair(listen.listen, &tls_name, ca_out.as_deref())?),
+    let (store, feed) = once::feed(&config, &left_alone)?;
+    let pair = match pair {
+        Some(PairArguments { tls_cert, tls_key }) => tls::Source::Files {
+            certificate: tls_cert,
+            key: tls_key,
+        },
+        None => tls::Source::Memory(make_pair(listen.listen, &tls_name, ca_out.as_deref())?),
     };
     let listening = Listening::open(&listen, pair).await?;
 
@@ -67,7 +70,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         faults: Vec::new(),
     }));
 
-    let (file, shown) = (config.config.display().to_string(), Arc::clone(&loaded));
+    let (file, shown) = (config.display().to_string(), Arc::clone(&loaded));
     let served = Served {
         store: store.clone(),
         admission,
@@ -82,7 +85,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     };
     let mut signals = Signals::new().context("cannot take over signals")?;
     let mut tasks = Tasks::default();
-    let configuration = follow_configuration(config.config, feed, loaded, metrics.clone());
+    let configuration = follow_configuration(config, feed, loaded, metrics.clone());
     tasks.spawn("configuration", until_stopping(shutdown.clone(), configuration));
     let companion = companion::run(
         store,

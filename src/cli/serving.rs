@@ -66,7 +66,7 @@ impl Listening {
             .map_err(|error| BadSettings::one(chain(&error)))?;
         Ok(Self {
             admission: bind(arguments.listen).await?,
-            admin: bind(arguments.admin_listen).await?,
+            admin: bind(arguments.admin.admin_listen).await?,
             tls,
             reloader,
         })

@@ -7,8 +7,8 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    BadSettings,
-    arguments::WebhookArguments,
+    arguments::{PairArguments, WebhookArguments},
+    cluster,
     serving::{self, Listening, QUEUE, RECENT, Served, until_stopping},
 };
 use crate::{
@@ -27,23 +27,16 @@ use crate::{
 /// why. That is better than no answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The longest that opening a connection to the API server may take.
-const CONNECT: Duration = Duration::from_secs(5);
-
 pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     let WebhookArguments {
-        listen,
-        namespace,
-        tls_cert,
-        tls_key,
-        probe_credentials,
+        own,
         left_alone,
+        listen,
+        pair: PairArguments { tls_cert, tls_key },
+        probe_credentials,
     } = arguments;
-    let mut config = kube::Config::infer()
-        .await
-        .map_err(|error| BadSettings::one(crate::telemetry::chain(&error)))?;
-    config.connect_timeout = Some(CONNECT);
-    let client = kube::Client::try_from(config).context("cannot set up the client of the API server")?;
+    let namespace = own.namespace;
+    let client = cluster::client().await?;
     let pair = tls::Source::Files {
         certificate: tls_cert,
         key: tls_key,
@@ -53,7 +46,11 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     let (metrics, registry) = Metrics::new();
     let store = Store::default();
     let settings = Settings {
-        left_alone: left_alone.into_iter().chain([namespace.clone()]).collect(),
+        left_alone: left_alone
+            .left_alone
+            .into_iter()
+            .chain([namespace.clone()])
+            .collect(),
         namespace,
         probe_credentials,
     };

@@ -251,8 +251,7 @@ fn upstreams_to_watch(snapshot: &Snapshot) -> BTreeSet<&str> {
         .mirrors()
         .filter(|(_, mirror)| mirror.prefer == Prefer::Upstream);
     used_while_upstream_fails
-        .flat_map(|(_, mirror)| &mirror.sources)
-        .map(|source| source.prefix.split('/').next().unwrap_or_default())
+        .flat_map(|(_, mirror)| mirror.upstreams())
         .collect()
 }
 

@@ -25,6 +25,8 @@ pub struct Report {
     pub probed_at: Option<Instant>,
     /// Whether the mirror takes the credentials it is asked with; none before the first answer.
     pub credentials_accepted: Option<bool>,
+    /// Whether nodes get its images; none before there was a Pod to tell by.
+    pub nodes_can_pull: Option<bool>,
     pub tags: Option<SweepEnd>,
     pub digests: Option<SweepEnd>,
 }
@@ -64,6 +66,12 @@ impl Reports {
     pub(super) fn credentials(&self, mirror: &str, accepted: bool) {
         self.tell(mirror, |report| {
             report.credentials_accepted.replace(accepted) != Some(accepted)
+        });
+    }
+
+    pub(super) fn nodes(&self, mirror: &str, can_pull: bool) {
+        self.tell(mirror, |report| {
+            report.nodes_can_pull.replace(can_pull) != Some(can_pull)
         });
     }
 

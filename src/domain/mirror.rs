@@ -32,6 +32,12 @@ impl Mode {
         }
     }
 
+    /// Returns the mode of a namespace with this value of the label, or with none. For a value that
+    /// nobody knows the API server calls no webhook.
+    pub fn of_namespace(label: Option<&str>, default: Self) -> Self {
+        label.map_or(default, |value| Self::from_label(value).unwrap_or(Self::Off))
+    }
+
     /// Returns the value that the label has for this mode.
     pub const fn as_label(self) -> &'static str {
         match self {

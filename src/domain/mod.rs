@@ -20,6 +20,7 @@ pub mod patch;
 pub mod platform;
 pub mod pod;
 pub mod presence;
+pub mod pulls;
 pub mod reason;
 pub mod rotation;
 pub mod routing;
@@ -28,6 +29,7 @@ pub mod snapshot;
 pub mod source;
 pub mod sweep;
 pub mod time;
+pub mod usage;
 pub mod witness;
 
 #[cfg(test)]

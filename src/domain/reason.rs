@@ -59,7 +59,7 @@ reasons! {
     Excluded,
     /// The mirror does not serve this namespace.
     NamespaceNotServed,
-    /// The mirror or the Pod is switched off.
+    /// The mirror, the namespace or the Pod is switched off.
     ModeOff,
     /// The mirror fails its health checks.
     MirrorUnhealthy,

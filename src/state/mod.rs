@@ -207,6 +207,20 @@ impl Store {
         });
     }
 
+    /// Publishes which upstream registries fail, all of them.
+    pub fn set_failing_upstreams(&self, failing: BTreeSet<String>) {
+        self.0.snapshot.send_if_modified(|current| {
+            if *current.failing_upstreams == failing {
+                return false;
+            }
+            *current = Arc::new(Snapshot {
+                failing_upstreams: Arc::new(failing),
+                ..Snapshot::clone(current)
+            });
+            true
+        });
+    }
+
     /// Publishes whether an upstream registry fails.
     pub fn set_upstream(&self, host: &str, state: State) {
         self.0.snapshot.send_if_modified(|current| {

@@ -9,3 +9,4 @@ mod scan;
 
 pub use admit::{Admission, Limits, NoReview, RecentDecision};
 pub use probes::Probes;
+pub use review::read_pod;

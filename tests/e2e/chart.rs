@@ -1,6 +1,6 @@
 //! The chart: what helm makes of values, and what an installation, an upgrade and a removal do.
 
-use std::{fs, process::Command};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -108,6 +108,38 @@ pub(crate) fn every_set_of_values_is_valid(cluster: &Cluster) {
 
         let linted = chart.lint();
         assert!(linted.status.success(), "{release}: {linted:?}");
+    }
+}
+
+pub(crate) fn the_programs_take_the_arguments_of_every_set_of_values(cluster: &Cluster) {
+    let mut seen = BTreeSet::new();
+    for (release, values) in VALUES {
+        let chart = Chart::new(cluster, &format!("arguments-{release}"), "default", values);
+        for deployment in chart.of_kind("Deployment") {
+            let arguments = &deployment["spec"]["template"]["spec"]["containers"][0]["args"];
+            let arguments: Vec<_> = arguments
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|argument| argument.as_str().unwrap().to_owned())
+                .collect();
+            let taken = kagami::cli::check(arguments.iter().map(String::as_str));
+            assert_eq!(taken, Ok(()), "{release}: {arguments:?}");
+            seen.extend(
+                arguments
+                    .iter()
+                    .map(|argument| argument.split('=').next().unwrap().to_owned()),
+            );
+        }
+    }
+    // Every flag that stands in a template was looked at, whatever its condition.
+    for template in ["webhook", "companion"] {
+        let text = fs::read_to_string(format!("{CHART}/templates/{template}.yaml")).unwrap();
+        let flags = text.lines().filter_map(|line| line.trim().strip_prefix("- --"));
+        for flag in flags {
+            let flag = format!("--{}", flag.split('=').next().unwrap());
+            assert!(seen.contains(&flag), "no set of values brings {flag}");
+        }
     }
 }
 

@@ -122,6 +122,37 @@ pub(crate) fn a_sweep_counts_once_all_images_it_covers_have_arrived(cluster: &Cl
     reader.decides(&image, REWRITTEN);
 }
 
+pub(crate) fn a_mirror_stands_in_while_its_upstream_fails(cluster: &Cluster) {
+    let mut reader = Reader::start(cluster, "Hosted", |mirror| {
+        mirror["spec"]["prefer"] = "Upstream".into();
+    });
+    let heart = Heart::start(&reader);
+    let image = reader.image("known:1");
+    reader.wait_until_fresh();
+    reader.know(&image, clock::now());
+    let proven_since = clock::now().before(Duration::from_mins(1));
+    let share = |failing: &[&str], number: u64| {
+        let since = time(proven_since.after(Duration::from_millis(number)));
+        reader.share(&json!({
+            "health": {"state": "Healthy", "provenSince": since}, "failingUpstreams": failing,
+        }));
+    };
+    share(&[], 0);
+    reader.decides(&image, "Kept UpstreamPreferred");
+    share(&["other.example"], 1);
+    reader.decides(&image, "Kept UpstreamPreferred");
+    share(&["other.example", &reader.name], 2);
+    reader.decides(&image, REWRITTEN);
+    share(&[], 3);
+    reader.decides(&image, "Kept UpstreamPreferred");
+    // Without a companion nobody knows that it fails still.
+    share(&[&reader.name], 4);
+    reader.decides(&image, REWRITTEN);
+    push(&cluster.http, &reader.mirror.url, &reader.image("known"), "1");
+    drop(heart);
+    reader.decides(&image, "Kept UpstreamPreferred");
+}
+
 pub(crate) fn a_mirror_with_a_fault_stays_as_it_was(cluster: &Cluster) {
     let mut reader = Reader::start(cluster, "Hosted", |_| ());
     let _heart = Heart::start(&reader);
@@ -187,12 +218,16 @@ pub(crate) fn a_restarted_api_server_is_followed_again(shared: &Cluster) {
     cluster.stop_api_server();
     // What is known stays known for a while, without anybody to ask.
     assert_eq!(reader.decide("probe", &known), REWRITTEN);
-    eventually("the watches have failed", || {
-        let watches = reader.status()["cluster"]["watches"].clone();
-        let failing = |watch: &Value| watch["failure"].is_string();
-        watches.as_object().unwrap().values().all(failing).then_some(())
-    });
+    let until_watches = |what: &str, is_true: fn(&Value) -> bool| {
+        eventually(what, || {
+            let watches = reader.status()["cluster"]["watches"].clone();
+            watches.as_object().unwrap().values().all(is_true).then_some(())
+        });
+    };
+    until_watches("the watches have failed", |watch| watch["failure"].is_string());
     cluster.start_api_server();
+    // A look of its own, at an image that it has not heard of, would find that the mirror lacks it.
+    until_watches("the watches go on", |watch| watch["failure"].is_null());
     reader.wait_until_fresh();
     reader.know(&gone, clock::now());
     reader.decides(&gone, REWRITTEN);

@@ -7,12 +7,14 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
     admission::pod,
-    cluster::Cluster,
-    companion::{Companion, IMAGES, Place},
+    chart::stdout,
+    cluster::{Cluster, User},
+    companion::{Companion, DEFINITIONS, IMAGES, MIRRORS, Place},
     eventually,
     mirror::Mirror,
 };
@@ -44,7 +46,13 @@ pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
         (mirror["status"]["sweeps"]["tag"]["present"] == 2).then_some(mirror)
     });
     let status = &mirror["status"];
-    for condition in ["Ready", "Healthy", "CredentialsValid", "SweepInTime"] {
+    for condition in [
+        "Ready",
+        "Healthy",
+        "CredentialsValid",
+        "SweepInTime",
+        "SchemaCurrent",
+    ] {
         assert_eq!(state_of(&mirror, condition), "True", "{condition}: {status}");
     }
     assert!(
@@ -200,6 +208,34 @@ pub(crate) fn a_paused_leader_never_writes_again(cluster: &Cluster) {
     assert!(late.is_empty(), "{late:#?}");
 }
 
+/// Away for longer than a lease holds: the leader steps down, and leads again by itself.
+pub(crate) fn a_restarted_api_server_finds_the_companion_at_work(shared: &Cluster) {
+    let cluster = Cluster::start(shared.tools.clone());
+    let place = Place::new(&cluster, &cluster.mirror.url);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let mut companion = place.start("companion-a", &[]);
+    place.wait_for_image(NGINX, "Present");
+    place.wait_for_health("Healthy");
+    eventually("the heart beats", || (!heartbeat(&place).is_null()).then_some(()));
+
+    cluster.stop_api_server();
+    eventually("the companion steps down", || {
+        let (_, metrics) = place.ask(&companion, "metrics");
+        metrics.contains("kagami_leading 0").then_some(())
+    });
+    cluster.start_api_server();
+    place.wait_for_lead(&companion);
+    let beats = heartbeat(&place);
+    eventually("the heart beats on", || {
+        (heartbeat(&place) != beats).then_some(())
+    });
+    place.served.create_pod(&pod("more", "redis:8")).success();
+    place.wait_for_image("docker.io/library/redis:8", "Present");
+    place.wait_for_health("Healthy");
+    companion.process.assert_alive();
+    assert_only_allowed(&place, &companion);
+}
+
 pub(crate) fn certificates_are_made_and_renewed_in_steps(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     let configurations = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
@@ -285,6 +321,177 @@ pub(crate) fn certificates_are_made_and_renewed_in_steps(cluster: &Cluster) {
     cluster.delete(&format!("{configurations}/{}", place.name));
 }
 
+pub(crate) fn a_failing_upstream_is_told_to_the_webhooks(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let mut upstream = Mirror::start(&cluster.tools, &cluster.http, cluster.folder(), "upstream");
+    let host = upstream.url.strip_prefix("http://").unwrap().to_owned();
+    let mut mirror = place.mirror();
+    mirror["spec"]["prefer"] = "Upstream".into();
+    mirror["spec"]["sources"] = json!([{"prefix": host}]);
+    let path = format!("{MIRRORS}/{}", place.name);
+    cluster
+        .request(User::Admin, Method::PUT, &path, Some(&mirror))
+        .success();
+    let first = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    let failing = |expected: Value| {
+        eventually(&format!("{expected} fail"), || {
+            let told = place.mirror()["status"]["failingUpstreams"].clone();
+            (told == expected).then_some(())
+        });
+    };
+    failing(json!([]));
+    upstream.kill();
+    failing(json!([host]));
+
+    // Whoever takes over does not forget it for a moment.
+    let told = || {
+        let writes = place.cluster.writes_of("companion-b");
+        let told = |write: &Value| write["requestObject"]["status"]["failingUpstreams"].clone();
+        writes
+            .iter()
+            .map(told)
+            .filter(|told| !told.is_null())
+            .collect::<Vec<_>>()
+    };
+    let before = told().len();
+    let second = place.start("companion-b", &[]);
+    first.process.terminate();
+    place.wait_for_lead(&second);
+    let beats = heartbeat(&place);
+    eventually("the heart beats on", || {
+        (heartbeat(&place) != beats).then_some(())
+    });
+    let told_by_second = told().split_off(before);
+    assert!(
+        told_by_second.iter().all(|told| *told == json!([host])),
+        "{told_by_second:?}"
+    );
+    upstream.bring_back(&cluster.http);
+    failing(json!([]));
+}
+
+/// What a program does not know it may not pass over: the field may be what keeps a mirror from an image.
+pub(crate) fn a_field_of_a_newer_definition_is_told_and_the_last_good_stays(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    create_node(cluster, &place.name);
+    let companion = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    let definition = format!("{DEFINITIONS}/imagemirrors.kagami.dev");
+    let mut crd = cluster.get(&definition).success();
+    let properties = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+    properties["spec"]["properties"]["onlyOnMondays"] = json!({"type": "boolean"});
+    cluster
+        .request(User::Admin, Method::PUT, &definition, Some(&crd))
+        .success();
+
+    let set = |value: &str| {
+        let patch = format!("{{\"spec\": {{\"onlyOnMondays\": {value}}}}}");
+        let patch = [
+            "patch",
+            "imagemirror",
+            &place.name,
+            "--type=merge",
+            "--patch",
+            &patch,
+        ];
+        stdout(&cluster.kubectl(&patch));
+    };
+    // The API server takes a moment to know a new schema; until then it drops the field.
+    let told = eventually("the unknown field is told", || {
+        set("true");
+        let mirror = place.mirror();
+        (state_of(&mirror, "Ready") == "False").then_some(mirror)
+    });
+    let conditions = told["status"]["conditions"].to_string();
+    assert!(
+        conditions.contains("spec.onlyOnMondays") && conditions.contains("last good form stays in force"),
+        "{conditions}"
+    );
+    assert_eq!(told["status"]["health"]["state"], "Healthy");
+    set("null");
+    eventually("without it all is well", || {
+        (state_of(&place.mirror(), "Ready") == "True").then_some(())
+    });
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    create_node(cluster, &place.name);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let definition = format!("{DEFINITIONS}/imagemirrors.kagami.dev");
+    // Without a field that users may set, and without one that the companion writes.
+    let make_older = || {
+        let mut crd = cluster.get(&definition).success();
+        let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+        for (part, field) in [("spec", "retention"), ("status", "platforms")] {
+            drop(schema[part]["properties"].as_object_mut().unwrap().remove(field));
+        }
+        cluster
+            .request(User::Admin, Method::PUT, &definition, Some(&crd))
+            .success();
+    };
+    make_older();
+    let companion = place.start("companion-a", &[]);
+    place.wait_for_image(NGINX, "Present");
+    let mirror = eventually("the older definition is told", || {
+        let mirror = place.mirror();
+        match state_of(&mirror, "SchemaCurrent") {
+            "False" => Some(mirror),
+            "absent" => None,
+            // Another test has installed the definitions in between.
+            _ => {
+                make_older();
+                None
+            }
+        }
+    });
+    let conditions = mirror["status"]["conditions"].to_string();
+    assert!(
+        conditions.contains("imagemirrors.kagami.dev spec.retention")
+            && conditions.contains("status.platforms"),
+        "{conditions}"
+    );
+    assert!(
+        conditions.contains("kagami crds | kubectl apply --server-side --force-conflicts -f -"),
+        "{conditions}"
+    );
+    // What the API server drops is not written again and again.
+    let sweeps = |mirror: &Value| mirror["status"]["sweeps"]["tag"]["startedAt"].to_string();
+    let mut last = eventually("a sweep ends", || {
+        let sweep = sweeps(&place.mirror());
+        (sweep != "null").then_some(sweep)
+    });
+    let before = writes(&place, &companion).len();
+    for _ in 0..2 {
+        last = eventually("another sweep ends", || {
+            let sweep = sweeps(&place.mirror());
+            (sweep != last).then_some(sweep)
+        });
+    }
+    let written = writes(&place, &companion).len() - before;
+    assert!(written <= 4, "{written} writes for two sweeps");
+
+    // As the message says: whoever installed them, Helm or this test, owns all of `spec.versions`.
+    let file = cluster.folder().join("definitions.yaml");
+    std::fs::write(&file, kagami::api::crds_yaml()).unwrap();
+    let remedy = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--filename",
+        file.to_str().unwrap(),
+    ];
+    stdout(&cluster.kubectl(&remedy));
+    eventually("the upgrade is seen", || {
+        let mirror = place.mirror();
+        let known = mirror["status"]["platforms"] != Value::Null;
+        (known && state_of(&mirror, "SchemaCurrent") == "True").then_some(())
+    });
+    assert_only_allowed(&place, &companion);
+}
+
 fn decode(text: &str) -> String {
     String::from_utf8(BASE64.decode(text).unwrap()).unwrap()
 }
@@ -302,8 +509,11 @@ fn create_node(cluster: &Cluster, name: &str) {
 }
 
 fn state_of<'a>(mirror: &'a Value, condition: &str) -> &'a str {
-    let mut conditions = mirror["status"]["conditions"].as_array().unwrap().iter();
-    let found = conditions.find(|entry| entry["type"] == condition);
+    let conditions = mirror["status"]["conditions"].as_array();
+    let found = conditions
+        .into_iter()
+        .flatten()
+        .find(|entry| entry["type"] == condition);
     found.map_or("absent", |entry| entry["status"].as_str().unwrap())
 }
 

@@ -11,12 +11,14 @@
     reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
 )]
 
+mod asked;
 mod chart;
 mod cluster;
 mod companion;
 mod faults;
 mod modes;
 mod places;
+mod report;
 mod rights;
 mod scope;
 mod support;
@@ -44,12 +46,17 @@ const TESTS: &[(&str, Test)] = tests![
     faults::connections_idle_for_95_seconds_are_still_usable,
     companion::a_paused_leader_never_writes_again,
     companion::a_second_replica_takes_over_after_a_kill,
+    companion::a_restarted_api_server_finds_the_companion_at_work,
     companion::what_is_known_can_be_read_with_kubectl,
     companion::health_is_written_once_for_each_change,
     companion::certificates_are_made_and_renewed_in_steps,
+    companion::an_older_definition_is_told_until_it_is_upgraded,
+    companion::a_field_of_a_newer_definition_is_told_and_the_last_good_stays,
+    companion::a_failing_upstream_is_told_to_the_webhooks,
     chart::install_upgrade_and_removal,
     chart::every_set_of_values_is_valid,
     chart::wrong_values_are_refused_with_their_place,
+    chart::the_programs_take_the_arguments_of_every_set_of_values,
     chart::plain_manifests_are_what_the_chart_makes,
     chart::a_default_mode_takes_in_unlabelled_namespaces_only,
     rights::each_account_has_its_rights_and_no_other,
@@ -84,7 +91,17 @@ const TESTS: &[(&str, Test)] = tests![
     cluster::a_sweep_counts_once_all_images_it_covers_have_arrived,
     cluster::a_mirror_with_a_fault_stays_as_it_was,
     cluster::a_mirror_serves_the_namespaces_that_it_selects,
+    cluster::a_mirror_stands_in_while_its_upstream_fails,
     cluster::a_restarted_api_server_is_followed_again,
+    asked::explain_tells_what_is_shared_and_what_is_seen_from_here,
+    asked::explain_looks_itself_while_the_state_is_stale,
+    asked::few_rights_are_enough_for_an_explanation,
+    asked::resolve_answers_whatever_the_cluster_does,
+    asked::review_answers_as_the_namespaces_labels_say,
+    asked::without_a_cluster_one_line_says_so,
+    report::audit_log_and_report_tell_the_same,
+    report::every_namespace_is_told_by_its_mode,
+    report::who_may_not_list_pods_is_told,
 ];
 
 /// The API servers of this run.
@@ -116,7 +133,9 @@ impl Clusters {
 }
 
 fn is_about_resources(test: &str) -> bool {
-    test.starts_with("cluster::")
+    ["cluster::", "asked::", "report::"]
+        .iter()
+        .any(|module| test.starts_with(module))
 }
 
 fn main() -> ExitCode {

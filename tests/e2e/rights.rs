@@ -171,12 +171,27 @@ pub(crate) fn viewers_of_a_namespace_read_what_kagami_knows(cluster: &Cluster) {
         "--clusterrole=view",
         "--user=viewer",
     ]));
-    for question in ["list imagemirrors.kagami.dev", "watch mirroredimages.kagami.dev"] {
+    for question in [
+        "list imagemirrors.kagami.dev",
+        "watch mirroredimages.kagami.dev",
+        "get leases.coordination.k8s.io/kagami-health",
+        // What `kagami report` asks for besides.
+        "list pods",
+        "list namespaces",
+    ] {
         let words: Vec<_> = ["auth", "can-i", "--as=viewer"]
             .into_iter()
             .chain(question.split(' '))
             .collect();
         eventually(question, || home.kubectl(&words).status.success().then_some(()));
+    }
+    for question in ["get leases.coordination.k8s.io/other", "get secrets/kagami-probe"] {
+        let words: Vec<_> = ["auth", "can-i", "--as=viewer"]
+            .into_iter()
+            .chain(question.split(' '))
+            .collect();
+        let answer = home.kubectl(&words);
+        assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "no", "{question}");
     }
     let write = home.kubectl(&["auth", "can-i", "--as=viewer", "patch", "imagemirrors.kagami.dev"]);
     assert_eq!(String::from_utf8_lossy(&write.stdout).trim(), "no");

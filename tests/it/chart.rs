@@ -73,6 +73,28 @@ fn webhooks_are_registered_as_the_code_answers() {
     assert_eq!(configuration["webhooks"], Value::from(expected));
 }
 
+/// What helm makes of other values is looked at in tests/e2e.
+#[test]
+fn the_programs_take_the_arguments_of_the_manifests() {
+    let table = kagami::cli::settings_table();
+    for name in ["webhook", "companion"] {
+        let mut documents = decode_documents(&read(&format!("webhook-config/{name}.yaml"))).unwrap();
+        documents.retain(|document| document["kind"] == "Deployment");
+        let container = &documents[0]["spec"]["template"]["spec"]["containers"][0];
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let arguments: Vec<_> = container["args"].as_array().unwrap().iter().map(text).collect();
+        assert_eq!(arguments[0], name);
+        kagami::cli::check(arguments.iter().map(String::as_str)).unwrap();
+        let variables = container["env"].as_array().unwrap().iter();
+        for variable in variables.map(|variable| text(&variable["name"])) {
+            assert!(
+                !variable.starts_with("KAGAMI_") || table.contains(&format!("`{variable}`")),
+                "{variable}"
+            );
+        }
+    }
+}
+
 #[test]
 fn names_in_the_chart_are_those_of_the_code() {
     let word = |text: &str, word: &str| {
@@ -83,7 +105,11 @@ fn names_in_the_chart_are_those_of_the_code() {
     assert_eq!(word(&webhook, api::PROBE_SECRET), 1);
     let rights = read("webhook-config/rbac.yaml");
     assert_eq!(word(&rights, api::PROBE_SECRET), 1);
-    assert_eq!(word(&rights, api::HEALTH_LEASE), 2, "one right each");
+    assert_eq!(
+        word(&rights, api::HEALTH_LEASE),
+        3,
+        "one right each: webhook, companion, viewers"
+    );
     let policies = read("webhook-config/policies.yaml");
     let modes = ["enforce", "warn", "audit", "off"];
     assert!(modes.iter().all(|mode| Mode::from_label(mode).is_some()));

@@ -14,7 +14,11 @@
 #[allow(dead_code, reason = "shared with the tests against an API server alone")]
 #[path = "../e2e/support/mod.rs"]
 mod e2e;
+mod load;
 mod mirror;
+mod modes;
+mod parts;
+mod presence;
 mod ring;
 mod support;
 
@@ -44,7 +48,12 @@ macro_rules! tests {
 const TESTS: &[(&str, Test)] = tests![
     mirror::pods_of_two_upstreams_outlive_a_mirror_that_refuses_connections,
     mirror::pods_of_two_upstreams_outlive_a_mirror_in_a_black_hole,
-    mirror::a_mirror_may_have_a_name_that_only_nodes_know,
+    mirror::a_mirror_in_s3_may_have_a_name_that_only_nodes_know,
+    presence::a_mirror_that_comes_back_empty_is_proven_anew,
+    presence::a_deleted_image_is_not_rewritten_past_the_freshness_bound,
+    presence::it_is_told_where_nodes_cannot_pull,
+    modes::each_mode_does_what_it_says,
+    mirror::pods_outlive_a_mirror_without_the_chart_too,
     ring::a_pod_waits_until_its_registry_is_back,
     ring::a_pod_waits_until_the_black_hole_is_gone,
     ring::a_pod_of_a_missing_image_waits,
@@ -53,6 +62,10 @@ const TESTS: &[(&str, Test)] = tests![
     ring::a_service_leads_to_its_pod,
     ring::pods_know_registries_by_name,
     ring::our_own_image_runs,
+    load::no_review_fails_whatever_is_replaced,
+    parts::a_killed_companion_is_followed_by_the_other,
+    parts::replicas_cut_from_the_api_server_believe_their_own_eyes_only,
+    parts::a_broken_certificate_keeps_the_old_pair,
 ];
 
 fn main() -> ExitCode {
@@ -91,7 +104,16 @@ fn main() -> ExitCode {
             return machine::enter();
         }
         // On this thread, because what it starts ends with the thread.
-        let node = tools.map(|tools| Node::start(tools, &cgroup.unwrap()));
+        let by_chart = trials
+            .iter()
+            .any(|trial| !trial.name().starts_with("ring::") && !arguments.is_filtered_out(trial));
+        let node = tools.map(|tools| {
+            let node = Node::start(tools, &cgroup.unwrap());
+            if by_chart {
+                node.install_kagami();
+            }
+            node
+        });
         state.set(node).unwrap();
     }
     libtest_mimic::run(&arguments, trials).exit_code()

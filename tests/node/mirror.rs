@@ -1,29 +1,27 @@
 //! What Kagami is for: Pods come from a mirror while it works, and from upstream while it does not.
 
-use std::{
-    thread,
-    time::{Duration, Instant},
-};
-
-use serde_json::Value;
+use std::time::{Duration, Instant};
 
 use crate::{
     e2e::{
-        admission::{decision, image, original},
+        admission::{decision, original},
         cluster::Namespace,
-        eventually,
     },
     support::{
         black_hole::BlackHole,
-        images,
-        kagami::{Install, as_a_process, image_mirror},
+        chart::LEFT_ALONE,
+        images::{self, FOREVER},
+        kagami::{Install, as_a_process, by_chart, image_mirror},
         node::Node,
-        pods::{failed_pulls, pod, until_running},
+        object_store::ObjectStore,
+        pods::{failed_pulls, last_rewritten, run, until_kept, until_rewritten},
         registry::{ALICE, BOB, Registry},
     },
 };
 
-const FOREVER: &str = "sleep infinity";
+/// How long a Pod may still be sent to a mirror that refuses connections, and to one that does not answer.
+const REFUSED: Duration = Duration::from_secs(3);
+const SWALLOWED: Duration = Duration::from_secs(7);
 
 /// How a mirror fails, until it is mended by the same value.
 enum Fault {
@@ -32,18 +30,32 @@ enum Fault {
 }
 
 pub(crate) fn pods_of_two_upstreams_outlive_a_mirror_that_refuses_connections(node: &Node) {
-    let bar = Duration::from_secs(3);
-    outage(node, as_a_process, "refused", Fault::Refuses, bar);
+    let namespace = node.cluster.namespace(Some("enforce"));
+    outage(by_chart, &namespace, "refused", node, Fault::Refuses, REFUSED);
 }
 
 pub(crate) fn pods_of_two_upstreams_outlive_a_mirror_in_a_black_hole(node: &Node) {
-    let bar = Duration::from_secs(7);
-    outage(node, as_a_process, "swallowed", Fault::Swallows(None), bar);
+    let namespace = node.cluster.namespace(Some("enforce"));
+    let fault = Fault::Swallows(None);
+    outage(by_chart, &namespace, "swallowed", node, fault, SWALLOWED);
+}
+
+/// The same with everything in one process that needs no cluster.
+pub(crate) fn pods_outlive_a_mirror_without_the_chart_too(node: &Node) {
+    let namespace = node.cluster.namespace_named(LEFT_ALONE, Some("enforce"));
+    outage(as_a_process, &namespace, "process", node, Fault::Refuses, REFUSED);
 }
 
 /// Images of two upstream registries, each with a password of its own, behind one mirror that fails and is
 /// mended. `bar` is how long after the beginning of the fault a Pod may still be sent to the mirror.
-fn outage(node: &Node, install: Install, name: &str, mut fault: Fault, bar: Duration) {
+fn outage<'a>(
+    install: Install,
+    namespace: &Namespace<'a>,
+    name: &str,
+    node: &'a Node,
+    mut fault: Fault,
+    bar: Duration,
+) {
     let cluster = &node.cluster;
     let (a, b) = (format!("a.{name}.test"), format!("b.{name}.test"));
     let upstreams = [
@@ -51,9 +63,8 @@ fn outage(node: &Node, install: Install, name: &str, mut fault: Fault, bar: Dura
         Registry::start_for(node, &b, BOB),
     ];
     let mut mirror = Registry::start(node, &format!("mirror.{name}.test"));
-    let namespace = cluster.namespace(Some("enforce"));
     for upstream in &upstreams {
-        upstream.place_pull_secret(&namespace);
+        upstream.place_pull_secret(namespace);
         // One image for each part of the test, so that every Pod has something left to pull.
         for tag in ["before", "during", "after"] {
             let built = images::shell(&format!("{} {tag}", upstream.host()), FOREVER);
@@ -65,12 +76,12 @@ fn outage(node: &Node, install: Install, name: &str, mut fault: Fault, bar: Dura
     let from_upstream = |tag: &str| [&a, &b].map(|host| format!("{host}/team/app:{tag}"));
     let from_mirror = |tag: &str| from_upstream(tag).map(|image| format!("{}/{image}", mirror.host()));
     let (mirrored, others) = (from_mirror("before"), from_mirror("after"));
-    let _kagami = install(node, &namespace, &image_mirror(node, &mirror, &[&a, &b]));
+    let _kagami = install(node, namespace, &image_mirror(node, &mirror, &[&a, &b]));
     let pulls = |mirror: &Registry| [&a, &b].map(|host| mirror.pulls(&format!("{host}/team/app")).len());
 
     // The mirror works.
-    until_rewritten(&namespace, &from_upstream("before"), &mirrored);
-    run(&namespace, "before", &from_upstream("before"), &mirrored);
+    until_rewritten(namespace, &from_upstream("before"), &mirrored);
+    run(namespace, "before", &from_upstream("before"), &mirrored);
     let pulled = pulls(&mirror);
     assert!(pulled.iter().all(|&count| count > 0), "{pulled:?}");
     for upstream in &upstreams {
@@ -79,10 +90,10 @@ fn outage(node: &Node, install: Install, name: &str, mut fault: Fault, bar: Dura
 
     // It fails.
     fault.begin(&mut mirror);
-    let detected = last_rewritten(&namespace, &from_upstream("before")[0], bar + bar / 2);
+    let detected = last_rewritten(namespace, &from_upstream("before")[0], bar + bar / 2);
     assert!(detected < bar, "still rewritten after {detected:?}");
     let kept = from_upstream("during");
-    for pod in run(&namespace, "during", &kept, &kept) {
+    for pod in run(namespace, "during", &kept, &kept) {
         assert_eq!(original(&pod, "app"), None);
         assert_eq!(decision(&pod, "app")["reason"], "MirrorUnhealthy");
     }
@@ -95,15 +106,15 @@ fn outage(node: &Node, install: Install, name: &str, mut fault: Fault, bar: Dura
     let mended = Instant::now();
     fault.end(&mut mirror, node);
     let back = mended.elapsed();
-    until_rewritten(&namespace, &from_upstream("before"), &mirrored);
+    until_rewritten(namespace, &from_upstream("before"), &mirrored);
     let recovered = mended.elapsed();
-    until_rewritten(&namespace, &from_upstream("after"), &others);
-    run(&namespace, "after", &from_upstream("after"), &others);
+    until_rewritten(namespace, &from_upstream("after"), &others);
+    run(namespace, "after", &from_upstream("after"), &others);
     let more = pulls(&mirror);
     assert!(more[0] > pulled[0] && more[1] > pulled[1], "{pulled:?} {more:?}");
 
     assert_eq!(
-        failed_pulls(&namespace),
+        failed_pulls(namespace),
         [""; 0],
         "no Pod ever waited for its image"
     );
@@ -113,11 +124,13 @@ fn outage(node: &Node, install: Install, name: &str, mut fault: Fault, bar: Dura
     );
 }
 
-/// The mirror is called 127.0.0.1 on every node, and otherwise by Kagami.
-pub(crate) fn a_mirror_may_have_a_name_that_only_nodes_know(node: &Node) {
+/// The mirror is called 127.0.0.1 on every node, and otherwise by Kagami. Its data is in S3: it sends whoever
+/// wants data on to another address.
+pub(crate) fn a_mirror_in_s3_may_have_a_name_that_only_nodes_know(node: &Node) {
     let cluster = &node.cluster;
     let upstream = Registry::start(node, "registry-1.docker.io");
-    let mut mirror = Registry::start_on_every_address(node, "node-local");
+    let store = ObjectStore::start(node);
+    let mut mirror = Registry::start_on_every_address(node, "node-local", &store);
     let namespace = cluster.namespace(Some("enforce"));
     for tag in ["before", "during"] {
         let built = [
@@ -128,7 +141,7 @@ pub(crate) fn a_mirror_may_have_a_name_that_only_nodes_know(node: &Node) {
         let path = "docker.io/library/web";
         assert_eq!(mirror.push_index(cluster, path, tag, &built), digest);
     }
-    let _kagami = as_a_process(node, &namespace, &image_mirror(node, &mirror, &["docker.io"]));
+    let _kagami = by_chart(node, &namespace, &image_mirror(node, &mirror, &["docker.io"]));
 
     let mirrored = [format!("{}/docker.io/library/web:before", mirror.host())];
     assert!(mirrored[0].starts_with("127.0.0.1:"));
@@ -139,15 +152,18 @@ pub(crate) fn a_mirror_may_have_a_name_that_only_nodes_know(node: &Node) {
         pulls.iter().all(|line| line.starts_with("127.0.0.1 ")),
         "{pulls:?}"
     );
-    assert_ne!(pulls.len(), 0);
+    let (blobs, others): (Vec<_>, Vec<_>) = pulls.iter().partition(|line| line.contains("/blobs/"));
+    assert_ne!((blobs.len(), others.len()), (0, 0));
+    let sent_on = |line: &&String| line.contains(" 307 ");
+    assert!(
+        blobs.iter().all(sent_on) && !others.iter().any(sent_on),
+        "{pulls:?}"
+    );
     assert_eq!(upstream.pulls("library/web"), [""; 0]);
 
     mirror.kill();
     let kept = ["web:during".to_owned()];
-    eventually("Kagami knows that the mirror is dead", || {
-        let created = dry_run(&namespace, &kept[0]);
-        (decision(&created, "app")["reason"] == "MirrorUnhealthy").then_some(())
-    });
+    until_kept(&namespace, &kept[0], "MirrorUnhealthy");
     run(&namespace, "during", &kept, &kept);
     assert_ne!(upstream.pulls("library/web"), [""; 0]);
     assert_eq!(failed_pulls(&namespace), [""; 0]);
@@ -167,48 +183,4 @@ impl Fault {
             Self::Swallows(black_hole) => drop(black_hole.take()),
         }
     }
-}
-
-/// Creates a Pod with each image, checks what is stored, and waits until all run.
-fn run(namespace: &Namespace<'_>, name: &str, written: &[String], stored: &[String]) -> Vec<Value> {
-    let names: Vec<_> = (0..written.len()).map(|n| format!("{name}-{n}")).collect();
-    for ((name, written), stored) in names.iter().zip(written).zip(stored) {
-        let mut wanted = pod(name, written);
-        let (host, _) = written.split_once('/').unwrap_or_default();
-        wanted["spec"]["imagePullSecrets"] = serde_json::json!([{"name": host}]);
-        let created = namespace.create_pod(&wanted).success();
-        assert_eq!(image(&created, "app"), stored, "{created}");
-    }
-    names.iter().map(|name| until_running(namespace, name)).collect()
-}
-
-/// Waits until Pods with these images would be sent to the mirror.
-#[track_caller]
-fn until_rewritten(namespace: &Namespace<'_>, written: &[String], mirrored: &[String]) {
-    for (written, mirrored) in written.iter().zip(mirrored) {
-        eventually(&format!("{written} is rewritten"), || {
-            (image(&dry_run(namespace, written), "app") == mirrored).then_some(())
-        });
-    }
-}
-
-/// Creates Pods one after another for a time, and returns when the last was sent to the mirror, from now.
-fn last_rewritten(namespace: &Namespace<'_>, written: &str, watched: Duration) -> Duration {
-    let begin = Instant::now();
-    let mut last = Duration::ZERO;
-    while begin.elapsed() < watched {
-        // A Pod counts by when it was asked for.
-        let asked = begin.elapsed();
-        if image(&dry_run(namespace, written), "app") != written {
-            last = asked;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    last
-}
-
-/// What the API server would store.
-fn dry_run(namespace: &Namespace<'_>, image: &str) -> Value {
-    let path = format!("{}?dryRun=All", namespace.path("pods"));
-    namespace.cluster.create(&path, &pod("probe", image)).success()
 }

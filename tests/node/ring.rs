@@ -5,14 +5,12 @@ use serde_json::json;
 use crate::{
     e2e::{cluster::Namespace, eventually},
     support::{
-        images,
+        images::{self, FOREVER},
         node::Node,
         pods::{failed_pulls, job, pod, until, until_pull_fails, until_running, until_succeeded, waiting},
         registry::{ALICE, Registry},
     },
 };
-
-const FOREVER: &str = "sleep infinity";
 
 pub(crate) fn a_pod_of_a_missing_image_waits(node: &Node) {
     let registry = Registry::start(node, "missing.test");
@@ -150,7 +148,7 @@ pub(crate) fn pods_know_registries_by_name(node: &Node) {
 
 pub(crate) fn our_own_image_runs(node: &Node) {
     let registry = Registry::start(node, "own.test");
-    registry.push(&node.cluster, "kagami", "1", &images::kagami());
+    registry.push_layout(&node.cluster, "kagami", "1", &images::kagami());
     let namespace = node.cluster.namespace(None);
     let mut wanted = job("kagami", "own.test/kagami:1", &["--version"]);
     // As strict as Pod Security allows.

@@ -21,6 +21,7 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
+use serde_json::Value;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -75,6 +76,14 @@ pub(super) struct Cluster {
     pub(super) probe_credentials: BTreeMap<String, Vec<u8>>,
 }
 
+impl Cluster {
+    /// Returns the upstreams of a mirror that fail, as its status has it.
+    pub(super) fn failing_upstreams(&self, mirror: &str) -> &[String] {
+        let resource = self.mirrors.get(mirror);
+        resource.map_or(&[], |resource| &resource.status.failing_upstreams)
+    }
+}
+
 /// A set of objects as a watch tells it.
 #[derive(Debug)]
 struct Watched<V> {
@@ -120,7 +129,7 @@ type Good = BTreeMap<String, (Mirror, Connection)>;
 
 /// Follows the cluster and puts it to use, until it is dropped.
 pub(super) struct Follower {
-    mirrors: Watched<Result<ImageMirror, (Box<DynamicObject>, String)>>,
+    mirrors: Watched<Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>>,
     namespaces: Watched<Labels>,
     architectures: Watched<Option<String>>,
     secrets: Watched<Secret>,
@@ -160,10 +169,11 @@ impl Follower {
         let mut nodes = endless("nodes", watcher(api, config()).default_backoff());
         let api = Api::<ApiSecret>::namespaced(client, &namespace);
         let mut secrets = endless("secrets", watcher(api, config()).default_backoff());
+        let schema = api::schema::image_mirror();
         let mut due: Option<Instant> = None;
         loop {
             tokio::select! {
-                Some(event) = mirrors.next() => self.mirrors.take(event, read),
+                Some(event) = mirrors.next() => self.mirrors.take(event, |object| read(&schema, object)),
                 Some(event) = namespaces.next() => {
                     self.namespaces.take(event, |object| object.metadata.labels.unwrap_or_default());
                 }
@@ -195,7 +205,7 @@ impl Follower {
             let parsed = match read {
                 Ok(resource) => api::mirror::mirror(resource)
                     .map_err(|faults| faults.iter().map(ToString::to_string).collect()),
-                Err((_, fault)) => Err(vec![fault.clone()]),
+                Err((_, faults)) => Err(faults.clone()),
             };
             match parsed {
                 Ok(good) => {
@@ -318,24 +328,21 @@ pub(super) fn version(text: Option<&str>) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
-fn read(object: DynamicObject) -> Result<ImageMirror, (Box<DynamicObject>, String)> {
+fn read(schema: &Value, object: DynamicObject) -> Result<ImageMirror, (Box<DynamicObject>, Vec<String>)> {
     // A newer status is no reason to do without the settings.
-    let status = status_of(&object);
-    let mut without_status = object.clone();
-    if let Some(data) = without_status.data.as_object_mut() {
-        data.remove("status");
-    }
-    match without_status.try_parse::<ImageMirror>() {
-        Ok(mut resource) => {
-            resource.status = Some(status);
+    let (resource, faults) = api::mirror::decode(schema, &object.name_any(), &object.data["spec"]);
+    match resource {
+        Some(mut resource) if faults.is_empty() => {
+            resource.status = Some(status_of(&object));
+            resource.metadata = object.metadata;
             resource.metadata.managed_fields = None;
             Ok(resource)
         }
-        Err(error) => Err((Box::new(object), format!("cannot be read: {error}"))),
+        _ => Err((Box::new(object), faults.iter().map(ToString::to_string).collect())),
     }
 }
 
-fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
+pub(super) fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
     object
         .data
         .get("status")
@@ -362,6 +369,6 @@ fn docker_config(secret: &Secret) -> Option<Vec<u8>> {
     if let Some(config) = secret.data.get(".dockerconfigjson") {
         return Some(config.clone());
     }
-    let old: serde_json::Value = serde_json::from_slice(secret.data.get(".dockercfg")?).ok()?;
+    let old: Value = serde_json::from_slice(secret.data.get(".dockercfg")?).ok()?;
     Some(serde_json::json!({"auths": old}).to_string().into_bytes())
 }

@@ -5,6 +5,7 @@
 //! everything at once and waits for its turn with nothing in memory.
 
 mod certificates;
+mod definitions;
 mod heartbeat;
 mod inherit;
 mod leader;
@@ -40,6 +41,7 @@ use self::{
 pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
 use super::reports::Reports;
 use crate::{
+    domain::health::State,
     metrics::Metrics,
     state::Store,
     tasks::{Shutdown, Stage, panic_message},
@@ -179,6 +181,8 @@ async fn lead(
     ));
     let follower = Follower::new(store, settings.left_alone.clone(), published_cluster);
     tasks.spawn(follower.run(client.clone(), settings.namespace.clone()));
+    let (published_definitions, definitions) = watch::channel(None);
+    tasks.spawn(definitions::run(client.clone(), published_definitions));
     let (written, through, inherited) = tokio::select! {
         inherited = take_over(settings, client, store, &mut cluster) => inherited,
         error = early_end(&mut tasks) => return error,
@@ -198,6 +202,7 @@ async fn lead(
         writer,
         reports: reports.clone(),
         cluster,
+        definitions,
         identity: settings.identity.clone(),
         published,
         written,
@@ -208,6 +213,7 @@ async fn lead(
     let pods = Pods {
         store: store.clone(),
         settings: settings.demand.clone(),
+        reports: reports.clone(),
         demand,
     };
     tasks.spawn(publisher.run(client.clone()));
@@ -243,7 +249,7 @@ async fn take_over(
         };
         let loaded = async {
             let (written, through) = inherit::images(client.clone(), store).await?;
-            let known = known.unwrap_or_default();
+            let known = known.clone().unwrap_or_default();
             let snapshot = store.snapshot();
             let health = inherit::health(client.clone(), &settings.namespace, &known, &snapshot).await?;
             Ok::<_, kube::Error>((written, through, health))
@@ -254,6 +260,10 @@ async fn take_over(
                 tracing::info!(images, inherited = health.len(), "took over");
                 for (mirror, health) in &health {
                     store.set_health(mirror, *health);
+                    // Until they are looked at, they are believed to fail still.
+                    for host in known.iter().flat_map(|known| known.failing_upstreams(mirror)) {
+                        store.set_upstream(host, State::Unhealthy);
+                    }
                 }
                 store.index_mut().track_changes();
                 return (written, through, health.into_keys().collect());

@@ -25,8 +25,9 @@ use tokio::{
 };
 
 use super::{
+    definitions::Lacking,
     inherit::{AllWritten, Written, fingerprint},
-    mirrors::{Cluster, Resourced, version},
+    mirrors::{Cluster, Resourced, status_of, version},
     status::{self, Seen},
     writer::{NotWritten, Writer},
 };
@@ -40,7 +41,10 @@ use crate::{
     domain::{
         health::{Health, State},
         image::Class,
+        mirror::Prefer,
         presence::Presence,
+        routing::MirrorId,
+        snapshot::Snapshot,
         time::Timestamp,
     },
     state::Store,
@@ -81,6 +85,7 @@ pub(super) struct Publisher {
     pub(super) writer: Writer,
     pub(super) reports: Reports,
     pub(super) cluster: watch::Receiver<Option<Arc<Cluster>>>,
+    pub(super) definitions: watch::Receiver<Lacking>,
     pub(super) identity: String,
     /// The health of mirrors as the API server has it.
     pub(super) published: watch::Sender<BTreeMap<String, Health>>,
@@ -104,6 +109,8 @@ pub(super) struct Work {
     taken: BTreeMap<String, [Option<Timestamp>; 2]>,
     /// What this process wrote, where the watch has not brought it yet.
     ours: BTreeMap<String, (u64, ImageMirrorStatus)>,
+    /// Statuses that were sent, and what the API server made of them: an older definition knows less.
+    answered: BTreeMap<String, (ImageMirrorStatus, ImageMirrorStatus)>,
     in_force: BTreeSet<String>,
     not_before: BTreeMap<String, Instant>,
 }
@@ -216,6 +223,9 @@ impl Publisher {
         sweeps.retain(|name, _| cluster.mirrors.contains_key(name));
         self.work
             .taken
+            .retain(|name, _| cluster.mirrors.contains_key(name));
+        self.work
+            .answered
             .retain(|name, _| cluster.mirrors.contains_key(name));
         self.published.send_if_modified(|published| {
             let told: BTreeMap<String, Health> = cluster
@@ -352,6 +362,7 @@ impl Publisher {
         let snapshot = self.store.snapshot();
         let by_name = snapshot.routing.by_name();
         let now = clock::now();
+        let lacking = self.definitions.borrow().clone();
         for (name, resource) in &cluster.mirrors {
             if self
                 .work
@@ -371,20 +382,25 @@ impl Publisher {
             let report = self.reports.of(name);
             let settled = !self.has_updates(name);
             let waiting = self.work.sweeps.get(name).copied().unwrap_or_default();
+            let id = by_name.get(name.as_str()).copied();
             let seen = Seen {
                 generation: resource.generation,
                 faults: &resource.faults,
-                health: by_name.get(name.as_str()).map(|id| snapshot.health_of(*id)),
+                health: id.map(|id| snapshot.health_of(id)),
+                failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
                 missing_secret: resource.missing_secret.as_deref(),
                 credentials_accepted: report.credentials_accepted,
+                nodes_can_pull: report.nodes_can_pull,
                 sweeps: waiting.map(|end| end.filter(|_| settled).map(|end| (end, self.through))),
                 platforms: &cluster.platforms,
+                lacking: lacking.as_deref(),
             };
             let next = status::plan(current, &seen, now);
             if settled {
                 self.work.sweeps.remove(name);
             }
-            if next == *current {
+            let answered = self.work.answered.get(name);
+            if next == *current || answered.is_some_and(|(sent, stored)| *sent == next && stored == current) {
                 continue;
             }
             let current = current.clone();
@@ -445,23 +461,28 @@ impl Publisher {
                 "sweeps": next.sweeps,
                 "images": next.images,
                 "platforms": next.platforms,
+                "failingUpstreams": next.failing_upstreams,
             },
         });
         let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
         let request = apis.mirrors.patch_status(name, &parameters, &patch);
         let answer = self.writer.write("ImageMirror", request).await?;
-        self.took(name, &answer, next.clone());
+        let stored = self.took(name, &answer);
+        self.work.answered.insert(name.to_owned(), (next.clone(), stored));
         Ok(())
     }
 
-    fn took(&mut self, name: &str, answer: &DynamicObject, status: ImageMirrorStatus) {
+    /// Takes in a mirror as the API server has it, and returns its status.
+    fn took(&mut self, name: &str, answer: &DynamicObject) -> ImageMirrorStatus {
+        let status = status_of(answer);
         let version = version(answer.metadata.resource_version.as_deref());
         if let Some(health) = status::health(&status) {
             self.published.send_modify(|published| {
                 published.insert(name.to_owned(), health);
             });
         }
-        self.work.ours.insert(name.to_owned(), (version, status));
+        self.work.ours.insert(name.to_owned(), (version, status.clone()));
+        status
     }
 
     /// Reads a mirror whose version is not the one expected.
@@ -469,12 +490,7 @@ impl Publisher {
         let Some(object) = apis.mirrors.get_opt(name).await? else {
             return Ok(());
         };
-        let status = object
-            .data
-            .get("status")
-            .and_then(|status| serde_json::from_value(status.clone()).ok())
-            .unwrap_or_default();
-        self.took(name, &object, status);
+        self.took(name, &object);
         Ok(())
     }
 
@@ -601,7 +617,7 @@ impl Publisher {
         let parameters = PostParams::default();
         let request = apis.images.create(&parameters, &object);
         let answer = self.writer.write("MirroredImage", request).await?;
-        self.wrote(answer);
+        self.wrote(object.spec, &answer);
         Ok(())
     }
 
@@ -617,7 +633,7 @@ impl Publisher {
         let parameters = PostParams::default();
         let request = apis.images.replace(name, &parameters, &object);
         let answer = self.writer.write("MirroredImage", request).await?;
-        self.wrote(answer);
+        self.wrote(object.spec, &answer);
         Ok(())
     }
 
@@ -656,12 +672,25 @@ impl Publisher {
         }
     }
 
-    fn wrote(&mut self, answer: MirroredImage) {
-        let written = Written::of(&answer.spec, answer.metadata.resource_version.as_deref());
+    /// Notes what was written: as it was sent, because what an older definition drops would look like a
+    /// change that is still to be written.
+    fn wrote(&mut self, sent: MirroredImageSpec, answer: &MirroredImage) {
+        let written = Written::of(&sent, answer.metadata.resource_version.as_deref());
         self.through = self.through.max(written.version);
         self.written
-            .entry(answer.spec.mirror.into())
+            .entry(sent.mirror.into())
             .or_default()
-            .insert(answer.spec.image.into(), written);
+            .insert(sent.image.into(), written);
     }
+}
+
+/// Returns the upstreams that fail, of a mirror that is used only then.
+fn failing_upstreams(snapshot: &Snapshot, mirror: MirrorId) -> Vec<String> {
+    let settings = snapshot.routing.mirror(mirror);
+    if settings.prefer == Prefer::Mirror {
+        return Vec::new();
+    }
+    let fails = |host: &&str| snapshot.failing_upstreams.contains(*host);
+    let failing: BTreeSet<&str> = settings.upstreams().filter(fails).collect();
+    failing.into_iter().map(ToOwned::to_owned).collect()
 }

@@ -9,16 +9,24 @@ use k8s_openapi::{
 };
 
 use crate::{
-    api::v1alpha1::{HealthState, HealthStatus, ImageMirrorStatus, SweepStatus, micro_time, timestamp},
+    api::{
+        self,
+        v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
+    },
     companion::reports::SweepEnd,
     domain::{
-        health::{Fault, Health, State},
+        health::{Health, State},
         time::Timestamp,
     },
 };
 
+pub(super) use crate::api::health::health;
+
 /// How long a condition's message may be (Kubernetes allows 32,768 bytes).
 const MESSAGE: usize = 4096;
+
+/// How many lacking fields are named.
+const LACKING: usize = 5;
 
 /// What is known of one mirror.
 #[derive(Clone, Debug, Default)]
@@ -30,24 +38,14 @@ pub(super) struct Seen<'a> {
     pub(super) health: Option<Health>,
     pub(super) missing_secret: Option<&'a str>,
     pub(super) credentials_accepted: Option<bool>,
+    pub(super) nodes_can_pull: Option<bool>,
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
     pub(super) sweeps: [Option<(SweepEnd, u64)>; 2],
     pub(super) platforms: &'a [String],
-}
-
-/// Returns the health that a status tells; none if it tells of none.
-pub(super) fn health(status: &ImageMirrorStatus) -> Option<Health> {
-    let told = status.health.as_ref()?;
-    Some(Health {
-        state: match told.state {
-            HealthState::Unknown => State::Unknown,
-            HealthState::Healthy => State::Healthy,
-            HealthState::Unhealthy => State::Unhealthy,
-        },
-        fault: Fault::from_name(&told.reason),
-        since: told.since.as_ref().map(timestamp).unwrap_or_default(),
-        proven_since: timestamp(told.proven_since.as_ref()?),
-    })
+    /// Those that fail of the upstreams that this mirror stands in for.
+    pub(super) failing_upstreams: Vec<String>,
+    /// What the installed definitions lack; none while nobody can tell.
+    pub(super) lacking: Option<&'a [String]>,
 }
 
 /// Whether two healths mean the same for readers: what goes wrong with a mirror that is down
@@ -93,14 +91,14 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     match seen.health {
         Some(health) if told.is_none_or(|told| !same(told, health)) => {
             let reason = conditions.healthy(health);
-            next.health = Some(status_of(health, reason));
+            next.health = Some(api::health::status(health, reason));
         }
         Some(_) => conditions.observed("Healthy"),
         None if told.is_none_or(|told| told.state == State::Unknown) => {}
         None => {
             let unknown = Health::unknown(now);
             let reason = conditions.healthy(unknown);
-            next.health = Some(status_of(unknown, reason));
+            next.health = Some(api::health::status(unknown, reason));
         }
     }
     let mut conditions = Conditions {
@@ -124,11 +122,53 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         }
         (None, None) => {}
     }
+    schema(&mut conditions, seen.lacking);
+    match seen.nodes_can_pull {
+        Some(true) => {
+            let message = "Pods run images that they were sent to the mirror for.";
+            conditions.set("NodesCanPull", "True", "Pulled", message);
+        }
+        Some(false) => conditions.set(
+            "NodesCanPull",
+            "False",
+            "PullsFail",
+            "Nodes fail to pull images that Kagami sees on the mirror. Their Pods' events tell why.",
+        ),
+        None => {}
+    }
     sweeps(&mut next, seen, now);
+    next.failing_upstreams.clone_from(&seen.failing_upstreams);
     if !seen.platforms.is_empty() {
         next.platforms = seen.platforms.to_vec();
     }
     next
+}
+
+fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
+    match lacking {
+        None => {}
+        Some([]) => conditions.set(
+            "SchemaCurrent",
+            "True",
+            "Current",
+            "The installed definitions know all that this version of Kagami does.",
+        ),
+        Some(lacking) => {
+            let (shown, more) = lacking.split_at(lacking.len().min(LACKING));
+            let more = if more.is_empty() {
+                String::new()
+            } else {
+                format!(" and {} more", more.len())
+            };
+            let message = format!(
+                "The installed definitions are older than this version of Kagami, so the API server drops or \
+                 refuses {}{more}. Helm never upgrades them; this does: kagami crds | kubectl apply \
+                 --server-side --force-conflicts -f -",
+                shown.join(", ")
+            );
+            conditions.set("SchemaCurrent", "False", "OlderSchema", &message);
+        }
+    }
 }
 
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
@@ -183,19 +223,6 @@ fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
                        spec.sweep.requestsPerSecond or spec.freshness.";
         conditions.set("SweepInTime", "False", "TooSlow", message);
         tracing::debug!(late = late.join("; "), "sweeps are late");
-    }
-}
-
-fn status_of(health: Health, reason: &str) -> HealthStatus {
-    HealthStatus {
-        state: match health.state {
-            State::Unknown => HealthState::Unknown,
-            State::Healthy => HealthState::Healthy,
-            State::Unhealthy => HealthState::Unhealthy,
-        },
-        reason: reason.to_owned(),
-        since: Some(micro_time(health.since)),
-        proven_since: Some(micro_time(health.proven_since)),
     }
 }
 
@@ -266,7 +293,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::presence::Counts;
+    use crate::domain::{health::Fault, presence::Counts};
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
@@ -307,6 +334,44 @@ mod tests {
     }
 
     #[test]
+    fn upstreams_are_told_while_they_fail() {
+        let failing = Seen {
+            failing_upstreams: vec!["docker.io".to_owned()],
+            ..seen()
+        };
+        let status = plan(&ImageMirrorStatus::default(), &failing, at(20));
+        assert_eq!(status.failing_upstreams, ["docker.io"]);
+        assert!(plan(&status, &seen(), at(30)).failing_upstreams.is_empty());
+    }
+
+    #[test]
+    fn an_older_definition_is_told_with_the_remedy() {
+        let told = |lacking: Option<&[String]>| {
+            let seen = Seen { lacking, ..seen() };
+            plan(&ImageMirrorStatus::default(), &seen, at(20))
+        };
+        let unknown = told(None).conditions.into_iter();
+        assert_eq!(
+            unknown
+                .filter(|condition| condition.type_ == "SchemaCurrent")
+                .count(),
+            0
+        );
+        assert_eq!(condition(&told(Some(&[])), "SchemaCurrent").status, "True");
+        let fields: Vec<String> = (0..7).map(|number| format!("spec.field{number}")).collect();
+        let older = told(Some(&fields));
+        let older = condition(&older, "SchemaCurrent");
+        assert_eq!((&*older.status, &*older.reason), ("False", "OlderSchema"));
+        for expected in [
+            "spec.field0, spec.field1",
+            "spec.field4 and 2 more",
+            "kagami crds | kubectl apply",
+        ] {
+            assert!(older.message.contains(expected), "{}", older.message);
+        }
+    }
+
+    #[test]
     fn another_fault_of_a_mirror_that_is_down_is_nothing_to_write() {
         let down = |fault| Seen {
             health: Some(Health {
@@ -339,6 +404,26 @@ mod tests {
         assert_eq!(ready.last_transition_time, time(at(30)));
         assert_eq!(health(&status), Some(healthy(10)));
         assert_eq!(generation_of_health(&status), Some(2));
+    }
+
+    #[test]
+    fn what_nodes_say_of_pulling_stays_until_they_say_otherwise() {
+        let told = |nodes_can_pull| Seen {
+            nodes_can_pull,
+            ..seen()
+        };
+        let status = plan(&ImageMirrorStatus::default(), &told(Some(false)), at(20));
+        let condition_of = |status| {
+            let condition = condition(status, "NodesCanPull");
+            (condition.status.clone(), condition.reason.clone())
+        };
+        assert_eq!(
+            condition_of(&status),
+            ("False".to_owned(), "PullsFail".to_owned())
+        );
+        assert_eq!(plan(&status, &told(None), at(30)), status);
+        let status = plan(&status, &told(Some(true)), at(40));
+        assert_eq!(condition_of(&status), ("True".to_owned(), "Pulled".to_owned()));
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod verify;
 
 use smallvec::SmallVec;
 
+pub(super) use verify::carried;
+
 use super::{
     answer::{Answer, Manifest},
     digest::Digest,
@@ -246,7 +248,7 @@ impl<'a> Decider<'_, 'a> {
         let name = self.key.get(..name_length).unwrap_or_default();
         let candidates = routing.candidates(name);
         if candidates.names_mirror {
-            planned.carried = verify::carried(routing, name, &self.request.pod, place);
+            planned.carried = carried(routing, name, &self.request.pod, place);
             planned.standing = Some(Reason::AlreadyMirrored);
             return planned;
         }

@@ -6,7 +6,12 @@ use crate::domain::routing::Routing;
 /// Returns the mirror that turned the recorded original of a place into its present image. `name`
 /// is the present image's normalised name. An original that somebody else wrote, for whatever
 /// reason, does not map to the present image and so proves nothing.
-pub(super) fn carried(routing: &Routing, name: &str, pod: &Pod<'_>, place: &Place<'_>) -> Option<MirrorId> {
+pub(in crate::domain) fn carried(
+    routing: &Routing,
+    name: &str,
+    pod: &Pod<'_>,
+    place: &Place<'_>,
+) -> Option<MirrorId> {
     let original = Reference::parse(pod.original(place)?).ok()?;
     let mut mirrors = routing
         .mirrors_named_by(name)

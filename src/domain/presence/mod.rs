@@ -25,7 +25,7 @@ use super::{
 };
 
 /// How far ahead of this machine's clock a proof may be (design: "Proofs more than 5 s in the future").
-const FUTURE: Duration = Duration::from_secs(5);
+pub const FUTURE: Duration = Duration::from_secs(5);
 
 /// How many images one replica remembers of its own probes.
 pub const SEEN_LIMIT: usize = 10_000;

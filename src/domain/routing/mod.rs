@@ -65,6 +65,12 @@ impl Mirror {
             .map(reference, self.tags.pin_digest.then_some(proven))
     }
 
+    /// Returns the hosts of the registries that it mirrors, some more than once.
+    pub fn upstreams(&self) -> impl Iterator<Item = &str> {
+        let prefixes = self.sources.iter().map(|source| source.prefix.as_str());
+        prefixes.map(|prefix| prefix.split('/').next().unwrap_or_default())
+    }
+
     /// Whether `current` is what this mirror makes of `original`, ignoring a digest added by pinning.
     pub fn maps_to(&self, original: &Reference<'_>, current: &str) -> bool {
         let pinned: Option<Digest> = current

@@ -15,11 +15,12 @@ use tokio::{sync::watch, time::Instant};
 
 use super::objects::{Object, Outline, Reader, Told};
 use crate::{
-    api::mirror::Connection,
+    api::{mirror::Connection, v1alpha1::timestamp},
     domain::{
-        health::Observation,
+        health::{Health, Observation},
         image::Class,
         mirror::{HealthSettings, Mirror},
+        presence::{FUTURE, Swept},
         selector::Labels,
         time::Timestamp,
         witness::{self, View, Witness},
@@ -91,6 +92,15 @@ struct Heartbeat {
 pub(super) struct Contacts {
     pub(super) mirrors: Option<Instant>,
     pub(super) namespaces: Option<Instant>,
+}
+
+/// What is shared of a mirror: the companion's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shared {
+    pub health: Health,
+    /// The last complete sweeps.
+    pub tags: Option<Swept>,
+    pub digests: Option<Swept>,
 }
 
 /// A mirror that this replica should probe itself.
@@ -209,10 +219,20 @@ impl Belief {
         }
         drop(index);
         self.publish(name);
+        self.publish_upstreams();
     }
 
-    /// Puts the mirrors to use as they are known now.
-    fn put(&self, now: Timestamp) {
+    /// Publishes which upstreams fail. What is not shared, or too old, is no failure: a mirror that
+    /// stands in for them is then not used.
+    fn publish_upstreams(&self) {
+        let fresh = self.mirrors.values().filter(|known| !known.witness.view().stale);
+        let failing = fresh.flat_map(|known| known.told.failing_upstreams.iter().cloned());
+        self.store.set_failing_upstreams(failing.collect());
+    }
+
+    /// Returns what is put to use: every mirror in its last good form, and what may be believed of
+    /// namespaces and credentials.
+    pub(super) fn configuration(&self) -> Configuration {
         let good = self.mirrors.values().filter_map(|known| known.good.clone());
         let secrets = |mirror: &(Mirror, Connection)| {
             let (mirror, connection) = mirror;
@@ -230,13 +250,17 @@ impl Belief {
             }
         };
         let mirrors: Vec<_> = good.collect();
-        let configuration = Configuration {
+        Configuration {
             secrets: mirrors.iter().filter_map(secrets).collect(),
             mirrors,
             namespaces: self.namespaces.believed(),
             pull_secret_namespaces: BTreeSet::new(),
-        };
-        let put = self.feed.put(configuration, now);
+        }
+    }
+
+    /// Puts the mirrors to use as they are known now.
+    fn put(&self, now: Timestamp) {
+        let put = self.feed.put(self.configuration(), now);
         self.metrics.configured(put.is_ok());
         for fault in put.err().into_iter().flatten() {
             // Each mirror was checked; only the system can be short of something now.
@@ -248,6 +272,7 @@ impl Belief {
         for name in self.mirrors.keys() {
             self.publish(name);
         }
+        self.publish_upstreams();
     }
 
     fn publish(&self, name: &str) {
@@ -324,6 +349,20 @@ impl Belief {
         }
     }
 
+    /// Takes in the Lease by its date, for a command that cannot wait to see it change; whoever takes
+    /// over the lead believes it in the same way. Returns how old it is.
+    pub(super) fn lease_dated(&mut self, lease: &Object, at: Instant, now: Timestamp) -> Option<Duration> {
+        self.heartbeat.renewed = renewed(lease);
+        let renewed_at = serde_json::from_value(lease.spec["renewTime"].clone()).ok()?;
+        let renewed_at = timestamp(&renewed_at);
+        if renewed_at > now.after(FUTURE) {
+            return None;
+        }
+        let age = now.since(renewed_at);
+        self.heartbeat.seen = at.checked_sub(age);
+        Some(age)
+    }
+
     fn bounds(&self) -> impl Iterator<Item = Duration> {
         let good = self.mirrors.values().filter_map(|known| known.good.as_ref());
         good.map(|(mirror, _)| mirror.health.stale_after)
@@ -371,11 +410,19 @@ impl Belief {
             }
             self.publish(name);
         }
+        if !changed.is_empty() {
+            self.publish_upstreams();
+        }
         let stale = witness::is_stale(ago(contacts.namespaces), NAMESPACES_BOUND);
         if stale != self.namespaces.stale {
             self.namespaces.stale = stale;
             self.store.set_namespaces(self.namespaces.believed());
         }
+    }
+
+    /// Returns how long ago a sign of life was seen.
+    pub(super) fn heartbeat_age(&self, at: Instant) -> Option<Duration> {
+        self.heartbeat.seen.map(|seen| at.duration_since(seen))
     }
 
     /// Whether a sign of life was seen, and what the shared state says is believed.
@@ -400,9 +447,34 @@ impl Belief {
             .collect()
     }
 
+    /// Returns what is shared of a mirror, whether it is believed or not.
+    pub(super) fn shared(&self, mirror: &str) -> Option<Shared> {
+        let Told {
+            health,
+            tags,
+            digests,
+            ..
+        } = self.mirrors.get(mirror)?.told;
+        Some(Shared {
+            health,
+            tags,
+            digests,
+        })
+    }
+
+    /// Returns what is wrong with ImageMirrors as they are now, by name.
+    pub(super) fn faults(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.mirrors.iter().flat_map(|(name, known)| {
+            known
+                .faults
+                .iter()
+                .map(move |fault| (name.as_str(), fault.as_str()))
+        })
+    }
+
     /// Returns what `/status` shows of the heartbeat and of mirrors.
     pub(super) fn status(&self, at: Instant) -> (Value, Value) {
-        let seen = self.heartbeat.seen.map(|seen| at.duration_since(seen).as_secs());
+        let seen = self.heartbeat_age(at).map(|age| age.as_secs());
         let heartbeat = json!({"seenSecondsAgo": seen, "renewTime": self.heartbeat.renewed});
         let mirror = |(name, known): (&String, &Known)| {
             let shared = known.told.health;

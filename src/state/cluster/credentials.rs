@@ -54,11 +54,7 @@ async fn read(folder: &Path) -> io::Result<BTreeMap<String, Secret>> {
             continue;
         }
         let content = fs::read(entry.path()).await?;
-        let secret = Secret {
-            namespace: None,
-            type_: "kubernetes.io/dockerconfigjson".to_owned(),
-            data: BTreeMap::from([(".dockerconfigjson".to_owned(), content)]),
-        };
+        let secret = Secret::docker_config(content);
         credentials.insert(mirror, secret);
     }
     Ok(credentials)

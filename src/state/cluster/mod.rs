@@ -8,7 +8,9 @@
 mod belief;
 mod credentials;
 mod objects;
+mod once;
 mod own;
+mod sources;
 mod watch;
 
 use std::{
@@ -30,20 +32,17 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 
+pub use self::{
+    belief::Shared as SharedMirror,
+    once::{Images, Namespaces, Scope, Unreadable},
+};
 use self::{
     belief::{Belief, Contacts},
     objects::{Entry, Object, Outline},
-    watch::{Event, Pulse, Source, follow},
+    watch::{Event, Pulse, follow},
 };
 use super::{Observed, Store};
-use crate::{api, clock, metrics::Metrics};
-
-/// How long one watch request lasts where what it tells must be known soon. Watches are cheap to
-/// renew, and that is how a dead connection is noticed.
-const SOON: Duration = Duration::from_secs(15);
-
-/// The same where later will do.
-const LATER: Duration = Duration::from_mins(1);
+use crate::{clock, metrics::Metrics};
 
 /// How often the passing of time is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -241,101 +240,85 @@ impl Shared {
     }
 
     async fn follow_mirrors(self) -> Infallible {
-        let source = Source {
-            name: "imagemirrors",
-            path: "/apis/kagami.dev/v1alpha1/imagemirrors".to_owned(),
-            only: None,
-            metadata_only: false,
-            renew: SOON,
-        };
         let relists = self.belief().relists();
-        let pulse = self.0.mirrors.clone();
-        let handle = |event: Event<Object>| {
-            let mut belief = self.belief();
-            let now = clock::now();
-            match event {
-                Event::Listing => belief.mirrors_listing(),
-                Event::Listed(object) => belief.mirror_listed(&object, now),
-                Event::ListedAll { round } => belief.mirrors_listed(round, now),
-                Event::Changed(object) => belief.mirror_changed(&object, now),
-                Event::Deleted(object) => belief.mirror_deleted(&object.metadata.name, now),
-                Event::Reached(_) => {}
-            }
-        };
-        follow(self.0.client.0.clone(), source, pulse, relists, handle).await
+        let (client, pulse) = (self.0.client.0.clone(), self.0.mirrors.clone());
+        follow(client, sources::mirrors(), pulse, relists, |event| {
+            self.take_mirror(event);
+        })
+        .await
+    }
+
+    fn take_mirror(&self, event: Event<Object>) {
+        let mut belief = self.belief();
+        let now = clock::now();
+        match event {
+            Event::Listing => belief.mirrors_listing(),
+            Event::Listed(object) => belief.mirror_listed(&object, now),
+            Event::ListedAll { round } => belief.mirrors_listed(round, now),
+            Event::Changed(object) => belief.mirror_changed(&object, now),
+            Event::Deleted(object) => belief.mirror_deleted(&object.metadata.name, now),
+            Event::Reached(_) => {}
+        }
     }
 
     async fn follow_images(self) -> Infallible {
-        let source = Source {
-            name: "mirroredimages",
-            path: "/apis/kagami.dev/v1alpha1/mirroredimages".to_owned(),
-            only: None,
-            metadata_only: false,
-            renew: LATER,
-        };
         let (_never, relists) = tokio::sync::watch::channel(0);
-        let pulse = self.0.images.clone();
-        let handle = |event: Event<Object>| {
-            let mut index = self.0.store.index_mut();
-            match event {
-                Event::Listing => index.begin_listing(),
-                Event::Listed(object) | Event::Changed(object) => {
-                    if let Some(entry) = objects::entry(&object) {
-                        let Entry {
-                            mirror,
-                            key,
-                            presence,
-                            verified_at,
-                            version,
-                        } = entry;
-                        index.write_at(&mirror, &key, presence, verified_at, version, verified_at);
-                    }
+        let (client, pulse) = (self.0.client.0.clone(), self.0.images.clone());
+        follow(client, sources::images(), pulse, relists, |event| {
+            self.take_image(event);
+        })
+        .await
+    }
+
+    fn take_image(&self, event: Event<Object>) {
+        let mut index = self.0.store.index_mut();
+        match event {
+            Event::Listing => index.begin_listing(),
+            Event::Listed(object) | Event::Changed(object) => {
+                if let Some(entry) = objects::entry(&object) {
+                    let Entry {
+                        mirror,
+                        key,
+                        presence,
+                        verified_at,
+                        version,
+                    } = entry;
+                    index.write_at(&mirror, &key, presence, verified_at, version, verified_at);
                 }
-                Event::ListedAll { .. } => index.end_listing(),
-                Event::Deleted(object) => {
-                    if let Some(entry) = objects::entry(&object) {
-                        index.remove(&entry.mirror, &entry.key);
-                    }
-                }
-                Event::Reached(version) => index.reached(version),
             }
-        };
-        follow(self.0.client.0.clone(), source, pulse, relists, handle).await
+            Event::ListedAll { .. } => index.end_listing(),
+            Event::Deleted(object) => {
+                if let Some(entry) = objects::entry(&object) {
+                    index.remove(&entry.mirror, &entry.key);
+                }
+            }
+            Event::Reached(version) => index.reached(version),
+        }
     }
 
     async fn follow_namespaces(self) -> Infallible {
-        let source = Source {
-            name: "namespaces",
-            path: "/api/v1/namespaces".to_owned(),
-            only: None,
-            metadata_only: true,
-            renew: LATER,
-        };
         let (_never, relists) = tokio::sync::watch::channel(0);
-        let pulse = self.0.namespaces.clone();
-        let handle = |event: Event<Outline>| {
-            let mut belief = self.belief();
-            match event {
-                Event::Listing => belief.namespaces_listing(),
-                Event::Listed(namespace) => belief.namespace_listed(namespace),
-                Event::ListedAll { .. } => belief.namespaces_listed(),
-                Event::Changed(namespace) => belief.namespace_changed(namespace),
-                Event::Deleted(namespace) => belief.namespace_deleted(&namespace.metadata.name),
-                Event::Reached(_) => {}
-            }
-        };
-        follow(self.0.client.0.clone(), source, pulse, relists, handle).await
+        let (client, pulse) = (self.0.client.0.clone(), self.0.namespaces.clone());
+        follow(client, sources::namespaces(), pulse, relists, |event| {
+            self.take_namespace(event);
+        })
+        .await
+    }
+
+    fn take_namespace(&self, event: Event<Outline>) {
+        let mut belief = self.belief();
+        match event {
+            Event::Listing => belief.namespaces_listing(),
+            Event::Listed(namespace) => belief.namespace_listed(namespace),
+            Event::ListedAll { .. } => belief.namespaces_listed(),
+            Event::Changed(namespace) => belief.namespace_changed(namespace),
+            Event::Deleted(namespace) => belief.namespace_deleted(&namespace.metadata.name),
+            Event::Reached(_) => {}
+        }
     }
 
     async fn follow_lease(self) -> Infallible {
-        let namespace = &self.0.settings.namespace;
-        let source = Source {
-            name: "lease",
-            path: format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
-            only: Some(api::HEALTH_LEASE),
-            metadata_only: false,
-            renew: SOON,
-        };
+        let source = sources::lease(&self.0.settings.namespace);
         let (_never, relists) = tokio::sync::watch::channel(0);
         let pulse = self.0.lease.clone();
         let handle = |event: Event<Object>| match event {

@@ -1,7 +1,7 @@
 //! Objects as they come from the API server, read so that none of them can stop a watch.
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::watch::{Versioned, version};
 use crate::{
@@ -9,17 +9,12 @@ use crate::{
         self, Fault,
         mirror::Connection,
         schema,
-        v1alpha1::{
-            self, HealthState, ImageMirror, ImageMirrorStatus, MirroredImage, SweepStatus, timestamp,
-        },
+        v1alpha1::{ImageMirrorStatus, MirroredImage, MirroredImageSpec, SweepStatus, timestamp},
     },
     domain::{
-        answer::MediaType,
-        health::{self, Health, State},
+        health::Health,
         mirror::Mirror,
-        platform::Architectures,
-        presence::{Presence, Proof, Swept, Version},
-        reason::Reason,
+        presence::{Presence, Swept, Version},
         selector::Labels,
         time::Timestamp,
     },
@@ -84,6 +79,7 @@ pub(super) struct Told {
     pub(super) pull_secret_namespaces: Vec<String>,
     pub(super) platforms: Vec<String>,
     pub(super) owners_left_alone: Vec<String>,
+    pub(super) failing_upstreams: Vec<String>,
 }
 
 impl Reader {
@@ -96,16 +92,7 @@ impl Reader {
     /// Returns the mirror that an ImageMirror describes, or everything that is wrong with it. The
     /// status is not looked at.
     pub(super) fn mirror(&self, object: &Object) -> Result<(Mirror, Connection), Vec<Fault>> {
-        let document = Value::Object(Map::from_iter([
-            ("apiVersion".to_owned(), "kagami.dev/v1alpha1".into()),
-            ("kind".to_owned(), "ImageMirror".into()),
-            (
-                "metadata".to_owned(),
-                serde_json::json!({"name": object.metadata.name}),
-            ),
-            ("spec".to_owned(), object.spec.clone()),
-        ]));
-        let (resource, mut faults) = schema::decode::<ImageMirror>(&self.mirror, document);
+        let (resource, mut faults) = api::mirror::decode(&self.mirror, &object.metadata.name, &object.spec);
         let Some(resource) = resource else {
             return Err(faults);
         };
@@ -127,34 +114,15 @@ impl Reader {
         };
         let status = status.unwrap_or_default();
         Told {
-            health: health_of(status.health.as_ref()),
+            // A mirror of which nobody told since when proofs count has none.
+            health: api::health::health(&status).unwrap_or_else(|| Health::unknown(Timestamp::default())),
             tags: status.sweeps.tag.as_ref().and_then(swept),
             digests: status.sweeps.digest.as_ref().and_then(swept),
             pull_secret_namespaces: status.pull_secret_namespaces,
             platforms: status.platforms,
             owners_left_alone: status.owners_left_alone,
+            failing_upstreams: status.failing_upstreams,
         }
-    }
-}
-
-/// Returns the shared health. A mirror of which nobody told since when proofs count has none.
-fn health_of(status: Option<&v1alpha1::HealthStatus>) -> Health {
-    let nobody_told = Health::unknown(Timestamp::default());
-    let Some(status) = status else {
-        return nobody_told;
-    };
-    let Some(proven_since) = status.proven_since.as_ref().map(timestamp) else {
-        return nobody_told;
-    };
-    Health {
-        state: match status.state {
-            HealthState::Unknown => State::Unknown,
-            HealthState::Healthy => State::Healthy,
-            HealthState::Unhealthy => State::Unhealthy,
-        },
-        fault: health::Fault::from_name(&status.reason),
-        since: status.since.as_ref().map(timestamp).unwrap_or_default(),
-        proven_since,
     }
 }
 
@@ -184,47 +152,15 @@ pub(super) fn entry(object: &Object) -> Option<Entry> {
     if object.metadata.name != MirroredImage::object_name(mirror, key) {
         return None;
     }
-    let verified_at = text("verifiedAt").and_then(|at| {
-        let at = serde_json::from_value(at.into()).ok()?;
-        Some(timestamp(&at))
-    });
-    let presence = match (text("presence"), verified_at) {
-        (Some("Present"), Some(_)) => proof(&object.spec).map(Presence::Present),
-        (Some("Missing"), Some(_)) => Some(Presence::Missing),
-        (Some("Unknown"), _) => Some(Presence::Unknown(text("reason").and_then(Reason::from_name))),
-        _ => None,
-    };
+    // One of a newer companion may tell what this program cannot read: that is not known to it.
+    let spec = MirroredImageSpec::deserialize(&object.spec).ok();
+    let presence = spec.as_ref().map(api::image::presence);
     Some(Entry {
         mirror: mirror.to_owned(),
         key: key.to_owned(),
-        // What this program cannot read is not known to it.
         presence: presence.unwrap_or(Presence::Unknown(None)),
-        verified_at: verified_at.unwrap_or_default(),
+        verified_at: spec.as_ref().map(api::image::verified_at).unwrap_or_default(),
         version: version(&object.metadata.resource_version).unwrap_or(Version::NEVER_SWEPT),
-    })
-}
-
-fn proof(spec: &Value) -> Option<Proof> {
-    let media_type = MediaType::from_content_type(spec["mediaType"].as_str()?)?;
-    let platforms = spec["platforms"].as_array().into_iter().flatten();
-    let architectures: Architectures = platforms
-        .filter_map(Value::as_str)
-        .filter_map(|platform| platform.split('/').nth(1))
-        .collect();
-    Some(Proof {
-        digest: spec["digest"].as_str()?.parse().ok()?,
-        media_type,
-        architectures: if media_type.is_index() {
-            architectures.known()
-        } else {
-            Architectures::ALL
-        },
-        size: spec["size"].as_u64(),
-        public: match spec["access"].as_str() {
-            Some("Public") => Some(true),
-            Some("Private") => Some(false),
-            _ => None,
-        },
     })
 }
 
@@ -233,6 +169,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::domain::health::State;
 
     const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -253,7 +190,7 @@ mod tests {
                 "image": image,
                 "presence": "Present",
                 "digest": DIGEST,
-                "mediaType": MediaType::OciIndex.as_str(),
+                "mediaType": "application/vnd.oci.image.index.v1+json",
                 "platforms": ["linux/amd64", "linux/arm64/v8"],
                 "access": "Public",
                 "verifiedAt": "2026-01-02T03:04:05.678000Z",

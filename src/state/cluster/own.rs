@@ -31,24 +31,28 @@ pub(super) async fn run(shared: Shared) -> Infallible {
         let now = Instant::now();
         let wanted = shared.belief().wanted();
         due.retain(|mirror, _| wanted.iter().any(|wanted| wanted.mirror == *mirror));
-        for Wanted {
-            mirror,
-            client,
-            settings,
-        } in wanted
-        {
-            if due.get(&mirror).is_some_and(|due| *due > now) {
+        for wanted in wanted {
+            if due.get(&wanted.mirror).is_some_and(|due| *due > now) {
                 continue;
             }
             // The next one only after this one has had its time: at most one ping of a mirror.
-            due.insert(mirror.clone(), now + settings.interval.max(settings.timeout));
-            pings.spawn(async move {
-                let answer = client.ping(now + settings.timeout).await;
-                Observed {
-                    mirror,
-                    observation: Observation::of_ping(answer),
-                }
-            });
+            let settings = wanted.settings;
+            due.insert(
+                wanted.mirror.clone(),
+                now + settings.interval.max(settings.timeout),
+            );
+            pings.spawn(wanted.ping(now + settings.timeout));
+        }
+    }
+}
+
+impl Wanted {
+    /// Pings the mirror.
+    pub(super) async fn ping(self, deadline: Instant) -> Observed {
+        let answer = self.client.ping(deadline).await;
+        Observed {
+            mirror: self.mirror,
+            observation: Observation::of_ping(answer),
         }
     }
 }

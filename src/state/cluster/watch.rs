@@ -7,7 +7,6 @@
 
 use std::{
     convert::Infallible,
-    fmt,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,7 +15,7 @@ use std::{
 use futures_util::TryStreamExt as _;
 use kube::{
     Client,
-    api::{ListParams, WatchEvent, WatchParams},
+    api::{GetParams, ListParams, WatchEvent, WatchParams},
     core::Request,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -50,7 +49,7 @@ pub(super) struct Source {
     pub(super) name: &'static str,
     pub(super) path: String,
     /// Only objects of this name.
-    pub(super) only: Option<&'static str>,
+    pub(super) only: Option<String>,
     /// Only the objects' metadata.
     pub(super) metadata_only: bool,
     /// How long one request follows, and so how long a dead connection goes unnoticed at most.
@@ -123,25 +122,17 @@ impl Pulse {
 }
 
 /// Why a request did not end well.
-#[derive(Debug)]
-enum Failure {
-    /// The version is too old: everything must be listed again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("the version to go on from is too old")]
     Gone,
     /// The API server answered with an error.
-    Refused(String),
-    /// It did not answer.
+    #[error("{message} ({code})")]
+    Refused { code: u16, message: String },
+    #[error("no answer in time")]
     Silent,
+    #[error("{0}")]
     Broken(String),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Gone => f.write_str("the version to go on from is too old"),
-            Self::Refused(why) | Self::Broken(why) => f.write_str(why),
-            Self::Silent => f.write_str("no answer in time"),
-        }
-    }
 }
 
 impl From<kube::Error> for Failure {
@@ -158,7 +149,10 @@ impl Failure {
         if status.code == 410 {
             Self::Gone
         } else {
-            Self::Refused(format!("{} ({})", status.message, status.code))
+            Self::Refused {
+                code: status.code,
+                message: status.message.clone(),
+            }
         }
     }
 }
@@ -229,7 +223,7 @@ where
                     break;
                 }
                 Err(failure) => {
-                    refusals += u32::from(matches!(failure, Failure::Refused(_)));
+                    refusals += u32::from(matches!(failure, Failure::Refused { .. }));
                     pulse.failed(source.name, &failure);
                     pause.wait().await;
                 }
@@ -248,8 +242,29 @@ impl Pause {
     }
 }
 
+/// Asks for one object; none if there is none of that name.
+pub(super) async fn get<K>(client: &Client, source: &Source, name: &str) -> Result<Option<K>, Failure>
+where
+    K: DeserializeOwned,
+{
+    let request = Request::new(&source.path);
+    let request = if source.metadata_only {
+        request.get_metadata(name, &GetParams::default())
+    } else {
+        request.get(name, &GetParams::default())
+    };
+    let request = request.map_err(|error| Failure::Broken(error.to_string()))?;
+    let answer = timeout(ANSWER, client.request(request))
+        .await
+        .map_err(|_| Failure::Silent)?;
+    match answer.map_err(Failure::from) {
+        Err(Failure::Refused { code: 404, .. }) => Ok(None),
+        answer => answer.map(Some),
+    }
+}
+
 /// Lists everything and returns the version of the list.
-async fn list<K>(
+pub(super) async fn list<K>(
     client: &Client,
     source: &Source,
     pulse: &Pulse,
@@ -259,7 +274,7 @@ where
     K: DeserializeOwned,
 {
     let mut params = ListParams::default().limit(PAGE);
-    params.field_selector = source.only.map(|name| format!("metadata.name={name}"));
+    params.field_selector = source.only.as_ref().map(|name| format!("metadata.name={name}"));
     loop {
         let request = Request::new(&source.path);
         let request = if source.metadata_only {
@@ -294,7 +309,7 @@ where
     K: Clone + DeserializeOwned + Versioned,
 {
     let params = WatchParams {
-        field_selector: source.only.map(|name| format!("metadata.name={name}")),
+        field_selector: source.only.as_ref().map(|name| format!("metadata.name={name}")),
         timeout: u32::try_from(source.renew.as_secs()).ok(),
         ..WatchParams::default()
     };

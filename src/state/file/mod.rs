@@ -54,6 +54,17 @@ pub struct Secret {
     pub data: BTreeMap<String, Vec<u8>>,
 }
 
+impl Secret {
+    /// Returns a Secret with a Docker configuration.
+    pub fn docker_config(content: Vec<u8>) -> Self {
+        Self {
+            namespace: None,
+            type_: DOCKER_CONFIG_JSON.to_owned(),
+            data: BTreeMap::from([(".dockerconfigjson".to_owned(), content)]),
+        }
+    }
+}
+
 /// Names the keys only.
 impl fmt::Debug for Secret {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

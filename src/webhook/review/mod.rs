@@ -179,6 +179,13 @@ impl<'a> Review<'a> {
     }
 }
 
+/// Returns a Pod that stands by itself, as in a list, read as admission reads it; nothing if it cannot
+/// be.
+pub fn read_pod(text: &str) -> Option<Pod<'_>> {
+    let object = Object::read(&mut Cursor::new(text)).ok()??;
+    object.has_metadata.then_some(object.pod)
+}
+
 impl<'a> Object<'a> {
     fn read(cursor: &mut Cursor<'a>) -> Scan<Option<Self>> {
         if cursor.null()? {

@@ -21,6 +21,7 @@ const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
 pub(crate) const MIRRORS: &str = "/apis/kagami.dev/v1alpha1/imagemirrors";
 pub(crate) const IMAGES: &str = "/apis/kagami.dev/v1alpha1/mirroredimages";
+pub(crate) const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 
 /// A namespace in which companions work, and one mirror.
 pub(crate) struct Place<'a> {
@@ -150,7 +151,7 @@ impl<'a> Place<'a> {
         });
     }
 
-    /// Gives the group of companions the rights of CLUSTER.md, and no others.
+    /// Gives the group of companions the rights that the chart gives, and no others.
     fn grant(&self) {
         let watch = ["get", "list", "watch"];
         let cluster_wide = json!([
@@ -162,6 +163,8 @@ impl<'a> Place<'a> {
             {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
             {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["mutatingwebhookconfigurations"],
              "resourceNames": [self.name], "verbs": ["get", "list", "watch", "patch"]},
+            {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"],
+             "resourceNames": ["imagemirrors.kagami.dev", "mirroredimages.kagami.dev"], "verbs": ["get"]},
         ]);
         let own = json!([
             {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
@@ -211,7 +214,6 @@ impl Drop for Place<'_> {
 
 /// Installs the definitions that `kagami crds` prints, unless they are there.
 pub(crate) fn install_definitions(cluster: &Cluster) {
-    const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
     for definition in kagami::api::crds() {
         let answer = cluster.create(DEFINITIONS, &serde_json::to_value(&definition).unwrap());
         assert!([201, 409].contains(&answer.status), "{}", answer.body);

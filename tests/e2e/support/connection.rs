@@ -3,9 +3,10 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    sync::Arc,
 };
 
-use rustls::{ClientConnection, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, StreamOwned, pki_types::ServerName};
 
 use super::certificates::Authority;
 
@@ -17,10 +18,16 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Opens one to a server with a certificate of the run's authority.
     pub(crate) fn open(authority: &Authority, address: SocketAddr) -> Self {
+        Self::open_to(authority.client(), address.ip().into(), address)
+    }
+
+    /// Opens one to a server called `name`.
+    pub(crate) fn open_to(client: Arc<ClientConfig>, name: ServerName<'static>, address: SocketAddr) -> Self {
         let tcp = TcpStream::connect(address).unwrap();
         tcp.set_read_timeout(Some(super::PATIENCE)).unwrap();
-        let tls = ClientConnection::new(authority.client(), address.ip().into()).unwrap();
+        let tls = ClientConnection::new(client, name).unwrap();
         Self {
             stream: StreamOwned::new(tls, tcp),
             address,

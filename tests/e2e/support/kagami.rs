@@ -117,13 +117,18 @@ impl<'a> Registration<'a> {
     /// Applies the manifest for a namespace, and `others` whatever their labels, and waits until the API server
     /// calls Kagami for the first.
     pub(crate) fn new(namespace: &Namespace<'a>, others: &[&str], kagami: &Kagami) -> Self {
+        Self::of(namespace, others, &kagami.admission)
+    }
+
+    /// The same for whoever answers at an address.
+    pub(crate) fn of(namespace: &Namespace<'a>, others: &[&str], admission: &str) -> Self {
         let cluster = namespace.cluster;
         let registration = Self {
             cluster,
             namespace: namespace.name.clone(),
             announced: Cell::new(false),
         };
-        registration.apply(others, kagami);
+        registration.apply(others, admission);
         // A new configuration reaches the API server's admission a moment after it is stored.
         eventually("the API server calls the webhook", || {
             let probe = format!("{}?dryRun=All", namespace.path("pods"));
@@ -134,7 +139,7 @@ impl<'a> Registration<'a> {
         registration
     }
 
-    fn apply(&self, others: &[&str], kagami: &Kagami) {
+    fn apply(&self, others: &[&str], admission: &str) {
         let namespaces: Vec<_> = [self.namespace.as_str()]
             .into_iter()
             .chain(others.iter().copied())
@@ -149,7 +154,8 @@ impl<'a> Registration<'a> {
                 .unwrap()
                 .to_owned();
             let path = webhook["clientConfig"]["service"]["path"].as_str().unwrap();
-            webhook["clientConfig"] = json!({"url": format!("{}{path}", kagami.admission), "caBundle": self.cluster.authority.bundle()});
+            webhook["clientConfig"] =
+                json!({"url": format!("{admission}{path}"), "caBundle": self.cluster.authority.bundle()});
             // The API server's metrics carry the webhook's name only.
             webhook["name"] = self.webhook(&mode).into();
             webhook["namespaceSelector"]["matchExpressions"]
@@ -221,6 +227,15 @@ pub(crate) fn review(image: &str) -> String {
         },
     })
     .to_string()
+}
+
+/// The outcome and the reason in the answer to a review of one image.
+pub(crate) fn decided(answer: &str) -> String {
+    let answer: Value = serde_json::from_str(answer).unwrap();
+    let audit = answer["response"]["auditAnnotations"].as_object().unwrap();
+    let (_, decision) = audit.iter().next().unwrap();
+    let mut words = decision.as_str().unwrap().split(' ');
+    format!("{} {}", words.next().unwrap(), words.next().unwrap())
 }
 
 fn image_mirror(url: &str) -> String {

@@ -4,6 +4,7 @@ pub(crate) mod admission;
 pub(crate) mod certificates;
 pub(crate) mod chart;
 pub(crate) mod cluster;
+pub(crate) mod command;
 pub(crate) mod companion;
 pub(crate) mod connection;
 pub(crate) mod http;

@@ -55,9 +55,8 @@ impl Target<'_> {
         let mut config = image.config.clone();
         config["rootfs"] = json!({"type": "layers", "diff_ids": [digest(&image.layer)]});
         let blob = |data: Bytes, media_type: &str| {
-            let descriptor = json!({"mediaType": media_type, "digest": digest(&data), "size": data.len()});
-            self.push_blob(repository, data);
-            descriptor
+            let size = data.len();
+            json!({"mediaType": media_type, "digest": self.push_blob(repository, data), "size": size})
         };
         json!({
             "schemaVersion": 2,
@@ -88,7 +87,9 @@ impl Target<'_> {
         digest
     }
 
-    fn push_blob(&self, repository: &str, data: Bytes) {
+    /// Pushes data and returns its digest.
+    pub(crate) fn push_blob(&self, repository: &str, data: Bytes) -> String {
+        let digest = digest(&data);
         let upload = self.request(
             Method::POST,
             &format!("{}/v2/{repository}/blobs/uploads/", self.url),
@@ -97,9 +98,10 @@ impl Target<'_> {
         assert_eq!(upload.status, 202, "{}", upload.body);
         // The registry hands out an address with its own query, to which the digest is added.
         let location = upload.headers["location"].to_str().unwrap();
-        let request = self.request(Method::PUT, &format!("{location}&digest={}", digest(&data)));
+        let request = self.request(Method::PUT, &format!("{location}&digest={digest}"));
         let answer = self.http.send(request.body(data)).unwrap();
         assert_eq!(answer.status, 201, "{}", answer.body);
+        digest
     }
 
     fn request(&self, method: Method, url: &str) -> RequestBuilder {

@@ -127,6 +127,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Where the API server may call it.
+    pub(crate) fn admission(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
     /// Waits until it believes what the companion shares, which the heartbeat must tell.
     pub(crate) fn wait_until_fresh(&mut self) {
         eventually("the shared state is believed", || {
@@ -170,11 +175,7 @@ impl<'a> Reader<'a> {
         let (_, body) = connection
             .post("/mutate/enforce?timeout=3s", &review.to_string())
             .unwrap();
-        let answer: Value = serde_json::from_str(&body).unwrap();
-        let audit = answer["response"]["auditAnnotations"].as_object().unwrap();
-        let (_, decision) = audit.iter().next().unwrap();
-        let mut words = decision.as_str().unwrap().split(' ');
-        format!("{} {}", words.next().unwrap(), words.next().unwrap())
+        super::kagami::decided(&body)
     }
 
     /// Waits until a decision is this one.
@@ -345,16 +346,15 @@ impl Heart {
                     "metadata": {"name": "kagami-health"},
                     "spec": {"holderIdentity": "test", "renewTime": time(clock::now())},
                 });
-                let send = |method, url: &str, content| {
+                let send = |method, url: &str, content: &str| {
                     let request = http.client.request(method, url).bearer_auth("admin");
                     http.send(request.header("content-type", content).body(lease.to_string()))
                 };
-                // A Lease is not replaced without its version. The API server may be away, as some tests
-                // want it.
-                let path = format!("{leases}/kagami-health");
-                if send(Method::PATCH, &path, "application/merge-patch+json")
-                    .is_ok_and(|answer| answer.status == 404)
-                {
+                // A patch, because an update has to name the version that it changes. The API server may be
+                // away, as some tests want it.
+                let patch = "application/merge-patch+json";
+                let beat = send(Method::PATCH, &format!("{leases}/kagami-health"), patch);
+                if beat.is_ok_and(|answer| answer.status == 404) {
                     drop(send(Method::POST, &leases, "application/json"));
                 }
             }

@@ -170,7 +170,8 @@ async fn a_pod_of_three_thousand_containers_is_in_time() {
     let too_large = vec!["PodTooLarge"; COUNT];
     assert_eq!(caller.ask(&unknown).await.reasons, too_large);
     assert_eq!(caller.ask(&vec!["nginx:1"; COUNT]).await.reasons, too_large);
-    assert_eq!(caller.ask(&["nginx:1"; 500]).await.reasons, ["Mirrored"; 500]);
+    // On a busy machine the companion's work on so many may have cost the mirror its health for a moment.
+    kagami.until(&["nginx:1"; 500], &["Mirrored"; 500], SOON).await;
     // The companion gets to all of them in the end.
     kagami.until(&["nginx:t2999"], &["Mirrored"], SOON).await;
 }

@@ -6,6 +6,9 @@ use super::{machine, node};
 
 const DROP: &[&str] = &["--jump", "DROP"];
 
+/// Any address.
+const ANY: &str = "0.0.0.0/0";
+
 /// As long as this lives, packets to a port of the machine are lost; its connections stay open.
 #[derive(Debug)]
 pub(crate) struct BlackHole {
@@ -19,10 +22,18 @@ pub(crate) struct BlackHole {
 impl BlackHole {
     /// For a port of one address of the machine, or of all.
     pub(crate) fn open(address: Option<Ipv4Addr>, port: u16) -> Self {
-        // `0.0.0.0/0` is any address.
-        let destination = address.map_or_else(|| "0.0.0.0/0".to_owned(), |address| address.to_string());
-        let packets = format!("--destination {destination} --protocol tcp --dport {port}");
-        let name = format!("{destination}:{port}");
+        let destination = address.map_or_else(|| ANY.to_owned(), |address| address.to_string());
+        Self::from_to(ANY, &destination, port)
+    }
+
+    /// For packets of one caller alone.
+    pub(crate) fn between(caller: Ipv4Addr, address: Ipv4Addr, port: u16) -> Self {
+        Self::from_to(&caller.to_string(), &address.to_string(), port)
+    }
+
+    fn from_to(source: &str, destination: &str, port: u16) -> Self {
+        let packets = format!("--source {source} --destination {destination} --protocol tcp --dport {port}");
+        let name = format!("{source}>{destination}:{port}");
         let count = format!("--syn --match comment --comment {name}");
         let words = |text: String| text.split(' ').map(str::to_owned).collect();
         let hole = Self {

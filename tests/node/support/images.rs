@@ -12,8 +12,11 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::machine;
-use crate::e2e::push::Image;
+use super::{machine, node};
+use crate::e2e::push::{Image, Target};
+
+/// What a shell does that nobody needs to end.
+pub(crate) const FOREVER: &str = "sleep infinity";
 
 /// An image of busybox that runs `command` in its shell. Another text in `/etc/message` makes another digest.
 pub(crate) fn shell(message: &str, command: &str) -> Image {
@@ -38,24 +41,89 @@ pub(crate) fn of_another_architecture() -> Image {
     }
 }
 
-/// The program under test as users get it: the program and the libraries that it needs, no shell, not root.
-pub(crate) fn kagami() -> Image {
-    program("kagami", Path::new(env!("CARGO_BIN_EXE_kagami")))
+/// An image in a folder, in the layout of OCI.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    folder: TempDir,
+}
+
+/// The image of the program under test, as `scripts/image` makes it for users.
+pub(crate) fn kagami() -> Layout {
+    let folder = folder();
+    let program = folder.path().join("kagami");
+    fs::copy(env!("CARGO_BIN_EXE_kagami"), &program).unwrap();
+    strip(&program);
+    let archive = folder.path().join("image.tar");
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/image"))
+        .arg("--output")
+        .args([&archive, &program])
+        .env_clear()
+        .env("PATH", machine::SEARCH_PATH)
+        .env("TMPDIR", folder.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let layout = folder.path().join("layout");
+    fs::create_dir(&layout).unwrap();
+    node::run(
+        "tar",
+        &[
+            "--extract",
+            "--file",
+            text(&archive),
+            "--directory",
+            text(&layout),
+        ],
+    );
+    Layout { folder }
+}
+
+impl Layout {
+    /// Pushes the image under a tag, byte for byte.
+    pub(crate) fn push(&self, target: Target<'_>, repository: &str, tag: &str) {
+        let layout = self.folder.path().join("layout");
+        let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+        let blob = |digest: &Value| {
+            let digest = digest.as_str().unwrap().replace(':', "/");
+            fs::read(layout.join("blobs").join(digest)).unwrap()
+        };
+        let described = &index["manifests"][0];
+        let text = String::from_utf8(blob(&described["digest"])).unwrap();
+        let manifest: Value = serde_json::from_str(&text).unwrap();
+        let layers = manifest["layers"].as_array().unwrap();
+        for part in layers.iter().chain([&manifest["config"]]) {
+            assert_eq!(
+                target.push_blob(repository, blob(&part["digest"]).into()),
+                part["digest"].as_str().unwrap()
+            );
+        }
+        let media_type = described["mediaType"].as_str().unwrap();
+        let digest = target.push_manifest(repository, tag, media_type, text);
+        assert_eq!(digest, described["digest"].as_str().unwrap());
+    }
 }
 
 /// An image of one program, its entrypoint.
 pub(crate) fn program(name: &str, file: &Path) -> Image {
     let root = folder();
     put_program(root.path(), file, name);
-    // What a debugger needs is most of the file. Where `strip` is missing the image is larger.
+    strip(&root.path().join(name));
+    let config = json!({"User": "65532", "Entrypoint": [format!("/{name}")], "WorkingDir": "/"});
+    image(root.path(), &config)
+}
+
+/// Leaves out what a debugger needs, which is most of a file. Where `strip` is missing the image is larger.
+fn strip(program: &Path) {
     drop(
         Command::new("strip")
-            .arg(root.path().join(name))
+            .arg(program)
             .env("PATH", machine::SEARCH_PATH)
             .output(),
     );
-    let config = json!({"User": "65532", "Entrypoint": [format!("/{name}")], "WorkingDir": "/"});
-    image(root.path(), &config)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 /// The files that the loader would open for a program, itself included; none for a static program.

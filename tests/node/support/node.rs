@@ -9,12 +9,15 @@ use std::{
     net::Ipv4Addr,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 use serde_json::json;
 
-use super::{dns::Names, images, machine};
+use super::{chart::Release, dns::Names, images, machine};
 use crate::e2e::{
     cluster::Cluster,
     eventually,
@@ -34,6 +37,7 @@ pub(crate) const PROGRAMS: &[&str] = &[
     "bridge",
     "loopback",
     "host-local",
+    "weed",
 ];
 
 /// The node's own address, set by `enter.sh`.
@@ -53,6 +57,7 @@ pub(crate) struct Node {
     pub(crate) cluster: Cluster,
     names: Names,
     addresses: AtomicU8,
+    release: OnceLock<Release>,
 }
 
 impl Node {
@@ -106,7 +111,24 @@ impl Node {
             cluster,
             names,
             addresses: AtomicU8::new(10),
+            release: OnceLock::new(),
         }
+    }
+
+    /// Installs Kagami by its chart, on the thread on which everything is started.
+    pub(crate) fn install_kagami(&self) {
+        self.release.set(Release::install(self)).unwrap();
+    }
+
+    /// The port of the API server at the node's address.
+    pub(crate) fn api_server_port(&self) -> u16 {
+        let (_, port) = self.cluster.url.rsplit_once(':').unwrap();
+        port.parse().unwrap()
+    }
+
+    /// The installation of this run.
+    pub(crate) fn release(&self) -> &Release {
+        self.release.get().unwrap()
     }
 
     /// Gives the machine one more address, at which Pods reach it too, with a name.
@@ -265,6 +287,8 @@ fn start_kubelet(files: &Files<'_>, cgroup: &str) -> Process {
         // As in clusters that are well kept: one pull that hangs must not hold up the others.
         "serializeImagePulls": false,
         "nodeStatusUpdateFrequency": "2s",
+        // How often the files of Secrets are renewed; by default once a minute.
+        "syncFrequency": "10s",
         "imageMinimumGCAge": "24h",
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {"memory.available": "100Mi"},

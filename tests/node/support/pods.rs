@@ -1,8 +1,21 @@
 //! Creating Pods that end at once when deleted, and waiting for what becomes of them.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use serde_json::{Value, json};
 
-use crate::e2e::{admission, cluster::Namespace, eventually};
+use crate::e2e::{
+    admission::{self, decision, image},
+    cluster::Namespace,
+    eventually,
+};
+
+/// How often in a row something must be seen until every replica is taken to know it. They learn of it one by
+/// one, each within moments.
+const IN_A_ROW: u32 = 5;
 
 /// A Pod with one container `app` of this image.
 pub(crate) fn pod(name: &str, image: &str) -> Value {
@@ -17,6 +30,82 @@ pub(crate) fn job(name: &str, image: &str, arguments: &[&str]) -> Value {
     pod["spec"]["restartPolicy"] = "Never".into();
     pod["spec"]["containers"][0]["args"] = json!(arguments);
     pod
+}
+
+/// What the API server would store of a Pod with this image.
+#[track_caller]
+pub(crate) fn dry_run(namespace: &Namespace<'_>, image: &str) -> Value {
+    let path = format!("{}?dryRun=All", namespace.path("pods"));
+    namespace.cluster.create(&path, &pod("probe", image)).success()
+}
+
+/// Creates a Pod with each image, checks what is stored, and waits until all run.
+#[track_caller]
+pub(crate) fn run(
+    namespace: &Namespace<'_>,
+    name: &str,
+    written: &[String],
+    stored: &[String],
+) -> Vec<Value> {
+    let names: Vec<_> = (0..written.len()).map(|n| format!("{name}-{n}")).collect();
+    for ((name, written), stored) in names.iter().zip(written).zip(stored) {
+        let mut wanted = pod(name, written);
+        let (host, _) = written.split_once('/').unwrap_or_default();
+        wanted["spec"]["imagePullSecrets"] = json!([{"name": host}]);
+        let created = namespace.create_pod(&wanted).success();
+        assert_eq!(image(&created, "app"), stored, "{created}");
+    }
+    names.iter().map(|name| until_running(namespace, name)).collect()
+}
+
+/// Waits until Pods with these images would be sent to the mirror.
+#[track_caller]
+pub(crate) fn until_rewritten(namespace: &Namespace<'_>, written: &[String], mirrored: &[String]) {
+    for (written, mirrored) in written.iter().zip(mirrored) {
+        until_stored(namespace, written, &format!("{written} is rewritten"), |pod| {
+            image(pod, "app") == mirrored
+        });
+    }
+}
+
+/// Waits until a Pod with this image would be kept as it is, for this reason.
+#[track_caller]
+pub(crate) fn until_kept(namespace: &Namespace<'_>, written: &str, reason: &str) {
+    until_stored(
+        namespace,
+        written,
+        &format!("{written} is kept: {reason}"),
+        |pod| image(pod, "app") == written && decision(pod, "app")["reason"] == reason,
+    );
+}
+
+#[track_caller]
+fn until_stored(namespace: &Namespace<'_>, written: &str, what: &str, is_true: impl Fn(&Value) -> bool) {
+    let mut in_a_row = 0;
+    eventually(what, || {
+        in_a_row = if is_true(&dry_run(namespace, written)) {
+            in_a_row + 1
+        } else {
+            0
+        };
+        (in_a_row == IN_A_ROW).then_some(())
+    });
+}
+
+/// Creates Pods one after another for a time, and returns when the last was sent to the mirror, from now.
+#[track_caller]
+pub(crate) fn last_rewritten(namespace: &Namespace<'_>, written: &str, watched: Duration) -> Duration {
+    let begin = Instant::now();
+    let mut last = Duration::ZERO;
+    while begin.elapsed() < watched {
+        // A Pod counts by when it was asked for.
+        let asked = begin.elapsed();
+        if image(&dry_run(namespace, written), "app") != written {
+            last = asked;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    last
 }
 
 /// Waits until the Pod's container runs.
@@ -98,7 +187,7 @@ struct Report<'a> {
 
 impl Drop for Report<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             let output = self.namespace.kubectl(&["describe", "pod", self.name]);
             eprintln!("{}", String::from_utf8_lossy(&output.stdout));
         }

@@ -2,12 +2,15 @@
 
 use std::{fs, net::Ipv4Addr, path::PathBuf};
 
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 
 use super::{
     black_hole::BlackHole,
+    images::Layout,
     machine,
     node::{self, Node},
+    object_store::ObjectStore,
 };
 use crate::e2e::{
     cluster::{Cluster, Namespace},
@@ -46,7 +49,7 @@ const CONTAINERD: &str = "\"containerd/";
 #[derive(Debug)]
 pub(crate) struct Registry {
     process: Option<Process>,
-    name: String,
+    pub(crate) name: String,
     program: PathBuf,
     folder: PathBuf,
     /// Where it is reached, a URL without path.
@@ -82,18 +85,17 @@ impl Registry {
         };
         let pair = cluster.authority.issue_for(&[host, &address.to_string()]);
         let (certificate, key) = pair.write(&registry.folder, host);
-        registry.configured(
-            cluster,
-            &json!({
-                "addr": format!("{address}:443"),
-                "tls": {"certificate": certificate, "key": key},
-            }),
-        )
+        let storage = json!({"filesystem": {"rootdirectory": registry.file("data")}});
+        let http = json!({
+            "addr": format!("{address}:443"),
+            "tls": {"certificate": certificate, "key": key},
+        });
+        registry.configured(cluster, storage, &http)
     }
 
     /// A registry behind plain HTTP at a port of every address of the node, for everybody. Nodes reach it as
-    /// 127.0.0.1, others by the node's address.
-    pub(crate) fn start_on_every_address(node: &Node, name: &str) -> Self {
+    /// 127.0.0.1, others by the node's address. Who wants data is sent on to the object store.
+    pub(crate) fn start_on_every_address(node: &Node, name: &str, store: &ObjectStore) -> Self {
         let port = reserve_port();
         let registry = Self {
             process: None,
@@ -105,10 +107,12 @@ impl Registry {
             port,
             login: None,
         };
-        registry.configured(&node.cluster, &json!({"addr": format!("0.0.0.0:{port}")}))
+        let http = json!({"addr": format!("0.0.0.0:{port}")});
+        registry.configured(&node.cluster, store.settings(), &http)
     }
 
-    fn configured(mut self, cluster: &Cluster, http: &serde_json::Value) -> Self {
+    fn configured(mut self, cluster: &Cluster, mut storage: Value, http: &Value) -> Self {
+        storage["delete"] = json!({"enabled": true});
         let auth = self.login.map(|login| {
             let file = self.file("htpasswd");
             fs::write(&file, format!("{}:{}\n", login.user, login.hash)).unwrap();
@@ -118,7 +122,7 @@ impl Registry {
         let configuration = json!({
             "version": "0.1",
             "log": {"level": "warn", "accesslog": {"disabled": false}},
-            "storage": {"filesystem": {"rootdirectory": self.file("data")}},
+            "storage": storage,
             "http": http,
             "auth": auth,
         });
@@ -137,6 +141,11 @@ impl Registry {
 
     /// Places a Secret of the registry's name in a namespace, with which its Pods may pull.
     pub(crate) fn place_pull_secret(&self, namespace: &Namespace<'_>) {
+        self.place_credentials(namespace.cluster, &namespace.name);
+    }
+
+    /// The same by the namespace's name.
+    pub(crate) fn place_credentials(&self, cluster: &Cluster, namespace: &str) {
         let login = self.login.unwrap();
         let auths = json!({"auths": {
             self.host(): {"username": login.user, "password": login.password},
@@ -146,8 +155,8 @@ impl Registry {
             "type": "kubernetes.io/dockerconfigjson",
             "stringData": {".dockerconfigjson": auths.to_string()},
         });
-        let path = namespace.path("secrets");
-        namespace.cluster.create(&path, &secret).success();
+        let path = format!("/api/v1/namespaces/{namespace}/secrets");
+        cluster.create(&path, &secret).success();
     }
 
     /// Pushes an image under a tag and returns its digest.
@@ -181,6 +190,19 @@ impl Registry {
         target.push_manifest(repository, tag, INDEX, index)
     }
 
+    /// Pushes an image as it lies in a folder.
+    pub(crate) fn push_layout(&self, cluster: &Cluster, repository: &str, tag: &str, layout: &Layout) {
+        layout.push(self.target(cluster), repository, tag);
+    }
+
+    /// Deletes a manifest, and with it every tag that names it.
+    pub(crate) fn delete(&self, cluster: &Cluster, repository: &str, digest: &str) {
+        let url = format!("{}/v2/{repository}/manifests/{digest}", self.url);
+        let request = cluster.http.client.request(Method::DELETE, url);
+        let answer = cluster.http.send(request).unwrap();
+        assert_eq!(answer.status, 202, "{}", answer.body);
+    }
+
     /// The registry as a place to push to.
     fn target<'a>(&'a self, cluster: &'a Cluster) -> Target<'a> {
         Target {
@@ -193,6 +215,12 @@ impl Registry {
     /// Kills it; its port then refuses connections, its data stays.
     pub(crate) fn kill(&mut self) {
         self.process = None;
+    }
+
+    /// Loses all its data while it is dead.
+    pub(crate) fn lose_everything(&self) {
+        assert!(self.process.is_none());
+        fs::remove_dir_all(self.file("data")).unwrap();
     }
 
     /// Starts it again with the same data.

@@ -1,0 +1,245 @@
+//! `kagami report`: what every running Pod uses, and what it would use if it were created now.
+//!
+//! By the shared state alone: no mirror is asked anything. Pods are read a page at a time, and of
+//! each only what is told is kept.
+
+mod pods;
+mod table;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::{
+    arguments::{ReportArguments, ReportOutput},
+    once::{self, Read},
+    output,
+};
+use crate::{
+    api::MODE_LABEL,
+    clock,
+    domain::{
+        decision::{Decision, Operation, Request},
+        mirror::Mode,
+        pod::Pod,
+        routing::{MirrorId, Routing},
+        usage::{self, Summary},
+    },
+    state::cluster::{Images, Namespaces, Scope},
+};
+
+/// The answer as a program reads it.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    namespaces: Vec<NamespaceReport>,
+    total: Counts,
+    pods: Vec<PodReport>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NamespaceReport {
+    namespace: String,
+    /// What the API server asks Kagami about its Pods, if anything.
+    mode: &'static str,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Counts {
+    pods: usize,
+    images: usize,
+    on_mirror: usize,
+    would_use_mirror: usize,
+    /// Reason → how many images would not.
+    kept: BTreeMap<&'static str, usize>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PodReport {
+    namespace: String,
+    pod: String,
+    /// The weaker of the namespace's mode and the Pod's own.
+    mode: &'static str,
+    images: Vec<ImageReport>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ImageReport {
+    place: String,
+    /// As the user wrote it.
+    image: String,
+    /// As it stands in the Pod, where that is something else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    now: Option<String>,
+    /// The mirror that the Pod's image names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on_mirror: Option<String>,
+    outcome: &'static str,
+    reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mirror: Option<String>,
+    /// What a Pod created now would have, or would have if the mode allowed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    would_be: Option<String>,
+    /// The whole Pod is none of Kagami's business.
+    #[serde(skip)]
+    left_alone: bool,
+}
+
+pub(super) async fn run(arguments: ReportArguments) -> anyhow::Result<()> {
+    let ReportArguments {
+        namespace,
+        output,
+        left_alone,
+        cluster,
+    } = arguments;
+    let scope = |_| Scope {
+        images: Images::All,
+        namespaces: namespace.clone().map_or(Namespaces::All, Namespaces::One),
+    };
+    let read = once::read_cluster(&cluster, &left_alone, scope).await?;
+    let default_mode = Mode::from(cluster.default_mode.default_mode);
+    let report = Reporter { read, default_mode }
+        .report(namespace.as_deref())
+        .await?;
+    match output {
+        ReportOutput::Json => output::print(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
+        ReportOutput::Table => {
+            for note in &report.notes {
+                output::complain(note);
+            }
+            output::print(&table::of(&report, namespace.is_some()))
+        }
+    }
+}
+
+struct Reporter {
+    read: Read,
+    default_mode: Mode,
+}
+
+impl Reporter {
+    async fn report(mut self, namespace: Option<&str>) -> anyhow::Result<Report> {
+        let mut report = Report {
+            notes: std::mem::take(&mut self.read.notes),
+            ..Report::default()
+        };
+        let mut summaries: BTreeMap<String, Summary> = BTreeMap::new();
+        let mut unreadable = 0_usize;
+        let started = Instant::now();
+        let mut pages = pods::Pages::new(&self.read.client, namespace);
+        while let Some(page) = pages.next().await? {
+            for item in page.pods()? {
+                match item.pod() {
+                    Some(pod) => {
+                        let summary = summaries.entry(item.namespace.to_owned()).or_default();
+                        report.pods.push(self.pod(item.namespace, pod, summary));
+                    }
+                    None => unreadable += 1,
+                }
+            }
+        }
+        tracing::debug!(took = ?started.elapsed(), pods = report.pods.len(), "read all Pods");
+        if unreadable > 0 {
+            report
+                .notes
+                .push(format!("{unreadable} Pods cannot be read and are left out"));
+        }
+        report
+            .pods
+            .sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+        let mut total = Summary::default();
+        let left_alone = &self.read.store.snapshot().left_alone;
+        for (namespace, summary) in summaries {
+            total.add(&summary);
+            report.namespaces.push(NamespaceReport {
+                mode: if left_alone.contains(&namespace) {
+                    Mode::Off.as_label()
+                } else {
+                    self.mode_of(&namespace).as_label()
+                },
+                counts: Counts::of(&summary),
+                namespace,
+            });
+        }
+        report.total = Counts::of(&total);
+        Ok(report)
+    }
+
+    /// Returns the mode of a namespace. One whose labels could not be read counts as without any.
+    fn mode_of(&self, namespace: &str) -> Mode {
+        let snapshot = self.read.store.snapshot();
+        let labels = snapshot.namespaces.get(namespace);
+        let label = labels.and_then(|labels| labels.get(MODE_LABEL));
+        Mode::of_namespace(label.map(String::as_str), self.default_mode)
+    }
+
+    fn pod(&self, namespace: &str, mut pod: Pod<'_>, summary: &mut Summary) -> PodReport {
+        let snapshot = self.read.store.snapshot();
+        let now: Vec<String> = pod.places.iter().map(|place| place.image.to_string()).collect();
+        let on = usage::restore(&mut pod, &snapshot.routing);
+        let request = Request {
+            namespace,
+            mode: self.mode_of(namespace),
+            operation: Operation::Create,
+            pod,
+        };
+        let decisions = usage::decide_known(&snapshot, &self.read.store.index(), &request, clock::now());
+        summary.add_pod(&on, &decisions);
+        let images = decisions.iter().zip(now).zip(on);
+        PodReport {
+            namespace: namespace.to_owned(),
+            pod: request.pod.name.to_string(),
+            mode: request.pod.weaken(request.mode).as_label(),
+            images: images
+                .map(|((decision, now), on)| image(&snapshot.routing, decision, now, on))
+                .collect(),
+        }
+    }
+}
+
+fn image(routing: &Routing, decision: &Decision<'_>, now: String, on: Option<MirrorId>) -> ImageReport {
+    let name = |mirror: MirrorId| routing.mirror(mirror).name.clone();
+    ImageReport {
+        place: decision.label().to_string(),
+        image: decision.image.to_owned(),
+        now: (now != decision.image).then_some(now),
+        on_mirror: on.map(name),
+        outcome: decision.outcome.as_str(),
+        reason: decision.reason.as_str(),
+        mirror: decision.mirror.map(name),
+        would_be: decision.rewritten.clone(),
+        left_alone: decision.left_alone,
+    }
+}
+
+impl Counts {
+    fn of(summary: &Summary) -> Self {
+        let Summary {
+            pods,
+            images,
+            on_mirror,
+            to_mirror,
+            kept,
+        } = summary;
+        Self {
+            pods: *pods,
+            images: *images,
+            on_mirror: *on_mirror,
+            would_use_mirror: *to_mirror,
+            kept: kept
+                .iter()
+                .map(|(reason, count)| (reason.as_str(), *count))
+                .collect(),
+        }
+    }
+}

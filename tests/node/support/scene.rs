@@ -1,0 +1,100 @@
+//! An image of an upstream registry that a mirror holds as well, and Kagami, installed by its chart.
+
+use serde_json::Value;
+
+use super::{
+    chart::Use,
+    images::{self, FOREVER},
+    kagami::{Mirrored, image_mirror},
+    pods::until_rewritten,
+    registry::Registry,
+};
+use crate::e2e::{
+    cluster::Namespace,
+    companion::{IMAGES, MIRRORS},
+    eventually,
+    push::Image,
+};
+
+const REPOSITORY: &str = "team/web";
+const TAG: &str = "1";
+
+#[derive(Debug)]
+pub(crate) struct Scene<'a> {
+    /// Opted in.
+    pub(crate) namespace: Namespace<'a>,
+    pub(crate) upstream: Registry,
+    pub(crate) mirror: Registry,
+    /// What users write, and what becomes of it.
+    pub(crate) written: [String; 1],
+    pub(crate) mirrored: [String; 1],
+    image: Image,
+    digest: String,
+    // Dropped in this order.
+    _mirrored: Mirrored<'a>,
+    pub(crate) kagami: Use<'a>,
+}
+
+impl<'a> Scene<'a> {
+    /// Waits until the image is rewritten. `change` may change the ImageMirror's spec before it is created.
+    pub(crate) fn new(kagami: Use<'a>, name: &str, change: impl FnOnce(&mut Value)) -> Self {
+        let cluster = &kagami.node.cluster;
+        let upstream = Registry::start(kagami.node, &format!("up.{name}.test"));
+        let mirror = Registry::start(kagami.node, &format!("mirror.{name}.test"));
+        let image = images::shell(name, FOREVER);
+        let digest = upstream.push(cluster, REPOSITORY, TAG, &image);
+        let mut object = image_mirror(kagami.node, &mirror, &[&upstream.host()]);
+        change(&mut object["spec"]);
+        let written = format!("{}/{REPOSITORY}:{TAG}", upstream.host());
+        let scene = Self {
+            namespace: cluster.namespace(Some("enforce")),
+            mirrored: [format!("{}/{written}", mirror.host())],
+            written: [written],
+            image,
+            digest,
+            _mirrored: Mirrored::new(kagami.node, &object),
+            upstream,
+            mirror,
+            kagami,
+        };
+        scene.push_to_mirror();
+        until_rewritten(&scene.namespace, &scene.written, &scene.mirrored);
+        scene
+    }
+
+    /// Pushes the image to the mirror.
+    pub(crate) fn push_to_mirror(&self) {
+        let cluster = &self.kagami.node.cluster;
+        let digest = self.mirror.push(cluster, &self.repository(), TAG, &self.image);
+        assert_eq!(digest, self.digest);
+    }
+
+    /// Deletes the image from the mirror.
+    pub(crate) fn delete_from_mirror(&self) {
+        let cluster = &self.kagami.node.cluster;
+        self.mirror.delete(cluster, &self.repository(), &self.digest);
+    }
+
+    /// Waits until the companion has shared that the mirror holds the image, because a Pod uses it.
+    pub(crate) fn until_known(&self) {
+        eventually("the companion knows the image", || {
+            let images = self.kagami.node.cluster.get(IMAGES).success();
+            let mut items = images["items"].as_array()?.iter();
+            let is_it = |spec: &Value| spec["image"] == self.written[0] && spec["presence"] == "Present";
+            items.any(|item| is_it(&item["spec"])).then_some(())
+        });
+    }
+
+    /// Waits until the companion has shared this of the mirror's health.
+    pub(crate) fn until_health(&self, state: &str) {
+        let path = format!("{MIRRORS}/{}", self.mirror.name);
+        eventually(&format!("the mirror is {state}"), || {
+            let object = self.kagami.node.cluster.get(&path).success();
+            (object["status"]["health"]["state"] == state).then_some(())
+        });
+    }
+
+    fn repository(&self) -> String {
+        format!("{}/{REPOSITORY}", self.upstream.host())
+    }
+}
