@@ -14,23 +14,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
 use serde_json::Value;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
-    net::TcpStream,
-    sync::Semaphore,
-    task::JoinSet,
-};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::Semaphore, task::JoinSet};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::payload::{Images, Payload};
-use crate::process::cpu_time;
+use super::{
+    answers::Answers,
+    payload::{Images, Payload},
+    process::cpu_time,
+    roles::REGISTRY,
+};
 
 /// Every so many answers one is checked whole.
 const CHECKED: usize = 251;
@@ -50,6 +49,17 @@ pub enum Expected {
     Rewritten,
     /// No image is rewritten.
     Kept,
+    /// The API server answers with the Pod that it would store.
+    Created { rewritten: bool },
+}
+
+impl Expected {
+    const fn status(self) -> u16 {
+        match self {
+            Self::Created { .. } => 201,
+            Self::Anything | Self::Rewritten | Self::Kept => 200,
+        }
+    }
 }
 
 /// Who is asked what.
@@ -293,21 +303,30 @@ impl Connection {
     /// Sends the review of this number and reads its answer; checks it whole if asked to. Returns
     /// the length of the answer's body.
     pub async fn review(&mut self, number: usize, check: bool) -> Result<usize> {
+        Ok(self.answer(number, check).await?.len())
+    }
+
+    /// The same, returning the answer's body.
+    pub async fn answer(&mut self, number: usize, check: bool) -> Result<&[u8]> {
         self.payload.number(number, self.images);
         self.stream.write_all(self.payload.request()).await?;
         self.stream.flush().await?;
         let answer = self.answers.next(&mut self.stream, false).await?;
         ensure!(
-            answer.status == 200,
+            answer.status == self.expected.status(),
             "status {}: {}",
             answer.status,
             answer.text()
         );
         if check && self.expected != Expected::Anything {
-            check_answer(number, answer.body, self.expected, self.payload.width())
-                .with_context(|| format!("review {number}: wrong answer {}", answer.text()))?;
+            let width = self.payload.width();
+            let checked = match self.expected {
+                Expected::Created { rewritten } => check_pod(answer.body, rewritten, width),
+                expected => check_answer(number, answer.body, expected, width),
+            };
+            checked.with_context(|| format!("review {number}: wrong answer {}", answer.text()))?;
         }
-        Ok(answer.body.len())
+        Ok(answer.body)
     }
 }
 
@@ -330,102 +349,19 @@ fn check_answer(number: usize, body: &[u8], expected: Expected, width: usize) ->
     Ok(())
 }
 
-/// Reads answers from a connection: status and `Content-Length` are all that is looked at.
-#[derive(Debug)]
-pub struct Answers {
-    buffer: Vec<u8>,
-    filled: usize,
-    /// Where the next answer begins.
-    taken: usize,
-}
-
-/// An answer.
-#[derive(Debug)]
-pub struct Answer<'a> {
-    pub status: u16,
-    pub head: &'a [u8],
-    pub body: &'a [u8],
-}
-
-impl Answer<'_> {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(self.body).into_owned()
-    }
-
-    /// Returns the value of a header, named in lower case.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        std::str::from_utf8(self.head).ok()?.lines().find_map(|line| {
-            let (key, value) = line.split_once(':')?;
-            key.eq_ignore_ascii_case(name).then(|| value.trim())
-        })
-    }
-}
-
-impl Default for Answers {
-    fn default() -> Self {
-        Self {
-            buffer: vec![0; 64 * 1024],
-            filled: 0,
-            taken: 0,
-        }
-    }
-}
-
-impl Answers {
-    /// Reads the next answer; that to a HEAD has no body.
-    pub async fn next<S: AsyncRead + AsyncWrite + Unpin>(
-        &mut self,
-        stream: &mut S,
-        to_head: bool,
-    ) -> Result<Answer<'_>> {
-        self.buffer.copy_within(self.taken..self.filled, 0);
-        self.filled -= self.taken;
-        self.taken = 0;
-        let head = loop {
-            if let Some(end) = end_of_head(&self.buffer[..self.filled]) {
-                break end;
-            }
-            self.fill(stream).await?;
-        };
-        let text = std::str::from_utf8(&self.buffer[..head])?;
-        let status = text.get(9..12).context("no status line")?.parse()?;
-        let length = if to_head { 0 } else { content_length(text)? };
-        while self.filled < head + length {
-            self.fill(stream).await?;
-        }
-        self.taken = head + length;
-        Ok(Answer {
-            status,
-            head: &self.buffer[..head],
-            body: &self.buffer[head..self.taken],
-        })
-    }
-
-    async fn fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S) -> Result<()> {
-        if self.filled == self.buffer.len() {
-            self.buffer.resize(2 * self.filled, 0);
-        }
-        match stream.read(&mut self.buffer[self.filled..]).await? {
-            0 => bail!("the connection was closed"),
-            read => self.filled += read,
-        }
-        Ok(())
-    }
-}
-
-/// Returns the position after the empty line that ends a head.
-pub fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    bytes
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .map(|position| position + 4)
-}
-
-fn content_length(head: &str) -> Result<usize> {
-    let name = "content-length:";
-    let line = head.lines().find(|line| {
-        line.get(..name.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(name))
-    });
-    Ok(line.map_or(Ok(0), |line| line[name.len()..].trim().parse())?)
+/// Checks that a Pod has `width` images, all of them rewritten or none.
+fn check_pod(body: &[u8], rewritten: bool, width: usize) -> Result<()> {
+    let pod: Value = serde_json::from_slice(body)?;
+    let lists = ["initContainers", "containers"].map(|list| pod["spec"][list].as_array());
+    let images = lists.into_iter().flatten().flatten();
+    let of_mirror = |container: &Value| {
+        container["image"]
+            .as_str()
+            .is_some_and(|image| image.starts_with(REGISTRY))
+    };
+    let right = images
+        .filter(|container| of_mirror(container) == rewritten)
+        .count();
+    ensure!(right == width, "{right} images are as they should be");
+    Ok(())
 }

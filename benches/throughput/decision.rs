@@ -8,7 +8,9 @@ use futures_util::FutureExt as _;
 use kagami::domain::mirror::Mode;
 
 use super::{
+    bench::Bench,
     payload::{self, Images, Payload},
+    report::Bars,
     world::{self, World},
 };
 
@@ -101,4 +103,27 @@ fn thread_cpu_time() -> Result<Duration> {
 /// Returns numbers below 20,011 (a prime) in an order without pattern, each once.
 const fn shuffled(number: usize) -> usize {
     number * 6_180 % 20_011
+}
+
+impl Bench {
+    /// Decision time: few against many images.
+    pub fn decision(&self, bars: &mut Bars) -> Result<()> {
+        let known = [100, 100_000];
+        let times = times(known, 2 * self.plan.rounds)?;
+        println!("\nOne review without network, CPU µs");
+        println!("  {:<40} {:>8} {:>8}", "known images", known[0], known[1]);
+        let rows = [
+            ("3 KB, bytes to bytes", times.small),
+            ("9 KB, bytes to bytes", times.typical),
+            ("9 KB, decide, settle and patch alone", times.decision),
+        ];
+        for (name, [few, many]) in rows {
+            println!("  {name:<40} {few:>8.2} {many:>8.2}  ratio {:.2}", many / few);
+        }
+        let [few, many] = times.typical;
+        bars.at_most("9 KB: decision time, 100 → 100,000 images", many / few, 1.2, "×");
+        let [few, many] = times.small;
+        bars.at_most("3 KB: decision time, 100 → 100,000 images", many / few, 1.2, "×");
+        Ok(())
+    }
 }

@@ -1,14 +1,14 @@
 //! The bare echo: the same stack as Kagami's (axum, hyper, rustls) with nothing in it. It reads the
 //! body and answers a constant as long as Kagami's answer: the limit that Kagami is measured by.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use axum::{
     Router,
     body::Bytes,
     extract::DefaultBodyLimit,
-    http::{HeaderValue, header},
+    http::{HeaderValue, StatusCode, header},
     routing::post,
 };
 use hyper::server::conn::http1;
@@ -20,8 +20,11 @@ use rustls::{
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
+use super::process::{CERTIFICATE, KEY};
+
 /// Serves until the process is killed; tells its address on standard output as Kagami does.
-pub fn run(certificate: &Path, key: &Path, answers: &[usize]) -> Result<()> {
+pub fn run(folder: &Path, answers: &[usize]) -> Result<()> {
+    let (certificate, key) = (folder.join(CERTIFICATE), folder.join(KEY));
     let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<_, _>>()?;
     let mut config = ServerConfig::builder()
         .with_no_client_auth()
@@ -39,6 +42,18 @@ pub fn run(certificate: &Path, key: &Path, answers: &[usize]) -> Result<()> {
             )
         };
         router = router.route(&path(*length), post(handler));
+    }
+    let patched = fs::read_to_string(folder.join(ANSWER)).unwrap_or_else(|_| ADMITTED.to_owned());
+    for (path, answer) in [(ADMIT, ADMITTED), (PATCH, &patched)] {
+        let admit = Admit::new(answer)?;
+        let handler = async move |body: Bytes| {
+            let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            admit
+                .answer(&body)
+                .map(|answer| ([json], answer))
+                .ok_or(StatusCode::BAD_REQUEST)
+        };
+        router = router.route(path, post(handler));
     }
     let service = TowerToHyperService::new(router.layer(DefaultBodyLimit::max(8 << 20)));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -63,6 +78,47 @@ pub fn run(certificate: &Path, key: &Path, answers: &[usize]) -> Result<()> {
         }
     })
 }
+
+/// Where an API server gets an answer that it takes: the Pod may come in as it is.
+pub const ADMIT: &str = "/mutate/enforce";
+
+/// Where it gets Kagami's answer to one review, to every review.
+pub const PATCH: &str = "/mutate/patch";
+
+/// The file with that answer in the echo's folder; where it is missing nothing is patched.
+pub const ANSWER: &str = "answer.json";
+
+const ADMITTED: &str =
+    r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"","allowed":true}}"#;
+
+/// Answers reviews with a constant but for the UID, which API servers compare.
+#[derive(Clone, Debug)]
+struct Admit {
+    before: Bytes,
+    after: Bytes,
+}
+
+impl Admit {
+    /// Makes it of an answer, whatever UID that has.
+    fn new(answer: &str) -> Result<Self> {
+        let start = answer.find(UID).context("no UID")? + UID.len();
+        let end = start + answer[start..].find('"').context("no end of the UID")?;
+        Ok(Self {
+            before: answer[..start].to_owned().into(),
+            after: answer[end..].to_owned().into(),
+        })
+    }
+
+    fn answer(&self, review: &[u8]) -> Option<Vec<u8>> {
+        // API servers write the review's own UID before any other.
+        let name = UID.as_bytes();
+        let start = review.windows(name.len()).position(|window| window == name)?;
+        let uid = review[start + name.len()..].split(|byte| *byte == b'"').next()?;
+        Some([&self.before, uid, &self.after].concat())
+    }
+}
+
+const UID: &str = r#""uid":""#;
 
 /// Returns the path that answers so many bytes.
 pub fn path(length: usize) -> String {

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
 /// Stands for the number in an image's name; as long as that number is.
@@ -38,7 +38,8 @@ pub struct Payload {
     /// The whole request, head and body.
     bytes: Vec<u8>,
     head: usize,
-    uid: usize,
+    /// A Pod has none.
+    uid: Option<usize>,
     images: Vec<usize>,
 }
 
@@ -54,19 +55,46 @@ impl Payload {
              Accept-Encoding: gzip\r\n\r\n",
             body.len()
         );
-        let uid = body.find(UID_SLOT).context("the review has no UID")?;
+        Self::render(&head, &body, init_containers + containers)
+    }
+
+    /// Returns the request of a user who lets the API server try to create such a Pod.
+    pub fn dry_run(namespace: &str, token: &str, init_containers: usize, containers: usize) -> Result<Self> {
+        let mut pod = pod(init_containers, containers);
+        pod["metadata"]["namespace"] = namespace.into();
+        // What the API server makes of it itself.
+        if let Some(metadata) = pod["metadata"].as_object_mut() {
+            metadata.remove("managedFields");
+        }
+        for account in ["serviceAccount", "serviceAccountName"] {
+            pod["spec"][account] = "default".into();
+        }
+        // Only sidecars may have one.
+        let prepare = pod["spec"]["initContainers"].as_array_mut().into_iter();
+        prepare
+            .flatten()
+            .filter_map(Value::as_object_mut)
+            .for_each(|container| drop(container.remove("livenessProbe")));
+        let body = serde_json::to_string(&pod)?;
+        let head = format!(
+            "POST /api/v1/namespaces/{namespace}/pods?dryRun=All HTTP/1.1\r\nHost: kubernetes\r\n\
+             Authorization: Bearer {token}\r\nContent-Length: {}\r\nAccept: application/json\r\n\
+             Content-Type: application/json\r\n\r\n",
+            body.len()
+        );
+        Self::render(&head, &body, init_containers + containers)
+    }
+
+    fn render(head: &str, body: &str, width: usize) -> Result<Self> {
         let images: Vec<usize> = body
             .match_indices(SLOT)
             .map(|(position, _)| position + head.len())
             .collect();
-        ensure!(
-            images.len() == init_containers + containers,
-            "each container has one image"
-        );
+        ensure!(images.len() == width, "each container has one image");
         Ok(Self {
             head: head.len(),
-            uid: uid + head.len(),
-            bytes: (head + &body).into_bytes(),
+            uid: body.find(UID_SLOT).map(|position| position + head.len()),
+            bytes: [head, body].concat().into_bytes(),
             images,
         })
     }
@@ -84,7 +112,9 @@ impl Payload {
     /// Makes this the review of that number, with images to match.
     pub fn number(&mut self, review: usize, images: Images) {
         let width = self.images.len();
-        write_digits(&mut self.bytes, self.uid..self.uid + UID_SLOT.len(), review);
+        if let Some(uid) = self.uid {
+            write_digits(&mut self.bytes, uid..uid + UID_SLOT.len(), review);
+        }
         for (place, position) in self.images.iter().copied().enumerate() {
             let number = images.number(review, width, place);
             write_digits(&mut self.bytes, position..position + SLOT.len(), number);
@@ -100,6 +130,16 @@ impl Payload {
     pub fn body(&self) -> &[u8] {
         &self.bytes[self.head..]
     }
+}
+
+/// Returns a Pod of one container, whose name and image have this number, as its user creates it.
+pub fn pod_of(number: usize) -> Result<String> {
+    let mut pod = pod(0, 1);
+    pod["metadata"] = json!({"name": format!("payments-{number:06}")});
+    for account in ["serviceAccount", "serviceAccountName"] {
+        pod["spec"][account] = "default".into();
+    }
+    Ok(serde_json::to_string(&pod)?.replace(SLOT, &format!("{number:06}")))
 }
 
 fn write_digits(bytes: &mut [u8], range: Range<usize>, mut number: usize) {

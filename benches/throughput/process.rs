@@ -2,18 +2,14 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
-
-/// How long a program may take to start, or Kagami to learn what it is shown.
-const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The kernel's clock ticks a second, in which `/proc` tells CPU time: 100 on every Linux of note.
 const TICKS: u64 = 100;
@@ -104,77 +100,5 @@ pub fn cpu_time(process: u32) -> Result<Duration> {
     Ok(Duration::from_secs(1) * u32::try_from(ticks)? / u32::try_from(TICKS)?)
 }
 
-/// `kagami serve`.
-#[derive(Debug)]
-pub struct Kagami {
-    pub process: Process,
-    pub admission: SocketAddr,
-    admin: SocketAddr,
-}
-
-impl Kagami {
-    /// Starts Kagami in front of one mirror, with more settings in its spec, and waits until the
-    /// mirror is healthy.
-    pub fn start(folder: &Path, name: &str, mirror: SocketAddr, settings: &str) -> Result<Self> {
-        let configuration = folder.join(format!("{name}.yaml"));
-        let settings = settings.replace('\n', "\n  ");
-        fs::write(
-            &configuration,
-            format!(
-                "apiVersion: kagami.dev/v1alpha1\nkind: ImageMirror\nmetadata: {{name: {MIRROR}}}\nspec:\n  \
-                 registry: mirror.example.com\n  kind: Hosted\n  sources: [{{prefix: docker.io}}]\n  \
-                 endpoint: {{url: \"http://{mirror}\"}}\n  {settings}\n"
-            ),
-        )?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kagami"));
-        command.arg("serve").arg("--config").arg(configuration);
-        command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-        command
-            .arg("--tls-cert")
-            .arg(folder.join(CERTIFICATE))
-            .arg("--tls-key")
-            .arg(folder.join(KEY));
-        let mut process = Process::start(&mut command, &folder.join(format!("{name}.log")))?;
-        let admission = process.address("admission")?;
-        let admin = process.address("admin")?;
-        let kagami = Self {
-            process,
-            admission,
-            admin,
-        };
-        kagami.wait("the mirror to be healthy", |mirror| {
-            mirror["health"]["state"] == "Healthy"
-        })?;
-        Ok(kagami)
-    }
-
-    /// Waits until what `/status` says of the mirror is as wished.
-    pub fn wait(&self, what: &str, wished: impl Fn(&Value) -> bool) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            let status: Value = serde_json::from_str(&self.get("/status")?)?;
-            let mirror = &status["mirrors"][MIRROR];
-            if wished(mirror) {
-                return Ok(());
-            }
-            if start.elapsed() > PATIENCE {
-                bail!("waited in vain for {what}: {mirror}");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Returns what the admin port answers.
-    fn get(&self, path: &str) -> Result<String> {
-        let mut stream = TcpStream::connect(self.admin)?;
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (_, body) = answer.split_once("\r\n\r\n").context("no head")?;
-        Ok(body.to_owned())
-    }
-}
-
-const MIRROR: &str = "bench";
 pub const CERTIFICATE: &str = "tls.crt";
 pub const KEY: &str = "tls.key";

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    client::end_of_head,
+    answers::end_of_head,
     image::{BLOB, MANIFEST, digest, manifest},
 };
 

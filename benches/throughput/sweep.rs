@@ -11,16 +11,19 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 
 use super::{
-    client::Answers,
+    answers::Answers,
+    bench::{Bench, median},
     image::{BLOB, MANIFEST, digest, manifest},
     payload,
-    registry::Heads,
+    registry::{Heads, Registry},
+    report::Bars,
 };
 
 /// Connections at once: the sweeper's.
@@ -158,7 +161,7 @@ impl Distribution {
         });
         while std::net::TcpStream::connect(address).is_err() {
             ensure!(child.try_wait()?.is_none(), "distribution ended at once");
-            thread::sleep(std::time::Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
         }
         Ok(Self {
             child,
@@ -195,5 +198,84 @@ impl Drop for Distribution {
         // It may have ended by itself; there is nobody to tell.
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+impl Bench {
+    /// Known images verified again, against bare HEADs.
+    pub fn sweep(&self, program: Option<&Path>, bars: &mut Bars) -> Result<()> {
+        println!(
+            "\n{} images verified again, HEADs/s over {} connections",
+            self.plan.swept, CONNECTIONS
+        );
+        let stub = Registry::start()?;
+        let ratio = self.sweeps("stub registry", stub.address, stub.heads())?;
+        match program {
+            Some(program) => {
+                let real = Distribution::start(program, self.folder.path())?;
+                real.push(self.plan.swept)?;
+                let ratio = self.sweeps("distribution", real.address, &real.heads)?;
+                bars.at_least("sweep against bare HEADs, a real registry", ratio, 0.9, "");
+            }
+            None => bars.at_least("sweep against bare HEADs, the stub", ratio, 0.9, ""),
+        }
+        Ok(())
+    }
+
+    fn sweeps(&self, name: &str, address: SocketAddr, heads: &Heads) -> Result<f64> {
+        // A sweep starts every half of the freshness; between two there is room for the bare HEADs.
+        let settings = "freshness: {tag: 12s, digest: 24h}\nsweep: {requestsPerSecond: 0}";
+        let kagami = self.kagami(name, address, settings)?;
+        let images = self.plan.swept;
+        self.warm(&kagami, images)?;
+        compare(name, address, heads, images, self.plan.sweeps)
+    }
+}
+
+/// Sends bare HEADs between the sweeps of a Kagami that begins one every few seconds, `rounds` times;
+/// prints both and returns the ratio of the sweeps to the bare HEADs.
+pub fn compare(name: &str, address: SocketAddr, heads: &Heads, images: usize, rounds: usize) -> Result<f64> {
+    let mut rates = [Vec::new(), Vec::new()];
+    let count = f64::from(u32::try_from(images)?);
+    wait_for_heads(heads, images)?;
+    for _ in 0..rounds {
+        heads.take(images);
+        let mut command = Command::new(std::env::current_exe()?);
+        let status = command
+            .arg("heads")
+            .arg(address.to_string())
+            .arg(images.to_string())
+            .status()?;
+        ensure!(status.success(), "the bare HEADs failed");
+        wait_for_heads(heads, images)?;
+        let bare = heads.take(images).context("too few HEADs")?;
+        wait_for_heads(heads, images)?;
+        let swept = heads.take(images).context("too few HEADs")?;
+        for (rates, took) in rates.iter_mut().zip([bare, swept]) {
+            rates.push(count / took.as_secs_f64());
+        }
+    }
+    let ratio = median(rates[1].iter().zip(&rates[0]).map(|(swept, bare)| swept / bare));
+    let [bare, swept] = rates.map(median);
+    println!("  {name:<24} bare {bare:>8.0}  Kagami {swept:>8.0}  ratio {ratio:.2}");
+    Ok(ratio)
+}
+
+/// Waits until so many HEADs came and no more follow.
+fn wait_for_heads(heads: &Heads, count: usize) -> Result<()> {
+    let start = Instant::now();
+    let mut before = 0;
+    loop {
+        thread::sleep(Duration::from_millis(200));
+        let now = heads.count();
+        // Canaries of the health probe still come now and then.
+        if now >= count && now - before < 10 {
+            return Ok(());
+        }
+        ensure!(
+            start.elapsed() < Duration::from_mins(1),
+            "{now} HEADs came in a minute"
+        );
+        before = now;
     }
 }

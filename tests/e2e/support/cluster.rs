@@ -289,7 +289,7 @@ impl Drop for Namespace<'_> {
 }
 
 impl User {
-    fn token(self) -> &'static str {
+    pub(crate) fn token(self) -> &'static str {
         match self {
             Self::Admin => "admin",
             Self::Node => "node",

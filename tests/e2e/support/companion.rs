@@ -213,7 +213,7 @@ impl Drop for Place<'_> {
 }
 
 /// Installs the definitions that `kagami crds` prints, unless they are there.
-fn install_definitions(cluster: &Cluster) {
+pub(crate) fn install_definitions(cluster: &Cluster) {
     for definition in kagami::api::crds() {
         let answer = cluster.create(DEFINITIONS, &serde_json::to_value(&definition).unwrap());
         assert!([201, 409].contains(&answer.status), "{}", answer.body);

@@ -329,9 +329,13 @@ pub(crate) struct Heart {
 
 impl Heart {
     pub(crate) fn start(reader: &Reader<'_>) -> Self {
-        let cluster = reader.cluster();
+        Self::beat(reader.cluster(), &reader.namespace.name)
+    }
+
+    /// The same in any namespace.
+    pub(crate) fn beat(cluster: &Cluster, namespace: &str) -> Self {
         let (http, url) = (Http::new(&cluster.authority), cluster.url.clone());
-        let namespace = reader.namespace.name.clone();
+        let namespace = namespace.to_owned();
         let (stop, stopped) = mpsc::channel();
         let thread = thread::spawn(move || {
             let leases = format!("{url}/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases");

@@ -15,11 +15,7 @@ pub(crate) struct Tools {
 impl Tools {
     /// Finds the programs in `$KAGAMI_TOOLS` or `target/tools`, or says what is missing.
     pub(crate) fn find() -> Result<Self, String> {
-        let folder = env::var_os("KAGAMI_TOOLS").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools"),
-            PathBuf::from,
-        );
-        let tools = Self { folder }.with(&[
+        Self::find_some(&[
             "definitions",
             "etcd",
             "helm",
@@ -27,7 +23,16 @@ impl Tools {
             "kube-controller-manager",
             "kubectl",
             "registry",
-        ])?;
+        ])
+    }
+
+    /// The same for somebody who needs these programs only.
+    pub(crate) fn find_some(programs: &[&str]) -> Result<Self, String> {
+        let folder = env::var_os("KAGAMI_TOOLS").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools"),
+            PathBuf::from,
+        );
+        let tools = Self { folder }.with(programs)?;
         // Keeps programs from outliving a killed test run; other implementations lack the option.
         let can_bind = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", "true"])

@@ -1,0 +1,206 @@
+//! What a webhook adds to the creation of a Pod through an API server.
+//!
+//! An API server that gets a patch has much more to do than one that is told to go on: it encodes the Pod,
+//! patches it, decodes it, and goes through its own admission once more. No webhook can do anything about
+//! that, so Kagami is held to an echo that answers with Kagami's patch; the bare one is shown beside it.
+
+use std::{fs, net::SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use kagami::clock;
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        bench::{Bench, PATH, Rival, median, one_connection},
+        client::{Expected, Load, Target, closed_loop},
+        e2e::{
+            admission::Calls,
+            cluster::{Cluster, Namespace, User},
+            eventually,
+            tools::Tools,
+        },
+        echo::{ADMIT, ANSWER, PATCH},
+        payload::{Images, Payload},
+        registry::Registry,
+        report::Bars,
+    },
+    objects::{address, create_images},
+    place::Place,
+};
+
+/// The manifest that users apply; nothing is changed in it but addresses, names and namespaces.
+const MANIFEST: &str = include_str!("../../../webhook-config/mutatingwebhookconfiguration.yaml");
+
+const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+
+/// Images that Kagami knows.
+const KNOWN: usize = 1_000;
+
+/// Pods created at once.
+const AT_ONCE: [usize; 2] = [1, 8];
+
+/// Init containers and containers of each Pod: those of the larger reviews.
+const SHAPE: (usize, usize) = (2, 3);
+
+impl Bench {
+    /// Creates Pods without a webhook, with the echo and with Kagami in turn.
+    pub fn creates(&self, tools: &Tools, bars: &mut Bars) -> Result<()> {
+        let mirror = Registry::start()?;
+        let cluster = Cluster::start(tools.clone());
+        let lasting = json!({"freshness": {"tag": "24h", "digest": "24h"}});
+        let place = Place::new(&cluster, mirror.address, &lasting);
+        let now = clock::now();
+        let _heart = place.share_healthy(now);
+        println!("\nPods created through an API server (dryRun=All)");
+        create_images(&cluster, 0..KNOWN, now, now)?;
+        let kagami = self.replica_of(&place, KNOWN)?;
+        let images = Images {
+            first: 0,
+            count: KNOWN,
+        };
+        let review = Payload::new(PATH, SHAPE.0, SHAPE.1)?;
+        let target = self.target(&kagami, &review, images, Expected::Rewritten);
+        let answer = one_connection(&target, async |connection| {
+            Ok(connection.answer(0, true).await?.to_vec())
+        })?;
+        fs::write(self.folder.path().join(ANSWER), answer)?;
+        let (echo, echoes) = self.echo(&[(SHAPE.0, SHAPE.1, 0)])?;
+        let echo_address = echoes.first().context("one payload")?.address;
+
+        let without = cluster.namespace_named("without", None);
+        let with_echo = cluster.namespace_named("echo", Some("enforce"));
+        let with_kagami = cluster.namespace_named("kagami", Some("enforce"));
+        let with_patch = cluster.namespace_named("echo-patch", Some("enforce"));
+        self.register(&with_echo, echo_address, ADMIT)?;
+        self.register(&with_patch, echo_address, PATCH)?;
+        self.register(&with_kagami, kagami.admission, "/mutate/enforce")?;
+        let rival = |name: &str, namespace: &Namespace<'_>, process, rewritten| {
+            let payload = Payload::dry_run(&namespace.name, User::Admin.token(), SHAPE.0, SHAPE.1)?;
+            let target = Target {
+                address: address(&cluster)?,
+                process,
+                tls: cluster.authority.client(),
+                payload,
+                images,
+                expected: Expected::Created { rewritten },
+            };
+            anyhow::Ok(Rival {
+                name: name.to_owned(),
+                target,
+            })
+        };
+        let rivals = [
+            // There is no server of its own.
+            rival("no webhook", &without, std::process::id(), false)?,
+            rival("echo", &with_echo, echo.id(), false)?,
+            rival("echo of Kagami's patch", &with_patch, echo.id(), true)?,
+            rival("Kagami", &with_kagami, kagami.process.id(), true)?,
+        ];
+        for connections in AT_ONCE {
+            self.created(connections, &rivals, bars)?;
+        }
+        for namespace in [&with_echo, &with_patch, &with_kagami] {
+            let calls = Calls::read(&cluster.metrics(), &webhook(namespace));
+            ensure!(
+                calls.answered > 0
+                    && calls
+                        == Calls {
+                            answered: calls.answered,
+                            ..Calls::default()
+                        },
+                "the webhook of {} was to answer everything: {calls:?}",
+                namespace.name
+            );
+        }
+        Ok(())
+    }
+
+    /// Lets the API server call a webhook for the Pods of a namespace, as Kagami's manifest says.
+    fn register(&self, namespace: &Namespace<'_>, address: SocketAddr, path: &str) -> Result<()> {
+        let bundle = BASE64.encode(fs::read(self.folder.path().join("ca.crt"))?);
+        let mut manifest: Value = serde_saphyr::from_str(MANIFEST)?;
+        manifest["metadata"]["name"] = namespace.name.as_str().into();
+        let webhooks = manifest["webhooks"].as_array_mut().context("webhooks")?;
+        webhooks.retain(|webhook| webhook["name"] == "enforce.kagami.dev");
+        for entry in webhooks {
+            entry["name"] = webhook(namespace).into();
+            entry["clientConfig"] = json!({"url": format!("https://{address}{path}"), "caBundle": bundle});
+            let selected = json!({
+                "key": "kubernetes.io/metadata.name", "operator": "In", "values": [namespace.name],
+            });
+            let expressions = entry["namespaceSelector"]["matchExpressions"].as_array_mut();
+            expressions.context("matchExpressions")?.push(selected);
+        }
+        namespace.cluster.create(CONFIGURATIONS, &manifest).success();
+        // A new configuration reaches the API server's admission a moment after it is stored.
+        let mut payload = Payload::dry_run(&namespace.name, User::Admin.token(), SHAPE.0, SHAPE.1)?;
+        payload.number(
+            0,
+            Images {
+                first: 0,
+                count: KNOWN,
+            },
+        );
+        let pod = serde_json::from_slice(payload.body())?;
+        eventually("the API server calls the webhook", || {
+            let path = format!("{}?dryRun=All", namespace.path("pods"));
+            namespace.cluster.create(&path, &pod).success();
+            (Calls::read(&namespace.cluster.metrics(), &webhook(namespace)).answered > 0).then_some(())
+        });
+        Ok(())
+    }
+
+    fn created(&self, connections: usize, rivals: &[Rival; 4], bars: &mut Bars) -> Result<()> {
+        let mut loads: [Vec<Load>; 4] = Default::default();
+        for round in 0..self.plan.rounds {
+            // There and back: what one leaves to the API server to clean up, the next one pays for.
+            for position in 0..rivals.len() {
+                let back = rivals.len() - 1 - position;
+                let turn = if round.is_multiple_of(2) { position } else { back };
+                let rival = &rivals[turn];
+                let load = closed_loop(&rival.target, connections, self.plan.round);
+                loads[turn].push(load.with_context(|| rival.name.clone())?);
+            }
+        }
+        println!(
+            "  {:>7} {:<22} {:>7} {:>8} {:>8} {:>13} {:>15}",
+            "at once", "webhook", "Pods/s", "p50 ms", "p99 ms", "p50 more, ms", "webhook CPU µs"
+        );
+        let [bare, _, of_patch, of_kagami] = &loads;
+        // Each round against the one beside it: what disturbs one mostly disturbs both.
+        let more = |loads: &[Load], than: &[Load]| {
+            let pairs = loads.iter().zip(than);
+            median(pairs.map(|(own, other)| own.percentile(50) - other.percentile(50)))
+        };
+        for (rival, loads) in rivals.iter().zip(&loads) {
+            let of = |figure: &dyn Fn(&Load) -> f64| median(loads.iter().map(figure));
+            let cpu = if rival.target.process == std::process::id() {
+                "-".to_owned()
+            } else {
+                format!("{:.0}", of(&Load::cpu_per_review))
+            };
+            println!(
+                "  {connections:>7} {:<22} {:>7.0} {:>8.3} {:>8.3} {:>13.3} {cpu:>15}",
+                rival.name,
+                of(&Load::per_second),
+                of(&|load| load.percentile(50)),
+                of(&|load| load.percentile(99)),
+                more(loads, bare),
+            );
+        }
+        bars.at_most(
+            format!("Pod create, {connections} at once: Kagami's p50 above the echo's of its patch"),
+            more(of_kagami, of_patch),
+            0.5,
+            "ms",
+        );
+        Ok(())
+    }
+}
+
+/// The name of a namespace's webhook, by which the API server counts.
+fn webhook(namespace: &Namespace<'_>) -> String {
+    format!("enforce.{}.kagami.dev", namespace.name)
+}

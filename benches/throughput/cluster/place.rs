@@ -1,0 +1,98 @@
+//! A cluster with Kagami's resources and one mirror.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use kagami::domain::time::Timestamp;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::super::{
+    e2e::{
+        cluster::{Cluster, Namespace, User},
+        companion::{MIRRORS, install_definitions},
+        reader::{Heart, time},
+    },
+    roles::{MIRROR, REGISTRY},
+};
+
+/// Who the companion is for the API server, whose audit log tells what that user writes.
+pub const COMPANION: &str = "companion-a";
+
+/// A cluster in which there is one ImageMirror.
+#[derive(Debug)]
+pub struct Place<'a> {
+    pub cluster: &'a Cluster,
+    /// Kagami's own namespace.
+    pub own: Namespace<'a>,
+}
+
+impl<'a> Place<'a> {
+    /// Creates an ImageMirror of a mirror at this address, with more settings.
+    pub fn new(cluster: &'a Cluster, mirror: SocketAddr, settings: &Value) -> Self {
+        install_definitions(cluster);
+        let own = cluster.namespace_named("kagami-system", None);
+        // Rights are not what is measured.
+        let binding = json!({
+            "metadata": {"name": "companions"},
+            "subjects": [{"kind": "Group", "name": "companions", "apiGroup": "rbac.authorization.k8s.io"}],
+            "roleRef": {"kind": "ClusterRole", "name": "cluster-admin", "apiGroup": "rbac.authorization.k8s.io"},
+        });
+        let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+        cluster.create(bindings, &binding).success();
+        let mut object = json!({
+            "apiVersion": "kagami.dev/v1alpha1",
+            "kind": "ImageMirror",
+            "metadata": {"name": MIRROR},
+            "spec": {
+                "registry": REGISTRY,
+                "kind": "Hosted",
+                "sources": [{"prefix": "docker.io"}],
+                "endpoint": {"url": format!("http://{mirror}")},
+            },
+        });
+        merge(&mut object["spec"], settings);
+        cluster.create(MIRRORS, &object).success();
+        Self { cluster, own }
+    }
+
+    /// Returns the path of a user's kubeconfig.
+    pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.cluster.folder().join(format!("{user}.kubeconfig"))
+    }
+
+    /// The ImageMirror as it stands.
+    pub fn mirror(&self) -> Value {
+        self.cluster.get(&format!("{MIRRORS}/{MIRROR}")).success()
+    }
+
+    /// Changes settings of the mirror.
+    pub fn set(&self, settings: &Value) {
+        let mut mirror = self.mirror();
+        merge(&mut mirror["spec"], settings);
+        self.put("", &mirror);
+    }
+
+    /// Plays the companion: says that the mirror has been healthy since then, and begins to beat.
+    pub fn share_healthy(&self, since: Timestamp) -> Heart {
+        let mut mirror = self.mirror();
+        let since = time(since);
+        mirror["status"] =
+            json!({"health": {"state": "Healthy", "reason": "", "since": since, "provenSince": since}});
+        self.put("/status", &mirror);
+        Heart::beat(self.cluster, &self.own.name)
+    }
+
+    fn put(&self, subresource: &str, mirror: &Value) {
+        let path = format!("{MIRRORS}/{MIRROR}{subresource}");
+        let answer = self
+            .cluster
+            .request(User::Admin, Method::PUT, &path, Some(mirror));
+        answer.success();
+    }
+}
+
+fn merge(object: &mut Value, more: &Value) {
+    for (key, value) in more.as_object().into_iter().flatten() {
+        object[key] = value.clone();
+    }
+}

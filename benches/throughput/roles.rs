@@ -1,0 +1,154 @@
+//! Kagami under test, in each of its roles.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::process::{CERTIFICATE, KEY, Process};
+
+/// How long Kagami may take to start, or to learn what it is shown.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The name of the only ImageMirror.
+pub const MIRROR: &str = "bench";
+
+/// What Pods get instead of the images' own registry.
+pub const REGISTRY: &str = "mirror.example.com";
+
+/// `kagami serve` or `kagami webhook`.
+#[derive(Debug)]
+pub struct Kagami {
+    pub process: Process,
+    pub admission: SocketAddr,
+    pub admin: Admin,
+}
+
+/// `kagami companion`.
+#[derive(Debug)]
+pub struct Companion {
+    pub process: Process,
+    pub admin: Admin,
+}
+
+/// A Kagami's admin listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Admin(SocketAddr);
+
+impl Kagami {
+    /// Starts `kagami serve` in front of one mirror, with more settings in its spec, and waits until
+    /// the mirror is healthy.
+    pub fn start(folder: &Path, name: &str, mirror: SocketAddr, settings: &str) -> Result<Self> {
+        let configuration = folder.join(format!("{name}.yaml"));
+        let settings = settings.replace('\n', "\n  ");
+        fs::write(
+            &configuration,
+            format!(
+                "apiVersion: kagami.dev/v1alpha1\nkind: ImageMirror\nmetadata: {{name: {MIRROR}}}\nspec:\n  \
+                 registry: {REGISTRY}\n  kind: Hosted\n  sources: [{{prefix: docker.io}}]\n  \
+                 endpoint: {{url: \"http://{mirror}\"}}\n  {settings}\n"
+            ),
+        )?;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kagami"));
+        command.arg("serve").arg("--config").arg(configuration);
+        let kagami = Self::listen(command, folder, name)?;
+        kagami.wait("the mirror to be healthy", |mirror| {
+            mirror["health"]["state"] == "Healthy"
+        })?;
+        Ok(kagami)
+    }
+
+    /// Starts `kagami webhook`, which may not be ready yet.
+    pub fn replica(folder: &Path, name: &str, kubeconfig: &Path, namespace: &str) -> Result<Self> {
+        Self::listen(in_cluster("webhook", kubeconfig, namespace), folder, name)
+    }
+
+    fn listen(mut command: Command, folder: &Path, name: &str) -> Result<Self> {
+        command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+        command
+            .arg("--tls-cert")
+            .arg(folder.join(CERTIFICATE))
+            .arg("--tls-key")
+            .arg(folder.join(KEY));
+        let mut process = Process::start(&mut command, &folder.join(format!("{name}.log")))?;
+        let admission = process.address("admission")?;
+        let admin = Admin(process.address("admin")?);
+        Ok(Self {
+            process,
+            admission,
+            admin,
+        })
+    }
+
+    /// Waits until what `/status` says of the mirror is as wished.
+    pub fn wait(&self, what: &str, wished: impl Fn(&Value) -> bool) -> Result<()> {
+        self.admin.wait(what, |status| wished(&status["mirrors"][MIRROR]))
+    }
+}
+
+impl Companion {
+    /// Starts it; it may not lead yet.
+    pub fn start(folder: &Path, kubeconfig: &Path, namespace: &str) -> Result<Self> {
+        let mut command = in_cluster("companion", kubeconfig, namespace);
+        command.args(["--admin-listen", "127.0.0.1:0"]);
+        let mut process = Process::start(&mut command, &folder.join("companion.log"))?;
+        let admin = Admin(process.address("admin")?);
+        Ok(Self { process, admin })
+    }
+}
+
+/// Returns the command of a role that needs an API server.
+fn in_cluster(role: &str, kubeconfig: &Path, namespace: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kagami"));
+    // No proxy of the caller's.
+    command.env_clear().env("KUBECONFIG", kubeconfig);
+    command.args([role, "--namespace", namespace]);
+    command
+}
+
+impl Admin {
+    /// Waits until `/status` is as wished.
+    pub fn wait(self, what: &str, wished: impl Fn(&Value) -> bool) -> Result<()> {
+        self.wait_for("/status", what, |_, status| {
+            serde_json::from_str(status).is_ok_and(|status| wished(&status))
+        })
+    }
+
+    /// Waits until `/readyz`, which costs Kagami next to nothing, answers with such a code and text.
+    pub fn wait_for_readiness(self, what: &str, wished: impl Fn(u16, &str) -> bool) -> Result<()> {
+        self.wait_for("/readyz", what, wished)
+    }
+
+    fn wait_for(self, path: &str, what: &str, wished: impl Fn(u16, &str) -> bool) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let (code, text) = self.get(path)?;
+            if wished(code, &text) {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                bail!("waited in vain for {what}: {text}");
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Returns code and body of what is answered.
+    fn get(self, path: &str) -> Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.0)?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
+        let code = head.get(9..12).context("no status line")?.parse()?;
+        Ok((code, body.to_owned()))
+    }
+}
