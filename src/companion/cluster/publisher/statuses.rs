@@ -1,0 +1,247 @@
+//! The statuses of ImageMirrors, and the Events that tell of changes of health.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use k8s_openapi::{api::core::v1::ObjectReference, api::events::v1::Event};
+use kube::{
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    core::DynamicObject,
+};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Apis, PAUSE, Publisher};
+use crate::{
+    api::v1alpha1::{ImageMirrorStatus, micro_time},
+    clock,
+    companion::cluster::{
+        mirrors::{Resourced, status_of, version},
+        status::{self, Seen},
+        writer::NotWritten,
+    },
+    domain::{health::State, mirror::Prefer, routing::MirrorId, snapshot::Snapshot},
+    telemetry::chain,
+};
+
+/// The pause before a status that the API server refused is tried again.
+const REFUSED: Duration = Duration::from_mins(1);
+
+/// Event reporter.
+const REPORTER: &str = "kagami.dev/companion";
+
+impl Publisher {
+    /// Writes the next status that is not as it should be. Returns whether there was one.
+    pub(super) async fn step_status(&mut self, apis: &Apis) -> Result<bool, NotWritten> {
+        let Some(cluster) = self.cluster.borrow().clone() else {
+            return Ok(false);
+        };
+        let snapshot = self.store.snapshot();
+        let by_name = snapshot.routing.by_name();
+        let now = clock::now();
+        let lacking = self.definitions.borrow().clone();
+        for (name, resource) in &cluster.mirrors {
+            if self
+                .work
+                .not_before
+                .get(name)
+                .is_some_and(|until| *until > Instant::now())
+            {
+                continue;
+            }
+            let (version, current) = self
+                .work
+                .ours
+                .get(name)
+                .map_or((resource.version, &resource.status), |(version, status)| {
+                    (*version, status)
+                });
+            let report = self.reports.of(name);
+            let settled = !self.has_updates(name);
+            let waiting = self.work.sweeps.get(name).copied().unwrap_or_default();
+            let id = by_name.get(name.as_str()).copied();
+            let seen = Seen {
+                generation: resource.generation,
+                faults: &resource.faults,
+                health: id.map(|id| snapshot.health_of(id)),
+                failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
+                missing_secret: resource.missing_secret.as_deref(),
+                credentials_accepted: report.credentials_accepted,
+                nodes_can_pull: report.nodes_can_pull,
+                sweeps: waiting.map(|end| end.filter(|_| settled).map(|end| (end, self.through))),
+                platforms: &cluster.platforms,
+                lacking: lacking.as_deref(),
+            };
+            let next = status::plan(current, &seen, now);
+            if settled {
+                self.work.sweeps.remove(name);
+            }
+            let answered = self.work.answered.get(name);
+            if next == *current || answered.is_some_and(|(sent, stored)| *sent == next && stored == current) {
+                continue;
+            }
+            let current = current.clone();
+            let written = self.write_status(apis, name, version, &next).await;
+            if written.is_err() && settled {
+                self.work.sweeps.insert(name.clone(), waiting);
+            }
+            match written {
+                Ok(()) => {}
+                Err(NotWritten::Refused(error)) => {
+                    let error = chain(&error);
+                    tracing::error!(mirror = name, error, "the API server refuses the status");
+                    self.work
+                        .not_before
+                        .insert(name.clone(), Instant::now() + REFUSED);
+                    continue;
+                }
+                Err(NotWritten::Conflict) => {
+                    self.refresh(apis, name).await?;
+                    return Ok(true);
+                }
+                // The watch will tell that it is gone.
+                Err(NotWritten::Gone) => {
+                    self.work.not_before.insert(name.clone(), Instant::now() + PAUSE);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            self.tell(apis, name, resource, &current, &next).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn has_updates(&self, mirror: &str) -> bool {
+        let first = (Box::from(mirror), Box::from(""));
+        self.work
+            .updates
+            .range(first..)
+            .next()
+            .is_some_and(|(first, _)| &**first == mirror)
+    }
+
+    async fn write_status(
+        &mut self,
+        apis: &Apis,
+        name: &str,
+        version: u64,
+        next: &ImageMirrorStatus,
+    ) -> Result<(), NotWritten> {
+        // A merge patch that names its version: what newer versions have in the status stays, and
+        // nothing is overwritten unseen.
+        let patch = json!({
+            "metadata": {"resourceVersion": version.to_string()},
+            "status": {
+                "conditions": next.conditions,
+                "health": next.health,
+                "sweeps": next.sweeps,
+                "images": next.images,
+                "platforms": next.platforms,
+                "failingUpstreams": next.failing_upstreams,
+            },
+        });
+        let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        let request = apis.mirrors.patch_status(name, &parameters, &patch);
+        let answer = self.writer.write("ImageMirror", request).await?;
+        let stored = self.took(name, &answer);
+        self.work.answered.insert(name.to_owned(), (next.clone(), stored));
+        Ok(())
+    }
+
+    /// Takes in a mirror as the API server has it, and returns its status.
+    fn took(&mut self, name: &str, answer: &DynamicObject) -> ImageMirrorStatus {
+        let status = status_of(answer);
+        let version = version(answer.metadata.resource_version.as_deref());
+        if let Some(health) = status::health(&status) {
+            self.published.send_modify(|published| {
+                published.insert(name.to_owned(), health);
+            });
+        }
+        self.work.ours.insert(name.to_owned(), (version, status.clone()));
+        status
+    }
+
+    /// Reads a mirror whose version is not the one expected.
+    async fn refresh(&mut self, apis: &Apis, name: &str) -> Result<(), NotWritten> {
+        let Some(object) = apis.mirrors.get_opt(name).await? else {
+            return Ok(());
+        };
+        self.took(name, &object);
+        Ok(())
+    }
+
+    /// Writes an Event if a mirror's health changed.
+    async fn tell(
+        &self,
+        apis: &Apis,
+        name: &str,
+        resource: &Resourced,
+        before: &ImageMirrorStatus,
+        after: &ImageMirrorStatus,
+    ) -> Result<(), NotWritten> {
+        let state = |status: &ImageMirrorStatus| status::health(status).map(|health| health.state);
+        let (before, Some(now)) = (state(before), state(after)) else {
+            return Ok(());
+        };
+        if before.unwrap_or(State::Unknown) == now {
+            return Ok(());
+        }
+        let reason = after.health.as_ref().map(|health| health.reason.clone());
+        let from = before.unwrap_or(State::Unknown).as_str();
+        let event = Event {
+            metadata: ObjectMeta {
+                // Unlike the mirror's, an Event's name may be cut.
+                name: Some(format!("{name:.200}.{:x}", clock::now().as_millis())),
+                ..ObjectMeta::default()
+            },
+            action: Some("Probe".to_owned()),
+            event_time: Some(micro_time(clock::now())),
+            note: Some(format!(
+                "The mirror went from {from} to {}: {}",
+                now.as_str(),
+                reason.unwrap_or_default()
+            )),
+            reason: Some(now.as_str().to_owned()),
+            regarding: Some(ObjectReference {
+                api_version: Some("kagami.dev/v1alpha1".to_owned()),
+                kind: Some("ImageMirror".to_owned()),
+                name: Some(name.to_owned()),
+                uid: Some(resource.uid.clone()),
+                ..ObjectReference::default()
+            }),
+            reporting_controller: Some(REPORTER.to_owned()),
+            reporting_instance: Some(self.identity.chars().take(128).collect()),
+            type_: Some(
+                if now == State::Unhealthy {
+                    "Warning"
+                } else {
+                    "Normal"
+                }
+                .to_owned(),
+            ),
+            ..Event::default()
+        };
+        let parameters = PostParams::default();
+        let request = apis.events.create(&parameters, &event);
+        match self.writer.write("Event", request).await {
+            Err(NotWritten::NotLeading) => Err(NotWritten::NotLeading),
+            Err(error) => {
+                // The status says the same and is what counts.
+                tracing::debug!(error = chain(&error), "cannot write an Event");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+/// Returns the upstreams that fail, of a mirror that is used only then.
+fn failing_upstreams(snapshot: &Snapshot, mirror: MirrorId) -> Vec<String> {
+    let settings = snapshot.routing.mirror(mirror);
+    if settings.prefer == Prefer::Mirror {
+        return Vec::new();
+    }
+    let fails = |host: &&str| snapshot.failing_upstreams.contains(*host);
+    let failing: BTreeSet<&str> = settings.upstreams().filter(fails).collect();
+    failing.into_iter().map(ToOwned::to_owned).collect()
+}

@@ -1,0 +1,267 @@
+use super::*;
+use crate::domain::health::{Fault, State};
+
+const MIRROR: &str = "main";
+
+/// A belief, and a clock that tests move on by hand.
+struct Scene {
+    belief: Belief,
+    store: Store,
+    started: Instant,
+}
+
+fn object(value: Value) -> Object {
+    serde_json::from_value(value).unwrap()
+}
+
+fn mirror(state: &str, stale_after: &str) -> Object {
+    object(json!({
+        "metadata": {"name": MIRROR},
+        "spec": {
+            "registry": "mirror.test", "kind": "Hosted", "sources": [{"prefix": "docker.io"}],
+            "endpoint": {"url": "http://127.0.0.1:1", "credentials": {"secretRef": {"name": "read"}}},
+            "health": {"staleAfter": stale_after},
+            "namespaceSelector": {"matchLabels": {"team": "blue"}},
+        },
+        "status": {"health": {"state": state, "provenSince": "2026-01-02T03:04:05.000000Z"}},
+    }))
+}
+
+fn lease(number: u32) -> Object {
+    object(json!({"spec": {"renewTime": format!("2026-01-02T03:04:{number:02}.000000Z")}}))
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_millis(2_000_000_000_000)
+}
+
+impl Scene {
+    /// One healthy mirror was listed, and the Lease found.
+    fn new(stale_after: &str) -> Self {
+        // In the process the command line does it.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let store = Store::default();
+        let mut belief = Belief::new(store.clone(), BTreeSet::new(), Metrics::new().0);
+        belief.mirror_listed(&mirror("Healthy", stale_after), now());
+        belief.mirrors_listed(0, now());
+        belief.lease_listed(&lease(0));
+        Self {
+            belief,
+            store,
+            started: Instant::now(),
+        }
+    }
+
+    fn at(&self, seconds: u64) -> Instant {
+        self.started + Duration::from_secs(seconds)
+    }
+
+    fn beat(&mut self, number: u32, seconds: u64) {
+        let at = self.at(seconds);
+        self.belief.lease_changed(&lease(number), at);
+    }
+
+    /// Lets time pass while all watches are in contact, and returns state and staleness.
+    fn tick(&mut self, seconds: u64) -> (State, bool) {
+        let at = self.at(seconds);
+        let contacts = Contacts {
+            mirrors: Some(at),
+            namespaces: Some(at),
+        };
+        self.belief.tick(contacts, at, now());
+        self.view()
+    }
+
+    fn view(&self) -> (State, bool) {
+        let snapshot = self.store.snapshot();
+        let (id, _) = snapshot.routing.mirrors().next().unwrap();
+        (snapshot.health_of(id).state, snapshot.is_stale(id))
+    }
+
+    /// Answers the list that is wanted, with a state.
+    fn relist(&mut self, state: &str) {
+        let round = *self.belief.relists().borrow();
+        self.belief.mirrors_listing();
+        self.belief.mirror_listed(&mirror(state, "10s"), now());
+        self.belief.mirrors_listed(round, now());
+    }
+}
+
+const STALE: (State, bool) = (State::Unknown, true);
+const FRESH: (State, bool) = (State::Healthy, false);
+
+#[test]
+fn a_lease_that_is_only_there_is_no_sign_of_life() {
+    let mut scene = Scene::new("10s");
+    assert_eq!(scene.tick(0), STALE);
+    scene.beat(0, 1);
+    scene.relist("Healthy");
+    assert_eq!(scene.tick(1), STALE);
+    assert!(!scene.belief.heard());
+}
+
+#[test]
+fn after_a_pause_the_mirrors_are_listed_before_anything_is_believed() {
+    let mut scene = Scene::new("10s");
+    // The list that was under way before the sign of life says nothing.
+    scene.beat(1, 1);
+    scene.belief.mirrors_listing();
+    scene.belief.mirror_listed(&mirror("Healthy", "10s"), now());
+    scene.belief.mirrors_listed(0, now());
+    assert_eq!(scene.tick(1), STALE);
+    scene.relist("Healthy");
+    assert_eq!(scene.tick(1), FRESH);
+    // While it goes on, no list is needed.
+    scene.beat(2, 6);
+    assert_eq!(scene.tick(16), FRESH);
+    assert_eq!(scene.tick(17), STALE);
+    scene.beat(3, 20);
+    assert_eq!(scene.tick(20), STALE);
+    scene.relist("Unhealthy");
+    assert_eq!(scene.tick(20), (State::Unhealthy, false));
+}
+
+#[test]
+fn each_mirror_has_its_own_bound() {
+    let mut scene = Scene::new("10s");
+    let mut other = mirror("Healthy", "1m");
+    "other".clone_into(&mut other.metadata.name);
+    scene.beat(1, 0);
+    let round = *scene.belief.relists().borrow();
+    scene.belief.mirrors_listing();
+    scene.belief.mirror_listed(&mirror("Healthy", "10s"), now());
+    scene.belief.mirror_listed(&other, now());
+    scene.belief.mirrors_listed(round, now());
+    scene.tick(30);
+    let snapshot = scene.store.snapshot();
+    let by_name = snapshot.routing.by_name();
+    assert!(snapshot.is_stale(by_name[MIRROR]));
+    assert!(!snapshot.is_stale(by_name["other"]));
+}
+
+#[test]
+fn a_silent_watch_of_mirrors_is_not_believed_whatever_the_heartbeat_says() {
+    let mut scene = Scene::new("10s");
+    scene.beat(1, 0);
+    scene.relist("Healthy");
+    for second in (5..=40).step_by(5) {
+        scene.beat(u32::try_from(second).unwrap(), second);
+    }
+    assert_eq!(scene.tick(40), FRESH);
+    let at = scene.at(40);
+    let contacts = Contacts {
+        mirrors: Some(scene.at(9)),
+        namespaces: Some(at),
+    };
+    scene.belief.tick(contacts, at, now());
+    assert_eq!(scene.view(), STALE);
+}
+
+#[test]
+fn a_silent_watch_of_namespaces_leaves_none_known() {
+    let mut scene = Scene::new("10s");
+    let namespace = |labels: Value| {
+        serde_json::from_value::<Outline>(json!({"metadata": {"name": "shop", "labels": labels}})).unwrap()
+    };
+    scene.tick(0);
+    scene.belief.namespaces_listing();
+    scene.belief.namespace_listed(namespace(json!({"team": "blue"})));
+    let serves = |scene: &Scene| {
+        let snapshot = scene.store.snapshot();
+        let (id, _) = snapshot.routing.mirrors().next().unwrap();
+        snapshot.serves(id, "shop")
+    };
+    assert!(!serves(&scene));
+    scene.belief.namespaces_listed();
+    assert!(serves(&scene));
+    let at = scene.at(200);
+    let contacts = |namespaces| Contacts {
+        mirrors: Some(at),
+        namespaces: Some(namespaces),
+    };
+    scene.belief.tick(contacts(scene.at(49)), at, now());
+    assert!(!serves(&scene));
+    // A mirror that changes meanwhile does not bring them back.
+    scene.belief.mirror_changed(&mirror("Healthy", "1m"), now());
+    assert!(!serves(&scene));
+    scene.belief.tick(contacts(at), at, now());
+    assert!(serves(&scene));
+    scene.belief.namespace_deleted("shop");
+    assert!(!serves(&scene));
+}
+
+#[test]
+fn mirrors_come_and_go_with_lists_and_deletions() {
+    let mut scene = Scene::new("10s");
+    let mirrors = |scene: &Scene| scene.store.snapshot().routing.len();
+    assert_eq!(mirrors(&scene), 1);
+    scene.belief.mirrors_listing();
+    scene.belief.mirrors_listed(0, now());
+    assert_eq!(mirrors(&scene), 0);
+    scene.belief.mirror_changed(&mirror("Healthy", "10s"), now());
+    assert_eq!(mirrors(&scene), 1);
+    scene.belief.mirror_deleted(MIRROR, now());
+    assert_eq!(mirrors(&scene), 0);
+}
+
+#[test]
+fn credentials_that_change_make_a_new_client_and_void_nothing() {
+    let mut scene = Scene::new("10s");
+    scene.beat(1, 0);
+    scene.relist("Healthy");
+    scene.tick(0);
+    let secret = |content: &str| {
+        let data = BTreeMap::from([(".dockerconfigjson".to_owned(), content.as_bytes().to_vec())]);
+        let secret = Secret {
+            namespace: None,
+            type_: String::new(),
+            data,
+        };
+        BTreeMap::from([(MIRROR.to_owned(), secret)])
+    };
+    let client = |scene: &Scene| scene.store.client(MIRROR).unwrap();
+    let health = |scene: &Scene| scene.store.snapshot().health.clone();
+    let (first, before) = (client(&scene), health(&scene));
+    let good = r#"{"auths": {"mirror.test": {"username": "u", "password": "p"}}}"#;
+    scene.belief.set_credentials(secret(good), now());
+    let second = client(&scene);
+    assert!(!second.is(&first));
+    scene.belief.set_credentials(secret(good), now());
+    assert!(client(&scene).is(&second));
+    // Broken ones: without, and the mirror stays.
+    scene.belief.set_credentials(secret("{"), now());
+    assert!(!client(&scene).is(&second));
+    assert_eq!(health(&scene), before);
+}
+
+#[test]
+fn another_endpoint_voids_what_was_proven() {
+    let mut scene = Scene::new("10s");
+    scene.beat(1, 0);
+    scene.relist("Healthy");
+    assert_eq!(scene.tick(0), FRESH);
+    let mut moved = mirror("Healthy", "10s");
+    moved.spec["endpoint"]["url"] = "http://127.0.0.1:2".into();
+    scene.belief.mirror_changed(&moved, now());
+    let health = scene.store.snapshot().health[0];
+    assert_eq!((health.state, health.proven_since), (State::Healthy, now()));
+}
+
+#[test]
+fn own_probes_are_wanted_only_while_nobody_else_counts() {
+    let mut scene = Scene::new("10s");
+    scene.tick(0);
+    assert_eq!(scene.belief.wanted().len(), 1);
+    scene.beat(1, 0);
+    scene.relist("Healthy");
+    scene.tick(0);
+    assert!(scene.belief.wanted().is_empty());
+    let bad = Observed {
+        mirror: MIRROR.to_owned(),
+        observation: Observation::Bad(Fault::Timeout),
+    };
+    scene.belief.observe(&bad, now());
+    scene.belief.observe(&bad, now());
+    assert_eq!(scene.view(), (State::Unhealthy, false));
+    assert_eq!(scene.belief.wanted().len(), 1);
+}
