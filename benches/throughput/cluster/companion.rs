@@ -100,7 +100,10 @@ impl Bench {
             self.plan.outage.as_secs()
         );
         bars.at_most(
-            "companion: API writes of an outage's first minute",
+            format!(
+                "companion: API writes in an outage's first {} s",
+                self.plan.outage.as_secs()
+            ),
             f64::from(outage),
             60.0,
             "",
