@@ -127,9 +127,12 @@ impl<V> Watched<V> {
 
 type Good = BTreeMap<String, (Mirror, Connection)>;
 
+/// An ImageMirror, or one that cannot be read and why.
+type Read = Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>;
+
 /// Follows the cluster and puts it to use, until it is dropped.
 pub(super) struct Follower {
-    mirrors: Watched<Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>>,
+    mirrors: Watched<Read>,
     namespaces: Watched<Labels>,
     architectures: Watched<Option<String>>,
     secrets: Watched<Secret>,
@@ -328,7 +331,7 @@ pub(super) fn version(text: Option<&str>) -> u64 {
     text.and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
-fn read(schema: &Value, object: DynamicObject) -> Result<ImageMirror, (Box<DynamicObject>, Vec<String>)> {
+fn read(schema: &Value, object: DynamicObject) -> Read {
     // A newer status is no reason to do without the settings.
     let (resource, faults) = api::mirror::decode(schema, &object.name_any(), &object.data["spec"]);
     match resource {
