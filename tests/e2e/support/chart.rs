@@ -79,11 +79,12 @@ impl<'a> Chart<'a> {
     }
 }
 
-/// Applies files or folders, server-side.
+/// Applies files or folders, server-side, whoever wrote their objects before: tests share definitions.
 #[track_caller]
 pub(crate) fn apply(cluster: &Cluster, files: &[&str]) {
     let files = files.iter().flat_map(|file| ["--filename", *file]);
-    let arguments: Vec<_> = ["apply", "--server-side"].into_iter().chain(files).collect();
+    let apply = ["apply", "--server-side", "--force-conflicts"];
+    let arguments: Vec<_> = apply.into_iter().chain(files).collect();
     stdout(&cluster.kubectl(&arguments));
 }
 
