@@ -40,12 +40,12 @@ impl Digest {
             Self::Sha256(hash) => ("sha256:", &hash[..]),
             Self::Sha512(hash) => ("sha512:", &hash[..]),
         };
-        out.reserve(prefix.len() + 2 * hash.len());
-        out.push_str(prefix);
-        for byte in hash {
-            out.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            out.push(char::from(DIGITS[usize::from(byte & 0xf)]));
+        let mut hex = [0; 128];
+        for (pair, byte) in hex.as_chunks_mut::<2>().0.iter_mut().zip(hash) {
+            *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]];
         }
+        out.push_str(prefix);
+        out.push_str(str::from_utf8(&hex[..2 * hash.len()]).expect("hex digits are ASCII"));
     }
 
     /// Whether this is how the digest is written.

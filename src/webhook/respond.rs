@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64_simd::STANDARD;
 
 use crate::domain::{
     decision::{Decision, Operation},
@@ -70,7 +70,7 @@ impl Answer<'_> {
         out.push_str(",\"allowed\":true");
         if let Some(patch) = self.patch {
             out.push_str(",\"patchType\":\"JSONPatch\",\"patch\":\"");
-            STANDARD.encode_string(patch, &mut out);
+            STANDARD.encode_append(patch, &mut out);
             out.push('"');
         }
         self.audit.write(&mut out);

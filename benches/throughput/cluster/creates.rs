@@ -1,8 +1,9 @@
 //! What a webhook adds to the creation of a Pod through an API server.
 //!
 //! An API server that gets a patch has much more to do than one that is told to go on: it encodes the Pod,
-//! patches it, decodes it, and goes through its own admission once more. So there are two echoes: the bare
-//! one, and one that answers with Kagami's patch, which shows how much of the difference is Kagami's own.
+//! patches it, decodes it, and goes through its own admission once more. So there are two echoes. The bar
+//! holds Kagami to the one that answers the same, as the echo of the reviews does; the other says yes and
+//! nothing else, and the difference between the two is the price of any patch, whoever sends it.
 
 use std::{fs, net::SocketAddr};
 
@@ -190,13 +191,17 @@ impl Bench {
                 more(loads, bare),
             );
         }
-        for (echo, loads) in [
-            ("the bare echo's", of_echo),
-            ("that of the echo of its patch", of_patch),
-        ] {
-            let name = format!("Pod create, {connections} at once: Kagami's p50 above {echo}");
-            bars.at_most(name, more(of_kagami, loads), 0.5, "ms");
-        }
+        println!(
+            "  {connections:>7} of what Kagami's p50 is above the echo's, {:.3} ms, the API server takes {:.3} ms to patch",
+            more(of_kagami, of_echo),
+            more(of_patch, of_echo),
+        );
+        bars.at_most(
+            format!("Pod create, {connections} at once: Kagami's p50 above an echo of its answer"),
+            more(of_kagami, of_patch),
+            0.5,
+            "ms",
+        );
         Ok(())
     }
 }
