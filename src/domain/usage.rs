@@ -23,7 +23,7 @@ pub fn restore(pod: &mut Pod<'_>, routing: &Routing) -> Vec<Option<MirrorId>> {
         let mut key = String::new();
         if let Ok(reference) = Reference::parse(&place.image) {
             reference.write_key(&mut key);
-            key.truncate(key.len().saturating_sub(1 + reference.manifest_reference().len()));
+            key.truncate(reference.name_in(&key).len());
         }
         let mirror = carried(routing, &key, pod, place);
         on.push(mirror.or_else(|| routing.mirrors_named_by(&key).next()));

@@ -238,14 +238,8 @@ impl<'a> Decider<'_, 'a> {
         planned.reference = Some(reference);
         self.key.clear();
         reference.write_key(&mut self.key);
-        // The key ends in `:tag` or `@digest`.
-        let name_length = self
-            .key
-            .len()
-            .saturating_sub(1 + reference.manifest_reference().len());
-
         let routing = &self.snapshot.routing;
-        let name = self.key.get(..name_length).unwrap_or_default();
+        let name = reference.name_in(&self.key);
         let candidates = routing.candidates(name);
         if candidates.names_mirror {
             planned.carried = carried(routing, name, &self.request.pod, place);

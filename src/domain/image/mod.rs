@@ -234,6 +234,13 @@ impl<'a> Reference<'a> {
         });
         key.push_str(self.manifest_reference());
     }
+
+    /// Returns the image's name within its key ([`Self::write_key`]), without tag and digest.
+    pub fn name_in<'k>(&self, key: &'k str) -> &'k str {
+        // The key ends in `:tag` or `@digest`.
+        let length = key.len().saturating_sub(1 + self.manifest_reference().len());
+        key.get(..length).unwrap_or_default()
+    }
 }
 
 /// Writes the completed reference, with the tag and the digest that were written.

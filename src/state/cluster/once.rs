@@ -153,8 +153,7 @@ impl Cluster {
         for reference in references.iter().filter_map(|text| Reference::parse(text).ok()) {
             let mut key = String::new();
             reference.write_key(&mut key);
-            let name = key.len().saturating_sub(1 + reference.manifest_reference().len());
-            for candidate in routing.candidates(&key[..name]).ordered {
+            for candidate in routing.candidates(reference.name_in(&key)).ordered {
                 let mirror = &routing.mirror(candidate.mirror).name;
                 names.push(MirroredImage::object_name(mirror, &key));
             }
