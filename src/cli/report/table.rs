@@ -81,9 +81,10 @@ pub(super) fn of(report: &Report, all: bool) -> String {
         lines.extend(namespaces.lines());
     }
     if counted_only > 0 {
+        let pods = if counted_only == 1 { "Pod" } else { "Pods" };
         lines.push(String::new());
         lines.push(format!(
-            "Only counted: {counted_only} Pods that Kagami is not asked about \
+            "Only counted: {counted_only} {pods} that Kagami is not asked about \
              (--namespace or --output json lists them)."
         ));
     }
@@ -174,7 +175,7 @@ mod tests {
         shop       audit  1     2       1            2
         (all)             3     4       1            2         ImageMissing 1, ModeOff 2
 
-        Only counted: 1 Pods that Kagami is not asked about (--namespace or --output json lists them).
+        Only counted: 1 Pod that Kagami is not asked about (--namespace or --output json lists them).
         ");
     }
 
