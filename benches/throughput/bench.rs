@@ -37,9 +37,14 @@ pub const LASTING: &str = "freshness: {tag: 24h, digest: 24h}";
 /// How long each part takes.
 #[derive(Debug)]
 pub struct Plan {
+    /// Many short rounds: what disturbs a virtual machine from outside lasts for seconds, so that a
+    /// round and the echo's beside it meet the same of it.
     pub rounds: usize,
     pub round: Duration,
     pub open: Duration,
+    /// How often a black hole begins.
+    pub black_holes: usize,
+    /// How long the one that is known lasts.
     pub black_hole: Duration,
     pub swept: usize,
     pub sweeps: usize,
@@ -50,9 +55,10 @@ pub struct Plan {
 }
 
 pub const FULL: Plan = Plan {
-    rounds: 5,
-    round: Duration::from_millis(1500),
+    rounds: 21,
+    round: Duration::from_millis(400),
     open: Duration::from_secs(10),
+    black_holes: 5,
     black_hole: Duration::from_mins(1),
     swept: 10_000,
     sweeps: 5,
@@ -62,9 +68,10 @@ pub const FULL: Plan = Plan {
 };
 
 pub const QUICK: Plan = Plan {
-    rounds: 3,
-    round: Duration::from_millis(500),
+    rounds: 9,
+    round: Duration::from_millis(200),
     open: Duration::from_secs(4),
+    black_holes: 3,
     black_hole: Duration::from_secs(10),
     swept: 10_000,
     sweeps: 3,

@@ -109,7 +109,7 @@ impl Bench {
     /// Decision time: few against many images.
     pub fn decision(&self, bars: &mut Bars) -> Result<()> {
         let known = [100, 100_000];
-        let times = times(known, 2 * self.plan.rounds)?;
+        let times = times(known, self.plan.rounds)?;
         println!("\nOne review without network, CPU µs");
         println!("  {:<40} {:>8} {:>8}", "known images", known[0], known[1]);
         let rows = [

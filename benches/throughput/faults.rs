@@ -43,7 +43,7 @@ impl Bench {
         for containers in [1, 5, 50] {
             let payload = Payload::new(PATH, 0, containers)?;
             let mut worst = 0.0_f64;
-            for _ in 0..self.plan.rounds {
+            for _ in 0..self.plan.black_holes {
                 let images = Images {
                     first,
                     count: containers,
