@@ -1,6 +1,9 @@
 //! Every metric of the process: one struct, typed labels, one registry.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
@@ -30,6 +33,7 @@ pub struct Metrics {
     decisions: Family<DecisionLabels, Counter>,
     reviews: Family<ReviewLabels, Counter>,
     review_seconds: Family<ModeLabel, Histogram, fn() -> Histogram>,
+    of_reviews: Arc<[OfReviews; Mode::ALL.len()]>,
     probes: Family<ProbeLabels, Counter>,
     mirror_health: Family<HealthLabels, Gauge>,
     images: Family<ImagesLabels, Gauge>,
@@ -42,6 +46,25 @@ pub struct Metrics {
     certificate_faults: Gauge,
     admission_server: Counts,
     admin_server: Counts,
+}
+
+/// Members of the families that every review touches, taken out at their first use: to find one costs
+/// a hash and a lock.
+#[derive(Debug)]
+struct OfReviews {
+    decisions: [[OnceLock<Counter>; Reason::ALL.len()]; Outcome::ALL.len()],
+    answers: [OnceLock<Counter>; ReviewAnswer::ALL.len()],
+    seconds: OnceLock<Histogram>,
+}
+
+impl OfReviews {
+    const fn new() -> Self {
+        Self {
+            decisions: [const { [const { OnceLock::new() }; Reason::ALL.len()] }; Outcome::ALL.len()],
+            answers: [const { OnceLock::new() }; ReviewAnswer::ALL.len()],
+            seconds: OnceLock::new(),
+        }
+    }
 }
 
 /// What a process tells that follows an API server.
@@ -161,6 +184,8 @@ pub enum ReviewAnswer {
 }
 
 impl ReviewAnswer {
+    const ALL: [Self; 4] = [Self::Patched, Self::Unchanged, Self::Fault, Self::Refused];
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Patched => "patched",
@@ -186,6 +211,7 @@ impl Metrics {
             }),
             decisions: Family::default(),
             reviews: Family::default(),
+            of_reviews: Arc::new([const { OfReviews::new() }; Mode::ALL.len()]),
             probes: Family::default(),
             mirror_health: Family::default(),
             images: Family::default(),
@@ -204,6 +230,7 @@ impl Metrics {
             decisions,
             reviews,
             review_seconds,
+            of_reviews: _,
             probes,
             mirror_health,
             images,
@@ -272,25 +299,28 @@ impl Metrics {
 
     /// Counts decisions that are the same.
     pub fn decided(&self, mode: Mode, outcome: Outcome, reason: Reason, images: u64) {
-        let labels = DecisionLabels {
-            mode: Label(mode),
-            outcome: Label(outcome),
-            reason: Label(reason),
-        };
-        self.decisions.get_or_create(&labels).inc_by(images);
+        let decisions = &self.of_reviews[mode as usize].decisions;
+        let counter = decisions[outcome as usize][reason as usize].get_or_init(|| {
+            self.decisions.get_or_create_owned(&DecisionLabels {
+                mode: Label(mode),
+                outcome: Label(outcome),
+                reason: Label(reason),
+            })
+        });
+        counter.inc_by(images);
     }
 
     /// Counts one review and its time.
     pub fn reviewed(&self, mode: Mode, answer: ReviewAnswer, took: Duration) {
+        let OfReviews { answers, seconds, .. } = &self.of_reviews[mode as usize];
         let mode = Label(mode);
-        self.reviews
-            .get_or_create(&ReviewLabels {
-                mode,
-                answer: answer.as_str(),
-            })
-            .inc();
-        self.review_seconds
-            .get_or_create(&ModeLabel { mode })
+        let counter = answers[answer as usize].get_or_init(|| {
+            let answer = answer.as_str();
+            self.reviews.get_or_create_owned(&ReviewLabels { mode, answer })
+        });
+        counter.inc();
+        seconds
+            .get_or_init(|| self.review_seconds.get_or_create_owned(&ModeLabel { mode }))
             .observe(took.as_secs_f64());
     }
 

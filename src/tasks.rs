@@ -6,7 +6,15 @@
 //!   [`Tasks::run`] moves it forward in the product; tests hold their own [`Trigger`].
 //! - Nothing here knows what the tasks do, and nothing here exits the process.
 
-use std::{error::Error as StdError, io, time::Duration};
+use std::{
+    error::Error as StdError,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     signal::unix,
@@ -19,6 +27,7 @@ type Cause = Box<dyn StdError + Send + Sync>;
 
 /// How far the end of the process has come. It only moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
 pub enum Stage {
     /// Nothing has asked for the end.
     Running,
@@ -30,26 +39,39 @@ pub enum Stage {
 
 /// Moves the [`Shutdown`]s made with it forward.
 #[derive(Debug)]
-pub struct Trigger(watch::Sender<Stage>);
+pub struct Trigger {
+    sender: watch::Sender<Stage>,
+    reached: Arc<AtomicU8>,
+}
 
 /// Tells a part of the process how far the end has come.
 ///
 /// If the [`Trigger`] is gone, the stage stays as it is.
 #[derive(Clone, Debug)]
-pub struct Shutdown(watch::Receiver<Stage>);
+pub struct Shutdown {
+    receiver: watch::Receiver<Stage>,
+    /// The same stage, for those who ask so often that a lock would cost.
+    reached: Arc<AtomicU8>,
+}
 
 /// Returns a trigger and the value that follows it, at [`Stage::Running`].
 pub fn shutdown() -> (Trigger, Shutdown) {
     let (sender, receiver) = watch::channel(Stage::Running);
-    (Trigger(sender), Shutdown(receiver))
+    let reached = Arc::new(AtomicU8::new(Stage::Running as u8));
+    let trigger = Trigger {
+        sender,
+        reached: reached.clone(),
+    };
+    (trigger, Shutdown { receiver, reached })
 }
 
 impl Trigger {
     /// Moves to `stage`; a stage that has passed already changes nothing.
     pub fn advance(&self, stage: Stage) {
-        self.0.send_if_modified(|now| {
+        self.sender.send_if_modified(|now| {
             let later = stage > *now;
             *now = (*now).max(stage);
+            self.reached.store(*now as u8, Ordering::Release);
             later
         });
     }
@@ -58,12 +80,16 @@ impl Trigger {
 impl Shutdown {
     /// Returns the stage reached.
     pub fn stage(&self) -> Stage {
-        *self.0.borrow()
+        match self.reached.load(Ordering::Acquire) {
+            0 => Stage::Running,
+            1 => Stage::Draining,
+            _ => Stage::Stopping,
+        }
     }
 
     /// Waits until `stage` is reached or passed. Dropping the future loses nothing.
     pub async fn reached(&mut self, stage: Stage) {
-        if self.0.wait_for(|now| *now >= stage).await.is_err() {
+        if self.receiver.wait_for(|now| *now >= stage).await.is_err() {
             std::future::pending::<()>().await;
         }
     }

@@ -9,7 +9,10 @@ use std::{
     fmt::Write as _,
     hash::Hash,
     io,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -142,6 +145,39 @@ impl<K: Copy + Eq + Hash> Throttle<K> {
     }
 }
 
+/// Takes the first few events of each second. Asking is cheap: what is not taken writes nothing that
+/// processors would have to pass to each other.
+#[derive(Debug)]
+pub struct Sample {
+    start: Instant,
+    per_second: u32,
+    /// The second after `start`, and how many of it were taken.
+    taken: AtomicU64,
+}
+
+impl Sample {
+    /// Returns a sample that takes `per_second` events of each second.
+    pub fn new(per_second: u32) -> Self {
+        Self {
+            start: Instant::now(),
+            per_second,
+            taken: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether an event that happens `now` is taken.
+    pub fn takes(&self, now: Instant) -> bool {
+        let second = now.saturating_duration_since(self.start).as_secs() << 32;
+        let next = |taken: u64| {
+            let taken = taken.max(second);
+            (taken - second < u64::from(self.per_second)).then_some(taken + 1)
+        };
+        self.taken
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, next)
+            .is_ok()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -214,6 +250,17 @@ mod tests {
         assert_eq!(line["message"], "bad");
         assert_eq!(line["suppressed"], 3);
         assert_eq!(line["target"], "kagami::server");
+    }
+
+    #[test]
+    fn a_sample_takes_the_first_few_of_each_second() {
+        let sample = Sample::new(2);
+        let takes = |millis| sample.takes(sample.start + Duration::from_millis(millis));
+        assert_eq!([0, 10, 20, 999].map(takes), [true, true, false, false]);
+        assert_eq!([1000, 1001, 1002].map(takes), [true, true, false]);
+        // A thread that looked at the clock earlier and comes later.
+        assert!(!takes(999));
+        assert_eq!([5500, 5501, 5502].map(takes), [true, true, false]);
     }
 
     #[test]

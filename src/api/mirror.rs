@@ -108,7 +108,7 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             .map_or_else(OwnerPattern::built_in, owners),
         runs_in,
         pull_secret_namespaces: status.pull_secret_namespaces,
-        platforms: status.platforms,
+        platforms: status.platforms.iter().map(String::as_str).collect(),
         owners_left_alone: status.owners_left_alone,
     };
     Ok((mirror, connection))

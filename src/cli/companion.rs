@@ -76,7 +76,7 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
     });
     let seen = view.clone();
     let registry = Arc::new(registry);
-    let admin = admin::router(Admin {
+    let admin = admin::service(Admin {
         readiness,
         metrics: Box::new(move || {
             let mut text = String::new();

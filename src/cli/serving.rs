@@ -14,7 +14,7 @@ use crate::{
     metrics::Metrics,
     server::{
         Limits as ServerLimits, Server,
-        admin::{self, Admin, Readiness},
+        admin::{self, Admin, AdminService, Readiness},
         tls::{self, Tls},
     },
     state::Store,
@@ -96,7 +96,7 @@ impl Listening {
             name: "admin",
             listener: admin_listener,
             tls: None,
-            service: served.router(tls.clone()),
+            service: served.admin(tls.clone()),
             limits: ServerLimits::default(),
             counts: metrics.admin_server(),
         };
@@ -153,7 +153,7 @@ async fn follow_certificate(tls: Tls, metrics: Metrics) -> Infallible {
 }
 
 impl Served {
-    fn router(self, tls: Tls) -> axum::Router {
+    fn admin(self, tls: Tls) -> AdminService {
         let Self {
             store,
             admission,
@@ -186,7 +186,7 @@ impl Served {
                 "decisions": admission.recent(),
             })
         };
-        admin::router(Admin {
+        admin::service(Admin {
             readiness,
             metrics: Box::new(metrics),
             status: Box::new(status),

@@ -42,7 +42,7 @@ pub(crate) fn mirror(name: &str, prefixes: &[&str]) -> Mirror {
         exclude_owners: OwnerPattern::built_in(),
         runs_in: Vec::new(),
         pull_secret_namespaces: Vec::new(),
-        platforms: Vec::new(),
+        platforms: Architectures::NONE,
         owners_left_alone: Vec::new(),
     }
 }

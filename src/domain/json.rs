@@ -7,6 +7,14 @@ pub fn push_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
+/// Appends a number.
+pub fn push_number(out: &mut String, number: usize) {
+    if number >= 10 {
+        push_number(out, number / 10);
+    }
+    out.push(char::from(b"0123456789"[number % 10]));
+}
+
 /// Appends the inside of a string literal.
 pub fn push_escaped(out: &mut String, text: &str) {
     let mut rest = text;
@@ -64,18 +72,26 @@ fn find_special(bytes: &[u8]) -> Option<usize> {
     const fn below(word: u64, limit: u8) -> u64 {
         word.wrapping_sub(each(limit)) & !word & each(0x80)
     }
-    let (words, tail) = bytes.as_chunks();
+    let find = |word: [u8; 8]| {
+        let word = u64::from_le_bytes(word);
+        // With its second bit turned, the quote follows the control characters: 0x20, and no other
+        // character comes below 0x21.
+        let special = below(word ^ each(2), 0x21) | below(word ^ each(b'\\'), 1);
+        (special != 0).then_some(special.trailing_zeros() as usize / 8)
+    };
+    let Some(last) = bytes.last_chunk() else {
+        return bytes
+            .iter()
+            .position(|byte| matches!(byte, 0..=0x1f | b'"' | b'\\'));
+    };
+    let (words, _) = bytes.as_chunks();
     for (index, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let special = below(word, b' ') | below(word ^ each(b'"'), 1) | below(word ^ each(b'\\'), 1);
-        if special != 0 {
-            return Some(8 * index + special.trailing_zeros() as usize / 8);
+        if let Some(position) = find(*word) {
+            return Some(8 * index + position);
         }
     }
-    let special = |byte: &u8| matches!(byte, 0..=0x1f | b'"' | b'\\');
-    tail.iter()
-        .position(special)
-        .map(|position| bytes.len() - tail.len() + position)
+    // The last eight bytes once more, where some of them were in no whole word.
+    find(*last).map(|position| bytes.len() - 8 + position)
 }
 
 #[cfg(test)]
@@ -85,6 +101,13 @@ mod tests {
     use super::*;
 
     proptest! {
+        #[test]
+        fn numbers_are_written_as_everywhere(number in any::<usize>(), shift in 0..64_u32) {
+            let mut json = String::new();
+            push_number(&mut json, number >> shift);
+            prop_assert_eq!(json, (number >> shift).to_string());
+        }
+
         #[test]
         fn what_is_written_reads_back(text in any::<String>()) {
             let mut json = String::new();

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{mapping::Mapping, selector::Selector};
+use super::{mapping::Mapping, platform::Architectures, selector::Selector};
 
 /// How far a mirror, a namespace or a Pod lets Kagami go; a later variant allows more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +21,9 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// Every mode, the weakest first.
+    pub const ALL: [Self; 4] = [Self::Off, Self::Audit, Self::Warn, Self::Enforce];
+
     /// Returns the mode that the value of a `kagami.dev/mode` label names.
     pub fn from_label(value: &str) -> Option<Self> {
         match value {
@@ -218,8 +221,8 @@ pub struct Mirror {
     pub runs_in: Vec<String>,
     /// `status.pullSecretNamespaces`: where the pull secret is in place.
     pub pull_secret_namespaces: Vec<String>,
-    /// `status.platforms`: the architectures of the cluster's nodes; empty if not known.
-    pub platforms: Vec<String>,
+    /// `status.platforms`: the architectures of the cluster's nodes; none if not known.
+    pub platforms: Architectures,
     /// `status.ownersLeftAlone`: UIDs of owners that kept recreating rewritten Pods.
     pub owners_left_alone: Vec<String>,
 }

@@ -11,6 +11,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use hyper_util::service::TowerToHyperService;
 
 use crate::tasks::{Shutdown, Stage};
 
@@ -96,14 +97,18 @@ impl fmt::Debug for Admin {
     }
 }
 
-/// Returns the routes `/livez`, `/readyz`, `/metrics` and `/status`.
-pub fn router(admin: Admin) -> Router {
-    Router::new()
+/// What answers on the admin listener.
+pub type AdminService = TowerToHyperService<Router>;
+
+/// Returns the service with the routes `/livez`, `/readyz`, `/metrics` and `/status`.
+pub fn service(admin: Admin) -> AdminService {
+    let router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
-        .with_state(Arc::new(admin))
+        .with_state(Arc::new(admin));
+    TowerToHyperService::new(router)
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {

@@ -9,13 +9,14 @@
 use std::{
     convert::Infallible,
     error::Error as StdError,
+    future::poll_fn,
     io::{self, IoSlice},
     pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -25,15 +26,15 @@ use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
     header::{CONNECTION, HeaderValue},
     server::conn::http1,
-    service::service_fn,
+    service::{Service, service_fn},
 };
 use hyper_util::rt::TokioIo;
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::unconstrained,
     time::{Instant, Sleep, sleep_until},
 };
-use tower::{Service, ServiceExt as _};
 
 use super::Limits;
 use crate::tasks::{Shutdown, Stage};
@@ -58,7 +59,7 @@ pub(super) async fn serve<IO, S, B>(
 ) -> Result<(), hyper::Error>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
-    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone,
+    S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>,
     B: Body + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
@@ -70,7 +71,7 @@ where
             body,
             progress: progress.clone(),
         });
-        let answer = service.clone().oneshot(request);
+        let answer = service.call(request);
         let (progress, stage) = (progress.clone(), &stage);
         async move {
             let mut response = answer.await?;
@@ -90,10 +91,24 @@ where
             .max_buf_size(BUFFER)
             .serve_connection(io, service)
     );
-    tokio::select! {
-        biased;
-        ended = connection.as_mut() => return ended,
-        () = shutdown.reached(Stage::Stopping) => {}
+    // Unconstrained: else it might return without waiting, because a task's budget is used up.
+    let mut stopping = pin!(unconstrained(shutdown.reached(Stage::Stopping)));
+    let mut waiting: Option<Waker> = None;
+    let ended = poll_fn(|cx| {
+        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            return Poll::Ready(Some(ended));
+        }
+        // What waits for the end once is woken by it. To ask again would take a lock that all
+        // connections share, several times for each request.
+        let waits = waiting.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if waits && stage.stage() < Stage::Stopping {
+            return Poll::Pending;
+        }
+        waiting = Some(cx.waker().clone());
+        stopping.as_mut().poll(cx).map(|()| None)
+    });
+    if let Some(ended) = ended.await {
+        return ended;
     }
     if progress.phase() == Phase::Idle && progress.requests() > 0 {
         connection.as_mut().graceful_shutdown();
@@ -385,15 +400,7 @@ mod tests {
         served.spawn(async move {
             let limits = Limits::default();
             let close_after = Instant::now() + limits.age;
-            serve(
-                server,
-                tower::service_fn(echo),
-                &limits,
-                &counter,
-                close_after,
-                shutdown,
-            )
-            .await
+            serve(server, service_fn(echo), &limits, &counter, close_after, shutdown).await
         });
         Connection {
             client,

@@ -12,7 +12,7 @@ pub mod tls;
 
 use std::{convert::Infallible, error::Error as StdError, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::{Request, Response, body::Body};
+use hyper::{Request, Response, body::Body, service::Service};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
     io::BufReader,
@@ -21,7 +21,6 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
-use tower::Service;
 
 pub use self::connection::RequestBody;
 use self::tls::Tls;
@@ -95,8 +94,7 @@ pub struct Server<S> {
     pub listener: TcpListener,
     /// Absent: plain HTTP.
     pub tls: Option<Tls>,
-    /// Cloned for each request; an `axum::Router`, or anything else that is cheap to clone. A panic
-    /// in it ends its connection without an answer.
+    /// Cloned for each connection. A panic in it ends its connection without an answer.
     pub service: S,
     pub limits: Limits,
     pub counts: Counts,

@@ -31,7 +31,7 @@ use crate::{
     },
     metrics::{Metrics, ReviewAnswer},
     state::{Demand, Store},
-    telemetry::Throttle,
+    telemetry::{Sample, Throttle},
 };
 
 /// How many decisions a second are kept for `/status`: enough for a person, nothing under load.
@@ -62,7 +62,7 @@ struct Inner {
     demand: Option<mpsc::Sender<Demand>>,
     limits: Limits,
     recent: Mutex<VecDeque<RecentDecision>>,
-    recent_throttle: Throttle<()>,
+    sample: Sample,
     faults: Throttle<Reason>,
 }
 
@@ -111,7 +111,7 @@ impl Admission {
             demand,
             limits,
             recent: Mutex::default(),
-            recent_throttle: Throttle::new(RECENT_PER_SECOND),
+            sample: Sample::new(RECENT_PER_SECOND),
             faults: Throttle::new(FAULTS_PER_SECOND),
         }))
     }
@@ -156,7 +156,7 @@ impl Inner {
         started: Instant,
     ) -> (Result<Vec<u8>, NoReview>, ReviewAnswer) {
         // Invalid UTF-8 ends the text early: what stands before may hold the UID to answer to.
-        let (text, valid) = match std::str::from_utf8(body) {
+        let (text, valid) = match simdutf8::compat::from_utf8(body) {
             Ok(text) => (text, true),
             Err(error) => (
                 std::str::from_utf8(&body[..error.valid_up_to()]).unwrap_or_default(),
@@ -208,7 +208,7 @@ impl Inner {
         match AssertUnwindSafe(decided).catch_unwind().await {
             Ok((snapshot, decisions)) => {
                 let answered = std::panic::catch_unwind(AssertUnwindSafe(|| {
-                    self.answer(&review.uid, &request, &snapshot, decisions)
+                    self.answer(&review.uid, &request, &snapshot, decisions, started)
                 }));
                 answered.map_or_else(
                     |_| self.unchanged(&review, "panicked"),
@@ -263,6 +263,7 @@ impl Inner {
         request: &Request<'_>,
         snapshot: &Snapshot,
         mut decisions: Vec<Decision<'_>>,
+        started: Instant,
     ) -> (Vec<u8>, ReviewAnswer) {
         let routing = &snapshot.routing;
         let patch = if let Ok(patch) = patch::patch(request, routing, &decisions) {
@@ -271,7 +272,7 @@ impl Inner {
             decision::keep_all(&mut decisions, Reason::PodTooLarge);
             None
         };
-        self.tell(request, snapshot, &decisions);
+        self.tell(request, snapshot, &decisions, started);
         let answer = Answer {
             api_version: "",
             uid,
@@ -287,14 +288,10 @@ impl Inner {
         (answer.write(), how)
     }
 
-    /// Counts and logs decisions.
-    fn tell(&self, request: &Request<'_>, snapshot: &Snapshot, decisions: &[Decision<'_>]) {
+    /// Counts and logs the decisions of a review that was `started` then.
+    fn tell(&self, request: &Request<'_>, snapshot: &Snapshot, decisions: &[Decision<'_>], started: Instant) {
         // One command's decisions are all wanted; a server's are a sample.
-        let keep = self.limits.recent == usize::MAX
-            || self
-                .recent_throttle
-                .admit((), Instant::now().into_std())
-                .is_some();
+        let keep = self.limits.recent == usize::MAX || self.sample.takes(started.into_std());
         // Mostly all of a Pod's images are decided alike.
         for alike in decisions.chunk_by(|a, b| (a.outcome, a.reason) == (b.outcome, b.reason)) {
             let new = alike.iter().filter(|decision| !decision.carried).count();

@@ -8,8 +8,8 @@ use hyper::{
     Method, Request, Response, StatusCode,
     body::Body,
     header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue},
+    service::{Service, service_fn},
 };
-use tower::{Service, service_fn};
 
 use super::Admission;
 use crate::domain::mirror::Mode;

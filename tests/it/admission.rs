@@ -12,6 +12,7 @@ use axum::{
     http::{Request, StatusCode, header},
 };
 use http_body_util::BodyExt as _;
+use hyper::service::Service as _;
 use kagami::{
     clock,
     domain::{
@@ -28,7 +29,6 @@ use kagami::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tower::ServiceExt as _;
 
 use crate::support::reviews::{admission, patched, response};
 
@@ -120,7 +120,7 @@ fn store(mirrors: &str, told: &Told) -> Store {
             .mirrors
             .get(&mirror.name)
             .expect("state.json tells of every mirror");
-        mirror.platforms.clone_from(&told.platforms);
+        mirror.platforms = told.platforms.iter().map(String::as_str).collect();
         mirror
             .pull_secret_namespaces
             .clone_from(&told.pull_secret_namespaces);
@@ -171,7 +171,7 @@ async fn post(store: &Store, mode: &str, body: impl Into<Body>) -> (StatusCode, 
         .header(header::CONTENT_TYPE, "application/json")
         .body(body.into())
         .unwrap();
-    let answer = service(admission(store.clone())).oneshot(request).await.unwrap();
+    let answer = service(admission(store.clone())).call(request).await.unwrap();
     let (parts, body) = answer.into_parts();
     (parts.status, body.collect().await.unwrap().to_bytes().to_vec())
 }
@@ -283,7 +283,7 @@ async fn other_paths_and_methods_are_refused() {
             .uri(path)
             .body(Body::empty())
             .unwrap();
-        let answer = service(admission.clone()).oneshot(request).await.unwrap();
+        let answer = service(admission.clone()).call(request).await.unwrap();
         assert_eq!(answer.status(), expected, "{method} {path}");
     }
 }

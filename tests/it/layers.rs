@@ -32,7 +32,14 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "domain",
         parts: &[],
-        crates: Some(&["foldhash", "serde", "serde_json", "smallvec", "thiserror"]),
+        crates: Some(&[
+            "foldhash",
+            "memchr",
+            "serde",
+            "serde_json",
+            "smallvec",
+            "thiserror",
+        ]),
     },
     Layer {
         name: "api",

@@ -161,7 +161,7 @@ fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
                 } else {
                     Vec::new()
                 },
-                platforms: Vec::new(),
+                platforms: Architectures::NONE,
                 owners_left_alone: Vec::new(),
             };
             let images = keys

@@ -13,6 +13,7 @@ use std::{
 };
 
 use axum::{Router, routing::post};
+use hyper_util::service::TowerToHyperService;
 use kagami::{
     certificates::{Authority, Name, Pair},
     clock,
@@ -85,7 +86,7 @@ async fn start_with(authority: Authority, pair: Pair, tls: Tls, limits: Limits) 
         name: "test",
         listener,
         tls: Some(tls),
-        service: echo(),
+        service: TowerToHyperService::new(echo()),
         limits,
         counts: counts.clone(),
     };
@@ -629,7 +630,7 @@ async fn operators_see_readiness_metrics_and_status() {
         name: "admin",
         listener,
         tls: None,
-        service: admin::router(Admin {
+        service: admin::service(Admin {
             readiness,
             metrics: Box::new(|| "# EOF\n".to_owned()),
             status: Box::new(|| serde_json::json!({"mirrors": []})),
@@ -700,7 +701,7 @@ async fn end_with(
         name: "test",
         listener,
         tls: Some(tls),
-        service,
+        service: TowerToHyperService::new(service),
         limits: Limits::default(),
         counts: Counts::default(),
     };
@@ -772,7 +773,9 @@ async fn any_service_can_be_served() {
         name: "test",
         listener,
         tls: None,
-        service: tower::service_fn(async |_| Ok::<_, Infallible>(hyper::Response::new("hello".to_owned()))),
+        service: hyper::service::service_fn(async |_| {
+            Ok::<_, Infallible>(hyper::Response::new("hello".to_owned()))
+        }),
         limits: Limits::default(),
         counts: Counts::default(),
     };

@@ -185,6 +185,7 @@ pub fn decide<'a>(
         mode: request.pod.weaken(request.mode),
         probing,
         now,
+        refusals: SmallVec::new(),
         key: String::with_capacity(128),
         probes: Vec::new(),
         unknown: Vec::new(),
@@ -209,6 +210,8 @@ struct Decider<'s, 'a> {
     mode: Mode,
     probing: Probing,
     now: Timestamp,
+    /// What [`Self::refusal`] said of the mirrors that were met so far: the same for every image.
+    refusals: SmallVec<[(MirrorId, Option<Reason>); 2]>,
     /// The key of the image at hand: `name:tag` or `name@digest`.
     key: String,
     probes: Vec<Probe>,
@@ -265,14 +268,14 @@ impl<'a> Decider<'_, 'a> {
                 continue;
             }
             let mode = settings.mode.min(self.mode);
-            let refusal = self.refusal(candidate.mirror, settings, mode);
+            let refusal = self.known_refusal(candidate.mirror, settings, mode);
             // Rescue may need any of these mirrors later, when the Pod's list cannot be changed.
             planned.wants_pull_secret |= settings.pull_secret && mode == Mode::Enforce && refusal.is_none();
             if enough {
                 continue;
             }
             let wanted = match self.request.pod.architectures {
-                Architectures::NONE => settings.platforms.iter().map(String::as_str).collect(),
+                Architectures::NONE => settings.platforms,
                 architectures => architectures,
             };
             let verdict = match refusal {
@@ -308,6 +311,15 @@ impl<'a> Decider<'_, 'a> {
             return Some(Reason::OwnerExcluded);
         }
         None
+    }
+
+    fn known_refusal(&mut self, mirror: MirrorId, settings: &Mirror, mode: Mode) -> Option<Reason> {
+        if let Some((_, refusal)) = self.refusals.iter().find(|(known, _)| *known == mirror) {
+            return *refusal;
+        }
+        let refusal = self.refusal(mirror, settings, mode);
+        self.refusals.push((mirror, refusal));
+        refusal
     }
 
     /// Returns why a mirror may not serve this Pod, whatever its state.

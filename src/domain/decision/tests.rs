@@ -678,7 +678,7 @@ fn an_image_counts_only_for_the_architectures_the_pod_may_land_on() {
         ),
         (Architectures::NONE, Architectures::NONE, &[], missing),
     ] {
-        let platforms = of_cluster.iter().map(|name| (*name).to_owned()).collect();
+        let platforms = of_cluster.iter().copied().collect();
         let mut scene = known_on(Mirror {
             platforms,
             ..mirror("a", &["docker.io"])

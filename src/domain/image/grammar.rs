@@ -5,7 +5,7 @@
 
 use core::net::Ipv6Addr;
 
-use super::ParseReferenceError;
+use super::{ParseReferenceError, split_once};
 use crate::domain::digest::{Digest, ParseDigestError};
 
 /// The longest path of a repository, `library/` included and the host not (v0.6.0, `Parse`).
@@ -25,12 +25,12 @@ impl<'a> Host<'a> {
     /// in the brackets.
     pub(in crate::domain) fn split(host: &'a str) -> Option<Self> {
         let Some(bracketed) = host.strip_prefix('[') else {
-            return Some(match host.split_once(':') {
+            return Some(match split_once(host, b':') {
                 Some((name, port)) => Self::Name(name, Some(port)),
                 None => Self::Name(host, None),
             });
         };
-        let (address, rest) = bracketed.split_once(']')?;
+        let (address, rest) = split_once(bracketed, b']')?;
         let port = match rest {
             "" => None,
             _ => Some(rest.strip_prefix(':')?),
@@ -53,9 +53,7 @@ pub(in crate::domain) fn names_host(component: &str) -> bool {
 /// hex digits and colons in brackets.
 pub(super) fn check_host_form(host: &str) -> Result<(), ParseReferenceError> {
     let port = if let Some(bracketed) = host.strip_prefix('[') {
-        let (address, rest) = bracketed
-            .split_once(']')
-            .ok_or(ParseReferenceError::InvalidHost)?;
+        let (address, rest) = split_once(bracketed, b']').ok_or(ParseReferenceError::InvalidHost)?;
         // Zones and dotted quads are legal in RFC 3986 and not in references.
         if address.is_empty() || !address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':') {
             return Err(ParseReferenceError::InvalidHost);
@@ -65,7 +63,7 @@ pub(super) fn check_host_form(host: &str) -> Result<(), ParseReferenceError> {
             _ => Some(rest.strip_prefix(':').ok_or(ParseReferenceError::InvalidHost)?),
         }
     } else {
-        let (name, port) = match host.split_once(':') {
+        let (name, port) = match split_once(host, b':') {
             Some((name, port)) => (name, Some(port)),
             None => (host, None),
         };

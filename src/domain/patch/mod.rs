@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr2;
+
 use super::{
     decision::{Decision, Operation, Request},
     json,
@@ -41,9 +43,7 @@ pub fn patch(
     if left_alone || pod.weaken(request.mode) != Mode::Enforce {
         return Ok(None);
     }
-    let mut operations = Operations {
-        text: String::with_capacity(EXPECTED * decisions.len()),
-    };
+    let mut operations = Operations::new(EXPECTED * decisions.len());
     for decision in decisions {
         if decision.outcome == Outcome::Rewritten
             && let Some(rewritten) = &decision.rewritten
@@ -160,11 +160,11 @@ fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Opti
         .zip(&pod.places)
         .filter(|(decision, _)| told(decision))
     {
-        text.push(if text.is_empty() { '{' } else { ',' });
-        text.push_str(r#"\""#);
-        for part in place.label().parts() {
-            push_escaped_twice(&mut text, part);
-        }
+        text.push_str(if text.is_empty() { r#"{\""# } else { r#",\""# });
+        let label = place.label();
+        let [list, name] = label.parts();
+        text.push_str(list);
+        push_escaped_twice(&mut text, name);
         text.push_str(r#"\":"#);
         let mirror = decision.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
         match earlier
@@ -240,37 +240,29 @@ fn earlier_entry<'e>(
     (text("outcome") == Some(Outcome::Rewritten.as_str()) && text("mirror") == mirror).then_some(entry)
 }
 
-/// A JSON Patch in the making.
+/// A JSON Patch in the making: a bracket, and operations that each end in a comma.
 #[derive(Debug)]
 struct Operations {
     text: String,
 }
 
 impl Operations {
-    /// Begins an operation; the caller writes the value.
-    fn begin(&mut self, operation: &str) {
-        self.text.push_str(if self.text.is_empty() {
-            "[{\"op\":\""
-        } else {
-            ",{\"op\":\""
-        });
-        self.text.push_str(operation);
-        self.text.push_str("\",\"path\":\"");
+    fn new(expected: usize) -> Self {
+        let mut text = String::with_capacity(expected);
+        text.push('[');
+        Self { text }
     }
 
     fn replace_image(&mut self, decision: &Decision<'_>, rewritten: &str) {
-        use std::fmt::Write as _;
-        self.begin("replace");
-        let written = write!(
-            self.text,
-            "/spec/{}/{}/{}\",\"value\":",
-            decision.kind.list(),
-            decision.index,
-            decision.kind.image_path()
-        );
-        debug_assert!(written.is_ok(), "writing to a String cannot fail");
+        self.text.push_str(r#"{"op":"replace","path":"/spec/"#);
+        self.text.push_str(decision.kind.list());
+        self.text.push('/');
+        json::push_number(&mut self.text, decision.index);
+        self.text.push('/');
+        self.text.push_str(decision.kind.image_path());
+        self.text.push_str(r#"","value":"#);
         json::push_string(&mut self.text, rewritten);
-        self.text.push('}');
+        self.text.push_str("},");
     }
 
     fn annotate(
@@ -306,14 +298,14 @@ impl Operations {
             None => self.add_all_annotations(&wanted),
             Some(Annotations { .. }) => {
                 for annotation in &wanted {
-                    self.begin("add");
-                    self.text.push_str("/metadata/annotations/");
+                    self.text
+                        .push_str(r#"{"op":"add","path":"/metadata/annotations/"#);
                     for part in annotation.key {
                         self.push_pointer(part);
                     }
-                    self.text.push_str("\",\"value\":");
+                    self.text.push_str(r#"","value":"#);
                     annotation.push_value(&mut self.text);
-                    self.text.push('}');
+                    self.text.push_str("},");
                 }
             }
         }
@@ -322,20 +314,22 @@ impl Operations {
 
     /// Appends one part of a JSON Pointer (RFC 6901).
     fn push_pointer(&mut self, part: &str) {
-        for piece in part.split_inclusive(['~', '/']) {
-            let (plain, escape) = match piece.as_bytes().last() {
-                Some(b'~') => (&piece[..piece.len() - 1], "~0"),
-                Some(b'/') => (&piece[..piece.len() - 1], "~1"),
-                _ => (piece, ""),
-            };
-            json::push_escaped(&mut self.text, plain);
-            self.text.push_str(escape);
+        let mut rest = part;
+        while let Some(position) = memchr2(b'~', b'/', rest.as_bytes()) {
+            json::push_escaped(&mut self.text, &rest[..position]);
+            self.text.push_str(if rest.as_bytes()[position] == b'~' {
+                "~0"
+            } else {
+                "~1"
+            });
+            rest = &rest[position + 1..];
         }
+        json::push_escaped(&mut self.text, rest);
     }
 
     fn add_all_annotations(&mut self, wanted: &[Annotation<'_>]) {
-        self.begin("add");
-        self.text.push_str("/metadata/annotations\",\"value\":{");
+        self.text
+            .push_str(r#"{"op":"add","path":"/metadata/annotations","value":{"#);
         for (position, annotation) in wanted.iter().enumerate() {
             self.text.push_str(if position > 0 { ",\"" } else { "\"" });
             for part in annotation.key {
@@ -344,29 +338,28 @@ impl Operations {
             self.text.push_str("\":");
             annotation.push_value(&mut self.text);
         }
-        self.text.push_str("}}");
+        self.text.push_str("}},");
     }
 
     fn append_pull_secret(&mut self, pod: &Pod<'_>) {
-        self.begin("add");
         let (path, before, after) = match pod.pull_secrets {
             None => ("/spec/imagePullSecrets", "[", "]"),
             Some(_) => ("/spec/imagePullSecrets/-", "", ""),
         };
+        self.text.push_str(r#"{"op":"add","path":""#);
         self.text.push_str(path);
-        self.text.push_str("\",\"value\":");
+        self.text.push_str(r#"","value":"#);
         self.text.push_str(before);
         self.text.push_str("{\"name\":");
         json::push_string(&mut self.text, PULL_SECRET);
         self.text.push('}');
         self.text.push_str(after);
-        self.text.push('}');
+        self.text.push_str("},");
     }
 
     fn finish(mut self) -> Option<String> {
-        if self.text.is_empty() {
-            return None;
-        }
+        // Without an operation there is no last comma.
+        self.text.pop().filter(|last| *last == ',')?;
         self.text.push(']');
         Some(self.text)
     }

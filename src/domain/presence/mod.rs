@@ -13,6 +13,7 @@ use std::{
 };
 
 use foldhash::quality::RandomState;
+use memchr::memchr;
 
 use super::{
     answer::{Answer, Manifest, MediaType},
@@ -32,7 +33,7 @@ pub const SEEN_LIMIT: usize = 10_000;
 
 /// Returns the class of an image's key (`name:tag` or `name@digest`).
 pub fn class_of(key: &str) -> Class {
-    if key.contains('@') {
+    if memchr(b'@', key.as_bytes()).is_some() {
         Class::Digest
     } else {
         Class::Tag

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use foldhash::quality::RandomState;
+use memchr::memrchr;
 use smallvec::SmallVec;
 
 use super::{
@@ -206,7 +207,7 @@ fn prefixes(name: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(name);
     std::iter::from_fn(move || {
         let prefix = rest?;
-        rest = prefix.rfind('/').map(|end| &prefix[..end]);
+        rest = memrchr(b'/', prefix.as_bytes()).map(|end| &prefix[..end]);
         Some(prefix)
     })
 }

@@ -9,6 +9,7 @@ use crate::{
     domain::{
         mapping::Mapping,
         mirror::{Access, Drift, Freshness, HealthSettings, Kind, OwnerPattern, Prefer, Source, Tags},
+        platform::Architectures,
         selector::{Operator, Requirement, Selector},
     },
 };
@@ -73,7 +74,7 @@ fn a_minimal_mirror_has_the_defaults() {
         exclude_owners: OwnerPattern::built_in(),
         runs_in: vec![],
         pull_secret_namespaces: vec![],
-        platforms: vec![],
+        platforms: Architectures::NONE,
         owners_left_alone: vec![],
     };
     let connection = Connection {
@@ -180,7 +181,7 @@ fn every_field_is_accepted() {
         }],
         runs_in: vec!["kagami".to_owned()],
         pull_secret_namespaces: vec![],
-        platforms: vec![],
+        platforms: Architectures::NONE,
         owners_left_alone: vec![],
     };
     assert_eq!(*mirror, expected);

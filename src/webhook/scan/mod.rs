@@ -4,9 +4,11 @@
 //! it, and nothing of it comes back in the answer. What is read is read strictly. Nothing here
 //! recurses, so nesting costs no stack.
 
+mod structure;
+
 use std::borrow::Cow;
 
-use wide::u8x16;
+use structure::Structure;
 
 /// Why a text is not the JSON that was expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,14 +27,20 @@ pub(crate) enum ScanError {
 #[derive(Clone, Debug)]
 pub(crate) struct Cursor<'a> {
     text: &'a str,
+    structure: Structure,
+    /// Never inside of a string, so that both tell the same of where strings are.
     position: usize,
 }
 
 type Scan<T> = Result<T, ScanError>;
 
 impl<'a> Cursor<'a> {
-    pub(crate) const fn new(text: &'a str) -> Self {
-        Self { text, position: 0 }
+    pub(crate) fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            structure: Structure::of(text),
+            position: 0,
+        }
     }
 
     /// Returns the offset of the next byte.
@@ -97,27 +105,31 @@ impl<'a> Cursor<'a> {
 
     /// Takes a string, borrowed unless it has escapes. `null` is an empty string, as in Go.
     pub(crate) fn string(&mut self) -> Scan<Cow<'a, str>> {
-        if self.null()? {
-            return Ok(Cow::Borrowed(""));
+        match self.peek()? {
+            b'"' => self.quoted(),
+            b'n' => self.literal("null").map(|()| Cow::Borrowed("")),
+            _ => self.unexpected(),
         }
+    }
+
+    /// Takes a string whose opening quote is next.
+    fn quoted(&mut self) -> Scan<Cow<'a, str>> {
         let start = self.position;
-        let (raw, plain) = self.raw_string()?;
+        let (end, plain) = self.structure.string_end(start + 1)?;
+        self.position = end + 1;
         if plain {
-            return Ok(Cow::Borrowed(raw));
+            Ok(Cow::Borrowed(&self.text[start + 1..end]))
+        } else {
+            self.unescaped(start)
         }
+    }
+
+    /// Returns what the string at `start` means, which has just been taken.
+    #[cold]
+    fn unescaped(&self, start: usize) -> Scan<Cow<'a, str>> {
         serde_json::from_str(&self.text[start..self.position])
             .map(Cow::Owned)
             .map_err(|_| ScanError::Escape(start))
-    }
-
-    /// Takes a string and returns what stands between its quotes, escapes and all, and whether that is
-    /// also what it means.
-    fn raw_string(&mut self) -> Scan<(&'a str, bool)> {
-        self.take(b'"')?;
-        let start = self.position;
-        let (end, plain) = string_end(self.bytes(), start)?;
-        self.position = end + 1;
-        Ok((&self.text[start..end], plain))
     }
 
     /// Takes an object, handing each key with the cursor at its value. `null` is an empty object.
@@ -134,7 +146,7 @@ impl<'a> Cursor<'a> {
             if self.peek()? != b'"' {
                 return self.unexpected();
             }
-            let key = self.string()?;
+            let key = self.quoted()?;
             self.take(b':')?;
             member(&key, self)?;
             match self.peek()? {
@@ -176,20 +188,21 @@ impl<'a> Cursor<'a> {
     pub(crate) fn skip(&mut self) -> Scan<&'a str> {
         let first = self.peek()?;
         let start = self.position;
-        match first {
-            b'"' => {
-                self.raw_string()?;
-            }
-            b'{' | b'[' => self.position = container_end(self.bytes(), start)?,
+        self.position = match first {
+            b'"' => self.structure.string_end(start + 1)?.0 + 1,
+            b'{' | b'[' => match self.bytes().get(start + 1) {
+                Some(b'}' | b']') => start + 2,
+                _ => self.structure.container_end(start)?,
+            },
             b'-' | b'0'..=b'9' | b't' | b'f' | b'n' => {
                 let rest = &self.bytes()[start..];
                 let length = rest
                     .iter()
-                    .position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t'));
-                self.position = start + length.unwrap_or(rest.len());
+                    .position(|byte| !matches!(byte, b'0'..=b'9' | b'a'..=b'z' | b'E' | b'+' | b'-' | b'.'));
+                start + length.unwrap_or(rest.len())
             }
             _ => return self.unexpected(),
-        }
+        };
         Ok(&self.text[start..self.position])
     }
 
@@ -200,136 +213,6 @@ impl<'a> Cursor<'a> {
             _ => self.unexpected(),
         }
     }
-}
-
-/// Returns the position of the quote that closes a string whose inside begins at `start`, and whether
-/// the string stands for itself: no escapes, no control characters.
-fn string_end(bytes: &[u8], start: usize) -> Scan<(usize, bool)> {
-    let mut position = start;
-    let mut plain = true;
-    loop {
-        let rest = bytes.get(position..).ok_or(ScanError::Truncated)?;
-        let stop = match rest.first_chunk() {
-            Some(chunk) => {
-                let chunk = u8x16::new(*chunk);
-                let control = chunk.min(u8x16::splat(0x1f)).simd_eq(chunk);
-                let quote = chunk.simd_eq(u8x16::splat(b'"'));
-                let stops = control | quote | chunk.simd_eq(u8x16::splat(b'\\'));
-                // Without a stop there are more zeros than bytes.
-                stops.to_bitmask().trailing_zeros().min(16) as usize
-            }
-            None => rest
-                .iter()
-                .position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f))
-                .ok_or(ScanError::Truncated)?,
-        };
-        position += stop;
-        match rest.get(stop) {
-            Some(b'"') => return Ok((position, plain)),
-            Some(b'\\') => (plain, position) = (false, position + 2),
-            Some(0..=0x1f) => (plain, position) = (false, position + 1),
-            _ => {}
-        }
-    }
-}
-
-/// Returns the position after the bracket that closes the container at `start`.
-///
-/// Most of a review is skipped, so this looks at 64 bytes at a time, a bit of a number for each, and
-/// has next to no branch that depends on what it sees.
-fn container_end(bytes: &[u8], start: usize) -> Scan<usize> {
-    let mut depth = 0;
-    let mut position = start;
-    // What the block before left: all ones within a string, one after a backslash.
-    let (mut in_string, mut escaped_first) = (0_u64, 0);
-    while position < bytes.len() {
-        let block = Block::read(&bytes[position..]);
-        let mut escaped = escaped_first;
-        escaped_first = 0;
-        let mut backslashes = block.backslashes & !escaped;
-        while backslashes != 0 {
-            let backslash = backslashes & backslashes.wrapping_neg();
-            escaped |= backslash << 1;
-            escaped_first = backslash >> 63;
-            backslashes &= !(backslash | backslash << 1);
-        }
-        let strings = parity(block.quotes & !escaped) ^ in_string;
-        in_string = if strings >> 63 == 1 { u64::MAX } else { 0 };
-        let outside = block.backslashes & !strings;
-        if outside != 0 {
-            return Err(ScanError::Unexpected(
-                position + outside.trailing_zeros() as usize,
-            ));
-        }
-        let opens = block.opens & !strings;
-        let mut closes = block.closes & !strings;
-        if closes.count_ones() < depth {
-            // Even if all closed before any opened, this container would stay open.
-            depth = depth + opens.count_ones() - closes.count_ones();
-        } else {
-            let mut closed = 0;
-            while closes != 0 {
-                let close = closes & closes.wrapping_neg();
-                closed += 1;
-                if depth + (opens & (close - 1)).count_ones() == closed {
-                    return Ok(position + close.trailing_zeros() as usize + 1);
-                }
-                closes &= !close;
-            }
-            depth = depth + opens.count_ones() - closed;
-        }
-        position += Block::SIZE;
-    }
-    Err(ScanError::Truncated)
-}
-
-/// What kinds of bytes there are in 64 of them: the lowest bit is for the first.
-struct Block {
-    quotes: u64,
-    backslashes: u64,
-    opens: u64,
-    closes: u64,
-}
-
-impl Block {
-    const SIZE: usize = 64;
-
-    /// Reads the next block; what is missing at the end is nothing of interest.
-    fn read(bytes: &[u8]) -> Self {
-        let Some(block) = bytes.first_chunk::<{ Self::SIZE }>() else {
-            let mut padded = [b' '; Self::SIZE];
-            padded[..bytes.len()].copy_from_slice(bytes);
-            return Self::read(&padded);
-        };
-        let mut kinds = Self {
-            quotes: 0,
-            backslashes: 0,
-            opens: 0,
-            closes: 0,
-        };
-        let (chunks, _) = block.as_chunks::<16>();
-        for (index, chunk) in chunks.iter().enumerate() {
-            let chunk = u8x16::new(*chunk);
-            // Square and curly brackets differ in this bit alone.
-            let curly = chunk | u8x16::splat(b'{' ^ b'[');
-            let bits = |equal: u8x16| u64::from(equal.to_bitmask()) << (16 * index);
-            kinds.quotes |= bits(chunk.simd_eq(u8x16::splat(b'"')));
-            kinds.backslashes |= bits(chunk.simd_eq(u8x16::splat(b'\\')));
-            kinds.opens |= bits(curly.simd_eq(u8x16::splat(b'{')));
-            kinds.closes |= bits(curly.simd_eq(u8x16::splat(b'}')));
-        }
-        kinds
-    }
-}
-
-/// Returns for each bit whether an odd number of bits is set up to and with it.
-const fn parity(mut bits: u64) -> u64 {
-    bits ^= bits << 1;
-    bits ^= bits << 2;
-    bits ^= bits << 4;
-    bits ^= bits << 8;
-    bits ^= bits << 16;
-    bits ^ bits << 32
 }
 
 #[cfg(test)]

@@ -512,7 +512,7 @@ impl Known {
             mirror
                 .pull_secret_namespaces
                 .clone_from(&self.told.pull_secret_namespaces);
-            mirror.platforms.clone_from(&self.told.platforms);
+            mirror.platforms = self.told.platforms.iter().map(String::as_str).collect();
             mirror.owners_left_alone.clone_from(&self.told.owners_left_alone);
         }
     }
