@@ -26,6 +26,13 @@ pub(super) struct Located<'a> {
     key: String,
 }
 
+impl Located<'_> {
+    /// Returns the image's name as mirrors' sources have it: without tag and digest.
+    fn name(&self) -> &str {
+        self.reference.name_in(&self.key)
+    }
+}
+
 /// Returns where the image of a key stands on a mirror.
 pub(super) fn locate<'a>(settings: &Mirror, key: &'a str) -> Option<Located<'a>> {
     let reference = Reference::parse(key).ok()?;
@@ -90,11 +97,7 @@ impl Context {
         let deadline = Instant::now() + PATIENCE;
         let upstreams = &self.upstreams;
         let told = upstreams
-            .give_to_everybody(
-                &located.reference,
-                located.reference.name_in(&located.key),
-                deadline,
-            )
+            .give_to_everybody(&located.reference, located.name(), deadline)
             .await;
         told.or_else(|| {
             let index = self.store.index();
@@ -109,10 +112,7 @@ impl Context {
 impl Present {
     /// Whether upstream decides who gets this image: it is from a public source that has credentials.
     pub(super) fn asks_upstream(&self, located: &Located<'_>) -> bool {
-        let candidates = self
-            .snapshot
-            .routing
-            .candidates(located.reference.name_in(&located.key));
+        let candidates = self.snapshot.routing.candidates(located.name());
         let mut candidates = candidates.ordered.iter();
         candidates
             .find(|candidate| candidate.mirror == self.id)

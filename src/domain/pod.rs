@@ -83,16 +83,6 @@ impl PlaceKind {
         }
     }
 
-    /// Returns how labels of such places begin: the list and a dot.
-    const fn label_prefix(self) -> &'static str {
-        match self {
-            Self::InitContainer => "initContainers.",
-            Self::Container => "containers.",
-            Self::EphemeralContainer => "ephemeralContainers.",
-            Self::Volume => "volumes.",
-        }
-    }
-
     /// Returns the path of the image within an entry of the list.
     pub const fn image_path(self) -> &'static str {
         match self {
@@ -127,10 +117,10 @@ impl<'a> PlaceLabel<'a> {
         Self(kind, name)
     }
 
-    /// Returns what stands one after the other in the label: the list with its dot, in letters, and
-    /// the name.
-    pub const fn parts(self) -> [&'a str; 2] {
-        [self.0.label_prefix(), self.1]
+    /// Returns what stands one after the other in the label: the list and a dot, which need no escapes
+    /// anywhere, and the name.
+    pub const fn parts(self) -> [&'a str; 3] {
+        [self.0.list(), ".", self.1]
     }
 }
 

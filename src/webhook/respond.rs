@@ -132,13 +132,14 @@ impl Audit<'_> {
 /// Appends the key under which a place stands in the audit log, as the inside of a string literal: its
 /// label, or the label's beginning and a hash where that would be too long.
 fn push_audit_key(out: &mut String, label: &PlaceLabel<'_>) {
-    let [list, name] = label.parts();
-    if list.len() + name.len() <= KEY_LIMIT {
+    let parts @ [list, dot, name] = label.parts();
+    if list.len() + dot.len() + name.len() <= KEY_LIMIT {
         out.push_str(list);
+        out.push_str(dot);
         json::push_escaped(out, name);
         return;
     }
-    let mut key = [list, name].concat();
+    let mut key = parts.concat();
     // FNV-1a: short, stable, and nobody gains anything from a collision.
     let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -239,7 +239,6 @@ impl<'a> Decider<'_, 'a> {
             return planned;
         };
         planned.reference = Some(reference);
-        self.key.clear();
         reference.write_key(&mut self.key);
         let routing = &self.snapshot.routing;
         let name = reference.name_in(&self.key);

@@ -303,7 +303,7 @@ pub(in crate::domain) fn is_docker_hub(host: &str) -> bool {
 fn complete(path: &str) -> (&'static str, &str) {
     match path.strip_prefix(LIBRARY) {
         Some(rest) => (LIBRARY, rest),
-        None if split_once(path, b'/').is_some() => ("", path),
+        None if memchr(b'/', path.as_bytes()).is_some() => ("", path),
         None => (LIBRARY, path),
     }
 }

@@ -162,8 +162,9 @@ fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Opti
     {
         text.push_str(if text.is_empty() { r#"{\""# } else { r#",\""# });
         let label = place.label();
-        let [list, name] = label.parts();
+        let [list, dot, name] = label.parts();
         text.push_str(list);
+        text.push_str(dot);
         push_escaped_twice(&mut text, name);
         text.push_str(r#"\":"#);
         let mirror = decision.mirror.map(|mirror| routing.mirror(mirror).name.as_str());

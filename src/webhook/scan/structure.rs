@@ -63,31 +63,20 @@ impl Structure {
     /// Returns the position of the quote that closes a string whose inside begins at `start`, and
     /// whether the string stands for itself: no escapes, no control characters.
     pub(super) fn string_end(&self, start: usize) -> Scan<(usize, bool)> {
-        let block = self.block(start / SIZE)?;
-        let quotes = block.quotes >> (start % SIZE);
-        if quotes == 0 {
-            return self.long_string_end(start);
-        }
-        let before = (quotes & quotes.wrapping_neg()) - 1;
-        let special = block.special >> (start % SIZE) & before;
-        Ok((start + quotes.trailing_zeros() as usize, special == 0))
-    }
-
-    /// The same for a string that ends in a later block.
-    #[inline(never)]
-    fn long_string_end(&self, start: usize) -> Scan<(usize, bool)> {
         let mut index = start / SIZE;
-        let mut special = self.block(index)?.special >> (start % SIZE);
+        let mut mask = u64::MAX << (start % SIZE);
+        let mut special = 0;
         loop {
-            index += 1;
             let block = self.block(index)?;
-            if block.quotes != 0 {
-                let before = (block.quotes & block.quotes.wrapping_neg()) - 1;
-                special |= block.special & before;
-                let end = index * SIZE + block.quotes.trailing_zeros() as usize;
-                return Ok((end, special == 0));
+            let quotes = block.quotes & mask;
+            if quotes != 0 {
+                let before = (quotes & quotes.wrapping_neg()) - 1;
+                special |= block.special & mask & before;
+                return Ok((index * SIZE + quotes.trailing_zeros() as usize, special == 0));
             }
-            special |= block.special;
+            special |= block.special & mask;
+            mask = u64::MAX;
+            index += 1;
         }
     }
 
