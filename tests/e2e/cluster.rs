@@ -215,7 +215,7 @@ pub(crate) fn a_restarted_api_server_is_followed_again(shared: &Cluster) {
     reader.share_healthy(clock::now().before(Duration::from_secs(5)));
     reader.decides(&known, REWRITTEN);
 
-    cluster.stop_api_server();
+    let outage = cluster.without_api_server();
     // What is known stays known for a while, without anybody to ask.
     assert_eq!(reader.decide("probe", &known), REWRITTEN);
     let until_watches = |what: &str, is_true: fn(&Value) -> bool| {
@@ -225,7 +225,7 @@ pub(crate) fn a_restarted_api_server_is_followed_again(shared: &Cluster) {
         });
     };
     until_watches("the watches have failed", |watch| watch["failure"].is_string());
-    cluster.start_api_server();
+    drop(outage);
     // A look of its own, at an image that it has not heard of, would find that the mirror lacks it.
     until_watches("the watches go on", |watch| watch["failure"].is_null());
     reader.wait_until_fresh();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::support::{
     admission::pod,
     chart::stdout,
-    cluster::{Cluster, User},
+    cluster::{Cluster, User, received_at},
     companion::{Companion, DEFINITIONS, IMAGES, MIRRORS, Place},
     eventually,
     mirror::Mirror,
@@ -218,12 +218,12 @@ pub(crate) fn a_restarted_api_server_finds_the_companion_at_work(shared: &Cluste
     place.wait_for_health("Healthy");
     eventually("the heart beats", || (!heartbeat(&place).is_null()).then_some(()));
 
-    cluster.stop_api_server();
+    let outage = cluster.without_api_server();
     eventually("the companion steps down", || {
         let (_, metrics) = place.ask(&companion, "metrics");
         metrics.contains("kagami_leading 0").then_some(())
     });
-    cluster.start_api_server();
+    drop(outage);
     place.wait_for_lead(&companion);
     let beats = heartbeat(&place);
     eventually("the heart beats on", || {
@@ -346,7 +346,7 @@ pub(crate) fn a_failing_upstream_is_told_to_the_webhooks(cluster: &Cluster) {
 
     // Whoever takes over does not forget it for a moment.
     let told = || {
-        let writes = place.cluster.writes_of("companion-b");
+        let writes = place.cluster.writes_of(|user| user["username"] == "companion-b");
         let told = |write: &Value| write["requestObject"]["status"]["failingUpstreams"].clone();
         writes
             .iter()
@@ -543,7 +543,7 @@ fn heartbeat(place: &Place<'_>) -> Value {
 
 /// What a companion wrote in this test, Leases left out.
 fn writes(place: &Place<'_>, companion: &Companion) -> Vec<Value> {
-    let mut writes = place.cluster.writes_of(companion.user);
+    let mut writes = place.cluster.writes_of(|user| user["username"] == companion.user);
     // Tests follow each other; what they write differs by the mirror's name or the namespace.
     writes.retain(|write| {
         let mine = write.to_string();
@@ -551,11 +551,6 @@ fn writes(place: &Place<'_>, companion: &Companion) -> Vec<Value> {
             && (mine.contains(&place.name) || write["objectRef"]["namespace"] == place.own.name)
     });
     writes
-}
-
-/// When the API server received a request; text that sorts by time.
-fn received_at(write: &Value) -> String {
-    write["requestReceivedTimestamp"].as_str().unwrap().to_owned()
 }
 
 fn newest(writes: &[Value]) -> String {

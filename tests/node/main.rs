@@ -17,6 +17,7 @@ mod e2e;
 mod load;
 mod mirror;
 mod modes;
+mod outage;
 mod parts;
 mod presence;
 mod ring;
@@ -44,7 +45,7 @@ macro_rules! tests {
     };
 }
 
-/// Every test; the long ones first, because tests start in this order.
+/// Tests that run side by side; the long ones first, because tests start in this order.
 const TESTS: &[(&str, Test)] = tests![
     mirror::pods_of_two_upstreams_outlive_a_mirror_that_refuses_connections,
     mirror::pods_of_two_upstreams_outlive_a_mirror_in_a_black_hole,
@@ -64,8 +65,15 @@ const TESTS: &[(&str, Test)] = tests![
     ring::our_own_image_runs,
     load::no_review_fails_whatever_is_replaced,
     parts::a_killed_companion_is_followed_by_the_other,
+    parts::a_paused_companion_writes_nothing_when_it_goes_on,
     parts::replicas_cut_from_the_api_server_believe_their_own_eyes_only,
     parts::a_broken_certificate_keeps_the_old_pair,
+];
+
+/// Tests that take away what all others need; they run after them, one by one.
+const ALONE: &[(&str, Test)] = tests![
+    outage::a_restarted_api_server_finds_kagami_at_work,
+    outage::an_image_that_replicas_hear_nothing_of_is_not_proven_by_sweeps,
 ];
 
 fn main() -> ExitCode {
@@ -77,20 +85,9 @@ fn main() -> ExitCode {
         .unwrap();
 
     let state = Arc::new(OnceLock::new());
-    let trials: Vec<_> = TESTS
-        .iter()
-        .map(|(name, test)| {
-            let state = Arc::clone(&state);
-            Trial::ignorable_test(*name, move || match state.get().unwrap() {
-                Ok(node) => {
-                    test(node);
-                    Ok(Completion::Completed)
-                }
-                Err(reason) => Ok(Completion::ignored_with(reason)),
-            })
-        })
-        .collect();
-    let selected = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
+    let [side_by_side, alone] = [TESTS, ALONE].map(|tests| trials(tests, &state));
+    let all = || side_by_side.iter().chain(&alone);
+    let selected = all().any(|trial| !arguments.is_filtered_out(trial));
     if selected && !arguments.list {
         let tools = machine::check().and_then(|()| Tools::find()?.with(node::PROGRAMS));
         let cgroup = machine::cgroup();
@@ -104,9 +101,8 @@ fn main() -> ExitCode {
             return machine::enter();
         }
         // On this thread, because what it starts ends with the thread.
-        let by_chart = trials
-            .iter()
-            .any(|trial| !trial.name().starts_with("ring::") && !arguments.is_filtered_out(trial));
+        let by_chart =
+            all().any(|trial| !trial.name().starts_with("ring::") && !arguments.is_filtered_out(trial));
         let node = tools.map(|tools| {
             let node = Node::start(tools, &cgroup.unwrap());
             if by_chart {
@@ -116,5 +112,28 @@ fn main() -> ExitCode {
         });
         state.set(node).unwrap();
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let first = libtest_mimic::run(&arguments, side_by_side);
+    // On this thread, because what they start again must not end with a thread of theirs.
+    arguments.test_threads = Some(1);
+    let then = libtest_mimic::run(&arguments, alone);
+    if first.has_failed() {
+        first.exit_code()
+    } else {
+        then.exit_code()
+    }
+}
+
+/// The tests of a list, for the node that there will be, or the reason why there is none.
+fn trials(tests: &[(&str, Test)], state: &Arc<OnceLock<Result<Node, String>>>) -> Vec<Trial> {
+    let trial = |(name, test): &(&str, Test)| {
+        let (state, test) = (Arc::clone(state), *test);
+        Trial::ignorable_test(*name, move || match state.get().unwrap() {
+            Ok(node) => {
+                test(node);
+                Ok(Completion::Completed)
+            }
+            Err(reason) => Ok(Completion::ignored_with(reason)),
+        })
+    };
+    tests.iter().map(trial).collect()
 }

@@ -5,15 +5,20 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::{
-    e2e::{admission::decision, eventually},
+    e2e::{admission::decision, cluster::received_at, eventually},
     support::{
         black_hole::BlackHole,
-        chart::{Replica, SERVING, Use, kubectl, leader, replicas, secret, text_of, until_rolled_out},
+        chart::{
+            OWN, Replica, SERVING, Use, kubectl, leader, replicas, secret, text_of, trust, until_rolled_out,
+        },
         node::{self, Node},
-        pods::{failed_pulls, run, until_kept, until_rewritten},
+        pods::{failed_pulls, pod, run, until_kept, until_rewritten},
         scene::Scene,
     },
 };
+
+/// How many images there are to look at when a companion is stopped.
+const MANY: usize = 30;
 
 const REWRITTEN: &str = "Rewritten Mirrored";
 
@@ -49,6 +54,59 @@ pub(crate) fn a_killed_companion_is_followed_by_the_other(node: &Node) {
     until_rolled_out(node, "companion", 2);
 }
 
+/// It is stopped for longer than its lease holds, with much to write.
+pub(crate) fn a_paused_companion_writes_nothing_when_it_goes_on(node: &Node) {
+    let scene = Scene::new(Use::alone(node), "paused", |_| ());
+    let cluster = &node.cluster;
+    run(&scene.namespace, "before", &scene.written, &scene.mirrored);
+    scene.until_known();
+    let (first, identity) = leader(node);
+    let second = replicas(node, "companion")
+        .into_iter()
+        .find(|other| *other != first);
+    let second = second.unwrap();
+    let image = |number: usize| format!("{}:none-{number}", scene.repository());
+    for number in 0..MANY {
+        // It waits for a node that never comes: only its image counts.
+        let mut waiting = pod(&format!("many-{number}"), &image(number));
+        waiting["spec"]["nodeSelector"] = json!({"no": "such"});
+        scene.namespace.create_pod(&waiting).success();
+    }
+    first.freeze("companion");
+    eventually("the other companion leads", || {
+        (second.status(node)?["leading"] == true).then_some(())
+    });
+    for number in 0..MANY {
+        scene.until_image(&image(number), "Missing");
+    }
+    let writes = |replica: &Replica| -> Vec<Value> {
+        let pod = "authentication.kubernetes.io/pod-name";
+        let mut writes = cluster.writes_of(|user| user["extra"][pod][0] == replica.name.as_str());
+        writes.retain(|write| write["objectRef"]["resource"] != "leases");
+        writes
+    };
+    let thawed_at = writes(&second).iter().map(received_at).max().unwrap();
+    first.thaw("companion");
+    eventually("the first sees that it does not lead", || {
+        (first.status(node)?["leading"] == false).then_some(())
+    });
+    let lease = format!("/apis/coordination.k8s.io/v1/namespaces/{OWN}/leases/kagami-health");
+    let beat = || cluster.get(&lease).success()["spec"]["renewTime"].clone();
+    // Long enough for whatever the first had in mind.
+    for _ in 0..2 {
+        let before = beat();
+        eventually("the heart beats on", || (beat() != before).then_some(()));
+    }
+    let mut late = writes(&first);
+    assert_ne!(late.len(), 0, "the first wrote before it was stopped");
+    // What was in flight when it was stopped had arrived long before.
+    late.retain(|write| received_at(write) > thawed_at);
+    assert!(late.is_empty(), "{late:#?}");
+    assert_eq!(leader(node).0, second);
+    let status = first.status(node).unwrap();
+    assert_eq!(status["identity"], identity.as_str(), "the same process went on");
+}
+
 /// Two of three: what they believe they must see for themselves.
 pub(crate) fn replicas_cut_from_the_api_server_believe_their_own_eyes_only(node: &Node) {
     let mut scene = Scene::new(Use::alone(node), "cut", |spec| {
@@ -57,17 +115,10 @@ pub(crate) fn replicas_cut_from_the_api_server_believe_their_own_eyes_only(node:
     let all = replicas(node, "webhook");
     assert_eq!(all.len(), 3);
     let (cut, whole) = all.split_at(2);
-    let mirror = scene.mirror.name.clone();
-    let stale = |replica: &Replica| {
-        let status = replica.status(node).unwrap();
-        status["mirrors"][&mirror]["health"]["stale"].as_bool().unwrap()
-    };
-    let image = scene.written[0].clone();
-    let decides = |replica: &Replica, expected: &str| {
-        eventually(&format!("{} decides: {expected}", replica.name), || {
-            (replica.decide(node, &image) == expected).then_some(())
-        });
-    };
+    let (mirror, image) = (scene.mirror.name.clone(), scene.written[0].clone());
+    let stale = |replica: &Replica| replica.is_stale(node, &mirror);
+    let trust = trust(node);
+    let decides = |replica: &Replica, expected| replica.decides(&trust, &image, expected);
     eventually("all replicas believe what is shared", || {
         (!all.iter().any(stale)).then_some(())
     });
@@ -130,7 +181,7 @@ pub(crate) fn a_broken_certificate_keeps_the_old_pair(node: &Node) {
     });
     // On new connections, too.
     for replica in replicas(node, "webhook") {
-        assert_eq!(replica.decide(node, &scene.written[0]), REWRITTEN);
+        assert_eq!(replica.decide(&trust(node), &scene.written[0]), REWRITTEN);
     }
     let pods = run(&scene.namespace, "web", &scene.written, &scene.mirrored);
     assert_eq!(decision(&pods[0], "app")["outcome"], "Rewritten");

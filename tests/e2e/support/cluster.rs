@@ -62,6 +62,11 @@ pub(crate) struct Namespace<'a> {
     pub(crate) name: String,
 }
 
+/// The API server is away as long as this lives. It then belongs to the thread that ended this.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Outage<'a>(&'a Cluster);
+
 impl Cluster {
     /// Starts everything on 127.0.0.1; takes about five seconds.
     pub(crate) fn start(tools: Tools) -> Self {
@@ -108,21 +113,9 @@ impl Cluster {
     }
 
     /// Ends the API server at once; its port then refuses connections, its data stays.
-    pub(crate) fn stop_api_server(&self) {
+    pub(crate) fn without_api_server(&self) -> Outage<'_> {
         self.api_server.lock().unwrap().take();
-    }
-
-    /// Starts it again, from the thread of the test that stopped it.
-    pub(crate) fn start_api_server(&self) {
-        let process = start_api_server(
-            &self.tools,
-            &self.http,
-            self.folder(),
-            &self.etcd_url,
-            self.address,
-            &self.url,
-        );
-        *self.api_server.lock().unwrap() = Some(process);
+        Outage(self)
     }
 
     /// A folder for the files of this run.
@@ -236,10 +229,10 @@ impl Cluster {
         events
     }
 
-    /// Every write of a user that the API server answered so far, oldest first.
-    pub(crate) fn writes_of(&self, user: &str) -> Vec<Value> {
+    /// Every write of a user, as audit events show one, that the API server answered so far, oldest first.
+    pub(crate) fn writes_of(&self, is_it: impl Fn(&Value) -> bool) -> Vec<Value> {
         let mut events = self.audit_log();
-        events.retain(|event| event["user"]["username"] == user);
+        events.retain(|event| is_it(&event["user"]));
         events
     }
 
@@ -249,6 +242,26 @@ impl Cluster {
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect()
     }
+}
+
+impl Drop for Outage<'_> {
+    fn drop(&mut self) {
+        let Self(cluster) = self;
+        let process = start_api_server(
+            &cluster.tools,
+            &cluster.http,
+            cluster.folder(),
+            &cluster.etcd_url,
+            cluster.address,
+            &cluster.url,
+        );
+        *cluster.api_server.lock().unwrap() = Some(process);
+    }
+}
+
+/// When the API server received the request of an audit event; text that sorts by time.
+pub(crate) fn received_at(event: &Value) -> String {
+    event["requestReceivedTimestamp"].as_str().unwrap().to_owned()
 }
 
 impl Namespace<'_> {
@@ -351,7 +364,8 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
                 {
                     "level": "Request",
                     "verbs": ["create", "update", "patch", "delete"],
-                    "userGroups": ["companions"],
+                    // Those of the tests, and where a chart is installed as its notes say.
+                    "userGroups": ["companions", "system:serviceaccounts:kagami-system"],
                 },
                 {"level": "None"},
             ],

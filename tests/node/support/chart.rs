@@ -118,6 +118,11 @@ impl<'a> Use<'a> {
         }
     }
 
+    /// Begins the count of failed reviews anew, as an API server does that was restarted.
+    pub(crate) fn count_anew(&mut self) {
+        self.failed = 0;
+    }
+
     /// Lets others use it, and disturb it, as they like.
     pub(crate) fn give_back(&mut self) {
         self.guard = None;
@@ -239,6 +244,19 @@ pub(crate) fn text_of(data: &Value, name: &str) -> String {
     String::from_utf8(BASE64.decode(data[name].as_str().unwrap()).unwrap()).unwrap()
 }
 
+/// What the API server trusts when it calls a replica, as it is now.
+pub(crate) fn trust(node: &Node) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let authority = text_of(&secret(node, SERVING).unwrap(), "ca.crt");
+    roots
+        .add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap())
+        .unwrap();
+    let client = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(client)
+}
+
 impl Replica {
     /// What its admin listener shows, if it answers.
     pub(crate) fn status(&self, node: &Node) -> Option<Value> {
@@ -250,27 +268,48 @@ impl Replica {
 
     /// What it decides of an image: outcome and reason. Asked as the API server asks, on a new connection.
     #[track_caller]
-    pub(crate) fn decide(&self, node: &Node, image: &str) -> String {
-        let mut roots = RootCertStore::empty();
-        let authority = text_of(&secret(node, SERVING).unwrap(), "ca.crt");
-        roots
-            .add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap())
-            .unwrap();
-        let client = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+    pub(crate) fn decide(&self, trust: &Arc<ClientConfig>, image: &str) -> String {
         let name = format!("{WEBHOOK}.{OWN}.svc").try_into().unwrap();
         let address = SocketAddr::from((self.address, 8443));
-        let mut connection = Connection::open_to(Arc::new(client), name, address);
+        let mut connection = Connection::open_to(Arc::clone(trust), name, address);
         let review = kagami::review(image);
         let (_, body) = connection.post("/mutate/enforce?timeout=3s", &review).unwrap();
         kagami::decided(&body)
     }
 
+    /// Waits until it decides this of an image.
+    #[track_caller]
+    pub(crate) fn decides(&self, trust: &Arc<ClientConfig>, image: &str, expected: &str) {
+        eventually(&format!("{} decides: {expected}", self.name), || {
+            (self.decide(trust, image) == expected).then_some(())
+        });
+    }
+
+    /// Whether it believes nothing of what is shared about a mirror, because the heartbeat is too old.
+    pub(crate) fn is_stale(&self, node: &Node, mirror: &str) -> bool {
+        let status = self.status(node).unwrap();
+        status["mirrors"][mirror]["health"]["stale"].as_bool().unwrap()
+    }
+
     /// Ends its process at once; kubelet starts another one in the same Pod.
     pub(crate) fn kill(&self, component: &str) {
+        self.signal(component, "KILL");
+    }
+
+    /// Stops its process where it is; it then answers nobody. Kubelet ends it after a minute.
+    pub(crate) fn freeze(&self, component: &str) {
+        self.signal(component, "STOP");
+    }
+
+    /// Lets a stopped process go on.
+    pub(crate) fn thaw(&self, component: &str) {
+        self.signal(component, "CONT");
+    }
+
+    fn signal(&self, component: &str, signal: &str) {
         let process = self.process(component);
-        let status = Command::new("kill").args(["-KILL", &process]).status().unwrap();
+        let signal = format!("-{signal}");
+        let status = Command::new("kill").args([&signal, &process]).status().unwrap();
         assert!(status.success());
     }
 

@@ -77,10 +77,15 @@ impl<'a> Scene<'a> {
 
     /// Waits until the companion has shared that the mirror holds the image, because a Pod uses it.
     pub(crate) fn until_known(&self) {
-        eventually("the companion knows the image", || {
+        self.until_image(&self.written[0], "Present");
+    }
+
+    /// Waits until the companion has shared this of an image, as users write it.
+    pub(crate) fn until_image(&self, image: &str, presence: &str) {
+        eventually(&format!("{image} is {presence}"), || {
             let images = self.kagami.node.cluster.get(IMAGES).success();
             let mut items = images["items"].as_array()?.iter();
-            let is_it = |spec: &Value| spec["image"] == self.written[0] && spec["presence"] == "Present";
+            let is_it = |spec: &Value| spec["image"] == image && spec["presence"] == presence;
             items.any(|item| is_it(&item["spec"])).then_some(())
         });
     }
@@ -94,7 +99,8 @@ impl<'a> Scene<'a> {
         });
     }
 
-    fn repository(&self) -> String {
+    /// The image without its tag, as users write it and as the mirror has it.
+    pub(crate) fn repository(&self) -> String {
         format!("{}/{REPOSITORY}", self.upstream.host())
     }
 }
