@@ -11,12 +11,14 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     routing::post,
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
@@ -43,9 +45,14 @@ pub fn run(folder: &Path, answers: &[usize]) -> Result<()> {
         };
         router = router.route(&path(*length), post(handler));
     }
-    let patched = fs::read_to_string(folder.join(ANSWER)).unwrap_or_else(|_| ADMITTED.to_owned());
-    for (path, answer) in [(ADMIT, ADMITTED), (PATCH, &patched)] {
-        let admit = Admit::new(answer)?;
+    let label = json!([{"op": "add", "path": "/metadata/labels/echo", "value": "echo"}]);
+    let patched = fs::read_to_string(folder.join(ANSWER)).unwrap_or_else(|_| admitted(None));
+    for (path, answer) in [
+        (ADMIT, admitted(None)),
+        (LABEL, admitted(Some(&label))),
+        (PATCH, patched),
+    ] {
+        let admit = Admit::new(&answer)?;
         let handler = async move |body: Bytes| {
             let json = (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
             admit
@@ -79,8 +86,11 @@ pub fn run(folder: &Path, answers: &[usize]) -> Result<()> {
     })
 }
 
-/// Where an API server gets an answer that it takes: the Pod may come in as it is.
+/// Where an API server gets an answer that it takes: the Pod may come in as it is. This is the bare echo.
 pub const ADMIT: &str = "/mutate/enforce";
+
+/// Where every Pod gets a label: the smallest patch that changes something.
+pub const LABEL: &str = "/mutate/label";
 
 /// Where it gets Kagami's answer to one review, to every review.
 pub const PATCH: &str = "/mutate/patch";
@@ -88,8 +98,15 @@ pub const PATCH: &str = "/mutate/patch";
 /// The file with that answer in the echo's folder; where it is missing nothing is patched.
 pub const ANSWER: &str = "answer.json";
 
-const ADMITTED: &str =
-    r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"uid":"","allowed":true}}"#;
+/// The answer that lets a Pod in, patched or as it is.
+fn admitted(patch: Option<&Value>) -> String {
+    let mut response = json!({"uid": "", "allowed": true});
+    if let Some(patch) = patch {
+        response["patchType"] = "JSONPatch".into();
+        response["patch"] = STANDARD.encode(patch.to_string()).into();
+    }
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}).to_string()
+}
 
 /// Answers reviews with a constant but for the UID, which API servers compare.
 #[derive(Clone, Debug)]
