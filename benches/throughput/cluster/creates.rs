@@ -4,7 +4,7 @@
 //! encodes the Pod, patches it, decodes it, compares, and goes through its own admission once more. So besides
 //! the bare echo there are one whose patch is the smallest there is, and one whose patch is Kagami's; and besides
 //! Kagami as it rewrites there is Kagami in audit mode, which decides the same and patches nothing. The bar is
-//! held where both rivals answer alike, and as it is written: Kagami as it rewrites against the bare echo.
+//! held for Kagami as it rewrites, against the echo that answers alike and, as it is written, the bare one.
 
 use std::{fs, net::SocketAddr};
 
@@ -42,6 +42,10 @@ const KNOWN: usize = 1_000;
 
 /// Pods created at once.
 const AT_ONCE: [usize; 2] = [1, 8];
+
+/// How much longer a round is than elsewhere: an API server creates a few hundred Pods a second, and collects its
+/// garbage in between, so that a short round's median says little.
+const LONGER: u32 = 3;
 
 /// Init containers and containers of each Pod: those of the larger reviews.
 const SHAPE: (usize, usize) = (2, 3);
@@ -169,7 +173,7 @@ impl Bench {
                 let back = rivals.len() - 1 - position;
                 let turn = if round.is_multiple_of(2) { position } else { back };
                 let rival = &rivals[turn];
-                let load = closed_loop(&rival.target, connections, self.plan.round);
+                let load = closed_loop(&rival.target, connections, self.plan.round * LONGER);
                 loads[turn].push(load.with_context(|| rival.name.clone())?);
             }
         }
@@ -200,17 +204,17 @@ impl Bench {
             );
         }
         println!(
-            "  {connections:>7} above the echo's p50 is that of the smallest patch by {:.3} ms, of Kagami's patch by {:.3} ms",
+            "  {connections:>7} above the echo's p50, ms: {:.3} the smallest patch, {:.3} Kagami's patch, {:.3} Kagami in audit mode",
             more(of_label, of_echo),
             more(of_patch, of_echo),
+            more(of_audit, of_echo),
         );
-        for (who, loads, than, others) in [
-            ("Kagami's in audit mode", of_audit, "the bare echo's", of_echo),
-            ("Kagami's", of_kagami, "that of the echo of its patch", of_patch),
-            ("Kagami's", of_kagami, "the bare echo's", of_echo),
+        for (echo, loads) in [
+            ("that of the echo of its patch", of_patch),
+            ("the bare echo's", of_echo),
         ] {
-            let name = format!("Pod create, {connections} at once: p50, {who} above {than}");
-            bars.at_most(name, more(loads, others), 0.5, "ms");
+            let name = format!("Pod create, {connections} at once: Kagami's p50 above {echo}");
+            bars.at_most(name, more(of_kagami, loads), 0.5, "ms");
         }
         Ok(())
     }
