@@ -49,7 +49,7 @@ pub struct Facts {
     pub leaf: Option<Leaf>,
     /// Whether callers trust exactly the authorities above.
     pub bundle: bool,
-    /// When something was last changed.
+    /// When something was last changed of what is trusted or served.
     pub changed_at: Timestamp,
 }
 
@@ -62,7 +62,7 @@ pub enum Action {
     Announce,
     /// Tell callers to trust the authorities there are.
     Publish,
-    /// Make the next authority the present one.
+    /// Make the next authority the present one. By itself this changes nothing of what is trusted or served.
     Switch,
     /// Issue a serving certificate by the present authority.
     Issue,
@@ -93,9 +93,9 @@ pub fn next(facts: &Facts, step: Duration, now: Timestamp) -> Action {
     let Some(leaf) = usable else {
         return Action::Issue;
     };
-    if !leaf.by_current && facts.previous {
-        // The switch was made; what it is for follows at once.
-        return Action::Issue;
+    // While what is served is trusted, it is served until all callers trust what comes next.
+    if !leaf.by_current && facts.previous && now < settled_at {
+        return Action::Wait(settled_at);
     }
     if !leaf.by_current || leaf.period.is_due(now) {
         return Action::Issue;
@@ -163,6 +163,7 @@ mod tests {
                     facts.current = facts.next.take();
                     facts.previous = true;
                     facts.leaf.as_mut().unwrap().by_current = false;
+                    continue;
                 }
                 Action::Issue => {
                     facts.leaf = Some(Leaf {
@@ -219,6 +220,37 @@ mod tests {
                 (start + 2 * step, Action::Publish),
             ]
         );
+    }
+
+    #[test]
+    fn what_a_lost_authority_signed_is_served_until_callers_trust_the_new_one() {
+        let mut facts = Facts::default();
+        play(&mut facts, 0, 1);
+        // What the companion makes of a lost one: another, and the old one trusted as long as it is served.
+        let founded = DAY;
+        facts.current = Some(period(founded, 361 * DAY));
+        facts.previous = true;
+        facts.leaf.as_mut().unwrap().by_current = false;
+        facts.bundle = false;
+        facts.changed_at = at(founded);
+        let mut gone = facts;
+        let step = STEP.as_secs();
+        assert_eq!(
+            play(&mut facts, founded, founded + 3 * step),
+            [
+                (founded, Action::Publish),
+                (founded + step, Action::Issue),
+                (founded + 2 * step, Action::Retire),
+                (founded + 2 * step, Action::Publish),
+            ]
+        );
+        // Nobody is helped by waiting where nothing usable is served, or nobody trusts it.
+        gone.bundle = true;
+        gone.previous = false;
+        assert_eq!(next(&gone, STEP, at(founded)), Action::Issue);
+        gone.previous = true;
+        gone.leaf = None;
+        assert_eq!(next(&gone, STEP, at(founded)), Action::Issue);
     }
 
     #[test]

@@ -124,7 +124,8 @@ impl Keeper {
             configuration: self.configurations.get_opt(&self.settings.configuration).await?,
         };
         let now = clock::now();
-        let action = next(&self.facts(&found), self.settings.step, now);
+        let facts = self.facts(&found);
+        let action = next(&facts, self.settings.step, now);
         let mut data = contents(found.authority.as_ref());
         match action {
             Action::Wait(_) => {}
@@ -151,7 +152,7 @@ impl Keeper {
                     ("ca.crt".to_owned(), certificate),
                     ("ca.key".to_owned(), key),
                 ]);
-                self.write_authority(&found, data, now).await?;
+                self.write_authority(&found, data, facts.changed_at).await?;
             }
             Action::Retire => {
                 data.remove("previous.crt");
@@ -214,9 +215,9 @@ impl Keeper {
         &self,
         found: &Found,
         data: BTreeMap<String, Vec<u8>>,
-        now: Timestamp,
+        changed_at: Timestamp,
     ) -> Result<(), Failed> {
-        let annotation = (CHANGED_AT, now.to_string());
+        let annotation = (CHANGED_AT, changed_at.to_string());
         self.write(
             found.authority.as_ref(),
             AUTHORITY_SECRET,
