@@ -215,7 +215,7 @@ pub(crate) fn a_restarted_api_server_is_followed_again(shared: &Cluster) {
     reader.share_healthy(clock::now().before(Duration::from_secs(5)));
     reader.decides(&known, REWRITTEN);
 
-    let outage = cluster.without_api_server();
+    let outage = cluster.without_control_plane();
     // What is known stays known for a while, without anybody to ask.
     assert_eq!(reader.decide("probe", &known), REWRITTEN);
     let until_watches = |what: &str, is_true: fn(&Value) -> bool| {

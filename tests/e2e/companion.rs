@@ -218,7 +218,7 @@ pub(crate) fn a_restarted_api_server_finds_the_companion_at_work(shared: &Cluste
     place.wait_for_health("Healthy");
     eventually("the heart beats", || (!heartbeat(&place).is_null()).then_some(()));
 
-    let outage = cluster.without_api_server();
+    let outage = cluster.without_control_plane();
     eventually("the companion steps down", || {
         let (_, metrics) = place.ask(&companion, "metrics");
         metrics.contains("kagami_leading 0").then_some(())

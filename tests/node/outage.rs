@@ -34,7 +34,7 @@ pub(crate) fn a_restarted_api_server_finds_kagami_at_work(node: &Node) {
         }
     };
 
-    let outage = cluster.without_api_server();
+    let outage = cluster.without_control_plane();
     eventually("no companion leads", || {
         let leads = |companion: &Replica| companion.status(node).unwrap()["leading"] == true;
         (!companions.iter().any(leads)).then_some(())
@@ -88,7 +88,7 @@ pub(crate) fn an_image_that_replicas_hear_nothing_of_is_not_proven_by_sweeps(nod
 
     // A watch that is open goes on whatever its caller may; the API server's end ends it.
     let right = MayWatchImages::withdraw(node);
-    let outage = cluster.without_api_server();
+    let outage = cluster.without_control_plane();
     end(outage, &mut scene);
     eventually("the replicas hear of mirrors alone", || {
         let deaf = |webhook: &Replica| {
@@ -132,7 +132,7 @@ pub(crate) fn an_image_that_replicas_hear_nothing_of_is_not_proven_by_sweeps(nod
 fn end(outage: Outage<'_>, scene: &mut Scene<'_>) {
     drop(outage);
     scene.kagami.count_anew();
-    let namespace = scene.kagami.node.cluster.namespace(None);
+    let namespace = &scene.namespace;
     namespace.create_pod(&pod("any", &scene.written[0])).success();
     within(Duration::from_mins(3), "Pods run again", || {
         (namespace.pod("any")["status"]["phase"] == "Running").then_some(())

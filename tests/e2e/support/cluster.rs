@@ -44,8 +44,7 @@ pub(crate) struct Cluster {
     /// A healthy mirror that tests share; one that breaks it starts its own.
     pub(crate) mirror: Mirror,
     // Dropped in this order: who depends on another goes first, the files last.
-    _controller_manager: Process,
-    api_server: Mutex<Option<Process>>,
+    control_plane: Mutex<Option<ControlPlane>>,
     _etcd: Process,
     etcd_url: String,
     address: Ipv4Addr,
@@ -62,7 +61,15 @@ pub(crate) struct Namespace<'a> {
     pub(crate) name: String,
 }
 
-/// The API server is away as long as this lives. It then belongs to the thread that ended this.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held for their drop")]
+struct ControlPlane {
+    // Dropped in this order.
+    controller_manager: Process,
+    api_server: Process,
+}
+
+/// The control plane is away as long as this lives. It then belongs to the thread that ended this.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Outage<'a>(&'a Cluster);
@@ -94,14 +101,11 @@ impl Cluster {
                 .ok()
                 .filter(|answer| answer.status == 200)
         });
-        let api_server = start_api_server(&tools, &http, folder.path(), &etcd_url, address, &url);
-        let controller_manager = start_controller_manager(&tools, folder.path(), address);
-        Self {
+        let cluster = Self {
             http,
             authority,
             mirror,
-            _controller_manager: controller_manager,
-            api_server: Mutex::new(Some(api_server)),
+            control_plane: Mutex::default(),
             _etcd: etcd,
             etcd_url,
             address,
@@ -109,13 +113,25 @@ impl Cluster {
             namespaces: AtomicUsize::new(0),
             tools,
             folder,
-        }
+        };
+        cluster.start_control_plane();
+        cluster
     }
 
-    /// Ends the API server at once; its port then refuses connections, its data stays.
-    pub(crate) fn without_api_server(&self) -> Outage<'_> {
-        self.api_server.lock().unwrap().take();
+    /// Ends the API server at once; its port then refuses connections, its data stays. The controller manager goes
+    /// with it, because left behind it would look for the API server once a minute only.
+    pub(crate) fn without_control_plane(&self) -> Outage<'_> {
+        self.control_plane.lock().unwrap().take();
         Outage(self)
+    }
+
+    fn start_control_plane(&self) {
+        let (tools, folder) = (&self.tools, self.folder());
+        let api_server = start_api_server(tools, &self.http, folder, &self.etcd_url, self.address, &self.url);
+        *self.control_plane.lock().unwrap() = Some(ControlPlane {
+            controller_manager: start_controller_manager(tools, folder, self.address),
+            api_server,
+        });
     }
 
     /// A folder for the files of this run.
@@ -246,16 +262,7 @@ impl Cluster {
 
 impl Drop for Outage<'_> {
     fn drop(&mut self) {
-        let Self(cluster) = self;
-        let process = start_api_server(
-            &cluster.tools,
-            &cluster.http,
-            cluster.folder(),
-            &cluster.etcd_url,
-            cluster.address,
-            &cluster.url,
-        );
-        *cluster.api_server.lock().unwrap() = Some(process);
+        self.0.start_control_plane();
     }
 }
 
