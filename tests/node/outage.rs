@@ -7,14 +7,12 @@ use serde_json::{Value, json};
 use crate::{
     e2e::{admission::decision, cluster::Outage, companion::MIRRORS, eventually, within},
     support::{
-        chart::{Replica, Use, kubectl, leader, pods, replicas, trust},
+        chart::{REWRITTEN, Replica, Use, kubectl, leader, pods, replicas, trust},
         node::Node,
         pods::{failed_pulls, last_rewritten, pod, run, until_kept, until_rewritten},
         scene::Scene,
     },
 };
-
-const REWRITTEN: &str = "Rewritten Mirrored";
 
 /// Away for longer than a lease holds. Replicas go by what they see themselves, and nobody has to be restarted.
 pub(crate) fn a_restarted_api_server_finds_kagami_at_work(node: &Node) {
@@ -34,7 +32,7 @@ pub(crate) fn a_restarted_api_server_finds_kagami_at_work(node: &Node) {
         }
     };
 
-    let outage = cluster.without_control_plane();
+    let outage = scene.kagami.without_control_plane();
     eventually("no companion leads", || {
         let leads = |companion: &Replica| companion.status(node).unwrap()["leading"] == true;
         (!companions.iter().any(leads)).then_some(())
@@ -51,7 +49,7 @@ pub(crate) fn a_restarted_api_server_finds_kagami_at_work(node: &Node) {
     scene.mirror.bring_back(cluster);
     all_decide(REWRITTEN);
 
-    end(outage, &mut scene);
+    end(outage, &scene);
     leader(node);
     eventually("all replicas believe what is shared", || {
         let fresh = |webhook: &Replica| !webhook.is_stale(node, &mirror);
@@ -88,8 +86,8 @@ pub(crate) fn an_image_that_replicas_hear_nothing_of_is_not_proven_by_sweeps(nod
 
     // A watch that is open goes on whatever its caller may; the API server's end ends it.
     let right = MayWatchImages::withdraw(node);
-    let outage = cluster.without_control_plane();
-    end(outage, &mut scene);
+    let outage = scene.kagami.without_control_plane();
+    end(outage, &scene);
     eventually("the replicas hear of mirrors alone", || {
         let deaf = |webhook: &Replica| {
             watch(webhook, "mirroredimages").is_string()
@@ -129,9 +127,8 @@ pub(crate) fn an_image_that_replicas_hear_nothing_of_is_not_proven_by_sweeps(nod
 }
 
 /// Starts the API server again, and waits until Pods run: scheduler and kubelet try again less and less often.
-fn end(outage: Outage<'_>, scene: &mut Scene<'_>) {
+fn end(outage: Outage<'_>, scene: &Scene<'_>) {
     drop(outage);
-    scene.kagami.count_anew();
     let namespace = &scene.namespace;
     namespace.create_pod(&pod("any", &scene.written[0])).success();
     within(Duration::from_mins(3), "Pods run again", || {

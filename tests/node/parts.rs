@@ -9,7 +9,8 @@ use crate::{
     support::{
         black_hole::BlackHole,
         chart::{
-            OWN, Replica, SERVING, Use, kubectl, leader, replicas, secret, text_of, trust, until_rolled_out,
+            OWN, REWRITTEN, Replica, SERVING, Use, kubectl, leader, replicas, secret, text_of, trust,
+            until_rolled_out,
         },
         node::{self, Node},
         pods::{failed_pulls, pod, run, until_kept, until_rewritten},
@@ -19,8 +20,6 @@ use crate::{
 
 /// How many images there are to look at when a companion is stopped.
 const MANY: usize = 30;
-
-const REWRITTEN: &str = "Rewritten Mirrored";
 
 /// How long nobody may look after the mirrors once a leader was killed: its lease runs out (15 s), the next one
 /// takes it (2 s), and sees a dead mirror twice.
@@ -180,8 +179,9 @@ pub(crate) fn a_broken_certificate_keeps_the_old_pair(node: &Node) {
         certificates().iter().all(told).then_some(())
     });
     // On new connections, too.
+    let trust = trust(node);
     for replica in replicas(node, "webhook") {
-        assert_eq!(replica.decide(&trust(node), &scene.written[0]), REWRITTEN);
+        assert_eq!(replica.decide(&trust, &scene.written[0]), REWRITTEN);
     }
     let pods = run(&scene.namespace, "web", &scene.written, &scene.mirrored);
     assert_eq!(decision(&pods[0], "app")["outcome"], "Rewritten");

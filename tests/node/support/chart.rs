@@ -21,6 +21,7 @@ use super::{images, node::Node, registry::Registry};
 use crate::e2e::{
     admission::{Calls, pod},
     chart::{Chart, stdout},
+    cluster::Outage,
     connection::Connection,
     eventually, kagami,
 };
@@ -34,6 +35,9 @@ pub(crate) const LEFT_ALONE: &str = "of-another-kagami";
 /// The Secret with the serving pair, and the one with the authority.
 pub(crate) const SERVING: &str = "kagami-webhook-tls";
 pub(crate) const AUTHORITY: &str = "kagami-ca";
+
+/// What a replica decides of an image that is on the mirror.
+pub(crate) const REWRITTEN: &str = "Rewritten Mirrored";
 
 const WEBHOOK: &str = "kagami-webhook";
 const MODES: [&str; 3] = ["enforce", "warn", "audit"];
@@ -118,9 +122,16 @@ impl<'a> Use<'a> {
         }
     }
 
-    /// Begins the count of failed reviews anew, as an API server does that was restarted.
-    pub(crate) fn count_anew(&mut self) {
+    /// Takes the control plane away, whose API server counts failed reviews anew when it is back.
+    pub(crate) fn without_control_plane(&mut self) -> Outage<'a> {
+        self.assert_none_failed();
         self.failed = 0;
+        self.node.cluster.without_control_plane()
+    }
+
+    #[track_caller]
+    fn assert_none_failed(&self) {
+        assert_eq!(failed(self.node), self.failed, "reviews failed");
     }
 
     /// Lets others use it, and disturb it, as they like.
@@ -343,6 +354,6 @@ impl Drop for Use<'_> {
             }
             return;
         }
-        assert_eq!(failed(self.node), self.failed, "reviews failed");
+        self.assert_none_failed();
     }
 }
