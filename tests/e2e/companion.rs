@@ -171,6 +171,10 @@ pub(crate) fn a_second_replica_takes_over_after_a_kill(cluster: &Cluster) {
     second.process.terminate();
     place.wait_for_lead(&third);
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+
+    // Whoever only waits has nothing to give back, and ends as well as a leader.
+    let waiting = place.start("companion-b", &[]);
+    waiting.process.terminate();
 }
 
 pub(crate) fn a_paused_leader_never_writes_again(cluster: &Cluster) {

@@ -96,8 +96,8 @@ impl View {
     }
 }
 
-/// Waits for the lead and leads, again and again, until the process drains; then it gives the
-/// lease back.
+/// Waits for the lead and leads, again and again, until the process stops; then it gives the lease
+/// back.
 ///
 /// `client` must not try anything again by itself: whether a write may be sent is decided right
 /// before it is sent.
@@ -116,7 +116,7 @@ pub async fn run(
     );
     let outcome = shutdown
         .until(
-            Stage::Draining,
+            Stage::Stopping,
             follow(&settings, &client, &metrics, &view, &mut elector),
         )
         .await;
@@ -289,5 +289,47 @@ async fn early_end(tasks: &mut JoinSet<()>) -> Error {
         }
         Some(Err(error)) => Error::Ended(panic_message(error)),
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::mirror::Mode,
+        tasks::{Drain, Signal, Tasks, shutdown},
+    };
+
+    /// Without an API server: it never leads, so nothing keeps it from ending too early.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_waits_for_the_lead_ends_as_asked() {
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
+        let settings = Settings {
+            namespace: "kagami-system".to_owned(),
+            identity: "companion-a".to_owned(),
+            left_alone: BTreeSet::new(),
+            demand: DemandSettings {
+                default_mode: Mode::Off,
+                forget_after: Duration::from_hours(1),
+            },
+            certificates: None,
+        };
+        let (metrics, _) = Metrics::new();
+        let (trigger, shutdown) = shutdown();
+        let mut tasks = Tasks::default();
+        tasks.spawn(
+            "companion",
+            run(settings, client, metrics, View::default(), shutdown),
+        );
+        let drain = Drain {
+            delay: Duration::from_secs(5),
+            limit: Duration::from_secs(10),
+        };
+        let mut signals = vec![Signal::Terminate];
+        let ended = tasks.run(&trigger, drain, async || match signals.pop() {
+            Some(signal) => signal,
+            None => std::future::pending().await,
+        });
+        ended.await.unwrap();
     }
 }
