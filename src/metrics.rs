@@ -482,7 +482,7 @@ impl ClusterMetrics {
             sweep_finished,
         } = self;
         registry.register("writes", "Writes to the API server by how they ended", writes);
-        registry.register("leading", "1 while this companion leads", leading);
+        registry.register("leading", "Whether this companion leads: 1 or 0", leading);
         registry.register_with_unit(
             "sweep_finished",
             "End of the last complete sweep, since the Unix epoch",

@@ -197,10 +197,7 @@ pub(crate) fn a_paused_leader_never_writes_again(cluster: &Cluster) {
     place.wait_for_image("docker.io/library/nginx:none-29", "Missing");
     let thawed_at = newest(&writes(&place, &second));
     first.process.thaw();
-    eventually("the first sees that it does not lead", || {
-        let (_, metrics) = place.ask(&first, "metrics");
-        metrics.contains("kagami_leading 0").then_some(())
-    });
+    place.wait_for_end_of_lead(&first);
     // Long enough for whatever it had in mind.
     let beats = heartbeat(&place);
     eventually("the heart beats on", || {
@@ -223,10 +220,7 @@ pub(crate) fn a_restarted_api_server_finds_the_companion_at_work(shared: &Cluste
     eventually("the heart beats", || (!heartbeat(&place).is_null()).then_some(()));
 
     let outage = cluster.without_control_plane();
-    eventually("the companion steps down", || {
-        let (_, metrics) = place.ask(&companion, "metrics");
-        metrics.contains("kagami_leading 0").then_some(())
-    });
+    place.wait_for_end_of_lead(&companion);
     drop(outage);
     place.wait_for_lead(&companion);
     let beats = heartbeat(&place);

@@ -145,10 +145,26 @@ impl<'a> Place<'a> {
 
     /// Waits until a companion leads.
     pub(crate) fn wait_for_lead(&self, companion: &Companion) {
-        eventually("the companion leads", || {
-            let (_, metrics) = self.ask(companion, "metrics");
-            metrics.contains("kagami_leading 1").then_some(())
+        eventually("the companion leads", || self.leads(companion).then_some(()));
+    }
+
+    /// Waits until a companion does not lead any more.
+    pub(crate) fn wait_for_end_of_lead(&self, companion: &Companion) {
+        eventually("the companion steps down", || {
+            (!self.leads(companion)).then_some(())
         });
+    }
+
+    fn leads(&self, companion: &Companion) -> bool {
+        let (_, metrics) = self.ask(companion, "metrics");
+        let mut values = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix("kagami_leading "));
+        match values.next() {
+            Some("1") => true,
+            Some("0") => false,
+            other => panic!("kagami_leading is {other:?}"),
+        }
     }
 
     /// Gives the group of companions the rights that the chart gives, and no others.
