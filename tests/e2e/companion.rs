@@ -165,8 +165,10 @@ pub(crate) fn a_second_replica_takes_over_after_a_kill(cluster: &Cluster) {
         .count();
     assert_eq!(rewritten, 0, "what is known already was written again");
 
-    // Whoever ends as asked gives the lease back: the next waits for a retry only.
+    // Whoever ends as asked gives the lease back, even if somebody else wrote to it: the next waits for a retry only.
     let third = place.start("companion-a", &[]);
+    let touch = ["annotate", "lease", "kagami-companion", "touched=true"];
+    stdout(&place.own.kubectl(&touch));
     let asked = Instant::now();
     second.process.terminate();
     place.wait_for_lead(&third);

@@ -129,11 +129,24 @@ impl Elector {
     /// Gives the lease back, so that others need not wait.
     pub(super) async fn release(&mut self) {
         self.renewed.send_replace(None);
-        let Some(mut lease) = self.own.take() else { return };
-        lease.spec.get_or_insert_default().holder_identity = None;
-        if let Err(error) = self.replace(&lease).await {
+        let Some(lease) = self.own.take() else { return };
+        let mut given = self.give_back(lease).await;
+        if given.as_ref().is_err_and(is_conflict) {
+            // A renewal that was under way a moment ago may have arrived.
+            given = match self.read_own().await {
+                Ok(Some(lease)) => self.give_back(lease).await,
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+        }
+        if let Err(error) = given {
             tracing::debug!(%error, "cannot give the lease back");
         }
+    }
+
+    async fn give_back(&self, mut lease: Lease) -> kube::Result<()> {
+        lease.spec.get_or_insert_default().holder_identity = None;
+        self.replace(&lease).await.map(drop)
     }
 
     async fn try_take(&mut self) -> kube::Result<bool> {
@@ -176,15 +189,20 @@ impl Elector {
             return Ok(true);
         }
         // A renewal that timed out may have arrived all the same.
-        let Some(lease) = self.answered(self.leases.get_opt(LEADER_LEASE)).await? else {
+        let Some(lease) = self.read_own().await? else {
             return Ok(false);
         };
-        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_ref());
-        if holder != Some(&self.identity) {
-            return Ok(false);
-        }
         self.own = Some(lease);
         Ok(true)
+    }
+
+    /// Returns the lease as the API server has it, if this process holds it.
+    async fn read_own(&self) -> kube::Result<Option<Lease>> {
+        let lease = self.answered(self.leases.get_opt(LEADER_LEASE)).await?;
+        Ok(lease.filter(|lease| {
+            let spec = lease.spec.as_ref();
+            spec.and_then(|spec| spec.holder_identity.as_ref()) == Some(&self.identity)
+        }))
     }
 
     /// Notes what became of a write: `false` if somebody else was faster.
@@ -195,7 +213,7 @@ impl Elector {
                 self.renewed.send_replace(Some(asked_at));
                 Ok(true)
             }
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) if is_conflict(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -228,6 +246,11 @@ impl Elector {
         }
         answer
     }
+}
+
+/// Whether somebody else was faster.
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
 fn seconds(seconds: Option<i32>) -> Option<Duration> {
