@@ -307,7 +307,13 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{
+            answer::{Manifest, MediaType},
+            digest::Digest,
+        },
+        *,
+    };
 
     const BAD: Observation = Observation::Bad(Fault::Timeout);
 
@@ -319,6 +325,62 @@ mod tests {
         let mut machine = Machine::new(HealthSettings::default(), at(0));
         machine.observe(Observation::Good, at(1));
         machine
+    }
+
+    #[test]
+    fn names_are_those_that_users_see_and_are_read_back() {
+        assert_eq!(State::ALL.map(State::as_str), ["Unknown", "Healthy", "Unhealthy"]);
+        for fault in Fault::ALL {
+            assert_eq!(Fault::from_name(fault.as_str()), Some(fault));
+        }
+        assert_eq!(Fault::from_name("Refused"), None);
+    }
+
+    #[test]
+    fn one_images_answer_speaks_of_health_only_where_every_image_would_meet_it() {
+        let bad = |fault| Some(Observation::Bad(fault));
+        let manifest = Manifest {
+            digest: Digest::Sha256([0; 32]),
+            media_type: MediaType::OciManifest,
+            size: None,
+            children: Vec::new(),
+            blob: None,
+        };
+        let retry_after = None;
+        for (answer, expected) in [
+            (Answer::Exists(manifest), Some(Observation::Good)),
+            (Answer::ServerError(503), bad(Fault::ServerError)),
+            (Answer::Unreachable(Unreachable::Dns), bad(Fault::Dns)),
+            (Answer::Ambiguous(Ambiguity::Redirect), bad(Fault::NotARegistry)),
+            (Answer::Ambiguous(Ambiguity::Html), None),
+            (Answer::Missing, None),
+            (Answer::Unauthorized, None),
+            (Answer::RateLimited { retry_after }, None),
+        ] {
+            assert_eq!(Observation::of(&answer), expected, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn new_thresholds_count_from_the_next_look_on() {
+        let mut machine = healthy();
+        machine.configure(HealthSettings {
+            failure_threshold: 3,
+            ..HealthSettings::default()
+        });
+        assert_eq!(machine.health(), healthy().health());
+        assert!(!machine.observe(BAD, at(2)).changed);
+        assert!(!machine.observe(BAD, at(3)).changed);
+        assert!(machine.observe(BAD, at(4)).changed);
+    }
+
+    #[test]
+    fn whoever_resumes_goes_on_from_what_is_known() {
+        let known = healthy().health();
+        let mut machine = Machine::resume(HealthSettings::default(), known);
+        assert_eq!(machine.health(), known);
+        assert!(!machine.observe(Observation::Good, at(9)).changed);
+        assert_eq!(machine.health().proven_since, at(1), "its proofs still hold");
     }
 
     #[test]

@@ -371,11 +371,12 @@ fn owners_that_fight_back_are_left_alone() {
         Reason::OwnerExcluded,
     );
     check(&owned(own_list(), "postgresql.cnpg.io/v1", "Cluster"), rewritten);
-    let looping = Mirror {
-        owners_left_alone: vec!["u-1".to_owned()],
+    let looping = |uid: &str| Mirror {
+        owners_left_alone: vec![uid.to_owned()],
         ..hub()
     };
-    check_kept(&owned(looping, "apps/v1", "ReplicaSet"), Reason::OwnerLoop);
+    check_kept(&owned(looping("u-1"), "apps/v1", "ReplicaSet"), Reason::OwnerLoop);
+    check(&owned(looping("u-2"), "apps/v1", "ReplicaSet"), rewritten);
 }
 
 #[test]
