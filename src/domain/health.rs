@@ -431,6 +431,10 @@ mod tests {
     fn a_clock_that_was_set_back_voids_proofs_instead_of_blocking_new_ones() {
         let mut machine = Machine::new(HealthSettings::default(), at(0));
         machine.observe(Observation::Good, at(5000));
+        assert!(
+            !machine.observe(Observation::Good, at(4995)).changed,
+            "clocks differ by as much"
+        );
         assert!(machine.observe(Observation::Good, at(1000)).changed);
         assert_eq!(
             (machine.health().state, machine.health().proven_since),

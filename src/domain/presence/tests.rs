@@ -270,3 +270,39 @@ fn a_look_that_newer_knowledge_replaces_is_forgotten_and_no_other() {
     assert_eq!(looks(&index), 0);
     assert!(proven(&index, &rules(), at(2100)));
 }
+
+#[test]
+fn an_image_is_in_use_while_reviews_and_pods_name_it() {
+    let index = index(Presence::Missing, at(2000));
+    let used = || index.get("main", KEY).unwrap().last_used();
+    assert_eq!(used(), at(2000), "writing counts as use");
+    index.judge("main", KEY, &rules(), at(2100));
+    assert_eq!(used(), at(2100));
+    index.touch("main", KEY, at(2200).after(Duration::from_millis(999)));
+    assert_eq!(used(), at(2200), "to the second");
+    index.touch("other", KEY, at(2300));
+    index.touch("main", "docker.io/library/redis:8", at(2300));
+    assert_eq!(used(), at(2200));
+}
+
+#[test]
+fn room_is_made_by_what_was_used_longest_ago() {
+    let mut index = Index::default();
+    let key = |number: u64| format!("docker.io/library/nginx:{number}");
+    for number in 0..32 {
+        index.write("main", &key(number), Presence::Missing, at(1), at(100 + number));
+    }
+    index.write("other", KEY, Presence::Missing, at(1), at(1));
+    // The oldest is wanted again.
+    index.touch("main", &key(0), at(500));
+    index.track_changes();
+    index.make_room("main", 33);
+    assert!(index.take_changes().is_empty(), "there is room");
+    index.make_room("main", 32);
+    let gone: Vec<_> = index.take_changes().into_iter().collect();
+    let expected = [1, 2, 3].map(|number| (Box::from("main"), key(number).into()));
+    assert_eq!(gone, expected, "one more than a sixteenth part");
+    let left = (0..32).filter(|number| index.contains("main", &key(*number)));
+    assert_eq!(left.count(), 29);
+    assert!(index.contains("other", KEY));
+}
