@@ -306,3 +306,37 @@ fn room_is_made_by_what_was_used_longest_ago() {
     assert_eq!(left.count(), 29);
     assert!(index.contains("other", KEY));
 }
+
+#[test]
+fn what_is_known_is_counted_by_mirror_class_and_presence() {
+    let mut index = Index::default();
+    let digest = format!("docker.io/library/nginx@{}", proof('a').digest);
+    let of_main = [
+        ("a:1", Presence::Present(proof('a'))),
+        ("a:2", Presence::Present(proof('a'))),
+        ("a:3", Presence::Missing),
+        ("a:4", Presence::Unknown(None)),
+        (&digest, Presence::Missing),
+    ];
+    for (key, presence) in of_main {
+        index.write("main", key, presence, at(1), at(1));
+    }
+    index.write("other", KEY, Presence::Missing, at(1), at(1));
+    let counts = |present, missing, unknown| Counts {
+        present,
+        missing,
+        unknown,
+    };
+    let all = [("main", counts(2, 2, 1)), ("other", counts(0, 1, 0))];
+    assert_eq!(
+        index.counts(),
+        all.map(|(name, counts)| (name.to_owned(), counts)).into()
+    );
+    assert_eq!(index.counts_of("main", Class::Tag), counts(2, 1, 1));
+    assert_eq!(index.counts_of("main", Class::Digest), counts(0, 1, 0));
+    assert_eq!(index.counts_of("nobody", Class::Tag), counts(0, 0, 0));
+    assert_eq!((index.len("main"), index.len("nobody")), (5, 0));
+
+    index.retain_mirrors(|mirror| mirror == "other");
+    assert_eq!((index.len("main"), index.len("other")), (0, 1));
+}
