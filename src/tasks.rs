@@ -94,11 +94,12 @@ impl Shutdown {
         }
     }
 
-    /// Runs a future until `stage` is reached; then it is dropped and nothing returned.
-    pub async fn until<T>(mut self, stage: Stage, future: impl Future<Output = T>) -> Option<T> {
+    /// Runs a future until [`Stage::Stopping`]; then it is dropped and nothing returned. There is no
+    /// other stage for it: until then a task's end is a failure of the process.
+    pub async fn until_stopping<T>(mut self, future: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
-            () = self.reached(stage) => None,
+            () = self.reached(Stage::Stopping) => None,
             output = future => Some(output),
         }
     }
@@ -443,13 +444,13 @@ mod tests {
         trigger.advance(Stage::Stopping);
         trigger.advance(Stage::Draining);
         assert_eq!(shutdown.stage(), Stage::Stopping);
-        assert!(shutdown.clone().until(Stage::Stopping, forever()).await.is_none());
+        assert!(shutdown.clone().until_stopping(forever()).await.is_none());
         drop(trigger);
         shutdown.reached(Stage::Draining).await;
 
         let (trigger, mut shutdown) = super::shutdown();
         drop(trigger);
-        let output = shutdown.clone().until(Stage::Draining, sleep(SECOND)).await;
+        let output = shutdown.clone().until_stopping(sleep(SECOND)).await;
         assert!(output.is_some());
         assert!(
             tokio::time::timeout(SECOND, shutdown.reached(Stage::Draining))

@@ -18,7 +18,7 @@ use crate::{
         tls::{self, Tls},
     },
     state::Store,
-    tasks::{Drain, Shutdown, Stage, Tasks},
+    tasks::{Drain, Shutdown, Tasks},
     telemetry::chain,
     webhook::{Admission, routes},
 };
@@ -130,7 +130,7 @@ pub(super) async fn until_stopping(
     shutdown: Shutdown,
     endless: impl Future<Output = Infallible>,
 ) -> Result<(), Infallible> {
-    shutdown.until(Stage::Stopping, endless).await;
+    shutdown.until_stopping(endless).await;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use super::{
-    answer::MediaType,
+    answer::{Manifest, MediaType},
     digest::Digest,
     health::{Health, State},
     mapping::Mapping,
@@ -77,6 +77,17 @@ pub(crate) fn snapshot(mirrors: Vec<Mirror>) -> Snapshot {
 /// Returns the digest whose hex digits are all the same.
 pub(crate) fn digest(hex: char) -> Digest {
     format!("sha256:{}", hex.to_string().repeat(64)).parse().unwrap()
+}
+
+/// Returns a single manifest as it is seen in headers.
+pub(crate) fn manifest(hex: char) -> Manifest {
+    Manifest {
+        digest: digest(hex),
+        media_type: MediaType::OciManifest,
+        size: None,
+        children: Vec::new(),
+        blob: None,
+    }
 }
 
 /// Returns the proof of a single manifest.

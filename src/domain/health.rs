@@ -307,13 +307,8 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{
-            answer::{Manifest, MediaType},
-            digest::Digest,
-        },
-        *,
-    };
+    use super::*;
+    use crate::domain::examples::manifest;
 
     const BAD: Observation = Observation::Bad(Fault::Timeout);
 
@@ -339,16 +334,9 @@ mod tests {
     #[test]
     fn one_images_answer_speaks_of_health_only_where_every_image_would_meet_it() {
         let bad = |fault| Some(Observation::Bad(fault));
-        let manifest = Manifest {
-            digest: Digest::Sha256([0; 32]),
-            media_type: MediaType::OciManifest,
-            size: None,
-            children: Vec::new(),
-            blob: None,
-        };
         let retry_after = None;
         for (answer, expected) in [
-            (Answer::Exists(manifest), Some(Observation::Good)),
+            (Answer::Exists(manifest('a')), Some(Observation::Good)),
             (Answer::ServerError(503), bad(Fault::ServerError)),
             (Answer::Unreachable(Unreachable::Dns), bad(Fault::Dns)),
             (Answer::Ambiguous(Ambiguity::Redirect), bad(Fault::NotARegistry)),

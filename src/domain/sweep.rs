@@ -88,21 +88,15 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        answer::{Ambiguity, Manifest, MediaType, Unreachable},
-        examples::{NOW, digest, mirror, proof},
+        answer::{Ambiguity, Unreachable},
+        examples::{NOW, digest, manifest, mirror, proof},
         presence::{Judgement, Rules},
     };
 
     const TAGGED: &str = "docker.io/library/nginx:1";
 
     fn exists(hex: char) -> Answer {
-        Answer::Exists(Manifest {
-            digest: digest(hex),
-            media_type: MediaType::OciManifest,
-            size: None,
-            children: Vec::new(),
-            blob: None,
-        })
+        Answer::Exists(manifest(hex))
     }
 
     fn index(presence: Presence) -> Index {

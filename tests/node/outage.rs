@@ -126,7 +126,7 @@ pub(crate) fn an_image_that_replicas_hear_nothing_of_is_not_proven_by_sweeps(nod
     until_rewritten(&scene.namespace, &scene.written, &scene.mirrored);
 }
 
-/// Starts the API server again, and waits until Pods run: scheduler and kubelet try again less and less often.
+/// Starts the control plane again, and waits until Pods run: scheduler and kubelet try again less and less often.
 fn end(outage: Outage<'_>, scene: &Scene<'_>) {
     drop(outage);
     let namespace = &scene.namespace;

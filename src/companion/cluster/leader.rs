@@ -189,11 +189,8 @@ impl Elector {
             return Ok(true);
         }
         // A renewal that timed out may have arrived all the same.
-        let Some(lease) = self.read_own().await? else {
-            return Ok(false);
-        };
-        self.own = Some(lease);
-        Ok(true)
+        self.own = self.read_own().await?;
+        Ok(self.own.is_some())
     }
 
     /// Returns the lease as the API server has it, if this process holds it.
@@ -248,7 +245,7 @@ impl Elector {
     }
 }
 
-/// Whether somebody else was faster.
+/// Whether what was to be replaced is there already, or not as it was read.
 fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }

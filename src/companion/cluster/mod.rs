@@ -44,7 +44,7 @@ use crate::{
     domain::health::State,
     metrics::Metrics,
     state::Store,
-    tasks::{Shutdown, Stage, panic_message},
+    tasks::{Shutdown, panic_message},
 };
 
 /// How many new images and observations may wait for the workers.
@@ -115,10 +115,7 @@ pub async fn run(
         view.reached.clone(),
     );
     let outcome = shutdown
-        .until(
-            Stage::Stopping,
-            follow(&settings, &client, &metrics, &view, &mut elector),
-        )
+        .until_stopping(follow(&settings, &client, &metrics, &view, &mut elector))
         .await;
     view.store.send_replace(None);
     metrics.set_leading(false);

@@ -3,7 +3,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use super::*;
 use crate::domain::{
     answer::{Ambiguity, Child, MediaType, Unreachable},
-    examples::{NOW, digest, mirror, place, proof, snapshot, source},
+    examples::{NOW, digest, manifest, mirror, place, proof, snapshot, source},
     health::Health,
     mirror::{OwnerPattern, Source, Tags},
     pod::{Annotations, Owner},
@@ -448,19 +448,17 @@ fn an_unknown_image_waits_for_a_probe_of_the_hosted_mirror() {
 
 #[test]
 fn what_a_probe_brought_settles_the_image() {
-    let manifest = |media_type, hex| Manifest {
-        digest: digest(hex),
+    let of_type = |media_type| Manifest {
         media_type,
-        size: None,
         children: vec![Child {
             digest: digest('c'),
             architecture: Some("amd64".to_owned()),
         }],
-        blob: None,
+        ..manifest('a')
     };
     let rewritten = "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1";
-    let single = Answer::Exists(manifest(MediaType::OciManifest, 'a'));
-    let index = Answer::Exists(manifest(MediaType::OciIndex, 'a'));
+    let single = Answer::Exists(of_type(MediaType::OciManifest));
+    let index = Answer::Exists(of_type(MediaType::OciIndex));
     for (answer, children, expected) in [
         (single, Architectures::NONE, rewritten),
         (index.clone(), Architectures::of("amd64"), rewritten),
@@ -517,20 +515,18 @@ fn what_an_index_names_is_known_architectures_only() {
         digest: digest('c'),
         architecture: architecture.map(ToOwned::to_owned),
     };
-    let manifest = Manifest {
-        digest: digest('a'),
+    let index = Manifest {
         media_type: MediaType::OciIndex,
-        size: None,
         children: vec![
             child(Some("amd64")),
             child(None),
             child(Some("arm64")),
             child(Some("z80")),
         ],
-        blob: None,
+        ..manifest('a')
     };
     assert_eq!(
-        Finding::named_by(&manifest),
+        Finding::named_by(&index),
         Architectures::of("amd64").or(Architectures::of("arm64"))
     );
 }

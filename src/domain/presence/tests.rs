@@ -1,20 +1,10 @@
 use super::*;
+use crate::domain::examples::proof;
 
 const KEY: &str = "docker.io/library/nginx:1.27";
 
 fn at(seconds: u64) -> Timestamp {
     Timestamp::from_millis(seconds * 1000)
-}
-
-fn proof(hex: char) -> Proof {
-    let text = format!("sha256:{}", hex.to_string().repeat(64));
-    Proof {
-        digest: text.parse().unwrap(),
-        media_type: MediaType::OciManifest,
-        architectures: Architectures::ALL,
-        size: None,
-        public: None,
-    }
 }
 
 fn rules() -> Rules {
