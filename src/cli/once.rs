@@ -24,9 +24,9 @@ use crate::{
     metrics::Metrics,
     state::{
         Store,
-        cluster::{Cluster, Images, Namespaces, Scope, Settings},
         feed::Feed,
         file::{self, Configuration},
+        replica::{Images, Namespaces, Replica, Scope, Settings},
     },
     telemetry::chain,
     webhook::{Admission, Limits, Probes},
@@ -41,7 +41,7 @@ pub(super) struct Once {
     /// The namespace of what names none.
     pub(super) namespace: String,
     /// The cluster whose state it is.
-    pub(super) cluster: Option<Cluster>,
+    pub(super) cluster: Option<Replica>,
     /// The mode of namespaces without a label.
     default_mode: Mode,
     /// What could not be read of the cluster, a sentence for each.
@@ -96,7 +96,7 @@ pub(super) async fn read_cluster(
     };
     let store = Store::default();
     let (metrics, _) = Metrics::new();
-    let cluster = Cluster::new(client.clone(), store.clone(), settings, metrics);
+    let cluster = Replica::new(client.clone(), store.clone(), settings, metrics);
     let notes = cluster.read_once(&scope(namespace.clone())).await?;
     Ok(Read {
         client,
@@ -111,7 +111,7 @@ pub(super) async fn read_cluster(
 pub(super) struct Read {
     pub(super) client: kube::Client,
     pub(super) store: Store,
-    pub(super) cluster: Cluster,
+    pub(super) cluster: Replica,
     /// The namespace that the context names.
     pub(super) namespace: String,
     pub(super) notes: Vec<String>,
@@ -162,7 +162,7 @@ impl Once {
     /// Looks at every mirror of a configuration once.
     async fn look(store: Store, budget: Duration, deadline: Instant, namespace: String) -> Self {
         // Half of the time for the mirrors themselves, so that something is left for the image.
-        companion::look_once(&store, Instant::now() + budget / 2).await;
+        companion::mirror::look_once(&store, Instant::now() + budget / 2).await;
         Self {
             admission: admission(&store, budget, Probing::All),
             store,

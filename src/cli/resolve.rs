@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     domain::{decision::Probing, mirror::Mode, reason::Outcome},
-    state::cluster::Images,
+    state::replica::Images,
 };
 
 pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {

@@ -13,8 +13,8 @@ use super::{
 use crate::{
     domain::{decision::Probing, mirror::Mode},
     state::{
-        cluster::Images,
         file::{decode_documents, encode_document},
+        replica::Images,
     },
 };
 

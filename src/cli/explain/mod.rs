@@ -27,7 +27,7 @@ use crate::{
         snapshot::Snapshot,
         time::Timestamp,
     },
-    state::cluster::{Cluster, Images},
+    state::replica::{Images, Replica},
 };
 
 /// The answer as a program reads it.
@@ -218,7 +218,7 @@ async fn explained(once: &Once, images: &[String; 1], mode: Mode) -> Option<Expl
 
 /// Returns what is shared of every mirror that may serve an image, and of the image there.
 fn shared(
-    cluster: &Cluster,
+    cluster: &Replica,
     once: &Once,
     image: &str,
     now: Timestamp,

@@ -26,7 +26,7 @@ use crate::{
         routing::{MirrorId, Routing},
         usage::{self, Summary},
     },
-    state::cluster::{Images, Namespaces, Scope},
+    state::replica::{Images, Namespaces, Scope},
 };
 
 /// The answer as a program reads it.

@@ -18,11 +18,11 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::writer::{NotWritten, Writer};
 use crate::{
     api::AUTHORITY_SECRET,
     certificates::{Authority, BEFORE, Name},
     clock,
+    cluster::writer::{NotWritten, Writer},
     domain::{
         rotation::{Action, Facts, Leaf, Period, next},
         time::Timestamp,

@@ -54,7 +54,7 @@ const ARCHITECTURE_LABEL: &str = "kubernetes.io/arch";
 
 /// One ImageMirror as it stands in the cluster.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Resourced {
+pub(super) struct MirrorResource {
     pub(super) uid: String,
     pub(super) version: u64,
     pub(super) generation: i64,
@@ -69,14 +69,14 @@ pub(super) struct Resourced {
 
 /// What the cluster says that goes into statuses.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Cluster {
-    pub(super) mirrors: BTreeMap<String, Resourced>,
+pub(super) struct ClusterView {
+    pub(super) mirrors: BTreeMap<String, MirrorResource>,
     pub(super) platforms: Vec<String>,
     /// The read credentials of mirrors, by mirror, as `dockerconfigjson`.
     pub(super) probe_credentials: BTreeMap<String, Vec<u8>>,
 }
 
-impl Cluster {
+impl ClusterView {
     /// Returns the upstreams of a mirror that fail, as its status has it.
     pub(super) fn failing_upstreams(&self, mirror: &str) -> &[String] {
         let resource = self.mirrors.get(mirror);
@@ -140,14 +140,14 @@ pub(super) struct Follower {
     good: Good,
     store: Store,
     feed: Feed,
-    published: watch::Sender<Option<Arc<Cluster>>>,
+    published: watch::Sender<Option<Arc<ClusterView>>>,
 }
 
 impl Follower {
     pub(super) fn new(
         store: &Store,
         left_alone: BTreeSet<String>,
-        published: watch::Sender<Option<Arc<Cluster>>>,
+        published: watch::Sender<Option<Arc<ClusterView>>>,
     ) -> Self {
         Self {
             mirrors: Watched::default(),
@@ -275,7 +275,7 @@ impl Follower {
                 ),
                 Err((object, _)) => (&object.metadata, status_of(object), None),
             };
-            let resourced = Resourced {
+            let resourced = MirrorResource {
                 uid: metadata.uid.clone().unwrap_or_default(),
                 version: version(metadata.resource_version.as_deref()),
                 generation: metadata.generation.unwrap_or_default(),
@@ -290,11 +290,11 @@ impl Follower {
         });
         let mirrors: BTreeMap<_, _> = mirrors.collect();
         let platforms: BTreeSet<String> = self.architectures.now.values().flatten().cloned().collect();
-        let credentials = |(name, mirror): (&String, &Resourced)| {
+        let credentials = |(name, mirror): (&String, &MirrorResource)| {
             let secret = self.secrets.now.get(mirror.probe_secret.as_ref()?)?;
             Some((name.clone(), docker_config(secret)?))
         };
-        let cluster = Cluster {
+        let cluster = ClusterView {
             probe_credentials: mirrors.iter().filter_map(credentials).collect(),
             mirrors,
             platforms: platforms.into_iter().collect(),

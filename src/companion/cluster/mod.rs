@@ -8,13 +8,11 @@ mod certificates;
 mod definitions;
 mod heartbeat;
 mod inherit;
-mod leader;
 mod mirrors;
 mod pods;
 mod probe_secret;
 mod publisher;
 mod status;
-mod writer;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,15 +30,14 @@ use tokio::{
 use self::{
     certificates::Keeper,
     heartbeat::Heartbeat,
-    leader::Elector,
     mirrors::Follower,
     pods::Pods,
     publisher::{Publisher, Work},
-    writer::Writer,
 };
 pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
-use super::reports::Reports;
+use super::mirror::{self, reports::Reports};
 use crate::{
+    cluster::{elector::Elector, writer::Writer},
     domain::health::State,
     metrics::Metrics,
     state::Store,
@@ -218,7 +215,7 @@ async fn lead(
     tasks.spawn(pods.run(client.clone()));
     // Nobody but the probers observes mirrors here: reviews are answered elsewhere.
     let (_observe, observations) = mpsc::channel(1);
-    let workers = super::run(
+    let workers = mirror::run(
         store.clone(),
         metrics.clone(),
         reports,
@@ -237,7 +234,7 @@ async fn take_over(
     settings: &Settings,
     client: &Client,
     store: &Store,
-    cluster: &mut watch::Receiver<Option<Arc<mirrors::Cluster>>>,
+    cluster: &mut watch::Receiver<Option<Arc<mirrors::ClusterView>>>,
 ) -> (inherit::AllWritten, u64, BTreeSet<String>) {
     loop {
         // The follower holds the other end for as long as this future is polled.

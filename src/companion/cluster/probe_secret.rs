@@ -10,11 +10,12 @@ use kube::{
 };
 use tokio::{sync::watch, time::sleep};
 
-use super::{
-    mirrors::Cluster,
-    writer::{NotWritten, Writer},
+use super::mirrors::ClusterView;
+use crate::{
+    api::PROBE_SECRET,
+    cluster::writer::{NotWritten, Writer},
+    telemetry::chain,
 };
-use crate::{api::PROBE_SECRET, telemetry::chain};
 
 /// The pause after something failed.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -26,7 +27,7 @@ pub(super) async fn run(
     client: Client,
     namespace: String,
     writer: Writer,
-    mut cluster: watch::Receiver<Option<Arc<Cluster>>>,
+    mut cluster: watch::Receiver<Option<Arc<ClusterView>>>,
 ) {
     let secrets = Api::<Secret>::namespaced(client, &namespace);
     loop {

@@ -13,7 +13,7 @@ use crate::{
         self,
         v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
     },
-    companion::reports::SweepEnd,
+    companion::mirror::reports::SweepEnd,
     domain::{
         health::{Health, State},
         time::Timestamp,

@@ -25,16 +25,16 @@ use tokio::{
 use super::{
     definitions::Lacking,
     inherit::{AllWritten, Written, fingerprint},
-    mirrors::Cluster,
+    mirrors::ClusterView,
     status,
-    writer::{NotWritten, Writer},
 };
 use crate::{
     api::{
         self,
         v1alpha1::{ImageMirror, ImageMirrorStatus, MirroredImage, MirroredImageSpec},
     },
-    companion::reports::{Reports, SweepEnd},
+    cluster::writer::{NotWritten, Writer},
+    companion::mirror::reports::{Reports, SweepEnd},
     domain::{health::Health, image::Class, presence::Presence, time::Timestamp},
     state::Store,
     telemetry::chain,
@@ -67,7 +67,7 @@ pub(super) struct Publisher {
     pub(super) store: Store,
     pub(super) writer: Writer,
     pub(super) reports: Reports,
-    pub(super) cluster: watch::Receiver<Option<Arc<Cluster>>>,
+    pub(super) cluster: watch::Receiver<Option<Arc<ClusterView>>>,
     pub(super) definitions: watch::Receiver<Lacking>,
     pub(super) identity: String,
     /// The health of mirrors as the API server has it.
@@ -175,7 +175,7 @@ impl Publisher {
         self.collect_uses();
     }
 
-    fn collect_mirrors(&mut self, cluster: &Cluster) {
+    fn collect_mirrors(&mut self, cluster: &ClusterView) {
         let snapshot = self.store.snapshot();
         let in_force: BTreeSet<String> = snapshot
             .routing

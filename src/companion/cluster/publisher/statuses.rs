@@ -14,10 +14,10 @@ use super::{Apis, PAUSE, Publisher};
 use crate::{
     api::v1alpha1::{ImageMirrorStatus, micro_time},
     clock,
+    cluster::writer::NotWritten,
     companion::cluster::{
-        mirrors::{Resourced, status_of, version},
+        mirrors::{MirrorResource, status_of, version},
         status::{self, Seen},
-        writer::NotWritten,
     },
     domain::{health::State, mirror::Prefer, routing::MirrorId, snapshot::Snapshot},
     telemetry::chain,
@@ -175,7 +175,7 @@ impl Publisher {
         &self,
         apis: &Apis,
         name: &str,
-        resource: &Resourced,
+        resource: &MirrorResource,
         before: &ImageMirrorStatus,
         after: &ImageMirrorStatus,
     ) -> Result<(), NotWritten> {

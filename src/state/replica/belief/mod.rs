@@ -13,9 +13,9 @@ use std::{
 use serde_json::{Map, Value, json};
 use tokio::{sync::watch, time::Instant};
 
-use super::objects::{Object, Outline, Reader, Told};
 use crate::{
     api::{mirror::Connection, v1alpha1::timestamp},
+    cluster::objects::{Object, Outline, Reader, SharedStatus},
     domain::{
         health::{Health, Observation},
         image::Class,
@@ -63,7 +63,7 @@ pub(super) struct Belief {
 struct Known {
     /// The last good one.
     good: Option<(Mirror, Connection)>,
-    told: Told,
+    told: SharedStatus,
     witness: Witness,
     /// What is wrong with the resource as it is now.
     faults: Vec<String>,
@@ -96,7 +96,7 @@ pub(super) struct Contacts {
 
 /// What is shared of a mirror: the companion's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shared {
+pub struct SharedMirror {
     pub health: Health,
     /// The last complete sweeps.
     pub tags: Option<Swept>,
@@ -117,7 +117,7 @@ impl Belief {
             feed: Feed::new(store.clone(), left_alone),
             store,
             metrics,
-            reader: Reader::new(),
+            reader: Reader::default(),
             mirrors: BTreeMap::new(),
             listing: BTreeSet::new(),
             credentials: BTreeMap::new(),
@@ -448,14 +448,14 @@ impl Belief {
     }
 
     /// Returns what is shared of a mirror, whether it is believed or not.
-    pub(super) fn shared(&self, mirror: &str) -> Option<Shared> {
-        let Told {
+    pub(super) fn shared(&self, mirror: &str) -> Option<SharedMirror> {
+        let SharedStatus {
             health,
             tags,
             digests,
             ..
         } = self.mirrors.get(mirror)?.told;
-        Some(Shared {
+        Some(SharedMirror {
             health,
             tags,
             digests,
