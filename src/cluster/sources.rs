@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::watch::Source;
+use super::watch::{Source, named};
 use crate::api::{HEALTH_LEASE, PROBE_SECRET};
 
 /// How long one watch request lasts where what it tells must be known soon. Watches are cheap to
@@ -16,7 +16,7 @@ pub fn mirrors() -> Source {
     Source {
         name: "imagemirrors",
         path: "/apis/kagami.dev/v1alpha1/imagemirrors".to_owned(),
-        only: None,
+        fields: None,
         metadata_only: false,
         renew: SOON,
     }
@@ -26,7 +26,7 @@ pub fn images() -> Source {
     Source {
         name: "mirroredimages",
         path: "/apis/kagami.dev/v1alpha1/mirroredimages".to_owned(),
-        only: None,
+        fields: None,
         metadata_only: false,
         renew: LATER,
     }
@@ -36,7 +36,7 @@ pub fn namespaces() -> Source {
     Source {
         name: "namespaces",
         path: "/api/v1/namespaces".to_owned(),
-        only: None,
+        fields: None,
         metadata_only: true,
         renew: LATER,
     }
@@ -47,7 +47,7 @@ pub fn lease(namespace: &str) -> Source {
     Source {
         name: "lease",
         path: format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
-        only: Some(HEALTH_LEASE.to_owned()),
+        fields: Some(named(HEALTH_LEASE)),
         metadata_only: false,
         renew: SOON,
     }
@@ -58,7 +58,7 @@ pub fn credentials(namespace: &str) -> Source {
     Source {
         name: "secrets",
         path: format!("/api/v1/namespaces/{namespace}/secrets"),
-        only: Some(PROBE_SECRET.to_owned()),
+        fields: Some(named(PROBE_SECRET)),
         metadata_only: false,
         renew: LATER,
     }

@@ -20,3 +20,4 @@ mod patch_property;
 mod registry;
 mod server;
 mod support;
+mod watch;

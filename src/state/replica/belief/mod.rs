@@ -318,6 +318,8 @@ impl Belief {
 
     pub(super) fn namespace_deleted(&mut self, name: &str) {
         self.namespaces.known.remove(name);
+        // It may go while they are listed.
+        self.namespaces.listing.remove(name);
         self.store.set_namespaces(self.namespaces.believed());
     }
 
