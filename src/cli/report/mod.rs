@@ -22,6 +22,7 @@ use crate::{
     domain::{
         decision::{Decision, Operation, Request},
         mirror::Mode,
+        original::restore,
         pod::Pod,
         routing::{MirrorId, Routing},
         usage::{self, Summary},
@@ -186,7 +187,7 @@ impl Reporter {
     fn pod(&self, namespace: &str, mut pod: Pod<'_>, summary: &mut Summary) -> PodReport {
         let snapshot = self.read.store.snapshot();
         let now: Vec<String> = pod.places.iter().map(|place| place.image.to_string()).collect();
-        let on = usage::restore(&mut pod, &snapshot.routing);
+        let on = restore(&mut pod, &snapshot.routing);
         let request = Request {
             namespace,
             mode: self.mode_of(namespace),

@@ -4,11 +4,7 @@
 //! within its budget; `settle` turns what came back into decisions. Nothing here can fail: every
 //! doubt is a decision to keep the image, with its reason.
 
-mod verify;
-
 use smallvec::SmallVec;
-
-pub(super) use verify::carried;
 
 use super::{
     answer::{Answer, Manifest},
@@ -18,6 +14,7 @@ use super::{
     mapping::MapError,
     mirror::{Access, Kind, Mirror, Mode, Prefer},
     names::PULL_SECRET,
+    original::{Original, RecordedDecisions},
     platform::Architectures,
     pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Index, Judgement, Proof, Rules},
@@ -186,6 +183,7 @@ pub fn decide<'a>(
         probing,
         now,
         refusals: SmallVec::new(),
+        recorded: RecordedDecisions::of(&request.pod),
         key: String::with_capacity(128),
         probes: Vec::new(),
         unknown: Vec::new(),
@@ -212,6 +210,7 @@ struct Decider<'s, 'a> {
     now: Timestamp,
     /// What [`Self::refusal`] said of the mirrors that were met so far: the same for every image.
     refusals: SmallVec<[(MirrorId, Option<Reason>); 2]>,
+    recorded: RecordedDecisions<'a>,
     /// The key of the image at hand: `name:tag` or `name@digest`.
     key: String,
     probes: Vec<Probe>,
@@ -244,7 +243,9 @@ impl<'a> Decider<'_, 'a> {
         let name = reference.name_in(&self.key);
         let candidates = routing.candidates(name);
         if candidates.names_mirror {
-            planned.carried = carried(routing, name, &self.request.pod, place);
+            let pod = &self.request.pod;
+            let original = Original::of_place(routing, name, pod, place, &self.recorded);
+            planned.carried = original.map(|original| original.mirror);
             planned.standing = Some(Reason::AlreadyMirrored);
             return planned;
         }

@@ -13,7 +13,8 @@ use super::{
     json,
     mirror::Mode,
     names::{DECISIONS_ANNOTATION, PULL_SECRET},
-    pod::{Annotations, Place, Pod},
+    original::RecordedDecisions,
+    pod::{Annotations, Pod},
     reason::Outcome,
     routing::Routing,
 };
@@ -149,29 +150,17 @@ fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Opti
     if !decisions.iter().any(told) {
         return None;
     }
-    let earlier = if decisions.iter().any(|decision| decision.carried) {
-        pod.earlier_decisions()
-    } else {
-        None
-    };
+    let recorded = RecordedDecisions::of(pod);
     let mut text = String::with_capacity(256 * decisions.len());
-    for (decision, place) in decisions
-        .iter()
-        .zip(&pod.places)
-        .filter(|(decision, _)| told(decision))
-    {
+    for decision in decisions.iter().filter(|decision| told(decision)) {
         text.push_str(if text.is_empty() { r#"{\""# } else { r#",\""# });
-        let label = place.label();
-        let [list, dot, name] = label.parts();
+        let [list, dot, name] = decision.label().parts();
         text.push_str(list);
         text.push_str(dot);
         push_escaped_twice(&mut text, name);
         text.push_str(r#"\":"#);
         let mirror = decision.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
-        match earlier
-            .as_ref()
-            .and_then(|earlier| earlier_entry(earlier, place, decision, mirror))
-        {
+        match earlier_entry(&recorded, decision, mirror) {
             Some(entry) => json::push_escaped(&mut text, &entry.to_string()),
             None => push_entry(&mut text, routing, decision, mirror),
         }
@@ -229,14 +218,11 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
 
 /// Returns the earlier entry of a carried place if it tells what is true.
 fn earlier_entry<'e>(
-    earlier: &'e serde_json::Map<String, serde_json::Value>,
-    place: &Place<'_>,
+    recorded: &'e RecordedDecisions<'_>,
     decision: &Decision<'_>,
     mirror: Option<&str>,
 ) -> Option<&'e serde_json::Value> {
-    let entry = earlier
-        .get(&place.label().to_string())
-        .filter(|_| decision.carried)?;
+    let entry = recorded.entry(decision.label()).filter(|_| decision.carried)?;
     let text = |field: &str| entry.get(field).and_then(serde_json::Value::as_str);
     (text("outcome") == Some(Outcome::Rewritten.as_str()) && text("mirror") == mirror).then_some(entry)
 }
