@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::watch::{Source, named};
-use crate::api::{HEALTH_LEASE, PROBE_SECRET};
+use crate::{
+    api::{HEALTH_LEASE, PROBE_SECRET},
+    domain::pod::RUNNING,
+};
 
 /// How long one watch request lasts where what it tells must be known soon. Watches are cheap to
 /// renew, and that is how a dead connection is noticed.
@@ -38,6 +41,38 @@ pub fn namespaces() -> Source {
         path: "/api/v1/namespaces".to_owned(),
         fields: None,
         metadata_only: true,
+        renew: LATER,
+    }
+}
+
+pub fn nodes() -> Source {
+    Source {
+        name: "nodes",
+        path: "/api/v1/nodes".to_owned(),
+        fields: None,
+        metadata_only: true,
+        renew: LATER,
+    }
+}
+
+/// The Secrets of Kagami's own namespace.
+pub fn secrets(namespace: &str) -> Source {
+    Source {
+        name: "secrets",
+        path: format!("/api/v1/namespaces/{namespace}/secrets"),
+        fields: None,
+        metadata_only: false,
+        renew: SOON,
+    }
+}
+
+/// The Pods that run. One that is done is told as deleted.
+pub fn pods() -> Source {
+    Source {
+        name: "pods",
+        path: "/api/v1/pods".to_owned(),
+        fields: Some(RUNNING.to_owned()),
+        metadata_only: false,
         renew: LATER,
     }
 }
