@@ -87,6 +87,20 @@ pub enum Event<K> {
     Reached(Version),
 }
 
+impl<K> Event<K> {
+    /// Returns the same event of what is made of its object.
+    pub fn map<T>(self, make: impl FnOnce(K) -> T) -> Event<T> {
+        match self {
+            Self::Listing => Event::Listing,
+            Self::Listed(object) => Event::Listed(make(object)),
+            Self::ListedAll { round } => Event::ListedAll { round },
+            Self::Changed(object) => Event::Changed(make(object)),
+            Self::Deleted(object) => Event::Deleted(make(object)),
+            Self::Reached(version) => Event::Reached(version),
+        }
+    }
+}
+
 /// An object that carries its version.
 pub trait Versioned {
     fn resource_version(&self) -> &str;

@@ -170,7 +170,7 @@ impl Belief {
     pub(super) fn mirror_changed(&mut self, object: &Object, now: Timestamp) {
         let name = object.metadata.name.as_str();
         let read = self.reader.mirror(object);
-        let told = self.reader.status(object);
+        let told = SharedStatus::from(self.reader.status(object));
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
             told: told.clone(),
