@@ -15,13 +15,15 @@ mod cluster;
 mod decision;
 #[allow(
     dead_code,
+    unused_imports,
+    unused_macros,
     clippy::disallowed_methods,
     clippy::panic,
     clippy::print_stderr,
     clippy::unwrap_used,
     reason = "shared with the tests against an API server, where what goes wrong ends the test"
 )]
-#[path = "../../tests/e2e/support/mod.rs"]
+#[path = "../../tests/support/mod.rs"]
 mod e2e;
 mod echo;
 mod faults;

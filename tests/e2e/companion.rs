@@ -114,7 +114,7 @@ pub(crate) fn health_is_written_once_for_each_change(cluster: &Cluster) {
     });
     assert_eq!(place.mirror()["metadata"]["resourceVersion"], settled);
 
-    mirror.bring_back(&cluster.http);
+    mirror.bring_back();
     let back = place.wait_for_health("Healthy");
     let proven_since = |mirror: &Value| mirror["status"]["health"]["provenSince"].to_string();
     assert!(proven_since(&back) > proven_since(&before));
@@ -367,7 +367,7 @@ pub(crate) fn a_failing_upstream_is_told_to_the_webhooks(cluster: &Cluster) {
         told_by_second.iter().all(|told| *told == json!([host])),
         "{told_by_second:?}"
     );
-    upstream.bring_back(&cluster.http);
+    upstream.bring_back();
     failing(json!([]));
 }
 

@@ -18,7 +18,7 @@ use rustls::{
 use serde_json::{Value, json};
 
 use super::{images, node::Node, registry::Registry};
-use crate::e2e::{
+use crate::shared::{
     admission::{Calls, pod},
     chart::{Chart, stdout},
     cluster::Outage,

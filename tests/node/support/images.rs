@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{machine, node};
-use crate::e2e::push::{Image, Target};
+use crate::shared::push::{Image, Target};
 
 /// What a shell does that nobody needs to end.
 pub(crate) const FOREVER: &str = "sleep infinity";

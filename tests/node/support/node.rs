@@ -18,7 +18,7 @@ use std::{
 use serde_json::json;
 
 use super::{chart::Release, dns::Names, images, machine};
-use crate::e2e::{
+use crate::shared::{
     cluster::Cluster,
     eventually,
     process::{Process, reserve_port},

@@ -9,7 +9,7 @@ use super::{
     pods::until_rewritten,
     registry::Registry,
 };
-use crate::e2e::{
+use crate::shared::{
     cluster::Namespace,
     companion::{IMAGES, MIRRORS},
     eventually,

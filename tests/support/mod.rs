@@ -1,4 +1,4 @@
-//! What the tests share: the real programs, and small helpers of the test's own.
+//! What the rings of tests and the benches share: the real programs, and small helpers of the test's own.
 
 pub(crate) mod admission;
 pub(crate) mod certificates;
@@ -14,6 +14,8 @@ pub(crate) mod mirror;
 pub(crate) mod process;
 pub(crate) mod push;
 pub(crate) mod reader;
+pub(crate) mod registry;
+pub(crate) mod runner;
 pub(crate) mod scene;
 pub(crate) mod tools;
 
