@@ -148,7 +148,7 @@ pub(crate) fn pods_know_registries_by_name(node: &Node) {
 
 pub(crate) fn our_own_image_runs(node: &Node) {
     let registry = Registry::start(node, "own.test");
-    registry.push_layout(&node.cluster, "kagami", "1", &images::kagami());
+    registry.push(&node.cluster, "kagami", "1", &images::kagami().image());
     let namespace = node.cluster.namespace(None);
     let mut wanted = job("kagami", "own.test/kagami:1", &["--version"]);
     // As strict as Pod Security allows.

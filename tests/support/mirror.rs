@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path};
 
 use serde_json::json;
 
-use super::{http::Http, process::reserve_port, push::push, registry::Registry, tools::Tools};
+use super::{http::Http, images::push, process::reserve_port, registry::Registry, tools::Tools};
 
 /// What the tests' ImageMirror writes into Pods.
 pub(crate) const REGISTRY: &str = "mirror.test";

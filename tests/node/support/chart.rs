@@ -80,7 +80,7 @@ impl Release {
     pub(crate) fn install(node: &Node) -> Self {
         let cluster = &node.cluster;
         let registry = Registry::start(node, "kagami.test");
-        registry.push_layout(cluster, "kagami", "1", &images::kagami());
+        registry.push(cluster, "kagami", "1", &images::kagami().image());
         let namespace = json!({"metadata": {"name": OWN, "labels": {
             "pod-security.kubernetes.io/enforce": "restricted",
         }}});

@@ -6,19 +6,18 @@ use std::{
     path::PathBuf,
 };
 
-use reqwest::Method;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use super::{
     black_hole::BlackHole,
-    images::Layout,
     node::{self, Node},
     object_store::ObjectStore,
 };
 use crate::shared::{
     cluster::{Cluster, Namespace},
+    images::{self, Image, Target},
     process::reserve_port,
-    push::{Image, MANIFEST, Target, digest},
     registry,
 };
 
@@ -42,8 +41,6 @@ pub(crate) const BOB: Login = Login {
     password: "looking-glass",
     hash: "$2a$04$4EvHpwDbAZY805dhR4MyeebMyOUqjOyG7cB6R3mxYhQpuYWPeOi5S",
 };
-
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// How the requests of a node end in an access log (combined format).
 const CONTAINERD: &str = "\"containerd/";
@@ -161,7 +158,10 @@ impl Registry {
 
     /// Pushes an image under a tag and returns its digest.
     pub(crate) fn push(&self, cluster: &Cluster, repository: &str, tag: &str, image: &Image) -> String {
-        self.target(cluster).push(repository, tag, image)
+        cluster
+            .http
+            .wait(self.target(cluster).push(repository, tag, image));
+        image.digest.to_string()
     }
 
     /// Pushes an index of images under a tag and returns its digest.
@@ -172,43 +172,27 @@ impl Registry {
         tag: &str,
         images: &[Image],
     ) -> String {
-        let target = self.target(cluster);
-        let children: Vec<_> = images
-            .iter()
-            .map(|image| {
-                let manifest = target.push_parts(repository, image);
-                let platform = json!({"architecture": image.config["architecture"], "os": image.config["os"]});
-                json!({
-                    "mediaType": MANIFEST,
-                    "size": manifest.len(),
-                    "digest": target.push_manifest(repository, &digest(manifest.as_bytes()), MANIFEST, manifest),
-                    "platform": platform,
-                })
-            })
-            .collect();
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": children}).to_string();
-        target.push_manifest(repository, tag, INDEX, index)
-    }
-
-    /// Pushes an image as it lies in a folder.
-    pub(crate) fn push_layout(&self, cluster: &Cluster, repository: &str, tag: &str, layout: &Layout) {
-        layout.push(self.target(cluster), repository, tag);
+        self.push(cluster, repository, tag, &images::index_of(images.to_vec()))
     }
 
     /// Deletes a manifest, and with it every tag that names it.
     pub(crate) fn delete(&self, cluster: &Cluster, repository: &str, digest: &str) {
-        let url = format!("{}/v2/{repository}/manifests/{digest}", self.url);
-        let request = cluster.http.client.request(Method::DELETE, url);
-        let answer = cluster.http.send(request).unwrap();
-        assert_eq!(answer.status, 202, "{}", answer.body);
+        let digest = digest.parse().unwrap();
+        cluster
+            .http
+            .wait(self.target(cluster).delete(repository, &digest));
     }
 
     /// The registry as a place to push to.
-    fn target<'a>(&'a self, cluster: &'a Cluster) -> Target<'a> {
+    fn target(&self, cluster: &Cluster) -> Target {
+        let basic = |login: Login| {
+            let pair = STANDARD.encode(format!("{}:{}", login.user, login.password));
+            format!("Basic {pair}")
+        };
         Target {
-            http: &cluster.http,
-            url: &self.url,
-            credentials: self.login.map(|login| (login.user, login.password)),
+            http: cluster.http.client.clone(),
+            url: self.url.clone(),
+            authorization: self.login.map(basic),
         }
     }
 

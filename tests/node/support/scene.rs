@@ -13,7 +13,7 @@ use crate::shared::{
     cluster::Namespace,
     companion::{IMAGES, MIRRORS},
     eventually,
-    push::Image,
+    images::Image,
 };
 
 const REPOSITORY: &str = "team/web";
