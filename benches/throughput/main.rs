@@ -1,4 +1,4 @@
-//! Measures what Kagami promises of speed (design: section 8), against a bare echo of the same stack
+//! Measures what Kagami promises of speed, against a bare echo of the same stack
 //! in the same run, and fails if a bar is missed. `scripts/bench` runs it.
 //!
 //! The echo, each Kagami, the bare HEADs and the programs of a cluster are processes of their own; the

@@ -57,7 +57,7 @@ impl Mode {
 pub enum Kind {
     /// It holds copies; looking for one is cheap and a 404 means absence.
     Hosted,
-    /// It fetches on demand; looking for an image may download it whole (facts: section 4.3).
+    /// It fetches on demand; looking for an image may download it whole, as distribution's proxy does.
     PullThrough,
 }
 
