@@ -37,8 +37,6 @@ mirrors:
     kind: Hosted
     mode: "Off"
     sources: [{prefix: docker.io}]
-    copy: {policy: "Off"}
-    rescue: {policy: "Off"}
   cache:
     registry: cache.example.com:5000
     kind: PullThrough
