@@ -288,6 +288,7 @@ mod tests {
             namespace: "team",
             mode,
             operation,
+            heal: true,
             pod,
         };
         let snapshot = snapshot(vec![Mirror {
