@@ -47,9 +47,6 @@ use crate::{clock, metrics::Metrics};
 /// How often the passing of time is looked at.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How often images are counted, which walks all of them.
-const COUNT: Duration = Duration::from_mins(1);
-
 /// The pause before what panicked is begun anew.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
@@ -332,7 +329,6 @@ impl Shared {
     /// Lets time pass for what is believed, and shows how the watches fare.
     async fn follow_time(self) -> Infallible {
         let mut ticks = interval(TICK);
-        let mut counted: Option<Instant> = None;
         loop {
             ticks.tick().await;
             let now = Instant::now();
@@ -346,13 +342,11 @@ impl Shared {
                 let silence = beat.contact.map(|contact| now.duration_since(contact));
                 self.0.metrics.set_watch(name, silence, beat.failures);
             }
-            if counted.is_none_or(|counted| now.duration_since(counted) >= COUNT) {
-                counted = Some(now);
-                for (mirror, counts) in self.0.store.index().counts() {
-                    self.0.metrics.set_images(&mirror, "present", counts.present);
-                    self.0.metrics.set_images(&mirror, "missing", counts.missing);
-                    self.0.metrics.set_images(&mirror, "unknown", counts.unknown);
-                }
+            let counts = self.0.store.index().counts();
+            for (mirror, counts) in counts {
+                self.0.metrics.set_images(&mirror, "present", counts.present);
+                self.0.metrics.set_images(&mirror, "missing", counts.missing);
+                self.0.metrics.set_images(&mirror, "unknown", counts.unknown);
             }
         }
     }
