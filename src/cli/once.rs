@@ -4,7 +4,10 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -119,7 +122,7 @@ pub(super) struct Read {
 
 impl Once {
     /// Reads the file and looks at every mirror once; or reads the cluster, which knows, and looks
-    /// at mirrors only where its state is too old.
+    /// at mirrors only where its state is too old. The budget begins here.
     pub(super) async fn start(arguments: &OnceArguments, asked: Asked) -> anyhow::Result<Self> {
         let OnceArguments {
             config,
@@ -132,6 +135,7 @@ impl Once {
             namespace,
             probing,
         } = asked;
+        let deadline = Instant::now() + *budget;
         let Some(config) = config else {
             let scope = |context: String| Scope {
                 namespaces: match images {
@@ -140,9 +144,12 @@ impl Once {
                 },
                 images,
             };
-            let read = read_cluster(cluster, left_alone, scope).await?;
-            let deadline = Instant::now() + *budget;
-            read.cluster.ping_stale(Instant::now() + *budget / 2).await;
+            let read = timeout_at(deadline, read_cluster(cluster, left_alone, scope)).await;
+            let read = read.map_err(|_| {
+                anyhow::anyhow!("the cluster did not answer within {budget:?}; --budget gives it more time")
+            })??;
+            let half = Instant::now() + *budget / 2;
+            read.cluster.ping_stale(half.min(deadline)).await;
             return Ok(Self {
                 admission: admission(&read.store, *budget, probing),
                 store: read.store,
@@ -153,7 +160,6 @@ impl Once {
                 notes: read.notes,
             });
         };
-        let deadline = Instant::now() + *budget;
         let (store, _) = feed(config, left_alone)?;
         let namespace = namespace.unwrap_or_else(|| "default".to_owned());
         Ok(Self::look(store, *budget, deadline, namespace).await)
@@ -162,7 +168,8 @@ impl Once {
     /// Looks at every mirror of a configuration once.
     async fn look(store: Store, budget: Duration, deadline: Instant, namespace: String) -> Self {
         // Half of the time for the mirrors themselves, so that something is left for the image.
-        companion::look_once(&store, Instant::now() + budget / 2).await;
+        let half = Instant::now() + budget / 2;
+        companion::look_once(&store, half.min(deadline)).await;
         Self {
             admission: admission(&store, budget, Probing::All),
             store,
@@ -184,8 +191,7 @@ impl Once {
         Feed::new(store.clone(), left_alone)
             .apply(configuration, clock::now())
             .ok()?;
-        let deadline = Instant::now() + arguments.budget;
-        Some(Self::look(store, arguments.budget, deadline, self.namespace.clone()).await)
+        Some(Self::look(store, arguments.budget, self.deadline, self.namespace.clone()).await)
     }
 
     /// Returns the mode of a namespace; enforce if nothing is known of it.

@@ -18,5 +18,6 @@ mod image;
 mod layers;
 mod patch_property;
 mod registry;
+mod resolve;
 mod server;
 mod support;
