@@ -238,8 +238,8 @@ impl Once {
 fn admission(store: &Store, budget: Duration, probing: Probing) -> Admission {
     let (metrics, _) = Metrics::new();
     // Nobody listens: what a probe shows of health does not outlive the command.
-    let (observations, _) = mpsc::channel(1);
-    let probes = Probes::new(store.clone(), metrics.clone(), observations, TaskTracker::new());
+    let (doubts, _) = mpsc::channel(1);
+    let probes = Probes::new(store.clone(), metrics.clone(), doubts, TaskTracker::new());
     let limits = Limits {
         budget,
         probing,

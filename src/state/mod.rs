@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use crate::{
     domain::{
-        health::{Health, Observation, State},
-        presence::Index,
+        health::{Health, State},
+        presence::{Index, Presence},
         routing::Routing,
         selector::Labels,
         snapshot::Snapshot,
@@ -50,11 +50,10 @@ pub struct Demand {
     pub key: String,
 }
 
-/// What was seen of a mirror's health while looking for an image.
+/// A look for an image on this mirror failed in a way that every image may meet: a reason to ping it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
+pub struct Doubt {
     pub mirror: String,
-    pub observation: Observation,
 }
 
 /// What a configuration gives to the state.
@@ -101,6 +100,25 @@ impl Store {
     /// Returns the presence index for writing. Not to be held across an await.
     pub fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.0.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers what this replica saw of an image itself, unless the mirror's proofs began anew since
+    /// it asked: until then they counted from `proven_since` on.
+    pub fn see(
+        &self,
+        mirror: &str,
+        key: &str,
+        presence: Presence,
+        asked_at: Timestamp,
+        proven_since: Timestamp,
+    ) {
+        let mut index = self.index_mut();
+        // Looked at under the lock, so that whoever lets proofs begin anew comes wholly before or after.
+        let snapshot = self.snapshot();
+        let known = snapshot.routing.find(mirror);
+        if known.is_some_and(|id| snapshot.health_of(id).proven_since <= proven_since) {
+            index.see(mirror, key, presence, asked_at);
+        }
     }
 
     /// Takes in a configuration. The health of a mirror whose client stays is kept; what has another

@@ -41,7 +41,7 @@ use self::{
     objects::{Entry, Object, Outline},
     watch::{Event, Pulse, follow},
 };
-use super::{Observed, Store};
+use super::{Doubt, Store};
 use crate::{clock, metrics::Metrics};
 
 /// How often the passing of time is looked at.
@@ -188,17 +188,17 @@ impl Cluster {
         json!({"watches": watches, "heartbeat": heartbeat, "mirrors": mirrors})
     }
 
-    /// Follows the cluster for ever. `observations` is what live probes saw of mirrors. A part that
-    /// panics is begun anew.
-    pub async fn run(self, mut observations: mpsc::Receiver<Observed>) -> Infallible {
+    /// Follows the cluster for ever. `doubts` are what live probes saw of mirrors. A part that panics is
+    /// begun anew.
+    pub async fn run(self, mut doubts: mpsc::Receiver<Doubt>) -> Infallible {
         let mut parts = JoinSet::new();
         for part in Part::ALL {
             parts.spawn(self.0.clone().keep_running(part));
         }
         loop {
             // The parts end with this future and not before.
-            if let Some(observed) = observations.recv().await {
-                self.0.belief().observe(&observed, clock::now());
+            if let Some(Doubt { mirror }) = doubts.recv().await {
+                self.0.belief().doubt(&mirror);
             } else {
                 pending::<()>().await;
             }
