@@ -140,8 +140,8 @@ pub(super) struct Progress {
     epoch: Instant,
     phase: AtomicU8,
     requests: AtomicU64,
-    /// Since when the client is waited for, in nanoseconds after `epoch`. Nothing that is said of a
-    /// connection that waits for the service.
+    /// Since when the client is waited for, in nanoseconds after `epoch`. Means nothing while the client
+    /// waits.
     waiting_since: AtomicU64,
 }
 
