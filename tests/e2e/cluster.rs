@@ -53,7 +53,7 @@ pub(crate) fn without_a_companion_only_own_probes_count(cluster: &Cluster) {
     assert!(code == 503 && text.contains("heartbeat"), "{code} {text}");
     let image = reader.image("known:1");
     reader.share_healthy(clock::now().before(Duration::from_mins(1)));
-    reader.know(&image, clock::now().before(Duration::from_secs(1)));
+    reader.know(&image, clock::now().before(Duration::from_secs(50)));
     // The entry's proof is older than what this replica saw of the mirror, so the mirror is asked.
     reader.decides(&image, "Kept ImageMissing");
     push(&cluster.http, &reader.mirror.url, &reader.image("known"), "1");
