@@ -131,6 +131,11 @@ impl Admission {
         answer
     }
 
+    /// Counts a review that was not read.
+    pub(super) fn refused(&self, mode: Mode, how: ReviewAnswer, took: Duration) {
+        self.0.metrics.reviewed(mode, how, took);
+    }
+
     /// Decides about a Pod's images, waiting for probes until `deadline`. With `dry_run`, images that
     /// nobody knows are not handed on.
     pub async fn decide<'r>(

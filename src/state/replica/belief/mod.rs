@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     registry::Client,
     state::{
-        Observed, Store,
+        Store,
         feed::Feed,
         file::{Configuration, Secret},
     },
@@ -105,7 +105,7 @@ pub struct SharedMirror {
     pub digests: Option<Swept>,
 }
 
-/// A mirror that this replica should probe itself.
+/// A mirror that this replica should ping itself.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) mirror: String,
@@ -382,13 +382,19 @@ impl Belief {
         good.map(|(mirror, _)| mirror.health.stale_after)
     }
 
-    /// Takes in what this replica saw of a mirror itself.
-    pub(super) fn observe(&mut self, observed: &Observed, now: Timestamp) {
-        let Observed { mirror, observation } = observed;
+    /// Takes in that a live look on a mirror failed.
+    pub(super) fn doubt(&mut self, mirror: &str) {
+        if let Some(known) = self.mirrors.get_mut(mirror) {
+            known.witness.doubt();
+        }
+    }
+
+    /// Takes in what a ping of this replica tells of a mirror.
+    pub(super) fn pinged(&mut self, mirror: &str, observation: Observation, now: Timestamp) {
         let Some(known) = self.mirrors.get_mut(mirror) else {
             return;
         };
-        if known.witness.observe(*observation, now).changed {
+        if known.witness.pinged(observation, now).changed {
             let View { health, stale } = known.witness.view();
             tracing::info!(
                 mirror,
@@ -444,12 +450,12 @@ impl Belief {
         self.heartbeat.seen.is_some()
     }
 
-    /// Returns the mirrors that this replica should probe itself.
+    /// Returns the mirrors that this replica should ping itself.
     pub(super) fn wanted(&self) -> Vec<Wanted> {
         let wanted = self
             .mirrors
             .iter()
-            .filter(|(_, known)| known.witness.wants_probes());
+            .filter(|(_, known)| known.witness.wants_pings());
         wanted
             .filter_map(|(name, known)| {
                 Some(Wanted {
