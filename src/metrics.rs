@@ -181,10 +181,18 @@ pub enum ReviewAnswer {
     Fault,
     /// The body was no review at all, or too large: an HTTP error.
     Refused,
+    /// There were too many large ones at once: an HTTP error that asks to try again.
+    NoRoom,
 }
 
 impl ReviewAnswer {
-    const ALL: [Self; 4] = [Self::Patched, Self::Unchanged, Self::Fault, Self::Refused];
+    const ALL: [Self; 5] = [
+        Self::Patched,
+        Self::Unchanged,
+        Self::Fault,
+        Self::Refused,
+        Self::NoRoom,
+    ];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -192,6 +200,7 @@ impl ReviewAnswer {
             Self::Unchanged => "unchanged",
             Self::Fault => "fault",
             Self::Refused => "refused",
+            Self::NoRoom => "no_room",
         }
     }
 }
@@ -515,6 +524,7 @@ fn register_server(registry: &mut Registry, listener: &'static str, counts: Coun
         open,
         handshakes_failed,
         cut,
+        displaced,
         panicked,
     } = counts;
     let registry = registry.sub_registry_with_label(("listener".into(), listener.into()));
@@ -529,6 +539,11 @@ fn register_server(registry: &mut Registry, listener: &'static str, counts: Coun
         "connections_cut",
         "Connections cut because the client was too slow",
         cut,
+    );
+    registry.register(
+        "connections_displaced",
+        "Connections whose client was waited for and that made way for new ones",
+        displaced,
     );
     registry.register("connections_panicked", "Connections that a panic ended", panicked);
 }

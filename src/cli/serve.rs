@@ -56,12 +56,13 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let (metrics, registry) = Metrics::new();
     metrics.configured(true);
     let (trigger, shutdown) = shutdown();
-    let (observe, observations) = mpsc::channel(QUEUE);
+    let (doubt, doubts) = mpsc::channel(QUEUE);
     let (want, demand) = mpsc::channel(QUEUE);
-    let probes = Probes::new(store.clone(), metrics.clone(), observe, TaskTracker::new());
+    let probes = Probes::new(store.clone(), metrics.clone(), doubt, TaskTracker::new());
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
+        heal: listen.heal.heal,
         recent: RECENT,
     };
     let admission = Admission::new(store.clone(), probes, metrics.clone(), Some(want), limits);
@@ -92,7 +93,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         metrics,
         Reports::default(),
         BTreeSet::new(),
-        observations,
+        doubts,
         demand,
     );
     tasks.spawn("companion", until_stopping(shutdown.clone(), companion));

@@ -26,7 +26,7 @@ use crate::{
 /// How often files are looked at for a change.
 pub(super) const LOOK_AT_FILES: Duration = Duration::from_secs(1);
 
-/// How many new images and observations may wait for whoever takes them.
+/// How many new images and doubts may wait for whoever takes them.
 pub(super) const QUEUE: usize = 4096;
 
 /// How many decisions `/status` shows.

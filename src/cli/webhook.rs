@@ -56,11 +56,12 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     };
     let cluster = Replica::new(client, store.clone(), settings, metrics.clone());
     let (trigger, shutdown) = shutdown();
-    let (observe, observations) = mpsc::channel(QUEUE);
-    let probes = Probes::new(store.clone(), metrics.clone(), observe, TaskTracker::new());
+    let (doubt, doubts) = mpsc::channel(QUEUE);
+    let probes = Probes::new(store.clone(), metrics.clone(), doubt, TaskTracker::new());
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
+        heal: listen.heal.heal,
         recent: RECENT,
     };
     // Nobody takes new images here: the companion learns of them from the Pods.
@@ -85,10 +86,7 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     };
     let mut signals = Signals::new().context("cannot take over signals")?;
     let mut tasks = Tasks::default();
-    tasks.spawn(
-        "cluster",
-        until_stopping(shutdown.clone(), cluster.run(observations)),
-    );
+    tasks.spawn("cluster", until_stopping(shutdown.clone(), cluster.run(doubts)));
     let drain = serving::drain(&listen);
     listening.serve(served, &mut tasks, &shutdown)?;
     tasks.run(&trigger, drain, async || signals.next().await).await?;

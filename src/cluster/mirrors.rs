@@ -9,7 +9,7 @@ use super::{
     watch::{Event, version},
 };
 use crate::{
-    api::{mirror::Connection, v1alpha1::ImageMirrorStatus},
+    api::{mirror::Connection, newer::Unknown, v1alpha1::ImageMirrorStatus},
     domain::{mirror::Mirror, presence::Version},
 };
 
@@ -24,6 +24,8 @@ pub struct Document {
     pub form: Option<(Mirror, Connection)>,
     /// What is wrong with it as it is now.
     pub faults: Vec<String>,
+    /// What this program does not know of it.
+    pub unknown: Vec<Unknown>,
 }
 
 /// What an event changed.
@@ -52,8 +54,8 @@ impl Document {
         check: impl FnOnce(&Mirror, &Connection) -> Result<(), String>,
     ) -> Self {
         let status = reader.status(object);
-        let read = reader
-            .mirror(object)
+        let (read, unknown) = reader.mirror(object);
+        let read = read
             .map_err(|faults| faults.iter().map(ToString::to_string).collect())
             .and_then(|(mirror, connection)| match check(&mirror, &connection) {
                 Ok(()) => Ok((mirror, connection)),
@@ -77,6 +79,7 @@ impl Document {
             status,
             form,
             faults,
+            unknown,
         }
     }
 }
@@ -122,19 +125,21 @@ impl Mirrors {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
-    /// An ImageMirror with this priority and these platforms in its status.
-    fn object(version: u64, priority: &Value, platforms: &[&str]) -> Object {
+    /// An ImageMirror with this priority, one that nobody understands without, and these platforms in its
+    /// status.
+    fn object(version: u64, priority: Option<i32>, platforms: &[&str]) -> Object {
         serde_json::from_value(json!({
             "metadata": {"name": "main", "uid": "u", "generation": 3, "resourceVersion": version.to_string()},
             "spec": {
                 "registry": "mirror.test",
                 "kind": "Hosted",
                 "sources": [{"prefix": "docker.io"}],
-                "priority": priority,
+                "priority": priority.unwrap_or_default(),
+                "mode": if priority.is_some() { "Enforce" } else { "Sometimes" },
             },
             "status": {"platforms": platforms},
         }))
@@ -153,12 +158,12 @@ mod tests {
                 .then_some(())
                 .ok_or_else(|| "unlucky".to_owned())
         };
-        let mut check = |priority_: &Value, forms: bool, expected: Option<i32>, faults: usize| {
+        let mut check = |told: Option<i32>, forms: bool, expected: Option<i32>, faults: usize| {
             let version = mirrors
                 .iter()
                 .next()
                 .map_or(1, |(_, known)| known.version.unwrap().0 + 1);
-            let event = Event::Changed(object(version, priority_, &[]));
+            let event = Event::Changed(object(version, told, &[]));
             let change = mirrors.take(event, refused);
             assert_eq!(
                 change,
@@ -167,18 +172,18 @@ mod tests {
                     documents: true
                 }
             );
-            assert_eq!(priority(&mirrors), expected, "{priority_}");
+            assert_eq!(priority(&mirrors), expected, "{told:?}");
             let (_, document) = mirrors.iter().next().unwrap();
             assert_eq!(document.faults.len(), faults, "{:?}", document.faults);
             assert_eq!((document.generation, document.uid.as_str()), (3, "u"));
         };
-        check(&json!("high"), true, None, 1);
-        check(&json!(1), true, Some(1), 0);
-        check(&json!(1), false, Some(1), 0);
-        check(&json!("high"), false, Some(1), 1);
-        check(&json!(13), false, Some(1), 1);
-        check(&json!(2), true, Some(2), 0);
-        let change = mirrors.take(Event::Deleted(object(9, &json!(2), &[])), refused);
+        check(None, true, None, 1);
+        check(Some(1), true, Some(1), 0);
+        check(Some(1), false, Some(1), 0);
+        check(None, false, Some(1), 1);
+        check(Some(13), false, Some(1), 1);
+        check(Some(2), true, Some(2), 0);
+        let change = mirrors.take(Event::Deleted(object(9, Some(2), &[])), refused);
         assert!(change.forms && priority(&mirrors).is_none());
     }
 
@@ -190,13 +195,13 @@ mod tests {
             let platforms = mirrors.forms().next().map(|(mirror, _)| mirror.platforms.clone());
             (forms, documents, platforms)
         };
-        let same = |version| object(version, &json!(1), &[]);
+        let same = |version| object(version, Some(1), &[]);
         assert!(take(Event::Changed(same(1))).0);
         let (forms, documents, _) = take(Event::Changed(same(1)));
         assert!(!forms && !documents);
         let (forms, documents, before) = take(Event::Changed(same(2)));
         assert!(!forms && documents);
-        let (forms, _, after) = take(Event::Changed(object(3, &json!("high"), &["arm64"])));
+        let (forms, _, after) = take(Event::Changed(object(3, None, &["arm64"])));
         assert!(forms && before != after, "{after:?}");
     }
 }

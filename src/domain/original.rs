@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::{
     image::Reference,
     names::DECISIONS_ANNOTATION,
-    pod::{Place, PlaceLabel, Pod},
+    pod::{PlaceLabel, Pod},
     routing::{MirrorId, Routing},
 };
 
@@ -63,21 +63,22 @@ impl<'a> RecordedDecisions<'a> {
 }
 
 impl<'r> Original<'r> {
-    /// Returns the recorded original of an image if a mirror turns it into that image. `name` is the
-    /// image's normalised name. An original that somebody else wrote, for whatever reason, does not map
-    /// to the image and so proves nothing.
+    /// Returns the recorded original of an image if a mirror turns it into that image. An original that
+    /// somebody else wrote, for whatever reason, does not map to the image and so proves nothing.
     ///
     /// Where mirrors share a registry, only the decision tells which of them it was: `decided` is its name.
     pub fn prove<'d>(
         routing: &Routing,
-        name: &str,
         image: &str,
         recorded: &'r str,
         decided: impl FnOnce() -> Option<&'d str>,
     ) -> Option<Self> {
+        let present = Reference::parse(image).ok()?;
         let reference = Reference::parse(recorded).ok()?;
+        let mut key = String::new();
+        present.write_key(&mut key);
         let mut mirrors = routing
-            .mirrors_named_by(name)
+            .mirrors_named_by(present.name_in(&key))
             .filter(|mirror| routing.mirror(*mirror).maps_to(&reference, image));
         let first = mirrors.next()?;
         let mirror = match mirrors.next() {
@@ -91,20 +92,6 @@ impl<'r> Original<'r> {
         };
         Some(Self { reference, mirror })
     }
-
-    /// Returns the original of a place's image, as the Pod tells it. `name` as for [`Self::prove`].
-    pub fn of_place(
-        routing: &Routing,
-        name: &str,
-        pod: &'r Pod<'_>,
-        place: &Place<'_>,
-        decisions: &RecordedDecisions<'_>,
-    ) -> Option<Self> {
-        let recorded = pod.original(place)?;
-        Self::prove(routing, name, &place.image, recorded, || {
-            decisions.mirror(place.label())
-        })
-    }
 }
 
 /// Returns the key of what the user wrote where `image` stands now, and the mirror that it was sent to, if
@@ -116,50 +103,54 @@ pub fn key_of<'d>(
     recorded: Option<&str>,
     decided: impl FnOnce() -> Option<&'d str>,
 ) -> Option<(String, Option<MirrorId>)> {
-    let present = Reference::parse(image).ok()?;
     let mut key = String::new();
-    present.write_key(&mut key);
-    let name = present.name_in(&key);
-    if routing.mirrors_named_by(name).next().is_none() {
+    Reference::parse(image).ok()?.write_key(&mut key);
+    if mirror_named_by(routing, image).is_none() {
         return Some((key, None));
     }
-    let original = Original::prove(routing, name, image, recorded?, decided)?;
+    let original = Original::prove(routing, image, recorded?, decided)?;
     original.reference.write_key(&mut key);
     Some((key, Some(original.mirror)))
+}
+
+/// Returns a mirror that an image names.
+fn mirror_named_by(routing: &Routing, image: &str) -> Option<MirrorId> {
+    let reference = Reference::parse(image).ok()?;
+    let mut key = String::new();
+    reference.write_key(&mut key);
+    routing.mirrors_named_by(reference.name_in(&key)).next()
 }
 
 /// Puts back what the user wrote wherever Kagami rewrote it. Returns the mirror that each place names
 /// at present, whoever wrote it there.
 pub fn restore(pod: &mut Pod<'_>, routing: &Routing) -> Vec<Option<MirrorId>> {
-    let mut on = Vec::with_capacity(pod.places.len());
-    let mut restored = Vec::new();
     let decisions = RecordedDecisions::of(pod);
-    let mut key = String::new();
-    for (index, place) in pod.places.iter().enumerate() {
-        let name = match Reference::parse(&place.image) {
-            Ok(reference) => {
-                reference.write_key(&mut key);
-                reference.name_in(&key)
-            }
-            Err(_) => "",
-        };
-        let original = Original::of_place(routing, name, pod, place, &decisions);
-        on.push(match original {
-            Some(original) => Some(original.mirror),
-            None => routing.mirrors_named_by(name).next(),
-        });
-        restored.extend(original.map(|original| (index, original.reference.written().to_owned())));
-    }
-    for (index, original) in restored {
-        pod.places[index].image = original.into();
-    }
-    on
+    let originals = pod.places.iter().map(|place| {
+        let recorded = pod.original(place)?;
+        Original::prove(routing, &place.image, recorded, || {
+            decisions.mirror(place.label())
+        })
+    });
+    let originals: Vec<_> = originals
+        .map(|original| {
+            original.map(|Original { reference, mirror }| (reference.written().to_owned(), mirror))
+        })
+        .collect();
+    let places = pod.places.iter_mut().zip(originals);
+    let restored = places.map(|(place, original)| match original {
+        Some((original, mirror)) => {
+            place.image = original.into();
+            Some(mirror)
+        }
+        None => mirror_named_by(routing, &place.image),
+    });
+    restored.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::examples::mirror;
+    use crate::domain::{examples::mirror, mirror::Mirror, pod::PlaceKind};
 
     #[test]
     fn what_was_rewritten_counts_as_its_original_where_the_mapping_proves_it() {
@@ -179,5 +170,40 @@ mod tests {
         check(mirrored, Some("redis:8"), None);
         check(mirrored, None, None);
         check("not an image", None, None);
+    }
+    #[test]
+    fn of_two_mirrors_in_one_registry_the_decision_tells_which_it_was() {
+        let shared = |name| {
+            let mapping = mirror("shared", &[]).mapping;
+            Mirror {
+                mapping,
+                ..mirror(name, &["docker.io"])
+            }
+        };
+        let routing = Routing::compile(vec![shared("a"), shared("b")]);
+        let image = "shared.example.com/docker.io/library/nginx:1";
+        let place = PlaceLabel::new(PlaceKind::Container, "app");
+        for (text, expected) in [
+            (
+                Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"b"}}"#),
+                "b",
+            ),
+            (
+                Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"a"}}"#),
+                "a",
+            ),
+            (
+                Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"x"}}"#),
+                "a",
+            ),
+            (Some(r#"{"initContainers.app":{"mirror":"b"}}"#), "a"),
+            (Some("["), "a"),
+            (None, "a"),
+        ] {
+            let decisions = RecordedDecisions::new(text);
+            let original = Original::prove(&routing, image, "nginx:1", || decisions.mirror(place));
+            let found = &routing.mirror(original.unwrap().mirror).name;
+            assert_eq!(found, expected, "{text:?}");
+        }
     }
 }

@@ -105,6 +105,7 @@ mod tests {
             namespace: "team",
             mode,
             operation: Operation::Create,
+            heal: true,
             pod,
         };
         let decisions = decide_known(&snapshot, &index, &request, NOW);
@@ -174,6 +175,7 @@ mod tests {
             namespace: "team",
             mode: Mode::Audit,
             operation: Operation::Create,
+            heal: true,
             pod,
         };
         let decisions = decide_known(&snapshot, &index, &request, NOW);

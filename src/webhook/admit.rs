@@ -46,6 +46,8 @@ pub struct Limits {
     /// The longest that a review may wait for probes.
     pub budget: Duration,
     pub probing: Probing,
+    /// Whether images that were rewritten earlier may go back to their originals.
+    pub heal: bool,
     /// How many decisions are kept for people to look at.
     pub recent: usize,
 }
@@ -129,6 +131,11 @@ impl Admission {
         answer
     }
 
+    /// Counts a review that was not read.
+    pub(super) fn refused(&self, mode: Mode, how: ReviewAnswer, took: Duration) {
+        self.0.metrics.reviewed(mode, how, took);
+    }
+
     /// Decides about a Pod's images, waiting for probes until `deadline`. With `dry_run`, images that
     /// nobody knows are not handed on.
     pub async fn decide<'r>(
@@ -195,6 +202,7 @@ impl Inner {
             namespace: &review.namespace,
             mode,
             operation,
+            heal: self.limits.heal,
             pod,
         };
         let budget = match timeout {

@@ -62,7 +62,7 @@ fn webhooks_are_registered_as_the_code_answers() {
                     "expression": "!('system:nodes' in request.userInfo.groups)",
                 }],
                 "failurePolicy": "Ignore",
-                "timeoutSeconds": 3,
+                "timeoutSeconds": 2,
                 "reinvocationPolicy": "IfNeeded",
                 "matchPolicy": "Equivalent",
                 "sideEffects": "None",

@@ -192,6 +192,7 @@ impl Reporter {
             namespace,
             mode: self.mode_of(namespace),
             operation: Operation::Create,
+            heal: true,
             pod,
         };
         let decisions = usage::decide_known(&snapshot, &self.read.store.index(), &request, clock::now());

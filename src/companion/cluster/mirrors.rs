@@ -14,14 +14,14 @@ use std::{
 use k8s_openapi::ByteString;
 use kube::{Client, core::DynamicObject};
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::Value;
 use tokio::{
     sync::{Notify, watch},
     time::sleep,
 };
 
+use super::probe_secret;
 use crate::{
-    api::{mirror::Connection, v1alpha1::ImageMirrorStatus},
+    api::{mirror::Connection, newer::Unknown, v1alpha1::ImageMirrorStatus},
     clock,
     cluster::{
         collection::Collection,
@@ -54,10 +54,12 @@ pub(super) struct MirrorResource {
     pub(super) status: ImageMirrorStatus,
     /// Why the resource is not in force as it stands; empty if it is.
     pub(super) faults: Vec<String>,
+    /// What this program does not know of the resource.
+    pub(super) unknown: Vec<Unknown>,
+    /// Whether Pods need a pull secret for this mirror.
+    pub(super) pull_secret: bool,
     /// The Secret of the endpoint's credentials, if there is none of that name.
     pub(super) missing_secret: Option<String>,
-    /// Name of the Secret with the endpoint's credentials.
-    pub(super) probe_secret: Option<String>,
 }
 
 /// What the cluster says that goes into statuses.
@@ -245,8 +247,9 @@ impl Follower {
 
     fn publish(&self) {
         let mirrors = self.mirrors.iter().map(|(name, document)| {
-            let connection = document.form.as_ref().map(|(_, connection)| connection);
-            let probe_secret = connection.and_then(|connection| connection.probe_secret.clone());
+            let form = document.form.as_ref();
+            let probe_secret = form.and_then(|(_, connection)| connection.probe_secret.as_ref());
+            let missing_secret = probe_secret.filter(|name| self.secrets.get(name).is_none());
             let fault = self.secret_faults.get(name);
             let resource = MirrorResource {
                 uid: document.uid.clone(),
@@ -254,10 +257,9 @@ impl Follower {
                 generation: document.generation,
                 status: document.status.clone(),
                 faults: document.faults.iter().chain(fault).cloned().collect(),
-                missing_secret: probe_secret
-                    .clone()
-                    .filter(|name| self.secrets.get(name).is_none()),
-                probe_secret,
+                unknown: document.unknown.clone(),
+                pull_secret: form.is_some_and(|(mirror, _)| mirror.pull_secret),
+                missing_secret: missing_secret.cloned(),
             };
             (name.clone(), resource)
         });
@@ -267,12 +269,15 @@ impl Follower {
             .iter()
             .filter_map(|(_, architecture)| architecture.as_ref())
             .collect();
-        let credentials = |(name, mirror): (&String, &MirrorResource)| {
-            let secret = self.secrets.get(mirror.probe_secret.as_ref()?)?;
-            Some((name.clone(), docker_config(secret)?))
+        let credentials = |(mirror, connection): &(Mirror, Connection)| {
+            let secret = self.secrets.get(connection.probe_secret.as_ref()?)?;
+            Some((
+                mirror.name.clone(),
+                probe_secret::entry(mirror, connection, secret)?,
+            ))
         };
         let cluster = ClusterView {
-            probe_credentials: mirrors.iter().filter_map(credentials).collect(),
+            probe_credentials: self.mirrors.forms().filter_map(credentials).collect(),
             mirrors,
             platforms: platforms.into_iter().cloned().collect(),
         };
@@ -353,18 +358,9 @@ impl SecretObject {
     }
 }
 
-/// Returns a Secret's credentials in the newer of the two forms.
-fn docker_config(secret: &Secret) -> Option<Vec<u8>> {
-    if let Some(config) = secret.data.get(".dockerconfigjson") {
-        return Some(config.clone());
-    }
-    let old: Value = serde_json::from_slice(secret.data.get(".dockercfg")?).ok()?;
-    Some(serde_json::json!({"auths": old}).to_string().into_bytes())
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -509,7 +505,7 @@ mod tests {
             .follower
             .take_mirror(Event::Changed(mirror(3, &json!({"priority": 7}))));
         assert_eq!(scene.heard(), (true, true));
-        let faulty = mirror(4, &json!({"priority": "high"}));
+        let faulty = mirror(4, &json!({"mode": "Sometimes"}));
         scene.follower.take_mirror(Event::Changed(faulty));
         assert_eq!(scene.heard(), (false, true));
         assert_eq!(scene.view().mirrors["main"].faults.len(), 1);

@@ -35,7 +35,7 @@ use crate::{
     },
     metrics::Metrics,
     registry::Client,
-    state::{Demand, Observed, Store},
+    state::{Demand, Doubt, Store},
     tasks::panic_message,
 };
 
@@ -54,7 +54,7 @@ struct Worker {
     /// First, because fields are dropped in their order: no task is to see its queue end.
     tasks: JoinSet<()>,
     client: Client,
-    observations: mpsc::Sender<Observed>,
+    doubts: mpsc::Sender<Doubt>,
     demand: mpsc::Sender<Demand>,
 }
 
@@ -103,7 +103,7 @@ pub async fn run(
     metrics: Metrics,
     reports: Reports,
     mut inherited: BTreeSet<String>,
-    mut observations: mpsc::Receiver<Observed>,
+    mut doubts: mpsc::Receiver<Doubt>,
     mut demand: mpsc::Receiver<Demand>,
 ) -> std::convert::Infallible {
     let mut snapshots = store.subscribe();
@@ -163,9 +163,9 @@ pub async fn run(
                     }
                     break;
                 }
-                Some(observed) = observations.recv() => {
-                    if let Some(worker) = workers.get(&observed.mirror) {
-                        drop(worker.observations.try_send(observed));
+                Some(doubt) = doubts.recv() => {
+                    if let Some(worker) = workers.get(&doubt.mirror) {
+                        drop(worker.doubts.try_send(doubt));
                     }
                 }
                 Some(wanted) = demand.recv() => {
@@ -211,20 +211,20 @@ pub async fn look_once(store: &Store, deadline: Instant) {
 
 impl Worker {
     fn start(context: Context, health: Health) -> Self {
-        let (observations, observed) = mpsc::channel(QUEUE);
+        let (doubts, doubted) = mpsc::channel(QUEUE);
         let (demand, wanted) = mpsc::channel(QUEUE);
         let client = context.client.clone();
         context.store.set_health(&context.mirror, health);
         context.metrics.set_health(&context.mirror, health.state);
         context.reports.probed(&context.mirror);
         let mut tasks = JoinSet::new();
-        tasks.spawn(prober::run(context.clone(), observed));
+        tasks.spawn(prober::run(context.clone(), doubted));
         tasks.spawn(sweeper::run(context.clone()));
         tasks.spawn(demand::run(context, wanted));
         Self {
             tasks,
             client,
-            observations,
+            doubts,
             demand,
         }
     }
@@ -289,7 +289,7 @@ mod tests {
                 credentials: None,
             })
             .unwrap(),
-            observations: mpsc::channel(1).0,
+            doubts: mpsc::channel(1).0,
             demand: mpsc::channel(1).0,
         };
         let (mut good, mut bad) = (JoinSet::new(), JoinSet::new());

@@ -19,7 +19,7 @@ use crate::{
         snapshot::Snapshot,
         time::Timestamp,
     },
-    state::Observed,
+    state::Doubt,
 };
 
 /// Every so many rounds a blob is read: a mirror that hangs while sending data is worse than a dead
@@ -35,11 +35,12 @@ const CHILDREN: usize = 4;
 /// How many known images take turns as canary.
 const CANARIES: usize = 16;
 
-/// The shortest pause between two rounds that something bad calls for.
+/// The shortest pause between two rounds that a doubt calls for.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Watches the mirror until the task is dropped. `observed` is what others saw of it.
-pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>) {
+/// Watches the mirror until the task is dropped. `doubts` come from looks for single images, which
+/// count for nothing here but bring the next look forward.
+pub(super) async fn run(context: Context, mut doubts: mpsc::Receiver<Doubt>) {
     let mut snapshots = context.store.subscribe();
     let health = context
         .present()
@@ -49,6 +50,7 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
         canaries: Vec::new(),
         rounds: 0,
         data_in_doubt: false,
+        doubted: false,
         context,
     };
     while let Some(present) = prober.context.present() {
@@ -62,10 +64,13 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
         let observation = prober.round(settings).await;
         prober.context.reports.probed(&prober.context.mirror);
         let confirm_now = prober.observe(observation);
+        // A doubt that the look confirms calls for another one, until it is known.
+        prober.doubted &=
+            observation != Observation::Good && prober.machine.health().state != State::Unhealthy;
         if confirm_now {
             continue;
         }
-        prober.wait(&mut observed, &mut snapshots, started).await;
+        prober.wait(&mut doubts, &mut snapshots, started).await;
     }
 }
 
@@ -77,6 +82,8 @@ struct Prober {
     rounds: u32,
     /// The last data that was asked for did not come.
     data_in_doubt: bool,
+    /// Somebody looked for an image in vain, and no look has shown since that the mirror is well.
+    doubted: bool,
 }
 
 /// An image known to be there.
@@ -87,35 +94,28 @@ struct Canary {
 }
 
 impl Prober {
-    /// Waits for the next round, which something bad that others see brings forward.
+    /// Waits for the next round, which a doubt brings forward.
     async fn wait(
         &mut self,
-        observed: &mut mpsc::Receiver<Observed>,
+        doubts: &mut mpsc::Receiver<Doubt>,
         snapshots: &mut watch::Receiver<Arc<Snapshot>>,
         started: Instant,
     ) {
         while let Some(present) = self.context.present() {
-            let next = started + present.settings().health.interval;
+            let mut next = started + present.settings().health.interval;
+            if self.doubted {
+                next = next.min(started + SHORTEST_PAUSE);
+            }
             tokio::select! {
-                () = sleep_until(next) => return,
+                () = sleep_until(next) => break,
                 // The interval may be another one now.
                 Ok(()) = snapshots.changed() => {}
-                Some(Observed { observation, .. }) = observed.recv() => {
-                    if observation == Observation::Good {
-                        // It may be older than what we saw since, so it must not heal a mirror.
-                        continue;
-                    }
-                    self.observe(observation);
-                    if self.machine.health().state != State::Unhealthy {
-                        // Many probes of one hiccup speak with one voice: it takes a look of our
-                        // own to confirm it.
-                        while observed.try_recv().is_ok() {}
-                        sleep_until(next.min(started + SHORTEST_PAUSE)).await;
-                        return;
-                    }
-                }
+                // What is known to be bad is looked at in its turn.
+                Some(_) = doubts.recv() => self.doubted = self.machine.health().state != State::Unhealthy,
             }
         }
+        // Many looks at one hiccup speak with one voice.
+        while doubts.try_recv().is_ok() {}
     }
 
     /// Takes in an observation and publishes what changed. Returns whether to look again at once.

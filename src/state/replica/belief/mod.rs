@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     registry::Client,
     state::{
-        Observed, Store,
+        Store,
         feed::Feed,
         file::{Configuration, Secret},
     },
@@ -67,6 +67,8 @@ struct Known {
     witness: Witness,
     /// What is wrong with the resource as it is now.
     faults: Vec<String>,
+    /// What this program does not know of it, and what it does about that.
+    unknown: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +105,7 @@ pub struct SharedMirror {
     pub digests: Option<Swept>,
 }
 
-/// A mirror that this replica should probe itself.
+/// A mirror that this replica should ping itself.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) mirror: String,
@@ -169,13 +171,15 @@ impl Belief {
 
     pub(super) fn mirror_changed(&mut self, object: &Object, now: Timestamp) {
         let name = object.metadata.name.as_str();
-        let read = self.reader.mirror(object);
+        let (read, unknown) = self.reader.mirror(object);
+        let unknown: Vec<_> = unknown.iter().map(ToString::to_string).collect();
         let told = SharedStatus::from(self.reader.status(object));
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
             told: told.clone(),
             witness: Witness::new(HealthSettings::default(), now),
             faults: Vec::new(),
+            unknown: Vec::new(),
         });
         known.told = told;
         let before = known.good.clone();
@@ -204,6 +208,16 @@ impl Belief {
                 );
             }
             known.faults = faults;
+        }
+        if known.unknown != unknown {
+            for what in &unknown {
+                tracing::warn!(
+                    mirror = name,
+                    what,
+                    "an ImageMirror is of a newer definition than this program"
+                );
+            }
+            known.unknown = unknown;
         }
         known.witness.told(known.told.health, now);
         known.complete();
@@ -370,13 +384,19 @@ impl Belief {
         good.map(|(mirror, _)| mirror.health.stale_after)
     }
 
-    /// Takes in what this replica saw of a mirror itself.
-    pub(super) fn observe(&mut self, observed: &Observed, now: Timestamp) {
-        let Observed { mirror, observation } = observed;
+    /// Takes in that a live look on a mirror failed.
+    pub(super) fn doubt(&mut self, mirror: &str) {
+        if let Some(known) = self.mirrors.get_mut(mirror) {
+            known.witness.doubt();
+        }
+    }
+
+    /// Takes in what a ping of this replica tells of a mirror.
+    pub(super) fn pinged(&mut self, mirror: &str, observation: Observation, now: Timestamp) {
         let Some(known) = self.mirrors.get_mut(mirror) else {
             return;
         };
-        if known.witness.observe(*observation, now).changed {
+        if known.witness.pinged(observation, now).changed {
             let View { health, stale } = known.witness.view();
             tracing::info!(
                 mirror,
@@ -432,12 +452,12 @@ impl Belief {
         self.heartbeat.seen.is_some()
     }
 
-    /// Returns the mirrors that this replica should probe itself.
+    /// Returns the mirrors that this replica should ping itself.
     pub(super) fn wanted(&self) -> Vec<Wanted> {
         let wanted = self
             .mirrors
             .iter()
-            .filter(|(_, known)| known.witness.wants_probes());
+            .filter(|(_, known)| known.witness.wants_pings());
         wanted
             .filter_map(|(name, known)| {
                 Some(Wanted {
@@ -487,6 +507,7 @@ impl Belief {
                     "provenSince": shared.proven_since.to_string(),
                 },
                 "faults": known.faults,
+                "unknown": known.unknown,
             });
             (name.clone(), value)
         };
