@@ -360,7 +360,7 @@ mod tests {
     fn an_older_definition_lacks_fields_and_values() {
         check(|_| (), &[]);
         let older = |versions: &mut Value| {
-            drop(properties_of(versions, "spec").shift_remove("retention"));
+            drop(properties_of(versions, "spec").shift_remove("prefer"));
             let health = &mut properties_of(versions, "status")["health"];
             health["properties"]["state"]["enum"] = json!(["Healthy", "Unhealthy"]);
             let sources = &mut properties_of(versions, "spec")["sources"]["items"]["properties"];
@@ -369,7 +369,7 @@ mod tests {
         check(
             older,
             &[
-                "spec.retention",
+                "spec.prefer",
                 "spec.sources.access",
                 "status.health.state: Unknown",
             ],

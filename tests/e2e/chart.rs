@@ -37,8 +37,6 @@ mirrors:
     kind: Hosted
     mode: "Off"
     sources: [{prefix: docker.io}]
-    copy: {policy: "Off"}
-    rescue: {policy: "Off"}
   cache:
     registry: cache.example.com:5000
     kind: PullThrough
@@ -154,10 +152,6 @@ pub(crate) fn wrong_values_are_refused_with_their_place(cluster: &Cluster) {
         (
             &format!("mirrors: {{m: {{mode: Off, {mirror}}}}}"),
             "at '/mirrors/m/mode'",
-        ),
-        (
-            &format!("mirrors: {{m: {{copy: {{policy: Off}}, {mirror}}}}}"),
-            "at '/mirrors/m/copy/policy'",
         ),
         (
             "mirrors: {m: {registry: a.example, kind: Hosted}}",

@@ -427,7 +427,7 @@ pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster
     let make_older = || {
         let mut crd = cluster.get(&definition).success();
         let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
-        for (part, field) in [("spec", "retention"), ("status", "platforms")] {
+        for (part, field) in [("spec", "prefer"), ("status", "platforms")] {
             drop(schema[part]["properties"].as_object_mut().unwrap().remove(field));
         }
         // Whoever installs the definitions at this moment comes first.
@@ -450,7 +450,7 @@ pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster
     });
     let conditions = mirror["status"]["conditions"].to_string();
     assert!(
-        conditions.contains("imagemirrors.kagami.dev spec.retention")
+        conditions.contains("imagemirrors.kagami.dev spec.prefer")
             && conditions.contains("status.platforms"),
         "{conditions}"
     );
