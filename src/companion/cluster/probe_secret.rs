@@ -124,8 +124,8 @@ mod tests {
         let configuration = file::load(&text, "mirrors.yaml").unwrap();
         let (mirror, connection) = &configuration.mirrors[0];
         let entry = entry(mirror, connection, &configuration.secrets["read"])?;
-        let found = Feed::credentials(mirror, connection, &Held::docker_config(entry.clone()));
-        Some((serde_json::from_slice(&entry).unwrap(), found.unwrap().username))
+        let found = Feed::credentials(mirror, connection, &Held::docker_config(entry.clone()))?;
+        Some((serde_json::from_slice(&entry).ok()?, found.username))
     }
 
     #[test]

@@ -171,8 +171,8 @@ impl Belief {
 
     pub(super) fn mirror_changed(&mut self, object: &Object, now: Timestamp) {
         let name = object.metadata.name.as_str();
-        let (read, unknown) = self.reader.mirror(object);
-        let unknown: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+        let read = self.reader.mirror(object);
+        let unknown: Vec<_> = read.unknown.iter().map(ToString::to_string).collect();
         let told = self.reader.status(object);
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
@@ -183,7 +183,7 @@ impl Belief {
         });
         known.told = told;
         let before = known.good.clone();
-        let faults = match read {
+        let faults = match read.taken {
             Ok(mut good) => {
                 // Credentials come from a file of the mirror's name, whatever the Secret is called.
                 if let Some(secret) = &mut good.1.probe_secret {
