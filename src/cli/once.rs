@@ -27,9 +27,9 @@ use crate::{
     metrics::Metrics,
     state::{
         Store,
-        cluster::{Cluster, Images, Namespaces, Scope, Settings},
         feed::Feed,
         file::{self, Configuration},
+        replica::{Images, Namespaces, Replica, Scope, Settings},
     },
     telemetry::chain,
     webhook::{Admission, Limits, Probes},
@@ -44,7 +44,7 @@ pub(super) struct Once {
     /// The namespace of what names none.
     pub(super) namespace: String,
     /// The cluster whose state it is.
-    pub(super) cluster: Option<Cluster>,
+    pub(super) cluster: Option<Replica>,
     /// The mode of namespaces without a label.
     default_mode: Mode,
     /// What could not be read of the cluster, a sentence for each.
@@ -57,6 +57,8 @@ pub(super) struct Asked {
     pub(super) namespace: Option<String>,
     /// Which mirrors may be asked in a cluster; of those in a file every one is.
     pub(super) probing: Probing,
+    /// Whether images that were rewritten earlier may go back to their originals.
+    pub(super) heal: bool,
 }
 
 /// Reads a configuration file.
@@ -99,7 +101,7 @@ pub(super) async fn read_cluster(
     };
     let store = Store::default();
     let (metrics, _) = Metrics::new();
-    let cluster = Cluster::new(client.clone(), store.clone(), settings, metrics);
+    let cluster = Replica::new(client.clone(), store.clone(), settings, metrics);
     let notes = cluster.read_once(&scope(namespace.clone())).await?;
     Ok(Read {
         client,
@@ -114,7 +116,7 @@ pub(super) async fn read_cluster(
 pub(super) struct Read {
     pub(super) client: kube::Client,
     pub(super) store: Store,
-    pub(super) cluster: Cluster,
+    pub(super) cluster: Replica,
     /// The namespace that the context names.
     pub(super) namespace: String,
     pub(super) notes: Vec<String>,
@@ -134,6 +136,7 @@ impl Once {
             images,
             namespace,
             probing,
+            heal,
         } = asked;
         let deadline = Instant::now() + *budget;
         let Some(config) = config else {
@@ -151,7 +154,7 @@ impl Once {
             let half = Instant::now() + *budget / 2;
             read.cluster.ping_stale(half.min(deadline)).await;
             return Ok(Self {
-                admission: admission(&read.store, *budget, probing),
+                admission: admission(&read.store, *budget, probing, heal),
                 store: read.store,
                 deadline,
                 namespace: namespace.unwrap_or(read.namespace),
@@ -162,16 +165,16 @@ impl Once {
         };
         let (store, _) = feed(config, left_alone)?;
         let namespace = namespace.unwrap_or_else(|| "default".to_owned());
-        Ok(Self::look(store, *budget, deadline, namespace).await)
+        Ok(Self::look(store, *budget, heal, deadline, namespace).await)
     }
 
     /// Looks at every mirror of a configuration once.
-    async fn look(store: Store, budget: Duration, deadline: Instant, namespace: String) -> Self {
+    async fn look(store: Store, budget: Duration, heal: bool, deadline: Instant, namespace: String) -> Self {
         // Half of the time for the mirrors themselves, so that something is left for the image.
         let half = Instant::now() + budget / 2;
-        companion::look_once(&store, half.min(deadline)).await;
+        companion::mirror::look_once(&store, half.min(deadline)).await;
         Self {
-            admission: admission(&store, budget, Probing::All),
+            admission: admission(&store, budget, Probing::All, heal),
             store,
             deadline,
             namespace,
@@ -191,7 +194,16 @@ impl Once {
         Feed::new(store.clone(), left_alone)
             .apply(configuration, clock::now())
             .ok()?;
-        Some(Self::look(store, arguments.budget, self.deadline, self.namespace.clone()).await)
+        Some(
+            Self::look(
+                store,
+                arguments.budget,
+                true,
+                self.deadline,
+                self.namespace.clone(),
+            )
+            .await,
+        )
     }
 
     /// Returns the mode of a namespace; enforce if nothing is known of it.
@@ -227,6 +239,7 @@ impl Once {
             namespace: &self.namespace,
             mode,
             operation: Operation::Create,
+            heal: true,
             pod,
         };
         let (snapshot, decisions): (Arc<Snapshot>, _) =
@@ -235,7 +248,7 @@ impl Once {
     }
 }
 
-fn admission(store: &Store, budget: Duration, probing: Probing) -> Admission {
+fn admission(store: &Store, budget: Duration, probing: Probing, heal: bool) -> Admission {
     let (metrics, _) = Metrics::new();
     // Nobody listens: what a probe shows of health does not outlive the command.
     let (doubts, _) = mpsc::channel(1);
@@ -243,6 +256,7 @@ fn admission(store: &Store, budget: Duration, probing: Probing) -> Admission {
     let limits = Limits {
         budget,
         probing,
+        heal,
         recent: usize::MAX,
     };
     Admission::new(store.clone(), probes, metrics, None, limits)

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     domain::{decision::Probing, mirror::Mode, reason::Outcome},
-    state::cluster::Images,
+    state::replica::Images,
 };
 
 pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
@@ -24,6 +24,7 @@ pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
         namespace,
         // A person wants this very image.
         probing: Probing::All,
+        heal: true,
     };
     let once = match Once::start(&settings, asked).await {
         Ok(once) => once,

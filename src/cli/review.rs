@@ -13,8 +13,8 @@ use super::{
 use crate::{
     domain::{decision::Probing, mirror::Mode},
     state::{
-        cluster::Images,
         file::{decode_documents, encode_document},
+        replica::Images,
     },
 };
 
@@ -35,6 +35,7 @@ pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
     let ReviewArguments {
         file,
         once,
+        heal,
         mode,
         namespace,
     } = arguments;
@@ -55,6 +56,7 @@ pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
         images: Images::All,
         namespace,
         probing: Probing::Hosted,
+        heal: heal.heal,
     };
     let reviewer = Reviewer {
         once: Once::start(&once, asked).await?,

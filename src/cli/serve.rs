@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     certificates, clock,
-    companion::{self, reports::Reports},
+    companion::mirror::{self, reports::Reports},
     domain::{decision::Probing, time::Timestamp},
     metrics::Metrics,
     server::{admin::Readiness, tls},
@@ -62,6 +62,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
+        heal: listen.heal.heal,
         recent: RECENT,
     };
     let admission = Admission::new(store.clone(), probes, metrics.clone(), Some(want), limits);
@@ -87,7 +88,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let mut tasks = Tasks::default();
     let configuration = follow_configuration(config, feed, loaded, metrics.clone());
     tasks.spawn("configuration", until_stopping(shutdown.clone(), configuration));
-    let companion = companion::run(
+    let companion = mirror::run(
         store,
         metrics,
         Reports::default(),

@@ -17,7 +17,7 @@ use crate::{
     server::{admin::Readiness, tls},
     state::{
         Store,
-        cluster::{Cluster, Settings},
+        replica::{Replica, Settings},
     },
     tasks::{Signals, Tasks, shutdown},
     webhook::{Admission, Limits, Probes},
@@ -54,13 +54,14 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
         namespace,
         probe_credentials,
     };
-    let cluster = Cluster::new(client, store.clone(), settings, metrics.clone());
+    let cluster = Replica::new(client, store.clone(), settings, metrics.clone());
     let (trigger, shutdown) = shutdown();
     let (doubt, doubts) = mpsc::channel(QUEUE);
     let probes = Probes::new(store.clone(), metrics.clone(), doubt, TaskTracker::new());
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
+        heal: listen.heal.heal,
         recent: RECENT,
     };
     // Nobody takes new images here: the companion learns of them from the Pods.

@@ -9,6 +9,7 @@ mod auth;
 mod credentials;
 mod look;
 mod manifest;
+pub mod pace;
 mod wire;
 
 use std::{fmt, sync::Arc};

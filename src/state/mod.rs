@@ -4,9 +4,9 @@
 //! index under a short lock; feeders (files here, the API server's watches in a cluster) write.
 //! No lock is held across an await.
 
-pub mod cluster;
 pub mod feed;
 pub mod file;
+pub mod replica;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -18,6 +18,7 @@ const EDGES: &[&str] = &[
     "api",
     "certificates",
     "clock",
+    "cluster",
     "domain",
     "metrics",
     "registry",
@@ -90,10 +91,16 @@ const LAYERS: &[Layer] = &[
         crates: None,
     },
     Layer {
+        name: "cluster",
+        parts: &["api", "clock", "domain", "metrics", "telemetry"],
+        crates: None,
+    },
+    Layer {
         name: "state",
         parts: &[
             "api",
             "clock",
+            "cluster",
             "domain",
             "metrics",
             "registry",
@@ -118,6 +125,7 @@ const LAYERS: &[Layer] = &[
             "api",
             "certificates",
             "clock",
+            "cluster",
             "companion",
             "domain",
             "metrics",
@@ -297,8 +305,64 @@ fn every_part_uses_only_what_lies_below_it() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// The rooms of a part, bottom up: none may use one above it.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("companion", &["mirror", "cluster"]),
+    ("state", &["file", "feed", "replica"]),
+];
+
+/// Returns the rooms above its own that a file names.
+fn rooms_above(part: &str, rooms: &[&str], own: &str, code: &str) -> Vec<String> {
+    let above = rooms.iter().skip_while(|room| **room != own).skip(1);
+    let named = |room: &&&str| {
+        let paths = [
+            format!("{part}::{room}"),
+            format!("super::{room}"),
+            format!("super::super::{room}"),
+        ];
+        let whole = |path: &String| {
+            let mut found = code.match_indices(path.as_str());
+            found.any(|(position, _)| {
+                let rest = &code[position + path.len()..];
+                !rest.starts_with(|next: char| next.is_alphanumeric() || next == '_')
+            })
+        };
+        // A room's own module of that name is none of the part's rooms.
+        paths.iter().any(whole) && !code.contains(&format!("mod {room};"))
+    };
+    above.filter(named).map(|room| (*room).to_owned()).collect()
+}
+
+#[test]
+fn no_room_uses_one_above_it() {
+    let mut found = Vec::new();
+    for (part, rooms) in ROOMS {
+        let folder = source().join(part);
+        for file in files(&folder).into_iter().filter(|file| !is_test(file)) {
+            let relative = file.strip_prefix(&folder).unwrap();
+            let first = Path::new(relative.components().next().unwrap().as_os_str());
+            let own = first.file_stem().unwrap().to_str().unwrap();
+            if own == "mod" {
+                continue;
+            }
+            assert!(rooms.contains(&own), "{part}::{own} is no room that ROOMS names");
+            for room in rooms_above(part, rooms, own, &code(&file)) {
+                found.push(format!("{part}/{} uses {part}::{room}", relative.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
 #[test]
 fn the_rules_see_what_they_forbid() {
+    let rooms = ["mirror", "cluster"];
+    let above = |own: &str, code: &str| rooms_above("companion", &rooms, own, code).len();
+    assert_eq!(above("mirror", "use crate::companion::cluster::View;"), 1);
+    assert_eq!(above("mirror", "use super::super::cluster;"), 1);
+    assert_eq!(above("mirror", "use crate::companion::clusters;"), 0);
+    assert_eq!(above("mirror", "use crate::cluster::watch;"), 0);
+    assert_eq!(above("cluster", "use crate::companion::mirror;"), 0);
     let domain = &LAYERS[0];
     let check = |code: &str| violations(domain, "x.rs", code).len();
     assert_eq!(check("use crate::domain::time;"), 0);
@@ -314,10 +378,22 @@ fn the_rules_see_what_they_forbid() {
 fn every_file_is_part_of_the_program() {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let mut orphans = Vec::new();
-    for root in [source(), tests.join("it"), tests.join("e2e")] {
+    let benches = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/throughput");
+    for root in [
+        source(),
+        tests.join("it"),
+        tests.join("e2e"),
+        tests.join("node"),
+        tests.join("support"),
+        benches,
+    ] {
         for file in files(&root) {
             let stem = file.file_stem().unwrap().to_str().unwrap();
             let folder = file.parent().unwrap();
+            if stem == "mod" && folder == tests.join("support") {
+                // Each ring names it by its path.
+                continue;
+            }
             let (name, parent) = match stem {
                 "lib" | "main" => continue,
                 "mod" => (

@@ -27,7 +27,7 @@ use crate::{
         snapshot::Snapshot,
         time::Timestamp,
     },
-    state::cluster::{Cluster, Images},
+    state::replica::{Images, Replica},
 };
 
 /// The answer as a program reads it.
@@ -153,6 +153,7 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<()> {
         images: Images::These(images.to_vec()),
         namespace,
         probing: Probing::Hosted,
+        heal: true,
     };
     let mut once = Once::start(&settings, asked).await?;
     let notes = std::mem::take(&mut once.notes);
@@ -218,7 +219,7 @@ async fn explained(once: &Once, images: &[String; 1], mode: Mode) -> Option<Expl
 
 /// Returns what is shared of every mirror that may serve an image, and of the image there.
 fn shared(
-    cluster: &Cluster,
+    cluster: &Replica,
     once: &Once,
     image: &str,
     now: Timestamp,

@@ -15,14 +15,12 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use super::{
-    status::same,
-    writer::{NotWritten, Writer},
-};
+use super::status::same;
 use crate::{
     api::{HEALTH_LEASE, v1alpha1::micro_time},
     clock,
-    companion::reports::Reports,
+    cluster::writer::{NotWritten, Writer},
+    companion::mirror::reports::Reports,
     domain::{
         health::{Health, State},
         mirror::HealthSettings,

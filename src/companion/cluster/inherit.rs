@@ -13,7 +13,7 @@ use kube::{
 };
 
 use super::{
-    mirrors::{Cluster, version},
+    mirrors::{ClusterView, version},
     status,
 };
 use crate::{
@@ -131,7 +131,7 @@ pub(super) async fn images(client: Client, store: &Store) -> kube::Result<(AllWr
 pub(super) async fn health(
     client: Client,
     namespace: &str,
-    cluster: &Cluster,
+    cluster: &ClusterView,
     snapshot: &Snapshot,
 ) -> kube::Result<BTreeMap<String, Health>> {
     let lease = Api::<Lease>::namespaced(client, namespace)
@@ -146,7 +146,7 @@ pub(super) async fn health(
 
 fn believable(
     beaten_at: Option<Timestamp>,
-    cluster: &Cluster,
+    cluster: &ClusterView,
     snapshot: &Snapshot,
     now: Timestamp,
 ) -> BTreeMap<String, Health> {

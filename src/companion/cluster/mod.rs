@@ -6,15 +6,14 @@
 
 mod certificates;
 mod definitions;
+mod events;
 mod heartbeat;
 mod inherit;
-mod leader;
 mod mirrors;
 mod pods;
 mod probe_secret;
 mod publisher;
 mod status;
-mod writer;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,22 +31,21 @@ use tokio::{
 use self::{
     certificates::Keeper,
     heartbeat::Heartbeat,
-    leader::Elector,
     mirrors::Follower,
     pods::Pods,
     publisher::{Publisher, Work},
-    writer::Writer,
 };
 pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
-use super::reports::Reports;
+use super::mirror::{self, reports::Reports};
 use crate::{
+    cluster::{elector::Elector, writer::Writer},
     domain::health::State,
     metrics::Metrics,
     state::Store,
     tasks::{Shutdown, panic_message},
 };
 
-/// How many new images and observations may wait for the workers.
+/// How many new images may wait for the workers.
 const QUEUE: usize = 4096;
 
 /// How long after its last answer the API server counts as reachable.
@@ -167,7 +165,13 @@ async fn lead(
     let mut tasks = JoinSet::new();
     // First of all: webhooks cannot start without.
     if let Some(certificates) = settings.certificates.clone() {
-        let keeper = Keeper::new(certificates, writer.clone(), client.clone(), &settings.namespace);
+        let keeper = Keeper::new(
+            certificates,
+            writer.clone(),
+            client.clone(),
+            &settings.namespace,
+            &settings.identity,
+        );
         tasks.spawn(keeper.run());
     }
     tasks.spawn(probe_secret::run(
@@ -216,16 +220,9 @@ async fn lead(
     tasks.spawn(publisher.run(client.clone()));
     tasks.spawn(heartbeat.run(client.clone(), settings.namespace.clone()));
     tasks.spawn(pods.run(client.clone()));
-    // Nobody but the probers observes mirrors here: reviews are answered elsewhere.
-    let (_observe, observations) = mpsc::channel(1);
-    let workers = super::run(
-        store.clone(),
-        metrics.clone(),
-        reports,
-        inherited,
-        observations,
-        wanted,
-    );
+    // Nobody but the probers looks at mirrors here: reviews are answered elsewhere.
+    let (_doubt, doubts) = mpsc::channel(1);
+    let workers = mirror::run(store.clone(), metrics.clone(), reports, inherited, doubts, wanted);
     tokio::select! {
         error = early_end(&mut tasks) => error,
         never = workers => match never {},
@@ -237,7 +234,7 @@ async fn take_over(
     settings: &Settings,
     client: &Client,
     store: &Store,
-    cluster: &mut watch::Receiver<Option<Arc<mirrors::Cluster>>>,
+    cluster: &mut watch::Receiver<Option<Arc<mirrors::ClusterView>>>,
 ) -> (inherit::AllWritten, u64, BTreeSet<String>) {
     loop {
         // The follower holds the other end for as long as this future is polled.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ::kagami::{
     clock,
-    companion::{self, reports::Reports},
+    companion::mirror::{self, reports::Reports},
     domain::{
         decision::{Finding, Probe},
         health::{Health, State},
@@ -195,7 +195,7 @@ fn start(store: &Store) -> Companion {
     let store = store.clone();
     let mut running = JoinSet::new();
     running.spawn(async move {
-        match companion::run(
+        match mirror::run(
             store,
             metrics,
             Reports::default(),

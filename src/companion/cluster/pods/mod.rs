@@ -27,7 +27,7 @@ use super::mirrors::endless;
 use crate::{
     api::MODE_LABEL,
     clock,
-    companion::reports::Reports,
+    companion::mirror::reports::Reports,
     domain::{
         demand::Used, health::State, mirror::Mode, presence::Presence, pulls::Pulls, snapshot::Snapshot,
     },

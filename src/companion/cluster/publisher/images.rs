@@ -9,7 +9,8 @@ use crate::{
         v1alpha1::{MirroredImage, MirroredImageSpec},
     },
     clock,
-    companion::cluster::{inherit::Written, writer::NotWritten},
+    cluster::writer::NotWritten,
+    companion::cluster::inherit::Written,
     domain::presence::Presence,
     telemetry::chain,
 };

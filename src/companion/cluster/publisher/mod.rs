@@ -24,17 +24,18 @@ use tokio::{
 
 use super::{
     definitions::Lacking,
+    events,
     inherit::{AllWritten, Written, fingerprint},
-    mirrors::Cluster,
+    mirrors::ClusterView,
     status,
-    writer::{NotWritten, Writer},
 };
 use crate::{
     api::{
         self,
         v1alpha1::{ImageMirror, ImageMirrorStatus, MirroredImage, MirroredImageSpec},
     },
-    companion::reports::{Reports, SweepEnd},
+    cluster::writer::{NotWritten, Writer},
+    companion::mirror::reports::{Reports, SweepEnd},
     domain::{health::Health, image::Class, presence::Presence, time::Timestamp},
     state::Store,
     telemetry::chain,
@@ -58,16 +59,13 @@ const USE_AGE: Duration = Duration::from_hours(24);
 /// The longest image that a MirroredImage can name.
 const LONGEST_IMAGE: usize = 1024;
 
-/// Namespace of Events about objects without one (apimachinery's event validation asks for it).
-const EVENTS_NAMESPACE: &str = "default";
-
 type Key = (Box<str>, Box<str>);
 
 pub(super) struct Publisher {
     pub(super) store: Store,
     pub(super) writer: Writer,
     pub(super) reports: Reports,
-    pub(super) cluster: watch::Receiver<Option<Arc<Cluster>>>,
+    pub(super) cluster: watch::Receiver<Option<Arc<ClusterView>>>,
     pub(super) definitions: watch::Receiver<Lacking>,
     pub(super) identity: String,
     /// The health of mirrors as the API server has it.
@@ -118,7 +116,7 @@ impl Publisher {
         let apis = Apis {
             images: Api::all(client.clone()),
             mirrors: Api::all_with(client.clone(), &ApiResource::erase::<ImageMirror>(&())),
-            events: Api::namespaced(client, EVENTS_NAMESPACE),
+            events: Api::namespaced(client, events::NAMESPACE),
         };
         let mut snapshots = self.store.subscribe();
         let mut reports = self.reports.subscribe();
@@ -175,7 +173,7 @@ impl Publisher {
         self.collect_uses();
     }
 
-    fn collect_mirrors(&mut self, cluster: &Cluster) {
+    fn collect_mirrors(&mut self, cluster: &ClusterView) {
         let snapshot = self.store.snapshot();
         let in_force: BTreeSet<String> = snapshot
             .routing

@@ -14,9 +14,9 @@ use tokio::{
 };
 
 use super::{
-    Context, Present,
+    Context, CurrentMirror,
+    look::{Located, locate},
     reports::SweepEnd,
-    verify::{Located, Pace, locate},
 };
 use crate::{
     clock,
@@ -30,6 +30,7 @@ use crate::{
         sweep::{Step, Sweep, step},
         time::Timestamp,
     },
+    registry::pace::Pace,
 };
 
 /// How many images are asked for at once.
@@ -114,7 +115,7 @@ fn publish_counts(context: &Context) {
 }
 
 /// Sweeps one class. It counts as complete unless the mirror failed in between.
-async fn run_one(context: &Context, present: &Present, class: Class) {
+async fn run_one(context: &Context, present: &CurrentMirror, class: Class) {
     let sweep = Sweep::plan(&context.store.index(), &context.mirror, class, clock::now());
     let run = Arc::new(Run {
         context: context.clone(),
@@ -166,7 +167,7 @@ async fn run_one(context: &Context, present: &Present, class: Class) {
 
 struct Run {
     context: Context,
-    present: Present,
+    present: CurrentMirror,
     pace: Pace,
     pull_through: Pace,
     sweep: Sweep,

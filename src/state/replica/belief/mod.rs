@@ -13,9 +13,9 @@ use std::{
 use serde_json::{Map, Value, json};
 use tokio::{sync::watch, time::Instant};
 
-use super::objects::{Object, Outline, Reader, Told};
 use crate::{
     api::{mirror::Connection, v1alpha1::timestamp},
+    cluster::objects::{Object, Outline, Reader, SharedStatus},
     domain::{
         health::{Health, Observation},
         image::Class,
@@ -63,10 +63,12 @@ pub(super) struct Belief {
 struct Known {
     /// The last good one.
     good: Option<(Mirror, Connection)>,
-    told: Told,
+    told: SharedStatus,
     witness: Witness,
     /// What is wrong with the resource as it is now.
     faults: Vec<String>,
+    /// What this program does not know of it, and what it does about that.
+    unknown: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -96,7 +98,7 @@ pub(super) struct Contacts {
 
 /// What is shared of a mirror: the companion's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shared {
+pub struct SharedMirror {
     pub health: Health,
     /// The last complete sweeps.
     pub tags: Option<Swept>,
@@ -117,7 +119,7 @@ impl Belief {
             feed: Feed::new(store.clone(), left_alone),
             store,
             metrics,
-            reader: Reader::new(),
+            reader: Reader::default(),
             mirrors: BTreeMap::new(),
             listing: BTreeSet::new(),
             credentials: BTreeMap::new(),
@@ -169,13 +171,15 @@ impl Belief {
 
     pub(super) fn mirror_changed(&mut self, object: &Object, now: Timestamp) {
         let name = object.metadata.name.as_str();
-        let read = self.reader.mirror(object);
+        let (read, unknown) = self.reader.mirror(object);
+        let unknown: Vec<_> = unknown.iter().map(ToString::to_string).collect();
         let told = self.reader.status(object);
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
             told: told.clone(),
             witness: Witness::new(HealthSettings::default(), now),
             faults: Vec::new(),
+            unknown: Vec::new(),
         });
         known.told = told;
         let before = known.good.clone();
@@ -204,6 +208,16 @@ impl Belief {
                 );
             }
             known.faults = faults;
+        }
+        if known.unknown != unknown {
+            for what in &unknown {
+                tracing::warn!(
+                    mirror = name,
+                    what,
+                    "an ImageMirror is of a newer definition than this program"
+                );
+            }
+            known.unknown = unknown;
         }
         known.witness.told(known.told.health, now);
         known.complete();
@@ -454,14 +468,14 @@ impl Belief {
     }
 
     /// Returns what is shared of a mirror, whether it is believed or not.
-    pub(super) fn shared(&self, mirror: &str) -> Option<Shared> {
-        let Told {
+    pub(super) fn shared(&self, mirror: &str) -> Option<SharedMirror> {
+        let SharedStatus {
             health,
             tags,
             digests,
             ..
         } = self.mirrors.get(mirror)?.told;
-        Some(Shared {
+        Some(SharedMirror {
             health,
             tags,
             digests,
@@ -491,6 +505,7 @@ impl Belief {
                     "provenSince": shared.proven_since.to_string(),
                 },
                 "faults": known.faults,
+                "unknown": known.unknown,
             });
             (name.clone(), value)
         };

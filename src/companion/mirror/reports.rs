@@ -69,7 +69,7 @@ impl Reports {
         });
     }
 
-    pub(super) fn nodes(&self, mirror: &str, can_pull: bool) {
+    pub(in crate::companion) fn nodes(&self, mirror: &str, can_pull: bool) {
         self.tell(mirror, |report| {
             report.nodes_can_pull.replace(can_pull) != Some(can_pull)
         });

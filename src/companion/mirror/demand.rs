@@ -4,13 +4,11 @@ use std::{collections::HashSet, time::Duration};
 
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{
-    Context,
-    verify::{Pace, locate},
-};
+use super::{Context, look::locate};
 use crate::{
     clock,
     domain::{health::State, mirror::Kind, presence::Presence, reason::Reason},
+    registry::pace::Pace,
     state::Demand,
 };
 

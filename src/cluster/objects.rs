@@ -8,6 +8,7 @@ use crate::{
     api::{
         self, Fault,
         mirror::Connection,
+        newer::{self, Unknown},
         schema,
         v1alpha1::{ImageMirrorStatus, MirroredImage, MirroredImageSpec, SweepStatus, timestamp},
     },
@@ -24,24 +25,24 @@ use crate::{
 /// passed over while reading.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Metadata {
+pub struct Metadata {
     #[serde(default)]
-    pub(super) name: String,
+    pub name: String,
     #[serde(default)]
-    pub(super) resource_version: String,
+    pub resource_version: String,
     #[serde(default)]
-    pub(super) labels: Option<Labels>,
+    pub labels: Option<Labels>,
 }
 
 /// Any object: its contents are looked at apart, so that none makes it undecodable.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Object {
+pub struct Object {
     #[serde(default)]
-    pub(super) metadata: Metadata,
+    pub metadata: Metadata,
     #[serde(default)]
-    pub(super) spec: Value,
+    pub spec: Value,
     #[serde(default)]
-    pub(super) status: Value,
+    pub status: Value,
 }
 
 impl Versioned for Object {
@@ -52,9 +53,9 @@ impl Versioned for Object {
 
 /// An object's metadata alone.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Outline {
+pub struct Outline {
     #[serde(default)]
-    pub(super) metadata: Metadata,
+    pub metadata: Metadata,
 }
 
 impl Versioned for Outline {
@@ -65,55 +66,52 @@ impl Versioned for Outline {
 
 /// Reads ImageMirrors with the schemas that this program knows.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub struct Reader {
     mirror: Value,
     status: Value,
 }
 
 /// What the status of an ImageMirror tells.
 #[derive(Clone, Debug)]
-pub(super) struct Told {
-    pub(super) health: Health,
-    pub(super) tags: Option<Swept>,
-    pub(super) digests: Option<Swept>,
-    pub(super) pull_secret_namespaces: Vec<String>,
-    pub(super) platforms: Vec<String>,
-    pub(super) owners_left_alone: Vec<String>,
-    pub(super) failing_upstreams: Vec<String>,
+pub struct SharedStatus {
+    pub health: Health,
+    pub tags: Option<Swept>,
+    pub digests: Option<Swept>,
+    pub pull_secret_namespaces: Vec<String>,
+    pub platforms: Vec<String>,
+    pub owners_left_alone: Vec<String>,
+    pub failing_upstreams: Vec<String>,
 }
 
-impl Reader {
-    pub(super) fn new() -> Self {
+impl Default for Reader {
+    fn default() -> Self {
         let mirror = schema::image_mirror();
         let status = mirror["properties"]["status"].clone();
         Self { mirror, status }
     }
+}
 
-    /// Returns the mirror that an ImageMirror describes, or everything that is wrong with it. The
-    /// status is not looked at.
-    pub(super) fn mirror(&self, object: &Object) -> Result<(Mirror, Connection), Vec<Fault>> {
-        let (resource, mut faults) = api::mirror::decode(&self.mirror, &object.metadata.name, &object.spec);
-        let Some(resource) = resource else {
-            return Err(faults);
-        };
-        let mirror = api::mirror::mirror(&resource);
-        if faults.is_empty() {
-            return mirror;
-        }
-        schema::add_faults(&mut faults, mirror.err().unwrap_or_default());
-        Err(faults)
+impl Reader {
+    /// Returns the mirror that an ImageMirror describes, or everything that is wrong with it; and what of
+    /// it this program does not know. The status is not looked at.
+    pub fn mirror(&self, object: &Object) -> (Result<(Mirror, Connection), Vec<Fault>>, Vec<Unknown>) {
+        let (resource, unknown) = newer::read(&self.mirror, &object.metadata.name, &object.spec);
+        (
+            resource.and_then(|resource| api::mirror::mirror(&resource)),
+            unknown,
+        )
     }
 
     /// Returns what the status tells. What cannot be read, as of a newer companion, is as if it were
     /// not there.
-    pub(super) fn status(&self, object: &Object) -> Told {
+    pub fn status(&self, object: &Object) -> SharedStatus {
         let status = if object.status.is_object() {
             schema::decode::<ImageMirrorStatus>(&self.status, object.status.clone()).0
         } else {
             None
         };
         let status = status.unwrap_or_default();
-        Told {
+        SharedStatus {
             // A mirror of which nobody told since when proofs count has none.
             health: api::health::health(&status).unwrap_or_else(|| Health::unknown(Timestamp::default())),
             tags: status.sweeps.tag.as_ref().and_then(swept),
@@ -135,18 +133,18 @@ fn swept(status: &SweepStatus) -> Option<Swept> {
 
 /// What a MirroredImage tells of one image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) mirror: String,
+pub struct Entry {
+    pub mirror: String,
     /// The image's key in the presence index.
-    pub(super) key: String,
-    pub(super) presence: Presence,
-    pub(super) verified_at: Timestamp,
-    pub(super) version: Version,
+    pub key: String,
+    pub presence: Presence,
+    pub verified_at: Timestamp,
+    pub version: Version,
 }
 
 /// Returns what a MirroredImage tells; nothing if its name is not the one that belongs to its mirror
 /// and image, so that there is never a second one for the same.
-pub(super) fn entry(object: &Object) -> Option<Entry> {
+pub fn entry(object: &Object) -> Option<Entry> {
     let text = |field: &str| object.spec[field].as_str();
     let (mirror, key) = (text("mirror")?, text("image")?);
     if object.metadata.name != MirroredImage::object_name(mirror, key) {
@@ -247,7 +245,7 @@ mod tests {
     fn a_status_of_a_newer_companion_is_read_as_far_as_it_is_known() {
         let told = |status: Value| {
             let object = object(json!({"metadata": {"name": "main"}, "spec": {}, "status": status}));
-            Reader::new().status(&object)
+            Reader::default().status(&object)
         };
         let status = told(json!({
             "health": {"state": "Healthy", "provenSince": "2026-01-02T03:04:05.000000Z", "mood": "good"},

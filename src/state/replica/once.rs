@@ -11,16 +11,15 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use tokio::time::Instant;
 
-use super::{
-    Cluster, SharedMirror,
-    belief::Contacts,
-    objects::{Object, Outline},
-    sources,
-    watch::{Event, Failure, Pulse, Source, get, list, version},
-};
+use super::{Replica, SharedMirror, belief::Contacts};
 use crate::{
     api::{HEALTH_LEASE, PROBE_SECRET, v1alpha1::MirroredImage},
     clock,
+    cluster::{
+        objects::{Object, Outline},
+        sources,
+        watch::{Event, Failure, Pulse, Source, get, list, version},
+    },
     domain::image::Reference,
     state::file::{Configuration, Secret},
 };
@@ -75,7 +74,7 @@ impl Unreadable {
     }
 }
 
-impl Cluster {
+impl Replica {
     /// Reads the state once. Returns what could not be read, a sentence for each.
     pub async fn read_once(&self, scope: &Scope) -> Result<Vec<String>, Unreadable> {
         let mut notes = Vec::new();

@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Context, verify::locate};
+use super::{Context, look::locate};
 use crate::{
     clock,
     domain::{

@@ -7,11 +7,8 @@
 
 mod belief;
 mod credentials;
-mod objects;
 mod once;
 mod own;
-mod sources;
-mod watch;
 
 use std::{
     collections::BTreeSet,
@@ -32,17 +29,21 @@ use tokio::{
     time::{Instant, interval, sleep},
 };
 
+use self::belief::{Belief, Contacts};
 pub use self::{
-    belief::Shared as SharedMirror,
+    belief::SharedMirror,
     once::{Images, Namespaces, Scope, Unreadable},
 };
-use self::{
-    belief::{Belief, Contacts},
-    objects::{Entry, Object, Outline},
-    watch::{Event, Pulse, follow},
-};
 use super::{Doubt, Store};
-use crate::{clock, metrics::Metrics};
+use crate::{
+    clock,
+    cluster::{
+        objects::{self, Entry, Object, Outline},
+        sources,
+        watch::{Event, Pulse, follow},
+    },
+    metrics::Metrics,
+};
 
 /// How often the passing of time is looked at.
 const TICK: Duration = Duration::from_millis(250);
@@ -63,7 +64,7 @@ pub struct Settings {
 
 /// The state of a cluster, as this process follows it. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Cluster(Shared);
+pub struct Replica(Shared);
 
 #[derive(Clone, Debug)]
 struct Shared(Arc<Inner>);
@@ -136,9 +137,9 @@ impl Part {
     ];
 }
 
-impl Cluster {
+impl Replica {
     /// Returns the state of the cluster behind `client`, put into `store`. Nothing is asked before
-    /// [`Cluster::run`].
+    /// [`Replica::run`].
     pub fn new(client: Client, store: Store, settings: Settings, metrics: Metrics) -> Self {
         let belief = Belief::new(store.clone(), settings.left_alone.clone(), metrics.clone());
         Self(Shared(Arc::new(Inner {

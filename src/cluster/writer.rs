@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::leader::Held;
+use super::elector::Held;
 use crate::{domain::bucket::Bucket, metrics::Metrics};
 
 /// Writes a second over a longer time, Leases not counted.
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why something was not written.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NotWritten {
+pub enum NotWritten {
     /// The lease was not renewed in time.
     #[error("not leading any more")]
     NotLeading,
@@ -42,7 +42,7 @@ pub(crate) enum NotWritten {
 
 /// Writes for the leader. Clones share the rate.
 #[derive(Clone, Debug)]
-pub(crate) struct Writer {
+pub struct Writer {
     held: Held,
     bucket: Arc<Mutex<Bucket>>,
     started: Instant,
@@ -50,7 +50,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(held: Held, metrics: Metrics) -> Self {
+    pub fn new(held: Held, metrics: Metrics) -> Self {
         Self {
             held,
             bucket: Arc::new(Mutex::new(Bucket::new(RATE, BURST))),
@@ -61,7 +61,7 @@ impl Writer {
 
     /// Waits for this write's turn and sends it. `request` must not have been sent before it is
     /// polled, which holds for those of `kube::Api`.
-    pub(crate) async fn write<T>(
+    pub async fn write<T>(
         &self,
         kind: &'static str,
         request: impl Future<Output = kube::Result<T>>,
@@ -81,7 +81,7 @@ impl Writer {
     }
 
     /// Sends a write that is rare by itself, such as the renewal of a Lease.
-    pub(crate) async fn write_at_once<T>(
+    pub async fn write_at_once<T>(
         &self,
         kind: &'static str,
         request: impl Future<Output = kube::Result<T>>,

@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(15);
 /// The same where later will do.
 const LATER: Duration = Duration::from_mins(1);
 
-pub(super) fn mirrors() -> Source {
+pub fn mirrors() -> Source {
     Source {
         name: "imagemirrors",
         path: "/apis/kagami.dev/v1alpha1/imagemirrors".to_owned(),
@@ -22,7 +22,7 @@ pub(super) fn mirrors() -> Source {
     }
 }
 
-pub(super) fn images() -> Source {
+pub fn images() -> Source {
     Source {
         name: "mirroredimages",
         path: "/apis/kagami.dev/v1alpha1/mirroredimages".to_owned(),
@@ -32,7 +32,7 @@ pub(super) fn images() -> Source {
     }
 }
 
-pub(super) fn namespaces() -> Source {
+pub fn namespaces() -> Source {
     Source {
         name: "namespaces",
         path: "/api/v1/namespaces".to_owned(),
@@ -43,7 +43,7 @@ pub(super) fn namespaces() -> Source {
 }
 
 /// The heartbeat, in Kagami's own namespace.
-pub(super) fn lease(namespace: &str) -> Source {
+pub fn lease(namespace: &str) -> Source {
     Source {
         name: "lease",
         path: format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
@@ -54,7 +54,7 @@ pub(super) fn lease(namespace: &str) -> Source {
 }
 
 /// The read credentials of mirrors, in Kagami's own namespace; a webhook has them as files.
-pub(super) fn credentials(namespace: &str) -> Source {
+pub fn credentials(namespace: &str) -> Source {
     Source {
         name: "secrets",
         path: format!("/api/v1/namespaces/{namespace}/secrets"),

@@ -44,21 +44,21 @@ const REFUSALS: u32 = 5;
 
 /// What to watch.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub struct Source {
     /// The resource's name for people and metrics.
-    pub(super) name: &'static str,
-    pub(super) path: String,
+    pub name: &'static str,
+    pub path: String,
     /// Only objects of this name.
-    pub(super) only: Option<String>,
+    pub only: Option<String>,
     /// Only the objects' metadata.
-    pub(super) metadata_only: bool,
+    pub metadata_only: bool,
     /// How long one request follows, and so how long a dead connection goes unnoticed at most.
-    pub(super) renew: Duration,
+    pub renew: Duration,
 }
 
 /// What a watch tells.
 #[derive(Debug)]
-pub(super) enum Event<K> {
+pub enum Event<K> {
     /// All objects follow, each as `Listed`; then `ListedAll`. After a failure it begins again.
     Listing,
     Listed(K),
@@ -73,32 +73,32 @@ pub(super) enum Event<K> {
 }
 
 /// An object that carries its version.
-pub(super) trait Versioned {
+pub trait Versioned {
     fn resource_version(&self) -> &str;
 }
 
 /// Returns a resource version as a number that can be compared, if it is one.
-pub(super) fn version(text: &str) -> Option<Version> {
+pub fn version(text: &str) -> Option<Version> {
     text.parse().ok().map(Version)
 }
 
 /// How a watch fares. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pulse(Arc<Mutex<Beat>>);
+pub struct Pulse(Arc<Mutex<Beat>>);
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Beat {
+pub struct Beat {
     /// When the API server last answered.
-    pub(super) contact: Option<Instant>,
+    pub contact: Option<Instant>,
     /// Everything was listed at least once.
-    pub(super) listed: bool,
-    pub(super) failures: u64,
+    pub listed: bool,
+    pub failures: u64,
     /// Why it does not get on now.
-    pub(super) failure: Option<String>,
+    pub failure: Option<String>,
 }
 
 impl Pulse {
-    pub(super) fn beat(&self) -> MutexGuard<'_, Beat> {
+    pub fn beat(&self) -> MutexGuard<'_, Beat> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -123,7 +123,7 @@ impl Pulse {
 
 /// Why a request did not end well.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub enum Failure {
     #[error("the version to go on from is too old")]
     Gone,
     /// The API server answered with an error.
@@ -175,7 +175,7 @@ struct ListMeta {
 
 /// Follows a resource and tells everything to `handle`. When `wanted` changes, everything is listed
 /// anew.
-pub(super) async fn follow<K>(
+pub async fn follow<K>(
     client: Client,
     source: Source,
     pulse: Pulse,
@@ -243,7 +243,7 @@ impl Pause {
 }
 
 /// Asks for one object; none if there is none of that name.
-pub(super) async fn get<K>(client: &Client, source: &Source, name: &str) -> Result<Option<K>, Failure>
+pub async fn get<K>(client: &Client, source: &Source, name: &str) -> Result<Option<K>, Failure>
 where
     K: DeserializeOwned,
 {
@@ -264,7 +264,7 @@ where
 }
 
 /// Lists everything and returns the version of the list.
-pub(super) async fn list<K>(
+pub async fn list<K>(
     client: &Client,
     source: &Source,
     pulse: &Pulse,

@@ -1,10 +1,10 @@
 //! Looking at one image for the shared state: what the sweeper and the demand have in common.
 
-use std::{sync::Mutex, time::Duration};
+use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use super::{Context, Present};
+use super::{Context, CurrentMirror};
 use crate::domain::{
     answer::Answer,
     decision::Finding,
@@ -57,7 +57,7 @@ impl Context {
     /// Looks at an image whole and returns what to write of it, or the answer if it says nothing.
     pub(super) async fn inspect(
         &self,
-        present: &Present,
+        present: &CurrentMirror,
         located: &Located<'_>,
     ) -> Result<Presence, (Answer, Presence)> {
         let deadline = Instant::now() + PATIENCE;
@@ -90,7 +90,7 @@ impl Context {
 
     /// Returns whether everybody gets this image upstream, asking only where that matters. While
     /// upstream cannot tell, what it told before holds: mirrors are for just that time.
-    async fn is_public(&self, present: &Present, located: &Located<'_>, proof: &Proof) -> Option<bool> {
+    async fn is_public(&self, present: &CurrentMirror, located: &Located<'_>, proof: &Proof) -> Option<bool> {
         if !present.asks_upstream(located) {
             return None;
         }
@@ -109,7 +109,7 @@ impl Context {
     }
 }
 
-impl Present {
+impl CurrentMirror {
     /// Whether upstream decides who gets this image: it is from a public source that has credentials.
     pub(super) fn asks_upstream(&self, located: &Located<'_>) -> bool {
         let candidates = self.snapshot.routing.candidates(located.name());
@@ -118,84 +118,5 @@ impl Present {
             .find(|candidate| candidate.mirror == self.id)
             .and_then(|candidate| self.settings().sources.get(candidate.source))
             .is_some_and(|source| source.access == Access::Public && source.with_credentials)
-    }
-}
-
-/// Spaces requests out: at most `rate` a second, none bunched together.
-#[derive(Debug)]
-pub(super) struct Pace {
-    interval: Duration,
-    next: Mutex<Option<Instant>>,
-}
-
-impl Pace {
-    /// Returns a pace of that many requests a second; none is unbounded.
-    pub(super) fn new(rate: Option<u32>) -> Self {
-        Self {
-            interval: rate.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.max(1)),
-            next: Mutex::default(),
-        }
-    }
-
-    /// Waits for this request's turn.
-    pub(super) async fn turn(&self) {
-        self.turn_within(Duration::MAX).await;
-    }
-
-    /// Waits for this request's turn if it comes within `longest`. Returns whether it came; if not,
-    /// nobody waited.
-    pub(super) async fn turn_within(&self, longest: Duration) -> bool {
-        let now = Instant::now();
-        let mine = {
-            let mut next = self
-                .next
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let mine = next.unwrap_or(now).max(now);
-            if mine - now > longest {
-                return false;
-            }
-            *next = Some(mine + self.interval);
-            mine
-        };
-        if mine > now {
-            sleep_until(mine).await;
-        }
-        true
-    }
-
-    /// Lets nobody go on before `until`: the mirror asked to wait.
-    pub(super) fn pause(&self, until: Instant) {
-        let mut next = self
-            .next
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        *next = Some(next.map_or(until, |next| next.max(until)));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pace_spaces_requests_out_and_refuses_turns_that_are_too_far() {
-        let pace = Pace::new(Some(2));
-        let started = Instant::now();
-        assert!(pace.turn_within(Duration::ZERO).await);
-        assert!(!pace.turn_within(Duration::from_millis(499)).await);
-        assert!(pace.turn_within(Duration::from_millis(500)).await);
-        assert_eq!(started.elapsed(), Duration::from_millis(500));
-        pace.turn().await;
-        assert_eq!(started.elapsed(), Duration::from_secs(1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pause_holds_everybody() {
-        let pace = Pace::new(None);
-        let started = Instant::now();
-        pace.pause(started + Duration::from_secs(7));
-        pace.turn().await;
-        assert_eq!(started.elapsed(), Duration::from_secs(7));
     }
 }

@@ -27,11 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Until when this process leads, as others see it.
 #[derive(Clone, Debug)]
-pub(super) struct Held(watch::Receiver<Option<Instant>>);
+pub struct Held(watch::Receiver<Option<Instant>>);
 
 impl Held {
     /// Whether this process may write now.
-    pub(super) fn may_write(&self) -> bool {
+    pub fn may_write(&self) -> bool {
         self.0
             .borrow()
             .is_some_and(|renewed| may_act(Duration::ZERO, renewed.elapsed()))
@@ -48,7 +48,7 @@ impl Held {
 
 /// A candidate for the lead.
 #[derive(Debug)]
-pub(super) struct Elector {
+pub struct Elector {
     leases: Api<Lease>,
     identity: String,
     candidate: Candidate,
@@ -62,7 +62,7 @@ pub(super) struct Elector {
 
 impl Elector {
     /// Returns a candidate; `identity` must be another one for each process.
-    pub(super) fn new(
+    pub fn new(
         client: Client,
         namespace: &str,
         identity: String,
@@ -79,12 +79,12 @@ impl Elector {
         }
     }
 
-    pub(super) fn held(&self) -> Held {
+    pub fn held(&self) -> Held {
         Held(self.renewed.subscribe())
     }
 
     /// Waits until this process leads.
-    pub(super) async fn acquire(&mut self) {
+    pub async fn acquire(&mut self) {
         loop {
             match self.try_take().await {
                 Ok(true) => {
@@ -99,7 +99,7 @@ impl Elector {
     }
 
     /// Renews the lease until it is lost.
-    pub(super) async fn hold(&mut self) {
+    pub async fn hold(&mut self) {
         let held = self.held();
         tokio::select! {
             biased;
@@ -127,7 +127,7 @@ impl Elector {
     }
 
     /// Gives the lease back, so that others need not wait.
-    pub(super) async fn release(&mut self) {
+    pub async fn release(&mut self) {
         self.renewed.send_replace(None);
         let Some(lease) = self.own.take() else { return };
         let mut given = self.give_back(lease).await;

@@ -11,7 +11,6 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::verify::Pace;
 use crate::{
     clock,
     domain::{
@@ -20,7 +19,7 @@ use crate::{
         image::{DOCKER_HUB, Reference},
         mirror::HealthSettings,
     },
-    registry::{Client, Endpoint},
+    registry::{Client, Endpoint, pace::Pace},
     state::Store,
 };
 

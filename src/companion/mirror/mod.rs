@@ -1,0 +1,306 @@
+//! Keeping the state of mirrors up to date, one by one.
+//!
+//! For each mirror there is a worker with three tasks: the prober (health), the sweeper (known
+//! images) and the demand (new images). They talk through the store alone. The webhook never waits
+//! for any of them.
+
+mod demand;
+mod look;
+mod prober;
+pub mod reports;
+mod sweeper;
+mod upstream;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep},
+};
+
+use crate::{
+    clock,
+    domain::{
+        health::{Health, Observation, State},
+        mirror::{Mirror, Prefer},
+        routing::MirrorId,
+        snapshot::Snapshot,
+    },
+    metrics::Metrics,
+    registry::Client,
+    state::{Demand, Doubt, Store},
+    tasks::panic_message,
+};
+
+use reports::Reports;
+
+/// How many doubts and new images may wait for each mirror. More is dropped: the next
+/// review tells again.
+const QUEUE: usize = 1024;
+
+/// How long the companion stops after a panic, so that one that comes again at once does no harm.
+const PAUSE_AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// The tasks of one mirror; dropping it ends them.
+#[derive(Debug)]
+struct Worker {
+    /// First, because fields are dropped in their order: no task is to see its queue end.
+    tasks: JoinSet<()>,
+    client: Client,
+    doubts: mpsc::Sender<Doubt>,
+    demand: mpsc::Sender<Demand>,
+}
+
+/// What the tasks of one mirror share.
+#[derive(Clone, Debug)]
+struct Context {
+    mirror: String,
+    client: Client,
+    store: Store,
+    metrics: Metrics,
+    upstreams: upstream::Registries,
+    reports: Reports,
+}
+
+/// A mirror as the configuration and its health have it at one moment.
+#[derive(Clone, Debug)]
+struct CurrentMirror {
+    snapshot: Arc<Snapshot>,
+    id: MirrorId,
+}
+
+impl Context {
+    /// Returns the mirror as it is now; none if it is configured no more.
+    fn present(&self) -> Option<CurrentMirror> {
+        let snapshot = self.store.snapshot();
+        let id = snapshot.routing.find(&self.mirror)?;
+        Some(CurrentMirror { snapshot, id })
+    }
+}
+
+impl CurrentMirror {
+    fn settings(&self) -> &Mirror {
+        self.snapshot.routing.mirror(self.id)
+    }
+
+    fn health(&self) -> Health {
+        self.snapshot.health_of(self.id)
+    }
+}
+
+/// Keeps the state up to date for every mirror that the store's configuration has. Never ends by
+/// itself; a worker that panics is started anew. The mirrors in `inherited` begin with the health
+/// that the store has, others at Unknown.
+pub async fn run(
+    store: Store,
+    metrics: Metrics,
+    reports: Reports,
+    mut inherited: BTreeSet<String>,
+    mut doubts: mpsc::Receiver<Doubt>,
+    mut demand: mpsc::Receiver<Demand>,
+) -> std::convert::Infallible {
+    let mut snapshots = store.subscribe();
+    let mut workers: BTreeMap<String, Worker> = BTreeMap::new();
+    let mut upstreams: BTreeMap<String, JoinSet<()>> = BTreeMap::new();
+    let registries = upstream::Registries::default();
+    loop {
+        let snapshot = store.snapshot();
+        workers.retain(|mirror, worker| {
+            let stays = store
+                .client(mirror)
+                .is_some_and(|client| client.is(&worker.client));
+            if !stays {
+                metrics.forget_mirror(mirror);
+                reports.forget(mirror);
+            }
+            stays
+        });
+        for (_, mirror) in snapshot.routing.mirrors() {
+            if !workers.contains_key(&mirror.name)
+                && let Some(client) = store.client(&mirror.name)
+            {
+                let context = Context {
+                    mirror: mirror.name.clone(),
+                    client,
+                    store: store.clone(),
+                    metrics: metrics.clone(),
+                    upstreams: registries.clone(),
+                    reports: reports.clone(),
+                };
+                // Once only: what starts anew later does so because its mirror is another one.
+                let inherits = inherited.remove(&mirror.name);
+                let known = context.present().map(|present| present.health());
+                let health = known
+                    .filter(|health| inherits || health.state == State::Unknown)
+                    .unwrap_or_else(|| Health::unknown(clock::now()));
+                workers.insert(mirror.name.clone(), Worker::start(context, health));
+            }
+        }
+        watch_upstreams(&mut upstreams, &snapshot, &store);
+        loop {
+            tokio::select! {
+                changed = snapshots.changed() => {
+                    // The sender lives as long as the store, which this function holds.
+                    debug_assert!(changed.is_ok(), "the store was dropped");
+                    break;
+                }
+                (mirror, ended) = first_end(&mut workers) => {
+                    workers.remove(&mirror);
+                    metrics.forget_mirror(&mirror);
+                    if let Err(error) = ended {
+                        // What nobody watches over is not known to be healthy.
+                        store.set_health(&mirror, Health::unknown(clock::now()));
+                        let error = panic_message(error);
+                        tracing::error!(mirror, error, "a task of a mirror's worker panicked; starting it anew");
+                        sleep(PAUSE_AFTER_PANIC).await;
+                    }
+                    break;
+                }
+                Some(doubt) = doubts.recv() => {
+                    if let Some(worker) = workers.get(&doubt.mirror) {
+                        drop(worker.doubts.try_send(doubt));
+                    }
+                }
+                Some(wanted) = demand.recv() => {
+                    if let Some(worker) = workers.get(&wanted.mirror)
+                        && worker.demand.try_send(wanted).is_err()
+                    {
+                        metrics.demand_was_dropped();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Looks at every mirror once and publishes what was seen: one good ping is enough here. For
+/// commands that answer once; who serves uses [`run`].
+pub async fn look_once(store: &Store, deadline: Instant) {
+    let snapshot = store.snapshot();
+    let looks = snapshot.routing.mirrors().map(async |(_, mirror)| {
+        let Some(client) = store.client(&mirror.name) else {
+            return;
+        };
+        let asked_at = clock::now();
+        let (state, fault) = match Observation::of_ping(client.ping(deadline).await) {
+            Observation::Good => (State::Healthy, None),
+            Observation::Bad(fault) => (State::Unhealthy, Some(fault)),
+        };
+        store.set_health(
+            &mirror.name,
+            Health {
+                state,
+                fault,
+                since: asked_at,
+                proven_since: asked_at,
+            },
+        );
+    });
+    futures_util::future::join_all(looks).await;
+    for host in upstreams_to_watch(&snapshot) {
+        store.set_upstream(host, upstream::look_once(host, deadline).await);
+    }
+}
+
+impl Worker {
+    fn start(context: Context, health: Health) -> Self {
+        let (doubts, doubted) = mpsc::channel(QUEUE);
+        let (demand, wanted) = mpsc::channel(QUEUE);
+        let client = context.client.clone();
+        context.store.set_health(&context.mirror, health);
+        context.metrics.set_health(&context.mirror, health.state);
+        context.reports.probed(&context.mirror);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(prober::run(context.clone(), doubted));
+        tasks.spawn(sweeper::run(context.clone()));
+        tasks.spawn(demand::run(context, wanted));
+        Self {
+            tasks,
+            client,
+            doubts,
+            demand,
+        }
+    }
+}
+
+/// Waits until a task of a worker ends: by a panic, or because its mirror is configured no more.
+async fn first_end(workers: &mut BTreeMap<String, Worker>) -> (String, Result<(), JoinError>) {
+    poll_fn(|context| {
+        for (mirror, worker) in workers.iter_mut() {
+            if let Poll::Ready(Some(ended)) = worker.tasks.poll_join_next(context) {
+                return Poll::Ready((mirror.clone(), ended));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Returns the hosts of registries whose health decides about a mirror's use.
+fn upstreams_to_watch(snapshot: &Snapshot) -> BTreeSet<&str> {
+    let used_while_upstream_fails = snapshot
+        .routing
+        .mirrors()
+        .filter(|(_, mirror)| mirror.prefer == Prefer::Upstream);
+    used_while_upstream_fails
+        .flat_map(|(_, mirror)| mirror.upstreams())
+        .collect()
+}
+
+/// Watches the upstream registries of mirrors that are used only while upstream fails.
+fn watch_upstreams(watched: &mut BTreeMap<String, JoinSet<()>>, snapshot: &Snapshot, store: &Store) {
+    let wanted = upstreams_to_watch(snapshot);
+    watched.retain(|host, _| {
+        let stays = wanted.contains(host.as_str());
+        if !stays {
+            store.set_upstream(host, State::Unknown);
+        }
+        stays
+    });
+    for host in wanted {
+        if !watched.contains_key(host) {
+            let mut task = JoinSet::new();
+            task.spawn(upstream::watch(host.to_owned(), store.clone()));
+            watched.insert(host.to_owned(), task);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Endpoint;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_noticed_without_any_other_event() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let worker = |task: JoinSet<()>| Worker {
+            tasks: task,
+            client: Client::new(&Endpoint {
+                url: "http://127.0.0.1:1".to_owned(),
+                ca_bundle: None,
+                credentials: None,
+            })
+            .unwrap(),
+            doubts: mpsc::channel(1).0,
+            demand: mpsc::channel(1).0,
+        };
+        let (mut good, mut bad) = (JoinSet::new(), JoinSet::new());
+        good.spawn(std::future::pending());
+        bad.spawn(async { panic!("as asked by the test") });
+        let workers = [("good", good), ("bad", bad)];
+        let mut workers = workers
+            .map(|(name, tasks)| (name.to_owned(), worker(tasks)))
+            .into();
+        let (mirror, ended) = first_end(&mut workers).await;
+        assert_eq!(mirror, "bad");
+        assert_eq!(panic_message(ended.unwrap_err()), "as asked by the test");
+    }
+}
