@@ -41,7 +41,7 @@ use crate::{
 
 use reports::Reports;
 
-/// How many observations and new images may wait for each mirror. More is dropped: the next
+/// How many doubts and new images may wait for each mirror. More is dropped: the next
 /// review tells again.
 const QUEUE: usize = 1024;
 

@@ -127,6 +127,16 @@ async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
         repository: REPOSITORY.to_owned(),
         reference: "1".to_owned(),
     }];
+    // Long before what this test sees, so that times alone would let all of it count.
+    let proven_since = clock::now().before(Duration::from_mins(1));
+    let health = store.snapshot().health_of(main);
+    store.set_health(
+        "main",
+        Health {
+            proven_since,
+            ..health
+        },
+    );
     let proven = || {
         let snapshot = store.snapshot();
         let rules = Rules::of(
