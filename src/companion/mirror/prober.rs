@@ -53,14 +53,16 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
     };
     while let Some(present) = prober.context.present() {
         let settings = present.settings();
-        if prober.machine.health() != present.health() {
-            // Somebody else had to say something, because this task did not for too long.
-            prober.machine = Machine::resume(settings.health, present.health());
-        }
+        prober.resume();
         prober.machine.configure(settings.health);
         let started = Instant::now();
         let observation = prober.round(settings).await;
         prober.context.reports.probed(&prober.context.mirror);
+        if prober.resume() && observation == Observation::Good {
+            // Somebody else had to say something, because this look took too long: what it saw first
+            // is older than that.
+            continue;
+        }
         let confirm_now = prober.observe(observation);
         if confirm_now {
             continue;
@@ -118,19 +120,28 @@ impl Prober {
         }
     }
 
+    /// Goes on from what the store has, if that is not what this task put there. Returns whether.
+    fn resume(&mut self) -> bool {
+        let Some(present) = self.context.present() else {
+            return false;
+        };
+        let differs = self.machine.health() != present.health();
+        if differs {
+            self.machine = Machine::resume(present.settings().health, present.health());
+        }
+        differs
+    }
+
     /// Takes in an observation and publishes what changed. Returns whether to look again at once.
     fn observe(&mut self, observation: Observation) -> bool {
+        self.resume();
         let before = self.machine.health();
         let observed = self.machine.observe(observation, clock::now());
         let health = self.machine.health();
         if observed.changed {
             self.publish(before.state);
-        } else if self
-            .context
-            .present()
-            .is_some_and(|present| present.health() != health)
-        {
-            // Another cause of the same state, or somebody else wrote it: a new configuration may.
+        } else if health.fault != before.fault {
+            // Another cause of the same state.
             self.context.store.set_health(&self.context.mirror, health);
         }
         observed.confirm_now
