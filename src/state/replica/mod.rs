@@ -350,9 +350,7 @@ impl Shared {
             if counted.is_none_or(|counted| now.duration_since(counted) >= COUNT) {
                 counted = Some(now);
                 for (mirror, counts) in self.0.store.index().counts() {
-                    self.0.metrics.set_images(&mirror, "present", counts.present);
-                    self.0.metrics.set_images(&mirror, "missing", counts.missing);
-                    self.0.metrics.set_images(&mirror, "unknown", counts.unknown);
+                    self.0.metrics.set_images(&mirror, counts);
                 }
             }
         }
