@@ -82,7 +82,8 @@ impl Tenure {
         }
         let latest = bound.saturating_sub(period);
         let earliest = if taken_over { Duration::ZERO } else { latest / 2 };
-        self.age(entry.verified_at, now) >= earliest + (latest - earliest) * self.share(key) / SHARES
+        let between = latest.saturating_sub(earliest);
+        self.age(entry.verified_at, now) >= earliest + between * self.share(key) / SHARES
     }
 
     /// Returns an image's place among all, another one in each process: if the process is replaced often,

@@ -110,7 +110,7 @@ impl Verifier {
                         return Verified::Known;
                     };
                     match step(entry, &answer) {
-                        Step::Confirmed if self.upstream_is_due(entry, &present, &located) => Step::Inspect,
+                        Step::Confirmed if upstream_is_due(entry, &present, &located) => Step::Inspect,
                         step => step,
                     }
                 }
@@ -158,17 +158,6 @@ impl Verifier {
         Some(Question::Manifest(reference))
     }
 
-    /// Whether upstream is to be asked anew who gets an image. Its owner may have closed it, or upstream
-    /// could not tell the last time.
-    fn upstream_is_due(&self, entry: &Entry, present: &CurrentMirror, located: &Located<'_>) -> bool {
-        let Presence::Present(proof) = &entry.presence else {
-            return false;
-        };
-        let due =
-            proof.public.is_none() || clock::now().since(entry.verified_at) > present.settings().tags.refresh;
-        due && present.asks_upstream(located)
-    }
-
     /// Notes that an image is as known. The end of a sweep does so for all that are there.
     fn confirmed(&self, key: &str, asked_at: Timestamp) -> Verified {
         let known = {
@@ -212,4 +201,15 @@ pub(super) const fn asking(kind: Kind, class: Class) -> Asking {
         (Kind::PullThrough, Class::Tag) => Asking::AsKnown,
         (Kind::Hosted, Class::Tag) | (_, Class::Digest) => Asking::AsWritten,
     }
+}
+
+/// Whether upstream is to be asked anew who gets an image. Its owner may have closed it, or upstream
+/// could not tell the last time.
+fn upstream_is_due(entry: &Entry, present: &CurrentMirror, located: &Located<'_>) -> bool {
+    let Presence::Present(proof) = &entry.presence else {
+        return false;
+    };
+    let due =
+        proof.public.is_none() || clock::now().since(entry.verified_at) > present.settings().tags.refresh;
+    due && present.asks_upstream(located)
 }
