@@ -10,6 +10,7 @@ mod credentials;
 mod look;
 mod manifest;
 pub mod pace;
+pub mod pool;
 mod wire;
 
 use std::{fmt, sync::Arc};

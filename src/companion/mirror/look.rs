@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Context, CurrentMirror};
+use super::{Context, CurrentMirror, upstream};
 use crate::{
     domain::{
         answer::Answer,
@@ -106,10 +106,8 @@ impl Context {
             return None;
         }
         let deadline = Instant::now() + PATIENCE;
-        let upstreams = &self.upstreams;
-        let told = upstreams
-            .give_to_everybody(&located.reference, located.name(), deadline)
-            .await;
+        let (reference, name) = (&located.reference, located.name());
+        let told = upstream::gives_to_everybody(&self.upstreams, reference, name, deadline).await;
         told.or_else(|| {
             let index = self.store.index();
             match &index.get(&self.mirror, &located.key)?.presence {

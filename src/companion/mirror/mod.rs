@@ -39,7 +39,7 @@ use crate::{
         time::Timestamp,
     },
     metrics::Metrics,
-    registry::{Client, pace::Pace},
+    registry::{Client, pace::Pace, pool::Pool},
     state::{Demand, Observed, Store},
     tasks::panic_message,
 };
@@ -73,7 +73,7 @@ struct Context {
     client: Client,
     store: Store,
     metrics: Metrics,
-    upstreams: upstream::Registries,
+    upstreams: Pool,
     reports: Reports,
     /// The turns of whoever asks a pull-through mirror for what may be a download.
     downloads: Arc<Pace>,
@@ -133,7 +133,7 @@ pub async fn run(
     let mut snapshots = store.subscribe();
     let mut workers: BTreeMap<String, Worker> = BTreeMap::new();
     let mut upstreams: BTreeMap<String, JoinSet<()>> = BTreeMap::new();
-    let registries = upstream::Registries::default();
+    let pool = Pool::default();
     loop {
         let snapshot = store.snapshot();
         workers.retain(|mirror, worker| {
@@ -155,7 +155,7 @@ pub async fn run(
                     client,
                     store: store.clone(),
                     metrics: metrics.clone(),
-                    upstreams: registries.clone(),
+                    upstreams: pool.clone(),
                     reports: reports.clone(),
                     downloads: Arc::new(Pace::new(Some(PULL_THROUGH_RATE))),
                     began: (clock::now(), Instant::now()),
@@ -169,7 +169,7 @@ pub async fn run(
                 workers.insert(mirror.name.clone(), Worker::start(context, health));
             }
         }
-        watch_upstreams(&mut upstreams, &snapshot, &store);
+        watch_upstreams(&mut upstreams, &snapshot, &pool, &store);
         loop {
             tokio::select! {
                 changed = snapshots.changed() => {
@@ -282,7 +282,12 @@ fn upstreams_to_watch(snapshot: &Snapshot) -> BTreeSet<&str> {
 }
 
 /// Watches the upstream registries of mirrors that are used only while upstream fails.
-fn watch_upstreams(watched: &mut BTreeMap<String, JoinSet<()>>, snapshot: &Snapshot, store: &Store) {
+fn watch_upstreams(
+    watched: &mut BTreeMap<String, JoinSet<()>>,
+    snapshot: &Snapshot,
+    pool: &Pool,
+    store: &Store,
+) {
     let wanted = upstreams_to_watch(snapshot);
     watched.retain(|host, _| {
         let stays = wanted.contains(host.as_str());
@@ -294,7 +299,7 @@ fn watch_upstreams(watched: &mut BTreeMap<String, JoinSet<()>>, snapshot: &Snaps
     for host in wanted {
         if !watched.contains_key(host) {
             let mut task = JoinSet::new();
-            task.spawn(upstream::watch(host.to_owned(), store.clone()));
+            task.spawn(upstream::watch(host.to_owned(), pool.clone(), store.clone()));
             watched.insert(host.to_owned(), task);
         }
     }
