@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub use self::credentials::{Credentials, Keyring, ParseKeyringError};
 use self::{
-    auth::Authority,
+    auth::{Authority, Right},
     wire::{Call, REDIRECTS, Reply, Wire},
 };
 use crate::domain::{
@@ -185,7 +185,7 @@ impl Inner {
             if !met || !self.authority.has_credentials() {
                 return Err(Failure::Unauthorized);
             }
-            reply = Box::pin(self.authority.send(&self.wire, &call, "", deadline)).await?;
+            reply = Box::pin(self.authority.send(&self.wire, &call, Right::NONE, deadline)).await?;
             if reply.status() == StatusCode::FORBIDDEN {
                 return Err(Failure::Unauthorized);
             }
@@ -267,7 +267,8 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Reply, Failure> {
         let call = self.call(method, repository, "manifests", reference, ACCEPT)?;
-        self.authority.send(&self.wire, &call, repository, deadline).await
+        let right = Right::pull(repository);
+        self.authority.send(&self.wire, &call, right, deadline).await
     }
 
     async fn blob(
@@ -281,7 +282,7 @@ impl Inner {
         let call = self.call(Method::GET, repository, "blobs", &digest.to_string(), anything)?;
         let reply = self
             .authority
-            .send(&self.wire, &call, repository, deadline)
+            .send(&self.wire, &call, Right::pull(repository), deadline)
             .await?;
         match reply.status() {
             StatusCode::OK if reply.is_html() => return Err(Failure::Ambiguous(Ambiguity::Html)),
