@@ -307,7 +307,10 @@ impl Prober {
         };
         let deadline = Instant::now() + timeout;
         Data::Observed(
-            match client.blob(repository, &blob.digest, BLOB_BYTES, deadline).await {
+            match client
+                .beginning(repository, &blob.digest, BLOB_BYTES, deadline)
+                .await
+            {
                 // The image may be broken, which says nothing of others.
                 Ok(_)
                 | Err(
