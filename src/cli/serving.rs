@@ -1,7 +1,7 @@
 //! What `serve` and `webhook` share: the two listeners, the serving certificate, what the admin
 //! listener shows of admission.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, time::Duration};
 
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
@@ -221,7 +221,7 @@ pub(super) fn mirrors(store: &Store) -> Map<String, Value> {
                 "provenSince": health.proven_since.to_string(),
                 "stale": snapshot.is_stale(id),
             },
-            "images": {"present": images.present, "missing": images.missing, "unknown": images.unknown},
+            "images": BTreeMap::from(images.by_name()),
         });
         (mirror.name.clone(), value)
     };

@@ -222,6 +222,42 @@ fn start(store: &Store) -> Companion {
     }
 }
 
+/// Who says of a mirror that nobody knows, while a slow look at it is under way, is not contradicted by
+/// that look: what it saw is older.
+#[tokio::test]
+async fn what_others_wrote_during_a_look_is_not_undone_by_it() {
+    let (mut peer, shelf) = stocked().await;
+    let store = Store::default();
+    let feed = Feed::new(store.clone(), [].into());
+    apply(
+        &feed,
+        &mirror(&peer.url(), &json!({"health": {"timeout": "10s"}})),
+    );
+    let companion = start(&store);
+    until_state(&store, State::Healthy).await;
+    peer.set(Behaviour::answer(move |request| {
+        Action::Later(Duration::from_millis(500), shelf.answer(request))
+    }))
+    .await;
+    let asked = peer.requests().len();
+    eventually("a slow look is under way", SOON, async || {
+        if peer.requests().len() > asked {
+            Ok(())
+        } else {
+            Err(String::new())
+        }
+    })
+    .await;
+    let unknown = Health::unknown(clock::now());
+    store.set_health("main", unknown);
+    let looks = peer.requests().len();
+    until_state(&store, State::Healthy).await;
+    let health = store.snapshot().health_of(only_mirror(&store));
+    assert!(health.proven_since > unknown.since, "{health:?} {unknown:?}");
+    assert!(peer.requests().len() > looks, "it took a look that began later");
+    drop(companion);
+}
+
 /// Something bad that a probe saw brings the next look forward; one hiccup is not an outage.
 #[tokio::test]
 async fn bad_news_is_confirmed_before_it_counts() {
