@@ -186,7 +186,7 @@ async fn a_sweep_goes_by_the_settings_of_now() {
     scene.configure(&json!({"sweep": {"requestsPerSecond": 100}}));
     let took = scene.until_swept(Class::Tag).await;
     // Those who have a turn already keep it.
-    assert!(took < Duration::from_secs(60), "{took:?}");
+    assert!(took < Duration::from_mins(1), "{took:?}");
 }
 
 /// Twelve sweeps an hour ask for what is there.
