@@ -9,6 +9,7 @@ pub mod api;
 pub mod certificates;
 pub mod clock;
 pub mod cluster;
+pub mod credentials;
 pub mod metrics;
 pub mod registry;
 pub mod server;

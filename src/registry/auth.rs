@@ -23,11 +23,11 @@ use reqwest::{
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::{
+use super::wire::{Call, REDIRECTS, Reply, Wire};
+use crate::{
     credentials::Credentials,
-    wire::{Call, REDIRECTS, Reply, Wire},
+    domain::answer::{Ambiguity, Failure},
 };
-use crate::domain::answer::{Ambiguity, Failure};
 
 /// The life of a token whose service names none (distribution `docs/content/spec/auth/token.md`).
 const DEFAULT_LIFE: Duration = Duration::from_mins(1);

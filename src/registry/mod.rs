@@ -6,7 +6,6 @@
 //! stands in any `Debug`, error or log line. The process installs rustls' crypto provider first.
 
 mod auth;
-mod credentials;
 mod look;
 mod manifest;
 pub mod pace;
@@ -20,11 +19,11 @@ use reqwest::{
 };
 use tokio::time::{Instant, timeout_at};
 
-pub use self::credentials::{Credentials, Keyring, ParseKeyringError};
 use self::{
     auth::Authority,
     wire::{Call, REDIRECTS, Reply, Wire},
 };
+pub use crate::credentials::Credentials;
 use crate::domain::{
     answer::{Ambiguity, Answer, Failure, Manifest, MediaType, Unreachable},
     digest::Digest,

@@ -5,19 +5,17 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{
-    Configured, Store,
-    file::{Configuration, Secret},
-};
+use super::{Configured, Store, file::Configuration};
 use crate::{
     api::mirror::Connection,
+    credentials::{self, Credentials, Secret},
     domain::{
         mapping::Mapping,
         mirror::{Kind, Mirror},
         routing::Routing,
         time::Timestamp,
     },
-    registry::{self, Client, Credentials, Endpoint, Keyring, ParseKeyringError},
+    registry::{self, Client, Endpoint},
 };
 
 /// Why a configuration cannot be put to use.
@@ -33,14 +31,8 @@ pub struct Unusable {
 enum Cause {
     #[error(transparent)]
     Endpoint(#[from] registry::Error),
-    #[error("cannot read Secret {name}")]
-    Secret {
-        name: String,
-        #[source]
-        source: ParseKeyringError,
-    },
-    #[error("Secret {name} has no credentials for {registry}")]
-    NoCredentials { name: String, registry: String },
+    #[error(transparent)]
+    Secret(#[from] credentials::Fault),
 }
 
 /// Puts configurations into a store. The client of a mirror that stays the same stays too, with its
@@ -179,24 +171,7 @@ fn credentials(
     name: &str,
     secret: &Secret,
 ) -> Result<Credentials, Cause> {
-    let unreadable = |source| Cause::Secret {
-        name: name.to_owned(),
-        source,
-    };
-    let data = |key: &str| secret.data.get(key).map(Vec::as_slice);
-    let keyring = match (data(".dockerconfigjson"), data(".dockercfg")) {
-        (Some(json), _) => Keyring::from_docker_config_json(json).map_err(unreadable)?,
-        (None, Some(cfg)) => Keyring::from_dockercfg(cfg).map_err(unreadable)?,
-        (None, None) => Keyring::from_docker_config_json(b"{}").map_err(unreadable)?,
-    };
     let registry = mirror.mapping.registry.to_string();
     let host = connection.endpoint.rsplit("//").next().unwrap_or_default();
-    let found = keyring
-        .lookup(&registry)
-        .or_else(|| keyring.lookup(host))
-        .cloned();
-    found.ok_or_else(|| Cause::NoCredentials {
-        name: name.to_owned(),
-        registry,
-    })
+    Ok(secret.credentials(name, [&registry, host])?)
 }

@@ -34,12 +34,9 @@ use crate::{
         v1alpha1::{ImageMirror, ImageMirrorStatus},
     },
     clock,
+    credentials::Secret,
     domain::{health::Health, mirror::Mirror, selector::Labels},
-    state::{
-        Store,
-        feed::Feed,
-        file::{Configuration, Secret},
-    },
+    state::{Store, feed::Feed, file::Configuration},
     telemetry::chain,
 };
 
@@ -292,7 +289,7 @@ impl Follower {
         let platforms: BTreeSet<String> = self.architectures.now.values().flatten().cloned().collect();
         let credentials = |(name, mirror): (&String, &MirrorResource)| {
             let secret = self.secrets.now.get(mirror.probe_secret.as_ref()?)?;
-            Some((name.clone(), docker_config(secret)?))
+            Some((name.clone(), secret.docker_config_json()?))
         };
         let cluster = ClusterView {
             probe_credentials: mirrors.iter().filter_map(credentials).collect(),
@@ -361,17 +358,8 @@ fn secret(object: ApiSecret) -> Secret {
             .data
             .unwrap_or_default()
             .into_iter()
-            .filter(|(key, _)| key.starts_with(".dockerc"))
+            .filter(|(key, _)| Secret::is_of_docker(key))
             .map(|(key, value)| (key, value.0))
             .collect(),
     }
-}
-
-/// Returns a Secret's credentials in the newer of the two forms.
-fn docker_config(secret: &Secret) -> Option<Vec<u8>> {
-    if let Some(config) = secret.data.get(".dockerconfigjson") {
-        return Some(config.clone());
-    }
-    let old: Value = serde_json::from_slice(secret.data.get(".dockercfg")?).ok()?;
-    Some(serde_json::json!({"auths": old}).to_string().into_bytes())
 }

@@ -11,7 +11,7 @@ use std::{
 use tokio::{fs, time::interval};
 
 use super::Shared;
-use crate::{clock, state::file::Secret};
+use crate::{clock, credentials::Secret};
 
 /// How often the files are looked at. A watch on them would end with the kubelet's first rotation.
 const LOOK: Duration = Duration::from_secs(2);

@@ -20,8 +20,9 @@ use crate::{
         sources,
         watch::{Event, Failure, Pulse, Source, get, list, version},
     },
+    credentials::Secret,
     domain::image::Reference,
-    state::file::{Configuration, Secret},
+    state::file::Configuration,
 };
 
 /// Which images are read.

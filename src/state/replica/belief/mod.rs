@@ -16,6 +16,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     api::{mirror::Connection, v1alpha1::timestamp},
     cluster::objects::{Object, Outline, Reader, SharedStatus},
+    credentials::Secret,
     domain::{
         health::{Health, Observation},
         image::Class,
@@ -27,11 +28,7 @@ use crate::{
     },
     metrics::Metrics,
     registry::Client,
-    state::{
-        Observed, Store,
-        feed::Feed,
-        file::{Configuration, Secret},
-    },
+    state::{Observed, Store, feed::Feed, file::Configuration},
     telemetry::chain,
 };
 
