@@ -50,6 +50,7 @@ pub struct Endpoint {
     pub url: String,
     /// The only certificates to trust, in PEM; those of the system if absent.
     pub ca_bundle: Option<Vec<u8>>,
+    /// What it is asked with at first.
     pub credentials: Option<Credentials>,
 }
 
@@ -78,7 +79,7 @@ pub enum Error {
     Tls(#[source] reqwest::Error),
 }
 
-/// A client of one endpoint. Clones share its connections, tokens, and the waits asked of it.
+/// A client of one endpoint. Clones share its connections, credentials, tokens, and the waits asked of it.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -124,6 +125,12 @@ impl Client {
     /// Whether the other one is a clone of this client, and so talks to the same endpoint in the same way.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Asks with these credentials from now on, or with none; from `until` on, if there is such a time, with
+    /// none. Tokens that others were given are dropped.
+    pub fn set_credentials(&self, credentials: Option<&Credentials>, until: Option<Instant>) {
+        self.0.authority.set_credentials(credentials, until);
     }
 
     /// Asks whether a registry is there, with authentication if there are credentials.
