@@ -21,6 +21,7 @@ mod places;
 mod report;
 mod rights;
 mod scope;
+mod secrets;
 mod support;
 
 use std::{
@@ -53,6 +54,8 @@ const TESTS: &[(&str, Test)] = tests![
     companion::an_older_definition_is_told_until_it_is_upgraded,
     companion::a_field_of_a_newer_definition_is_told_and_the_last_good_stays,
     companion::a_failing_upstream_is_told_to_the_webhooks,
+    secrets::a_secret_that_changes_voids_and_rewrites_nothing,
+    secrets::images_of_a_mirror_that_is_out_of_force_stay,
     chart::install_upgrade_and_removal,
     chart::every_set_of_values_is_valid,
     chart::wrong_values_are_refused_with_their_place,

@@ -84,7 +84,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         name: "credentials",
         parts: &[],
-        crates: Some(&["base64", "serde", "serde_json", "thiserror"]),
+        crates: Some(&["base64", "serde", "serde_json", "thiserror", "tokio"]),
     },
     Layer {
         name: "registry",

@@ -35,8 +35,12 @@ use crate::{
     },
     clock,
     credentials::Secret,
-    domain::{health::Health, mirror::Mirror, selector::Labels},
-    state::{Store, feed::Feed, file::Configuration},
+    domain::{mirror::Mirror, selector::Labels},
+    state::{
+        Store,
+        feed::{Feed, Keep, SecretFaults},
+        file::Configuration,
+    },
     telemetry::chain,
 };
 
@@ -60,6 +64,8 @@ pub(super) struct MirrorResource {
     pub(super) faults: Vec<String>,
     /// The Secret of the endpoint's credentials, if there is none of that name.
     pub(super) missing_secret: Option<String>,
+    /// Why that Secret gives no credentials, if it is there and does not.
+    pub(super) secret_fault: Option<String>,
     /// Name of the Secret with the endpoint's credentials.
     pub(super) probe_secret: Option<String>,
 }
@@ -135,7 +141,6 @@ pub(super) struct Follower {
     secrets: Watched<Secret>,
     /// The last good of each mirror.
     good: Good,
-    store: Store,
     feed: Feed,
     published: watch::Sender<Option<Arc<ClusterView>>>,
 }
@@ -152,7 +157,6 @@ impl Follower {
             architectures: Watched::default(),
             secrets: Watched::default(),
             good: Good::new(),
-            store: store.clone(),
             feed: Feed::new(store.clone(), left_alone),
             published,
         }
@@ -219,8 +223,15 @@ impl Follower {
                 }
             }
         }
+        let names = self.mirrors.now.keys().cloned().collect();
         // Each time at least one mirror goes back to its last good form, or goes.
-        while let Err(unusable) = self.feed.apply(self.configuration(&next), clock::now()) {
+        let secret_faults = loop {
+            // Images stay known while their mirror is out of force: it is still the cluster's.
+            let keep = Keep::Of(&names);
+            let unusable = match self.feed.apply(self.configuration(&next), keep, clock::now()) {
+                Ok(secret_faults) => break secret_faults,
+                Err(unusable) => unusable,
+            };
             for why in &unusable {
                 let fault = chain(why);
                 let last = self
@@ -233,21 +244,9 @@ impl Follower {
                 };
                 faults.entry(why.mirror.clone()).or_default().push(fault);
             }
-        }
-        let now = clock::now();
-        for (name, (_, connection)) in &next {
-            // Before the new generation is told: whoever takes over must not believe that it was
-            // seen healthy.
-            if self
-                .good
-                .get(name)
-                .is_some_and(|(_, before)| before != connection)
-            {
-                self.store.set_health(name, Health::unknown(now));
-            }
-        }
+        };
         self.good = next;
-        self.publish(&faults);
+        self.publish(&faults, &secret_faults);
     }
 
     fn configuration(&self, mirrors: &Good) -> Configuration {
@@ -259,7 +258,7 @@ impl Follower {
         }
     }
 
-    fn publish(&self, faults: &BTreeMap<String, Vec<String>>) {
+    fn publish(&self, faults: &BTreeMap<String, Vec<String>>, secret_faults: &SecretFaults) {
         let mirrors = self.mirrors.now.iter().map(|(name, read)| {
             let (metadata, status, probe_secret) = match read {
                 Ok(resource) => (
@@ -281,6 +280,7 @@ impl Follower {
                 missing_secret: probe_secret
                     .clone()
                     .filter(|name| !self.secrets.now.contains_key(name)),
+                secret_fault: secret_faults.get(name).map(|fault| chain(fault)),
                 probe_secret,
             };
             (name.clone(), resourced)
