@@ -54,6 +54,8 @@ pub(super) struct Asked {
     pub(super) namespace: Option<String>,
     /// Which mirrors may be asked in a cluster; of those in a file every one is.
     pub(super) probing: Probing,
+    /// Whether images that were rewritten earlier may go back to their originals.
+    pub(super) heal: bool,
 }
 
 /// Reads a configuration file.
@@ -138,6 +140,7 @@ impl Once {
             images,
             namespace,
             probing,
+            heal,
         } = asked;
         let Some(config) = config else {
             let scope = |context: String| Scope {
@@ -151,7 +154,7 @@ impl Once {
             let deadline = Instant::now() + *budget;
             read.cluster.ping_stale(Instant::now() + *budget / 2).await;
             return Ok(Self {
-                admission: admission(&read.store, *budget, probing),
+                admission: admission(&read.store, *budget, probing, heal),
                 store: read.store,
                 deadline,
                 namespace: namespace.unwrap_or(read.namespace),
@@ -163,15 +166,15 @@ impl Once {
         let deadline = Instant::now() + *budget;
         let (store, _) = feed(config, left_alone)?;
         let namespace = namespace.unwrap_or_else(|| "default".to_owned());
-        Ok(Self::look(store, *budget, deadline, namespace).await)
+        Ok(Self::look(store, *budget, heal, deadline, namespace).await)
     }
 
     /// Looks at every mirror of a configuration once.
-    async fn look(store: Store, budget: Duration, deadline: Instant, namespace: String) -> Self {
+    async fn look(store: Store, budget: Duration, heal: bool, deadline: Instant, namespace: String) -> Self {
         // Half of the time for the mirrors themselves, so that something is left for the image.
         companion::mirror::look_once(&store, Instant::now() + budget / 2).await;
         Self {
-            admission: admission(&store, budget, Probing::All),
+            admission: admission(&store, budget, Probing::All, heal),
             store,
             deadline,
             namespace,
@@ -192,7 +195,7 @@ impl Once {
             .apply(configuration, Keep::All, clock::now())
             .ok()?;
         let deadline = Instant::now() + arguments.budget;
-        Some(Self::look(store, arguments.budget, deadline, self.namespace.clone()).await)
+        Some(Self::look(store, arguments.budget, true, deadline, self.namespace.clone()).await)
     }
 
     /// Returns the mode of a namespace; enforce if nothing is known of it.
@@ -228,6 +231,7 @@ impl Once {
             namespace: &self.namespace,
             mode,
             operation: Operation::Create,
+            heal: true,
             pod,
         };
         let (snapshot, decisions): (Arc<Snapshot>, _) =
@@ -236,7 +240,7 @@ impl Once {
     }
 }
 
-fn admission(store: &Store, budget: Duration, probing: Probing) -> Admission {
+fn admission(store: &Store, budget: Duration, probing: Probing, heal: bool) -> Admission {
     let (metrics, _) = Metrics::new();
     // Nobody listens: what a probe shows of health does not outlive the command.
     let (observations, _) = mpsc::channel(1);
@@ -244,6 +248,7 @@ fn admission(store: &Store, budget: Duration, probing: Probing) -> Admission {
     let limits = Limits {
         budget,
         probing,
+        heal,
         recent: usize::MAX,
     };
     Admission::new(store.clone(), probes, metrics, None, limits)

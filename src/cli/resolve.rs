@@ -28,6 +28,7 @@ pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
         namespace,
         // A person wants this very image.
         probing: Probing::All,
+        heal: true,
     };
     let started = timeout(settings.budget, Once::start(&settings, asked)).await;
     let started = started

@@ -62,6 +62,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
+        heal: listen.heal.heal,
         recent: RECENT,
     };
     let admission = Admission::new(store.clone(), probes, metrics.clone(), Some(want), limits);

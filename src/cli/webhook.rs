@@ -61,6 +61,7 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
+        heal: listen.heal.heal,
         recent: RECENT,
     };
     // Nobody takes new images here: the companion learns of them from the Pods.

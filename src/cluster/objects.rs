@@ -8,6 +8,7 @@ use crate::{
     api::{
         self, Fault,
         mirror::Connection,
+        newer::{self, Unknown},
         schema,
         v1alpha1::{ImageMirrorStatus, MirroredImage, MirroredImageSpec, SweepStatus, timestamp},
     },
@@ -91,19 +92,14 @@ impl Default for Reader {
 }
 
 impl Reader {
-    /// Returns the mirror that an ImageMirror describes, or everything that is wrong with it. The
-    /// status is not looked at.
-    pub fn mirror(&self, object: &Object) -> Result<(Mirror, Connection), Vec<Fault>> {
-        let (resource, mut faults) = api::mirror::decode(&self.mirror, &object.metadata.name, &object.spec);
-        let Some(resource) = resource else {
-            return Err(faults);
-        };
-        let mirror = api::mirror::mirror(&resource);
-        if faults.is_empty() {
-            return mirror;
-        }
-        schema::add_faults(&mut faults, mirror.err().unwrap_or_default());
-        Err(faults)
+    /// Returns the mirror that an ImageMirror describes, or everything that is wrong with it; and what of
+    /// it this program does not know. The status is not looked at.
+    pub fn mirror(&self, object: &Object) -> (Result<(Mirror, Connection), Vec<Fault>>, Vec<Unknown>) {
+        let (resource, unknown) = newer::read(&self.mirror, &object.metadata.name, &object.spec);
+        (
+            resource.and_then(|resource| api::mirror::mirror(&resource)),
+            unknown,
+        )
     }
 
     /// Returns what the status tells. What cannot be read, as of a newer companion, is as if it were

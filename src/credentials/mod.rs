@@ -136,20 +136,11 @@ impl Secret {
             secret: secret.to_owned(),
             source,
         })?;
-        let found = names.iter().find_map(|name| keyring.lookup(name));
+        let found = names.iter().find_map(|name| keyring.for_registry(name));
         found.cloned().ok_or_else(|| Fault::NoEntry {
             secret: secret.to_owned(),
             registry: names[0].to_owned(),
         })
-    }
-
-    /// Returns the Docker configuration in the newer of its two forms.
-    pub fn docker_config_json(&self) -> Option<Vec<u8>> {
-        if let Some(config) = self.data.get(CONFIG_JSON_KEY) {
-            return Some(config.clone());
-        }
-        let old: Value = serde_json::from_slice(self.data.get(CFG_KEY)?).ok()?;
-        Some(serde_json::json!({"auths": old}).to_string().into_bytes())
     }
 
     /// Returns the key of this Secret that is not of the form that its type asks for, and what is wrong

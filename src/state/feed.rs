@@ -173,7 +173,7 @@ impl Feed {
         let fault = |(mirror, connection): &(Mirror, Connection)| {
             Self::check(mirror, connection).err().or_else(|| {
                 let identity = Identity::of(mirror, connection);
-                let source = credentials(&identity, connection.probe_secret.as_deref(), secrets).err()?;
+                let source = found(&identity, connection.probe_secret.as_deref(), secrets).err()?;
                 Some(Unusable {
                     mirror: mirror.name.clone(),
                     source: source.into(),
@@ -181,6 +181,16 @@ impl Feed {
             })
         };
         mirrors.iter().filter_map(fault).collect()
+    }
+
+    /// Returns what a mirror is asked with, of all that a Secret holds.
+    pub fn credentials(
+        mirror: &Mirror,
+        connection: &Connection,
+        secret: &Secret,
+    ) -> Result<Credentials, Fault> {
+        let name = connection.probe_secret.as_deref().unwrap_or_default();
+        credentials(&Identity::of(mirror, connection), name, secret)
     }
 
     fn mirrors(&self) -> MutexGuard<'_, BTreeMap<String, Fed>> {
@@ -215,7 +225,7 @@ fn take_secrets(mirrors: &mut BTreeMap<String, Fed>, secrets: &BTreeMap<String, 
     let now = Instant::now();
     let mut faults = SecretFaults::new();
     for (name, fed) in mirrors {
-        let found = credentials(&fed.identity, fed.secret.as_deref(), secrets);
+        let found = found(&fed.identity, fed.secret.as_deref(), secrets);
         fed.held = fed.held.next(&found, now);
         fed.client
             .set_credentials(fed.held.credentials(), fed.held.until());
@@ -238,19 +248,24 @@ fn client(mirror: &Mirror, connection: &Connection) -> Result<Client, Unusable> 
     })
 }
 
-/// Returns the credentials for a mirror that its Secret has now, none without a Secret: by the name
-/// that stands in Pods, or by the name under which Kagami reaches it.
-fn credentials(
+/// Returns the credentials for a mirror that Secrets have now, none without its Secret.
+fn found(
     mirror: &Identity,
     name: Option<&str>,
     secrets: &BTreeMap<String, Secret>,
 ) -> Result<Option<Credentials>, Fault> {
-    let Some((name, secret)) = name.and_then(|name| Some((name, secrets.get(name)?))) else {
-        return Ok(None);
-    };
+    let named = name.and_then(|name| Some((name, secrets.get(name)?)));
+    named
+        .map(|(name, secret)| credentials(mirror, name, secret))
+        .transpose()
+}
+
+/// Returns a Secret's credentials for a mirror: by the name that stands in Pods, or by the name under
+/// which Kagami reaches it.
+fn credentials(mirror: &Identity, name: &str, secret: &Secret) -> Result<Credentials, Fault> {
     let registry = mirror.mapping.registry.to_string();
     let host = mirror.endpoint.rsplit("//").next().unwrap_or_default();
-    secret.credentials(name, [&registry, host]).map(Some)
+    secret.credentials(name, [&registry, host])
 }
 
 #[cfg(test)]

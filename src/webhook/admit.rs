@@ -46,6 +46,8 @@ pub struct Limits {
     /// The longest that a review may wait for probes.
     pub budget: Duration,
     pub probing: Probing,
+    /// Whether images that were rewritten earlier may go back to their originals.
+    pub heal: bool,
     /// How many decisions are kept for people to look at.
     pub recent: usize,
 }
@@ -195,6 +197,7 @@ impl Inner {
             namespace: &review.namespace,
             mode,
             operation,
+            heal: self.limits.heal,
             pod,
         };
         let budget = match timeout {

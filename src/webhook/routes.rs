@@ -87,7 +87,7 @@ fn with(mut response: Response<Full<Bytes>>, name: HeaderName, value: &'static s
 }
 
 /// Returns the `timeout` of a query such as `timeout=3s`: how long the API server waits. It is
-/// always whole seconds there (facts: section 1.2); other keys and forms are passed over.
+/// always whole seconds there (`timeoutSeconds` is an integer); other keys and forms are passed over.
 fn timeout(query: &str) -> Option<Duration> {
     let value = query.split('&').find_map(|pair| pair.strip_prefix("timeout="))?;
     value.strip_suffix('s')?.parse().ok().map(Duration::from_secs)

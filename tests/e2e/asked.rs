@@ -10,7 +10,7 @@ use crate::support::{
     chart::stdout,
     cluster::Cluster,
     command::{assert_fails, kagami, run},
-    push::push,
+    images::push,
     reader::{Heart, Reader},
 };
 

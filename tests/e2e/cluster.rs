@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{
     cluster::Cluster,
     eventually,
-    push::push,
+    images::push,
     reader::{Heart, Reader, install, time},
 };
 

@@ -70,7 +70,7 @@ pub(crate) fn a_dead_mirror_keeps_pods_upstream_until_it_is_back(cluster: &Clust
     assert_eq!(image(&kept, "app"), "nginx:1.29");
     assert_eq!(decision(&kept, "app")["outcome"], "Kept");
     assert_eq!(original(&kept, "app"), None);
-    mirror.bring_back(&cluster.http);
+    mirror.bring_back();
     eventually("Kagami rewrites again", || {
         let created = create("nginx:1.29");
         (image(&created, "app") == NGINX).then_some(())

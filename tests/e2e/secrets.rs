@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -34,12 +35,20 @@ pub(crate) fn a_secret_that_changes_voids_and_rewrites_nothing(cluster: &Cluster
         put(&place, &content);
         until(&place, reason);
         assert_eq!(everything(&place), before, "{reason}");
+        // The webhooks' file stays too, so that they keep the last good credentials as long.
+        let users = usize::from(reason == "Accepted");
+        eventually("the webhooks' file follows", || {
+            (handed_on(&place)? == users).then_some(())
+        });
     }
     cluster
         .delete(&place.own.path(&format!("secrets/{SECRET}")))
         .success();
     until(&place, "SecretNotFound");
     assert_eq!(everything(&place), before);
+    eventually("the webhooks' file goes", || {
+        handed_on(&place).is_none().then_some(())
+    });
     put(&place, "no JSON");
     until(&place, "SecretFaulty");
     assert_eq!(everything(&place), before);
@@ -141,6 +150,18 @@ fn put(place: &Place<'_>, content: &str) {
     } else {
         created.success();
     }
+}
+
+/// Returns how many users the mirror's file for webhooks has, if there is such a file.
+fn handed_on(place: &Place<'_>) -> Option<usize> {
+    let answer = place.cluster.get(&place.own.path("secrets/kagami-probe"));
+    if answer.status != 200 {
+        return None;
+    }
+    let secret = answer.success();
+    let file = BASE64.decode(secret["data"][&place.name].as_str()?).unwrap();
+    let config: Value = serde_json::from_slice(&file).unwrap();
+    Some(config["auths"].as_object().unwrap().len())
 }
 
 /// What must not change by itself: the mirror's health, and of each image what tells one object from

@@ -19,4 +19,12 @@ mod layers;
 mod patch_property;
 mod registry;
 mod server;
+#[allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each ring uses a part of it"
+)]
+#[path = "../support/mod.rs"]
+mod shared;
 mod support;

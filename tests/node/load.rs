@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    e2e::{chart::stdout, cluster::Namespace, eventually},
+    shared::{chart::stdout, cluster::Namespace, eventually},
     support::{
         chart::{AUTHORITY, SERVING, Use, chart, kubectl, pods, replicas, secret, text_of, until_rolled_out},
         node::Node,

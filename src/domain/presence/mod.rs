@@ -25,7 +25,7 @@ use super::{
     time::Timestamp,
 };
 
-/// How far ahead of this machine's clock a proof may be (design: "Proofs more than 5 s in the future").
+/// How far ahead of this machine's clock a proof may be. What lies further in the future is void.
 pub const FUTURE: Duration = Duration::from_secs(5);
 
 /// How many images one replica remembers of its own probes.

@@ -36,7 +36,7 @@ async fn a_bad_edit_keeps_the_last_good_configuration_and_is_told() {
     let without_credentials = format!("{without_secret}---\n{other_secret}\n");
     for bad in [bad.as_str(), cut, &without_secret, &without_credentials] {
         kagami.configure(bad);
-        crate::support::kagami::eventually("the fault is told", SOON, async || {
+        eventually("the fault is told", SOON, async || {
             let status = kagami.status().await;
             let faults = status["configuration"]["faults"].as_array().unwrap();
             if faults.is_empty() {
@@ -92,7 +92,7 @@ async fn a_good_edit_is_taken_over() {
 }
 
 /// Asks until the reasons are as expected; once a proof did not count it must not count again.
-async fn until_unproven(kagami: &crate::support::kagami::Kagami, reason: &str) {
+async fn until_unproven(kagami: &Kagami, reason: &str) {
     let meanwhile = kagami.until(&["nginx:1"], &[reason], SOON).await;
     let reasons: Vec<&str> = meanwhile.iter().map(|reasons| &*reasons[0]).collect();
     let first = reasons

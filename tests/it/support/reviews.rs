@@ -23,6 +23,7 @@ pub fn admission(store: Store) -> Admission {
     let limits = Limits {
         budget: Duration::from_millis(300),
         probing: Probing::Hosted,
+        heal: true,
         recent: 50,
     };
     Admission::new(store, probes, metrics, Some(demand), limits)

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// The manifest that users apply; the tests change nothing in it but addresses, names and namespaces.
-const MANIFEST: &str = include_str!("../../../webhook-config/mutatingwebhookconfiguration.yaml");
+const MANIFEST: &str = include_str!("../../webhook-config/mutatingwebhookconfiguration.yaml");
 
 const MODES: [&str; 3] = ["enforce", "warn", "audit"];
 
