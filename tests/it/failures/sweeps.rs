@@ -16,7 +16,11 @@ use ::kagami::{
         presence::{Presence, Proof},
     },
     metrics::Metrics,
-    state::{Demand, Store, feed::Feed, file},
+    state::{
+        Demand, Store,
+        feed::{Feed, Keep},
+        file,
+    },
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -125,7 +129,7 @@ impl Scene {
         let mut document = self.document.clone();
         json_patch::merge(&mut document["spec"], spec);
         let configuration = file::load(&text(&[document]), "test").unwrap();
-        self.feed.apply(configuration, clock::now()).unwrap();
+        self.feed.apply(configuration, Keep::All, clock::now()).unwrap();
     }
 
     /// Waits until a sweep has ended, and returns how long that took.
