@@ -8,6 +8,7 @@
 //! and wherever the Pod comes from: what a Pod says of itself proves where its image comes from
 //! ([`super::original`]), never that the mirror has it.
 
+use serde_json::Value;
 use smallvec::SmallVec;
 
 use super::{
@@ -18,12 +19,12 @@ use super::{
     mapping::MapError,
     mirror::{Access, Kind, Mirror, Mode, Prefer},
     names::PULL_SECRET,
-    original::Original,
+    original::{Original, RecordedDecisions},
     platform::Architectures,
     pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Index, Judgement, Proof, Rules},
     reason::{Outcome, Reason},
-    routing::{self, MirrorId},
+    routing::{self, MirrorId, Routing},
     snapshot::Snapshot,
     time::Timestamp,
 };
@@ -103,6 +104,7 @@ impl Finding {
 pub struct Plan<'a> {
     places: Vec<Planned<'a>>,
     heal: bool,
+    recorded: RecordedDecisions<'a>,
     /// The probes that are missing, each once.
     pub probes: Vec<Probe>,
     /// Images that the shared state does not know and somebody should look at, probed now or not.
@@ -165,10 +167,23 @@ pub struct Decision<'a> {
     pub mode: Mode,
     /// What stands there now is Kagami's own earlier rewrite; its original is recorded.
     pub carried: bool,
+    /// What the Pod says that was decided before.
+    pub earlier: Earlier,
     /// Nothing of the whole Pod may change, whatever stands on it.
     pub left_alone: bool,
     /// Some candidate that may rewrite needs the pull secret, and it is in place.
     pub wants_pull_secret: bool,
+}
+
+/// How the decision that stands on a Pod for a place compares with the present one. It may come from an
+/// earlier round of this admission, from long ago, or from anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// None stands there.
+    Absent,
+    /// It tells the same, and the image stays as it is.
+    Same,
+    Other,
 }
 
 /// What was decided of one mirror for one place.
@@ -208,6 +223,7 @@ pub fn decide<'a>(
     Plan {
         places,
         heal: request.heal,
+        recorded: RecordedDecisions::of(&request.pod),
         probes: decider.probes,
         unknown: decider.unknown,
     }
@@ -520,6 +536,25 @@ impl Decision<'_> {
         }
     }
 
+    /// Whether an earlier round told of this very decision already.
+    pub fn is_repeated(&self) -> bool {
+        self.carried && self.earlier == Earlier::Same
+    }
+
+    /// Compares what was decided now with what stands on the Pod.
+    fn compare(&mut self, recorded: &RecordedDecisions<'_>, routing: &Routing) {
+        let Some(entry) = recorded.entry(self.label()) else {
+            return;
+        };
+        let text = |field: &str| entry.get(field).and_then(Value::as_str);
+        let mirror = self.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
+        let same = text("outcome") == Some(self.outcome.as_str())
+            && text("reason") == Some(self.reason.as_str())
+            && text("mirror") == mirror
+            && self.replacement().is_none();
+        self.earlier = if same { Earlier::Same } else { Earlier::Other };
+    }
+
     /// Keeps an earlier rewrite as it stands there, whatever is true of its mirror.
     fn leave_as_it_is(&mut self) {
         self.image = self.present;
@@ -536,6 +571,10 @@ impl Decision<'_> {
 /// Turns all decisions into keeping the image, for one reason.
 pub fn keep_all(decisions: &mut [Decision<'_>], reason: Reason) {
     for decision in decisions {
+        // Nothing is written, so what stands there tells of something else.
+        if decision.earlier == Earlier::Same {
+            decision.earlier = Earlier::Other;
+        }
         if decision.carried {
             decision.leave_as_it_is();
             continue;
@@ -590,11 +629,18 @@ impl<'a> Plan<'a> {
     /// Turns what the probes brought into decisions. `findings` has one entry for each probe, in
     /// their order; what is absent did not come in time.
     pub fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Vec<Decision<'a>> {
-        let heal = self.heal;
-        self.places
-            .into_iter()
-            .map(|planned| planned.settle(snapshot, findings, heal))
-            .collect()
+        let Self {
+            places,
+            heal,
+            recorded,
+            ..
+        } = self;
+        let settled = places.into_iter().map(|planned| {
+            let mut decision = planned.settle(snapshot, findings, heal);
+            decision.compare(&recorded, &snapshot.routing);
+            decision
+        });
+        settled.collect()
     }
 }
 
@@ -643,6 +689,7 @@ impl<'a> Planned<'a> {
             candidates: SmallVec::new(),
             mode: Mode::Off,
             carried,
+            earlier: Earlier::Absent,
             left_alone,
             wants_pull_secret,
         };

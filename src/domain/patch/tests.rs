@@ -296,6 +296,40 @@ fn a_forged_decision_is_replaced_and_a_verified_one_stays() {
     check(&state(), &rewritten(more), &corrected);
 }
 
+/// Such as after a later webhook, or a person with a copied manifest, replaced the image.
+#[test]
+fn a_decision_that_is_not_that_of_now_is_replaced() {
+    let decisions = "/metadata/annotations/kagami.dev~1decisions";
+    let with = |image, text| {
+        annotated(
+            request(&[(PlaceKind::Container, "app", image)]),
+            &[(DECISIONS_ANNOTATION, text)],
+        )
+    };
+    let elsewhere = "quay.io/a/b";
+    let kept = r#"{"containers.app":{"outcome":"Kept","reason":"NoMirror"}}"#;
+    check(&state(), &with(elsewhere, PLAIN), &json!([add(decisions, kept)]));
+    check(&state(), &with(elsewhere, kept), &Value::Null);
+    // What is told of no image that there is goes, and what has no form.
+    for text in [r#"{"containers.gone":{"outcome":"Rewritten"}}"#, "", "7"] {
+        check(&state(), &with(elsewhere, text), &json!([add(decisions, "{}")]));
+    }
+    check(&state(), &with(elsewhere, "{}"), &Value::Null);
+    // Nothing proves that this was rewritten.
+    let named = r#"{"containers.app":{"outcome":"Kept","reason":"AlreadyMirrored"}}"#;
+    check(&state(), &with(MIRRORED, PLAIN), &json!([add(decisions, named)]));
+    // A mirror that may only warn is told of as it is now.
+    let warning = state_of(Mirror {
+        mode: Mode::Warn,
+        ..mirror("a", &["docker.io"])
+    });
+    let patch = patch_of(&warning, &with("nginx:1", PLAIN)).unwrap();
+    assert_eq!(
+        patch,
+        json!([add(decisions, PLAIN.replace("Rewritten", "WouldRewrite"))])
+    );
+}
+
 #[test]
 fn a_forged_original_is_replaced_by_what_stands_there() {
     let original = "original-image.kagami.dev/app";
