@@ -297,7 +297,7 @@ impl Inner {
         let keep = self.limits.recent == usize::MAX || self.sample.takes(started.into_std());
         // Mostly all of a Pod's images are decided alike.
         for alike in decisions.chunk_by(|a, b| (a.outcome, a.reason) == (b.outcome, b.reason)) {
-            let new = alike.iter().filter(|decision| !decision.carried).count();
+            let new = alike.iter().filter(|decision| !decision.is_repeated()).count();
             if let (Some(first), Ok(count @ 1..)) = (alike.first(), u64::try_from(new)) {
                 self.metrics
                     .decided(request.mode, first.outcome, first.reason, count);
