@@ -44,8 +44,8 @@ pub(crate) struct Answer<'a> {
 pub(crate) enum Audit<'a> {
     #[default]
     Nothing,
-    /// Why a review could not be decided.
-    Fault(&'a str),
+    /// Why a review is not decided.
+    Fault(Reason, &'a str),
     /// Each decision, under its place.
     Decisions(&'a [Decision<'a>], &'a Routing),
 }
@@ -96,7 +96,7 @@ impl Audit<'_> {
     fn expected_length(&self) -> usize {
         match self {
             Self::Nothing => 0,
-            Self::Fault(why) => 64 + why.len(),
+            Self::Fault(_, why) => 64 + why.len(),
             Self::Decisions(decisions, _) => decisions
                 .iter()
                 .map(|decision| 160 + decision.rewritten.as_deref().unwrap_or(decision.image).len())
@@ -108,9 +108,9 @@ impl Audit<'_> {
     fn write(&self, out: &mut String) {
         match self {
             Self::Nothing => {}
-            Self::Fault(why) => {
+            Self::Fault(reason, why) => {
                 out.push_str(",\"auditAnnotations\":{\"review\":\"");
-                for part in [Outcome::Kept.as_str(), " ", Reason::Internal.as_str(), " ", why] {
+                for part in [Outcome::Kept.as_str(), " ", reason.as_str(), " ", why] {
                     json::push_escaped(out, part);
                 }
                 out.push_str("\"}");
@@ -268,7 +268,7 @@ mod tests {
             api_version: "admission.k8s.io/v1",
             uid: "u\"1",
             patch: Some("[]"),
-            audit: Audit::Fault("\n"),
+            audit: Audit::Fault(Reason::Internal, "\n"),
             warnings: vec!["one".to_owned(), "\"two\"".to_owned()],
         };
         assert_snapshot!(

@@ -8,6 +8,9 @@
 //! and wherever the Pod comes from: what a Pod says of itself proves where its image comes from
 //! ([`super::original`]), never that the mirror has it.
 
+use std::collections::HashMap;
+
+use foldhash::quality::RandomState;
 use serde_json::Value;
 use smallvec::SmallVec;
 
@@ -213,6 +216,7 @@ pub fn decide<'a>(
         key: String::with_capacity(128),
         probes: Vec::new(),
         unknown: Vec::new(),
+        unproven: HashMap::default(),
     };
     let places = request
         .pod
@@ -229,6 +233,10 @@ pub fn decide<'a>(
     }
 }
 
+/// The mirrors that an image without proof was met with, and the positions of those probes that are
+/// waited for.
+type Met = SmallVec<[(MirrorId, Option<usize>); 1]>;
+
 struct Decider<'s, 'a> {
     snapshot: &'s Snapshot,
     index: &'s Index,
@@ -242,6 +250,8 @@ struct Decider<'s, 'a> {
     key: String,
     probes: Vec<Probe>,
     unknown: Vec<Probe>,
+    /// By their keys, the images without proof that were met so far.
+    unproven: HashMap<String, Met, RandomState>,
 }
 
 impl<'a> Decider<'_, 'a> {
@@ -455,10 +465,12 @@ impl<'a> Decider<'_, 'a> {
         reason: Option<Reason>,
     ) -> Verdict {
         let mirror = candidate.mirror;
-        let same = |probe: &Probe| probe.mirror == mirror && probe.key == self.key;
-        if let Some(position) = self.probes.iter().position(same) {
-            return Verdict::Waits(position);
+        let met = self.unproven.get(&self.key);
+        let met = met.and_then(|met| met.iter().find(|(met, _)| *met == mirror));
+        if let Some((_, Some(position))) = met {
+            return Verdict::Waits(*position);
         }
+        let is_new = met.is_none();
         let repository = match settings.mapping.repository_path(reference) {
             Ok(repository) => repository,
             Err(MapError::NameTooLong { .. }) => return Verdict::Not(Reason::NameTooLong),
@@ -474,14 +486,13 @@ impl<'a> Decider<'_, 'a> {
             repository,
             reference,
         };
-        // What waits was not met before, else its probe would have been.
-        let untold = if wait {
-            !self.index.contains(&settings.name, &self.key)
-        } else {
-            !self.unknown.iter().any(same)
-        };
-        if untold {
-            self.unknown.push(probe.clone());
+        if is_new {
+            let position = wait.then_some(self.probes.len());
+            let met = self.unproven.entry(self.key.clone()).or_default();
+            met.push((mirror, position));
+            if !wait || !self.index.contains(&settings.name, &self.key) {
+                self.unknown.push(probe.clone());
+            }
         }
         if wait {
             self.probes.push(probe);

@@ -41,17 +41,15 @@ fn nginx<'a>() -> Request<'a> {
 
 fn annotated<'a>(request: Request<'a>, annotations: &[(&'a str, &'a str)]) -> Request<'a> {
     let borrowed = |(key, value): &(&'a str, &'a str)| (Cow::Borrowed(*key), Cow::Borrowed(*value));
-    let annotations = Annotations {
-        size: annotations
-            .iter()
-            .map(|(key, value)| key.len() + value.len())
-            .sum(),
-        ours: annotations.iter().map(borrowed).collect(),
-        static_pod: false,
-    };
+    let size = annotations
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    let annotations = Annotations::new(size, annotations.iter().map(borrowed).collect());
+    assert!(annotations.is_some());
     Request {
         pod: Pod {
-            annotations: Some(annotations),
+            annotations,
             ..request.pod
         },
         ..request
@@ -437,4 +435,47 @@ fn a_pod_near_the_limits_stays_as_it_is() {
     };
     assert!(of_size(POD_LIMIT - 1000).is_ok());
     assert_eq!(of_size(POD_LIMIT - 100), Err(TooLarge));
+}
+
+/// Returns the shortest time of three.
+fn quickest(mut work: impl FnMut()) -> std::time::Duration {
+    let times = (0..3).map(|_| {
+        let started = std::time::Instant::now();
+        work();
+        started.elapsed()
+    });
+    times.min().unwrap()
+}
+
+/// Ten times as much may take a little more than ten times as long; a hundred times is what comparing
+/// everything with everything would take.
+#[test]
+fn deciding_and_patching_take_time_in_proportion() {
+    let took = |count: usize| {
+        let names: Vec<_> = (0..count).map(|number| format!("c{number:05}")).collect();
+        let keys: Vec<_> = names
+            .iter()
+            .map(|name| format!("original-image.kagami.dev/{name}"))
+            .collect();
+        let images: Vec<_> = names
+            .iter()
+            .map(|name| format!("docker.io/library/{name}:1"))
+            .collect();
+        let places: Vec<_> = names
+            .iter()
+            .zip(&images)
+            .map(|(name, image)| (PlaceKind::Container, name.as_str(), image.as_str()))
+            .collect();
+        let originals: Vec<_> = keys.iter().map(|key| (key.as_str(), "redis")).collect();
+        let request = annotated(request(&places), &originals);
+        let state = state();
+        quickest(|| {
+            let decided = decide(&state.0, &state.1, &request, Probing::Hosted, NOW);
+            assert_eq!(decided.probes.len(), count);
+            let patch = patch(&request, &state.0.routing, &decided.settle(&state.0, &[]));
+            assert!(matches!(patch, Ok(Some(_)) | Err(TooLarge)));
+        })
+    };
+    let (few, many) = (took(1000), took(10_000));
+    assert!(many < few * 35, "{few:?} for 1,000, {many:?} for 10,000");
 }
