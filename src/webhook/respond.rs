@@ -1,7 +1,6 @@
 //! Writing the answer to a review: always `allowed: true`, into one buffer.
 //!
-//! kube's own response type writes the patch as a list of numbers; the API wants base64 (facts:
-//! section 1.1).
+//! kube's own response type writes the patch as a list of numbers; the API wants base64.
 
 use std::fmt::Write as _;
 

@@ -1,7 +1,7 @@
 //! From decisions to the JSON Patch of a Pod.
 //!
-//! A patch that cannot be applied denies the Pod whatever the failure policy says (facts: section
-//! 1.1). So there is only `replace` of image paths that were seen in this very request, `add` of
+//! A patch that cannot be applied denies the Pod whatever the failure policy says (the API server takes
+//! it for a fault of its own, not for a failed call). So there is only `replace` of image paths that were seen in this very request, `add` of
 //! annotations, and `add` of one pull secret at the end of the list; never `test`, never `remove`.
 //!
 //! So an annotation of ours that is not true any more cannot go, and is made true instead: the decisions
