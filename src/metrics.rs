@@ -21,6 +21,7 @@ use crate::{
         health::State,
         image::Class,
         mirror::Mode,
+        presence,
         reason::{Outcome, Reason},
         time::Timestamp,
     },
@@ -356,15 +357,17 @@ impl Metrics {
         }
     }
 
-    /// Sets the number of images of which something is known.
-    pub fn set_images(&self, mirror: &str, presence: &'static str, number: usize) {
-        let labels = ImagesLabels {
-            mirror: mirror.to_owned(),
-            presence,
-        };
-        self.images
-            .get_or_create(&labels)
-            .set(i64::try_from(number).unwrap_or(i64::MAX));
+    /// Sets the numbers of images of which something is known.
+    pub fn set_images(&self, mirror: &str, counts: presence::Counts) {
+        for (presence, number) in counts.by_name() {
+            let labels = ImagesLabels {
+                mirror: mirror.to_owned(),
+                presence,
+            };
+            self.images
+                .get_or_create(&labels)
+                .set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
     }
 
     /// Sets whether the shared state of a mirror is too old to be believed.
@@ -403,7 +406,7 @@ impl Metrics {
                 class: class.as_str(),
             });
         }
-        for presence in ["present", "missing", "unknown"] {
+        for (presence, _) in presence::Counts::default().by_name() {
             self.images.remove(&ImagesLabels {
                 mirror: mirror.to_owned(),
                 presence,

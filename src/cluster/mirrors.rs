@@ -9,7 +9,11 @@ use super::{
     watch::{Event, version},
 };
 use crate::{
-    api::{mirror::Connection, newer::Unknown, v1alpha1::ImageMirrorStatus},
+    api::{
+        mirror::Connection,
+        newer::{Reading, Unknown},
+        v1alpha1::ImageMirrorStatus,
+    },
     domain::{mirror::Mirror, presence::Version},
 };
 
@@ -54,14 +58,14 @@ impl Document {
         check: impl FnOnce(&Mirror, &Connection) -> Result<(), String>,
     ) -> Self {
         let status = reader.status(object);
-        let (read, unknown) = reader.mirror(object);
-        let read = read
+        let Reading { taken, unknown } = reader.mirror(object);
+        let taken = taken
             .map_err(|faults| faults.iter().map(ToString::to_string).collect())
             .and_then(|(mirror, connection)| match check(&mirror, &connection) {
                 Ok(()) => Ok((mirror, connection)),
                 Err(fault) => Err(vec![fault]),
             });
-        let (mut form, faults) = match read {
+        let (mut form, faults) = match taken {
             Ok(form) => (Some(form), Vec::new()),
             Err(faults) => (before.and_then(|before| before.form.clone()), faults),
         };

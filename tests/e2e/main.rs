@@ -23,6 +23,7 @@ mod places;
 mod report;
 mod rights;
 mod scope;
+mod secrets;
 #[allow(dead_code, reason = "each ring uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
@@ -53,6 +54,8 @@ const TESTS: &[Test<Cluster>] = tests![
     certificates::the_authority_of_an_earlier_version_stays_in_use,
     definitions::a_field_of_a_newer_definition_does_what_its_part_says,
     companion::a_failing_upstream_is_told_to_the_webhooks,
+    secrets::a_secret_that_changes_voids_and_rewrites_nothing,
+    secrets::images_of_a_mirror_that_is_out_of_force_stay,
     chart::install_upgrade_and_removal,
     chart::every_set_of_values_is_valid,
     chart::wrong_values_are_refused_with_their_place,

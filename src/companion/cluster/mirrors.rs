@@ -30,11 +30,12 @@ use crate::{
         sources,
         watch::{self as cluster_watch, Event, Pulse, Source, Versioned},
     },
+    credentials::Secret,
     domain::{mirror::Mirror, selector::Labels},
     state::{
         Store,
-        feed::Feed,
-        file::{Configuration, Secret},
+        feed::{Feed, Keep, SecretFaults},
+        file::Configuration,
     },
     telemetry::chain,
 };
@@ -60,6 +61,8 @@ pub(super) struct MirrorResource {
     pub(super) pull_secret: bool,
     /// The Secret of the endpoint's credentials, if there is none of that name.
     pub(super) missing_secret: Option<String>,
+    /// Why that Secret gives no credentials, if it is there and does not.
+    pub(super) secret_fault: Option<String>,
 }
 
 /// What the cluster says that goes into statuses.
@@ -89,8 +92,8 @@ pub(super) struct Follower {
     feed: Feed,
     published: watch::Sender<Option<Arc<ClusterView>>>,
     due: Due,
-    /// What is wrong with the credentials of mirrors that are in force.
-    secret_faults: BTreeMap<String, String>,
+    /// What is wrong with the Secrets of mirrors that are in force.
+    secret_faults: SecretFaults,
 }
 
 /// What is to be done because of what changed.
@@ -98,6 +101,7 @@ pub(super) struct Follower {
 struct Due {
     /// Routing and clients are other ones.
     configuration: bool,
+    secrets: bool,
     namespaces: bool,
     view: bool,
 }
@@ -117,7 +121,7 @@ impl Follower {
             feed: Feed::new(store.clone(), left_alone),
             published,
             due: Due::default(),
-            secret_faults: BTreeMap::new(),
+            secret_faults: SecretFaults::new(),
         }
     }
 
@@ -149,7 +153,7 @@ impl Follower {
 
     fn take_mirror(&mut self, event: Event<Object>) {
         let check = |mirror: &Mirror, connection: &Connection| {
-            Feed::check(mirror, connection, None).map_err(|why| chain(&why))
+            Feed::check(mirror, connection).map_err(|why| chain(&why))
         };
         let change = self.mirrors.take(event, check);
         self.due.configuration |= change.forms;
@@ -172,9 +176,7 @@ impl Follower {
     }
 
     fn take_secret(&mut self, event: Event<SecretObject>) {
-        let differs = self.secrets.take(event.map(SecretObject::read));
-        self.due.configuration |= differs;
-        self.due.view |= differs;
+        self.due.secrets |= self.secrets.take(event.map(SecretObject::read));
     }
 
     /// Whether there is something to put to use: nothing is before everything was told once.
@@ -191,57 +193,40 @@ impl Follower {
         let due = std::mem::take(&mut self.due);
         if due.configuration {
             self.configure();
-        } else if due.namespaces {
-            self.store.set_namespaces(self.labels());
+        } else {
+            if due.namespaces {
+                self.store.set_namespaces(all(&self.namespaces));
+            }
+            if due.secrets {
+                self.secret_faults = self.feed.renew(&all(&self.secrets));
+            }
         }
-        if due.configuration || due.view {
+        if due.configuration || due.secrets || due.view {
             self.publish();
         }
     }
 
-    fn labels(&self) -> BTreeMap<String, Labels> {
-        let namespaces = self.namespaces.iter();
-        namespaces
-            .map(|(name, labels)| (name.clone(), labels.clone()))
-            .collect()
-    }
-
     /// Puts every mirror to use in its last good form.
     fn configure(&mut self) {
-        let mut secrets: BTreeMap<_, _> = self
-            .secrets
-            .iter()
-            .map(|(name, secret)| (name.clone(), secret.clone()))
-            .collect();
-        self.secret_faults.clear();
-        for (mirror, connection) in self.mirrors.forms() {
-            let Some(name) = &connection.probe_secret else {
-                continue;
-            };
-            let secret = self.secrets.get(name);
-            if let Err(why) = Feed::check(mirror, connection, secret) {
-                self.secret_faults.insert(mirror.name.clone(), chain(&why));
-                secrets.remove(name);
-            }
-        }
         let configuration = Configuration {
             mirrors: self.mirrors.forms().cloned().collect(),
-            namespaces: self.labels(),
-            secrets,
+            namespaces: all(&self.namespaces),
+            secrets: all(&self.secrets),
             pull_secret_namespaces: BTreeSet::new(),
         };
-        for why in self
-            .feed
-            .apply(configuration, clock::now())
-            .err()
-            .into_iter()
-            .flatten()
-        {
-            // Each was checked; only the system can be short of something now.
-            tracing::error!(
-                error = chain(&why),
-                "cannot use the ImageMirrors; the former ones stay in force"
-            );
+        // Images stay known while their mirror is out of force: it is still the cluster's.
+        let names = self.mirrors.iter().map(|(name, _)| name.clone()).collect();
+        match self.feed.apply(configuration, Keep::Of(&names), clock::now()) {
+            Ok(faults) => self.secret_faults = faults,
+            Err(unusable) => {
+                for why in &unusable {
+                    // Each was checked; only the system can be short of something now.
+                    tracing::error!(
+                        error = chain(why),
+                        "cannot use the ImageMirrors; the former ones stay in force"
+                    );
+                }
+            }
         }
     }
 
@@ -250,16 +235,16 @@ impl Follower {
             let form = document.form.as_ref();
             let probe_secret = form.and_then(|(_, connection)| connection.probe_secret.as_ref());
             let missing_secret = probe_secret.filter(|name| self.secrets.get(name).is_none());
-            let fault = self.secret_faults.get(name);
             let resource = MirrorResource {
                 uid: document.uid.clone(),
                 version: document.version.unwrap_or_default().0,
                 generation: document.generation,
                 status: document.status.clone(),
-                faults: document.faults.iter().chain(fault).cloned().collect(),
+                faults: document.faults.clone(),
                 unknown: document.unknown.clone(),
                 pull_secret: form.is_some_and(|(mirror, _)| mirror.pull_secret),
                 missing_secret: missing_secret.cloned(),
+                secret_fault: self.secret_faults.get(name).map(|fault| chain(fault)),
             };
             (name.clone(), resource)
         });
@@ -273,7 +258,7 @@ impl Follower {
             let secret = self.secrets.get(connection.probe_secret.as_ref()?)?;
             Some((
                 mirror.name.clone(),
-                probe_secret::entry(mirror, connection, secret)?,
+                probe_secret::entry(mirror, connection, secret),
             ))
         };
         let cluster = ClusterView {
@@ -287,6 +272,14 @@ impl Follower {
             differs
         });
     }
+}
+
+/// Returns everything that is known of a resource.
+fn all<V: Clone + PartialEq>(collection: &Collection<V>) -> BTreeMap<String, V> {
+    let objects = collection.iter();
+    objects
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 fn lock(follower: &Mutex<Follower>) -> MutexGuard<'_, Follower> {
@@ -350,7 +343,7 @@ impl SecretObject {
                 .data
                 .unwrap_or_default()
                 .into_iter()
-                .filter(|(key, _)| key.starts_with(".dockerc"))
+                .filter(|(key, _)| Secret::is_of_docker(key))
                 .map(|(key, value)| (key, value.0))
                 .collect(),
         };
@@ -512,5 +505,27 @@ mod tests {
         let now = scene.follower.store.snapshot();
         let priorities: Vec<_> = now.routing.mirrors().map(|(_, mirror)| mirror.priority).collect();
         assert_eq!(priorities, [7]);
+    }
+
+    #[test]
+    fn a_renewed_secret_is_for_the_view_alone() {
+        let mut scene = Scene::new();
+        let credentials = json!({"endpoint": {"credentials": {"secretRef": {"name": "login"}}}});
+        scene
+            .follower
+            .take_mirror(Event::Changed(mirror(2, &credentials)));
+        assert!(scene.heard().1);
+        let before = scene.view().probe_credentials["main"].clone();
+        scene
+            .follower
+            .take_secret(Event::Changed(docker_secret(2, "renewed")));
+        assert_eq!(scene.heard(), (false, true));
+        assert_ne!(scene.view().probe_credentials["main"], before);
+        scene
+            .follower
+            .take_secret(Event::Deleted(docker_secret(2, "renewed")));
+        assert_eq!(scene.heard(), (false, true));
+        let missing = scene.view().mirrors["main"].missing_secret.clone();
+        assert_eq!(missing.as_deref(), Some("login"));
     }
 }

@@ -42,6 +42,7 @@ pub(super) struct Seen<'a> {
     /// None if no good form of the resource is in force.
     pub(super) health: Option<Health>,
     pub(super) missing_secret: Option<&'a str>,
+    pub(super) secret_fault: Option<&'a str>,
     pub(super) credentials_accepted: Option<bool>,
     pub(super) nodes_can_pull: Option<bool>,
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
@@ -118,21 +119,26 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         generation: seen.generation,
         now,
     };
-    match (seen.missing_secret, seen.credentials_accepted) {
-        (Some(name), _) => {
+    match (seen.missing_secret, seen.secret_fault, seen.credentials_accepted) {
+        (Some(name), _, _) => {
             let message = format!("There is no Secret {name} in Kagami's namespace.");
             conditions.set("CredentialsValid", "False", "SecretNotFound", &message);
         }
-        (None, Some(false)) => conditions.set(
+        (None, Some(fault), _) => {
+            let message =
+                format!("The last good credentials, if any, stay in use for an hour at most: {fault}");
+            conditions.set("CredentialsValid", "False", "SecretFaulty", &message);
+        }
+        (None, None, Some(false)) => conditions.set(
             "CredentialsValid",
             "False",
             "Unauthorized",
             "The mirror refuses the credentials that it is asked with, or asks for some.",
         ),
-        (None, Some(true)) => {
+        (None, None, Some(true)) => {
             conditions.set("CredentialsValid", "True", "Accepted", "The mirror answers.");
         }
-        (None, None) => {}
+        (None, None, None) => {}
     }
     schema(&mut conditions, seen.lacking);
     match seen.nodes_can_pull {
@@ -208,18 +214,16 @@ fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
 
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
     let mut late = Vec::new();
-    let mut any = false;
+    let (mut any, mut tags_wait) = (false, false);
     let slots = [&mut next.sweeps.tag, &mut next.sweeps.digest];
     for ((slot, sweep), class) in slots.into_iter().zip(&seen.sweeps).zip(["tags", "digests"]) {
         let Some((end, through)) = sweep else { continue };
         any = true;
+        tags_wait |= end.tags_wait;
         let took = end.finished_at.since(end.started_at);
         if took > end.period {
-            late.push(format!(
-                "the sweep over {class} took {} s of {} s",
-                took.as_secs(),
-                end.period.as_secs()
-            ));
+            tracing::debug!(class, ?took, period = ?end.period, "a sweep is late");
+            late.push(end.bound);
         }
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let counts = end.counts;
@@ -245,19 +249,25 @@ fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
         generation: seen.generation,
         now,
     };
-    if late.is_empty() {
+    if !late.is_empty() {
+        // Without the seconds: they differ each time.
+        let message = format!(
+            "Images are not looked at often enough, so proofs may age out: raise \
+             spec.sweep.requestsPerSecond or {}.",
+            late.join(" and ")
+        );
+        conditions.set("SweepInTime", "False", "TooSlow", &message);
+    } else if tags_wait {
+        let message = "A pull-through mirror is asked for one tag a second, and there are more than can be \
+                       resolved anew within spec.tags.refresh: raise it.";
+        conditions.set("SweepInTime", "False", "TooSlow", message);
+    } else {
         conditions.set(
             "SweepInTime",
             "True",
             "InTime",
             "Proofs are renewed before they age out.",
         );
-    } else {
-        // Without the seconds: they differ each time.
-        let message = "Images are not looked at often enough, so proofs may age out: raise \
-                       spec.sweep.requestsPerSecond or spec.freshness.";
-        conditions.set("SweepInTime", "False", "TooSlow", message);
-        tracing::debug!(late = late.join("; "), "sweeps are late");
     }
 }
 
@@ -449,6 +459,33 @@ mod tests {
     }
 
     #[test]
+    fn a_faulty_secret_is_told_by_its_own_condition() {
+        let told = |seen: Seen<'_>| {
+            let status = plan(&ImageMirrorStatus::default(), &seen, at(20));
+            assert_eq!(condition(&status, "Ready").status, "True");
+            assert_eq!(health(&status), Some(healthy(10)));
+            let told = condition(&status, "CredentialsValid");
+            (told.status.clone(), told.reason.clone(), told.message.clone())
+        };
+        let (status, reason, message) = told(Seen {
+            secret_fault: Some("cannot read Secret read: no"),
+            ..seen()
+        });
+        assert_eq!((&*status, &*reason), ("False", "SecretFaulty"));
+        assert!(
+            message.ends_with("for an hour at most: cannot read Secret read: no"),
+            "{message}"
+        );
+        let (status, reason, message) = told(Seen {
+            missing_secret: Some("read"),
+            ..seen()
+        });
+        assert_eq!((&*status, &*reason), ("False", "SecretNotFound"));
+        assert!(message.contains("no Secret read"), "{message}");
+        assert_eq!(told(seen()).1, "Accepted");
+    }
+
+    #[test]
     fn what_is_not_known_is_told_by_its_worst_consequence() {
         let told = |current: &ImageMirrorStatus, unknown: &[Unknown]| {
             plan(current, &Seen { unknown, ..seen() }, at(20))
@@ -538,6 +575,8 @@ mod tests {
                 ..Counts::default()
             },
             period: Duration::from_secs(10),
+            bound: "spec.tags.refresh",
+            tags_wait: false,
         };
         let swept = |tags| Seen {
             sweeps: [Some((tags, 77)), Some((end(0, 1), 77))],
@@ -550,6 +589,32 @@ mod tests {
         assert_eq!(status.images, Some(3));
         assert_eq!(condition(&status, "SweepInTime").status, "True");
         let late = plan(&status, &swept(end(3, 11)), at(40));
-        assert_eq!(condition(&late, "SweepInTime").reason, "TooSlow");
+        let in_time = condition(&late, "SweepInTime");
+        assert_eq!(in_time.reason, "TooSlow");
+        assert!(
+            in_time
+                .message
+                .ends_with("requestsPerSecond or spec.tags.refresh."),
+            "{}",
+            in_time.message
+        );
+        // The sweep was in time, but what pull-through mirrors' tags stand for was not asked.
+        let waiting = SweepEnd {
+            tags_wait: true,
+            ..end(3, 1)
+        };
+        let late = plan(&status, &swept(waiting), at(40));
+        let in_time = condition(&late, "SweepInTime");
+        assert_eq!(in_time.status, "False");
+        assert!(
+            in_time.message.contains("spec.tags.refresh: raise it"),
+            "{}",
+            in_time.message
+        );
+        assert!(
+            !in_time.message.contains("requestsPerSecond"),
+            "{}",
+            in_time.message
+        );
     }
 }

@@ -106,6 +106,11 @@ impl Entry {
         Timestamp::from_millis(u64::from(self.last_used.load(Ordering::Relaxed)) * 1000)
     }
 
+    /// Whether a complete sweep renewed what is known. What is not there, sweeps look for ever more seldom.
+    const fn is_renewed_by(&self, swept: &Swept) -> bool {
+        matches!(self.presence, Presence::Present(_)) && self.version.0 <= swept.through.0
+    }
+
     fn touch(&self, now: Timestamp) {
         let now = seconds(now);
         // Writing what is there already would take the memory away from other cores.
@@ -119,7 +124,7 @@ fn seconds(now: Timestamp) -> u32 {
     u32::try_from(now.as_millis() / 1000).unwrap_or(u32::MAX)
 }
 
-/// The end of a complete sweep of one class: every entry up to `through` was seen again.
+/// The end of a complete sweep of one class: whatever was there of it, up to `through`, was seen again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Swept {
     pub started_at: Timestamp,
@@ -289,7 +294,7 @@ impl Rules {
         let times = [
             Some(entry.verified_at).filter(|_| entry.presence != Presence::Unknown(None)),
             swept
-                .filter(|swept| entry.version <= swept.through)
+                .filter(|swept| entry.is_renewed_by(swept))
                 .map(|swept| swept.started_at),
         ];
         let times = times.into_iter().flatten();
@@ -324,6 +329,15 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Returns the numbers with their names, as metrics and `/status` show them.
+    pub const fn by_name(self) -> [(&'static str, usize); 3] {
+        [
+            ("present", self.present),
+            ("missing", self.missing),
+            ("unknown", self.unknown),
+        ]
+    }
+
     const fn of_mut(&mut self, presence: &Presence) -> &mut usize {
         match presence {
             Presence::Present(_) => &mut self.present,
@@ -515,9 +529,9 @@ impl Index {
     pub fn verified_at(&self, mirror: &str, key: &str) -> Option<Timestamp> {
         let table = self.known.get(mirror)?;
         let entry = table.entries.get(key)?;
-        let swept = table.swept(class_of(key)).filter(|swept| {
-            entry.version <= swept.through && !matches!(entry.presence, Presence::Unknown(_))
-        });
+        let swept = table
+            .swept(class_of(key))
+            .filter(|swept| entry.is_renewed_by(swept));
         Some(
             entry
                 .verified_at

@@ -127,6 +127,24 @@ fn the_newer_of_shared_and_own_knowledge_wins() {
     assert!(!proven(&index, &rules(), at(2020)));
 }
 
+/// Sweeps look for what is not there ever more seldom, so their end says nothing of it: neither that it is
+/// still absent, nor that a later look of the replica's own was wrong.
+#[test]
+fn no_sweep_renews_an_absence() {
+    for presence in [Presence::Missing, Presence::Unknown(Some(Reason::Unauthorized))] {
+        let mut index = index(presence.clone(), at(2000));
+        index.see("main", KEY, Presence::Present(proof('a')), at(2100));
+        let swept = Swept {
+            started_at: at(2200),
+            through: index.version(),
+        };
+        index.swept("main", Class::Tag, swept);
+        assert!(proven(&index, &rules(), at(2201)), "{presence:?}");
+        let judgement = index.judge("main", KEY, &rules(), at(2701));
+        assert_eq!(judgement, Judgement::Unproven(None), "{presence:?}");
+    }
+}
+
 #[test]
 fn own_looks_are_bounded_and_the_oldest_goes_first() {
     let mut index = Index::default();
@@ -237,8 +255,10 @@ fn changes_are_told_once_and_removals_among_them() {
 #[test]
 fn a_sweep_renews_what_it_covered_only() {
     let mut index = Index::default();
-    let through = index.write("main", "a:1", Presence::Missing, at(1), at(1));
-    index.write("main", "b:1", Presence::Missing, at(1), at(1));
+    let present = Presence::Present(proof('a'));
+    index.write("main", "gone:1", Presence::Missing, at(1), at(1));
+    let through = index.write("main", "a:1", present.clone(), at(1), at(1));
+    index.write("main", "b:1", present, at(1), at(1));
     let swept = Swept {
         started_at: at(5),
         through,
@@ -246,6 +266,7 @@ fn a_sweep_renews_what_it_covered_only() {
     index.swept("main", Class::Tag, swept);
     assert_eq!(index.verified_at("main", "a:1"), Some(at(5)));
     assert_eq!(index.verified_at("main", "b:1"), Some(at(1)));
+    assert_eq!(index.verified_at("main", "gone:1"), Some(at(1)));
     assert_eq!(index.verified_at("main", "c:1"), None);
 }
 

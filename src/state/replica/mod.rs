@@ -345,9 +345,7 @@ impl Shared {
             }
             let counts = self.0.store.index().counts();
             for (mirror, counts) in counts {
-                self.0.metrics.set_images(&mirror, "present", counts.present);
-                self.0.metrics.set_images(&mirror, "missing", counts.missing);
-                self.0.metrics.set_images(&mirror, "unknown", counts.unknown);
+                self.0.metrics.set_images(&mirror, counts);
             }
         }
     }

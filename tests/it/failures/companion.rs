@@ -15,7 +15,11 @@ use ::kagami::{
     },
     metrics::Metrics,
     registry::{Client, Endpoint},
-    state::{Demand, Doubt, Store, feed::Feed, file},
+    state::{
+        Demand, Doubt, Store,
+        feed::{Feed, Keep},
+        file,
+    },
     webhook::Probes,
 };
 use serde_json::{Value, json};
@@ -38,7 +42,7 @@ const DIGEST: &str =
 fn apply(feed: &Feed, document: &Value) {
     install_crypto();
     let configuration = file::load(&text(std::slice::from_ref(document)), "test").unwrap();
-    feed.apply(configuration, clock::now()).unwrap();
+    feed.apply(configuration, Keep::All, clock::now()).unwrap();
 }
 
 /// A state with one mirror that is configured and healthy.
@@ -127,6 +131,16 @@ async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
         repository: REPOSITORY.to_owned(),
         reference: "1".to_owned(),
     }];
+    // Long before what this test sees, so that times alone would let all of it count.
+    let proven_since = clock::now().before(Duration::from_mins(1));
+    let health = store.snapshot().health_of(main);
+    store.set_health(
+        "main",
+        Health {
+            proven_since,
+            ..health
+        },
+    );
     let proven = || {
         let snapshot = store.snapshot();
         let rules = Rules::of(
@@ -210,6 +224,42 @@ fn start(store: &Store) -> Companion {
         demand: want,
         _running: running,
     }
+}
+
+/// Who says of a mirror that nobody knows, while a slow look at it is under way, is not contradicted by
+/// that look: what it saw is older.
+#[tokio::test]
+async fn what_others_wrote_during_a_look_is_not_undone_by_it() {
+    let (mut peer, shelf) = stocked().await;
+    let store = Store::default();
+    let feed = Feed::new(store.clone(), [].into());
+    apply(
+        &feed,
+        &mirror(&peer.url(), &json!({"health": {"timeout": "10s"}})),
+    );
+    let companion = start(&store);
+    until_state(&store, State::Healthy).await;
+    peer.set(Behaviour::answer(move |request| {
+        Action::Later(Duration::from_millis(500), shelf.answer(request))
+    }))
+    .await;
+    let asked = peer.requests().len();
+    eventually("a slow look is under way", SOON, async || {
+        if peer.requests().len() > asked {
+            Ok(())
+        } else {
+            Err(String::new())
+        }
+    })
+    .await;
+    let unknown = Health::unknown(clock::now());
+    store.set_health("main", unknown);
+    let looks = peer.requests().len();
+    until_state(&store, State::Healthy).await;
+    let health = store.snapshot().health_of(only_mirror(&store));
+    assert!(health.proven_since > unknown.since, "{health:?} {unknown:?}");
+    assert!(peer.requests().len() > looks, "it took a look that began later");
+    drop(companion);
 }
 
 /// Something bad that a probe saw brings the next look forward; one hiccup is not an outage.

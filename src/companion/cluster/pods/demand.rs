@@ -355,7 +355,10 @@ mod tests {
     fn an_event_costs_the_same_whatever_the_number_of_images() {
         let (few, many) = (time_of_pods(1000), time_of_pods(100_000));
         // A hundred times as many images; the rest is for a busy machine.
-        assert!(many < few * 20, "{few:?} with 1,000 images, {many:?} with 100,000");
+        assert!(
+            many < few * 20,
+            "{few:?} with 1,000 images, {many:?} with 100,000"
+        );
     }
 
     #[test]
