@@ -6,20 +6,16 @@
 use std::{collections::BTreeMap, error::Error};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
-use kube::{Resource as _, ResourceExt as _};
-use serde_json::{Value, json};
+use kube::ResourceExt as _;
 
 use super::{
     Fault,
     rules::{self, Range},
-    schema,
     v1alpha1::{self as api, ImageMirror, ImageMirrorSpec},
 };
 use crate::domain::{
     mapping::{Mapping, MirrorRegistry, Template},
-    mirror::{
-        Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags,
-    },
+    mirror::{Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags},
     selector::{Operator, Requirement, Selector},
     source::{check_glob, is_host, normalise_prefix},
 };
@@ -33,21 +29,6 @@ pub struct Connection {
     pub ca_bundle: Option<Vec<u8>>,
     /// Name of the Secret with which the mirror may be read.
     pub probe_secret: Option<String>,
-}
-
-/// Reads the settings of an ImageMirror as an API server has it, by [`schema::decode`] with the schema of
-/// [`schema::image_mirror`]; the status is left out.
-///
-/// A field that this program does not know is a fault: a newer program put it there, and it may be
-/// what keeps a mirror from an image. Whoever reads ImageMirrors must agree on that.
-pub fn decode(schema: &Value, name: &str, spec: &Value) -> (Option<ImageMirror>, Vec<Fault>) {
-    let document = json!({
-        "apiVersion": ImageMirror::api_version(&()),
-        "kind": ImageMirror::kind(&()),
-        "metadata": {"name": name},
-        "spec": spec,
-    });
-    schema::decode(schema, document)
 }
 
 /// Returns what a resource says, or everything that is wrong with it.
@@ -351,10 +332,12 @@ fn selector(selector: &LabelSelector, faults: &mut Faults) -> Selector {
                 operator,
             }),
             Err((field, message)) => {
-                faults.add(
-                    format!("spec.namespaceSelector.matchExpressions[{index}].{field}"),
-                    message,
-                );
+                let field = format!("spec.namespaceSelector.matchExpressions[{index}].{field}");
+                faults.0.push(if field.ends_with("operator") {
+                    Fault::unknown(field, message)
+                } else {
+                    Fault::new(field, message)
+                });
             }
         }
     }

@@ -6,6 +6,7 @@
 pub mod health;
 pub mod image;
 pub mod mirror;
+pub mod newer;
 mod rules;
 pub mod schema;
 pub mod v1alpha1;
@@ -43,6 +44,8 @@ pub struct Fault {
     /// Empty for the resource as a whole.
     pub field: String,
     pub message: String,
+    /// Whether it is a field or a value that this program does not know, as of a newer definition.
+    pub is_unknown: bool,
 }
 
 impl Fault {
@@ -50,6 +53,14 @@ impl Fault {
         Self {
             field: field.into(),
             message: message.into(),
+            is_unknown: false,
+        }
+    }
+
+    pub(crate) fn unknown(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            is_unknown: true,
+            ..Self::new(field, message)
         }
     }
 }

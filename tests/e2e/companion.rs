@@ -371,53 +371,6 @@ pub(crate) fn a_failing_upstream_is_told_to_the_webhooks(cluster: &Cluster) {
     failing(json!([]));
 }
 
-/// What a program does not know it may not pass over: the field may be what keeps a mirror from an image.
-pub(crate) fn a_field_of_a_newer_definition_is_told_and_the_last_good_stays(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
-    create_node(cluster, &place.name);
-    let companion = place.start("companion-a", &[]);
-    place.wait_for_health("Healthy");
-    let definition = format!("{DEFINITIONS}/imagemirrors.kagami.dev");
-    let make_newer = || {
-        let mut crd = cluster.get(&definition).success();
-        let properties = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
-        properties["spec"]["properties"]["onlyOnMondays"] = json!({"type": "boolean"});
-        // Whoever installs the definitions at this moment comes first.
-        drop(cluster.request(User::Admin, Method::PUT, &definition, Some(&crd)));
-    };
-    let set = |value: &str| {
-        let patch = format!("{{\"spec\": {{\"onlyOnMondays\": {value}}}}}");
-        let patch = [
-            "patch",
-            "imagemirror",
-            &place.name,
-            "--type=merge",
-            "--patch",
-            &patch,
-        ];
-        stdout(&cluster.kubectl(&patch));
-    };
-    // The API server takes a moment to know a new schema, and other tests install the one of today; it
-    // drops the field then.
-    let told = eventually("the unknown field is told", || {
-        make_newer();
-        set("true");
-        let mirror = place.mirror();
-        (state_of(&mirror, "Ready") == "False").then_some(mirror)
-    });
-    let conditions = told["status"]["conditions"].to_string();
-    assert!(
-        conditions.contains("spec.onlyOnMondays") && conditions.contains("last good form stays in force"),
-        "{conditions}"
-    );
-    assert_eq!(told["status"]["health"]["state"], "Healthy");
-    set("null");
-    eventually("without it all is well", || {
-        (state_of(&place.mirror(), "Ready") == "True").then_some(())
-    });
-    assert_only_allowed(&place, &companion);
-}
-
 pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     create_node(cluster, &place.name);
@@ -450,8 +403,7 @@ pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster
     });
     let conditions = mirror["status"]["conditions"].to_string();
     assert!(
-        conditions.contains("imagemirrors.kagami.dev spec.prefer")
-            && conditions.contains("status.platforms"),
+        conditions.contains("imagemirrors.kagami.dev spec.prefer") && conditions.contains("status.platforms"),
         "{conditions}"
     );
     assert!(

@@ -15,6 +15,7 @@ mod asked;
 mod chart;
 mod cluster;
 mod companion;
+mod definitions;
 mod faults;
 mod modes;
 mod places;
@@ -51,7 +52,7 @@ const TESTS: &[(&str, Test)] = tests![
     companion::health_is_written_once_for_each_change,
     companion::certificates_are_made_and_renewed_in_steps,
     companion::an_older_definition_is_told_until_it_is_upgraded,
-    companion::a_field_of_a_newer_definition_is_told_and_the_last_good_stays,
+    definitions::a_field_of_a_newer_definition_does_what_its_part_says,
     companion::a_failing_upstream_is_told_to_the_webhooks,
     chart::install_upgrade_and_removal,
     chart::every_set_of_values_is_valid,

@@ -31,6 +31,7 @@ use crate::{
     api::{
         self,
         mirror::{Connection, secret_references},
+        newer::{self, Reading, Unknown},
         v1alpha1::{ImageMirror, ImageMirrorStatus},
     },
     clock,
@@ -61,6 +62,10 @@ pub(super) struct Resourced {
     pub(super) status: ImageMirrorStatus,
     /// Why the resource is not in force as it stands; empty if it is.
     pub(super) faults: Vec<String>,
+    /// What this program does not know of the resource.
+    pub(super) unknown: Vec<Unknown>,
+    /// Whether Pods need a pull secret for this mirror.
+    pub(super) pull_secret: bool,
     /// The Secret of the endpoint's credentials, if there is none of that name.
     pub(super) missing_secret: Option<String>,
     /// Name of the Secret with the endpoint's credentials.
@@ -127,8 +132,12 @@ impl<V> Watched<V> {
 
 type Good = BTreeMap<String, (Mirror, Connection)>;
 
-/// An ImageMirror, or one that cannot be read and why.
-type Read = Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>;
+/// An ImageMirror as it was read.
+#[derive(Debug)]
+struct Read {
+    resource: Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>,
+    unknown: Vec<Unknown>,
+}
 
 /// Follows the cluster and puts it to use, until it is dropped.
 pub(super) struct Follower {
@@ -205,7 +214,7 @@ impl Follower {
         let mut faults: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut next = Good::new();
         for (name, read) in &self.mirrors.now {
-            let parsed = match read {
+            let parsed = match &read.resource {
                 Ok(resource) => api::mirror::mirror(resource)
                     .map_err(|faults| faults.iter().map(ToString::to_string).collect()),
                 Err((_, faults)) => Err(faults.clone()),
@@ -264,7 +273,8 @@ impl Follower {
 
     fn publish(&self, faults: &BTreeMap<String, Vec<String>>) {
         let mirrors = self.mirrors.now.iter().map(|(name, read)| {
-            let (metadata, status, probe_secret) = match read {
+            let resource = read.resource.as_ref();
+            let (metadata, status, probe_secret) = match &read.resource {
                 Ok(resource) => (
                     &resource.metadata,
                     resource.status.clone().unwrap_or_default(),
@@ -281,6 +291,8 @@ impl Follower {
                 generation: metadata.generation.unwrap_or_default(),
                 status,
                 faults: faults.get(name).cloned().unwrap_or_default(),
+                unknown: read.unknown.clone(),
+                pull_secret: resource.is_ok_and(|resource| resource.spec.pull_secret.is_some()),
                 missing_secret: probe_secret
                     .clone()
                     .filter(|name| !self.secrets.now.contains_key(name)),
@@ -333,16 +345,17 @@ pub(super) fn version(text: Option<&str>) -> u64 {
 
 fn read(schema: &Value, object: DynamicObject) -> Read {
     // A newer status is no reason to do without the settings.
-    let (resource, faults) = api::mirror::decode(schema, &object.name_any(), &object.data["spec"]);
-    match resource {
-        Some(mut resource) if faults.is_empty() => {
+    let Reading { taken, unknown } = newer::read(schema, &object.name_any(), &object.data["spec"]);
+    let resource = match taken {
+        Ok(mut resource) => {
             resource.status = Some(status_of(&object));
             resource.metadata = object.metadata;
             resource.metadata.managed_fields = None;
             Ok(resource)
         }
-        _ => Err((Box::new(object), faults.iter().map(ToString::to_string).collect())),
-    }
+        Err(faults) => Err((Box::new(object), faults.iter().map(ToString::to_string).collect())),
+    };
+    Read { resource, unknown }
 }
 
 pub(super) fn status_of(object: &DynamicObject) -> ImageMirrorStatus {

@@ -11,6 +11,7 @@ use k8s_openapi::{
 use crate::{
     api::{
         self,
+        newer::Unknown,
         v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
     },
     companion::reports::SweepEnd,
@@ -34,6 +35,10 @@ pub(super) struct Seen<'a> {
     pub(super) generation: i64,
     /// Why the resource is not in force as it stands.
     pub(super) faults: &'a [String],
+    /// What this program does not know of the resource.
+    pub(super) unknown: &'a [Unknown],
+    /// Whether Pods need a pull secret for this mirror.
+    pub(super) pull_secret: bool,
     /// None if no good form of the resource is in force.
     pub(super) health: Option<Health>,
     pub(super) missing_secret: Option<&'a str>,
@@ -72,12 +77,18 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         now,
     };
     if seen.faults.is_empty() {
-        conditions.set(
-            "Ready",
-            "True",
-            "InForce",
-            "The resource is in force as it stands.",
-        );
+        let mut message = "The resource is in force as it stands".to_owned();
+        if !seen.unknown.is_empty() {
+            message.push_str(", but for what condition UnknownFields names");
+        }
+        if seen.pull_secret {
+            message.push_str(
+                "; spec.pullSecret is not placed in namespaces yet: where Pods need it, images stay upstream \
+                 (PullSecretNotReady)",
+            );
+        }
+        message.push('.');
+        conditions.set("Ready", "True", "InForce", &message);
     } else {
         let what = if seen.health.is_some() {
             "The last good form stays in force"
@@ -87,6 +98,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         let message = format!("{what}: {}", seen.faults.join("; "));
         conditions.set("Ready", "False", "Faulty", &message);
     }
+    unknown_fields(&mut conditions, seen.unknown);
     let told = health(current);
     match seen.health {
         Some(health) if told.is_none_or(|told| !same(told, health)) => {
@@ -142,6 +154,29 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         next.platforms = seen.platforms.to_vec();
     }
     next
+}
+
+/// Tells what a newer definition has; nothing was ever told where there is nothing to tell.
+fn unknown_fields(conditions: &mut Conditions<'_>, unknown: &[Unknown]) {
+    match unknown.iter().map(|unknown| unknown.consequence).max() {
+        Some(worst) => {
+            let told: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+            let message = format!(
+                "The resource has what this version of Kagami does not know: {}.",
+                told.join("; ")
+            );
+            conditions.set("UnknownFields", "True", worst.as_str(), &message);
+        }
+        None if conditions.has("UnknownFields") => {
+            conditions.set(
+                "UnknownFields",
+                "False",
+                "AllKnown",
+                "Every field of the resource is known.",
+            );
+        }
+        None => {}
+    }
 }
 
 fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
@@ -256,6 +291,10 @@ impl Conditions<'_> {
         }
     }
 
+    fn has(&self, type_: &str) -> bool {
+        self.list.iter().any(|condition| condition.type_ == type_)
+    }
+
     fn set(&mut self, type_: &str, status: &str, reason: &str, message: &str) {
         let at = self.list.iter().position(|condition| condition.type_ == type_);
         let since = at
@@ -293,7 +332,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::{health::Fault, presence::Counts};
+    use crate::{
+        api::newer::Consequence,
+        domain::{health::Fault, presence::Counts},
+    };
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
@@ -404,6 +446,54 @@ mod tests {
         assert_eq!(ready.last_transition_time, time(at(30)));
         assert_eq!(health(&status), Some(healthy(10)));
         assert_eq!(generation_of_health(&status), Some(2));
+    }
+
+    #[test]
+    fn what_is_not_known_is_told_by_its_worst_consequence() {
+        let told = |current: &ImageMirrorStatus, unknown: &[Unknown]| {
+            plan(current, &Seen { unknown, ..seen() }, at(20))
+        };
+        let before = told(&ImageMirrorStatus::default(), &[]);
+        assert!(
+            !before
+                .conditions
+                .iter()
+                .any(|condition| condition.type_ == "UnknownFields")
+        );
+        let unknown = [
+            ("spec.tags.drift", Consequence::CapabilityOff),
+            ("spec.colour", Consequence::Ignored),
+        ];
+        let unknown = unknown.map(|(field, consequence)| Unknown {
+            field: field.to_owned(),
+            consequence,
+        });
+        let status = told(&before, &unknown);
+        let told_now = condition(&status, "UnknownFields");
+        assert_eq!((&*told_now.status, &*told_now.reason), ("True", "CapabilityOff"));
+        assert!(
+            told_now
+                .message
+                .ends_with("spec.tags is off because of spec.tags.drift; spec.colour is ignored."),
+            "{}",
+            told_now.message
+        );
+        assert!(condition(&status, "Ready").message.contains("UnknownFields"));
+        let status = told(&status, &[]);
+        assert_eq!(condition(&status, "UnknownFields").status, "False");
+        assert_eq!(condition(&status, "Ready"), condition(&before, "Ready"));
+    }
+
+    #[test]
+    fn a_pull_secret_that_nobody_places_is_told() {
+        let with_secret = Seen {
+            pull_secret: true,
+            ..seen()
+        };
+        let status = plan(&ImageMirrorStatus::default(), &with_secret, at(20));
+        let ready = condition(&status, "Ready");
+        assert_eq!(ready.status, "True");
+        assert!(ready.message.contains("PullSecretNotReady"), "{}", ready.message);
     }
 
     #[test]

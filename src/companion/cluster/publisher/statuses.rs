@@ -62,6 +62,8 @@ impl Publisher {
             let seen = Seen {
                 generation: resource.generation,
                 faults: &resource.faults,
+                unknown: &resource.unknown,
+                pull_secret: resource.pull_secret,
                 health: id.map(|id| snapshot.health_of(id)),
                 failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
                 missing_secret: resource.missing_secret.as_deref(),

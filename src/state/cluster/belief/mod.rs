@@ -67,6 +67,8 @@ struct Known {
     witness: Witness,
     /// What is wrong with the resource as it is now.
     faults: Vec<String>,
+    /// What this program does not know of it, and what it does about that.
+    unknown: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -170,16 +172,18 @@ impl Belief {
     pub(super) fn mirror_changed(&mut self, object: &Object, now: Timestamp) {
         let name = object.metadata.name.as_str();
         let read = self.reader.mirror(object);
+        let unknown: Vec<_> = read.unknown.iter().map(ToString::to_string).collect();
         let told = self.reader.status(object);
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
             told: told.clone(),
             witness: Witness::new(HealthSettings::default(), now),
             faults: Vec::new(),
+            unknown: Vec::new(),
         });
         known.told = told;
         let before = known.good.clone();
-        let faults = match read {
+        let faults = match read.taken {
             Ok(mut good) => {
                 // Credentials come from a file of the mirror's name, whatever the Secret is called.
                 if let Some(secret) = &mut good.1.probe_secret {
@@ -204,6 +208,16 @@ impl Belief {
                 );
             }
             known.faults = faults;
+        }
+        if known.unknown != unknown {
+            for what in &unknown {
+                tracing::warn!(
+                    mirror = name,
+                    what,
+                    "an ImageMirror is of a newer definition than this program"
+                );
+            }
+            known.unknown = unknown;
         }
         known.witness.told(known.told.health, now);
         known.complete();
@@ -485,6 +499,7 @@ impl Belief {
                     "provenSince": shared.proven_since.to_string(),
                 },
                 "faults": known.faults,
+                "unknown": known.unknown,
             });
             (name.clone(), value)
         };
