@@ -34,8 +34,11 @@ pub const HEALTH_LEASE: &str = "kagami-health";
 /// Name of the Lease that says which companion leads.
 pub const LEADER_LEASE: &str = "kagami-companion";
 
-/// Name of the Secret in Kagami's namespace with the certificate authority and its key.
-pub const AUTHORITY_SECRET: &str = "kagami-ca";
+/// Name of the Secret in Kagami's namespace with the companion's certificate authority and its key.
+pub const AUTHORITY_SECRET: &str = "kagami-authority";
+
+/// Its name in earlier versions. Where the certificates are cert-manager's, so is the Secret of this name.
+pub const FORMER_AUTHORITY_SECRET: &str = "kagami-ca";
 
 /// One thing that is wrong with a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -510,7 +510,7 @@ fn newest(writes: &[Value]) -> String {
 }
 
 /// Nothing was tried that the rights do not give.
-fn assert_only_allowed(place: &Place<'_>, companion: &Companion) {
+pub(crate) fn assert_only_allowed(place: &Place<'_>, companion: &Companion) {
     let mut refused = writes(place, companion);
     refused.retain(|write| write["responseStatus"]["code"] == 403);
     assert!(refused.is_empty(), "{refused:#?}");

@@ -12,6 +12,7 @@
 )]
 
 mod asked;
+mod certificates;
 mod chart;
 mod cluster;
 mod companion;
@@ -52,6 +53,9 @@ const TESTS: &[(&str, Test)] = tests![
     companion::health_is_written_once_for_each_change,
     companion::certificates_are_made_and_renewed_in_steps,
     companion::an_older_definition_is_told_until_it_is_upgraded,
+    certificates::a_certificate_that_nobody_can_renew_is_told,
+    certificates::what_cert_manager_left_behind_is_replaced_in_steps,
+    certificates::the_authority_of_an_earlier_version_stays_in_use,
     definitions::a_field_of_a_newer_definition_does_what_its_part_says,
     companion::a_failing_upstream_is_told_to_the_webhooks,
     chart::install_upgrade_and_removal,

@@ -50,7 +50,7 @@ const COMPANION_AT_HOME: &[&str] = &[
 ];
 
 const COMPANION_MAKES_CERTIFICATES: &[&str] = &[
-    "patch update secrets/kagami-ca",
+    "patch update secrets/kagami-authority",
     "patch update secrets/kagami-webhook-tls",
 ];
 
@@ -276,7 +276,8 @@ pub(crate) fn the_companion_is_held_to_its_secrets(cluster: &Cluster) {
     assert!(told.contains("the companion keeps only"), "{told}");
     for (name, kind, expected) in [
         ("kagami-webhook-tls", "kubernetes.io/tls", true),
-        ("kagami-ca", "Opaque", true),
+        ("kagami-authority", "Opaque", true),
+        ("kagami-ca", "Opaque", false),
         ("kagami-probe", "Opaque", true),
         ("kagami-webhook-tls", "Opaque", false),
         ("kagami-probe", "kubernetes.io/service-account-token", false),

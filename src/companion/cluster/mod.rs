@@ -6,6 +6,7 @@
 
 mod certificates;
 mod definitions;
+mod events;
 mod heartbeat;
 mod inherit;
 mod leader;
@@ -167,7 +168,13 @@ async fn lead(
     let mut tasks = JoinSet::new();
     // First of all: webhooks cannot start without.
     if let Some(certificates) = settings.certificates.clone() {
-        let keeper = Keeper::new(certificates, writer.clone(), client.clone(), &settings.namespace);
+        let keeper = Keeper::new(
+            certificates,
+            writer.clone(),
+            client.clone(),
+            &settings.namespace,
+            &settings.identity,
+        );
         tasks.spawn(keeper.run());
     }
     tasks.spawn(probe_secret::run(

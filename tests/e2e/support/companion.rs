@@ -188,7 +188,7 @@ impl<'a> Place<'a> {
              "resourceNames": ["kagami-companion", "kagami-health"], "verbs": ["get", "update", "patch"]},
             {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch", "create"]},
             {"apiGroups": [""], "resources": ["secrets"],
-             "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-ca"], "verbs": ["update", "patch"]},
+             "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-authority"], "verbs": ["update", "patch"]},
         ]);
         let subjects =
             json!([{"kind": "Group", "name": "companions", "apiGroup": "rbac.authorization.k8s.io"}]);

@@ -34,7 +34,7 @@ pub(crate) const LEFT_ALONE: &str = "of-another-kagami";
 
 /// The Secret with the serving pair, and the one with the authority.
 pub(crate) const SERVING: &str = "kagami-webhook-tls";
-pub(crate) const AUTHORITY: &str = "kagami-ca";
+pub(crate) const AUTHORITY: &str = "kagami-authority";
 
 /// What a replica decides of an image that is on the mirror.
 pub(crate) const REWRITTEN: &str = "Rewritten Mirrored";
