@@ -27,6 +27,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use super::probe_secret;
 use crate::{
     api::{
         self,
@@ -68,8 +69,6 @@ pub(super) struct Resourced {
     pub(super) pull_secret: bool,
     /// The Secret of the endpoint's credentials, if there is none of that name.
     pub(super) missing_secret: Option<String>,
-    /// Name of the Secret with the endpoint's credentials.
-    pub(super) probe_secret: Option<String>,
 }
 
 /// What the cluster says that goes into statuses.
@@ -293,21 +292,18 @@ impl Follower {
                 faults: faults.get(name).cloned().unwrap_or_default(),
                 unknown: read.unknown.clone(),
                 pull_secret: resource.is_ok_and(|resource| resource.spec.pull_secret.is_some()),
-                missing_secret: probe_secret
-                    .clone()
-                    .filter(|name| !self.secrets.now.contains_key(name)),
-                probe_secret,
+                missing_secret: probe_secret.filter(|name| !self.secrets.now.contains_key(name)),
             };
             (name.clone(), resourced)
         });
         let mirrors: BTreeMap<_, _> = mirrors.collect();
         let platforms: BTreeSet<String> = self.architectures.now.values().flatten().cloned().collect();
-        let credentials = |(name, mirror): (&String, &Resourced)| {
-            let secret = self.secrets.now.get(mirror.probe_secret.as_ref()?)?;
-            Some((name.clone(), docker_config(secret)?))
+        let credentials = |(name, (mirror, connection)): (&String, &(Mirror, Connection))| {
+            let secret = self.secrets.now.get(connection.probe_secret.as_ref()?)?;
+            Some((name.clone(), probe_secret::entry(mirror, connection, secret)?))
         };
         let cluster = Cluster {
-            probe_credentials: mirrors.iter().filter_map(credentials).collect(),
+            probe_credentials: self.good.iter().filter_map(credentials).collect(),
             mirrors,
             platforms: platforms.into_iter().collect(),
         };
@@ -378,13 +374,4 @@ fn secret(object: ApiSecret) -> Secret {
             .map(|(key, value)| (key, value.0))
             .collect(),
     }
-}
-
-/// Returns a Secret's credentials in the newer of the two forms.
-fn docker_config(secret: &Secret) -> Option<Vec<u8>> {
-    if let Some(config) = secret.data.get(".dockerconfigjson") {
-        return Some(config.clone());
-    }
-    let old: Value = serde_json::from_slice(secret.data.get(".dockercfg")?).ok()?;
-    Some(serde_json::json!({"auths": old}).to_string().into_bytes())
 }
