@@ -18,7 +18,7 @@ use super::{
     BadSettings,
     arguments::{PairArguments, ServeArguments},
     certs, once,
-    serving::{self, LOOK_AT_FILES, Listening, QUEUE, RECENT, Served, until_stopping},
+    serving::{self, LOOK_AT_FILES, Listening, QUEUE, Served, until_stopping},
 };
 use crate::{
     certificates, clock,
@@ -62,7 +62,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
-        recent: RECENT,
+        recent: serving::recent(&listen),
     };
     let admission = Admission::new(store.clone(), probes, metrics.clone(), Some(want), limits);
     let loaded = Arc::new(Mutex::new(Loaded {
@@ -77,6 +77,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         registry,
         readiness: Readiness::new(shutdown.clone()),
+        show_decisions: listen.show_decisions,
         origin: Box::new(move || {
             let loaded = shown.lock().unwrap_or_else(PoisonError::into_inner);
             let origin = json!({"file": file, "since": loaded.at.to_string(), "faults": loaded.faults});

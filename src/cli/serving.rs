@@ -30,7 +30,13 @@ pub(super) const LOOK_AT_FILES: Duration = Duration::from_secs(1);
 pub(super) const QUEUE: usize = 4096;
 
 /// How many decisions `/status` shows.
-pub(super) const RECENT: usize = 50;
+const RECENT: usize = 50;
+
+/// Returns how many decisions are kept for `/status`. What Pods are called and run is for their namespaces
+/// to know, and everybody may ask the admin listener: none, unless told otherwise.
+pub(super) fn recent(arguments: &ListenArguments) -> usize {
+    if arguments.show_decisions { RECENT } else { 0 }
+}
 
 /// The longest that requests in flight may hold up the end.
 pub(super) const FINISH: Duration = Duration::from_secs(10);
@@ -50,6 +56,7 @@ pub(super) struct Served {
     pub(super) metrics: Metrics,
     pub(super) registry: Registry,
     pub(super) readiness: Readiness,
+    pub(super) show_decisions: bool,
     /// Returns the name and the value of what `/status` shows of where the state comes from.
     pub(super) origin: Box<dyn Fn() -> (&'static str, Value) + Send + Sync>,
 }
@@ -160,6 +167,7 @@ impl Served {
             metrics: _,
             registry,
             readiness,
+            show_decisions,
             origin,
         } = self;
         let certificate = tls.certificate();
@@ -183,7 +191,8 @@ impl Served {
                 name: origin,
                 "certificate": {"notAfter": certificate.not_after.to_string(), "fault": certificate.fault},
                 "mirrors": mirrors(&store),
-                "decisions": admission.recent(),
+                // None where they are not to be shown.
+                "decisions": show_decisions.then(|| admission.recent()),
             })
         };
         admin::service(Admin {

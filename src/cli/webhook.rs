@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     arguments::{PairArguments, WebhookArguments},
     cluster,
-    serving::{self, Listening, QUEUE, RECENT, Served, until_stopping},
+    serving::{self, Listening, QUEUE, Served, until_stopping},
 };
 use crate::{
     domain::decision::Probing,
@@ -61,7 +61,7 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
-        recent: RECENT,
+        recent: serving::recent(&listen),
     };
     // Nobody takes new images here: the companion learns of them from the Pods.
     let admission = Admission::new(store.clone(), probes, metrics.clone(), None, limits);
@@ -81,6 +81,7 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
         metrics,
         registry,
         readiness,
+        show_decisions: listen.show_decisions,
         origin: Box::new(move || ("cluster", shown.status())),
     };
     let mut signals = Signals::new().context("cannot take over signals")?;
