@@ -24,6 +24,7 @@ mod report;
 mod rights;
 mod scope;
 mod support;
+mod upgrade;
 
 use std::{
     env,
@@ -109,6 +110,8 @@ const TESTS: &[(&str, Test)] = tests![
     report::who_may_not_list_pods_is_told,
 ];
 
+const UPGRADE: &[(&str, Test)] = tests![upgrade::there_and_back_and_here_again];
+
 /// The API servers of this run.
 #[derive(Debug)]
 struct Clusters {
@@ -152,8 +155,11 @@ fn main() -> ExitCode {
         .unwrap();
 
     let state: Arc<OnceLock<Result<Clusters, String>>> = Arc::default();
+    // It needs an earlier version, which nobody builds but the script for it.
+    let former = env::var_os(upgrade::FORMER).into_iter().flat_map(|_| UPGRADE);
     let trials: Vec<_> = TESTS
         .iter()
+        .chain(former)
         .map(|(name, test)| {
             let state = Arc::clone(&state);
             Trial::ignorable_test(*name, move || match state.get().unwrap() {
