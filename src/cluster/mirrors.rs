@@ -196,7 +196,7 @@ mod tests {
         let mut mirrors = Mirrors::default();
         let mut take = |event| {
             let Change { forms, documents } = mirrors.take(event, |_, _| Ok(()));
-            let platforms = mirrors.forms().next().map(|(mirror, _)| mirror.platforms.clone());
+            let platforms = mirrors.forms().next().map(|(mirror, _)| mirror.platforms);
             (forms, documents, platforms)
         };
         let same = |version| object(version, Some(1), &[]);

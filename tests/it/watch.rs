@@ -97,8 +97,8 @@ fn bookmark(version: &str, ends: bool) -> Value {
 
 /// A watch that tells these events and goes on.
 fn events(events: &[Value]) -> Action {
-    let lines: String = events.iter().map(|event| format!("{event}\n")).collect();
-    Reply::new(200).hanging_body(lines).into()
+    let lines: Vec<_> = events.iter().map(Value::to_string).collect();
+    Reply::new(200).hanging_body(lines.join("\n") + "\n").into()
 }
 
 fn page(names: &[&str], version: &str, next: &str) -> Action {

@@ -334,7 +334,10 @@ mod tests {
                 format!("other-{}", number / 1000),
                 format!("docker.io/acme/app:{number}"),
             );
-            lock(&readers).demand.used.set(&namespace, &key, &[key.clone()]);
+            lock(&readers)
+                .demand
+                .used
+                .set(&namespace, &key, std::slice::from_ref(&key));
         }
         let times = (0..10).map(|_| {
             let events: Vec<_> = (0..50)

@@ -29,7 +29,7 @@ use crate::{
         watch::{Event, Pulse, follow},
     },
     companion::mirror::reports::Reports,
-    domain::snapshot::Snapshot,
+    domain::{routing::Routing, snapshot::Snapshot},
     state::{Demand, Store},
 };
 
@@ -63,17 +63,18 @@ impl Pods {
             pulls: PullsReader::default(),
             complete: watch::Sender::new(false),
         });
-        let (_never, relists) = watch::channel(0);
+        let (relists, wanted) = watch::channel(0);
         let handle = |event| lock(&readers).take(event, &self.store);
         tokio::select! {
-            never = follow(client, sources::pods(), Pulse::default(), relists, handle) => match never {},
-            never = self.go_through(&readers) => match never {},
+            never = follow(client, sources::pods(), Pulse::default(), wanted, handle) => match never {},
+            never = self.go_through(&readers, &relists) => match never {},
         }
     }
 
     /// Goes through everything, again and again; sooner where the configuration changed, or where there
     /// was more to hand on than is handed on in one round.
-    async fn go_through(&self, readers: &Mutex<Readers>) -> Infallible {
+    async fn go_through(&self, readers: &Mutex<Readers>, relists: &watch::Sender<u64>) -> Infallible {
+        let mut read_by = self.store.snapshot();
         let mut complete = lock(readers).complete.subscribe();
         // The sender lives as long as this future.
         drop(complete.wait_for(|complete| *complete).await);
@@ -81,6 +82,11 @@ impl Pods {
         loop {
             let started = Instant::now();
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            // Other mappings prove other originals, also of Pods that tell nothing new for weeks.
+            if !maps_alike(&read_by.routing, &snapshot.routing) {
+                relists.send_modify(|round| *round += 1);
+            }
+            read_by = Arc::clone(&snapshot);
             let round = demand::go_through(readers, &self.store, &snapshot).await;
             lock(readers).pulls.judge(&self.store, &self.reports);
             let took = started.elapsed();
@@ -130,9 +136,43 @@ fn lock(readers: &Mutex<Readers>) -> MutexGuard<'_, Readers> {
     readers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether the mirrors of two routings name images alike.
+fn maps_alike(one: &Routing, other: &Routing) -> bool {
+    let mappings = |routing: &Routing| -> Vec<_> {
+        let mirrors = routing.mirrors();
+        mirrors
+            .map(|(_, mirror)| (mirror.name.clone(), mirror.mapping.clone()))
+            .collect()
+    };
+    mappings(one) == mappings(other)
+}
+
 /// Whether two snapshots say the same of which images are wanted; health does not matter.
 fn says_the_same(one: &Snapshot, other: &Snapshot) -> bool {
     Arc::ptr_eq(&one.routing, &other.routing)
         && Arc::ptr_eq(&one.namespaces, &other.namespaces)
         && Arc::ptr_eq(&one.left_alone, &other.left_alone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{examples::mirror, mirror::Mode};
+
+    #[test]
+    fn pods_are_read_again_where_images_are_named_otherwise() {
+        let check = |change: fn(&mut Vec<crate::domain::mirror::Mirror>), alike: bool| {
+            let one = vec![mirror("a", &["docker.io"]), mirror("b", &["ghcr.io"])];
+            let mut other = one.clone();
+            change(&mut other);
+            assert_eq!(
+                maps_alike(&Routing::compile(one), &Routing::compile(other)),
+                alike
+            );
+        };
+        check(|_| {}, true);
+        check(|mirrors| mirrors[0].mode = Mode::Off, true);
+        check(|mirrors| mirrors[0].mapping = mirrors[1].mapping.clone(), false);
+        check(|mirrors| mirrors.truncate(1), false);
+    }
 }
