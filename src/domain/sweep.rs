@@ -161,7 +161,8 @@ impl Retries {
 }
 
 /// Returns the tags of a pull-through mirror that are to be asked for by tag, because they are not known
-/// to be there or it is time to resolve them anew; the one resolved longest ago first.
+/// to be there or it is time to resolve them anew. Those that nobody can use and nobody has asked for yet
+/// come first, then the one resolved longest ago.
 pub fn unresolved(
     index: &Index,
     mirror: &str,
@@ -177,10 +178,13 @@ pub fn unresolved(
             Presence::Present(_) => is_old(entry.verified_at),
             Presence::Missing | Presence::Unknown(_) => retries.is_due(key, entry, now),
         })
-        .map(|(key, entry)| (entry.verified_at, Box::<str>::from(key)))
+        .map(|(key, entry)| {
+            let is_known = matches!(entry.presence, Presence::Present(_)) || retries.0.contains_key(key);
+            (is_known, entry.verified_at, Box::<str>::from(key))
+        })
         .collect();
     tags.sort_unstable();
-    tags.into_iter().map(|(_, key)| key).collect()
+    tags.into_iter().map(|(_, _, key)| key).collect()
 }
 
 /// A sweep in progress.
@@ -532,10 +536,15 @@ mod tests {
         let pinned = format!("pinned@{}", digest('a'));
         known(&pinned, Presence::Present(proof('a')), 90);
         let mut retries = Retries::default();
-        let all = ["oldest:1", "due:1", "missing:1"].map(Box::<str>::from);
-        assert_eq!(unresolved(&index, "a", &rules, &retries, now), all);
+        let tags = |retries: &Retries, now| unresolved(&index, "a", &rules, retries, now);
+        let of = |names: &[&str]| -> Vec<Box<str>> { names.iter().map(|name| (*name).into()).collect() };
+        assert_eq!(tags(&retries, now), of(&["missing:1", "oldest:1", "due:1"]));
         retries.in_vain("missing:1", 5 * MINUTE, now);
-        assert_eq!(unresolved(&index, "a", &rules, &retries, now), all[..2]);
+        assert_eq!(tags(&retries, now), of(&["oldest:1", "due:1"]));
+        // The digest that is known of it is gone from upstream, where the tag has moved.
+        let later = now.after(5 * MINUTE);
+        let expected = of(&["oldest:1", "due:1", "younger:1", "missing:1"]);
+        assert_eq!(tags(&retries, later), expected);
     }
 
     #[test]
