@@ -284,8 +284,9 @@ impl Prober {
             .iter()
             .filter_map(|child| Some((child, Architectures::of(child.architecture.as_deref()?))))
             .filter(|(_, architecture)| known.contains(*architecture));
+        // One for all: a round that takes too long would pass for one that stalls.
+        let deadline = Instant::now() + timeout;
         for (child, architecture) in named.take(CHILDREN) {
-            let deadline = Instant::now() + timeout;
             match client.get(repository, &child.digest.to_string(), deadline).await {
                 Answer::Exists(manifest) => {
                     gone = Architectures::NONE;
