@@ -24,8 +24,9 @@ use crate::{
     metrics::Metrics,
     state::{
         Store,
+        configuration::Configuration,
         feed::{Feed, Keep},
-        file::{self, Configuration},
+        file,
         replica::{Images, Namespaces, Replica, Scope, Settings},
     },
     telemetry::chain,

@@ -2,7 +2,7 @@
 //! state the patch applies, changes images, our annotations and one pull secret only, follows from
 //! proof, and admission leaves its own output as it is.
 
-use std::cell::Cell;
+use std::{cell::Cell, sync::Arc};
 
 use kagami::{
     api, clock,
@@ -18,6 +18,7 @@ use kagami::{
         reason::Reason,
         routing::Routing,
         selector::Selector,
+        standing::Standing,
         time::Timestamp,
     },
     state::{Configured, Store},
@@ -41,6 +42,7 @@ const LISTS: [(&str, &str); 4] = [
 #[derive(Clone, Debug)]
 struct Peer {
     mirror: Mirror,
+    standing: Arc<Standing>,
     state: State,
     images: Vec<(String, Presence)>,
 }
@@ -156,13 +158,6 @@ fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
                 pull_secret,
                 exclude_owners: OwnerPattern::built_in(),
                 runs_in: Vec::new(),
-                pull_secret_namespaces: if in_place {
-                    vec!["team".to_owned()]
-                } else {
-                    Vec::new()
-                },
-                platforms: Architectures::NONE,
-                owners_left_alone: Vec::new(),
             };
             let images = keys
                 .iter()
@@ -170,8 +165,13 @@ fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
                 .zip(chances)
                 .filter_map(|(key, chance)| Some((key, presence(chance)?)))
                 .collect();
+            let namespaces = in_place.then(|| "team".to_owned());
             Peer {
                 mirror,
+                standing: Arc::new(Standing {
+                    pull_secret_namespaces: namespaces.into_iter().collect(),
+                    ..Standing::NONE
+                }),
                 state,
                 images,
             }
@@ -185,6 +185,10 @@ fn store(peers: &[Peer]) -> Store {
     store.configure(
         Configured {
             routing,
+            standings: peers
+                .iter()
+                .map(|peer| (peer.mirror.name.clone(), Arc::clone(&peer.standing)))
+                .collect(),
             ..Configured::default()
         },
         clock::now(),
@@ -195,6 +199,7 @@ fn store(peers: &[Peer]) -> Store {
         mirror,
         state,
         images,
+        ..
     } in peers
     {
         store.set_health(
@@ -225,6 +230,7 @@ fn is_proven(peers: &[Peer], original: &str, current: &str) -> bool {
              mirror,
              state,
              images,
+             ..
          }| {
             let proven = |digest: &Digest| mirror.map(&reference, digest).as_deref() == Ok(current);
             let found = images.iter().find(|(image, _)| *image == key);

@@ -22,7 +22,7 @@ use crate::{
     },
     credentials::Secret,
     domain::image::Reference,
-    state::file::Configuration,
+    state::configuration::Configuration,
     telemetry::chain,
 };
 
