@@ -87,18 +87,31 @@ impl std::fmt::Display for Unknown {
     }
 }
 
+/// What was made of a resource.
+#[derive(Clone, Debug)]
+pub struct Reading<T> {
+    /// What is put in force, or why nothing is.
+    pub taken: Result<T, Vec<Fault>>,
+    /// What is not known of the resource, whether it is taken or not.
+    pub unknown: Vec<Unknown>,
+}
+
 /// Reads the settings of an ImageMirror, the status left out, with the schema of
-/// [`schema::image_mirror`].
+/// [`schema::image_mirror`]. What is taken is a resource that [`mirror()`] takes.
 ///
-/// Returns a resource that [`mirror()`] takes, or why there is none; and what is not known of it.
 /// Everybody who reads ImageMirrors reads them like this, so that all agree.
-pub fn read(schema: &Value, name: &str, spec: &Value) -> (Result<ImageMirror, Vec<Fault>>, Vec<Unknown>) {
-    let faults = match decode(schema, name, spec.clone()) {
-        Ok(resource) => return (Ok(resource), Vec::new()),
+pub fn read(schema: &Value, name: &str, spec: &Value) -> Reading<ImageMirror> {
+    let mut unknown = Vec::new();
+    let faults = match decode(schema, name, spec) {
+        Ok(resource) => {
+            return Reading {
+                taken: Ok(resource),
+                unknown,
+            };
+        }
         Err(faults) => faults,
     };
     let mut understood = spec.clone();
-    let mut unknown = Vec::new();
     // From the end, so that the places of list entries stay true.
     for fault in faults.iter().rev() {
         let consequence = Consequence::of(&fault.field);
@@ -114,11 +127,14 @@ pub fn read(schema: &Value, name: &str, spec: &Value) -> (Result<ImageMirror, Ve
         });
     }
     unknown.reverse();
-    (decode(schema, name, understood), unknown)
+    Reading {
+        taken: decode(schema, name, &understood),
+        unknown,
+    }
 }
 
 /// Decodes a spec and checks everything.
-fn decode(schema: &Value, name: &str, spec: Value) -> Result<ImageMirror, Vec<Fault>> {
+fn decode(schema: &Value, name: &str, spec: &Value) -> Result<ImageMirror, Vec<Fault>> {
     let document = json!({
         "apiVersion": ImageMirror::api_version(&()),
         "kind": ImageMirror::kind(&()),
@@ -231,10 +247,13 @@ mod tests {
     }
 
     fn reading(fields: &Value) -> (Result<Mirror, String>, Vec<String>) {
-        let (resource, unknown) = read(&schema::image_mirror(), "main", &spec(fields));
-        let resource = resource.map_err(|faults| faults.iter().map(|fault| format!("{fault}; ")).collect());
+        let Reading { taken, unknown } = read(&schema::image_mirror(), "main", &spec(fields));
+        let text = |faults: Vec<Fault>| {
+            let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+            faults.join("; ")
+        };
         (
-            resource.map(|resource| mirror(&resource).unwrap().0),
+            taken.map(|resource| mirror(&resource).unwrap().0).map_err(text),
             unknown.iter().map(ToString::to_string).collect(),
         )
     }
@@ -302,7 +321,7 @@ mod tests {
             assert!(mirror.is_err(), "{fields}");
             assert_eq!(told, Vec::<String>::new());
         }
-        assert!(read(&schema::image_mirror(), "main", &Value::Null).0.is_err());
+        assert!(read(&schema::image_mirror(), "main", &Value::Null).taken.is_err());
     }
 
     #[test]

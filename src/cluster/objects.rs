@@ -8,9 +8,9 @@ use serde_json::Value;
 use super::watch::{Versioned, version};
 use crate::{
     api::{
-        self, Fault,
+        self,
         mirror::Connection,
-        newer::{self, Unknown},
+        newer::{self, Reading},
         schema,
         v1alpha1::{ImageMirrorStatus, MirroredImage, MirroredImageSpec, SweepStatus, timestamp},
     },
@@ -95,12 +95,12 @@ impl Default for Reader {
 impl Reader {
     /// Returns the mirror that an ImageMirror describes, or everything that is wrong with it; and what of
     /// it this program does not know. The status is not looked at.
-    pub fn mirror(&self, object: &Object) -> (Result<(Mirror, Connection), Vec<Fault>>, Vec<Unknown>) {
-        let (resource, unknown) = newer::read(&self.mirror, &object.metadata.name, &object.spec);
-        (
-            resource.and_then(|resource| api::mirror::mirror(&resource)),
+    pub fn mirror(&self, object: &Object) -> Reading<(Mirror, Connection)> {
+        let Reading { taken, unknown } = newer::read(&self.mirror, &object.metadata.name, &object.spec);
+        Reading {
+            taken: taken.and_then(|resource| api::mirror::mirror(&resource)),
             unknown,
-        )
+        }
     }
 
     /// Returns what the status tells. What cannot be read, as of a newer companion, is as if it were

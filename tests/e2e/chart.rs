@@ -155,10 +155,6 @@ pub(crate) fn wrong_values_are_refused_with_their_place(cluster: &Cluster) {
             "at '/mirrors/m/mode'",
         ),
         (
-            &format!("mirrors: {{m: {{copy: {{policy: Off}}, {mirror}}}}}"),
-            "at '/mirrors/m/copy/policy'",
-        ),
-        (
             "mirrors: {m: {registry: a.example, kind: Hosted}}",
             "missing property 'sources'",
         ),

@@ -91,6 +91,7 @@ const TESTS: &[Test<Cluster>] = tests![
     cluster::a_pull_through_mirror_is_left_alone_while_the_state_is_stale,
     cluster::a_proof_older_than_the_last_outage_is_none,
     cluster::a_sweep_counts_once_all_images_it_covers_have_arrived,
+    cluster::a_broken_image_switches_no_mirror_off,
     cluster::a_mirror_with_a_fault_stays_as_it_was,
     cluster::a_mirror_serves_the_namespaces_that_it_selects,
     cluster::a_mirror_stands_in_while_its_upstream_fails,

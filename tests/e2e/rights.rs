@@ -32,29 +32,29 @@ const COMPANION: &[&str] = &[
     "get list watch namespaces",
     "get list watch nodes",
     "get list watch imagemirrors.kagami.dev",
-    "patch update imagemirrors/status.kagami.dev",
-    "create delete deletecollection get list patch update watch mirroredimages.kagami.dev",
+    "patch imagemirrors/status.kagami.dev",
+    "create delete get list update watch mirroredimages.kagami.dev",
     "get customresourcedefinitions.apiextensions.k8s.io/imagemirrors.kagami.dev",
     "get customresourcedefinitions.apiextensions.k8s.io/mirroredimages.kagami.dev",
 ];
 
 const COMPANION_WRITES_BUNDLES: &[&str] =
-    &["get list watch patch mutatingwebhookconfigurations.admissionregistration.k8s.io/rights-kagami"];
+    &["get patch mutatingwebhookconfigurations.admissionregistration.k8s.io/rights-kagami"];
 
 const COMPANION_AT_HOME: &[&str] = &[
     "create leases.coordination.k8s.io",
-    "get patch update leases.coordination.k8s.io/kagami-companion",
-    "get patch update leases.coordination.k8s.io/kagami-health",
+    "get update leases.coordination.k8s.io/kagami-companion",
+    "get update leases.coordination.k8s.io/kagami-health",
     "get list watch create secrets",
-    "patch update secrets/kagami-probe",
+    "update secrets/kagami-probe",
 ];
 
 const COMPANION_MAKES_CERTIFICATES: &[&str] = &[
-    "patch update secrets/kagami-authority",
-    "patch update secrets/kagami-webhook-tls",
+    "update secrets/kagami-authority",
+    "update secrets/kagami-webhook-tls",
 ];
 
-const COMPANION_AT_DEFAULT: &[&str] = &["create patch events.events.k8s.io"];
+const COMPANION_AT_DEFAULT: &[&str] = &["create events.events.k8s.io"];
 
 pub(crate) fn each_account_has_its_rights_and_no_other(cluster: &Cluster) {
     let home = cluster.namespace(None);

@@ -18,6 +18,7 @@ mod image;
 mod layers;
 mod patch_property;
 mod registry;
+mod resolve;
 mod server;
 #[allow(
     dead_code,

@@ -17,7 +17,7 @@ pub(crate) struct OnceArguments {
     #[command(flatten)]
     pub(crate) left_alone: LeftAloneArguments,
 
-    /// The longest that the command waits for mirrors
+    /// The longest that the command waits for the cluster and the mirrors together
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration, env = "KAGAMI_ONCE_BUDGET")]
     pub(crate) budget: Duration,
 

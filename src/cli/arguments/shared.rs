@@ -78,6 +78,10 @@ pub(crate) struct ListenArguments {
     #[command(flatten)]
     pub(crate) admin: AdminArguments,
 
+    /// Shows the last decisions in /status, with namespaces, Pods and images, to whoever may ask
+    #[arg(long, env = "KAGAMI_SHOW_DECISIONS")]
+    pub(crate) show_decisions: bool,
+
     /// Authorities (PEM) of client certificates; with them only such clients are answered
     #[arg(long, value_name = "FILE", env = "KAGAMI_CLIENT_CA")]
     pub(crate) client_ca: Option<PathBuf>,

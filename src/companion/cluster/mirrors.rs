@@ -32,7 +32,7 @@ use crate::{
     api::{
         self,
         mirror::{Connection, secret_references},
-        newer::{self, Unknown},
+        newer::{self, Reading, Unknown},
         v1alpha1::{ImageMirror, ImageMirrorStatus},
     },
     clock,
@@ -338,8 +338,8 @@ pub(super) fn version(text: Option<&str>) -> u64 {
 
 fn read(schema: &Value, object: DynamicObject) -> Read {
     // A newer status is no reason to do without the settings.
-    let (resource, unknown) = newer::read(schema, &object.name_any(), &object.data["spec"]);
-    let resource = match resource {
+    let Reading { taken, unknown } = newer::read(schema, &object.name_any(), &object.data["spec"]);
+    let resource = match taken {
         Ok(mut resource) => {
             resource.status = Some(status_of(&object));
             resource.metadata = object.metadata;

@@ -45,7 +45,7 @@ use crate::{
     tasks::{Shutdown, panic_message},
 };
 
-/// How many new images and observations may wait for the workers.
+/// How many new images may wait for the workers.
 const QUEUE: usize = 4096;
 
 /// How long after its last answer the API server counts as reachable.
@@ -220,16 +220,9 @@ async fn lead(
     tasks.spawn(publisher.run(client.clone()));
     tasks.spawn(heartbeat.run(client.clone(), settings.namespace.clone()));
     tasks.spawn(pods.run(client.clone()));
-    // Nobody but the probers observes mirrors here: reviews are answered elsewhere.
-    let (_observe, observations) = mpsc::channel(1);
-    let workers = mirror::run(
-        store.clone(),
-        metrics.clone(),
-        reports,
-        inherited,
-        observations,
-        wanted,
-    );
+    // Nobody but the probers looks at mirrors here: reviews are answered elsewhere.
+    let (_doubt, doubts) = mpsc::channel(1);
+    let workers = mirror::run(store.clone(), metrics.clone(), reports, inherited, doubts, wanted);
     tokio::select! {
         error = early_end(&mut tasks) => error,
         never = workers => match never {},

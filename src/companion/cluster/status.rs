@@ -214,18 +214,16 @@ fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
 
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
     let mut late = Vec::new();
-    let mut any = false;
+    let (mut any, mut tags_wait) = (false, false);
     let slots = [&mut next.sweeps.tag, &mut next.sweeps.digest];
     for ((slot, sweep), class) in slots.into_iter().zip(&seen.sweeps).zip(["tags", "digests"]) {
         let Some((end, through)) = sweep else { continue };
         any = true;
+        tags_wait |= end.tags_wait;
         let took = end.finished_at.since(end.started_at);
         if took > end.period {
-            late.push(format!(
-                "the sweep over {class} took {} s of {} s",
-                took.as_secs(),
-                end.period.as_secs()
-            ));
+            tracing::debug!(class, ?took, period = ?end.period, "a sweep is late");
+            late.push(end.bound);
         }
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let counts = end.counts;
@@ -251,19 +249,25 @@ fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
         generation: seen.generation,
         now,
     };
-    if late.is_empty() {
+    if !late.is_empty() {
+        // Without the seconds: they differ each time.
+        let message = format!(
+            "Images are not looked at often enough, so proofs may age out: raise \
+             spec.sweep.requestsPerSecond or {}.",
+            late.join(" and ")
+        );
+        conditions.set("SweepInTime", "False", "TooSlow", &message);
+    } else if tags_wait {
+        let message = "A pull-through mirror is asked for one tag a second, and there are more than can be \
+                       resolved anew within spec.tags.refresh: raise it.";
+        conditions.set("SweepInTime", "False", "TooSlow", message);
+    } else {
         conditions.set(
             "SweepInTime",
             "True",
             "InTime",
             "Proofs are renewed before they age out.",
         );
-    } else {
-        // Without the seconds: they differ each time.
-        let message = "Images are not looked at often enough, so proofs may age out: raise \
-                       spec.sweep.requestsPerSecond or spec.freshness.";
-        conditions.set("SweepInTime", "False", "TooSlow", message);
-        tracing::debug!(late = late.join("; "), "sweeps are late");
     }
 }
 
@@ -571,6 +575,8 @@ mod tests {
                 ..Counts::default()
             },
             period: Duration::from_secs(10),
+            bound: "spec.tags.refresh",
+            tags_wait: false,
         };
         let swept = |tags| Seen {
             sweeps: [Some((tags, 77)), Some((end(0, 1), 77))],
@@ -583,6 +589,32 @@ mod tests {
         assert_eq!(status.images, Some(3));
         assert_eq!(condition(&status, "SweepInTime").status, "True");
         let late = plan(&status, &swept(end(3, 11)), at(40));
-        assert_eq!(condition(&late, "SweepInTime").reason, "TooSlow");
+        let in_time = condition(&late, "SweepInTime");
+        assert_eq!(in_time.reason, "TooSlow");
+        assert!(
+            in_time
+                .message
+                .ends_with("requestsPerSecond or spec.tags.refresh."),
+            "{}",
+            in_time.message
+        );
+        // The sweep was in time, but what pull-through mirrors' tags stand for was not asked.
+        let waiting = SweepEnd {
+            tags_wait: true,
+            ..end(3, 1)
+        };
+        let late = plan(&status, &swept(waiting), at(40));
+        let in_time = condition(&late, "SweepInTime");
+        assert_eq!(in_time.status, "False");
+        assert!(
+            in_time.message.contains("spec.tags.refresh: raise it"),
+            "{}",
+            in_time.message
+        );
+        assert!(
+            !in_time.message.contains("requestsPerSecond"),
+            "{}",
+            in_time.message
+        );
     }
 }

@@ -28,11 +28,13 @@
 //! `domain::presence` test it. Rows with a cluster's parts are in `tests/e2e`.
 
 mod access;
+mod children;
 mod companion;
 mod configuration;
 mod load;
 mod mirrors;
 mod reviews;
+mod sweeps;
 
 use std::time::Duration;
 

@@ -284,7 +284,7 @@ impl Replica {
         let address = SocketAddr::from((self.address, 8443));
         let mut connection = Connection::open_to(Arc::clone(trust), name, address);
         let review = kagami::review(image);
-        let (_, body) = connection.post("/mutate/enforce?timeout=3s", &review).unwrap();
+        let (_, body) = connection.post("/mutate/enforce?timeout=2s", &review).unwrap();
         kagami::decided(&body)
     }
 

@@ -30,7 +30,7 @@ use crate::{
     metrics::Metrics,
     registry::Client,
     state::{
-        Observed, Store,
+        Store,
         configuration::Configuration,
         feed::{Feed, Identity, Keep, SecretFaults, Unusable},
     },
@@ -109,7 +109,7 @@ pub struct SharedMirror {
     pub digests: Option<Swept>,
 }
 
-/// A mirror that this replica should probe itself.
+/// A mirror that this replica should ping itself.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) mirror: String,
@@ -176,8 +176,8 @@ impl Belief {
 
     pub(super) fn mirror_changed(&mut self, object: &Object, now: Timestamp) {
         let name = object.metadata.name.as_str();
-        let (read, unknown) = self.reader.mirror(object);
-        let unknown: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+        let read = self.reader.mirror(object);
+        let unknown: Vec<_> = read.unknown.iter().map(ToString::to_string).collect();
         let told = self.reader.status(object);
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
@@ -188,7 +188,7 @@ impl Belief {
         });
         known.told = told;
         let before = known.good.clone();
-        let faults = match read {
+        let faults = match read.taken {
             Ok(mut good) => {
                 // Credentials come from a file of the mirror's name, whatever the Secret is called.
                 if let Some(secret) = &mut good.1.probe_secret {
@@ -400,13 +400,19 @@ impl Belief {
         good.map(|(mirror, _)| mirror.health.stale_after)
     }
 
-    /// Takes in what this replica saw of a mirror itself.
-    pub(super) fn observe(&mut self, observed: &Observed, now: Timestamp) {
-        let Observed { mirror, observation } = observed;
+    /// Takes in that a live look on a mirror failed.
+    pub(super) fn doubt(&mut self, mirror: &str) {
+        if let Some(known) = self.mirrors.get_mut(mirror) {
+            known.witness.doubt();
+        }
+    }
+
+    /// Takes in what a ping of this replica tells of a mirror.
+    pub(super) fn pinged(&mut self, mirror: &str, observation: Observation, now: Timestamp) {
         let Some(known) = self.mirrors.get_mut(mirror) else {
             return;
         };
-        if known.witness.observe(*observation, now).changed {
+        if known.witness.pinged(observation, now).changed {
             let View { health, stale } = known.witness.view();
             tracing::info!(
                 mirror,
@@ -462,12 +468,12 @@ impl Belief {
         self.heartbeat.seen.is_some()
     }
 
-    /// Returns the mirrors that this replica should probe itself.
+    /// Returns the mirrors that this replica should ping itself.
     pub(super) fn wanted(&self) -> Vec<Wanted> {
         let wanted = self
             .mirrors
             .iter()
-            .filter(|(_, known)| known.witness.wants_probes());
+            .filter(|(_, known)| known.witness.wants_pings());
         wanted
             .filter_map(|(name, known)| {
                 Some(Wanted {
