@@ -27,8 +27,9 @@ mod secrets;
 #[allow(dead_code, reason = "each ring uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 
-use std::process::ExitCode;
+use std::{env, process::ExitCode};
 
 use libtest_mimic::Arguments;
 
@@ -107,6 +108,9 @@ const TESTS: &[Test<Cluster>] = tests![
     report::who_may_not_list_pods_is_told,
 ];
 
+/// What `scripts/upgrade` runs beside a build of an earlier version.
+const UPGRADE: &[Test<Cluster>] = tests![upgrade::there_and_back_and_here_again];
+
 /// The API servers of this run.
 #[derive(Debug)]
 struct Clusters {
@@ -150,7 +154,12 @@ fn main() -> ExitCode {
         .unwrap();
 
     let state = State::default();
-    let trials = trials(TESTS, &state, Clusters::of);
+    let mut tests = TESTS.to_vec();
+    if env::var_os(upgrade::FORMER).is_some() {
+        // It needs an earlier version, which nobody builds but the script for it.
+        tests.extend_from_slice(UPGRADE);
+    }
+    let trials = trials(&tests, &state, Clusters::of);
     if runs(&arguments, &trials, |_| true) {
         let tools = Tools::find();
         if let Err(reason) = &tools
