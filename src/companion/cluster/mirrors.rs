@@ -40,8 +40,8 @@ use crate::{
     domain::{mirror::Mirror, selector::Labels},
     state::{
         Store,
+        configuration::Configuration,
         feed::{Feed, Keep, SecretFaults},
-        file::Configuration,
     },
     telemetry::chain,
 };
@@ -262,7 +262,7 @@ impl Follower {
             mirrors: mirrors.values().cloned().collect(),
             namespaces: self.namespaces.now.clone(),
             secrets: self.secrets.now.clone(),
-            pull_secret_namespaces: BTreeSet::new(),
+            standings: BTreeMap::new(),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::domain::{
     pod::PlaceKind,
     presence::{Index, Presence},
     snapshot::Snapshot,
+    standing::Standing,
 };
 
 const NGINX: &str = "docker.io/library/nginx:1";
@@ -386,11 +387,15 @@ fn a_pinned_image_comes_back_unchanged_after_pinning_is_switched_off() {
 #[test]
 fn the_pull_secret_is_appended_once_and_at_the_end() {
     let needing = || {
-        state_of(Mirror {
+        let mut needing = state_of(Mirror {
             pull_secret: true,
-            pull_secret_namespaces: vec!["team".to_owned()],
             ..mirror("a", &["docker.io"])
-        })
+        });
+        needing.0.standings = vec![Arc::new(Standing {
+            pull_secret_namespaces: BTreeSet::from(["team".to_owned()]),
+            ..Standing::NONE
+        })];
+        needing
     };
     let with = |secrets: Option<&[&'static str]>| {
         let mut request = annotated(nginx(), &[]);
