@@ -1,5 +1,7 @@
 //! Objects as they come from the API server, read so that none of them can stop a watch.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -17,6 +19,7 @@ use crate::{
         mirror::Mirror,
         presence::{Presence, Swept, Version},
         selector::Labels,
+        standing::Standing,
         time::Timestamp,
     },
 };
@@ -81,9 +84,7 @@ pub struct SharedStatus {
     pub health: Health,
     pub tags: Option<Swept>,
     pub digests: Option<Swept>,
-    pub pull_secret_namespaces: Vec<String>,
-    pub platforms: Vec<String>,
-    pub owners_left_alone: Vec<String>,
+    pub standing: Arc<Standing>,
     pub failing_upstreams: Vec<String>,
 }
 
@@ -124,9 +125,11 @@ impl From<ImageMirrorStatus> for SharedStatus {
             health: api::health::health(&status).unwrap_or_else(|| Health::unknown(Timestamp::default())),
             tags: status.sweeps.tag.as_ref().and_then(swept),
             digests: status.sweeps.digest.as_ref().and_then(swept),
-            pull_secret_namespaces: status.pull_secret_namespaces,
-            platforms: status.platforms,
-            owners_left_alone: status.owners_left_alone,
+            standing: Arc::new(Standing {
+                platforms: status.platforms.iter().map(String::as_str).collect(),
+                pull_secret_namespaces: status.pull_secret_namespaces.into_iter().collect(),
+                owners_left_alone: status.owners_left_alone.into_iter().collect(),
+            }),
             failing_upstreams: status.failing_upstreams,
         }
     }
@@ -175,7 +178,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::domain::health::State;
+    use crate::domain::{health::State, platform::Architectures};
 
     const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -266,13 +269,13 @@ mod tests {
         }));
         assert_eq!(status.health.state, State::Healthy);
         assert_eq!(status.tags.unwrap().through, Version(99));
-        assert_eq!(status.platforms, ["amd64"]);
+        assert_eq!(status.standing.platforms, Architectures::of("amd64"));
         // A state that this program does not know, or a health without its date, is none.
         let unknown = json!({"state": "Splendid", "provenSince": "2026-01-02T03:04:05.000000Z"});
         let status = told(json!({"health": unknown, "platforms": ["arm64"]}));
         assert_eq!(
-            (status.health.state, &status.platforms[..]),
-            (State::Unknown, &["arm64".to_owned()][..])
+            (status.health.state, status.standing.platforms),
+            (State::Unknown, Architectures::of("arm64"))
         );
         for status in [json!({"health": {"state": "Healthy"}}), json!("?"), Value::Null] {
             assert_eq!(told(status).health.state, State::Unknown);

@@ -28,6 +28,7 @@ pub mod routing;
 pub mod selector;
 pub mod snapshot;
 pub mod source;
+pub mod standing;
 pub mod sweep;
 pub mod time;
 pub mod usage;

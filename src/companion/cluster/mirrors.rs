@@ -34,8 +34,8 @@ use crate::{
     domain::{mirror::Mirror, selector::Labels},
     state::{
         Store,
+        configuration::Configuration,
         feed::{Feed, Keep, SecretFaults},
-        file::Configuration,
     },
     telemetry::chain,
 };
@@ -212,7 +212,8 @@ impl Follower {
             mirrors: self.mirrors.forms().cloned().collect(),
             namespaces: all(&self.namespaces),
             secrets: all(&self.secrets),
-            pull_secret_namespaces: BTreeSet::new(),
+            // What statuses tell is for decisions, of which there are none here.
+            standings: BTreeMap::new(),
         };
         // Images stay known while their mirror is out of force: it is still the cluster's.
         let names = self.mirrors.iter().map(|(name, _)| name.clone()).collect();

@@ -7,6 +7,7 @@
 
 mod belief;
 mod credentials;
+mod images;
 mod once;
 mod own;
 
@@ -38,7 +39,7 @@ use super::{Doubt, Store};
 use crate::{
     clock,
     cluster::{
-        objects::{self, Entry, Object, Outline},
+        objects::{Object, Outline},
         sources,
         watch::{Event, Pulse, follow},
     },
@@ -262,36 +263,11 @@ impl Shared {
     async fn follow_images(self) -> Infallible {
         let (_never, relists) = tokio::sync::watch::channel(0);
         let (client, pulse) = (self.0.client.0.clone(), self.0.images.clone());
+        let mut images = images::ImageWriter::new(self.0.store.clone());
         follow(client, sources::images(), pulse, relists, |event| {
-            self.take_image(event);
+            images.take(event);
         })
         .await
-    }
-
-    fn take_image(&self, event: Event<Object>) {
-        let mut index = self.0.store.index_mut();
-        match event {
-            Event::Listing => index.begin_listing(),
-            Event::Listed(object) | Event::Changed(object) => {
-                if let Some(entry) = objects::entry(&object) {
-                    let Entry {
-                        mirror,
-                        key,
-                        presence,
-                        verified_at,
-                        version,
-                    } = entry;
-                    index.write_at(&mirror, &key, presence, verified_at, version, verified_at);
-                }
-            }
-            Event::ListedAll { .. } => index.end_listing(),
-            Event::Deleted(object) => {
-                if let Some(entry) = objects::entry(&object) {
-                    index.remove(&entry.mirror, &entry.key);
-                }
-            }
-            Event::Reached(version) => index.reached(version),
-        }
     }
 
     async fn follow_namespaces(self) -> Infallible {

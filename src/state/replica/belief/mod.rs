@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -30,8 +31,8 @@ use crate::{
     registry::Client,
     state::{
         Store,
+        configuration::Configuration,
         feed::{Feed, Identity, Keep, SecretFaults, Unusable},
-        file::Configuration,
     },
     telemetry::chain,
 };
@@ -224,7 +225,6 @@ impl Belief {
             known.unknown = unknown;
         }
         known.witness.told(known.told.health, now);
-        known.complete();
         if known.good != before {
             self.put(now);
         }
@@ -255,8 +255,12 @@ impl Belief {
         Configuration {
             mirrors: good.collect(),
             secrets: self.credentials.clone(),
+            standings: self
+                .mirrors
+                .iter()
+                .map(|(name, known)| (name.clone(), Arc::clone(&known.told.standing)))
+                .collect(),
             namespaces: self.namespaces.believed(),
-            pull_secret_namespaces: BTreeSet::new(),
         }
     }
 
@@ -287,6 +291,7 @@ impl Belief {
         let Some(known) = self.mirrors.get(name) else {
             return;
         };
+        self.store.set_standing(name, &known.told.standing);
         let view = known.witness.view();
         if self.store.set_view(name, view) {
             self.metrics.set_health(name, view.health.state);
@@ -560,17 +565,6 @@ impl Known {
         }
         self.witness.configure(good.0.health);
         self.good = Some(good);
-    }
-
-    /// Completes the last good resource by what the status tells now.
-    fn complete(&mut self) {
-        if let Some((mirror, _)) = &mut self.good {
-            mirror
-                .pull_secret_namespaces
-                .clone_from(&self.told.pull_secret_namespaces);
-            mirror.platforms = self.told.platforms.iter().map(String::as_str).collect();
-            mirror.owners_left_alone.clone_from(&self.told.owners_left_alone);
-        }
     }
 
     fn stale_after(&self) -> Duration {
