@@ -19,7 +19,7 @@ use super::{
     payload::{Images, Payload},
     process::{CERTIFICATE, KEY, Process},
     report::Bars,
-    roles::Kagami,
+    roles::{Build, Kagami},
 };
 
 /// Where the API server sends reviews.
@@ -83,6 +83,8 @@ pub const QUICK: Plan = Plan {
 #[derive(Debug)]
 pub struct Bench {
     pub plan: Plan,
+    /// The build that is measured.
+    pub own: Build,
     pub folder: TempDir,
     pub tls: Arc<ClientConfig>,
 }
@@ -105,13 +107,14 @@ impl Bench {
         fs::write(folder.path().join(KEY), issued.pair.key)?;
         Ok(Self {
             plan,
+            own: Build::own(),
             tls: client::trust(&authority)?,
             folder,
         })
     }
 
     pub fn kagami(&self, name: &str, mirror: SocketAddr, settings: &str) -> Result<Kagami> {
-        Kagami::start(self.folder.path(), name, mirror, settings)
+        Kagami::start(&self.own, self.folder.path(), name, mirror, settings)
     }
 
     pub fn target(&self, kagami: &Kagami, payload: &Payload, images: Images, expected: Expected) -> Target {
@@ -281,6 +284,7 @@ pub fn one_connection<T>(target: &Target, work: impl AsyncFnOnce(&mut Connection
     runtime.block_on(async { work(&mut Connection::open(target).await?).await })
 }
 
+/// Returns the middle of some figures, which is none of none.
 pub fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.into_iter().collect();
     figures.sort_by(f64::total_cmp);

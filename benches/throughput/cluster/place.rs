@@ -2,7 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use kagami::domain::time::Timestamp;
+use anyhow::Result;
+use kagami::{clock, domain::time::Timestamp};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -11,7 +12,9 @@ use super::super::{
         cluster::{Cluster, Namespace, User},
         companion::{MIRRORS, install_definitions},
         reader::{Heart, time},
+        tools::Tools,
     },
+    registry::Registry,
     roles::{MIRROR, REGISTRY},
 };
 
@@ -24,6 +27,25 @@ pub struct Place<'a> {
     pub cluster: &'a Cluster,
     /// Kagami's own namespace.
     pub own: Namespace<'a>,
+}
+
+/// Proofs that last for the whole run, so that no sweep falls into a measurement.
+pub fn lasting() -> Value {
+    json!({"freshness": {"tag": "24h", "digest": "24h"}})
+}
+
+/// Measures something in a cluster whose mirror has every image and is said to be healthy since a moment, which
+/// `measure` is told: of whatever was seen then, proofs last.
+pub fn with_healthy_mirror(
+    tools: &Tools,
+    measure: impl FnOnce(&Place<'_>, Timestamp) -> Result<()>,
+) -> Result<()> {
+    let mirror = Registry::start()?;
+    let cluster = Cluster::start(tools.clone());
+    let place = Place::new(&cluster, mirror.address, &lasting());
+    let now = clock::now();
+    let _heart = place.share_healthy(now);
+    measure(&place, now)
 }
 
 impl<'a> Place<'a> {
@@ -39,18 +61,7 @@ impl<'a> Place<'a> {
         });
         let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
         cluster.create(bindings, &binding).success();
-        let mut object = json!({
-            "apiVersion": "kagami.dev/v1alpha1",
-            "kind": "ImageMirror",
-            "metadata": {"name": MIRROR},
-            "spec": {
-                "registry": REGISTRY,
-                "kind": "Hosted",
-                "sources": [{"prefix": "docker.io"}],
-                "endpoint": {"url": format!("http://{mirror}")},
-            },
-        });
-        merge(&mut object["spec"], settings);
+        let object = image_mirror(MIRROR, REGISTRY, "docker.io", mirror, settings);
         cluster.create(MIRRORS, &object).success();
         Self { cluster, own }
     }
@@ -89,6 +100,29 @@ impl<'a> Place<'a> {
             .request(User::Admin, Method::PUT, &path, Some(mirror));
         answer.success();
     }
+}
+
+/// Returns an ImageMirror of a mirror at this address that has the images of one source, with more settings.
+pub fn image_mirror(
+    name: &str,
+    registry: &str,
+    source: &str,
+    address: SocketAddr,
+    settings: &Value,
+) -> Value {
+    let mut object = json!({
+        "apiVersion": "kagami.dev/v1alpha1",
+        "kind": "ImageMirror",
+        "metadata": {"name": name},
+        "spec": {
+            "registry": registry,
+            "kind": "Hosted",
+            "sources": [{"prefix": source}],
+            "endpoint": {"url": format!("http://{address}")},
+        },
+    });
+    merge(&mut object["spec"], settings);
+    object
 }
 
 fn merge(object: &mut Value, more: &Value) {
