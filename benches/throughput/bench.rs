@@ -20,6 +20,7 @@ use super::{
     process::{CERTIFICATE, KEY, Process},
     report::Bars,
     roles::{Build, Kagami},
+    scale,
 };
 
 /// Where the API server sends reviews.
@@ -52,6 +53,7 @@ pub struct Plan {
     pub images: usize,
     pub quiet: Duration,
     pub outage: Duration,
+    pub scale: scale::Sizes,
 }
 
 pub const FULL: Plan = Plan {
@@ -65,6 +67,7 @@ pub const FULL: Plan = Plan {
     images: 100_000,
     quiet: Duration::from_mins(1),
     outage: Duration::from_mins(1),
+    scale: scale::FULL,
 };
 
 pub const QUICK: Plan = Plan {
@@ -78,6 +81,7 @@ pub const QUICK: Plan = Plan {
     images: 100_000,
     quiet: Duration::from_secs(30),
     outage: Duration::from_secs(20),
+    scale: scale::QUICK,
 };
 
 #[derive(Debug)]
@@ -85,6 +89,8 @@ pub struct Bench {
     pub plan: Plan,
     /// The build that is measured.
     pub own: Build,
+    /// The one beside which some of it is.
+    pub other: Option<Build>,
     pub folder: TempDir,
     pub tls: Arc<ClientConfig>,
 }
@@ -97,7 +103,7 @@ pub struct Rival {
 }
 
 impl Bench {
-    pub fn new(plan: Plan) -> Result<Self> {
+    pub fn new(plan: Plan, other: Option<Build>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let names = ["127.0.0.1".into()];
         let issued = certificates::issue(&names, clock::now(), Duration::from_hours(24))?;
@@ -108,6 +114,7 @@ impl Bench {
         Ok(Self {
             plan,
             own: Build::own(),
+            other,
             tls: client::trust(&authority)?,
             folder,
         })

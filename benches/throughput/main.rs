@@ -32,6 +32,7 @@ mod registry;
 mod report;
 mod reviews;
 mod roles;
+mod scale;
 mod sweep;
 mod world;
 
@@ -41,13 +42,15 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use bench::{Bench, FULL, QUICK};
 use report::Bars;
+use roles::Build;
 
-const USAGE: &str = "usage: throughput [--quick] [--registry PROGRAM] [PART...]
-parts: decision, reviews, faults, sweep, cluster (or of it: replica, creates, companion)";
+const USAGE: &str = "usage: throughput [--quick] [--registry PROGRAM] [--against NAME=PROGRAM] [PART...]
+parts: decision, reviews, faults, sweep, cluster (or of it: replica, creates, companion),
+       scale (or of it: bodies, builds, believed, fresh, deletion, finished, large)";
 
 /// What a part is one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,10 +59,12 @@ enum Group {
     Alone,
     /// Over a real API server.
     Cluster,
+    /// With very much of everything, beside another build.
+    Scale,
 }
 
 /// What can be measured, in the order in which it is.
-const PARTS: [(&str, Group); 7] = [
+const PARTS: [(&str, Group); 14] = [
     ("decision", Group::Alone),
     ("reviews", Group::Alone),
     ("faults", Group::Alone),
@@ -67,6 +72,24 @@ const PARTS: [(&str, Group); 7] = [
     ("replica", Group::Cluster),
     ("creates", Group::Cluster),
     ("companion", Group::Cluster),
+    ("bodies", Group::Scale),
+    ("builds", Group::Scale),
+    ("believed", Group::Scale),
+    ("fresh", Group::Scale),
+    ("deletion", Group::Scale),
+    ("finished", Group::Scale),
+    ("large", Group::Scale),
+];
+
+/// The parts that need the programs of a cluster.
+const IN_CLUSTERS: [&str; 7] = [
+    "replica",
+    "creates",
+    "companion",
+    "believed",
+    "fresh",
+    "deletion",
+    "finished",
 ];
 
 fn main() -> Result<ExitCode> {
@@ -91,7 +114,7 @@ fn main() -> Result<ExitCode> {
 }
 
 fn run(words: &[&str]) -> Result<ExitCode> {
-    let (mut plan, mut program, mut named) = (FULL, None, Vec::new());
+    let (mut plan, mut program, mut other, mut named) = (FULL, None, None, Vec::new());
     let mut words = words.iter().copied();
     while let Some(word) = words.next() {
         match word {
@@ -99,7 +122,9 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             "--bench" => {}
             "--quick" => plan = QUICK,
             "--registry" => program = Some(PathBuf::from(words.next().context(USAGE)?)),
+            "--against" => other = Some(words.next().and_then(Build::of).context(USAGE)?),
             "cluster" => named.extend(parts_of(Group::Cluster)),
+            "scale" => named.extend(parts_of(Group::Scale)),
             part => {
                 let known = PARTS.into_iter().find(|(name, _)| *name == part);
                 named.push(known.context(USAGE)?.0);
@@ -111,10 +136,13 @@ fn run(words: &[&str]) -> Result<ExitCode> {
     }
     let parts = PARTS.into_iter().filter(|(name, _)| named.contains(name));
     // Before anything is measured, because that takes minutes.
-    let needs_cluster = parts.clone().any(|(_, group)| group == Group::Cluster);
+    if other.is_none() && parts.clone().any(|(_, group)| group == Group::Scale) {
+        bail!("scale is measured beside another build: scripts/bench builds one, or name it with --against");
+    }
+    let needs_cluster = parts.clone().any(|(name, _)| IN_CLUSTERS.contains(&name));
     let tools = needs_cluster.then(cluster::tools).transpose()?;
     let start = Instant::now();
-    let bench = Bench::new(plan)?;
+    let bench = Bench::new(plan, other)?;
     let mut bars = Bars::default();
     for (part, _) in parts {
         let began = Instant::now();
@@ -126,6 +154,13 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             ("replica", Some(tools)) => bench.replica(tools, &mut bars),
             ("creates", Some(tools)) => bench.creates(tools, &mut bars),
             ("companion", Some(tools)) => bench.companion(tools, &mut bars),
+            ("bodies", _) => bench.bodies(&mut bars),
+            ("builds", _) => bench.builds(&mut bars),
+            ("believed", Some(tools)) => bench.believed(tools, &mut bars),
+            ("fresh", Some(tools)) => bench.fresh(tools, &mut bars),
+            ("deletion", Some(tools)) => bench.deletion(tools, &mut bars),
+            ("finished", Some(tools)) => bench.finished(tools, &mut bars),
+            ("large", _) => bench.large(&mut bars),
             _ => Ok(()),
         };
         // The others are worth measuring all the same.

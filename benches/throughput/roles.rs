@@ -47,7 +47,16 @@ impl Build {
         }
     }
 
-    fn command(&self) -> Command {
+    /// Another one, given as `name=program`.
+    pub fn of(text: &str) -> Option<Self> {
+        let (name, program) = text.split_once('=')?;
+        Some(Self {
+            name: name.to_owned(),
+            program: program.into(),
+        })
+    }
+
+    pub fn command(&self) -> Command {
         Command::new(&self.program)
     }
 

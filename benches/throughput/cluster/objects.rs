@@ -30,7 +30,7 @@ use super::super::{
         cluster::{Cluster, User},
         companion::IMAGES,
     },
-    image, payload,
+    image, payload, process,
     roles::MIRROR,
 };
 
@@ -43,8 +43,14 @@ pub fn address(cluster: &Cluster) -> Result<SocketAddr> {
     Ok(address.parse()?)
 }
 
+/// Returns the process of the API server.
+pub fn api_server(cluster: &Cluster) -> Result<u32> {
+    let (_, port) = cluster.url.rsplit_once(':').context("a port")?;
+    process::with_argument(&format!("--secure-port={port}"))
+}
+
 /// Returns the MirroredImage that a companion writes of an image that it saw at that time.
-fn mirrored_image(
+pub fn mirrored_image(
     mirror: &str,
     key: &str,
     verified_at: Timestamp,
@@ -92,6 +98,16 @@ impl Write {
         Self {
             method: "POST",
             content: "application/json",
+            path: path.into(),
+            body,
+        }
+    }
+
+    /// Returns a merge patch of an object.
+    pub fn merge(path: impl Into<String>, body: String) -> Self {
+        Self {
+            method: "PATCH",
+            content: "application/merge-patch+json",
             path: path.into(),
             body,
         }
