@@ -65,6 +65,8 @@ const LAST_ONES: Duration = Duration::from_secs(30);
 struct Outcome {
     /// MiB.
     peak: f64,
+    /// Pod events a second that came.
+    rate: f64,
     /// Percent of a core.
     cpu: f64,
     /// Seconds, sorted.
@@ -89,10 +91,12 @@ impl Bench {
         for build in builds {
             let outcome = self.large_of(build)?;
             println!(
-                "  {}: memory at its peak {:.1} MiB; {:.1} % of a core; new images known after {:.2} s (p50), {:.2} s (p99)",
+                "  {}: memory at its peak {:.1} MiB; {:.1} % of a core at {:.0} Pod events a second; new images known \
+                 after {:.2} s (p50), {:.2} s (p99)",
                 build.name,
                 outcome.peak,
                 outcome.cpu,
+                outcome.rate,
                 percentile(&outcome.waits, 50),
                 percentile(&outcome.waits, 99)
             );
@@ -101,6 +105,13 @@ impl Bench {
         let [other, own] = [&outcomes[0], &outcomes[1]];
         let name = format!("{pods} Pods, {images} images: the companion's peak memory");
         bars.at_most(name, own.peak, 256.0, "MiB");
+        // A machine that is too busy for them has nothing to say of the rest.
+        bars.at_least(
+            "Pod events a second that came",
+            own.rate.min(other.rate),
+            0.95 * f64::from(POD_EVENTS),
+            "",
+        );
         bars.at_most(
             format!("{POD_EVENTS} Pod events a second: CPU, of a core"),
             own.cpu,
@@ -155,17 +166,11 @@ impl Bench {
         let (start, before) = (Instant::now(), cpu_time(companion.process.id())?);
         let new = world.events(sizes.pods, sizes.events)?;
         let used = cpu_time(companion.process.id())?.saturating_sub(before);
-        let cpu = 100.0 * used.as_secs_f64() / start.elapsed().as_secs_f64();
-        let late = start.elapsed().saturating_sub(sizes.events);
-        ensure!(
-            late < sizes.events / 10,
-            "the machine is too busy: the events of {} s took {:.1} s longer",
-            sizes.events.as_secs(),
-            late.as_secs_f64()
-        );
+        let took = start.elapsed().as_secs_f64();
         Ok(Outcome {
             peak,
-            cpu,
+            rate: f64::from(POD_EVENTS) * sizes.events.as_secs_f64() / took,
+            cpu: 100.0 * used.as_secs_f64() / took,
             waits: world.waits(&new),
         })
     }
