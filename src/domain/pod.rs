@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt};
 
 use super::{
     mirror::Mode,
-    names::{DECISIONS_ANNOTATION, ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
+    names::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
     platform::Architectures,
 };
 
@@ -122,6 +122,11 @@ impl<'a> PlaceLabel<'a> {
     pub const fn parts(self) -> [&'a str; 3] {
         [self.0.list(), ".", self.1]
     }
+
+    /// Returns the name of the annotation that holds the place's original.
+    pub fn original_annotation(self) -> String {
+        [self.0.original_prefix(), self.1].concat()
+    }
 }
 
 impl fmt::Display for PlaceLabel<'_> {
@@ -153,12 +158,6 @@ impl Pod<'_> {
     /// Returns the reference that a user is said to have written at a place.
     pub fn original(&self, place: &Place<'_>) -> Option<&str> {
         self.annotation(place.kind.original_prefix(), &place.name)
-    }
-
-    /// Returns the decisions that an earlier round of admission left on the Pod: place → entry.
-    /// Anybody may have written them, so they prove nothing by themselves.
-    pub fn earlier_decisions(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
-        serde_json::from_str(self.annotation("", DECISIONS_ANNOTATION)?).ok()
     }
 
     /// Whether the Pod lists a pull secret of this name.

@@ -1,8 +1,8 @@
 //! Basic and Bearer authentication: challenges, tokens and who may see which credentials.
 //!
 //! A challenge once learned is met before it is made again, because some registries answer 404 to those
-//! who come without authentication. Tokens are kept per repository and belong to the realm, service and
-//! scope that they were asked from. Deliberately absent: refresh tokens and the OAuth2 form of the token
+//! who come without authentication. Tokens are kept by repository and actions, and belong to the realm,
+//! service and scope that they were asked from. Deliberately absent: refresh tokens and the OAuth2 form of the token
 //! request, which credentials in Docker's form do not need.
 
 use std::{
@@ -61,6 +61,34 @@ enum Known {
     Bearer(Arc<Realm>),
 }
 
+/// The right that a request needs.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    /// Empty for `/v2/`, which needs none.
+    repository: &'a str,
+    actions: &'static str,
+}
+
+impl<'a> Right<'a> {
+    /// What `/v2/` needs.
+    pub(super) const NONE: Self = Self {
+        repository: "",
+        actions: "",
+    };
+
+    /// The right to read a repository.
+    pub(super) const fn pull(repository: &'a str) -> Self {
+        let actions = "pull";
+        Self { repository, actions }
+    }
+
+    /// Returns the right as token services read it.
+    fn scope(&self) -> Option<String> {
+        let Self { repository, actions } = self;
+        (!repository.is_empty()).then(|| format!("repository:{repository}:{actions}"))
+    }
+}
+
 /// Where tokens come from.
 #[derive(PartialEq, Eq)]
 struct Realm {
@@ -68,7 +96,7 @@ struct Realm {
     service: Option<String>,
 }
 
-/// One repository's token, and those who wait for it.
+/// The token for one right, and those who wait for it.
 #[derive(Default)]
 struct Slot {
     token: Mutex<Option<Arc<Token>>>,
@@ -125,13 +153,13 @@ impl Authority {
         self.basic.is_some()
     }
 
-    /// Sends a request for a repository (none: `/v2/`) with the authentication known to be asked for;
-    /// once more with other authentication where that may help.
+    /// Sends a request that needs a right, with the authentication known to be asked for; once more with
+    /// other authentication where that may help.
     pub(super) async fn send(
         &self,
         wire: &Wire,
         call: &Call,
-        repository: &str,
+        right: Right<'_>,
         deadline: Instant,
     ) -> Result<Reply, Failure> {
         if self.has_credentials() && matches!(self.known(), Known::Nothing) {
@@ -139,14 +167,14 @@ impl Authority {
         }
         let pass = match self.known() {
             Known::Basic => self.basic.clone().map_or(Pass::Nothing, Pass::Basic),
-            Known::Bearer(realm) => self.token(wire, &realm, repository, None, None, deadline).await?,
+            Known::Bearer(realm) => self.token(wire, &realm, right, None, None, deadline).await?,
             Known::Nothing | Known::Open => Pass::Nothing,
         };
         let reply = wire.send(call, pass.header()).await?;
         if !matches!(reply.status().as_u16(), 400 | 401 | 403) {
             return Ok(reply);
         }
-        match Box::pin(self.next_pass(wire, &reply, pass, repository, deadline)).await? {
+        match Box::pin(self.next_pass(wire, &reply, pass, right, deadline)).await? {
             Some(pass) => wire.send(call, pass.header()).await,
             None => Ok(reply),
         }
@@ -204,7 +232,7 @@ impl Authority {
         wire: &Wire,
         reply: &Reply,
         pass: Pass,
-        repository: &str,
+        right: Right<'_>,
         deadline: Instant,
     ) -> Result<Option<Pass>, Failure> {
         // Only the registry's own refusal counts: the storage it redirects to has other rules.
@@ -233,16 +261,14 @@ impl Authority {
                     Pass::Kept(token) => Some(token),
                     _ => None,
                 };
-                let token = self
-                    .token(wire, &realm, repository, scope, refused, deadline)
-                    .await?;
+                let token = self.token(wire, &realm, right, scope, refused, deadline).await?;
                 Ok(Some(token))
             }
             // Harbor answers with a Basic challenge to a token that it does not like.
             (_, Pass::Kept(token)) => {
                 let (realm, scope) = (Arc::clone(&token.realm), token.scope.clone());
                 let token = self
-                    .token(wire, &realm, repository, scope, Some(&token), deadline)
+                    .token(wire, &realm, right, scope, Some(&token), deadline)
                     .await?;
                 Ok(Some(token))
             }
@@ -254,18 +280,19 @@ impl Authority {
         }
     }
 
-    /// Returns a token for a repository: the one kept, or a new one if that was refused or has expired.
-    /// At most one request per repository is under way.
+    /// Returns a token for a right: the one kept, or a new one if that was refused or has expired. At most
+    /// one request for each is under way.
     async fn token(
         &self,
         wire: &Wire,
         realm: &Arc<Realm>,
-        repository: &str,
+        right: Right<'_>,
         scope: Option<String>,
         refused: Option<&Arc<Token>>,
         deadline: Instant,
     ) -> Result<Pass, Failure> {
-        let slot = self.slot(repository);
+        let own_scope = right.scope();
+        let slot = self.slot(own_scope.as_deref().unwrap_or_default());
         let usable = || {
             let token = slot
                 .token
@@ -275,8 +302,7 @@ impl Authority {
             let refused = refused.is_some_and(|refused| Arc::ptr_eq(refused, &token));
             (!refused && token.realm == *realm && Instant::now() < token.expires_at).then_some(token)
         };
-        let scope =
-            scope.or_else(|| (!repository.is_empty()).then(|| format!("repository:{repository}:pull")));
+        let scope = scope.or(own_scope);
         let keep = |token: Token| {
             let token = Arc::new(token);
             *slot.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&token));
@@ -401,9 +427,9 @@ impl Authority {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
     }
 
-    fn slot(&self, repository: &str) -> Arc<Slot> {
+    fn slot(&self, scope: &str) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = slots.get(repository) {
+        if let Some(slot) = slots.get(scope) {
             return Arc::clone(slot);
         }
         if slots.len() >= TOKENS {
@@ -417,7 +443,7 @@ impl Authority {
             slots.clear();
         }
         let slot = Arc::<Slot>::default();
-        slots.insert(repository.into(), Arc::clone(&slot));
+        slots.insert(scope.into(), Arc::clone(&slot));
         slot
     }
 }
@@ -542,6 +568,23 @@ mod tests {
             .map(|value| (header::WWW_AUTHENTICATE, HeaderValue::from_static(value)))
             .collect();
         assert_eq!(Challenge::read(&headers).as_ref(), expected, "{values:?}");
+    }
+
+    /// Who may pull may not push: a token for the one is not kept for the other.
+    #[test]
+    fn tokens_are_kept_by_repository_and_actions() {
+        let base = Url::parse("https://registry.example.com").unwrap();
+        let authority = Authority::new(base, None);
+        let slot = |repository, actions| {
+            let scope = Right { repository, actions }.scope();
+            authority.slot(scope.as_deref().unwrap_or_default())
+        };
+        let pull = slot("web", "pull");
+        assert!(Arc::ptr_eq(&pull, &slot("web", "pull")));
+        assert!(!Arc::ptr_eq(&pull, &slot("web", "pull,push")));
+        assert!(!Arc::ptr_eq(&pull, &slot("other", "pull")));
+        assert!(!Arc::ptr_eq(&pull, &slot("", "")));
+        assert_eq!(Right::NONE.scope(), None);
     }
 
     #[test]

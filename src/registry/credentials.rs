@@ -109,14 +109,25 @@ impl Keyring {
     /// Returns the credentials for an image, written `registry/repository` without tag or digest: those
     /// of the most specific key that matches, where the kubelet would try all that match in this order.
     pub fn lookup(&self, image: &str) -> Option<&Credentials> {
-        self.0
-            .iter()
-            .find(|entry| matches(&entry.key, image))
-            .or_else(|| {
-                let hub = |entry: &&Entry| entry.key == "index.docker.io";
-                self.0.iter().find(hub).filter(|_| is_docker_hub(image))
-            })
-            .map(|entry| &entry.credentials)
+        self.named(image)
+            .or_else(|| self.hub().filter(|_| is_docker_hub(image)))
+    }
+
+    /// Returns the credentials for a registry, written `host[:port][/path]`. Unlike an image, one without
+    /// a path is not Docker Hub's, whose credentials are for nobody else.
+    pub fn for_registry(&self, registry: &str) -> Option<&Credentials> {
+        let is_hub = matches!(split_path(registry).0, "docker.io" | "index.docker.io");
+        self.named(registry).or_else(|| self.hub().filter(|_| is_hub))
+    }
+
+    fn named(&self, name: &str) -> Option<&Credentials> {
+        let found = self.0.iter().find(|entry| matches(&entry.key, name));
+        found.map(|entry| &entry.credentials)
+    }
+
+    fn hub(&self) -> Option<&Credentials> {
+        let found = self.0.iter().find(|entry| entry.key == "index.docker.io");
+        found.map(|entry| &entry.credentials)
     }
 }
 
@@ -384,6 +395,29 @@ mod tests {
         ] {
             check(&entries, image, expected);
         }
+    }
+
+    #[test]
+    fn credentials_of_docker_hub_are_for_nobody_else() {
+        let keyring = keyring(&[("https://index.docker.io/v1/", "hub"), ("mirror.test", "reader")]);
+        let user = |registry| {
+            keyring
+                .for_registry(registry)
+                .map(|found| found.username.as_str())
+        };
+        assert_eq!(user("mirror.test"), Some("reader"));
+        assert_eq!(user("mirror.test/cache"), Some("reader"));
+        for other in [
+            "other.test",
+            "other.test:5000/cache",
+            "localhost",
+            "localhost/cache",
+            "[::1]:5000",
+        ] {
+            assert_eq!(user(other), None, "{other}");
+        }
+        assert_eq!(user("docker.io"), Some("hub"));
+        assert_eq!(user("index.docker.io/library"), Some("hub"));
     }
 
     #[test]

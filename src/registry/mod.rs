@@ -6,10 +6,12 @@
 //! stands in any `Debug`, error or log line. The process installs rustls' crypto provider first.
 
 mod auth;
+pub mod blob;
 mod credentials;
 mod look;
 mod manifest;
 pub mod pace;
+pub mod pool;
 mod wire;
 
 use std::{fmt, sync::Arc};
@@ -22,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub use self::credentials::{Credentials, Keyring, ParseKeyringError};
 use self::{
-    auth::Authority,
+    auth::{Authority, Right},
     wire::{Call, REDIRECTS, Reply, Wire},
 };
 use crate::domain::{
@@ -149,18 +151,6 @@ impl Client {
             .await
             .into()
     }
-
-    /// Reads a blob to its end, or until more than `at_most` bytes came. Returns how many came. The digest
-    /// is checked only where the end was reached.
-    pub async fn blob(
-        &self,
-        repository: &str,
-        digest: &Digest,
-        at_most: u64,
-        deadline: Instant,
-    ) -> Result<u64, Failure> {
-        within(deadline, self.0.blob(repository, digest, at_most, deadline)).await
-    }
 }
 
 async fn within<T>(deadline: Instant, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -184,7 +174,7 @@ impl Inner {
             if !met || !self.authority.has_credentials() {
                 return Err(Failure::Unauthorized);
             }
-            reply = Box::pin(self.authority.send(&self.wire, &call, "", deadline)).await?;
+            reply = Box::pin(self.authority.send(&self.wire, &call, Right::NONE, deadline)).await?;
             if reply.status() == StatusCode::FORBIDDEN {
                 return Err(Failure::Unauthorized);
             }
@@ -266,43 +256,8 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Reply, Failure> {
         let call = self.call(method, repository, "manifests", reference, ACCEPT)?;
-        self.authority.send(&self.wire, &call, repository, deadline).await
-    }
-
-    async fn blob(
-        &self,
-        repository: &str,
-        digest: &Digest,
-        at_most: u64,
-        deadline: Instant,
-    ) -> Result<u64, Failure> {
-        let anything = HeaderValue::from_static("*/*");
-        let call = self.call(Method::GET, repository, "blobs", &digest.to_string(), anything)?;
-        let reply = self
-            .authority
-            .send(&self.wire, &call, repository, deadline)
-            .await?;
-        match reply.status() {
-            StatusCode::OK if reply.is_html() => return Err(Failure::Ambiguous(Ambiguity::Html)),
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Err(not_found(reply).await),
-            _ => return Err(reply.failure()),
-        }
-        let mut hasher = manifest::hasher(digest.algorithm());
-        let mut count = 0;
-        let mut chunks = reply.into_chunks();
-        while let Some(chunk) = chunks.next().await? {
-            count += chunk.len() as u64;
-            if count > at_most {
-                return Ok(count);
-            }
-            hasher.update(&chunk);
-        }
-        if manifest::finish(digest.algorithm(), hasher) == *digest {
-            Ok(count)
-        } else {
-            Err(Failure::Ambiguous(Ambiguity::DigestMismatch))
-        }
+        let right = Right::pull(repository);
+        self.authority.send(&self.wire, &call, right, deadline).await
     }
 
     fn call(

@@ -92,6 +92,12 @@ impl Feed {
         client(mirror, connection, secret).map(drop).map_err(unusable)
     }
 
+    /// Returns what a mirror is asked with, of all that a Secret holds; nothing if that is nothing.
+    pub fn credentials(mirror: &Mirror, connection: &Connection, secret: &Secret) -> Option<Credentials> {
+        let name = connection.probe_secret.as_deref()?;
+        credentials(mirror, connection, name, secret).ok()
+    }
+
     /// The same as [`Feed::apply`] without forgetting anything: images may be known before their
     /// mirror is.
     pub fn put(&self, configuration: Configuration, now: Timestamp) -> Result<(), Vec<Unusable>> {
@@ -192,8 +198,8 @@ fn credentials(
     let registry = mirror.mapping.registry.to_string();
     let host = connection.endpoint.rsplit("//").next().unwrap_or_default();
     let found = keyring
-        .lookup(&registry)
-        .or_else(|| keyring.lookup(host))
+        .for_registry(&registry)
+        .or_else(|| keyring.for_registry(host))
         .cloned();
     found.ok_or_else(|| Cause::NoCredentials {
         name: name.to_owned(),

@@ -46,6 +46,8 @@ pub struct Limits {
     /// The longest that a review may wait for probes.
     pub budget: Duration,
     pub probing: Probing,
+    /// Whether images that were rewritten earlier may go back to their originals.
+    pub heal: bool,
     /// How many decisions are kept for people to look at.
     pub recent: usize,
 }
@@ -129,6 +131,11 @@ impl Admission {
         answer
     }
 
+    /// Counts a review that was not read.
+    pub(super) fn refused(&self, mode: Mode, how: ReviewAnswer, took: Duration) {
+        self.0.metrics.reviewed(mode, how, took);
+    }
+
     /// Decides about a Pod's images, waiting for probes until `deadline`. With `dry_run`, images that
     /// nobody knows are not handed on.
     pub async fn decide<'r>(
@@ -195,6 +202,7 @@ impl Inner {
             namespace: &review.namespace,
             mode,
             operation,
+            heal: self.limits.heal,
             pod,
         };
         let budget = match timeout {
@@ -291,7 +299,11 @@ impl Inner {
     /// Counts and logs the decisions of a review that was `started` then.
     fn tell(&self, request: &Request<'_>, snapshot: &Snapshot, decisions: &[Decision<'_>], started: Instant) {
         // One command's decisions are all wanted; a server's are a sample.
-        let keep = self.limits.recent == usize::MAX || self.sample.takes(started.into_std());
+        let keep = match self.limits.recent {
+            0 => false,
+            usize::MAX => true,
+            _ => self.sample.takes(started.into_std()),
+        };
         // Mostly all of a Pod's images are decided alike.
         for alike in decisions.chunk_by(|a, b| (a.outcome, a.reason) == (b.outcome, b.reason)) {
             let new = alike.iter().filter(|decision| !decision.carried).count();

@@ -1,7 +1,7 @@
 //! Writing the answer to a review: always `allowed: true`, into one buffer.
 //!
-//! kube's own response type writes the patch as a list of numbers; the API wants base64 (facts:
-//! section 1.1).
+//! kube's own response type writes the patch as a list of numbers; the API wants base64 (`[]byte` of
+//! k8s.io/api/admission/v1, `AdmissionResponse.Patch`).
 
 use std::fmt::Write as _;
 
@@ -288,6 +288,7 @@ mod tests {
             namespace: "team",
             mode,
             operation,
+            heal: true,
             pod,
         };
         let snapshot = snapshot(vec![Mirror {

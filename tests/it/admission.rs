@@ -167,7 +167,7 @@ fn store(mirrors: &str, told: &Told) -> Store {
 
 /// Posts a body as the API server does and returns the answer's bytes.
 async fn post(store: &Store, mode: &str, body: impl Into<Body>) -> (StatusCode, Vec<u8>) {
-    let request = Request::post(format!("/mutate/{mode}?timeout=3s"))
+    let request = Request::post(format!("/mutate/{mode}?timeout=2s"))
         .header(header::CONTENT_TYPE, "application/json")
         .body(body.into())
         .unwrap();
@@ -275,7 +275,7 @@ async fn other_paths_and_methods_are_refused() {
     for (method, path, expected) in [
         ("POST", "/mutate", StatusCode::NOT_FOUND),
         ("POST", "/mutate/enforce/", StatusCode::NOT_FOUND),
-        ("POST", "/mutate/off?timeout=3s", StatusCode::NOT_FOUND),
+        ("POST", "/mutate/off?timeout=2s", StatusCode::NOT_FOUND),
         ("GET", "/mutate/enforce", StatusCode::METHOD_NOT_ALLOWED),
     ] {
         let request = Request::builder()

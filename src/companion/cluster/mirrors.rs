@@ -27,10 +27,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use super::probe_secret;
 use crate::{
     api::{
         self,
         mirror::{Connection, secret_references},
+        newer::{self, Reading, Unknown},
         v1alpha1::{ImageMirror, ImageMirrorStatus},
     },
     clock,
@@ -61,10 +63,12 @@ pub(super) struct MirrorResource {
     pub(super) status: ImageMirrorStatus,
     /// Why the resource is not in force as it stands; empty if it is.
     pub(super) faults: Vec<String>,
+    /// What this program does not know of the resource.
+    pub(super) unknown: Vec<Unknown>,
+    /// Whether Pods need a pull secret for this mirror.
+    pub(super) pull_secret: bool,
     /// The Secret of the endpoint's credentials, if there is none of that name.
     pub(super) missing_secret: Option<String>,
-    /// Name of the Secret with the endpoint's credentials.
-    pub(super) probe_secret: Option<String>,
 }
 
 /// What the cluster says that goes into statuses.
@@ -127,8 +131,12 @@ impl<V> Watched<V> {
 
 type Good = BTreeMap<String, (Mirror, Connection)>;
 
-/// An ImageMirror, or one that cannot be read and why.
-type Read = Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>;
+/// An ImageMirror as it was read.
+#[derive(Debug)]
+struct Read {
+    resource: Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>,
+    unknown: Vec<Unknown>,
+}
 
 /// Follows the cluster and puts it to use, until it is dropped.
 pub(super) struct Follower {
@@ -205,7 +213,7 @@ impl Follower {
         let mut faults: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut next = Good::new();
         for (name, read) in &self.mirrors.now {
-            let parsed = match read {
+            let parsed = match &read.resource {
                 Ok(resource) => api::mirror::mirror(resource)
                     .map_err(|faults| faults.iter().map(ToString::to_string).collect()),
                 Err((_, faults)) => Err(faults.clone()),
@@ -264,7 +272,8 @@ impl Follower {
 
     fn publish(&self, faults: &BTreeMap<String, Vec<String>>) {
         let mirrors = self.mirrors.now.iter().map(|(name, read)| {
-            let (metadata, status, probe_secret) = match read {
+            let resource = read.resource.as_ref();
+            let (metadata, status, probe_secret) = match &read.resource {
                 Ok(resource) => (
                     &resource.metadata,
                     resource.status.clone().unwrap_or_default(),
@@ -281,21 +290,20 @@ impl Follower {
                 generation: metadata.generation.unwrap_or_default(),
                 status,
                 faults: faults.get(name).cloned().unwrap_or_default(),
-                missing_secret: probe_secret
-                    .clone()
-                    .filter(|name| !self.secrets.now.contains_key(name)),
-                probe_secret,
+                unknown: read.unknown.clone(),
+                pull_secret: resource.is_ok_and(|resource| resource.spec.pull_secret.is_some()),
+                missing_secret: probe_secret.filter(|name| !self.secrets.now.contains_key(name)),
             };
             (name.clone(), resourced)
         });
         let mirrors: BTreeMap<_, _> = mirrors.collect();
         let platforms: BTreeSet<String> = self.architectures.now.values().flatten().cloned().collect();
-        let credentials = |(name, mirror): (&String, &MirrorResource)| {
-            let secret = self.secrets.now.get(mirror.probe_secret.as_ref()?)?;
-            Some((name.clone(), docker_config(secret)?))
+        let credentials = |(name, (mirror, connection)): (&String, &(Mirror, Connection))| {
+            let secret = self.secrets.now.get(connection.probe_secret.as_ref()?)?;
+            Some((name.clone(), probe_secret::entry(mirror, connection, secret)?))
         };
         let cluster = ClusterView {
-            probe_credentials: mirrors.iter().filter_map(credentials).collect(),
+            probe_credentials: self.good.iter().filter_map(credentials).collect(),
             mirrors,
             platforms: platforms.into_iter().collect(),
         };
@@ -333,16 +341,17 @@ pub(super) fn version(text: Option<&str>) -> u64 {
 
 fn read(schema: &Value, object: DynamicObject) -> Read {
     // A newer status is no reason to do without the settings.
-    let (resource, faults) = api::mirror::decode(schema, &object.name_any(), &object.data["spec"]);
-    match resource {
-        Some(mut resource) if faults.is_empty() => {
+    let Reading { taken, unknown } = newer::read(schema, &object.name_any(), &object.data["spec"]);
+    let resource = match taken {
+        Ok(mut resource) => {
             resource.status = Some(status_of(&object));
             resource.metadata = object.metadata;
             resource.metadata.managed_fields = None;
             Ok(resource)
         }
-        _ => Err((Box::new(object), faults.iter().map(ToString::to_string).collect())),
-    }
+        Err(faults) => Err((Box::new(object), faults.iter().map(ToString::to_string).collect())),
+    };
+    Read { resource, unknown }
 }
 
 pub(super) fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
@@ -365,13 +374,4 @@ fn secret(object: ApiSecret) -> Secret {
             .map(|(key, value)| (key, value.0))
             .collect(),
     }
-}
-
-/// Returns a Secret's credentials in the newer of the two forms.
-fn docker_config(secret: &Secret) -> Option<Vec<u8>> {
-    if let Some(config) = secret.data.get(".dockerconfigjson") {
-        return Some(config.clone());
-    }
-    let old: Value = serde_json::from_slice(secret.data.get(".dockercfg")?).ok()?;
-    Some(serde_json::json!({"auths": old}).to_string().into_bytes())
 }

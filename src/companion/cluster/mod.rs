@@ -6,6 +6,7 @@
 
 mod certificates;
 mod definitions;
+mod events;
 mod heartbeat;
 mod inherit;
 mod mirrors;
@@ -44,7 +45,7 @@ use crate::{
     tasks::{Shutdown, panic_message},
 };
 
-/// How many new images and observations may wait for the workers.
+/// How many new images may wait for the workers.
 const QUEUE: usize = 4096;
 
 /// How long after its last answer the API server counts as reachable.
@@ -164,7 +165,13 @@ async fn lead(
     let mut tasks = JoinSet::new();
     // First of all: webhooks cannot start without.
     if let Some(certificates) = settings.certificates.clone() {
-        let keeper = Keeper::new(certificates, writer.clone(), client.clone(), &settings.namespace);
+        let keeper = Keeper::new(
+            certificates,
+            writer.clone(),
+            client.clone(),
+            &settings.namespace,
+            &settings.identity,
+        );
         tasks.spawn(keeper.run());
     }
     tasks.spawn(probe_secret::run(
@@ -213,16 +220,9 @@ async fn lead(
     tasks.spawn(publisher.run(client.clone()));
     tasks.spawn(heartbeat.run(client.clone(), settings.namespace.clone()));
     tasks.spawn(pods.run(client.clone()));
-    // Nobody but the probers observes mirrors here: reviews are answered elsewhere.
-    let (_observe, observations) = mpsc::channel(1);
-    let workers = mirror::run(
-        store.clone(),
-        metrics.clone(),
-        reports,
-        inherited,
-        observations,
-        wanted,
-    );
+    // Nobody but the probers looks at mirrors here: reviews are answered elsewhere.
+    let (_doubt, doubts) = mpsc::channel(1);
+    let workers = mirror::run(store.clone(), metrics.clone(), reports, inherited, doubts, wanted);
     tokio::select! {
         error = early_end(&mut tasks) => error,
         never = workers => match never {},

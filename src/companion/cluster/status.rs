@@ -11,6 +11,7 @@ use k8s_openapi::{
 use crate::{
     api::{
         self,
+        newer::Unknown,
         v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
     },
     companion::mirror::reports::SweepEnd,
@@ -34,6 +35,10 @@ pub(super) struct Seen<'a> {
     pub(super) generation: i64,
     /// Why the resource is not in force as it stands.
     pub(super) faults: &'a [String],
+    /// What this program does not know of the resource.
+    pub(super) unknown: &'a [Unknown],
+    /// Whether Pods need a pull secret for this mirror.
+    pub(super) pull_secret: bool,
     /// None if no good form of the resource is in force.
     pub(super) health: Option<Health>,
     pub(super) missing_secret: Option<&'a str>,
@@ -72,12 +77,18 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         now,
     };
     if seen.faults.is_empty() {
-        conditions.set(
-            "Ready",
-            "True",
-            "InForce",
-            "The resource is in force as it stands.",
-        );
+        let mut message = "The resource is in force as it stands".to_owned();
+        if !seen.unknown.is_empty() {
+            message.push_str(", but for what condition UnknownFields names");
+        }
+        if seen.pull_secret {
+            message.push_str(
+                "; spec.pullSecret is not placed in namespaces yet: where Pods need it, images stay upstream \
+                 (PullSecretNotReady)",
+            );
+        }
+        message.push('.');
+        conditions.set("Ready", "True", "InForce", &message);
     } else {
         let what = if seen.health.is_some() {
             "The last good form stays in force"
@@ -87,6 +98,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         let message = format!("{what}: {}", seen.faults.join("; "));
         conditions.set("Ready", "False", "Faulty", &message);
     }
+    unknown_fields(&mut conditions, seen.unknown);
     let told = health(current);
     match seen.health {
         Some(health) if told.is_none_or(|told| !same(told, health)) => {
@@ -144,6 +156,29 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     next
 }
 
+/// Tells what a newer definition has; nothing was ever told where there is nothing to tell.
+fn unknown_fields(conditions: &mut Conditions<'_>, unknown: &[Unknown]) {
+    match unknown.iter().map(|unknown| unknown.consequence).max() {
+        Some(worst) => {
+            let told: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+            let message = format!(
+                "The resource has what this version of Kagami does not know: {}.",
+                told.join("; ")
+            );
+            conditions.set("UnknownFields", "True", worst.as_str(), &message);
+        }
+        None if conditions.has("UnknownFields") => {
+            conditions.set(
+                "UnknownFields",
+                "False",
+                "AllKnown",
+                "Every field of the resource is known.",
+            );
+        }
+        None => {}
+    }
+}
+
 fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
     match lacking {
         None => {}
@@ -173,18 +208,16 @@ fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
 
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
     let mut late = Vec::new();
-    let mut any = false;
+    let (mut any, mut tags_wait) = (false, false);
     let slots = [&mut next.sweeps.tag, &mut next.sweeps.digest];
     for ((slot, sweep), class) in slots.into_iter().zip(&seen.sweeps).zip(["tags", "digests"]) {
         let Some((end, through)) = sweep else { continue };
         any = true;
+        tags_wait |= end.tags_wait;
         let took = end.finished_at.since(end.started_at);
         if took > end.period {
-            late.push(format!(
-                "the sweep over {class} took {} s of {} s",
-                took.as_secs(),
-                end.period.as_secs()
-            ));
+            tracing::debug!(class, ?took, period = ?end.period, "a sweep is late");
+            late.push(end.bound);
         }
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let counts = end.counts;
@@ -210,19 +243,25 @@ fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
         generation: seen.generation,
         now,
     };
-    if late.is_empty() {
+    if !late.is_empty() {
+        // Without the seconds: they differ each time.
+        let message = format!(
+            "Images are not looked at often enough, so proofs may age out: raise \
+             spec.sweep.requestsPerSecond or {}.",
+            late.join(" and ")
+        );
+        conditions.set("SweepInTime", "False", "TooSlow", &message);
+    } else if tags_wait {
+        let message = "A pull-through mirror is asked for one tag a second, and there are more than can be \
+                       resolved anew within spec.tags.refresh: raise it.";
+        conditions.set("SweepInTime", "False", "TooSlow", message);
+    } else {
         conditions.set(
             "SweepInTime",
             "True",
             "InTime",
             "Proofs are renewed before they age out.",
         );
-    } else {
-        // Without the seconds: they differ each time.
-        let message = "Images are not looked at often enough, so proofs may age out: raise \
-                       spec.sweep.requestsPerSecond or spec.freshness.";
-        conditions.set("SweepInTime", "False", "TooSlow", message);
-        tracing::debug!(late = late.join("; "), "sweeps are late");
     }
 }
 
@@ -254,6 +293,10 @@ impl Conditions<'_> {
         if let Some(condition) = self.list.iter_mut().find(|condition| condition.type_ == type_) {
             condition.observed_generation = Some(generation);
         }
+    }
+
+    fn has(&self, type_: &str) -> bool {
+        self.list.iter().any(|condition| condition.type_ == type_)
     }
 
     fn set(&mut self, type_: &str, status: &str, reason: &str, message: &str) {
@@ -293,7 +336,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::{health::Fault, presence::Counts};
+    use crate::{
+        api::newer::Consequence,
+        domain::{health::Fault, presence::Counts},
+    };
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
@@ -407,6 +453,54 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_is_told_by_its_worst_consequence() {
+        let told = |current: &ImageMirrorStatus, unknown: &[Unknown]| {
+            plan(current, &Seen { unknown, ..seen() }, at(20))
+        };
+        let before = told(&ImageMirrorStatus::default(), &[]);
+        assert!(
+            !before
+                .conditions
+                .iter()
+                .any(|condition| condition.type_ == "UnknownFields")
+        );
+        let unknown = [
+            ("spec.tags.drift", Consequence::CapabilityOff),
+            ("spec.colour", Consequence::Ignored),
+        ];
+        let unknown = unknown.map(|(field, consequence)| Unknown {
+            field: field.to_owned(),
+            consequence,
+        });
+        let status = told(&before, &unknown);
+        let told_now = condition(&status, "UnknownFields");
+        assert_eq!((&*told_now.status, &*told_now.reason), ("True", "CapabilityOff"));
+        assert!(
+            told_now
+                .message
+                .ends_with("spec.tags is off because of spec.tags.drift; spec.colour is ignored."),
+            "{}",
+            told_now.message
+        );
+        assert!(condition(&status, "Ready").message.contains("UnknownFields"));
+        let status = told(&status, &[]);
+        assert_eq!(condition(&status, "UnknownFields").status, "False");
+        assert_eq!(condition(&status, "Ready"), condition(&before, "Ready"));
+    }
+
+    #[test]
+    fn a_pull_secret_that_nobody_places_is_told() {
+        let with_secret = Seen {
+            pull_secret: true,
+            ..seen()
+        };
+        let status = plan(&ImageMirrorStatus::default(), &with_secret, at(20));
+        let ready = condition(&status, "Ready");
+        assert_eq!(ready.status, "True");
+        assert!(ready.message.contains("PullSecretNotReady"), "{}", ready.message);
+    }
+
+    #[test]
     fn what_nodes_say_of_pulling_stays_until_they_say_otherwise() {
         let told = |nodes_can_pull| Seen {
             nodes_can_pull,
@@ -448,6 +542,8 @@ mod tests {
                 ..Counts::default()
             },
             period: Duration::from_secs(10),
+            bound: "spec.tags.refresh",
+            tags_wait: false,
         };
         let swept = |tags| Seen {
             sweeps: [Some((tags, 77)), Some((end(0, 1), 77))],
@@ -460,6 +556,32 @@ mod tests {
         assert_eq!(status.images, Some(3));
         assert_eq!(condition(&status, "SweepInTime").status, "True");
         let late = plan(&status, &swept(end(3, 11)), at(40));
-        assert_eq!(condition(&late, "SweepInTime").reason, "TooSlow");
+        let in_time = condition(&late, "SweepInTime");
+        assert_eq!(in_time.reason, "TooSlow");
+        assert!(
+            in_time
+                .message
+                .ends_with("requestsPerSecond or spec.tags.refresh."),
+            "{}",
+            in_time.message
+        );
+        // The sweep was in time, but what pull-through mirrors' tags stand for was not asked.
+        let waiting = SweepEnd {
+            tags_wait: true,
+            ..end(3, 1)
+        };
+        let late = plan(&status, &swept(waiting), at(40));
+        let in_time = condition(&late, "SweepInTime");
+        assert_eq!(in_time.status, "False");
+        assert!(
+            in_time.message.contains("spec.tags.refresh: raise it"),
+            "{}",
+            in_time.message
+        );
+        assert!(
+            !in_time.message.contains("requestsPerSecond"),
+            "{}",
+            in_time.message
+        );
     }
 }

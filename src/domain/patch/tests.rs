@@ -29,6 +29,7 @@ fn request<'a>(places: &[(PlaceKind, &'a str, &'a str)]) -> Request<'a> {
         namespace: "team",
         mode: Mode::Enforce,
         operation: Operation::Create,
+        heal: true,
         pod,
     }
 }
@@ -225,9 +226,42 @@ fn its_own_output_comes_back_unchanged() {
         (DECISIONS_ANNOTATION, PLAIN),
     ];
     check(&state(), &annotated(rewritten(), &own), &Value::Null);
+}
+
+/// Written before the mirror died, in this review or long ago.
+#[test]
+fn an_earlier_rewrite_goes_back_with_its_explanation() {
+    let own = [
+        ("original-image.kagami.dev/app", "nginx:1"),
+        (DECISIONS_ANNOTATION, PLAIN),
+    ];
+    let rewritten = || annotated(request(&[(PlaceKind::Container, "app", MIRRORED)]), &own);
     let mut unhealthy = state();
     unhealthy.0.health.clear();
-    check(&unhealthy, &annotated(rewritten(), &own), &Value::Null);
+    let kept = r#"{"containers.app":{"outcome":"Kept","reason":"MirrorUnknown","mirror":"a"}}"#;
+    check(
+        &unhealthy,
+        &rewritten(),
+        &json!([
+            replace("/spec/containers/0/image", "nginx:1"),
+            add("/metadata/annotations/kagami.dev~1decisions", kept),
+        ]),
+    );
+    let healed = [own[0], (DECISIONS_ANNOTATION, kept)];
+    check(&unhealthy, &annotated(nginx(), &healed), &Value::Null);
+
+    let debug = request(&[(PlaceKind::EphemeralContainer, "app", MIRRORED)]);
+    let debug = Request {
+        operation: Operation::AddEphemeralContainers,
+        ..annotated(debug, &own)
+    };
+    let image = replace("/spec/ephemeralContainers/0/image", "nginx:1");
+    check(&unhealthy, &debug, &json!([image]));
+
+    // There is no room for the explanation, so nothing changes.
+    let mut full = rewritten();
+    full.pod.size = POD_LIMIT - 100;
+    assert_eq!(patch_of(&unhealthy, &full), Err(TooLarge));
 }
 
 #[test]
@@ -242,8 +276,8 @@ fn a_forged_decision_is_replaced_and_a_verified_one_stays() {
             ],
         )
     };
-    let honest = r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"a"}}"#;
-    let corrected = json!([add("/metadata/annotations/kagami.dev~1decisions", honest)]);
+    let corrected = json!([add("/metadata/annotations/kagami.dev~1decisions", PLAIN)]);
+    check(&state(), &rewritten(PLAIN), &Value::Null);
     for forged in [
         "",
         "[]",
@@ -252,6 +286,8 @@ fn a_forged_decision_is_replaced_and_a_verified_one_stays() {
         r#"{"containers.app":{"outcome":"Kept","reason":"Private","mirror":"a"}}"#,
         r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"b"}}"#,
         r#"{"containers.app":7}"#,
+        // What nobody has proven is no decision of now.
+        r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"a"}}"#,
     ] {
         check(&state(), &rewritten(forged), &corrected);
     }

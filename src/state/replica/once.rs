@@ -231,8 +231,8 @@ impl Replica {
         let wanted = self.0.belief().wanted();
         let seen = join_all(wanted.into_iter().map(|wanted| wanted.ping(deadline))).await;
         let (mut belief, now) = (self.0.belief(), clock::now());
-        for observed in &seen {
-            belief.observe(observed, now);
+        for (mirror, observation) in seen {
+            belief.pinged(&mirror, observation, now);
         }
     }
 

@@ -23,6 +23,11 @@ pub(crate) enum ScanError {
     Duplicate(&'static str),
 }
 
+/// Returns what a text of so many bytes costs of memory while it is read, itself included.
+pub(crate) const fn cost(bytes: usize) -> usize {
+    bytes + Structure::cost(bytes)
+}
+
 /// A position in a JSON text.
 #[derive(Clone, Debug)]
 pub(crate) struct Cursor<'a> {

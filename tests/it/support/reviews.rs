@@ -17,12 +17,13 @@ use tokio_util::task::TaskTracker;
 /// asked anything.
 pub fn admission(store: Store) -> Admission {
     let (metrics, _) = Metrics::new();
-    let (observations, _) = mpsc::channel(1);
+    let (doubts, _) = mpsc::channel(1);
     let (demand, _) = mpsc::channel(1);
-    let probes = Probes::new(store.clone(), metrics.clone(), observations, TaskTracker::new());
+    let probes = Probes::new(store.clone(), metrics.clone(), doubts, TaskTracker::new());
     let limits = Limits {
         budget: Duration::from_millis(300),
         probing: Probing::Hosted,
+        heal: true,
         recent: 50,
     };
     Admission::new(store, probes, metrics, Some(demand), limits)

@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{
     definitions::Lacking,
+    events,
     inherit::{AllWritten, Written, fingerprint},
     mirrors::ClusterView,
     status,
@@ -57,9 +58,6 @@ const USE_AGE: Duration = Duration::from_hours(24);
 
 /// The longest image that a MirroredImage can name.
 const LONGEST_IMAGE: usize = 1024;
-
-/// Namespace of Events about objects without one (apimachinery's event validation asks for it).
-const EVENTS_NAMESPACE: &str = "default";
 
 type Key = (Box<str>, Box<str>);
 
@@ -118,7 +116,7 @@ impl Publisher {
         let apis = Apis {
             images: Api::all(client.clone()),
             mirrors: Api::all_with(client.clone(), &ApiResource::erase::<ImageMirror>(&())),
-            events: Api::namespaced(client, EVENTS_NAMESPACE),
+            events: Api::namespaced(client, events::NAMESPACE),
         };
         let mut snapshots = self.store.subscribe();
         let mut reports = self.reports.subscribe();

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use k8s_openapi::{api::core::v1::ObjectReference, api::events::v1::Event};
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams, PostParams},
     core::DynamicObject,
 };
 use serde_json::json;
@@ -12,10 +12,11 @@ use tokio::time::Instant;
 
 use super::{Apis, PAUSE, Publisher};
 use crate::{
-    api::v1alpha1::{ImageMirrorStatus, micro_time},
+    api::v1alpha1::ImageMirrorStatus,
     clock,
     cluster::writer::NotWritten,
     companion::cluster::{
+        events::{Told, event},
         mirrors::{MirrorResource, status_of, version},
         status::{self, Seen},
     },
@@ -25,9 +26,6 @@ use crate::{
 
 /// The pause before a status that the API server refused is tried again.
 const REFUSED: Duration = Duration::from_mins(1);
-
-/// Event reporter.
-const REPORTER: &str = "kagami.dev/companion";
 
 impl Publisher {
     /// Writes the next status that is not as it should be. Returns whether there was one.
@@ -62,6 +60,8 @@ impl Publisher {
             let seen = Seen {
                 generation: resource.generation,
                 faults: &resource.faults,
+                unknown: &resource.unknown,
+                pull_secret: resource.pull_secret,
                 health: id.map(|id| snapshot.health_of(id)),
                 failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
                 missing_secret: resource.missing_secret.as_deref(),
@@ -188,39 +188,24 @@ impl Publisher {
         }
         let reason = after.health.as_ref().map(|health| health.reason.clone());
         let from = before.unwrap_or(State::Unknown).as_str();
-        let event = Event {
-            metadata: ObjectMeta {
-                // Unlike the mirror's, an Event's name may be cut.
-                name: Some(format!("{name:.200}.{:x}", clock::now().as_millis())),
-                ..ObjectMeta::default()
-            },
-            action: Some("Probe".to_owned()),
-            event_time: Some(micro_time(clock::now())),
-            note: Some(format!(
-                "The mirror went from {from} to {}: {}",
-                now.as_str(),
-                reason.unwrap_or_default()
-            )),
-            reason: Some(now.as_str().to_owned()),
-            regarding: Some(ObjectReference {
+        let told = Told {
+            regarding: ObjectReference {
                 api_version: Some("kagami.dev/v1alpha1".to_owned()),
                 kind: Some("ImageMirror".to_owned()),
                 name: Some(name.to_owned()),
                 uid: Some(resource.uid.clone()),
                 ..ObjectReference::default()
-            }),
-            reporting_controller: Some(REPORTER.to_owned()),
-            reporting_instance: Some(self.identity.chars().take(128).collect()),
-            type_: Some(
-                if now == State::Unhealthy {
-                    "Warning"
-                } else {
-                    "Normal"
-                }
-                .to_owned(),
+            },
+            action: "Probe",
+            reason: now.as_str(),
+            note: format!(
+                "The mirror went from {from} to {}: {}",
+                now.as_str(),
+                reason.unwrap_or_default()
             ),
-            ..Event::default()
+            is_warning: now == State::Unhealthy,
         };
+        let event = event(told, &self.identity, clock::now());
         let parameters = PostParams::default();
         let request = apis.events.create(&parameters, &event);
         match self.writer.write("Event", request).await {

@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     registry::Client,
     state::{
-        Observed, Store,
+        Store,
         feed::Feed,
         file::{Configuration, Secret},
     },
@@ -67,6 +67,8 @@ struct Known {
     witness: Witness,
     /// What is wrong with the resource as it is now.
     faults: Vec<String>,
+    /// What this program does not know of it, and what it does about that.
+    unknown: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +105,7 @@ pub struct SharedMirror {
     pub digests: Option<Swept>,
 }
 
-/// A mirror that this replica should probe itself.
+/// A mirror that this replica should ping itself.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) mirror: String,
@@ -170,16 +172,18 @@ impl Belief {
     pub(super) fn mirror_changed(&mut self, object: &Object, now: Timestamp) {
         let name = object.metadata.name.as_str();
         let read = self.reader.mirror(object);
+        let unknown: Vec<_> = read.unknown.iter().map(ToString::to_string).collect();
         let told = self.reader.status(object);
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
             told: told.clone(),
             witness: Witness::new(HealthSettings::default(), now),
             faults: Vec::new(),
+            unknown: Vec::new(),
         });
         known.told = told;
         let before = known.good.clone();
-        let faults = match read {
+        let faults = match read.taken {
             Ok(mut good) => {
                 // Credentials come from a file of the mirror's name, whatever the Secret is called.
                 if let Some(secret) = &mut good.1.probe_secret {
@@ -204,6 +208,16 @@ impl Belief {
                 );
             }
             known.faults = faults;
+        }
+        if known.unknown != unknown {
+            for what in &unknown {
+                tracing::warn!(
+                    mirror = name,
+                    what,
+                    "an ImageMirror is of a newer definition than this program"
+                );
+            }
+            known.unknown = unknown;
         }
         known.witness.told(known.told.health, now);
         known.complete();
@@ -368,13 +382,19 @@ impl Belief {
         good.map(|(mirror, _)| mirror.health.stale_after)
     }
 
-    /// Takes in what this replica saw of a mirror itself.
-    pub(super) fn observe(&mut self, observed: &Observed, now: Timestamp) {
-        let Observed { mirror, observation } = observed;
+    /// Takes in that a live look on a mirror failed.
+    pub(super) fn doubt(&mut self, mirror: &str) {
+        if let Some(known) = self.mirrors.get_mut(mirror) {
+            known.witness.doubt();
+        }
+    }
+
+    /// Takes in what a ping of this replica tells of a mirror.
+    pub(super) fn pinged(&mut self, mirror: &str, observation: Observation, now: Timestamp) {
         let Some(known) = self.mirrors.get_mut(mirror) else {
             return;
         };
-        if known.witness.observe(*observation, now).changed {
+        if known.witness.pinged(observation, now).changed {
             let View { health, stale } = known.witness.view();
             tracing::info!(
                 mirror,
@@ -430,12 +450,12 @@ impl Belief {
         self.heartbeat.seen.is_some()
     }
 
-    /// Returns the mirrors that this replica should probe itself.
+    /// Returns the mirrors that this replica should ping itself.
     pub(super) fn wanted(&self) -> Vec<Wanted> {
         let wanted = self
             .mirrors
             .iter()
-            .filter(|(_, known)| known.witness.wants_probes());
+            .filter(|(_, known)| known.witness.wants_pings());
         wanted
             .filter_map(|(name, known)| {
                 Some(Wanted {
@@ -485,6 +505,7 @@ impl Belief {
                     "provenSince": shared.proven_since.to_string(),
                 },
                 "faults": known.faults,
+                "unknown": known.unknown,
             });
             (name.clone(), value)
         };

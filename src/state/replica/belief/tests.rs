@@ -248,7 +248,7 @@ fn another_endpoint_voids_what_was_proven() {
 }
 
 #[test]
-fn own_probes_are_wanted_only_while_nobody_else_counts() {
+fn own_pings_are_wanted_only_while_nobody_else_counts_or_in_doubt() {
     let mut scene = Scene::new("10s");
     scene.tick(0);
     assert_eq!(scene.belief.wanted().len(), 1);
@@ -256,12 +256,14 @@ fn own_probes_are_wanted_only_while_nobody_else_counts() {
     scene.relist("Healthy");
     scene.tick(0);
     assert!(scene.belief.wanted().is_empty());
-    let bad = Observed {
-        mirror: MIRROR.to_owned(),
-        observation: Observation::Bad(Fault::Timeout),
-    };
-    scene.belief.observe(&bad, now());
-    scene.belief.observe(&bad, now());
+    for _ in 0..10 {
+        scene.belief.doubt(MIRROR);
+    }
+    assert_eq!(scene.view(), (State::Healthy, false));
+    assert_eq!(scene.belief.wanted().len(), 1);
+    let bad = Observation::Bad(Fault::Timeout);
+    scene.belief.pinged(MIRROR, bad, now());
+    scene.belief.pinged(MIRROR, bad, now());
     assert_eq!(scene.view(), (State::Unhealthy, false));
     assert_eq!(scene.belief.wanted().len(), 1);
 }

@@ -38,6 +38,11 @@ impl Http {
         Self { runtime, client }
     }
 
+    /// Waits for what somebody else does over this client.
+    pub(crate) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     /// Sends the request; an error means that there was no whole answer.
     pub(crate) fn send(&self, request: RequestBuilder) -> reqwest::Result<Answer> {
         self.runtime.block_on(async {

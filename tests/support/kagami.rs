@@ -13,7 +13,7 @@ use super::{
 };
 
 /// The manifest that users apply; the tests change nothing in it but addresses, names and namespaces.
-const MANIFEST: &str = include_str!("../../../webhook-config/mutatingwebhookconfiguration.yaml");
+const MANIFEST: &str = include_str!("../../webhook-config/mutatingwebhookconfiguration.yaml");
 
 const MODES: [&str; 3] = ["enforce", "warn", "audit"];
 
@@ -45,7 +45,7 @@ impl Kagami {
         eventually("Kagami rewrites", || {
             kagami.process.assert_alive();
             let (_, body) = connection
-                .post("/mutate/enforce?timeout=3s", &review("nginx:1.29"))
+                .post("/mutate/enforce?timeout=2s", &review("nginx:1.29"))
                 .unwrap();
             let answer: Value = serde_json::from_str(&body).unwrap();
             answer["response"]["patch"].is_string().then_some(())

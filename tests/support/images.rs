@@ -1,4 +1,4 @@
-//! Small images, and their way into a registry.
+//! Images of every kind, and their way into a registry.
 
 use kagami::domain::{
     answer::MediaType,
@@ -8,22 +8,24 @@ use reqwest::{Client, Method, StatusCode, header};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 
+use super::http::Http;
+
 /// A manifest with all that it names.
-#[derive(Clone)]
-pub struct Image {
-    pub media_type: MediaType,
-    pub manifest: Vec<u8>,
-    pub digest: Digest,
-    pub blobs: Vec<Vec<u8>>,
-    pub children: Vec<Self>,
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) media_type: MediaType,
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) digest: Digest,
+    pub(crate) blobs: Vec<Vec<u8>>,
+    pub(crate) children: Vec<Self>,
 }
 
-pub fn digest(bytes: &[u8]) -> Digest {
+pub(crate) fn digest(bytes: &[u8]) -> Digest {
     Digest::from_hash(Algorithm::Sha256, &sha2::Sha256::digest(bytes)).unwrap()
 }
 
 /// Returns a single image; another seed makes another digest. Its smallest blob is the configuration.
-pub fn single(media_type: MediaType, seed: &str) -> Image {
+pub(crate) fn single(media_type: MediaType, seed: &str) -> Image {
     let (config_type, layer_type) = match media_type {
         MediaType::DockerManifest => (
             "application/vnd.docker.container.image.v1+json",
@@ -51,8 +53,49 @@ pub fn single(media_type: MediaType, seed: &str) -> Image {
     )
 }
 
+/// Returns an image of one layer, a tar archive where somebody runs it; `config` is completed by what a runtime
+/// needs to know of the layer.
+pub(crate) fn of_layer(layer: Vec<u8>, config: &Value) -> Image {
+    let mut config = config.clone();
+    config["rootfs"] = json!({"type": "layers", "diff_ids": [digest(&layer).to_string()]});
+    let config = config.to_string().into_bytes();
+    let descriptor = |media_type: &str, blob: &[u8]| json!({"mediaType": media_type, "digest": digest(blob).to_string(), "size": blob.len()});
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": MediaType::OciManifest.as_str(),
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+    });
+    Image::new(MediaType::OciManifest, &manifest, vec![config, layer], Vec::new())
+}
+
+/// Returns an image that nobody runs; the same text makes the same digest.
+pub(crate) fn named(text: &str) -> Image {
+    of_layer(
+        text.as_bytes().to_vec(),
+        &json!({"architecture": "amd64", "os": "linux"}),
+    )
+}
+
+/// Returns an index of images, each for the platform that its configuration names.
+pub(crate) fn index_of(children: Vec<Image>) -> Image {
+    let entry = |child: &Image| {
+        let config: Value = serde_json::from_slice(&child.blobs[0]).unwrap();
+        json!({
+            "mediaType": child.media_type.as_str(),
+            "digest": child.digest.to_string(),
+            "size": child.manifest.len(),
+            "platform": {"architecture": config["architecture"], "os": config["os"]},
+        })
+    };
+    let entries: Vec<Value> = children.iter().map(entry).collect();
+    let media_type = MediaType::OciIndex;
+    let manifest = json!({"schemaVersion": 2, "mediaType": media_type.as_str(), "manifests": entries});
+    Image::new(media_type, &manifest, Vec::new(), children)
+}
+
 /// Returns an index with an image per architecture.
-pub fn index(media_type: MediaType, architectures: &[&str], seed: &str) -> Image {
+pub(crate) fn index(media_type: MediaType, architectures: &[&str], seed: &str) -> Image {
     let of_child = match media_type {
         MediaType::DockerList => MediaType::DockerManifest,
         _ => MediaType::OciManifest,
@@ -91,16 +134,29 @@ impl Image {
 }
 
 /// Where images are pushed to.
-pub struct Target {
-    pub http: Client,
-    pub url: String,
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) http: Client,
+    pub(crate) url: String,
     /// The value of `Authorization`.
-    pub authorization: Option<String>,
+    pub(crate) authorization: Option<String>,
+}
+
+/// Pushes an image that nobody runs, named after where it goes, and returns its digest.
+pub(crate) fn push(http: &Http, registry: &str, repository: &str, tag: &str) -> String {
+    let target = Target {
+        http: http.client.clone(),
+        url: registry.to_owned(),
+        authorization: None,
+    };
+    let image = named(&format!("{repository}:{tag}"));
+    http.wait(target.push(repository, tag, &image));
+    image.digest.to_string()
 }
 
 impl Target {
     /// Pushes an image under a tag, what it names first.
-    pub async fn push(&self, repository: &str, tag: &str, image: &Image) {
+    pub(crate) async fn push(&self, repository: &str, tag: &str, image: &Image) {
         for child in &image.children {
             Box::pin(self.push(repository, &child.digest.to_string(), child)).await;
         }
@@ -148,7 +204,7 @@ impl Target {
     }
 
     /// Deletes a manifest.
-    pub async fn delete(&self, repository: &str, digest: &Digest) {
+    pub(crate) async fn delete(&self, repository: &str, digest: &Digest) {
         let url = format!("{}/v2/{repository}/manifests/{digest}", self.url);
         let response = self.request(Method::DELETE, &url).send().await.unwrap();
         assert_eq!(

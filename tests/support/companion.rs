@@ -173,22 +173,22 @@ impl<'a> Place<'a> {
         let cluster_wide = json!([
             {"apiGroups": [""], "resources": ["pods", "namespaces", "nodes"], "verbs": watch},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors"], "verbs": watch},
-            {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors/status"], "verbs": ["patch", "update"]},
+            {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors/status"], "verbs": ["patch"]},
             {"apiGroups": ["kagami.dev"], "resources": ["mirroredimages"],
-             "verbs": ["get", "list", "watch", "create", "update", "patch", "delete"]},
-            {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+             "verbs": ["get", "list", "watch", "create", "update", "delete"]},
+            {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
             {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["mutatingwebhookconfigurations"],
-             "resourceNames": [self.name], "verbs": ["get", "list", "watch", "patch"]},
+             "resourceNames": [self.name], "verbs": ["get", "patch"]},
             {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"],
              "resourceNames": ["imagemirrors.kagami.dev", "mirroredimages.kagami.dev"], "verbs": ["get"]},
         ]);
         let own = json!([
             {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
             {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-             "resourceNames": ["kagami-companion", "kagami-health"], "verbs": ["get", "update", "patch"]},
+             "resourceNames": ["kagami-companion", "kagami-health"], "verbs": ["get", "update"]},
             {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch", "create"]},
             {"apiGroups": [""], "resources": ["secrets"],
-             "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-ca"], "verbs": ["update", "patch"]},
+             "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-authority"], "verbs": ["update"]},
         ]);
         let subjects =
             json!([{"kind": "Group", "name": "companions", "apiGroup": "rbac.authorization.k8s.io"}]);

@@ -1,4 +1,4 @@
-//! What the tests share: the real programs, and small helpers of the test's own.
+//! What the rings of tests and the benches share: the real programs, and small helpers of the test's own.
 
 pub(crate) mod admission;
 pub(crate) mod certificates;
@@ -8,12 +8,14 @@ pub(crate) mod command;
 pub(crate) mod companion;
 pub(crate) mod connection;
 pub(crate) mod http;
+pub(crate) mod images;
 pub(crate) mod injector;
 pub(crate) mod kagami;
 pub(crate) mod mirror;
 pub(crate) mod process;
-pub(crate) mod push;
 pub(crate) mod reader;
+pub(crate) mod registry;
+pub(crate) mod runner;
 pub(crate) mod scene;
 pub(crate) mod tools;
 

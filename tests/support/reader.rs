@@ -173,7 +173,7 @@ impl<'a> Reader<'a> {
         review["request"]["object"]["spec"] = pod("probe", image)["spec"].clone();
         let mut connection = Connection::open(&self.cluster().authority, self.address);
         let (_, body) = connection
-            .post("/mutate/enforce?timeout=3s", &review.to_string())
+            .post("/mutate/enforce?timeout=2s", &review.to_string())
             .unwrap();
         super::kagami::decided(&body)
     }
