@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::process::{CERTIFICATE, KEY, Process};
@@ -58,6 +58,23 @@ impl Build {
 
     pub fn command(&self) -> Command {
         Command::new(&self.program)
+    }
+
+    /// Returns the definitions of its resources.
+    pub fn definitions(&self) -> Result<Vec<Value>> {
+        let output = self.command().env_clear().arg("crds").output()?;
+        ensure!(
+            output.status.success(),
+            "{} cannot tell its definitions",
+            self.name
+        );
+        let documents = String::from_utf8(output.stdout)?;
+        let documents = documents
+            .split("---\n")
+            .filter(|document| !document.trim().is_empty());
+        documents
+            .map(|document| Ok(serde_saphyr::from_str(document)?))
+            .collect()
     }
 
     /// Returns the command of a role that needs an API server.

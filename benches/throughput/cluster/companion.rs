@@ -46,7 +46,7 @@ impl Bench {
         registry.push(count)?;
         let cluster = Cluster::start(tools.clone());
         let settings = json!({"freshness": {"tag": SHORT}, "sweep": {"requestsPerSecond": 0}});
-        let place = Place::new(&cluster, registry.address, &settings);
+        let place = Place::new(&cluster, &self.own, registry.address, &settings)?;
         let start = Instant::now();
         let _namespaces = populate(&cluster, count)?;
         let took = start.elapsed().as_secs_f64();

@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use super::super::{
     e2e::{
         cluster::{Cluster, Namespace, User},
-        companion::{MIRRORS, install_definitions},
+        companion::{DEFINITIONS, MIRRORS, install_definitions},
         reader::{Heart, time},
         tools::Tools,
     },
     registry::Registry,
-    roles::{MIRROR, REGISTRY},
+    roles::{Build, MIRROR, REGISTRY},
 };
 
 /// Who the companion is for the API server, whose audit log tells what that user writes.
@@ -38,19 +38,25 @@ pub fn lasting() -> Value {
 /// `measure` is told: of whatever was seen then, proofs last.
 pub fn with_healthy_mirror(
     tools: &Tools,
+    build: &Build,
     measure: impl FnOnce(&Place<'_>, Timestamp) -> Result<()>,
 ) -> Result<()> {
     let mirror = Registry::start()?;
     let cluster = Cluster::start(tools.clone());
-    let place = Place::new(&cluster, mirror.address, &lasting());
+    let place = Place::new(&cluster, build, mirror.address, &lasting())?;
     let now = clock::now();
     let _heart = place.share_healthy(now);
     measure(&place, now)
 }
 
 impl<'a> Place<'a> {
-    /// Creates an ImageMirror of a mirror at this address, with more settings.
-    pub fn new(cluster: &'a Cluster, mirror: SocketAddr, settings: &Value) -> Self {
+    /// Creates an ImageMirror of a mirror at this address, with more settings. The definitions are those of the
+    /// build that works there: another may refuse what it does not know.
+    pub fn new(cluster: &'a Cluster, build: &Build, mirror: SocketAddr, settings: &Value) -> Result<Self> {
+        for definition in build.definitions()? {
+            cluster.create(DEFINITIONS, &definition).success();
+        }
+        // They are there, and this waits until they are served.
         install_definitions(cluster);
         let own = cluster.namespace_named("kagami-system", None);
         // Rights are not what is measured.
@@ -63,7 +69,7 @@ impl<'a> Place<'a> {
         cluster.create(bindings, &binding).success();
         let object = image_mirror(MIRROR, REGISTRY, "docker.io", mirror, settings);
         cluster.create(MIRRORS, &object).success();
-        Self { cluster, own }
+        Ok(Self { cluster, own })
     }
 
     /// Returns the path of a user's kubeconfig.

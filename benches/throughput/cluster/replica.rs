@@ -39,7 +39,7 @@ impl Bench {
     /// Memory, readiness and reviews of a replica.
     pub fn replica(&self, tools: &Tools, bars: &mut Bars) -> Result<()> {
         println!("\nA replica of the webhook over an API server");
-        with_healthy_mirror(tools, |place, now| self.replica_in(place, now, bars))
+        with_healthy_mirror(tools, &self.own, |place, now| self.replica_in(place, now, bars))
     }
 
     fn replica_in(&self, place: &Place<'_>, now: Timestamp, bars: &mut Bars) -> Result<()> {

@@ -56,7 +56,7 @@ impl Bench {
         let cluster = Cluster::start(tools.clone());
         let freshness = format!("{}s", 2 * PERIOD.as_secs());
         let settings = json!({"freshness": {"tag": freshness}, "sweep": {"requestsPerSecond": 0}});
-        let place = Place::new(&cluster, registry.address, &settings);
+        let place = Place::new(&cluster, &self.own, registry.address, &settings)?;
         let now = kagami::clock::now();
         create_images(&cluster, 0..STAYING, now, now)?;
         let mut settings = lasting();

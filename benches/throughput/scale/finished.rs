@@ -60,7 +60,7 @@ impl Bench {
         );
         let registry = Registry::start()?;
         let cluster = Cluster::start(tools.clone());
-        let place = Place::new(&cluster, registry.address, &lasting());
+        let place = Place::new(&cluster, &self.own, registry.address, &lasting())?;
         let _namespaces = [NAMESPACE, LAST].map(|name| cluster.namespace_named(name, Some("enforce")));
 
         let (companion, without) = self.companion_that_read(&place, 0)?;

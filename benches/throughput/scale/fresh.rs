@@ -71,7 +71,7 @@ impl Bench {
         let count = self.plan.scale.new;
         let mirror = Registry::start()?;
         let cluster = Cluster::start(tools.clone());
-        let place = Place::new(&cluster, mirror.address, &lasting());
+        let place = Place::new(&cluster, build, mirror.address, &lasting())?;
         let _namespaces: Vec<_> = (0..count.div_ceil(IN_NAMESPACE))
             .map(|number| cluster.namespace_named(&format!("shop-{number}"), Some("enforce")))
             .collect();

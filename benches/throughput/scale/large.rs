@@ -6,10 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use kagami::{
-    api::{self, v1alpha1::MirroredImage},
-    clock,
-};
+use kagami::{api::v1alpha1::MirroredImage, clock};
 use serde_json::{Value, json};
 
 use super::{
@@ -146,7 +143,7 @@ impl Bench {
             images: sizes.images,
             nodes: sizes.pods.div_ceil(ON_NODE),
         };
-        world.fill(sizes.pods, &registries)?;
+        world.fill(build, sizes.pods, &registries)?;
         let start = Instant::now();
         let companion = Companion::start(build, self.folder.path(), &generator.kubeconfig, OWN, &[])?;
         while !world.is_swept() {
@@ -195,16 +192,15 @@ struct World {
 
 impl World {
     /// Puts everything there, as it is where Kagami has worked for long.
-    fn fill(&self, pods: usize, registries: &[Registry; 3]) -> Result<()> {
+    fn fill(&self, build: &Build, pods: usize, registries: &[Registry; 3]) -> Result<()> {
         let Self { store, .. } = self;
         let start = Instant::now();
-        for definition in api::crds() {
-            let name = definition.metadata.name.clone().unwrap_or_default();
-            store.put(
-                DEFINITIONS,
-                cluster_wide(&name),
-                serde_json::to_value(&definition)?,
-            );
+        for definition in build.definitions()? {
+            let name = definition["metadata"]["name"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            store.put(DEFINITIONS, cluster_wide(&name), definition);
         }
         store.put(NAMESPACES, cluster_wide(OWN), json!({}));
         for number in 0..self.namespaces {
