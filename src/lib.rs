@@ -14,6 +14,8 @@ pub mod certificates;
 pub mod clock;
 /// Speaking to an API server.
 pub mod cluster;
+/// From Secrets to credentials.
+pub mod credentials;
 /// Every metric.
 pub mod metrics;
 /// Looking at registries.

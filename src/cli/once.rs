@@ -1,7 +1,7 @@
 //! What one-shot commands share: a state from a file or a cluster, mirrors looked at once, one
 //! decision.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -27,7 +27,7 @@ use crate::{
     metrics::Metrics,
     state::{
         Store,
-        feed::Feed,
+        feed::{Feed, Keep},
         file::{self, Configuration},
         replica::{Images, Namespaces, Replica, Scope, Settings},
     },
@@ -79,7 +79,14 @@ pub(super) fn feed(config: &Path, left_alone: &LeftAloneArguments) -> anyhow::Re
 
 /// Puts a configuration to use.
 pub(super) fn apply(feed: &Feed, configuration: Configuration, path: &Path) -> anyhow::Result<()> {
-    feed.apply(configuration, clock::now()).map_err(|faults| {
+    let unusable = Feed::check_whole(&configuration);
+    let applied = if unusable.is_empty() {
+        feed.apply(configuration, Keep::Of(&BTreeSet::new()), clock::now())
+            .map(drop)
+    } else {
+        Err(unusable)
+    };
+    applied.map_err(|faults| {
         let line = |fault| format!("{}: {}", path.display(), chain(fault));
         BadSettings(faults.iter().map(|fault| line(fault)).collect())
     })?;
@@ -192,7 +199,7 @@ impl Once {
         let left_alone = self.store.snapshot().left_alone.as_ref().clone();
         // They were put to use once already, so nothing hinders it.
         Feed::new(store.clone(), left_alone)
-            .apply(configuration, clock::now())
+            .apply(configuration, Keep::All, clock::now())
             .ok()?;
         Some(
             Self::look(

@@ -86,10 +86,7 @@ mod tests {
         let record = |original: &'a str| (format!("{ORIGINAL_IMAGE_PREFIX}app").into(), original.into());
         Pod {
             places: vec![place(PlaceKind::Container, 0, "app", image)],
-            annotations: Some(Annotations {
-                ours: original.map(record).into_iter().collect(),
-                ..Annotations::default()
-            }),
+            annotations: Annotations::new(0, original.map(record).into_iter().collect()),
             ..Pod::default()
         }
     }

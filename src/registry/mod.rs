@@ -7,7 +7,6 @@
 
 mod auth;
 pub mod blob;
-mod credentials;
 mod look;
 mod manifest;
 pub mod pace;
@@ -22,11 +21,11 @@ use reqwest::{
 };
 use tokio::time::{Instant, timeout_at};
 
-pub use self::credentials::{Credentials, Keyring, ParseKeyringError};
 use self::{
     auth::{Authority, Right},
     wire::{Call, REDIRECTS, Reply, Wire},
 };
+pub use crate::credentials::Credentials;
 use crate::domain::{
     answer::{Ambiguity, Answer, Failure, Manifest, MediaType, Unreachable},
     digest::Digest,
@@ -53,6 +52,7 @@ pub struct Endpoint {
     pub url: String,
     /// The only certificates to trust, in PEM; those of the system if absent.
     pub ca_bundle: Option<Vec<u8>>,
+    /// What it is asked with at first.
     pub credentials: Option<Credentials>,
 }
 
@@ -81,7 +81,7 @@ pub enum Error {
     Tls(#[source] reqwest::Error),
 }
 
-/// A client of one endpoint. Clones share its connections, tokens, and the waits asked of it.
+/// A client of one endpoint. Clones share its connections, credentials, tokens, and the waits asked of it.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -127,6 +127,12 @@ impl Client {
     /// Whether the other one is a clone of this client, and so talks to the same endpoint in the same way.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Asks with these credentials from now on, or with none; from `until` on, if there is such a time, with
+    /// none. Tokens that others were given are dropped.
+    pub fn set_credentials(&self, credentials: Option<&Credentials>, until: Option<Instant>) {
+        self.0.authority.set_credentials(credentials, until);
     }
 
     /// Asks whether a registry is there, with authentication if there are credentials.

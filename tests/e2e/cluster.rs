@@ -216,7 +216,7 @@ pub(crate) fn a_mirror_with_a_fault_stays_as_it_was(cluster: &Cluster) {
     reader.share_healthy(clock::now().before(Duration::from_secs(5)));
     reader.decides(&image, REWRITTEN);
     reader.change_mirror(|mirror| {
-        mirror["spec"]["futureField"] = 1.into();
+        mirror["spec"]["endpoint"]["futureField"] = 1.into();
         mirror["spec"]["mode"] = "Off".into();
     });
     let faults = eventually("the fault is told", || {
@@ -224,14 +224,14 @@ pub(crate) fn a_mirror_with_a_fault_stays_as_it_was(cluster: &Cluster) {
         (faults != json!([])).then_some(faults)
     });
     assert!(
-        faults[0].as_str().unwrap().contains("spec.futureField"),
+        faults[0].as_str().unwrap().contains("spec.endpoint.futureField"),
         "{faults}"
     );
     assert_eq!(reader.decide("probe", &image), REWRITTEN);
     // Its status is still listened to.
     reader.share(&json!({"health": {"state": "Unhealthy", "provenSince": time(clock::now())}}));
     assert_eq!(reader.decide("probe", &image), "Kept MirrorUnhealthy");
-    reader.change_mirror(|mirror| mirror["spec"]["futureField"] = Value::Null);
+    reader.change_mirror(|mirror| mirror["spec"]["endpoint"]["futureField"] = Value::Null);
     reader.decides(&image, "Kept ModeOff");
 }
 

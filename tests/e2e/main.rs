@@ -23,11 +23,13 @@ mod places;
 mod report;
 mod rights;
 mod scope;
+mod secrets;
 #[allow(dead_code, reason = "each ring uses a part of it")]
 #[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 
-use std::process::ExitCode;
+use std::{env, process::ExitCode};
 
 use libtest_mimic::Arguments;
 
@@ -52,6 +54,8 @@ const TESTS: &[Test<Cluster>] = tests![
     certificates::the_authority_of_an_earlier_version_stays_in_use,
     definitions::a_field_of_a_newer_definition_does_what_its_part_says,
     companion::a_failing_upstream_is_told_to_the_webhooks,
+    secrets::a_secret_that_changes_voids_and_rewrites_nothing,
+    secrets::images_of_a_mirror_that_is_out_of_force_stay,
     chart::install_upgrade_and_removal,
     chart::every_set_of_values_is_valid,
     chart::wrong_values_are_refused_with_their_place,
@@ -104,6 +108,9 @@ const TESTS: &[Test<Cluster>] = tests![
     report::who_may_not_list_pods_is_told,
 ];
 
+/// What `scripts/upgrade` runs beside a build of an earlier version.
+const UPGRADE: &[Test<Cluster>] = tests![upgrade::there_and_back_and_here_again];
+
 /// The API servers of this run.
 #[derive(Debug)]
 struct Clusters {
@@ -147,7 +154,12 @@ fn main() -> ExitCode {
         .unwrap();
 
     let state = State::default();
-    let trials = trials(TESTS, &state, Clusters::of);
+    let mut tests = TESTS.to_vec();
+    if env::var_os(upgrade::FORMER).is_some() {
+        // It needs an earlier version, which nobody builds but the script for it.
+        tests.extend_from_slice(UPGRADE);
+    }
+    let trials = trials(&tests, &state, Clusters::of);
     if runs(&arguments, &trials, |_| true) {
         let tools = Tools::find();
         if let Err(reason) = &tools

@@ -19,6 +19,7 @@ const EDGES: &[&str] = &[
     "certificates",
     "clock",
     "cluster",
+    "credentials",
     "domain",
     "metrics",
     "registry",
@@ -81,8 +82,13 @@ const LAYERS: &[Layer] = &[
         crates: Some(&["prometheus_client"]),
     },
     Layer {
+        name: "credentials",
+        parts: &[],
+        crates: Some(&["base64", "serde", "serde_json", "thiserror", "tokio"]),
+    },
+    Layer {
         name: "registry",
-        parts: &["clock", "domain"],
+        parts: &["clock", "credentials", "domain"],
         crates: None,
     },
     Layer {
@@ -101,6 +107,7 @@ const LAYERS: &[Layer] = &[
             "api",
             "clock",
             "cluster",
+            "credentials",
             "domain",
             "metrics",
             "registry",

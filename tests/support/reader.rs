@@ -41,7 +41,7 @@ pub(crate) struct Reader<'a> {
 }
 
 /// The definitions of the custom resources. That of ImageMirror has a field that this Kagami does not
-/// know, as one from the future would.
+/// know, as one from the future would, where it may restrict.
 pub(crate) fn install(cluster: &Cluster) {
     for mut crd in kagami::api::crds() {
         let name = crd.metadata.name.clone().unwrap();
@@ -50,7 +50,9 @@ pub(crate) fn install(cluster: &Cluster) {
             let schema = schema.open_api_v3_schema.as_mut().unwrap();
             let spec = schema.properties.as_mut().unwrap().get_mut("spec").unwrap();
             let future = serde_json::from_value(json!({"type": "integer"})).unwrap();
-            spec.properties
+            let endpoint = spec.properties.as_mut().unwrap().get_mut("endpoint").unwrap();
+            endpoint
+                .properties
                 .as_mut()
                 .unwrap()
                 .insert("futureField".to_owned(), future);

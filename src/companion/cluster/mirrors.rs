@@ -36,11 +36,12 @@ use crate::{
         v1alpha1::{ImageMirror, ImageMirrorStatus},
     },
     clock,
-    domain::{health::Health, mirror::Mirror, selector::Labels},
+    credentials::Secret,
+    domain::{mirror::Mirror, selector::Labels},
     state::{
         Store,
-        feed::Feed,
-        file::{Configuration, Secret},
+        feed::{Feed, Keep, SecretFaults},
+        file::Configuration,
     },
     telemetry::chain,
 };
@@ -69,6 +70,8 @@ pub(super) struct MirrorResource {
     pub(super) pull_secret: bool,
     /// The Secret of the endpoint's credentials, if there is none of that name.
     pub(super) missing_secret: Option<String>,
+    /// Why that Secret gives no credentials, if it is there and does not.
+    pub(super) secret_fault: Option<String>,
 }
 
 /// What the cluster says that goes into statuses.
@@ -146,7 +149,6 @@ pub(super) struct Follower {
     secrets: Watched<Secret>,
     /// The last good of each mirror.
     good: Good,
-    store: Store,
     feed: Feed,
     published: watch::Sender<Option<Arc<ClusterView>>>,
 }
@@ -163,7 +165,6 @@ impl Follower {
             architectures: Watched::default(),
             secrets: Watched::default(),
             good: Good::new(),
-            store: store.clone(),
             feed: Feed::new(store.clone(), left_alone),
             published,
         }
@@ -230,8 +231,15 @@ impl Follower {
                 }
             }
         }
+        let names = self.mirrors.now.keys().cloned().collect();
         // Each time at least one mirror goes back to its last good form, or goes.
-        while let Err(unusable) = self.feed.apply(self.configuration(&next), clock::now()) {
+        let secret_faults = loop {
+            // Images stay known while their mirror is out of force: it is still the cluster's.
+            let keep = Keep::Of(&names);
+            let unusable = match self.feed.apply(self.configuration(&next), keep, clock::now()) {
+                Ok(secret_faults) => break secret_faults,
+                Err(unusable) => unusable,
+            };
             for why in &unusable {
                 let fault = chain(why);
                 let last = self
@@ -244,21 +252,9 @@ impl Follower {
                 };
                 faults.entry(why.mirror.clone()).or_default().push(fault);
             }
-        }
-        let now = clock::now();
-        for (name, (_, connection)) in &next {
-            // Before the new generation is told: whoever takes over must not believe that it was
-            // seen healthy.
-            if self
-                .good
-                .get(name)
-                .is_some_and(|(_, before)| before != connection)
-            {
-                self.store.set_health(name, Health::unknown(now));
-            }
-        }
+        };
         self.good = next;
-        self.publish(&faults);
+        self.publish(&faults, &secret_faults);
     }
 
     fn configuration(&self, mirrors: &Good) -> Configuration {
@@ -270,7 +266,7 @@ impl Follower {
         }
     }
 
-    fn publish(&self, faults: &BTreeMap<String, Vec<String>>) {
+    fn publish(&self, faults: &BTreeMap<String, Vec<String>>, secret_faults: &SecretFaults) {
         let mirrors = self.mirrors.now.iter().map(|(name, read)| {
             let resource = read.resource.as_ref();
             let (metadata, status, probe_secret) = match &read.resource {
@@ -293,6 +289,7 @@ impl Follower {
                 unknown: read.unknown.clone(),
                 pull_secret: resource.is_ok_and(|resource| resource.spec.pull_secret.is_some()),
                 missing_secret: probe_secret.filter(|name| !self.secrets.now.contains_key(name)),
+                secret_fault: secret_faults.get(name).map(|fault| chain(fault)),
             };
             (name.clone(), resourced)
         });
@@ -300,7 +297,7 @@ impl Follower {
         let platforms: BTreeSet<String> = self.architectures.now.values().flatten().cloned().collect();
         let credentials = |(name, (mirror, connection)): (&String, &(Mirror, Connection))| {
             let secret = self.secrets.now.get(connection.probe_secret.as_ref()?)?;
-            Some((name.clone(), probe_secret::entry(mirror, connection, secret)?))
+            Some((name.clone(), probe_secret::entry(mirror, connection, secret)))
         };
         let cluster = ClusterView {
             probe_credentials: self.good.iter().filter_map(credentials).collect(),
@@ -370,7 +367,7 @@ fn secret(object: ApiSecret) -> Secret {
             .data
             .unwrap_or_default()
             .into_iter()
-            .filter(|(key, _)| key.starts_with(".dockerc"))
+            .filter(|(key, _)| Secret::is_of_docker(key))
             .map(|(key, value)| (key, value.0))
             .collect(),
     }

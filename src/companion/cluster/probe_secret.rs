@@ -16,8 +16,9 @@ use super::mirrors::ClusterView;
 use crate::{
     api::{PROBE_SECRET, mirror::Connection},
     cluster::writer::{NotWritten, Writer},
+    credentials::Secret as Held,
     domain::mirror::Mirror,
-    state::{feed::Feed, file::Secret as Held},
+    state::feed::Feed,
     telemetry::chain,
 };
 
@@ -59,14 +60,17 @@ pub(super) async fn run(
     }
 }
 
-/// Returns a Docker configuration with what a mirror is asked with, as whoever reads it finds it again.
-pub(super) fn entry(mirror: &Mirror, connection: &Connection, secret: &Held) -> Option<Vec<u8>> {
-    let credentials = Feed::credentials(mirror, connection, secret)?;
-    let user = json!({"username": credentials.username, "password": credentials.password});
-    // By the host alone: that matches whatever path the mirror's images have.
-    let host = mirror.mapping.registry.host();
-    let auths = Map::from_iter([(host.to_owned(), user)]);
-    Some(json!({"auths": auths}).to_string().into_bytes())
+/// Returns a Docker configuration with what a mirror is asked with, as whoever reads it finds it again;
+/// one without any entry where the Secret has a fault, which is another thing than no Secret: whoever
+/// knows a good entry keeps it for a while.
+pub(super) fn entry(mirror: &Mirror, connection: &Connection, secret: &Held) -> Vec<u8> {
+    let mut auths = Map::new();
+    if let Ok(credentials) = Feed::credentials(mirror, connection, secret) {
+        let user = json!({"username": credentials.username, "password": credentials.password});
+        // By the host alone: that matches whatever path the mirror's images have.
+        auths.insert(mirror.mapping.registry.host().to_owned(), user);
+    }
+    json!({"auths": auths}).to_string().into_bytes()
 }
 
 async fn write(
@@ -112,7 +116,7 @@ mod tests {
     use crate::state::file;
 
     /// Returns the entry that is rendered for a mirror, and the user that a webhook finds in it.
-    fn rendered(registry: &str, url: &str, auths: &Value) -> Option<(Value, String)> {
+    fn rendered(registry: &str, url: &str, auths: &Value) -> (Value, Option<String>) {
         let config = json!({"auths": auths}).to_string();
         let text = format!(
             "{{apiVersion: kagami.dev/v1alpha1, kind: ImageMirror, metadata: {{name: main}}, spec: {{\
@@ -123,9 +127,10 @@ mod tests {
         );
         let configuration = file::load(&text, "mirrors.yaml").unwrap();
         let (mirror, connection) = &configuration.mirrors[0];
-        let entry = entry(mirror, connection, &configuration.secrets["read"])?;
-        let found = Feed::credentials(mirror, connection, &Held::docker_config(entry.clone()))?;
-        Some((serde_json::from_slice(&entry).ok()?, found.username))
+        let entry = entry(mirror, connection, &configuration.secrets["read"]);
+        let found = Feed::credentials(mirror, connection, &Held::docker_config(entry.clone()));
+        let user = found.ok().map(|found| found.username);
+        (serde_json::from_slice(&entry).unwrap(), user)
     }
 
     #[test]
@@ -159,10 +164,12 @@ mod tests {
             ),
             ("[::1]:5000", "https://mirror.kagami.svc", "inside", "[::1]:5000"),
         ] {
-            let (entry, found) = rendered(registry, url, &auths).unwrap();
+            let (entry, found) = rendered(registry, url, &auths);
             assert_eq!(entry, json!({"auths": {host: user(expected)}}), "{registry}");
-            assert_eq!(found, expected, "{registry}");
+            assert_eq!(found.as_deref(), Some(expected), "{registry}");
         }
-        assert!(rendered("mirror.test", "https://other.test", &auths).is_none());
+        // The file stays, so that its end is told from a fault.
+        let nothing = (json!({"auths": {}}), None);
+        assert_eq!(rendered("mirror.test", "https://other.test", &auths), nothing);
     }
 }

@@ -42,6 +42,7 @@ pub(super) struct Seen<'a> {
     /// None if no good form of the resource is in force.
     pub(super) health: Option<Health>,
     pub(super) missing_secret: Option<&'a str>,
+    pub(super) secret_fault: Option<&'a str>,
     pub(super) credentials_accepted: Option<bool>,
     pub(super) nodes_can_pull: Option<bool>,
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
@@ -118,21 +119,26 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         generation: seen.generation,
         now,
     };
-    match (seen.missing_secret, seen.credentials_accepted) {
-        (Some(name), _) => {
+    match (seen.missing_secret, seen.secret_fault, seen.credentials_accepted) {
+        (Some(name), _, _) => {
             let message = format!("There is no Secret {name} in Kagami's namespace.");
             conditions.set("CredentialsValid", "False", "SecretNotFound", &message);
         }
-        (None, Some(false)) => conditions.set(
+        (None, Some(fault), _) => {
+            let message =
+                format!("The last good credentials, if any, stay in use for an hour at most: {fault}");
+            conditions.set("CredentialsValid", "False", "SecretFaulty", &message);
+        }
+        (None, None, Some(false)) => conditions.set(
             "CredentialsValid",
             "False",
             "Unauthorized",
             "The mirror refuses the credentials that it is asked with, or asks for some.",
         ),
-        (None, Some(true)) => {
+        (None, None, Some(true)) => {
             conditions.set("CredentialsValid", "True", "Accepted", "The mirror answers.");
         }
-        (None, None) => {}
+        (None, None, None) => {}
     }
     schema(&mut conditions, seen.lacking);
     match seen.nodes_can_pull {
@@ -450,6 +456,33 @@ mod tests {
         assert_eq!(ready.last_transition_time, time(at(30)));
         assert_eq!(health(&status), Some(healthy(10)));
         assert_eq!(generation_of_health(&status), Some(2));
+    }
+
+    #[test]
+    fn a_faulty_secret_is_told_by_its_own_condition() {
+        let told = |seen: Seen<'_>| {
+            let status = plan(&ImageMirrorStatus::default(), &seen, at(20));
+            assert_eq!(condition(&status, "Ready").status, "True");
+            assert_eq!(health(&status), Some(healthy(10)));
+            let told = condition(&status, "CredentialsValid");
+            (told.status.clone(), told.reason.clone(), told.message.clone())
+        };
+        let (status, reason, message) = told(Seen {
+            secret_fault: Some("cannot read Secret read: no"),
+            ..seen()
+        });
+        assert_eq!((&*status, &*reason), ("False", "SecretFaulty"));
+        assert!(
+            message.ends_with("for an hour at most: cannot read Secret read: no"),
+            "{message}"
+        );
+        let (status, reason, message) = told(Seen {
+            missing_secret: Some("read"),
+            ..seen()
+        });
+        assert_eq!((&*status, &*reason), ("False", "SecretNotFound"));
+        assert!(message.contains("no Secret read"), "{message}");
+        assert_eq!(told(seen()).1, "Accepted");
     }
 
     #[test]

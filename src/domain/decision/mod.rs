@@ -8,6 +8,10 @@
 //! and wherever the Pod comes from: what a Pod says of itself proves where its image comes from
 //! ([`super::original`]), never that the mirror has it.
 
+use std::collections::HashMap;
+
+use foldhash::quality::RandomState;
+use serde_json::Value;
 use smallvec::SmallVec;
 
 use super::{
@@ -18,12 +22,12 @@ use super::{
     mapping::MapError,
     mirror::{Access, Kind, Mirror, Mode, Prefer},
     names::PULL_SECRET,
-    original::Original,
+    original::{Original, RecordedDecisions},
     platform::Architectures,
     pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Index, Judgement, Proof, Rules},
     reason::{Outcome, Reason},
-    routing::{self, MirrorId},
+    routing::{self, MirrorId, Routing},
     snapshot::Snapshot,
     time::Timestamp,
 };
@@ -103,6 +107,7 @@ impl Finding {
 pub struct Plan<'a> {
     places: Vec<Planned<'a>>,
     heal: bool,
+    recorded: RecordedDecisions<'a>,
     /// The probes that are missing, each once.
     pub probes: Vec<Probe>,
     /// Images that the shared state does not know and somebody should look at, probed now or not.
@@ -165,10 +170,23 @@ pub struct Decision<'a> {
     pub mode: Mode,
     /// What stands there now is Kagami's own earlier rewrite; its original is recorded.
     pub carried: bool,
+    /// What the Pod says that was decided before.
+    pub earlier: Earlier,
     /// Nothing of the whole Pod may change, whatever stands on it.
     pub left_alone: bool,
     /// Some candidate that may rewrite needs the pull secret, and it is in place.
     pub wants_pull_secret: bool,
+}
+
+/// How the decision that stands on a Pod for a place compares with the present one. It may come from an
+/// earlier round of this admission, from long ago, or from anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// None stands there.
+    Absent,
+    /// It tells the same, and the image stays as it is.
+    Same,
+    Other,
 }
 
 /// What was decided of one mirror for one place.
@@ -198,6 +216,7 @@ pub fn decide<'a>(
         key: String::with_capacity(128),
         probes: Vec::new(),
         unknown: Vec::new(),
+        unproven: HashMap::default(),
     };
     let places = request
         .pod
@@ -208,10 +227,15 @@ pub fn decide<'a>(
     Plan {
         places,
         heal: request.heal,
+        recorded: RecordedDecisions::of(&request.pod),
         probes: decider.probes,
         unknown: decider.unknown,
     }
 }
+
+/// The mirrors that an image without proof was met with, and the positions of those probes that are
+/// waited for.
+type Met = SmallVec<[(MirrorId, Option<usize>); 1]>;
 
 struct Decider<'s, 'a> {
     snapshot: &'s Snapshot,
@@ -226,6 +250,8 @@ struct Decider<'s, 'a> {
     key: String,
     probes: Vec<Probe>,
     unknown: Vec<Probe>,
+    /// By their keys, the images without proof that were met so far.
+    unproven: HashMap<String, Met, RandomState>,
 }
 
 impl<'a> Decider<'_, 'a> {
@@ -439,10 +465,12 @@ impl<'a> Decider<'_, 'a> {
         reason: Option<Reason>,
     ) -> Verdict {
         let mirror = candidate.mirror;
-        let same = |probe: &Probe| probe.mirror == mirror && probe.key == self.key;
-        if let Some(position) = self.probes.iter().position(same) {
-            return Verdict::Waits(position);
+        let met = self.unproven.get(&self.key);
+        let met = met.and_then(|met| met.iter().find(|(met, _)| *met == mirror));
+        if let Some((_, Some(position))) = met {
+            return Verdict::Waits(*position);
         }
+        let is_new = met.is_none();
         let repository = match settings.mapping.repository_path(reference) {
             Ok(repository) => repository,
             Err(MapError::NameTooLong { .. }) => return Verdict::Not(Reason::NameTooLong),
@@ -458,14 +486,13 @@ impl<'a> Decider<'_, 'a> {
             repository,
             reference,
         };
-        // What waits was not met before, else its probe would have been.
-        let untold = if wait {
-            !self.index.contains(&settings.name, &self.key)
-        } else {
-            !self.unknown.iter().any(same)
-        };
-        if untold {
-            self.unknown.push(probe.clone());
+        if is_new {
+            let position = wait.then_some(self.probes.len());
+            let met = self.unproven.entry(self.key.clone()).or_default();
+            met.push((mirror, position));
+            if !wait || !self.index.contains(&settings.name, &self.key) {
+                self.unknown.push(probe.clone());
+            }
         }
         if wait {
             self.probes.push(probe);
@@ -520,6 +547,25 @@ impl Decision<'_> {
         }
     }
 
+    /// Whether an earlier round told of this very decision already.
+    pub fn is_repeated(&self) -> bool {
+        self.carried && self.earlier == Earlier::Same
+    }
+
+    /// Compares what was decided now with what stands on the Pod.
+    fn compare(&mut self, recorded: &RecordedDecisions<'_>, routing: &Routing) {
+        let Some(entry) = recorded.entry(self.label()) else {
+            return;
+        };
+        let text = |field: &str| entry.get(field).and_then(Value::as_str);
+        let mirror = self.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
+        let same = text("outcome") == Some(self.outcome.as_str())
+            && text("reason") == Some(self.reason.as_str())
+            && text("mirror") == mirror
+            && self.replacement().is_none();
+        self.earlier = if same { Earlier::Same } else { Earlier::Other };
+    }
+
     /// Keeps an earlier rewrite as it stands there, whatever is true of its mirror.
     fn leave_as_it_is(&mut self) {
         self.image = self.present;
@@ -536,6 +582,10 @@ impl Decision<'_> {
 /// Turns all decisions into keeping the image, for one reason.
 pub fn keep_all(decisions: &mut [Decision<'_>], reason: Reason) {
     for decision in decisions {
+        // Nothing is written, so what stands there tells of something else.
+        if decision.earlier == Earlier::Same {
+            decision.earlier = Earlier::Other;
+        }
         if decision.carried {
             decision.leave_as_it_is();
             continue;
@@ -590,11 +640,18 @@ impl<'a> Plan<'a> {
     /// Turns what the probes brought into decisions. `findings` has one entry for each probe, in
     /// their order; what is absent did not come in time.
     pub fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Vec<Decision<'a>> {
-        let heal = self.heal;
-        self.places
-            .into_iter()
-            .map(|planned| planned.settle(snapshot, findings, heal))
-            .collect()
+        let Self {
+            places,
+            heal,
+            recorded,
+            ..
+        } = self;
+        let settled = places.into_iter().map(|planned| {
+            let mut decision = planned.settle(snapshot, findings, heal);
+            decision.compare(&recorded, &snapshot.routing);
+            decision
+        });
+        settled.collect()
     }
 }
 
@@ -643,6 +700,7 @@ impl<'a> Planned<'a> {
             candidates: SmallVec::new(),
             mode: Mode::Off,
             carried,
+            earlier: Earlier::Absent,
             left_alone,
             wants_pull_secret,
         };

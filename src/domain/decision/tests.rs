@@ -216,10 +216,8 @@ fn what_stands_before_any_mirror_is_asked() {
     );
     check_standing(
         &known().edit(|scene| {
-            scene.request.pod.annotations = Some(Annotations {
-                static_pod: true,
-                ..Annotations::default()
-            });
+            let annotations = scene.request.pod.annotations.get_or_insert_default();
+            annotations.static_pod = true;
         }),
         Reason::OwnerExcluded,
     );
@@ -939,10 +937,7 @@ fn a_weaker_mirror_is_decided_apart_and_blocks_nobody() {
 fn rewritten<'a>(image: &'a str, original: &'a str) -> Scene<'a> {
     known().image(image).edit(|scene| {
         let ours = vec![("original-image.kagami.dev/app".into(), original.into())];
-        scene.request.pod.annotations = Some(Annotations {
-            ours,
-            ..Annotations::default()
-        });
+        scene.request.pod.annotations = Annotations::new(0, ours);
     })
 }
 

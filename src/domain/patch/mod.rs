@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use memchr::memchr2;
 
 use super::{
-    decision::{Decision, Operation, Request},
+    decision::{Decision, Earlier, Operation, Request},
     json,
     mirror::Mode,
     names::{DECISIONS_ANNOTATION, PULL_SECRET},
@@ -122,8 +122,11 @@ fn annotations<'a>(pod: &Pod<'_>, routing: &Routing, decisions: &'a [Decision<'_
             });
         }
     }
-    if let Some(summary) = summary(routing, decisions) {
-        let stands = pod.annotation("", DECISIONS_ANNOTATION).is_some_and(|present| {
+    let present = pod.annotation("", DECISIONS_ANNOTATION);
+    // Where one stands and there is nothing to tell, this is told.
+    let summary = summary(routing, decisions).or_else(|| present.map(|_| "{}".to_owned()));
+    if let Some(summary) = summary {
+        let stands = present.is_some_and(|present| {
             let mut literal = String::with_capacity(summary.len());
             json::push_escaped(&mut literal, present);
             literal == summary
@@ -139,14 +142,15 @@ fn annotations<'a>(pod: &Pod<'_>, routing: &Routing, decisions: &'a [Decision<'_
 }
 
 /// Returns the value of the annotation that tells the decisions: a JSON object from place to
-/// outcome, reason and mirror, as the inside of a string literal. None if no mirror was a candidate
-/// for any image.
+/// outcome, reason and mirror, as the inside of a string literal. It tells of each image that has a
+/// candidate or goes back, and of what it told before. None if there is no such image.
 ///
 /// It is written with its escapes at once, because half of it would need some.
 fn summary(routing: &Routing, decisions: &[Decision<'_>]) -> Option<String> {
     let told = |decision: &Decision<'_>| {
         let changed = decision.carried && decision.replacement().is_some();
-        changed || (decision.mode == Mode::Enforce && !decision.candidates.is_empty())
+        let stands = decision.earlier != Earlier::Absent;
+        stands || changed || (decision.mode == Mode::Enforce && !decision.candidates.is_empty())
     };
     if !decisions.iter().any(told) {
         return None;

@@ -15,7 +15,11 @@ use ::kagami::{
     },
     metrics::Metrics,
     registry::{Client, Endpoint},
-    state::{Demand, Doubt, Store, feed::Feed, file},
+    state::{
+        Demand, Doubt, Store,
+        feed::{Feed, Keep},
+        file,
+    },
     webhook::Probes,
 };
 use serde_json::{Value, json};
@@ -38,7 +42,7 @@ const DIGEST: &str =
 fn apply(feed: &Feed, document: &Value) {
     install_crypto();
     let configuration = file::load(&text(std::slice::from_ref(document)), "test").unwrap();
-    feed.apply(configuration, clock::now()).unwrap();
+    feed.apply(configuration, Keep::All, clock::now()).unwrap();
 }
 
 /// A state with one mirror that is configured and healthy.

@@ -16,6 +16,11 @@ use tokio_util::task::TaskTracker;
 /// Returns an admission that decides from `store`. A mirror without a client in the store is never
 /// asked anything.
 pub fn admission(store: Store) -> Admission {
+    healing(store, true)
+}
+
+/// The same, which heals earlier rewrites or not.
+pub fn healing(store: Store, heal: bool) -> Admission {
     let (metrics, _) = Metrics::new();
     let (doubts, _) = mpsc::channel(1);
     let (demand, _) = mpsc::channel(1);
@@ -23,7 +28,7 @@ pub fn admission(store: Store) -> Admission {
     let limits = Limits {
         budget: Duration::from_millis(300),
         probing: Probing::Hosted,
-        heal: true,
+        heal,
         recent: 50,
     };
     Admission::new(store, probes, metrics, Some(demand), limits)

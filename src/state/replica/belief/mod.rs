@@ -16,6 +16,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     api::{mirror::Connection, v1alpha1::timestamp},
     cluster::objects::{Object, Outline, Reader, SharedStatus},
+    credentials::Secret,
     domain::{
         health::{Health, Observation},
         image::Class,
@@ -29,8 +30,8 @@ use crate::{
     registry::Client,
     state::{
         Store,
-        feed::Feed,
-        file::{Configuration, Secret},
+        feed::{Feed, Identity, Keep, SecretFaults, Unusable},
+        file::Configuration,
     },
     telemetry::chain,
 };
@@ -52,6 +53,8 @@ pub(super) struct Belief {
     /// Names that the list in progress has told.
     listing: BTreeSet<String>,
     credentials: BTreeMap<String, Secret>,
+    /// Why some of them are not in use.
+    credential_faults: SecretFaults,
     namespaces: Namespaces,
     heartbeat: Heartbeat,
     /// Asks for a list of the ImageMirrors.
@@ -123,6 +126,7 @@ impl Belief {
             mirrors: BTreeMap::new(),
             listing: BTreeSet::new(),
             credentials: BTreeMap::new(),
+            credential_faults: SecretFaults::new(),
             namespaces: Namespaces::default(),
             heartbeat: Heartbeat::default(),
             relist: watch::Sender::new(0),
@@ -189,7 +193,7 @@ impl Belief {
                 if let Some(secret) = &mut good.1.probe_secret {
                     name.clone_into(secret);
                 }
-                match Feed::check(&good.0, &good.1, None) {
+                match known.check(&good) {
                     Ok(()) => {
                         known.good_is(good, now);
                         Vec::new()
@@ -245,43 +249,33 @@ impl Belief {
     }
 
     /// Returns what is put to use: every mirror in its last good form, and what may be believed of
-    /// namespaces and credentials.
+    /// namespaces.
     pub(super) fn configuration(&self) -> Configuration {
         let good = self.mirrors.values().filter_map(|known| known.good.clone());
-        let secrets = |mirror: &(Mirror, Connection)| {
-            let (mirror, connection) = mirror;
-            let secret = self.credentials.get(&mirror.name)?;
-            match Feed::check(mirror, connection, Some(secret)) {
-                Ok(()) => Some((mirror.name.clone(), secret.clone())),
-                Err(error) => {
-                    tracing::warn!(
-                        mirror = mirror.name,
-                        error = chain(&error),
-                        "probing without credentials"
-                    );
-                    None
-                }
-            }
-        };
-        let mirrors: Vec<_> = good.collect();
         Configuration {
-            secrets: mirrors.iter().filter_map(secrets).collect(),
-            mirrors,
+            mirrors: good.collect(),
+            secrets: self.credentials.clone(),
             namespaces: self.namespaces.believed(),
             pull_secret_namespaces: BTreeSet::new(),
         }
     }
 
     /// Puts the mirrors to use as they are known now.
-    fn put(&self, now: Timestamp) {
-        let put = self.feed.put(self.configuration(), now);
-        self.metrics.configured(put.is_ok());
-        for fault in put.err().into_iter().flatten() {
-            // Each mirror was checked; only the system can be short of something now.
-            tracing::error!(
-                error = chain(&fault),
-                "cannot use the ImageMirrors; the former ones stay in force"
-            );
+    fn put(&mut self, now: Timestamp) {
+        // Images are followed apart, and may be known before their mirror is.
+        let applied = self.feed.apply(self.configuration(), Keep::All, now);
+        self.metrics.configured(applied.is_ok());
+        match applied {
+            Ok(faults) => self.tell_credential_faults(faults),
+            Err(hindrances) => {
+                for hindrance in hindrances {
+                    // Each mirror was checked; only the system can be short of something now.
+                    tracing::error!(
+                        error = chain(&hindrance),
+                        "cannot use the ImageMirrors; the former ones stay in force"
+                    );
+                }
+            }
         }
         for name in self.mirrors.keys() {
             self.publish(name);
@@ -301,11 +295,30 @@ impl Belief {
     }
 
     /// Takes in the read credentials, by mirror.
-    pub(super) fn set_credentials(&mut self, credentials: BTreeMap<String, Secret>, now: Timestamp) {
+    pub(super) fn set_credentials(&mut self, credentials: BTreeMap<String, Secret>) {
         if credentials != self.credentials {
             self.credentials = credentials;
-            self.put(now);
+            let faults = self.feed.renew(&self.credentials);
+            self.tell_credential_faults(faults);
         }
+    }
+
+    fn tell_credential_faults(&mut self, faults: SecretFaults) {
+        for (mirror, fault) in &faults {
+            if self.credential_faults.get(mirror) != Some(fault) {
+                tracing::warn!(
+                    mirror,
+                    error = chain(fault),
+                    "credentials have a fault; the last good ones stay in use for an hour at most"
+                );
+            }
+        }
+        self.credential_faults = faults;
+    }
+
+    /// Returns what is wrong with credentials, by mirror.
+    pub(super) const fn credential_faults(&self) -> &SecretFaults {
+        &self.credential_faults
     }
 
     pub(super) fn namespaces_listing(&mut self) {
@@ -497,6 +510,7 @@ impl Belief {
         let seen = self.heartbeat_age(at).map(|age| age.as_secs());
         let heartbeat = json!({"seenSecondsAgo": seen, "renewTime": self.heartbeat.renewed});
         let mirror = |(name, known): (&String, &Known)| {
+            let credentials = self.credential_faults.get(name).map(|fault| chain(fault));
             let shared = known.told.health;
             let value = json!({
                 "stale": known.witness.view().stale,
@@ -506,6 +520,7 @@ impl Belief {
                 },
                 "faults": known.faults,
                 "unknown": known.unknown,
+                "credentialsFault": credentials,
             });
             (name.clone(), value)
         };
@@ -515,11 +530,29 @@ impl Belief {
 }
 
 impl Known {
+    /// Returns why a mirror cannot be used; what was in use before needs no check.
+    fn check(&self, (mirror, connection): &(Mirror, Connection)) -> Result<(), Unusable> {
+        if self
+            .identity()
+            .is_some_and(|before| before == Identity::of(mirror, connection))
+        {
+            return Ok(());
+        }
+        Feed::check(mirror, connection)
+    }
+
+    /// Returns which mirror the last good resource is about.
+    fn identity(&self) -> Option<Identity> {
+        self.good
+            .as_ref()
+            .map(|(mirror, connection)| Identity::of(mirror, connection))
+    }
+
     /// Takes in a good resource.
     fn good_is(&mut self, good: (Mirror, Connection), now: Timestamp) {
-        let way = |connection: &Connection| (connection.endpoint.clone(), connection.ca_bundle.clone());
-        if let Some((_, before)) = &self.good
-            && way(before) != way(&good.1)
+        if self
+            .identity()
+            .is_some_and(|before| before != Identity::of(&good.0, &good.1))
         {
             self.witness.moved(now);
         }

@@ -1,10 +1,10 @@
-//! Credentials, and how they are found in a Docker configuration.
+//! How credentials are found in a Docker configuration.
 //!
 //! Looking up follows the kubelet's keyring (kubernetes v1.36 `pkg/credentialprovider`), so that Kagami
 //! reads with what a node would pull with. Deliberately absent: `credHelpers`, `credsStore`, identity
 //! tokens (the kubelet ignores them in Secrets too), and trying several credentials in turn.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use base64::{
     Engine as _,
@@ -12,18 +12,7 @@ use base64::{
 };
 use serde::Deserialize;
 
-/// A user's name and password. `Debug` shows neither: some registries take a token as the name.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    pub username: String,
-    pub password: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").finish_non_exhaustive()
-    }
-}
+use super::Credentials;
 
 /// The credentials of one Docker configuration, the most specific first.
 #[derive(Clone, Debug, Default)]
