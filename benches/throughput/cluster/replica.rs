@@ -104,7 +104,8 @@ impl Bench {
     pub fn replica_of(&self, place: &Place<'_>, known: usize) -> Result<Kagami> {
         let (kagami, times) = self.replica_of_build(&self.own, place, known)?;
         println!(
-            "  {known} images loaded after {:.2} s, ready after {:.2} s, believed after {:.2} s (the heart beats each second)",
+            "  {known} images loaded after {:.2} s, ready after {:.2} s, believed after {:.2} s \
+             (the heart beats each second)",
             times.loaded.as_secs_f64(),
             times.ready.as_secs_f64(),
             times.believed.as_secs_f64()

@@ -99,6 +99,9 @@ fn containers(pod: &mut Value, count: usize) {
 }
 
 fn volumes(pod: &mut Value, count: usize) {
-    let volume = |number| json!({"name": format!("volume-{number:05}"), "image": {"reference": format!("image:{number:05}")}});
+    let volume = |number| {
+        let reference = format!("image:{number:05}");
+        json!({"name": format!("volume-{number:05}"), "image": {"reference": reference}})
+    };
     pod["spec"]["volumes"] = (0..count).map(volume).collect();
 }

@@ -378,7 +378,8 @@ fn image(number: usize) -> String {
 fn node(beats: u32) -> Value {
     let conditions = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"].map(|kind| {
         let status = if kind == "Ready" { "True" } else { "False" };
-        json!({"type": kind, "status": status, "lastHeartbeatTime": "2026-11-03T09:12:44Z", "message": beats.to_string()})
+        let at = "2026-11-03T09:12:44Z";
+        json!({"type": kind, "status": status, "lastHeartbeatTime": at, "message": beats.to_string()})
     });
     json!({
         "metadata": {"labels": {
