@@ -37,7 +37,7 @@ use crate::{
 const GO_THROUGH: Duration = Duration::from_secs(10);
 
 /// The pause after a round, as where the configuration changes all the time: at least so long, and so
-/// many times as long as the round took.
+/// many times as long as the round took, but no longer than [`GO_THROUGH`].
 const PAUSE: (Duration, u32) = (Duration::from_secs(1), 20);
 
 pub(super) struct Pods {
@@ -91,7 +91,7 @@ impl Pods {
             lock(readers).pulls.judge(&self.store, &self.reports);
             let took = started.elapsed();
             let handed_on = round.hand_on(&self.store, &snapshot, &self.demand).await;
-            sleep(PAUSE.0.max(took * PAUSE.1)).await;
+            sleep((took * PAUSE.1).clamp(PAUSE.0, GO_THROUGH)).await;
             let due = started + GO_THROUGH;
             while handed_on && says_the_same(&snapshot, &snapshots.borrow_and_update()) {
                 tokio::select! {
