@@ -2,9 +2,10 @@
 //!
 //! `watch` follows a resource for ever, over the paths that `sources` names, and tells its objects as
 //! `objects` reads them: webhook and companion alike. `elector` holds the leader's lease, and every
-//! other write goes through `writer`, which sends nothing without it.
+//! other write goes through `writer`, which sends nothing without it: `events` too.
 
 pub mod elector;
+pub mod events;
 pub mod objects;
 pub mod sources;
 pub mod watch;

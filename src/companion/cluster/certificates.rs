@@ -12,12 +12,13 @@ use k8s_openapi::{
     jiff,
 };
 use kube::{
-    Api, Client,
+    Api,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use super::Leader;
 use crate::{
     api::AUTHORITY_SECRET,
     certificates::{Authority, BEFORE, Name},
@@ -91,12 +92,12 @@ struct Found {
 }
 
 impl Keeper {
-    pub(super) fn new(settings: Settings, writer: Writer, client: Client, namespace: &str) -> Self {
+    pub(super) fn new(settings: Settings, leader: &Leader) -> Self {
         Self {
             settings,
-            writer,
-            secrets: Api::namespaced(client.clone(), namespace),
-            configurations: Api::all(client),
+            writer: leader.writer.clone(),
+            secrets: Api::namespaced(leader.client.clone(), &leader.settings.namespace),
+            configurations: Api::all(leader.client.clone()),
         }
     }
 

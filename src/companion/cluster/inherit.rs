@@ -7,12 +7,13 @@ use std::{
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
-    Api, Client,
+    Api,
     api::{ApiResource, ListParams},
     core::DynamicObject,
 };
 
 use super::{
+    Leader,
     mirrors::{ClusterView, version},
     status,
 };
@@ -23,7 +24,6 @@ use crate::{
     },
     clock,
     domain::{health::Health, snapshot::Snapshot, time::Timestamp},
-    state::Store,
 };
 
 /// Pages of the list of images.
@@ -80,16 +80,16 @@ pub(super) fn fingerprint(spec: &MirroredImageSpec) -> u64 {
 
 /// Loads every MirroredImage into the store. Returns what the API server has and its highest
 /// version. Objects that cannot be read are left alone.
-pub(super) async fn images(client: Client, store: &Store) -> kube::Result<(AllWritten, u64)> {
+pub(super) async fn images(leader: &Leader) -> kube::Result<(AllWritten, u64)> {
     let resource = ApiResource::erase::<MirroredImage>(&());
-    let api = Api::<DynamicObject>::all_with(client, &resource);
+    let api = Api::<DynamicObject>::all_with(leader.client.clone(), &resource);
     let mut written = AllWritten::new();
     let mut through = 0;
     let mut unread = 0_usize;
     let mut parameters = ListParams::default().limit(PAGE);
     loop {
         let page = api.list(&parameters).await?;
-        let mut index = store.index_mut();
+        let mut index = leader.store.index_mut();
         for object in page.items {
             let resource_version = object.metadata.resource_version.clone();
             through = through.max(version(resource_version.as_deref()));
@@ -129,12 +129,11 @@ pub(super) async fn images(client: Client, store: &Store) -> kube::Result<(AllWr
 
 /// Returns the health of mirrors that is still to be believed.
 pub(super) async fn health(
-    client: Client,
-    namespace: &str,
+    leader: &Leader,
     cluster: &ClusterView,
     snapshot: &Snapshot,
 ) -> kube::Result<BTreeMap<String, Health>> {
-    let lease = Api::<Lease>::namespaced(client, namespace)
+    let lease = Api::<Lease>::namespaced(leader.client.clone(), &leader.settings.namespace)
         .get_opt(HEALTH_LEASE)
         .await?;
     let beaten_at = lease

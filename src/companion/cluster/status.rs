@@ -7,6 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff,
 };
+use serde_json::{Map, Value, json};
 
 use crate::{
     api::{
@@ -27,6 +28,50 @@ const MESSAGE: usize = 4096;
 
 /// How many lacking fields are named.
 const LACKING: usize = 5;
+
+/// What a condition of an ImageMirror speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConditionType {
+    Ready,
+    Healthy,
+    CredentialsValid,
+    SchemaCurrent,
+    NodesCanPull,
+    SweepInTime,
+}
+
+impl ConditionType {
+    /// Returns its name as users see it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::Healthy => "Healthy",
+            Self::CredentialsValid => "CredentialsValid",
+            Self::SchemaCurrent => "SchemaCurrent",
+            Self::NodesCanPull => "NodesCanPull",
+            Self::SweepInTime => "SweepInTime",
+        }
+    }
+}
+
+/// Whether what a condition speaks of holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ConditionStatus {
+    True,
+    False,
+    Unknown,
+}
+
+impl ConditionStatus {
+    /// Returns its name as Kubernetes has it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
 
 /// What is known of one mirror.
 #[derive(Clone, Debug, Default)]
@@ -59,7 +104,7 @@ pub(super) fn generation_of_health(status: &ImageMirrorStatus) -> Option<i64> {
     let healthy = status
         .conditions
         .iter()
-        .find(|condition| condition.type_ == "Healthy");
+        .find(|condition| condition.type_ == ConditionType::Healthy.as_str());
     healthy?.observed_generation
 }
 
@@ -73,8 +118,8 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     };
     if seen.faults.is_empty() {
         conditions.set(
-            "Ready",
-            "True",
+            ConditionType::Ready,
+            ConditionStatus::True,
             "InForce",
             "The resource is in force as it stands.",
         );
@@ -85,7 +130,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
             "Nothing is in force"
         };
         let message = format!("{what}: {}", seen.faults.join("; "));
-        conditions.set("Ready", "False", "Faulty", &message);
+        conditions.set(ConditionType::Ready, ConditionStatus::False, "Faulty", &message);
     }
     let told = health(current);
     match seen.health {
@@ -93,7 +138,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
             let reason = conditions.healthy(health);
             next.health = Some(api::health::status(health, reason));
         }
-        Some(_) => conditions.observed("Healthy"),
+        Some(_) => conditions.observed(ConditionType::Healthy),
         None if told.is_none_or(|told| told.state == State::Unknown) => {}
         None => {
             let unknown = Health::unknown(now);
@@ -109,16 +154,26 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     match (seen.missing_secret, seen.credentials_accepted) {
         (Some(name), _) => {
             let message = format!("There is no Secret {name} in Kagami's namespace.");
-            conditions.set("CredentialsValid", "False", "SecretNotFound", &message);
+            conditions.set(
+                ConditionType::CredentialsValid,
+                ConditionStatus::False,
+                "SecretNotFound",
+                &message,
+            );
         }
         (None, Some(false)) => conditions.set(
-            "CredentialsValid",
-            "False",
+            ConditionType::CredentialsValid,
+            ConditionStatus::False,
             "Unauthorized",
             "The mirror refuses the credentials that it is asked with, or asks for some.",
         ),
         (None, Some(true)) => {
-            conditions.set("CredentialsValid", "True", "Accepted", "The mirror answers.");
+            conditions.set(
+                ConditionType::CredentialsValid,
+                ConditionStatus::True,
+                "Accepted",
+                "The mirror answers.",
+            );
         }
         (None, None) => {}
     }
@@ -126,11 +181,16 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     match seen.nodes_can_pull {
         Some(true) => {
             let message = "Pods run images that they were sent to the mirror for.";
-            conditions.set("NodesCanPull", "True", "Pulled", message);
+            conditions.set(
+                ConditionType::NodesCanPull,
+                ConditionStatus::True,
+                "Pulled",
+                message,
+            );
         }
         Some(false) => conditions.set(
-            "NodesCanPull",
-            "False",
+            ConditionType::NodesCanPull,
+            ConditionStatus::False,
             "PullsFail",
             "Nodes fail to pull images that Kagami sees on the mirror. Their Pods' events tell why.",
         ),
@@ -144,12 +204,31 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     next
 }
 
+/// Returns the change from one status to the next: a merge patch that names the version that it was
+/// computed from, so that nothing is overwritten unseen. It has only what differs; so what newer versions
+/// have in the status stays.
+pub(super) fn patch(current: &ImageMirrorStatus, next: &ImageMirrorStatus, version: u64) -> Value {
+    let fields = |status| match serde_json::to_value(status) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    };
+    let (before, mut changed) = (fields(current), fields(next));
+    for (field, value) in before {
+        match changed.get(&field) {
+            Some(same) if *same == value => drop(changed.remove(&field)),
+            Some(_) => {}
+            None => drop(changed.insert(field, Value::Null)),
+        }
+    }
+    json!({"metadata": {"resourceVersion": version.to_string()}, "status": changed})
+}
+
 fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
     match lacking {
         None => {}
         Some([]) => conditions.set(
-            "SchemaCurrent",
-            "True",
+            ConditionType::SchemaCurrent,
+            ConditionStatus::True,
             "Current",
             "The installed definitions know all that this version of Kagami does.",
         ),
@@ -166,7 +245,12 @@ fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
                  --server-side --force-conflicts -f -",
                 shown.join(", ")
             );
-            conditions.set("SchemaCurrent", "False", "OlderSchema", &message);
+            conditions.set(
+                ConditionType::SchemaCurrent,
+                ConditionStatus::False,
+                "OlderSchema",
+                &message,
+            );
         }
     }
 }
@@ -212,8 +296,8 @@ fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
     };
     if late.is_empty() {
         conditions.set(
-            "SweepInTime",
-            "True",
+            ConditionType::SweepInTime,
+            ConditionStatus::True,
             "InTime",
             "Proofs are renewed before they age out.",
         );
@@ -221,7 +305,12 @@ fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
         // Without the seconds: they differ each time.
         let message = "Images are not looked at often enough, so proofs may age out: raise \
                        spec.sweep.requestsPerSecond or spec.freshness.";
-        conditions.set("SweepInTime", "False", "TooSlow", message);
+        conditions.set(
+            ConditionType::SweepInTime,
+            ConditionStatus::False,
+            "TooSlow",
+            message,
+        );
         tracing::debug!(late = late.join("; "), "sweeps are late");
     }
 }
@@ -236,27 +325,40 @@ impl Conditions<'_> {
     /// Sets the condition of a mirror's health and returns its reason.
     fn healthy(&mut self, health: Health) -> &'static str {
         let (status, reason, message) = match (health.state, health.fault) {
-            (State::Healthy, _) => ("True", "Healthy", "The mirror answers and serves images."),
+            (State::Healthy, _) => (
+                ConditionStatus::True,
+                "Healthy",
+                "The mirror answers and serves images.",
+            ),
             (State::Unhealthy, fault) => (
-                "False",
+                ConditionStatus::False,
                 fault.map_or("Unhealthy", |fault| fault.as_str()),
                 "The mirror failed its probes; images stay upstream.",
             ),
-            (State::Unknown, _) => ("Unknown", "NotObserved", "Nobody has looked at the mirror yet."),
+            (State::Unknown, _) => (
+                ConditionStatus::Unknown,
+                "NotObserved",
+                "Nobody has looked at the mirror yet.",
+            ),
         };
-        self.set("Healthy", status, reason, message);
+        self.set(ConditionType::Healthy, status, reason, message);
         reason
     }
 
     /// Notes that a condition holds for the present generation too.
-    fn observed(&mut self, type_: &str) {
+    fn observed(&mut self, type_: ConditionType) {
         let generation = self.generation;
-        if let Some(condition) = self.list.iter_mut().find(|condition| condition.type_ == type_) {
+        let mut of_type = self
+            .list
+            .iter_mut()
+            .filter(|condition| condition.type_ == type_.as_str());
+        if let Some(condition) = of_type.next() {
             condition.observed_generation = Some(generation);
         }
     }
 
-    fn set(&mut self, type_: &str, status: &str, reason: &str, message: &str) {
+    fn set(&mut self, type_: ConditionType, status: ConditionStatus, reason: &str, message: &str) {
+        let (type_, status) = (type_.as_str(), status.as_str());
         let at = self.list.iter().position(|condition| condition.type_ == type_);
         let since = at
             .and_then(|at| self.list.get(at))
@@ -331,6 +433,24 @@ mod tests {
         assert_eq!(plan(&status, &seen(), at(30)), status);
         assert_eq!(health(&status), Some(healthy(10)));
         assert_eq!(condition(&status, "Healthy").status, "True");
+    }
+
+    #[test]
+    fn a_patch_says_what_changed_and_nothing_else() {
+        let before = plan(&ImageMirrorStatus::default(), &seen(), at(20));
+        let mut after = before.clone();
+        after.platforms = vec!["amd64".to_owned()];
+        after.health = None;
+        assert_eq!(
+            patch(&before, &after, 7),
+            json!({
+                "metadata": {"resourceVersion": "7"},
+                "status": {"platforms": ["amd64"], "health": null},
+            })
+        );
+        let whole = patch(&ImageMirrorStatus::default(), &before, 7);
+        let fields: Vec<_> = whole["status"].as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["conditions", "health"]);
     }
 
     #[test]

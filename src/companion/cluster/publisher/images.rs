@@ -74,7 +74,7 @@ impl Publisher {
         let object = MirroredImage::new(name, spec);
         let parameters = PostParams::default();
         let request = apis.images.create(&parameters, &object);
-        let answer = self.writer.write("MirroredImage", request).await?;
+        let answer = self.leader.writer.write("MirroredImage", request).await?;
         self.wrote(object.spec, &answer);
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Publisher {
         object.metadata.resource_version = Some(version.to_string());
         let parameters = PostParams::default();
         let request = apis.images.replace(name, &parameters, &object);
-        let answer = self.writer.write("MirroredImage", request).await?;
+        let answer = self.leader.writer.write("MirroredImage", request).await?;
         self.wrote(object.spec, &answer);
         Ok(())
     }
@@ -119,7 +119,7 @@ impl Publisher {
             ..DeleteParams::default()
         };
         let request = apis.images.delete(name, &parameters);
-        match self.writer.write("MirroredImage", request).await {
+        match self.leader.writer.write("MirroredImage", request).await {
             Ok(_) | Err(NotWritten::Gone) => {
                 if let Some(images) = self.written.get_mut(mirror) {
                     images.remove(key);

@@ -15,14 +15,14 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::events::v1::Event;
-use kube::{Api, Client, api::ApiResource, core::DynamicObject};
+use kube::{Api, api::ApiResource, core::DynamicObject};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
 
 use super::{
+    Leader,
     definitions::Lacking,
     inherit::{AllWritten, Written, fingerprint},
     mirrors::ClusterView,
@@ -33,10 +33,9 @@ use crate::{
         self,
         v1alpha1::{ImageMirror, ImageMirrorStatus, MirroredImage, MirroredImageSpec},
     },
-    cluster::writer::{NotWritten, Writer},
-    companion::mirror::reports::{Reports, SweepEnd},
+    cluster::writer::NotWritten,
+    companion::mirror::reports::SweepEnd,
     domain::{health::Health, image::Class, presence::Presence, time::Timestamp},
-    state::Store,
     telemetry::chain,
 };
 
@@ -58,18 +57,12 @@ const USE_AGE: Duration = Duration::from_hours(24);
 /// The longest image that a MirroredImage can name.
 const LONGEST_IMAGE: usize = 1024;
 
-/// Namespace of Events about objects without one (apimachinery's event validation asks for it).
-const EVENTS_NAMESPACE: &str = "default";
-
 type Key = (Box<str>, Box<str>);
 
 pub(super) struct Publisher {
-    pub(super) store: Store,
-    pub(super) writer: Writer,
-    pub(super) reports: Reports,
+    pub(super) leader: Leader,
     pub(super) cluster: watch::Receiver<Option<Arc<ClusterView>>>,
     pub(super) definitions: watch::Receiver<Lacking>,
-    pub(super) identity: String,
     /// The health of mirrors as the API server has it.
     pub(super) published: watch::Sender<BTreeMap<String, Health>>,
     pub(super) written: AllWritten,
@@ -109,19 +102,18 @@ enum Wanted {
 struct Apis {
     images: Api<MirroredImage>,
     mirrors: Api<DynamicObject>,
-    events: Api<Event>,
 }
 
 impl Publisher {
     /// Publishes until this process may not write any more.
-    pub(super) async fn run(mut self, client: Client) {
+    pub(super) async fn run(mut self) {
+        let client = &self.leader.client;
         let apis = Apis {
             images: Api::all(client.clone()),
             mirrors: Api::all_with(client.clone(), &ApiResource::erase::<ImageMirror>(&())),
-            events: Api::namespaced(client, EVENTS_NAMESPACE),
         };
-        let mut snapshots = self.store.subscribe();
-        let mut reports = self.reports.subscribe();
+        let mut snapshots = self.leader.store.subscribe();
+        let mut reports = self.leader.reports.subscribe();
         loop {
             snapshots.mark_unchanged();
             reports.mark_unchanged();
@@ -158,7 +150,7 @@ impl Publisher {
         self.collect_mirrors(&cluster);
         // Sweeps first: whatever they wrote to the index is among the changes taken after.
         for name in cluster.mirrors.keys() {
-            let report = self.reports.of(name);
+            let report = self.leader.reports.of(name);
             for (position, class) in Class::ALL.into_iter().enumerate() {
                 let Some(end) = report.sweep(class) else { continue };
                 let taken = self.work.taken.entry(name.clone()).or_default();
@@ -168,7 +160,7 @@ impl Publisher {
                 }
             }
         }
-        let changes = self.store.index_mut().take_changes();
+        let changes = self.leader.store.index_mut().take_changes();
         for key in changes {
             self.sort_in(key);
         }
@@ -176,7 +168,7 @@ impl Publisher {
     }
 
     fn collect_mirrors(&mut self, cluster: &ClusterView) {
-        let snapshot = self.store.snapshot();
+        let snapshot = self.leader.store.snapshot();
         let in_force: BTreeSet<String> = snapshot
             .routing
             .mirrors()
@@ -274,7 +266,7 @@ impl Publisher {
             .written
             .get(mirror)
             .is_some_and(|images| images.contains_key(key));
-        let index = self.store.index();
+        let index = self.leader.store.index();
         let Some(entry) = index.get(mirror, key) else {
             return Wanted::Nothing;
         };
@@ -295,7 +287,7 @@ impl Publisher {
             return;
         }
         self.work.use_due = Some(now + LOOK_AT_USE);
-        let index = self.store.index();
+        let index = self.leader.store.index();
         let old = |(mirror, key, written): (&str, &str, &Written)| {
             let used = index.get(mirror, key)?.last_used();
             (used.since(written.last_used) >= USE_AGE).then(|| (mirror.into(), key.into()))

@@ -2,19 +2,20 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use k8s_openapi::{api::core::v1::ObjectReference, api::events::v1::Event};
 use kube::{
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams},
     core::DynamicObject,
 };
-use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Apis, PAUSE, Publisher};
 use crate::{
-    api::v1alpha1::{ImageMirrorStatus, micro_time},
+    api::v1alpha1::ImageMirrorStatus,
     clock,
-    cluster::writer::NotWritten,
+    cluster::{
+        events::{Message, Subject},
+        writer::NotWritten,
+    },
     companion::cluster::{
         mirrors::{MirrorResource, status_of, version},
         status::{self, Seen},
@@ -26,16 +27,13 @@ use crate::{
 /// The pause before a status that the API server refused is tried again.
 const REFUSED: Duration = Duration::from_mins(1);
 
-/// Event reporter.
-const REPORTER: &str = "kagami.dev/companion";
-
 impl Publisher {
     /// Writes the next status that is not as it should be. Returns whether there was one.
     pub(super) async fn step_status(&mut self, apis: &Apis) -> Result<bool, NotWritten> {
         let Some(cluster) = self.cluster.borrow().clone() else {
             return Ok(false);
         };
-        let snapshot = self.store.snapshot();
+        let snapshot = self.leader.store.snapshot();
         let by_name = snapshot.routing.by_name();
         let now = clock::now();
         let lacking = self.definitions.borrow().clone();
@@ -55,7 +53,7 @@ impl Publisher {
                 .map_or((resource.version, &resource.status), |(version, status)| {
                     (*version, status)
                 });
-            let report = self.reports.of(name);
+            let report = self.leader.reports.of(name);
             let settled = !self.has_updates(name);
             let waiting = self.work.sweeps.get(name).copied().unwrap_or_default();
             let id = by_name.get(name.as_str()).copied();
@@ -80,7 +78,7 @@ impl Publisher {
                 continue;
             }
             let current = current.clone();
-            let written = self.write_status(apis, name, version, &next).await;
+            let written = self.write_status(apis, name, version, (&current, &next)).await;
             if written.is_err() && settled {
                 self.work.sweeps.insert(name.clone(), waiting);
             }
@@ -105,7 +103,7 @@ impl Publisher {
                 }
                 Err(error) => return Err(error),
             }
-            self.tell(apis, name, resource, &current, &next).await?;
+            self.tell(name, resource, &current, &next).await?;
             return Ok(true);
         }
         Ok(false)
@@ -125,24 +123,12 @@ impl Publisher {
         apis: &Apis,
         name: &str,
         version: u64,
-        next: &ImageMirrorStatus,
+        (current, next): (&ImageMirrorStatus, &ImageMirrorStatus),
     ) -> Result<(), NotWritten> {
-        // A merge patch that names its version: what newer versions have in the status stays, and
-        // nothing is overwritten unseen.
-        let patch = json!({
-            "metadata": {"resourceVersion": version.to_string()},
-            "status": {
-                "conditions": next.conditions,
-                "health": next.health,
-                "sweeps": next.sweeps,
-                "images": next.images,
-                "platforms": next.platforms,
-                "failingUpstreams": next.failing_upstreams,
-            },
-        });
+        let patch = status::patch(current, next, version);
         let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
         let request = apis.mirrors.patch_status(name, &parameters, &patch);
-        let answer = self.writer.write("ImageMirror", request).await?;
+        let answer = self.leader.writer.write("ImageMirror", request).await?;
         let stored = self.took(name, &answer);
         self.work.answered.insert(name.to_owned(), (next.clone(), stored));
         Ok(())
@@ -173,7 +159,6 @@ impl Publisher {
     /// Writes an Event if a mirror's health changed.
     async fn tell(
         &self,
-        apis: &Apis,
         name: &str,
         resource: &MirrorResource,
         before: &ImageMirrorStatus,
@@ -188,50 +173,22 @@ impl Publisher {
         }
         let reason = after.health.as_ref().map(|health| health.reason.clone());
         let from = before.unwrap_or(State::Unknown).as_str();
-        let event = Event {
-            metadata: ObjectMeta {
-                // Unlike the mirror's, an Event's name may be cut.
-                name: Some(format!("{name:.200}.{:x}", clock::now().as_millis())),
-                ..ObjectMeta::default()
-            },
-            action: Some("Probe".to_owned()),
-            event_time: Some(micro_time(clock::now())),
-            note: Some(format!(
+        let subject = Subject {
+            name: name.to_owned(),
+            uid: resource.uid.clone(),
+        };
+        let message = Message {
+            action: "Probe",
+            reason: now.as_str(),
+            note: format!(
                 "The mirror went from {from} to {}: {}",
                 now.as_str(),
                 reason.unwrap_or_default()
-            )),
-            reason: Some(now.as_str().to_owned()),
-            regarding: Some(ObjectReference {
-                api_version: Some("kagami.dev/v1alpha1".to_owned()),
-                kind: Some("ImageMirror".to_owned()),
-                name: Some(name.to_owned()),
-                uid: Some(resource.uid.clone()),
-                ..ObjectReference::default()
-            }),
-            reporting_controller: Some(REPORTER.to_owned()),
-            reporting_instance: Some(self.identity.chars().take(128).collect()),
-            type_: Some(
-                if now == State::Unhealthy {
-                    "Warning"
-                } else {
-                    "Normal"
-                }
-                .to_owned(),
             ),
-            ..Event::default()
+            is_warning: now == State::Unhealthy,
         };
-        let parameters = PostParams::default();
-        let request = apis.events.create(&parameters, &event);
-        match self.writer.write("Event", request).await {
-            Err(NotWritten::NotLeading) => Err(NotWritten::NotLeading),
-            Err(error) => {
-                // The status says the same and is what counts.
-                tracing::debug!(error = chain(&error), "cannot write an Event");
-                Ok(())
-            }
-            Ok(_) => Ok(()),
-        }
+        // The status says the same and is what counts.
+        self.leader.events.tell(&subject, message).await
     }
 }
 
