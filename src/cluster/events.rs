@@ -42,7 +42,7 @@ pub struct Message {
 /// Writes Events. Clones share the rate.
 #[derive(Clone)]
 pub struct Events {
-    events: Api<Event>,
+    api: Api<Event>,
     writer: Writer,
     instance: String,
 }
@@ -59,7 +59,7 @@ impl Events {
     /// Returns who writes Events in the name of `identity`.
     pub fn new(client: Client, writer: Writer, identity: &str) -> Self {
         Self {
-            events: Api::namespaced(client, NAMESPACE),
+            api: Api::namespaced(client, NAMESPACE),
             writer,
             instance: identity.chars().take(LONGEST_INSTANCE).collect(),
         }
@@ -91,7 +91,7 @@ impl Events {
             ..Event::default()
         };
         let parameters = PostParams::default();
-        let request = self.events.create(&parameters, &event);
+        let request = self.api.create(&parameters, &event);
         match self.writer.write("Event", request).await {
             Err(NotWritten::NotLeading) => Err(NotWritten::NotLeading),
             Err(error) => {

@@ -31,13 +31,16 @@ use self::{
     certificates::Keeper,
     mirrors::{ClusterView, Follower},
     pods::Pods,
-    publisher::{Publisher, Work},
 };
 pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
 use super::mirror::{self, reports::Reports};
 use crate::{
+    clock,
     cluster::{elector::Elector, events::Events, writer::Writer},
-    domain::health::State,
+    domain::{
+        health::{Health, State},
+        time::Timestamp,
+    },
     metrics::Metrics,
     state::Store,
     tasks::{Shutdown, panic_message},
@@ -164,7 +167,8 @@ async fn follow(
         };
         let ended = tokio::select! {
             () = elector.hold() => None,
-            error = leader.lead(published) => Some(error),
+            // A large future.
+            error = Box::pin(leader.lead(published)) => Some(error),
         };
         view.store.send_replace(None);
         metrics.set_leading(false);
@@ -191,28 +195,28 @@ impl Leader {
         tasks.spawn(follower.run(self.client.clone(), self.settings.namespace.clone()));
         let (published_definitions, definitions) = watch::channel(None);
         tasks.spawn(definitions::run(self.clone(), published_definitions));
-        let (written, through, inherited) = tokio::select! {
-            inherited = self.take_over() => inherited,
+        let images = publisher::Images::default();
+        let mut known = self.cluster.clone();
+        tokio::select! {
+            // The follower holds the other end for as long as this future is polled.
+            _ = known.wait_for(Option::is_some) => {}
+            error = early_end(&mut tasks) => return error,
+        }
+        tasks.spawn(images.clone().follow(self.clone()));
+        let inherited = tokio::select! {
+            inherited = self.take_over(&images) => inherited,
             error = early_end(&mut tasks) => return error,
         };
         let published = watch::Sender::new(BTreeMap::new());
         tasks.spawn(heartbeat::run(self.clone(), published.subscribe()));
-        let publisher = Publisher {
-            leader: self.clone(),
-            cluster: self.cluster.clone(),
-            definitions,
-            published,
-            written,
-            through,
-            work: Work::default(),
-        };
-        tasks.spawn(publisher.run());
+        tasks.spawn(publisher::run(self.clone(), images, definitions, published));
         let (demand, wanted) = mpsc::channel(QUEUE);
         let pods = Pods {
             store: self.store.clone(),
             settings: self.settings.demand.clone(),
             reports: self.reports.clone(),
             demand,
+            since: clock::now(),
         };
         tasks.spawn(pods.run(self.client.clone()));
         // Nobody but the probers observes mirrors here: reviews are answered elsewhere.
@@ -231,34 +235,24 @@ impl Leader {
         }
     }
 
-    /// Takes over what the last leader left, once the cluster's mirrors are known. Tries until it works.
-    async fn take_over(&self) -> (inherit::AllWritten, u64, BTreeSet<String>) {
-        let store = &self.store;
+    /// Takes over what the last leader left, once the cluster's mirrors are known: their images, which are
+    /// followed from now on, and the health that is still to be believed. Returns the mirrors with such a
+    /// health.
+    async fn take_over(&self, images: &publisher::Images) -> BTreeSet<String> {
         let mut cluster = self.cluster.clone();
+        let (images, newest) = images.listed().await;
         loop {
             // The follower holds the other end for as long as this future is polled.
             let Ok(known) = cluster.wait_for(Option::is_some).await.map(|known| known.clone()) else {
                 return std::future::pending().await;
             };
-            let loaded = async {
-                let (written, through) = inherit::images(self).await?;
-                let known = known.clone().unwrap_or_default();
-                let health = inherit::health(self, &known, &store.snapshot()).await?;
-                Ok::<_, kube::Error>((written, through, health))
-            };
-            match loaded.await {
-                Ok((written, through, health)) => {
-                    let images: usize = written.values().map(std::collections::HashMap::len).sum();
-                    tracing::info!(images, inherited = health.len(), "took over");
-                    for (mirror, health) in &health {
-                        store.set_health(mirror, *health);
-                        // Until they are looked at, they are believed to fail still.
-                        for host in known.iter().flat_map(|known| known.failing_upstreams(mirror)) {
-                            store.set_upstream(host, State::Unhealthy);
-                        }
-                    }
-                    store.index_mut().track_changes();
-                    return (written, through, health.into_keys().collect());
+            let known = known.unwrap_or_default();
+            let snapshot = self.store.snapshot();
+            match inherit::health(self, &known, &snapshot).await {
+                Ok(inherited) => {
+                    tracing::info!(images, inherited = inherited.len(), "took over");
+                    self.begin_with(&inherited, &known, newest);
+                    return inherited.into_keys().collect();
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -269,6 +263,23 @@ impl Leader {
                 }
             }
         }
+    }
+
+    /// Puts into the store what the workers begin with.
+    fn begin_with(&self, inherited: &BTreeMap<String, Health>, known: &ClusterView, newest: Timestamp) {
+        let earliest = inherit::earliest(newest, known, clock::now());
+        for (_, mirror) in self.store.snapshot().routing.mirrors() {
+            let health = inherited.get(&mirror.name).copied();
+            let health = health.unwrap_or_else(|| Health::unknown(earliest));
+            self.store.set_health(&mirror.name, health);
+        }
+        for mirror in inherited.keys() {
+            // Until they are looked at, they are believed to fail still.
+            for host in known.failing_upstreams(mirror) {
+                self.store.set_upstream(host, State::Unhealthy);
+            }
+        }
+        self.store.index_mut().track_changes();
     }
 }
 

@@ -30,6 +30,7 @@ use crate::{
     companion::mirror::reports::Reports,
     domain::{
         demand::Used, health::State, mirror::Mode, presence::Presence, pulls::Pulls, snapshot::Snapshot,
+        time::Timestamp,
     },
     state::{Demand, Store},
 };
@@ -67,6 +68,8 @@ pub(super) struct Pods {
     pub(super) settings: Settings,
     pub(super) reports: Reports,
     pub(super) demand: mpsc::Sender<Demand>,
+    /// When this leader began: it cannot know of all use before.
+    pub(super) since: Timestamp,
 }
 
 impl Pods {
@@ -212,7 +215,9 @@ impl Pods {
                 }
                 index
                     .entries(&mirror.name)
-                    .filter(|(_, entry)| now.since(entry.last_used()) > self.settings.forget_after)
+                    .filter(|(_, entry)| {
+                        now.since(entry.last_used().max(self.since)) > self.settings.forget_after
+                    })
                     .map(|(key, _)| Box::from(key))
                     .collect()
             };
