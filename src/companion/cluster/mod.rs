@@ -251,7 +251,10 @@ impl Leader {
             match inherit::health(self, &known, &snapshot).await {
                 Ok(inherited) => {
                     tracing::info!(images, inherited = inherited.len(), "took over");
-                    self.begin_with(&inherited, &known, newest);
+                    let earliest = inherit::earliest(newest, &known, clock::now());
+                    // A few seconds at most, where clocks differ: what is looked at before would be no proof.
+                    tokio::time::sleep(earliest.since(clock::now())).await;
+                    self.begin_with(&inherited, &known, earliest);
                     return inherited.into_keys().collect();
                 }
                 Err(error) => {
@@ -266,8 +269,7 @@ impl Leader {
     }
 
     /// Puts into the store what the workers begin with.
-    fn begin_with(&self, inherited: &BTreeMap<String, Health>, known: &ClusterView, newest: Timestamp) {
-        let earliest = inherit::earliest(newest, known, clock::now());
+    fn begin_with(&self, inherited: &BTreeMap<String, Health>, known: &ClusterView, earliest: Timestamp) {
         for (_, mirror) in self.store.snapshot().routing.mirrors() {
             let health = inherited.get(&mirror.name).copied();
             let health = health.unwrap_or_else(|| Health::unknown(earliest));
