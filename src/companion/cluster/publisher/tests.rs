@@ -257,7 +257,7 @@ fn key(number: usize) -> String {
 
 #[test]
 fn mirrors_are_served_in_turn_and_what_is_gone_comes_last_with_one_write_each() {
-    let mut objects: Vec<Value> = (0..10_000)
+    let mut objects: Vec<Value> = (0..2_000)
         .map(|number| present("a", &key(number), 10, NOW))
         .collect();
     objects.extend((0..3).map(|number| present("b", &key(number), 10, NOW)));
@@ -271,7 +271,7 @@ fn mirrors_are_served_in_turn_and_what_is_gone_comes_last_with_one_write_each() 
     let written = scene.write_all();
     let order: Vec<_> = written.iter().take(6).map(|write| &*write.mirror).collect();
     assert_eq!(order, ["b", "c", "b", "c", "b", "c"]);
-    assert_eq!(written.len(), 6 + 10_000);
+    assert_eq!(written.len(), 6 + 2_000);
     assert!(
         written[6..]
             .iter()
