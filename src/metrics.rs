@@ -21,6 +21,7 @@ use crate::{
         health::State,
         image::Class,
         mirror::Mode,
+        presence,
         reason::{Outcome, Reason},
         time::Timestamp,
     },
@@ -181,10 +182,18 @@ pub enum ReviewAnswer {
     Fault,
     /// The body was no review at all, or too large: an HTTP error.
     Refused,
+    /// There were too many large ones at once: an HTTP error that asks to try again.
+    NoRoom,
 }
 
 impl ReviewAnswer {
-    const ALL: [Self; 4] = [Self::Patched, Self::Unchanged, Self::Fault, Self::Refused];
+    const ALL: [Self; 5] = [
+        Self::Patched,
+        Self::Unchanged,
+        Self::Fault,
+        Self::Refused,
+        Self::NoRoom,
+    ];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -192,6 +201,7 @@ impl ReviewAnswer {
             Self::Unchanged => "unchanged",
             Self::Fault => "fault",
             Self::Refused => "refused",
+            Self::NoRoom => "no_room",
         }
     }
 }
@@ -347,15 +357,17 @@ impl Metrics {
         }
     }
 
-    /// Sets the number of images of which something is known.
-    pub fn set_images(&self, mirror: &str, presence: &'static str, number: usize) {
-        let labels = ImagesLabels {
-            mirror: mirror.to_owned(),
-            presence,
-        };
-        self.images
-            .get_or_create(&labels)
-            .set(i64::try_from(number).unwrap_or(i64::MAX));
+    /// Sets the numbers of images of which something is known.
+    pub fn set_images(&self, mirror: &str, counts: presence::Counts) {
+        for (presence, number) in counts.by_name() {
+            let labels = ImagesLabels {
+                mirror: mirror.to_owned(),
+                presence,
+            };
+            self.images
+                .get_or_create(&labels)
+                .set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
     }
 
     /// Sets whether the shared state of a mirror is too old to be believed.
@@ -394,7 +406,7 @@ impl Metrics {
                 class: class.as_str(),
             });
         }
-        for presence in ["present", "missing", "unknown"] {
+        for (presence, _) in presence::Counts::default().by_name() {
             self.images.remove(&ImagesLabels {
                 mirror: mirror.to_owned(),
                 presence,
@@ -515,6 +527,7 @@ fn register_server(registry: &mut Registry, listener: &'static str, counts: Coun
         open,
         handshakes_failed,
         cut,
+        displaced,
         panicked,
     } = counts;
     let registry = registry.sub_registry_with_label(("listener".into(), listener.into()));
@@ -529,6 +542,11 @@ fn register_server(registry: &mut Registry, listener: &'static str, counts: Coun
         "connections_cut",
         "Connections cut because the client was too slow",
         cut,
+    );
+    registry.register(
+        "connections_displaced",
+        "Connections whose client was waited for and that made way for new ones",
+        displaced,
     );
     registry.register("connections_panicked", "Connections that a panic ended", panicked);
 }

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Where the API server sends reviews.
-pub const PATH: &str = "/mutate/enforce?timeout=3s";
+pub const PATH: &str = "/mutate/enforce?timeout=2s";
 
 /// Connections where their number is not what is measured.
 pub const ALL: usize = 25;

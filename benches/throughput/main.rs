@@ -1,4 +1,4 @@
-//! Measures what Kagami promises of speed (design: section 8), against a bare echo of the same stack
+//! Measures what Kagami promises of speed, against a bare echo of the same stack
 //! in the same run, and fails if a bar is missed. `scripts/bench` runs it.
 //!
 //! The echo, each Kagami, the bare HEADs and the programs of a cluster are processes of their own; the
@@ -15,13 +15,15 @@ mod cluster;
 mod decision;
 #[allow(
     dead_code,
+    unused_imports,
+    unused_macros,
     clippy::disallowed_methods,
     clippy::panic,
     clippy::print_stderr,
     clippy::unwrap_used,
     reason = "shared with the tests against an API server, where what goes wrong ends the test"
 )]
-#[path = "../../tests/e2e/support/mod.rs"]
+#[path = "../../tests/support/mod.rs"]
 mod e2e;
 mod echo;
 mod faults;

@@ -82,6 +82,7 @@ impl World {
             namespace: "shop",
             mode: Mode::Enforce,
             operation: Operation::Create,
+            heal: true,
             pod,
         }
     }
@@ -112,6 +113,7 @@ pub fn admission(known: usize) -> Result<Admission> {
     let limits = Limits {
         budget: Duration::from_millis(300),
         probing: Probing::Hosted,
+        heal: true,
         recent: 50,
     };
     Ok(Admission::new(store, probes, metrics, Some(want), limits))

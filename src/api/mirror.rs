@@ -6,20 +6,16 @@
 use std::{collections::BTreeMap, error::Error};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
-use kube::{Resource as _, ResourceExt as _};
-use serde_json::{Value, json};
+use kube::ResourceExt as _;
 
 use super::{
     Fault,
     rules::{self, Range},
-    schema,
     v1alpha1::{self as api, ImageMirror, ImageMirrorSpec},
 };
 use crate::domain::{
     mapping::{Mapping, MirrorRegistry, Template},
-    mirror::{
-        Access, Drift, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags,
-    },
+    mirror::{Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags},
     selector::{Operator, Requirement, Selector},
     source::{check_glob, is_host, normalise_prefix},
 };
@@ -35,21 +31,6 @@ pub struct Connection {
     pub probe_secret: Option<String>,
 }
 
-/// Reads the settings of an ImageMirror as an API server has it, by [`schema::decode`] with the schema of
-/// [`schema::image_mirror`]; the status is left out.
-///
-/// A field that this program does not know is a fault: a newer program put it there, and it may be
-/// what keeps a mirror from an image. Whoever reads ImageMirrors must agree on that.
-pub fn decode(schema: &Value, name: &str, spec: &Value) -> (Option<ImageMirror>, Vec<Fault>) {
-    let document = json!({
-        "apiVersion": ImageMirror::api_version(&()),
-        "kind": ImageMirror::kind(&()),
-        "metadata": {"name": name},
-        "spec": spec,
-    });
-    schema::decode(schema, document)
-}
-
 /// Returns what a resource says, or everything that is wrong with it.
 pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>> {
     let spec = &resource.spec;
@@ -61,7 +42,6 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
     let health = health(&spec.health, &mut faults);
     let freshness = freshness(&spec.freshness, &mut faults);
     let tags = tags(&spec.tags, &mut faults);
-    check_rest(spec, &mut faults);
     if selects_all(&spec.namespace_selector) && sources.iter().any(|source| source.access == Access::Private)
     {
         faults.add("spec.namespaceSelector", rules::PRIVATE_NEEDS_SELECTOR.message);
@@ -122,7 +102,6 @@ pub fn secret_references(spec: &ImageMirrorSpec) -> Vec<(String, &str)> {
         .and_then(|endpoint| endpoint.credentials.as_ref());
     let mut references = vec![
         ("spec.endpoint.credentials".to_owned(), endpoint),
-        ("spec.copy.credentials".to_owned(), spec.copy.credentials.as_ref()),
         ("spec.pullSecret".to_owned(), spec.pull_secret.as_ref()),
     ];
     for (index, source) in spec.sources.iter().enumerate() {
@@ -283,11 +262,6 @@ fn tags(spec: &api::TagSettings, faults: &mut Faults) -> Tags {
     Tags {
         pin_digest: spec.pin == api::Pin::Digest,
         refresh: faults.duration("spec.tags.refresh", &spec.refresh, &rules::FRESHNESS),
-        drift: match spec.drift {
-            api::Drift::Sync => Drift::Sync,
-            api::Drift::Warn => Drift::Warn,
-            api::Drift::Keep => Drift::Keep,
-        },
     }
 }
 
@@ -299,41 +273,10 @@ fn owners(owners: &[api::Owner]) -> Vec<OwnerPattern> {
     owners.iter().map(pattern).collect()
 }
 
-/// Checks the fields that the core does not hold yet.
-fn check_rest(spec: &ImageMirrorSpec, faults: &mut Faults) {
-    for (index, platform) in spec.copy.platforms.iter().enumerate() {
-        if !is_platform(platform) {
-            let message = format!("{platform:?} is not a platform: write linux/amd64 or linux/arm64/v8");
-            faults.add(format!("spec.copy.platforms[{index}]"), message);
-        }
-    }
-    faults.duration(
-        "spec.rescue.hangAfter",
-        &spec.rescue.hang_after,
-        &rules::HANG_AFTER,
-    );
-    if let Some(unused_for) = spec
-        .retention
-        .as_ref()
-        .and_then(|retention| retention.unused_for.as_ref())
-    {
-        faults.duration("spec.retention.unusedFor", unused_for, &rules::UNUSED_FOR);
-    }
-}
-
 /// Whether a selector has no requirements at all, be they valid or not.
 fn selects_all(selector: &LabelSelector) -> bool {
     selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
-}
-
-fn is_platform(text: &str) -> bool {
-    let parts: Vec<&str> = text.split('/').collect();
-    let plain = |part: &&str| {
-        let known = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '.' | '_');
-        !part.is_empty() && part.chars().all(known)
-    };
-    matches!(parts.len(), 2 | 3) && parts.iter().all(plain)
 }
 
 fn sources(spec: &ImageMirrorSpec, faults: &mut Faults) -> Vec<Source> {
@@ -389,10 +332,12 @@ fn selector(selector: &LabelSelector, faults: &mut Faults) -> Selector {
                 operator,
             }),
             Err((field, message)) => {
-                faults.add(
-                    format!("spec.namespaceSelector.matchExpressions[{index}].{field}"),
-                    message,
-                );
+                let field = format!("spec.namespaceSelector.matchExpressions[{index}].{field}");
+                faults.0.push(if field.ends_with("operator") {
+                    Fault::unknown(field, message)
+                } else {
+                    Fault::new(field, message)
+                });
             }
         }
     }

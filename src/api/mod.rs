@@ -6,6 +6,7 @@
 pub mod health;
 pub mod image;
 pub mod mirror;
+pub mod newer;
 mod rules;
 pub mod schema;
 pub mod v1alpha1;
@@ -33,8 +34,11 @@ pub const HEALTH_LEASE: &str = "kagami-health";
 /// Name of the Lease that says which companion leads.
 pub const LEADER_LEASE: &str = "kagami-companion";
 
-/// Name of the Secret in Kagami's namespace with the certificate authority and its key.
-pub const AUTHORITY_SECRET: &str = "kagami-ca";
+/// Name of the Secret in Kagami's namespace with the companion's certificate authority and its key.
+pub const AUTHORITY_SECRET: &str = "kagami-authority";
+
+/// Its name in earlier versions. Where the certificates are cert-manager's, so is the Secret of this name.
+pub const FORMER_AUTHORITY_SECRET: &str = "kagami-ca";
 
 /// One thing that is wrong with a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +47,8 @@ pub struct Fault {
     /// Empty for the resource as a whole.
     pub field: String,
     pub message: String,
+    /// Whether it is a field or a value that this program does not know, as of a newer definition.
+    pub is_unknown: bool,
 }
 
 impl Fault {
@@ -50,6 +56,14 @@ impl Fault {
         Self {
             field: field.into(),
             message: message.into(),
+            is_unknown: false,
+        }
+    }
+
+    pub(crate) fn unknown(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            is_unknown: true,
+            ..Self::new(field, message)
         }
     }
 }

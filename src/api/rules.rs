@@ -101,8 +101,6 @@ pub(super) const TIMEOUT: Range = Range::new(Duration::from_millis(10), Duration
 /// Twice the companion's heartbeat at least: one late renewal must not make the state stale.
 pub(super) const STALE_AFTER: Range = Range::new(Duration::from_secs(10), Duration::from_mins(10));
 pub(super) const FRESHNESS: Range = Range::new(Duration::from_secs(1), Duration::from_hours(720));
-pub(super) const HANG_AFTER: Range = Range::new(Duration::from_secs(10), Duration::from_hours(24));
-pub(super) const UNUSED_FOR: Range = Range::new(Duration::from_hours(1), Duration::from_hours(87_600));
 
 /// What a duration looks like: whole numbers with units, at most four of them (the form that
 /// Gateway API's GEP-2257 took from Go's `time.ParseDuration`).

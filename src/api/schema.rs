@@ -149,7 +149,8 @@ fn check(schema: &Value, value: &mut Value, path: &str, faults: &mut Vec<Fault>)
         && !allowed.contains(value)
     {
         let names: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
-        fault(format!("{value} is not one of {}", names.join(", ")));
+        let message = format!("{value} is not one of {}", names.join(", "));
+        faults.push(Fault::unknown(path, message));
         return false;
     }
     match value {
@@ -186,7 +187,7 @@ fn check_fields(schema: &Value, fields: &mut Map<String, Value>, path: &str, fau
         let Some(field) = known_field.or_else(|| schema.get("additionalProperties")) else {
             // A schema without properties describes an object of any content.
             if !known.is_empty() {
-                faults.push(Fault::new(path, unknown_field(name, &known)));
+                faults.push(Fault::unknown(path, unknown_field(name, &known)));
             }
             continue;
         };
@@ -360,7 +361,7 @@ mod tests {
     fn an_older_definition_lacks_fields_and_values() {
         check(|_| (), &[]);
         let older = |versions: &mut Value| {
-            drop(properties_of(versions, "spec").shift_remove("retention"));
+            drop(properties_of(versions, "spec").shift_remove("prefer"));
             let health = &mut properties_of(versions, "status")["health"];
             health["properties"]["state"]["enum"] = json!(["Healthy", "Unhealthy"]);
             let sources = &mut properties_of(versions, "spec")["sources"]["items"]["properties"];
@@ -369,7 +370,7 @@ mod tests {
         check(
             older,
             &[
-                "spec.retention",
+                "spec.prefer",
                 "spec.sources.access",
                 "status.health.state: Unknown",
             ],

@@ -142,10 +142,6 @@ pub struct ImageMirrorSpec {
     #[serde(default)]
     pub sweep: Sweep,
 
-    /// Copying of images that the mirror lacks.
-    #[serde(default)]
-    pub copy: Copying,
-
     /// Tags, which may move.
     #[serde(default)]
     pub tags: TagSettings,
@@ -154,20 +150,12 @@ pub struct ImageMirrorSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_secret: Option<Credentials>,
 
-    /// What happens to Pods that cannot pull.
-    #[serde(default)]
-    pub rescue: Rescue,
-
     /// Owners whose Pods are left alone, because they compare the images of their Pods and recreate
     /// those that differ. Absent: those known to do so (CloudNativePG, OLM's CatalogSource). An
     /// empty list: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 100))]
     pub exclude_owners: Option<Vec<Owner>>,
-
-    /// Which copies may be deleted from the mirror. Absent: nothing is ever deleted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retention: Option<Retention>,
 }
 
 fn default_repository() -> String {
@@ -354,45 +342,6 @@ impl Default for Sweep {
     }
 }
 
-/// `spec.copy`.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Copying {
-    /// OnDemand: images that Pods use and the mirror lacks are copied to it. Off: nothing is copied
-    /// (write "Off" in quotes).
-    pub policy: CopyPolicy,
-    /// Which platforms of an image are copied, such as linux/amd64 or linux/arm64/v8. Empty: all.
-    #[schemars(
-        length(max = 32),
-        inner(length(max = 64), regex(pattern = "^[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?$"))
-    )]
-    pub platforms: Vec<String>,
-    /// Whether signatures, SBOMs and what else refers to an image are copied with it.
-    pub referrers: bool,
-    /// Credentials that may write to the mirror. Absent: those of the endpoint.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub credentials: Option<Credentials>,
-}
-
-impl Default for Copying {
-    fn default() -> Self {
-        Self {
-            policy: CopyPolicy::default(),
-            platforms: Vec::new(),
-            referrers: true,
-            credentials: None,
-        }
-    }
-}
-
-/// When images are copied.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CopyPolicy {
-    #[default]
-    Off,
-    OnDemand,
-}
-
 /// `spec.tags`.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
@@ -400,12 +349,11 @@ pub struct TagSettings {
     /// Digest: a rewritten tag gets the digest that was seen (name:tag@sha256:…), so that all nodes
     /// run the same. None: the tag stays as it is.
     pub pin: Pin,
-    /// How often tags are compared with upstream.
+    /// How old the proof of an image by tag may be on a PullThrough mirror, which compares tags with
+    /// upstream itself. Also how often upstream is asked who may read an image, where a source has
+    /// credentials.
     #[schemars(extend("x-kubernetes-validations" = rules::FRESHNESS.validations()))]
     pub refresh: Duration,
-    /// What happens when a tag moved upstream. Sync: the mirror follows. Warn: Pods pull from
-    /// upstream, and a condition tells. Keep: the mirror's image stays in use.
-    pub drift: Drift,
 }
 
 impl Default for TagSettings {
@@ -413,7 +361,6 @@ impl Default for TagSettings {
         Self {
             pin: Pin::default(),
             refresh: Tags::default().refresh.into(),
-            drift: Drift::default(),
         }
     }
 }
@@ -424,51 +371,6 @@ pub enum Pin {
     #[default]
     None,
     Digest,
-}
-
-/// What happens to tags that moved.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Drift {
-    #[default]
-    Sync,
-    Warn,
-    Keep,
-}
-
-/// `spec.rescue`.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Rescue {
-    /// Enforce: a Pod that cannot pull from the mirror goes back to upstream, and one stuck on a
-    /// dead upstream to the mirror. Audit: only say what would be done. Off: leave Pods alone
-    /// (write "Off" in quotes).
-    pub policy: RescuePolicy,
-    /// How long a container may be in creation, with its mirror unhealthy, before it counts as
-    /// stuck.
-    #[schemars(extend("x-kubernetes-validations" = rules::HANG_AFTER.validations()))]
-    pub hang_after: Duration,
-    /// Whether a Pod that is stuck on an image volume, which cannot be changed, may be deleted so
-    /// that its owner creates it anew.
-    pub delete_pods: bool,
-}
-
-impl Default for Rescue {
-    fn default() -> Self {
-        Self {
-            policy: RescuePolicy::default(),
-            hang_after: StdDuration::from_mins(2).into(),
-            delete_pods: false,
-        }
-    }
-}
-
-/// How far the rescue of Pods goes.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RescuePolicy {
-    #[default]
-    Enforce,
-    Audit,
-    Off,
 }
 
 /// The kind of an owner reference.
@@ -485,20 +387,6 @@ pub struct Owner {
 
 fn every_kind() -> String {
     "*".to_owned()
-}
-
-/// `spec.retention`.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Retention {
-    /// A copy that no Pod has used for this long may be deleted. Absent: copies do not age.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-validations" = rules::UNUSED_FOR.validations()))]
-    pub unused_for: Option<Duration>,
-    /// This many tags of a repository, the newest, always stay.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 10_000))]
-    pub keep_newest: Option<i32>,
 }
 
 /// What the companion knows of a mirror. Written on transitions and at the ends of sweeps only.

@@ -1,10 +1,13 @@
 //! What one-shot commands share: a state from a file or a cluster, mirrors looked at once, one
 //! decision.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -24,7 +27,7 @@ use crate::{
     metrics::Metrics,
     state::{
         Store,
-        feed::Feed,
+        feed::{Feed, Keep},
         file::{self, Configuration},
         replica::{Images, Namespaces, Replica, Scope, Settings},
     },
@@ -54,6 +57,8 @@ pub(super) struct Asked {
     pub(super) namespace: Option<String>,
     /// Which mirrors may be asked in a cluster; of those in a file every one is.
     pub(super) probing: Probing,
+    /// Whether images that were rewritten earlier may go back to their originals.
+    pub(super) heal: bool,
 }
 
 /// Reads a configuration file.
@@ -74,7 +79,14 @@ pub(super) fn feed(config: &Path, left_alone: &LeftAloneArguments) -> anyhow::Re
 
 /// Puts a configuration to use.
 pub(super) fn apply(feed: &Feed, configuration: Configuration, path: &Path) -> anyhow::Result<()> {
-    feed.apply(configuration, clock::now()).map_err(|faults| {
+    let unusable = Feed::check_whole(&configuration);
+    let applied = if unusable.is_empty() {
+        feed.apply(configuration, Keep::Of(&BTreeSet::new()), clock::now())
+            .map(drop)
+    } else {
+        Err(unusable)
+    };
+    applied.map_err(|faults| {
         let line = |fault| format!("{}: {}", path.display(), chain(fault));
         BadSettings(faults.iter().map(|fault| line(fault)).collect())
     })?;
@@ -119,7 +131,7 @@ pub(super) struct Read {
 
 impl Once {
     /// Reads the file and looks at every mirror once; or reads the cluster, which knows, and looks
-    /// at mirrors only where its state is too old.
+    /// at mirrors only where its state is too old. The budget begins here.
     pub(super) async fn start(arguments: &OnceArguments, asked: Asked) -> anyhow::Result<Self> {
         let OnceArguments {
             config,
@@ -131,7 +143,9 @@ impl Once {
             images,
             namespace,
             probing,
+            heal,
         } = asked;
+        let deadline = Instant::now() + *budget;
         let Some(config) = config else {
             let scope = |context: String| Scope {
                 namespaces: match images {
@@ -140,11 +154,14 @@ impl Once {
                 },
                 images,
             };
-            let read = read_cluster(cluster, left_alone, scope).await?;
-            let deadline = Instant::now() + *budget;
-            read.cluster.ping_stale(Instant::now() + *budget / 2).await;
+            let read = timeout_at(deadline, read_cluster(cluster, left_alone, scope)).await;
+            let read = read.map_err(|_| {
+                anyhow::anyhow!("the cluster did not answer within {budget:?}; --budget gives it more time")
+            })??;
+            let half = Instant::now() + *budget / 2;
+            read.cluster.ping_stale(half.min(deadline)).await;
             return Ok(Self {
-                admission: admission(&read.store, *budget, probing),
+                admission: admission(&read.store, *budget, probing, heal),
                 store: read.store,
                 deadline,
                 namespace: namespace.unwrap_or(read.namespace),
@@ -153,18 +170,18 @@ impl Once {
                 notes: read.notes,
             });
         };
-        let deadline = Instant::now() + *budget;
         let (store, _) = feed(config, left_alone)?;
         let namespace = namespace.unwrap_or_else(|| "default".to_owned());
-        Ok(Self::look(store, *budget, deadline, namespace).await)
+        Ok(Self::look(store, *budget, heal, deadline, namespace).await)
     }
 
     /// Looks at every mirror of a configuration once.
-    async fn look(store: Store, budget: Duration, deadline: Instant, namespace: String) -> Self {
+    async fn look(store: Store, budget: Duration, heal: bool, deadline: Instant, namespace: String) -> Self {
         // Half of the time for the mirrors themselves, so that something is left for the image.
-        companion::mirror::look_once(&store, Instant::now() + budget / 2).await;
+        let half = Instant::now() + budget / 2;
+        companion::mirror::look_once(&store, half.min(deadline)).await;
         Self {
-            admission: admission(&store, budget, Probing::All),
+            admission: admission(&store, budget, Probing::All, heal),
             store,
             deadline,
             namespace,
@@ -182,10 +199,18 @@ impl Once {
         let left_alone = self.store.snapshot().left_alone.as_ref().clone();
         // They were put to use once already, so nothing hinders it.
         Feed::new(store.clone(), left_alone)
-            .apply(configuration, clock::now())
+            .apply(configuration, Keep::All, clock::now())
             .ok()?;
-        let deadline = Instant::now() + arguments.budget;
-        Some(Self::look(store, arguments.budget, deadline, self.namespace.clone()).await)
+        Some(
+            Self::look(
+                store,
+                arguments.budget,
+                true,
+                self.deadline,
+                self.namespace.clone(),
+            )
+            .await,
+        )
     }
 
     /// Returns the mode of a namespace; enforce if nothing is known of it.
@@ -221,6 +246,7 @@ impl Once {
             namespace: &self.namespace,
             mode,
             operation: Operation::Create,
+            heal: true,
             pod,
         };
         let (snapshot, decisions): (Arc<Snapshot>, _) =
@@ -229,14 +255,15 @@ impl Once {
     }
 }
 
-fn admission(store: &Store, budget: Duration, probing: Probing) -> Admission {
+fn admission(store: &Store, budget: Duration, probing: Probing, heal: bool) -> Admission {
     let (metrics, _) = Metrics::new();
     // Nobody listens: what a probe shows of health does not outlive the command.
-    let (observations, _) = mpsc::channel(1);
-    let probes = Probes::new(store.clone(), metrics.clone(), observations, TaskTracker::new());
+    let (doubts, _) = mpsc::channel(1);
+    let probes = Probes::new(store.clone(), metrics.clone(), doubts, TaskTracker::new());
     let limits = Limits {
         budget,
         probing,
+        heal,
         recent: usize::MAX,
     };
     Admission::new(store.clone(), probes, metrics, None, limits)

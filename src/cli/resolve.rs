@@ -2,11 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Context as _;
-use tokio::time::timeout;
-
 use super::{
-    BadSettings,
     arguments::ResolveArguments,
     once::{Asked, Once},
     output,
@@ -28,22 +24,17 @@ pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
         namespace,
         // A person wants this very image.
         probing: Probing::All,
+        heal: true,
     };
-    let started = timeout(settings.budget, Once::start(&settings, asked)).await;
-    let started = started
-        .context("the cluster did not answer in time")
-        .and_then(|started| started);
-    let once = match started {
+    let once = match Once::start(&settings, asked).await {
         Ok(once) => once,
         Err(error) => {
-            if !error.is::<BadSettings>() {
-                // Whoever waits for the answer can go on: every doubt means upstream.
-                output::print(
-                    &images
-                        .iter()
-                        .fold(String::new(), |text, image| text + image + "\n"),
-                )?;
-            }
+            // Whoever waits for the answer can go on, whatever is wrong: every doubt means upstream.
+            output::print(
+                &images
+                    .iter()
+                    .fold(String::new(), |text, image| text + image + "\n"),
+            )?;
             return Err(error);
         }
     };

@@ -35,6 +35,7 @@ pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
     let ReviewArguments {
         file,
         once,
+        heal,
         mode,
         namespace,
     } = arguments;
@@ -55,6 +56,7 @@ pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
         images: Images::All,
         namespace,
         probing: Probing::Hosted,
+        heal: heal.heal,
     };
     let reviewer = Reviewer {
         once: Once::start(&once, asked).await?,

@@ -18,7 +18,7 @@ use super::{
     BadSettings,
     arguments::{PairArguments, ServeArguments},
     certs, once,
-    serving::{self, LOOK_AT_FILES, Listening, QUEUE, RECENT, Served, until_stopping},
+    serving::{self, LOOK_AT_FILES, Listening, QUEUE, Served, until_stopping},
 };
 use crate::{
     certificates, clock,
@@ -56,13 +56,14 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let (metrics, registry) = Metrics::new();
     metrics.configured(true);
     let (trigger, shutdown) = shutdown();
-    let (observe, observations) = mpsc::channel(QUEUE);
+    let (doubt, doubts) = mpsc::channel(QUEUE);
     let (want, demand) = mpsc::channel(QUEUE);
-    let probes = Probes::new(store.clone(), metrics.clone(), observe, TaskTracker::new());
+    let probes = Probes::new(store.clone(), metrics.clone(), doubt, TaskTracker::new());
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
-        recent: RECENT,
+        heal: listen.heal.heal,
+        recent: serving::recent(&listen),
     };
     let admission = Admission::new(store.clone(), probes, metrics.clone(), Some(want), limits);
     let loaded = Arc::new(Mutex::new(Loaded {
@@ -77,6 +78,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         registry,
         readiness: Readiness::new(shutdown.clone()),
+        show_decisions: listen.show_decisions,
         origin: Box::new(move || {
             let loaded = shown.lock().unwrap_or_else(PoisonError::into_inner);
             let origin = json!({"file": file, "since": loaded.at.to_string(), "faults": loaded.faults});
@@ -92,7 +94,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         metrics,
         Reports::default(),
         BTreeSet::new(),
-        observations,
+        doubts,
         demand,
     );
     tasks.spawn("companion", until_stopping(shutdown.clone(), companion));

@@ -1,7 +1,7 @@
 //! What `serve` and `webhook` share: the two listeners, the serving certificate, what the admin
 //! listener shows of admission.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, time::Duration};
 
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
@@ -26,11 +26,17 @@ use crate::{
 /// How often files are looked at for a change.
 pub(super) const LOOK_AT_FILES: Duration = Duration::from_secs(1);
 
-/// How many new images and observations may wait for whoever takes them.
+/// How many new images and doubts may wait for whoever takes them.
 pub(super) const QUEUE: usize = 4096;
 
 /// How many decisions `/status` shows.
-pub(super) const RECENT: usize = 50;
+const RECENT: usize = 50;
+
+/// Returns how many decisions are kept for `/status`. What Pods are called and run is for their namespaces
+/// to know, and everybody may ask the admin listener: none, unless told otherwise.
+pub(super) fn recent(arguments: &ListenArguments) -> usize {
+    if arguments.show_decisions { RECENT } else { 0 }
+}
 
 /// The longest that requests in flight may hold up the end.
 pub(super) const FINISH: Duration = Duration::from_secs(10);
@@ -50,6 +56,7 @@ pub(super) struct Served {
     pub(super) metrics: Metrics,
     pub(super) registry: Registry,
     pub(super) readiness: Readiness,
+    pub(super) show_decisions: bool,
     /// Returns the name and the value of what `/status` shows of where the state comes from.
     pub(super) origin: Box<dyn Fn() -> (&'static str, Value) + Send + Sync>,
 }
@@ -160,6 +167,7 @@ impl Served {
             metrics: _,
             registry,
             readiness,
+            show_decisions,
             origin,
         } = self;
         let certificate = tls.certificate();
@@ -183,7 +191,8 @@ impl Served {
                 name: origin,
                 "certificate": {"notAfter": certificate.not_after.to_string(), "fault": certificate.fault},
                 "mirrors": mirrors(&store),
-                "decisions": admission.recent(),
+                // None where they are not to be shown.
+                "decisions": show_decisions.then(|| admission.recent()),
             })
         };
         admin::service(Admin {
@@ -212,7 +221,7 @@ pub(super) fn mirrors(store: &Store) -> Map<String, Value> {
                 "provenSince": health.proven_since.to_string(),
                 "stale": snapshot.is_stale(id),
             },
-            "images": {"present": images.present, "missing": images.missing, "unknown": images.unknown},
+            "images": BTreeMap::from(images.by_name()),
         });
         (mirror.name.clone(), value)
     };

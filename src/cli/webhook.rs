@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     arguments::{PairArguments, WebhookArguments},
     cluster,
-    serving::{self, Listening, QUEUE, RECENT, Served, until_stopping},
+    serving::{self, Listening, QUEUE, Served, until_stopping},
 };
 use crate::{
     domain::decision::Probing,
@@ -56,12 +56,13 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     };
     let cluster = Replica::new(client, store.clone(), settings, metrics.clone());
     let (trigger, shutdown) = shutdown();
-    let (observe, observations) = mpsc::channel(QUEUE);
-    let probes = Probes::new(store.clone(), metrics.clone(), observe, TaskTracker::new());
+    let (doubt, doubts) = mpsc::channel(QUEUE);
+    let probes = Probes::new(store.clone(), metrics.clone(), doubt, TaskTracker::new());
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
-        recent: RECENT,
+        heal: listen.heal.heal,
+        recent: serving::recent(&listen),
     };
     // Nobody takes new images here: the companion learns of them from the Pods.
     let admission = Admission::new(store.clone(), probes, metrics.clone(), None, limits);
@@ -81,14 +82,12 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
         metrics,
         registry,
         readiness,
+        show_decisions: listen.show_decisions,
         origin: Box::new(move || ("cluster", shown.status())),
     };
     let mut signals = Signals::new().context("cannot take over signals")?;
     let mut tasks = Tasks::default();
-    tasks.spawn(
-        "cluster",
-        until_stopping(shutdown.clone(), cluster.run(observations)),
-    );
+    tasks.spawn("cluster", until_stopping(shutdown.clone(), cluster.run(doubts)));
     let drain = serving::drain(&listen);
     listening.serve(served, &mut tasks, &shutdown)?;
     tasks.run(&trigger, drain, async || signals.next().await).await?;

@@ -1,4 +1,4 @@
-//! Events about Kagami's own resources: what people see with `kubectl describe`.
+//! Events about objects without a namespace: what people see with `kubectl describe`.
 //!
 //! Unlike kube's recorder it writes as everything is written: only while leading, at a bounded rate. An
 //! Event that cannot be written holds up nothing; whatever it tells stands in a status as well.
@@ -18,15 +18,11 @@ const NAMESPACE: &str = "default";
 /// Who tells.
 const REPORTER: &str = "kagami.dev/companion";
 
+/// How long a note may be.
+const LONGEST_NOTE: usize = 1000;
+
 /// How long the name of who tells may be.
 const LONGEST_INSTANCE: usize = 128;
-
-/// The ImageMirror that an Event is about.
-#[derive(Clone, Debug)]
-pub struct Subject {
-    pub name: String,
-    pub uid: String,
-}
 
 /// What an Event tells.
 #[derive(Clone, Debug)]
@@ -65,26 +61,21 @@ impl Events {
         }
     }
 
-    /// Writes an Event. Fails only if nothing may be written any more.
-    pub async fn tell(&self, subject: &Subject, message: Message) -> Result<(), NotWritten> {
-        let Subject { name, uid } = subject;
+    /// Writes an Event about an object without a namespace. Fails only if nothing may be written any more.
+    pub async fn tell(&self, regarding: ObjectReference, message: Message) -> Result<(), NotWritten> {
+        let name = regarding.name.as_deref().unwrap_or_default();
         let event = Event {
             metadata: ObjectMeta {
-                // Unlike the mirror's, an Event's name may be cut.
+                // Unlike the object's, an Event's name may be cut.
                 name: Some(format!("{name:.200}.{:x}", clock::now().as_millis())),
                 ..ObjectMeta::default()
             },
             action: Some(message.action.to_owned()),
             event_time: Some(micro_time(clock::now())),
-            note: Some(message.note),
+            // Longer ones are refused.
+            note: Some(message.note.chars().take(LONGEST_NOTE).collect()),
             reason: Some(message.reason.to_owned()),
-            regarding: Some(ObjectReference {
-                api_version: Some("kagami.dev/v1alpha1".to_owned()),
-                kind: Some("ImageMirror".to_owned()),
-                name: Some(name.clone()),
-                uid: Some(uid.clone()),
-                ..ObjectReference::default()
-            }),
+            regarding: Some(regarding),
             reporting_controller: Some(REPORTER.to_owned()),
             reporting_instance: Some(self.instance.clone()),
             type_: Some(if message.is_warning { "Warning" } else { "Normal" }.to_owned()),

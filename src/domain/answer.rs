@@ -1,4 +1,4 @@
-//! What a registry said, classified (design: "Answers to looking for a manifest").
+//! What a registry said, classified.
 //!
 //! Only [`Answer::Exists`] permits a rewrite, and only [`Answer::Missing`] from a hosted mirror is
 //! remembered as absence. Everything that is not clearly one of the others is `Ambiguous`.

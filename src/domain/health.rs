@@ -216,11 +216,6 @@ impl Machine {
         }
     }
 
-    /// Forgets everything because the mirror is now another one (its endpoint changed).
-    pub fn reset(&mut self, now: Timestamp) {
-        *self = Self::new(self.settings, now);
-    }
-
     /// Takes in one observation.
     pub fn observe(&mut self, observation: Observation, now: Timestamp) -> Observed {
         let jumped = self.health.proven_since > now.after(CLOCK_JUMP);

@@ -57,7 +57,7 @@ impl Mode {
 pub enum Kind {
     /// It holds copies; looking for one is cheap and a 404 means absence.
     Hosted,
-    /// It fetches on demand; looking for an image may download it whole (facts: section 4.3).
+    /// It fetches on demand; looking for an image may download it whole, as distribution's proxy does.
     PullThrough,
 }
 
@@ -146,15 +146,6 @@ pub struct Tags {
     /// Whether rewritten tags get the digest that was proven (`name:tag@digest`).
     pub pin_digest: bool,
     pub refresh: Duration,
-    pub drift: Drift,
-}
-
-/// What happens to a mirror's tag when upstream moved it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Drift {
-    Sync,
-    Warn,
-    Keep,
 }
 
 impl Default for Tags {
@@ -162,7 +153,6 @@ impl Default for Tags {
         Self {
             pin_digest: false,
             refresh: Duration::from_hours(1),
-            drift: Drift::Sync,
         }
     }
 }

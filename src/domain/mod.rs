@@ -16,6 +16,7 @@ pub mod lease;
 pub mod mapping;
 pub mod mirror;
 pub mod names;
+pub mod original;
 pub mod patch;
 pub mod platform;
 pub mod pod;

@@ -45,6 +45,11 @@ impl Architectures {
         Self(self.0 & other.0)
     }
 
+    /// Returns this set without what is in the other.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Whether everything in `wanted` is in this set.
     pub const fn contains(self, wanted: Self) -> bool {
         self.0 & wanted.0 == wanted.0

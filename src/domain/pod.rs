@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt};
 
 use super::{
     mirror::Mode,
-    names::{DECISIONS_ANNOTATION, ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
+    names::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
     platform::Architectures,
 };
 
@@ -35,10 +35,41 @@ pub struct Pod<'a> {
 pub struct Annotations<'a> {
     /// Bytes of all keys and values, as the API server counts them.
     pub size: usize,
-    /// Keys under `kagami.dev`, `original-image.kagami.dev` and `original-volume.kagami.dev`.
-    pub ours: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    /// Sorted by key.
+    ours: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     /// Whether a kubelet made this object to show a static Pod (`kubernetes.io/config.mirror`).
     pub static_pod: bool,
+}
+
+impl<'a> Annotations<'a> {
+    /// Returns annotations of `size` bytes, `ours` among them: those under `kagami.dev`,
+    /// `original-image.kagami.dev` and `original-volume.kagami.dev`. None if one of ours is there twice.
+    pub fn new(size: usize, mut ours: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Option<Self> {
+        ours.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let twice = ours.array_windows().any(|[(one, _), (other, _)]| one == other);
+        (!twice).then_some(Self {
+            size,
+            ours,
+            static_pod: false,
+        })
+    }
+
+    /// Returns Kagami's annotations: key and value.
+    pub fn ours(&self) -> &[(Cow<'a, str>, Cow<'a, str>)] {
+        &self.ours
+    }
+
+    /// Returns the value of one of Kagami's annotations, whose key is given in two parts.
+    fn value(&self, prefix: &str, name: &str) -> Option<&str> {
+        let order = |(key, _): &(Cow<'_, str>, Cow<'_, str>)| {
+            let (start, rest) = key.as_bytes().split_at(key.len().min(prefix.len()));
+            start
+                .cmp(prefix.as_bytes())
+                .then_with(|| rest.cmp(name.as_bytes()))
+        };
+        let position = self.ours.binary_search_by(order).ok()?;
+        Some(&self.ours[position].1)
+    }
 }
 
 /// One owner reference.
@@ -122,6 +153,11 @@ impl<'a> PlaceLabel<'a> {
     pub const fn parts(self) -> [&'a str; 3] {
         [self.0.list(), ".", self.1]
     }
+
+    /// Returns the name of the annotation that holds the place's original.
+    pub fn original_annotation(self) -> String {
+        [self.0.original_prefix(), self.1].concat()
+    }
 }
 
 impl fmt::Display for PlaceLabel<'_> {
@@ -142,23 +178,12 @@ impl Pod<'_> {
 
     /// Returns the value of one of Kagami's annotations.
     pub fn annotation(&self, prefix: &str, name: &str) -> Option<&str> {
-        let annotations = self.annotations.as_ref()?;
-        annotations
-            .ours
-            .iter()
-            .find(|(key, _)| key.strip_prefix(prefix).is_some_and(|rest| rest == name))
-            .map(|(_, value)| &**value)
+        self.annotations.as_ref()?.value(prefix, name)
     }
 
     /// Returns the reference that a user is said to have written at a place.
     pub fn original(&self, place: &Place<'_>) -> Option<&str> {
         self.annotation(place.kind.original_prefix(), &place.name)
-    }
-
-    /// Returns the decisions that an earlier round of admission left on the Pod: place → entry.
-    /// Anybody may have written them, so they prove nothing by themselves.
-    pub fn earlier_decisions(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
-        serde_json::from_str(self.annotation("", DECISIONS_ANNOTATION)?).ok()
     }
 
     /// Whether the Pod lists a pull secret of this name.

@@ -99,7 +99,7 @@ reasons! {
     OwnerLoop,
     /// The mirror's reference would be longer than references may be.
     NameTooLong,
-    /// The Pod or its annotations would become too large.
+    /// The Pod names too many images, or it or its annotations would become too large.
     PodTooLarge,
     /// The image is no valid reference, or one that cannot be proven.
     InvalidReference,

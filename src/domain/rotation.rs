@@ -12,6 +12,9 @@ use super::time::Timestamp;
 /// The part of a certificate's time that is left when it is renewed: a third.
 const RENEW_AT: u32 = 3;
 
+/// The part that is left when a renewal that still has not come is told: a quarter.
+const LATE_AT: u32 = 4;
+
 /// From when to when a certificate is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Period {
@@ -24,6 +27,11 @@ impl Period {
     fn is_due(self, now: Timestamp) -> bool {
         let left = self.not_after.since(now);
         left <= self.not_after.since(self.not_before) / RENEW_AT || now < self.not_before
+    }
+
+    /// Whether it should have been renewed for some time.
+    pub fn is_late(self, now: Timestamp) -> bool {
+        self.not_after.since(now) <= self.not_after.since(self.not_before) / LATE_AT
     }
 }
 
@@ -42,11 +50,15 @@ pub struct Leaf {
 pub struct Facts {
     /// The authority that signs.
     pub current: Option<Period>,
+    /// The authority that an earlier version of Kagami keeps elsewhere, where there is none here.
+    pub former: Option<Period>,
     /// The authority that will sign.
     pub next: Option<Period>,
     /// Whether an authority that signed before is still trusted.
     pub previous: bool,
     pub leaf: Option<Leaf>,
+    /// Whether what is served is signed by an authority that is none of these, and still valid.
+    pub stranger: bool,
     /// Whether callers trust exactly the authorities above.
     pub bundle: bool,
     /// When something was last changed of what is trusted or served.
@@ -58,6 +70,10 @@ pub struct Facts {
 pub enum Action {
     /// Make the first authority; whatever there was is of no use.
     Found,
+    /// Go on with the authority of an earlier version.
+    TakeOver,
+    /// Take the authority of what is served for the one before.
+    Trust,
     /// Make the authority that comes next.
     Announce,
     /// Tell callers to trust the authorities there are.
@@ -75,8 +91,12 @@ pub enum Action {
 /// Returns what to do next; `step` lies between two steps of a renewal.
 pub fn next(facts: &Facts, step: Duration, now: Timestamp) -> Action {
     let Some(current) = facts.current.filter(|current| current.not_after > now) else {
-        return Action::Found;
+        let usable = facts.former.is_some_and(|former| former.not_after > now);
+        return if usable { Action::TakeOver } else { Action::Found };
     };
+    if facts.stranger {
+        return Action::Trust;
+    }
     if !facts.bundle {
         return Action::Publish;
     }
@@ -149,10 +169,23 @@ mod tests {
             let authority = period(now, now + 360 * DAY);
             match action {
                 Action::Found => {
+                    // What is served then is by an authority that nobody has any more.
+                    let leaf = facts.leaf.map(|leaf| Leaf {
+                        by_current: false,
+                        ..leaf
+                    });
                     *facts = Facts {
                         current: Some(authority),
+                        leaf,
+                        stranger: leaf.is_some(),
                         ..Facts::default()
                     };
+                }
+                Action::TakeOver => facts.current = facts.former.take(),
+                Action::Trust => {
+                    facts.stranger = false;
+                    facts.previous = true;
+                    facts.bundle = false;
                 }
                 Action::Announce => {
                     facts.next = Some(authority);
@@ -226,18 +259,15 @@ mod tests {
     fn what_a_lost_authority_signed_is_served_until_callers_trust_the_new_one() {
         let mut facts = Facts::default();
         play(&mut facts, 0, 1);
-        // What the companion makes of a lost one: another, and the old one trusted as long as it is served.
         let founded = DAY;
-        facts.current = Some(period(founded, 361 * DAY));
-        facts.previous = true;
-        facts.leaf.as_mut().unwrap().by_current = false;
-        facts.bundle = false;
-        facts.changed_at = at(founded);
+        facts.current = None;
         let mut gone = facts;
         let step = STEP.as_secs();
         assert_eq!(
             play(&mut facts, founded, founded + 3 * step),
             [
+                (founded, Action::Found),
+                (founded, Action::Trust),
                 (founded, Action::Publish),
                 (founded + step, Action::Issue),
                 (founded + 2 * step, Action::Retire),
@@ -245,12 +275,51 @@ mod tests {
             ]
         );
         // Nobody is helped by waiting where nothing usable is served, or nobody trusts it.
-        gone.bundle = true;
-        gone.previous = false;
+        gone.current = Some(period(founded, 361 * DAY));
+        gone.leaf.as_mut().unwrap().by_current = false;
+        gone.changed_at = at(founded);
         assert_eq!(next(&gone, STEP, at(founded)), Action::Issue);
         gone.previous = true;
         gone.leaf = None;
         assert_eq!(next(&gone, STEP, at(founded)), Action::Issue);
+    }
+
+    #[test]
+    fn the_authority_of_an_earlier_version_stays_in_use() {
+        let mut facts = Facts::default();
+        play(&mut facts, 0, 1);
+        facts.former = facts.current.take();
+        assert_eq!(play(&mut facts, DAY, DAY + 1), [(DAY, Action::TakeOver)]);
+        // One that is of no use is none.
+        facts.current = None;
+        facts.former = Some(period(0, DAY));
+        assert_eq!(next(&facts, STEP, at(2 * DAY)), Action::Found);
+    }
+
+    #[test]
+    fn what_others_issued_is_served_until_callers_trust_ours() {
+        let mut facts = Facts::default();
+        play(&mut facts, 0, 1);
+        facts.leaf.as_mut().unwrap().by_current = false;
+        facts.stranger = true;
+        let step = STEP.as_secs();
+        assert_eq!(
+            play(&mut facts, DAY, DAY + 3 * step),
+            [
+                (DAY, Action::Trust),
+                (DAY, Action::Publish),
+                (DAY + step, Action::Issue),
+                (DAY + 2 * step, Action::Retire),
+                (DAY + 2 * step, Action::Publish),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_renewal_is_late_after_it_was_due() {
+        let period = period(0, 100);
+        assert!(period.is_due(at(67)) && !period.is_late(at(74)));
+        assert!(period.is_late(at(75)) && period.is_late(at(200)));
     }
 
     #[test]

@@ -4,36 +4,13 @@
 use std::collections::BTreeMap;
 
 use super::{
-    decision::{Decision, Finding, Probing, Request, carried, decide},
-    image::Reference,
-    pod::Pod,
+    decision::{Decision, Finding, Probing, Request, decide},
     presence::Index,
     reason::{Outcome, Reason},
-    routing::{MirrorId, Routing},
+    routing::MirrorId,
     snapshot::Snapshot,
     time::Timestamp,
 };
-
-/// Puts back what the user wrote wherever Kagami rewrote it. Returns the mirror that each place names
-/// at present, whoever wrote it there.
-pub fn restore(pod: &mut Pod<'_>, routing: &Routing) -> Vec<Option<MirrorId>> {
-    let mut on = Vec::with_capacity(pod.places.len());
-    for index in 0..pod.places.len() {
-        let place = &pod.places[index];
-        let mut key = String::new();
-        if let Ok(reference) = Reference::parse(&place.image) {
-            reference.write_key(&mut key);
-            key.truncate(reference.name_in(&key).len());
-        }
-        let mirror = carried(routing, &key, pod, place);
-        on.push(mirror.or_else(|| routing.mirrors_named_by(&key).next()));
-        let original = mirror.and_then(|_| pod.original(place)).map(ToOwned::to_owned);
-        if let Some(original) = original {
-            pod.places[index].image = original.into();
-        }
-    }
-    on
-}
 
 /// Decides about a Pod's images by what is known, without a question to any mirror.
 pub fn decide_known<'a>(
@@ -97,7 +74,8 @@ mod tests {
         examples::{NOW, mirror, place, proof, snapshot},
         mirror::Mode,
         names::ORIGINAL_IMAGE_PREFIX,
-        pod::{Annotations, PlaceKind},
+        original::restore,
+        pod::{Annotations, PlaceKind, Pod},
         presence::Presence,
     };
 
@@ -108,10 +86,7 @@ mod tests {
         let record = |original: &'a str| (format!("{ORIGINAL_IMAGE_PREFIX}app").into(), original.into());
         Pod {
             places: vec![place(PlaceKind::Container, 0, "app", image)],
-            annotations: Some(Annotations {
-                ours: original.map(record).into_iter().collect(),
-                ..Annotations::default()
-            }),
+            annotations: Annotations::new(0, original.map(record).into_iter().collect()),
             ..Pod::default()
         }
     }
@@ -127,6 +102,7 @@ mod tests {
             namespace: "team",
             mode,
             operation: Operation::Create,
+            heal: true,
             pod,
         };
         let decisions = decide_known(&snapshot, &index, &request, NOW);
@@ -196,6 +172,7 @@ mod tests {
             namespace: "team",
             mode: Mode::Audit,
             operation: Operation::Create,
+            heal: true,
             pod,
         };
         let decisions = decide_known(&snapshot, &index, &request, NOW);

@@ -1,8 +1,9 @@
 //! What one replica believes of a mirror: the shared health, and what it saw itself.
 //!
-//! While the shared state is fresh it is believed, and the replica's own observations only ever
-//! worsen it, until a newer shared state arrives. While it is stale, the replica believes nothing
-//! but its own probes, and no proof from before the first of them that was good.
+//! While the shared state is fresh it is believed, and the replica's own pings only ever worsen it,
+//! until a newer shared state arrives. While it is stale, the replica believes nothing but its own
+//! pings, and no proof from before the first of them that was good. A look for one image that failed
+//! may be that image's fault: it is a reason to ping the mirror, and counts for nothing else.
 
 use std::time::Duration;
 
@@ -31,11 +32,13 @@ pub fn is_stale(seen_ago: Option<Duration>, stale_after: Duration) -> bool {
 pub struct Witness {
     shared: Health,
     stale: bool,
+    /// Goes on from the shared health while that is believed, from nothing while it is stale.
     own: Machine,
-    /// The own observations spoke against the shared state since it arrived.
-    worsened: bool,
+    /// A look for an image failed, and no good ping has come since.
+    doubted: bool,
     /// Proofs older than this are void whatever is shared: the mirror is another one since.
     moved_at: Timestamp,
+    settings: HealthSettings,
 }
 
 impl Witness {
@@ -45,13 +48,15 @@ impl Witness {
             shared: Health::unknown(now),
             stale: true,
             own: Machine::new(settings, now),
-            worsened: false,
+            doubted: false,
             moved_at: Timestamp::default(),
+            settings,
         }
     }
 
     /// Takes in new thresholds.
     pub fn configure(&mut self, settings: HealthSettings) {
+        self.settings = settings;
         self.own.configure(settings);
     }
 
@@ -80,31 +85,33 @@ impl Witness {
         }
     }
 
-    /// Takes in what this replica saw itself.
-    pub fn observe(&mut self, observation: Observation, now: Timestamp) -> Observed {
-        let observed = self.own.observe(observation, now);
-        self.worsened |= self.own.health().state == State::Unhealthy;
-        observed
+    /// Takes in that a look for an image failed in a way that every image may meet.
+    pub fn doubt(&mut self) {
+        self.doubted = true;
     }
 
-    /// Whether the replica should probe the mirror itself: nobody else does, or it disagrees.
-    pub fn wants_probes(&self) -> bool {
-        self.stale || self.disagrees()
+    /// Takes in what a ping of this replica brought.
+    pub fn pinged(&mut self, observation: Observation, now: Timestamp) -> Observed {
+        self.doubted &= observation != Observation::Good;
+        self.own.observe(observation, now)
+    }
+
+    /// Whether the replica should ping the mirror itself: nobody else does, or it has reason to see
+    /// otherwise than who does.
+    pub fn wants_pings(&self) -> bool {
+        let otherwise = self.doubted || self.own.health().state != State::Healthy;
+        self.stale || (self.shared.state == State::Healthy && otherwise)
     }
 
     /// Returns what to decide by.
     pub fn view(&self) -> View {
-        let own = self.own.health();
-        let mut health = if self.stale || self.disagrees() {
-            own
+        let mut health = if self.stale || self.shared.state == State::Healthy {
+            self.own.health()
         } else {
             self.shared
         };
         if !self.stale {
             health.proven_since = health.proven_since.max(self.shared.proven_since);
-            if self.worsened {
-                health.proven_since = health.proven_since.max(own.proven_since);
-            }
         }
         health.proven_since = health.proven_since.max(self.moved_at);
         View {
@@ -113,14 +120,14 @@ impl Witness {
         }
     }
 
-    /// Whether the mirror is shared as healthy and this replica sees otherwise.
-    fn disagrees(&self) -> bool {
-        self.shared.state == State::Healthy && self.own.health().state == State::Unhealthy
-    }
-
+    /// Forgets what was seen here.
     fn forget(&mut self, now: Timestamp) {
-        self.own.reset(now);
-        self.worsened = false;
+        self.doubted = false;
+        self.own = if self.stale {
+            Machine::new(self.settings, now)
+        } else {
+            Machine::resume(self.settings, self.shared)
+        };
     }
 }
 
@@ -176,40 +183,67 @@ mod tests {
         let mut witness = Witness::new(HealthSettings::default(), at(10));
         witness.told(health(State::Healthy, 1), at(10));
         check(&witness, State::Unknown, 10, true);
-        assert!(witness.wants_probes());
+        assert!(witness.wants_pings());
     }
 
     #[test]
     fn what_is_shared_is_believed_while_fresh() {
         let witness = fresh(health(State::Healthy, 1));
         check(&witness, State::Healthy, 1, false);
-        assert!(!witness.wants_probes());
+        assert!(!witness.wants_pings());
         check(&fresh(health(State::Unhealthy, 1)), State::Unhealthy, 1, false);
     }
 
     #[test]
-    fn own_bad_observations_worsen_what_is_shared_once_confirmed() {
+    fn own_bad_pings_worsen_what_is_shared_once_confirmed() {
         let mut witness = fresh(health(State::Healthy, 1));
-        witness.observe(BAD, at(20));
+        witness.pinged(BAD, at(20));
         check(&witness, State::Healthy, 1, false);
-        witness.observe(BAD, at(21));
+        witness.pinged(BAD, at(21));
         let view = witness.view();
         assert_eq!(
             (view.health.state, view.health.fault),
             (State::Unhealthy, Some(Fault::Timeout))
         );
-        assert!(witness.wants_probes());
+        assert!(witness.wants_pings());
     }
 
     #[test]
-    fn own_good_observations_never_better_what_is_shared() {
-        let mut witness = fresh(health(State::Unhealthy, 1));
-        witness.observe(GOOD, at(20));
-        witness.observe(GOOD, at(21));
-        check(&witness, State::Unhealthy, 1, false);
-        assert!(!witness.wants_probes());
+    fn looks_that_fail_only_ask_for_a_ping_however_many_they_are() {
         let mut witness = fresh(health(State::Healthy, 1));
-        witness.observe(GOOD, at(20));
+        for _ in 0..100 {
+            witness.doubt();
+        }
+        check(&witness, State::Healthy, 1, false);
+        assert!(witness.wants_pings());
+        // The mirror is well; so it was the image.
+        witness.pinged(GOOD, at(21));
+        check(&witness, State::Healthy, 1, false);
+        assert!(!witness.wants_pings());
+        // One hiccup, and hours later another.
+        for hiccup in [30, 20_000] {
+            witness.doubt();
+            witness.pinged(BAD, at(hiccup));
+            check(&witness, State::Healthy, 1, false);
+            assert!(witness.wants_pings(), "until it is known");
+            witness.pinged(GOOD, at(hiccup + 2));
+        }
+        check(&witness, State::Healthy, 1, false);
+        // What is shared as bad is pinged by who shares it.
+        let mut witness = fresh(health(State::Unhealthy, 1));
+        witness.doubt();
+        assert!(!witness.wants_pings());
+    }
+
+    #[test]
+    fn own_good_pings_never_better_what_is_shared() {
+        let mut witness = fresh(health(State::Unhealthy, 1));
+        witness.pinged(GOOD, at(20));
+        witness.pinged(GOOD, at(21));
+        check(&witness, State::Unhealthy, 1, false);
+        assert!(!witness.wants_pings());
+        let mut witness = fresh(health(State::Healthy, 1));
+        witness.pinged(GOOD, at(20));
         check(&witness, State::Healthy, 1, false);
     }
 
@@ -217,22 +251,22 @@ mod tests {
     fn what_was_seen_away_is_back_without_its_proofs() {
         let mut witness = fresh(health(State::Healthy, 1));
         for (observation, time) in [(BAD, 20), (BAD, 21), (GOOD, 22), (GOOD, 23)] {
-            witness.observe(observation, at(time));
+            witness.pinged(observation, at(time));
         }
         check(&witness, State::Healthy, 23, false);
-        assert!(!witness.wants_probes());
+        assert!(!witness.wants_pings());
     }
 
     #[test]
     fn a_newer_shared_state_ends_the_say_of_own_observations_and_the_same_does_not() {
         let mut witness = fresh(health(State::Healthy, 1));
-        witness.observe(BAD, at(20));
-        witness.observe(BAD, at(21));
+        witness.pinged(BAD, at(20));
+        witness.pinged(BAD, at(21));
         witness.told(health(State::Healthy, 1), at(22));
-        check(&witness, State::Unhealthy, 10, false);
+        check(&witness, State::Unhealthy, 1, false);
         witness.told(health(State::Healthy, 22), at(23));
         check(&witness, State::Healthy, 22, false);
-        assert!(!witness.wants_probes());
+        assert!(!witness.wants_pings());
     }
 
     #[test]
@@ -240,13 +274,13 @@ mod tests {
         let mut witness = fresh(health(State::Healthy, 1));
         witness.set_stale(true, at(50));
         check(&witness, State::Unknown, 50, true);
-        witness.observe(GOOD, at(52));
+        witness.pinged(GOOD, at(52));
         check(&witness, State::Healthy, 52, true);
         // What is shared is not even looked at, whatever it says.
         witness.told(health(State::Unhealthy, 3), at(53));
         check(&witness, State::Healthy, 52, true);
-        witness.observe(BAD, at(54));
-        witness.observe(BAD, at(55));
+        witness.pinged(BAD, at(54));
+        witness.pinged(BAD, at(55));
         check(&witness, State::Unhealthy, 52, true);
         // The sign of life is back: the companion knows better, for good or ill.
         witness.set_stale(false, at(60));

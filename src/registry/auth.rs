@@ -1,8 +1,10 @@
 //! Basic and Bearer authentication: challenges, tokens and who may see which credentials.
 //!
 //! A challenge once learned is met before it is made again, because some registries answer 404 to those
-//! who come without authentication. Tokens are kept per repository and belong to the realm, service and
-//! scope that they were asked from. Deliberately absent: refresh tokens and the OAuth2 form of the token
+//! who come without authentication. Tokens are kept by repository and actions; they belong to the realm,
+//! service and scope that they were asked from, and to the credentials that they were asked with: other
+//! credentials leave none of them, and a request that was refused meanwhile is sent once more. Deliberately
+//! absent: refresh tokens and the OAuth2 form of the token
 //! request, which credentials in Docker's form do not need.
 
 use std::{
@@ -23,11 +25,11 @@ use reqwest::{
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::{
+use super::wire::{Call, REDIRECTS, Reply, Wire};
+use crate::{
     credentials::Credentials,
-    wire::{Call, REDIRECTS, Reply, Wire},
+    domain::answer::{Ambiguity, Failure},
 };
-use crate::domain::answer::{Ambiguity, Failure};
 
 /// The life of a token whose service names none (distribution `docs/content/spec/auth/token.md`).
 const DEFAULT_LIFE: Duration = Duration::from_mins(1);
@@ -44,9 +46,23 @@ const TOKEN_BYTES: usize = 256 * 1024;
 /// How one endpoint's requests are authenticated.
 pub(super) struct Authority {
     base: Url,
+    known: Mutex<Known>,
+    current: Mutex<Current>,
+}
+
+/// What requests are authenticated with now.
+struct Current {
+    login: Arc<Login>,
+    /// From then on nothing.
+    until: Option<Instant>,
+}
+
+/// Credentials, and the tokens that they were given.
+#[derive(Default)]
+struct Login {
+    credentials: Option<Credentials>,
     /// The value of `Authorization` for Basic.
     basic: Option<HeaderValue>,
-    known: Mutex<Known>,
     slots: Mutex<HashMap<Box<str>, Arc<Slot>>>,
 }
 
@@ -61,6 +77,34 @@ enum Known {
     Bearer(Arc<Realm>),
 }
 
+/// The right that a request needs.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    /// Empty for `/v2/`, which needs none.
+    repository: &'a str,
+    actions: &'static str,
+}
+
+impl<'a> Right<'a> {
+    /// What `/v2/` needs.
+    pub(super) const NONE: Self = Self {
+        repository: "",
+        actions: "",
+    };
+
+    /// The right to read a repository.
+    pub(super) const fn pull(repository: &'a str) -> Self {
+        let actions = "pull";
+        Self { repository, actions }
+    }
+
+    /// Returns the right as token services read it.
+    fn scope(&self) -> Option<String> {
+        let Self { repository, actions } = self;
+        (!repository.is_empty()).then(|| format!("repository:{repository}:{actions}"))
+    }
+}
+
 /// Where tokens come from.
 #[derive(PartialEq, Eq)]
 struct Realm {
@@ -68,7 +112,7 @@ struct Realm {
     service: Option<String>,
 }
 
-/// One repository's token, and those who wait for it.
+/// The token for one right, and those who wait for it.
 #[derive(Default)]
 struct Slot {
     token: Mutex<Option<Arc<Token>>>,
@@ -109,44 +153,87 @@ impl Pass {
 
 impl Authority {
     pub(super) fn new(base: Url, credentials: Option<&Credentials>) -> Self {
-        let basic = credentials.map(|Credentials { username, password }| {
-            let encoded = STANDARD.encode(format!("{username}:{password}"));
-            secret(&format!("Basic {encoded}")).expect("base64 may stand in a header")
-        });
         Self {
             base,
-            basic,
             known: Mutex::new(Known::Nothing),
-            slots: Mutex::default(),
+            current: Mutex::new(Current {
+                login: Arc::new(Login::new(credentials.cloned())),
+                until: None,
+            }),
         }
     }
 
-    pub(super) fn has_credentials(&self) -> bool {
-        self.basic.is_some()
+    /// Takes other credentials for the requests to come, or the same for another time.
+    pub(super) fn set_credentials(&self, credentials: Option<&Credentials>, until: Option<Instant>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.login.credentials.as_ref() != credentials {
+            current.login = Arc::new(Login::new(credentials.cloned()));
+        }
+        current.until = until;
     }
 
-    /// Sends a request for a repository (none: `/v2/`) with the authentication known to be asked for;
-    /// once more with other authentication where that may help.
+    fn login(&self) -> Arc<Login> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.until.is_some_and(|until| until <= Instant::now()) {
+            *current = Current {
+                login: Arc::default(),
+                until: None,
+            };
+        }
+        Arc::clone(&current.login)
+    }
+
+    pub(super) fn has_credentials(&self) -> bool {
+        self.login().basic.is_some()
+    }
+
+    /// Sends a request that needs a right with the authentication known to be asked for;
+    /// once more with other authentication where that may help, and anew if there are other credentials
+    /// by the time that it is refused.
     pub(super) async fn send(
         &self,
         wire: &Wire,
         call: &Call,
-        repository: &str,
+        right: Right<'_>,
         deadline: Instant,
     ) -> Result<Reply, Failure> {
-        if self.has_credentials() && matches!(self.known(), Known::Nothing) {
+        let login = self.login();
+        let sent = self.send_as(&login, wire, call, right, deadline).await;
+        let refused = match &sent {
+            Ok(reply) => reply.direct && is_refusal(reply.status()),
+            Err(failure) => *failure == Failure::Unauthorized,
+        };
+        let now = self.login();
+        if refused && !Arc::ptr_eq(&login, &now) {
+            return Box::pin(self.send_as(&now, wire, call, right, deadline)).await;
+        }
+        sent
+    }
+
+    async fn send_as(
+        &self,
+        login: &Login,
+        wire: &Wire,
+        call: &Call,
+        right: Right<'_>,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        if login.basic.is_some() && matches!(self.known(), Known::Nothing) {
             Box::pin(self.learn(wire)).await?;
         }
         let pass = match self.known() {
-            Known::Basic => self.basic.clone().map_or(Pass::Nothing, Pass::Basic),
-            Known::Bearer(realm) => self.token(wire, &realm, repository, None, None, deadline).await?,
+            Known::Basic => login.basic.clone().map_or(Pass::Nothing, Pass::Basic),
+            Known::Bearer(realm) => {
+                let token = login.token(wire, &realm, right, None, None, deadline);
+                token.await.map_err(|failure| self.realm_failed(failure))?
+            }
             Known::Nothing | Known::Open => Pass::Nothing,
         };
         let reply = wire.send(call, pass.header()).await?;
-        if !matches!(reply.status().as_u16(), 400 | 401 | 403) {
+        if !is_refusal(reply.status()) {
             return Ok(reply);
         }
-        match Box::pin(self.next_pass(wire, &reply, pass, repository, deadline)).await? {
+        match Box::pin(self.next_pass(login, wire, &reply, pass, right, deadline)).await? {
             Some(pass) => wire.send(call, pass.header()).await,
             None => Ok(reply),
         }
@@ -201,10 +288,11 @@ impl Authority {
     /// Returns what to try a refused request with, if anything.
     async fn next_pass(
         &self,
+        login: &Login,
         wire: &Wire,
         reply: &Reply,
         pass: Pass,
-        repository: &str,
+        right: Right<'_>,
         deadline: Instant,
     ) -> Result<Option<Pass>, Failure> {
         // Only the registry's own refusal counts: the storage it redirects to has other rules.
@@ -233,39 +321,86 @@ impl Authority {
                     Pass::Kept(token) => Some(token),
                     _ => None,
                 };
-                let token = self
-                    .token(wire, &realm, repository, scope, refused, deadline)
-                    .await?;
-                Ok(Some(token))
+                let token = login.token(wire, &realm, right, scope, refused, deadline);
+                token
+                    .await
+                    .map(Some)
+                    .map_err(|failure| self.realm_failed(failure))
             }
             // Harbor answers with a Basic challenge to a token that it does not like.
             (_, Pass::Kept(token)) => {
                 let (realm, scope) = (Arc::clone(&token.realm), token.scope.clone());
-                let token = self
-                    .token(wire, &realm, repository, scope, Some(&token), deadline)
-                    .await?;
-                Ok(Some(token))
+                let token = login.token(wire, &realm, right, scope, Some(&token), deadline);
+                token
+                    .await
+                    .map(Some)
+                    .map_err(|failure| self.realm_failed(failure))
             }
             (Some(Challenge::Basic), Pass::Nothing) => {
                 self.set_known(Known::Basic);
-                Ok(self.basic.clone().map(Pass::Basic))
+                Ok(login.basic.clone().map(Pass::Basic))
             }
             _ => Ok(None),
         }
     }
 
-    /// Returns a token for a repository: the one kept, or a new one if that was refused or has expired.
-    /// At most one request per repository is under way.
+    /// Returns the realm of a challenge if it may be asked: over HTTPS, or plain on the registry's own
+    /// host where the registry itself is reached over plain HTTP.
+    fn realm(&self, url: &str, service: Option<String>) -> Result<Arc<Realm>, Failure> {
+        Url::parse(url)
+            .ok()
+            .filter(|url| match url.scheme() {
+                "https" => url.has_host(),
+                "http" => self.base.scheme() == "http" && url.host() == self.base.host(),
+                _ => false,
+            })
+            .map(|url| Arc::new(Realm { url, service }))
+            .ok_or(Failure::Ambiguous(Ambiguity::Challenge))
+    }
+
+    /// Notes that a realm gave no token: the registry may have another one by now, or none.
+    fn realm_failed(&self, failure: Failure) -> Failure {
+        if !matches!(failure, Failure::Unauthorized | Failure::RateLimited { .. }) {
+            self.set_known(Known::Nothing);
+        }
+        failure
+    }
+
+    fn known(&self) -> Known {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_known(&self, known: Known) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+}
+
+impl Login {
+    fn new(credentials: Option<Credentials>) -> Self {
+        let basic = credentials.as_ref().map(|Credentials { username, password }| {
+            let encoded = STANDARD.encode(format!("{username}:{password}"));
+            secret(&format!("Basic {encoded}")).expect("base64 may stand in a header")
+        });
+        Self {
+            credentials,
+            basic,
+            slots: Mutex::default(),
+        }
+    }
+
+    /// Returns a token for a right: the one kept, or a new one if that was refused or has expired. At most
+    /// one request for each is under way.
     async fn token(
         &self,
         wire: &Wire,
         realm: &Arc<Realm>,
-        repository: &str,
+        right: Right<'_>,
         scope: Option<String>,
         refused: Option<&Arc<Token>>,
         deadline: Instant,
     ) -> Result<Pass, Failure> {
-        let slot = self.slot(repository);
+        let own_scope = right.scope();
+        let slot = self.slot(own_scope.as_deref().unwrap_or_default());
         let usable = || {
             let token = slot
                 .token
@@ -275,8 +410,7 @@ impl Authority {
             let refused = refused.is_some_and(|refused| Arc::ptr_eq(refused, &token));
             (!refused && token.realm == *realm && Instant::now() < token.expires_at).then_some(token)
         };
-        let scope =
-            scope.or_else(|| (!repository.is_empty()).then(|| format!("repository:{repository}:pull")));
+        let scope = scope.or(own_scope);
         let keep = |token: Token| {
             let token = Arc::new(token);
             *slot.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&token));
@@ -318,16 +452,7 @@ impl Authority {
         let result = Box::pin(self.fetch(wire, realm, scope)).await;
         slot.attempts.fetch_add(1, Ordering::Relaxed);
         *failure = result.as_ref().err().copied();
-        match result {
-            Ok(token) => Ok(Pass::New(keep(token))),
-            Err(failure) => {
-                // The registry may have another realm by now, or none.
-                if !matches!(failure, Failure::Unauthorized | Failure::RateLimited { .. }) {
-                    self.set_known(Known::Nothing);
-                }
-                Err(failure)
-            }
-        }
+        result.map(|token| Pass::New(keep(token)))
     }
 
     /// Asks a realm for a token. Fewer rights than asked for are no error: the registry will say so.
@@ -379,31 +504,9 @@ impl Authority {
         })
     }
 
-    /// Returns the realm of a challenge if it may be asked: over HTTPS, or plain on the registry's own
-    /// host where the registry itself is reached over plain HTTP.
-    fn realm(&self, url: &str, service: Option<String>) -> Result<Arc<Realm>, Failure> {
-        Url::parse(url)
-            .ok()
-            .filter(|url| match url.scheme() {
-                "https" => url.has_host(),
-                "http" => self.base.scheme() == "http" && url.host() == self.base.host(),
-                _ => false,
-            })
-            .map(|url| Arc::new(Realm { url, service }))
-            .ok_or(Failure::Ambiguous(Ambiguity::Challenge))
-    }
-
-    fn known(&self) -> Known {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_known(&self, known: Known) {
-        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
-    }
-
-    fn slot(&self, repository: &str) -> Arc<Slot> {
+    fn slot(&self, scope: &str) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = slots.get(repository) {
+        if let Some(slot) = slots.get(scope) {
             return Arc::clone(slot);
         }
         if slots.len() >= TOKENS {
@@ -417,9 +520,14 @@ impl Authority {
             slots.clear();
         }
         let slot = Arc::<Slot>::default();
-        slots.insert(repository.into(), Arc::clone(&slot));
+        slots.insert(scope.into(), Arc::clone(&slot));
         slot
     }
+}
+
+/// Whether an answer may mean that other authentication is wanted.
+fn is_refusal(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 400 | 401 | 403)
 }
 
 fn secret(value: &str) -> Option<HeaderValue> {
@@ -542,6 +650,23 @@ mod tests {
             .map(|value| (header::WWW_AUTHENTICATE, HeaderValue::from_static(value)))
             .collect();
         assert_eq!(Challenge::read(&headers).as_ref(), expected, "{values:?}");
+    }
+
+    /// Who may pull may not push: a token for the one is not kept for the other.
+    #[test]
+    fn tokens_are_kept_by_repository_and_actions() {
+        let base = Url::parse("https://registry.example.com").unwrap();
+        let authority = Authority::new(base, None);
+        let slot = |repository, actions| {
+            let scope = Right { repository, actions }.scope();
+            authority.login().slot(scope.as_deref().unwrap_or_default())
+        };
+        let pull = slot("web", "pull");
+        assert!(Arc::ptr_eq(&pull, &slot("web", "pull")));
+        assert!(!Arc::ptr_eq(&pull, &slot("web", "pull,push")));
+        assert!(!Arc::ptr_eq(&pull, &slot("other", "pull")));
+        assert!(!Arc::ptr_eq(&pull, &slot("", "")));
+        assert_eq!(Right::NONE.scope(), None);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! A whole look at one image: its manifest and, for an index, the manifests it lists.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
-use super::Client;
+use super::{Client, pace::Pace};
 use crate::domain::{
-    answer::{Answer, Child},
+    answer::{Answer, Child, Manifest},
     platform::Architectures,
 };
 
@@ -31,31 +33,69 @@ impl Client {
         if !manifest.media_type.is_index() {
             return (answer, Architectures::ALL);
         }
-        let named = |child: &&Child| child.architecture.is_some();
-        let heads = manifest
-            .children
-            .iter()
-            .filter(named)
-            .take(CHILDREN_LIMIT)
-            .map(async |child| {
-                (
-                    child,
-                    self.head(repository, &child.digest.to_string(), deadline).await,
-                )
-            });
-        let mut there = Architectures::NONE;
-        for (child, head) in futures_util::future::join_all(heads).await {
-            match head {
-                Answer::Exists(_) => {
-                    there = there.or(child
-                        .architecture
-                        .as_deref()
-                        .map_or(Architectures::NONE, Architectures::of));
-                }
-                Answer::Missing => {}
-                inconclusive => return (inconclusive, Architectures::NONE),
+        let heads = children(manifest).map(async |(child, architecture)| {
+            let head = self.head(repository, &child.digest.to_string(), deadline).await;
+            there(&head, architecture).ok_or(head)
+        });
+        let heads = futures_util::future::join_all(heads).await;
+        match heads.into_iter().collect::<Result<Vec<_>, _>>() {
+            Ok(there) => (answer, all(there)),
+            Err(inconclusive) => (inconclusive, Architectures::NONE),
+        }
+    }
+
+    /// Looks for an image as [`Self::look`] does, but with one request after the other, each in its turn:
+    /// for those who look at many. Each answer may take `patience`.
+    pub async fn look_slowly(
+        &self,
+        repository: &str,
+        reference: &str,
+        pace: &Pace,
+        patience: Duration,
+    ) -> (Answer, Architectures) {
+        pace.turn().await;
+        let answer = self.get(repository, reference, Instant::now() + patience).await;
+        let Answer::Exists(manifest) = &answer else {
+            return (answer, Architectures::NONE);
+        };
+        if !manifest.media_type.is_index() {
+            return (answer, Architectures::ALL);
+        }
+        let mut seen = Vec::new();
+        for (child, architecture) in children(manifest) {
+            pace.turn().await;
+            let deadline = Instant::now() + patience;
+            let head = self.head(repository, &child.digest.to_string(), deadline).await;
+            match there(&head, architecture) {
+                Some(there) => seen.push(there),
+                None => return (head, Architectures::NONE),
             }
         }
-        (answer, there.known())
+        (answer, all(seen))
     }
+}
+
+/// Returns the entries of an index that are looked for, with their architectures.
+fn children(manifest: &Manifest) -> impl Iterator<Item = (&Child, Architectures)> {
+    let named = manifest.children.iter().filter_map(|child| {
+        let architecture = child.architecture.as_deref()?;
+        Some((child, Architectures::of(architecture)))
+    });
+    named.take(CHILDREN_LIMIT)
+}
+
+/// Returns what an entry adds to the architectures that are there; none if nobody can tell.
+const fn there(head: &Answer, architecture: Architectures) -> Option<Architectures> {
+    match head {
+        Answer::Exists(_) => Some(architecture),
+        Answer::Missing => Some(Architectures::NONE),
+        _ => None,
+    }
+}
+
+fn all(there: Vec<Architectures>) -> Architectures {
+    there
+        .into_iter()
+        .fold(Architectures::NONE, Architectures::or)
+        .known()
 }

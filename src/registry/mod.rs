@@ -6,10 +6,11 @@
 //! stands in any `Debug`, error or log line. The process installs rustls' crypto provider first.
 
 mod auth;
-mod credentials;
+pub mod blob;
 mod look;
 mod manifest;
 pub mod pace;
+pub mod pool;
 mod wire;
 
 use std::{fmt, sync::Arc};
@@ -20,11 +21,11 @@ use reqwest::{
 };
 use tokio::time::{Instant, timeout_at};
 
-pub use self::credentials::{Credentials, Keyring, ParseKeyringError};
 use self::{
-    auth::Authority,
+    auth::{Authority, Right},
     wire::{Call, REDIRECTS, Reply, Wire},
 };
+pub use crate::credentials::Credentials;
 use crate::domain::{
     answer::{Ambiguity, Answer, Failure, Manifest, MediaType, Unreachable},
     digest::Digest,
@@ -51,6 +52,7 @@ pub struct Endpoint {
     pub url: String,
     /// The only certificates to trust, in PEM; those of the system if absent.
     pub ca_bundle: Option<Vec<u8>>,
+    /// What it is asked with at first.
     pub credentials: Option<Credentials>,
 }
 
@@ -79,7 +81,7 @@ pub enum Error {
     Tls(#[source] reqwest::Error),
 }
 
-/// A client of one endpoint. Clones share its connections, tokens, and the waits asked of it.
+/// A client of one endpoint. Clones share its connections, credentials, tokens, and the waits asked of it.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -127,6 +129,12 @@ impl Client {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// Asks with these credentials from now on, or with none; from `until` on, if there is such a time, with
+    /// none. Tokens that others were given are dropped.
+    pub fn set_credentials(&self, credentials: Option<&Credentials>, until: Option<Instant>) {
+        self.0.authority.set_credentials(credentials, until);
+    }
+
     /// Asks whether a registry is there, with authentication if there are credentials.
     ///
     /// `Unauthorized` means alive: there is a registry, which wants credentials or other ones. `Missing`
@@ -148,18 +156,6 @@ impl Client {
         within(deadline, self.0.get(repository, reference, deadline))
             .await
             .into()
-    }
-
-    /// Reads a blob to its end, or until more than `at_most` bytes came. Returns how many came. The digest
-    /// is checked only where the end was reached.
-    pub async fn blob(
-        &self,
-        repository: &str,
-        digest: &Digest,
-        at_most: u64,
-        deadline: Instant,
-    ) -> Result<u64, Failure> {
-        within(deadline, self.0.blob(repository, digest, at_most, deadline)).await
     }
 }
 
@@ -184,7 +180,7 @@ impl Inner {
             if !met || !self.authority.has_credentials() {
                 return Err(Failure::Unauthorized);
             }
-            reply = Box::pin(self.authority.send(&self.wire, &call, "", deadline)).await?;
+            reply = Box::pin(self.authority.send(&self.wire, &call, Right::NONE, deadline)).await?;
             if reply.status() == StatusCode::FORBIDDEN {
                 return Err(Failure::Unauthorized);
             }
@@ -266,43 +262,8 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Reply, Failure> {
         let call = self.call(method, repository, "manifests", reference, ACCEPT)?;
-        self.authority.send(&self.wire, &call, repository, deadline).await
-    }
-
-    async fn blob(
-        &self,
-        repository: &str,
-        digest: &Digest,
-        at_most: u64,
-        deadline: Instant,
-    ) -> Result<u64, Failure> {
-        let anything = HeaderValue::from_static("*/*");
-        let call = self.call(Method::GET, repository, "blobs", &digest.to_string(), anything)?;
-        let reply = self
-            .authority
-            .send(&self.wire, &call, repository, deadline)
-            .await?;
-        match reply.status() {
-            StatusCode::OK if reply.is_html() => return Err(Failure::Ambiguous(Ambiguity::Html)),
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Err(not_found(reply).await),
-            _ => return Err(reply.failure()),
-        }
-        let mut hasher = manifest::hasher(digest.algorithm());
-        let mut count = 0;
-        let mut chunks = reply.into_chunks();
-        while let Some(chunk) = chunks.next().await? {
-            count += chunk.len() as u64;
-            if count > at_most {
-                return Ok(count);
-            }
-            hasher.update(&chunk);
-        }
-        if manifest::finish(digest.algorithm(), hasher) == *digest {
-            Ok(count)
-        } else {
-            Err(Failure::Ambiguous(Ambiguity::DigestMismatch))
-        }
+        let right = Right::pull(repository);
+        self.authority.send(&self.wire, &call, right, deadline).await
     }
 
     fn call(

@@ -52,6 +52,7 @@ const BUFFER: usize = 64 * 1024;
 pub(super) async fn serve<IO, S, B>(
     io: IO,
     service: S,
+    progress: Arc<Progress>,
     limits: &Limits,
     cut: &Counter,
     close_after: Instant,
@@ -63,7 +64,6 @@ where
     B: Body + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let progress = Arc::new(Progress::new());
     let stage = shutdown.clone();
     let service = service_fn(|request: Request<Incoming>| {
         progress.begin(request.body().is_end_stream());
@@ -120,7 +120,7 @@ where
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Phase {
-    /// The first byte of the next request, or room to send the last answer.
+    /// The handshake, the first byte of the next request, or room to send the last answer.
     Idle,
     /// The rest of a request's head.
     Head,
@@ -128,26 +128,34 @@ enum Phase {
     Body,
     /// The service.
     Busy,
+    /// Its end: it makes way for another connection.
+    Displaced,
 }
 
-/// What the parts of one connection know together; they all run in the connection's task.
+/// How far a connection has come. Its own task tells, and whoever looks for the connection that keeps
+/// the server waiting longest asks.
 #[derive(Debug)]
-struct Progress {
-    start: Instant,
+pub(super) struct Progress {
+    /// Times are counted from here; the same for all connections of a server.
+    epoch: Instant,
     phase: AtomicU8,
     requests: AtomicU64,
-    /// When [`Phase::Idle`] began last, in nanoseconds after `start`.
-    idle_since: AtomicU64,
+    /// Since when the client is waited for, in nanoseconds after `epoch`. Means nothing while the client
+    /// waits.
+    waiting_since: AtomicU64,
 }
 
 impl Progress {
-    fn new() -> Self {
-        Self {
-            start: Instant::now(),
+    /// Returns the progress of a connection that has just begun.
+    pub(super) fn new(epoch: Instant) -> Self {
+        let progress = Self {
+            epoch,
             phase: AtomicU8::new(Phase::Idle as u8),
             requests: AtomicU64::new(0),
-            idle_since: AtomicU64::new(0),
-        }
+            waiting_since: AtomicU64::new(0),
+        };
+        progress.wait_from(Instant::now());
+        progress
     }
 
     fn phase(&self) -> Phase {
@@ -155,12 +163,43 @@ impl Progress {
             0 => Phase::Idle,
             1 => Phase::Head,
             2 => Phase::Body,
-            _ => Phase::Busy,
+            3 => Phase::Busy,
+            _ => Phase::Displaced,
         }
     }
 
-    fn enter(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Relaxed);
+    /// Moves on, unless the connection has made way meanwhile; then it does not.
+    fn enter(&self, from: Phase, to: Phase) -> bool {
+        let moved = self
+            .phase
+            .compare_exchange(from as u8, to as u8, Ordering::Relaxed, Ordering::Relaxed);
+        moved.is_ok()
+    }
+
+    /// The client is waited for from now on.
+    pub(super) fn wait_from(&self, now: Instant) {
+        let nanos = u64::try_from((now - self.epoch).as_nanos()).unwrap_or(u64::MAX);
+        self.waiting_since.store(nanos, Ordering::Relaxed);
+    }
+
+    fn waiting_since(&self) -> Instant {
+        self.epoch + Duration::from_nanos(self.waiting_since.load(Ordering::Relaxed))
+    }
+
+    /// Returns since when the client is waited for, as a number that compares among the connections of a
+    /// server; none while the client waits.
+    pub(super) fn waits(&self) -> Option<u64> {
+        match self.phase() {
+            Phase::Idle | Phase::Head | Phase::Body => Some(self.waiting_since.load(Ordering::Relaxed)),
+            Phase::Busy | Phase::Displaced => None,
+        }
+    }
+
+    /// Ends the connection's say if its client is still waited for since then: from now on no request
+    /// of it is begun. Returns whether it was.
+    pub(super) fn displace(&self, since: u64) -> bool {
+        let phase = self.phase();
+        self.waits() == Some(since) && self.enter(phase, Phase::Displaced)
     }
 
     fn requests(&self) -> u64 {
@@ -170,25 +209,20 @@ impl Progress {
     /// A request's head is complete.
     fn begin(&self, without_body: bool) {
         self.requests.fetch_add(1, Ordering::Relaxed);
-        self.enter(if without_body { Phase::Busy } else { Phase::Body });
+        let next = if without_body { Phase::Busy } else { Phase::Body };
+        // What follows the last request at once is in memory already, so it was never waited for.
+        let _ = self.enter(Phase::Head, next) || self.enter(Phase::Idle, next);
     }
 
     /// The service is done with a request.
     fn answered(&self, now: Instant) {
-        let nanos = u64::try_from((now - self.start).as_nanos()).unwrap_or(u64::MAX);
-        self.idle_since.store(nanos, Ordering::Relaxed);
-        self.enter(Phase::Idle);
-    }
-
-    fn idle_since(&self) -> Instant {
-        self.start + Duration::from_nanos(self.idle_since.load(Ordering::Relaxed))
+        self.wait_from(now);
+        let _ = self.enter(Phase::Busy, Phase::Idle) || self.enter(Phase::Body, Phase::Idle);
     }
 
     /// A request's body is complete.
     fn body_done(&self) {
-        if self.phase() == Phase::Body {
-            self.enter(Phase::Busy);
-        }
+        self.enter(Phase::Body, Phase::Busy);
     }
 }
 
@@ -238,7 +272,7 @@ struct Limited<IO> {
 
 impl<IO> Limited<IO> {
     fn new(io: IO, limits: Limits, cut: Counter, progress: Arc<Progress>) -> Self {
-        let alarm = Box::pin(sleep_until(progress.start + limits.idle));
+        let alarm = Box::pin(sleep_until(progress.waiting_since() + limits.head));
         Self {
             io,
             limits,
@@ -254,16 +288,24 @@ impl<IO> Limited<IO> {
     fn due(&mut self) -> Instant {
         let phase = self.progress.phase();
         let limit = match phase {
-            Phase::Idle => return self.progress.idle_since() + self.limits.idle,
+            // Whoever connects has something to ask.
+            Phase::Idle if self.progress.requests() == 0 => {
+                return self.progress.waiting_since() + self.limits.head;
+            }
+            Phase::Idle => return self.progress.waiting_since() + self.limits.idle,
             // Never, but the alarm has to ring at some time: hyper does not poll again when the
             // answer is sent, if it has polled before.
-            Phase::Busy => return Instant::now() + self.limits.idle,
+            Phase::Busy | Phase::Displaced => return Instant::now() + self.limits.idle,
             Phase::Head => self.limits.head,
             Phase::Body => self.limits.body,
         };
         let since = match self.waiting {
             Some((waiting, since)) if waiting == phase => since,
-            _ => Instant::now(),
+            _ => {
+                let now = Instant::now();
+                self.progress.wait_from(now);
+                now
+            }
         };
         self.waiting = Some((phase, since));
         since + limit
@@ -309,7 +351,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Limited<IO> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buffer);
-        if self.stalled || self.progress.phase() != Phase::Idle {
+        let phase = self.progress.phase();
+        if phase == Phase::Displaced {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if self.stalled || phase != Phase::Idle {
             return self.or_overdue(cx, read);
         }
         if read.is_pending() {
@@ -318,7 +364,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Limited<IO> {
             return Poll::Ready(Ok(()));
         }
         if buffer.filled().len() > before {
-            self.progress.enter(Phase::Head);
+            if !self.progress.enter(Phase::Idle, Phase::Head) {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
             self.waiting = None;
         }
         read
@@ -400,7 +448,18 @@ mod tests {
         served.spawn(async move {
             let limits = Limits::default();
             let close_after = Instant::now() + limits.age;
-            serve(server, service_fn(echo), &limits, &counter, close_after, shutdown).await
+            let progress = Arc::new(Progress::new(Instant::now()));
+            let service = service_fn(echo);
+            serve(
+                server,
+                service,
+                progress,
+                &limits,
+                &counter,
+                close_after,
+                shutdown,
+            )
+            .await
         });
         Connection {
             client,
@@ -451,6 +510,40 @@ mod tests {
         }
         assert!(connection.is_open_after(Duration::from_millis(990)).await);
         assert_eq!(connection.ended().await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_never_asks_ends_as_soon_as_a_head_must() {
+        let mut connection = connect();
+        assert!(connection.is_open_after(Duration::from_millis(9990)).await);
+        assert_eq!(connection.ended().await, 0);
+
+        // What comes in time has the time of a head from then on.
+        let mut connection = connect();
+        assert!(connection.is_open_after(9 * SECOND).await);
+        connection.send(&GET[..4]).await;
+        assert!(connection.is_open_after(9 * SECOND).await);
+        connection.send(&GET[4..]).await;
+        assert!(connection.head().await.starts_with("HTTP/1.1 200"));
+        assert!(connection.is_open_after(119 * SECOND).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_is_waited_for_makes_way_and_then_begins_nothing() {
+        let epoch = Instant::now();
+        let progress = Progress::new(epoch);
+        let since = progress.waits().unwrap();
+        assert!(!progress.displace(since + 1), "something has moved since");
+        progress.enter(Phase::Idle, Phase::Head);
+        progress.begin(false);
+        assert!(progress.waits().is_some(), "its body is waited for");
+        progress.body_done();
+        assert_eq!((progress.waits(), progress.displace(since)), (None, false));
+        progress.answered(epoch + SECOND);
+        assert!(!progress.displace(since));
+        assert!(progress.displace(1_000_000_000));
+        assert_eq!(progress.waits(), None, "it goes once");
+        assert!(!progress.enter(Phase::Idle, Phase::Head));
     }
 
     #[tokio::test(start_paused = true)]

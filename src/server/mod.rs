@@ -4,10 +4,13 @@
 //! - No connection is cut while a request may be under way: a connection that is to end says so in
 //!   an answer first. Idle ones stay open longer than the API server keeps them (90 s), because it
 //!   does not repeat a request that met a closed connection.
+//! - Connections that only sit there keep nobody out: one that never asks ends soon, and where there
+//!   are as many as there may be, the one whose client is waited for longest makes way for a new one.
 //! - There is no HTTP/2: the API server speaks HTTP/1.1 to webhooks.
 
 pub mod admin;
 mod connection;
+mod connections;
 pub mod tls;
 
 use std::{convert::Infallible, error::Error as StdError, io, net::SocketAddr, sync::Arc, time::Duration};
@@ -17,13 +20,13 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
     io::BufReader,
     net::{TcpListener, TcpStream},
-    task::{JoinError, JoinSet},
+    task::JoinError,
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
 pub use self::connection::RequestBody;
-use self::tls::Tls;
+use self::{connection::Progress, connections::Connections, tls::Tls};
 use crate::{
     tasks::{Shutdown, Stage, panic_message},
     telemetry::{Throttle, chain},
@@ -31,6 +34,8 @@ use crate::{
 
 /// The pause after the system had no descriptor or memory for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether one of too many connections, all of them busy, can make way.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
 /// The most bytes that are read from a TLS connection at once: one whole record. By itself rustls reads
 /// 4 KiB, which makes several system calls of one review.
 const RECORD: usize = 16 * 1024 + 512;
@@ -42,7 +47,8 @@ const LOGGED_FAULTS: u32 = 5;
 pub struct Limits {
     /// From the connection to the end of the TLS handshake.
     pub handshake: Duration,
-    /// From the first byte of a request to the end of its head.
+    /// From the first byte of a request to the end of its head; also from the handshake to the first
+    /// byte of the first request.
     pub head: Duration,
     /// From the end of a request's head to the end of its body.
     pub body: Duration,
@@ -51,7 +57,8 @@ pub struct Limits {
     /// The age at which a connection ends with its next answer, so that clients spread over new
     /// replicas. It differs by up to a tenth between connections.
     pub age: Duration,
-    /// Connections at once; more wait in the listener's backlog.
+    /// Connections at once. For another one, the one whose client is waited for longest makes way;
+    /// while all are busy, others wait in the listener's backlog.
     pub connections: usize,
     /// For requests in flight, once the process stops.
     pub finish: Duration,
@@ -82,6 +89,8 @@ pub struct Counts {
     pub handshakes_failed: Counter,
     /// Connections cut because a head, a body or the taking of an answer took too long.
     pub cut: Counter,
+    /// Connections that made way for new ones.
+    pub displaced: Counter,
     /// Connections that a panic of the service ended.
     pub panicked: Counter,
 }
@@ -117,6 +126,8 @@ struct Shared<S> {
     counts: Counts,
     shutdown: Shutdown,
     throttle: Throttle<Fault>,
+    /// What the connections' times are counted from.
+    epoch: Instant,
 }
 
 impl<S> Server<S> {
@@ -149,28 +160,42 @@ impl<S> Server<S> {
             counts,
             shutdown: shutdown.clone(),
             throttle: Throttle::new(LOGGED_FAULTS),
+            epoch: Instant::now(),
         });
-        let mut connections = JoinSet::new();
+        let limit = shared.limits.connections;
+        let mut connections = Connections::default();
+        // Taken, and not begun before there is room for it.
+        let mut next = None;
         loop {
+            if next.is_some()
+                && shared.make_room(&mut connections)
+                && let Some((stream, peer)) = next.take()
+            {
+                shared.clone().begin(stream, peer, &mut connections);
+            }
             tokio::select! {
                 () = shutdown.reached(Stage::Stopping) => break,
-                Some(ended) = connections.join_next() => shared.ended(ended, connections.len()),
-                accepted = listener.accept(), if connections.len() < shared.limits.connections => {
-                    match accepted {
-                        Ok((stream, peer)) => shared.clone().begin(stream, peer, &mut connections),
-                        Err(error) if concerns_one_connection(&error) => {}
-                        Err(error) => {
-                            shared.log(Fault::Accept, &format_args!("cannot take a connection: {error}"));
-                            sleep(ACCEPT_PAUSE).await;
-                        }
+                Some(ended) = connections.ended() => shared.ended(ended, connections.len()),
+                accepted = listener.accept(), if next.is_none() => match accepted {
+                    Ok(accepted) => next = Some(accepted),
+                    Err(error) if concerns_one_connection(&error) => {}
+                    Err(error) => {
+                        shared.log(Fault::Accept, &format_args!("cannot take a connection: {error}"));
+                        sleep(ACCEPT_PAUSE).await;
                     }
-                }
+                },
+                () = sleep(FULL_PAUSE), if next.is_some() => {}
             }
         }
 
         // The kernel has completed these connections, so their clients may have sent requests.
         let listener = listener.into_std()?;
-        while connections.len() < shared.limits.connections {
+        if connections.len() < limit
+            && let Some((stream, peer)) = next
+        {
+            shared.clone().begin(stream, peer, &mut connections);
+        }
+        while connections.len() < limit {
             let Ok((stream, peer)) = listener.accept() else {
                 break;
             };
@@ -182,7 +207,7 @@ impl<S> Server<S> {
         drop(listener);
 
         let finished = timeout(shared.limits.finish, async {
-            while let Some(ended) = connections.join_next().await {
+            while let Some(ended) = connections.ended().await {
                 shared.ended(ended, connections.len());
             }
         });
@@ -194,7 +219,19 @@ impl<S> Server<S> {
 }
 
 impl<S> Shared<S> {
-    fn begin<B>(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: &mut JoinSet<()>)
+    /// Returns whether there is room for another connection, which one that is there may make.
+    fn make_room(&self, connections: &mut Connections) -> bool {
+        if connections.len() < self.limits.connections {
+            return true;
+        }
+        let displaced = connections.displace();
+        if displaced {
+            self.counts.displaced.inc();
+        }
+        displaced
+    }
+
+    fn begin<B>(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, connections: &mut Connections)
     where
         S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible>
             + Clone
@@ -206,29 +243,40 @@ impl<S> Shared<S> {
     {
         let number = self.counts.accepted.inc();
         let close_after = Instant::now() + age(self.limits.age, number);
-        connections.spawn(async move { self.connection(stream, peer, close_after).await });
+        let progress = Arc::new(Progress::new(self.epoch));
+        let connection = {
+            let progress = progress.clone();
+            async move { self.connection(stream, peer, progress, close_after).await }
+        };
+        connections.begin(progress, connection);
     }
 
-    async fn connection<B>(&self, stream: TcpStream, peer: SocketAddr, close_after: Instant)
-    where
+    async fn connection<B>(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        progress: Arc<Progress>,
+        close_after: Instant,
+    ) where
         S: Service<Request<RequestBody>, Response = Response<B>, Error = Infallible> + Clone,
         B: Body<Error: Into<Box<dyn StdError + Send + Sync>>> + 'static,
     {
         // An answer is one small packet, to be sent at once. Where that cannot be had it is slower.
         stream.set_nodelay(true).ok();
         let (service, shutdown) = (self.service.clone(), self.shutdown.clone());
-        let cut = &self.counts.cut;
+        let (limits, cut) = (&self.limits, &self.counts.cut);
         let served = match &self.tls {
-            None => connection::serve(stream, service, &self.limits, cut, close_after, shutdown).await,
+            None => connection::serve(stream, service, progress, limits, cut, close_after, shutdown).await,
             Some(tls) => {
                 let handshake =
                     TlsAcceptor::from(tls.config()).accept(BufReader::with_capacity(RECORD, stream));
-                let stream = match timeout(self.limits.handshake, handshake).await {
+                let stream = match timeout(limits.handshake, handshake).await {
                     Ok(Ok(stream)) => stream,
                     Ok(Err(error)) => return self.handshake_failed(peer, &error),
                     Err(_) => return self.handshake_failed(peer, &io::ErrorKind::TimedOut.into()),
                 };
-                connection::serve(stream, service, &self.limits, cut, close_after, shutdown).await
+                progress.wait_from(Instant::now());
+                connection::serve(stream, service, progress, limits, cut, close_after, shutdown).await
             }
         };
         if let Err(error) = served {
@@ -252,7 +300,9 @@ impl<S> Shared<S> {
 
     fn ended(&self, ended: Result<(), JoinError>, open: usize) {
         self.counts.open.set(i64::try_from(open).unwrap_or(i64::MAX));
-        if let Err(error) = ended {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
             self.counts.panicked.inc();
             let message = panic_message(error);
             self.log(Fault::Panic, &format_args!("a request panicked: {message}"));

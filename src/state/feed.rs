@@ -2,22 +2,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{
-    Configured, Store,
-    file::{Configuration, Secret},
-};
+use tokio::time::Instant;
+
+use super::{Configured, Store, file::Configuration};
 use crate::{
     api::mirror::Connection,
+    credentials::{Credentials, Fault, Held, Secret},
     domain::{
         mapping::Mapping,
         mirror::{Kind, Mirror},
         routing::Routing,
         time::Timestamp,
     },
-    registry::{self, Client, Credentials, Endpoint, Keyring, ParseKeyringError},
+    registry::{self, Client, Endpoint},
 };
 
 /// Why a configuration cannot be put to use.
@@ -33,14 +33,21 @@ pub struct Unusable {
 enum Cause {
     #[error(transparent)]
     Endpoint(#[from] registry::Error),
-    #[error("cannot read Secret {name}")]
-    Secret {
-        name: String,
-        #[source]
-        source: ParseKeyringError,
-    },
-    #[error("Secret {name} has no credentials for {registry}")]
-    NoCredentials { name: String, registry: String },
+    #[error(transparent)]
+    Secret(#[from] Fault),
+}
+
+/// Mirrors whose Secret gives no credentials, and why.
+pub type SecretFaults = BTreeMap<String, Fault>;
+
+/// Whose images stay known, beside those of the mirrors that are put to use.
+#[derive(Clone, Copy, Debug)]
+pub enum Keep<'a> {
+    /// Everybody's: images may be known before their mirror is, and a mirror may be out of force for
+    /// a while.
+    All,
+    /// Those of these mirrors.
+    Of(&'a BTreeSet<String>),
 }
 
 /// Puts configurations into a store. The client of a mirror that stays the same stays too, with its
@@ -49,16 +56,38 @@ enum Cause {
 pub struct Feed {
     store: Store,
     left_alone: BTreeSet<String>,
-    clients: Mutex<BTreeMap<String, (Identity, Client)>>,
+    mirrors: Mutex<BTreeMap<String, Fed>>,
 }
 
-/// What makes a mirror the one that it is: proofs of another one are worth nothing.
-#[derive(Debug, PartialEq, Eq)]
-struct Identity {
-    connection: Connection,
-    secret: Option<Secret>,
+/// What makes a mirror the one that it is: proofs of another one are worth nothing. The credentials
+/// with which it is asked are no part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    endpoint: String,
+    ca_bundle: Option<Vec<u8>>,
     kind: Kind,
     mapping: Mapping,
+}
+
+impl Identity {
+    pub(super) fn of(mirror: &Mirror, connection: &Connection) -> Self {
+        Self {
+            endpoint: connection.endpoint.clone(),
+            ca_bundle: connection.ca_bundle.clone(),
+            kind: mirror.kind,
+            mapping: mirror.mapping.clone(),
+        }
+    }
+}
+
+/// A mirror that is in use.
+#[derive(Clone, Debug)]
+struct Fed {
+    identity: Identity,
+    client: Client,
+    /// The Secret that it is asked with.
+    secret: Option<String>,
+    held: Held,
 }
 
 impl Feed {
@@ -67,136 +96,206 @@ impl Feed {
         Self {
             store,
             left_alone,
-            clients: Mutex::default(),
+            mirrors: Mutex::default(),
         }
     }
 
     /// Puts a whole configuration to use, or returns everything that hinders it; then nothing
-    /// changes. What is known of images on other mirrors is forgotten.
-    pub fn apply(&self, configuration: Configuration, now: Timestamp) -> Result<(), Vec<Unusable>> {
-        self.put(configuration, now)?;
-        let snapshot = self.store.snapshot();
-        let mirrors = snapshot.routing.by_name();
-        self.store
-            .index_mut()
-            .retain_mirrors(|mirror| mirrors.contains_key(mirror));
-        Ok(())
-    }
-
-    /// Returns why a mirror cannot be used, if it cannot.
-    pub fn check(mirror: &Mirror, connection: &Connection, secret: Option<&Secret>) -> Result<(), Unusable> {
-        let unusable = |source| Unusable {
-            mirror: mirror.name.clone(),
-            source,
-        };
-        client(mirror, connection, secret).map(drop).map_err(unusable)
-    }
-
-    /// The same as [`Feed::apply`] without forgetting anything: images may be known before their
-    /// mirror is.
-    pub fn put(&self, configuration: Configuration, now: Timestamp) -> Result<(), Vec<Unusable>> {
+    /// changes. A Secret hinders nothing: those with a fault are returned.
+    pub fn apply(
+        &self,
+        configuration: Configuration,
+        keep: Keep<'_>,
+        now: Timestamp,
+    ) -> Result<SecretFaults, Vec<Unusable>> {
         let Configuration {
             mirrors,
             namespaces,
             secrets,
             pull_secret_namespaces,
         } = configuration;
-        let mut known = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = self.mirrors();
         let mut next = BTreeMap::new();
-        let mut faults = Vec::new();
+        let mut hindrances = Vec::new();
         let mut routed = Vec::new();
         for (mut mirror, connection) in mirrors {
-            let secret = connection
-                .probe_secret
-                .as_ref()
-                .and_then(|name| secrets.get(name))
-                .cloned();
-            let identity = Identity {
-                connection,
-                secret,
-                kind: mirror.kind,
-                mapping: mirror.mapping.clone(),
-            };
-            let client = match known.get(&mirror.name) {
-                Some((same, client)) if *same == identity => Ok(client.clone()),
-                _ => client(&mirror, &identity.connection, identity.secret.as_ref()),
-            };
-            match client {
-                Ok(client) => {
-                    next.insert(mirror.name.clone(), (identity, client));
+            match Fed::next(before.get(&mirror.name), &mirror, connection) {
+                Ok(fed) => {
+                    next.insert(mirror.name.clone(), fed);
                 }
-                Err(source) => faults.push(Unusable {
-                    mirror: mirror.name.clone(),
-                    source,
-                }),
+                Err(unusable) => hindrances.push(unusable),
             }
             mirror
                 .pull_secret_namespaces
                 .extend(pull_secret_namespaces.iter().cloned());
             routed.push(mirror);
         }
-        if !faults.is_empty() {
-            return Err(faults);
+        if !hindrances.is_empty() {
+            return Err(hindrances);
         }
-        *known = next;
-        let clients = known
+        *before = next;
+        let faults = take_secrets(&mut before, &secrets);
+        let clients = before
             .iter()
-            .map(|(name, (_, client))| (name.clone(), client.clone()))
+            .map(|(name, fed)| (name.clone(), fed.client.clone()))
             .collect();
-        let routing = Routing::compile(routed);
-        let left_alone = self.left_alone.clone();
         self.store.configure(
             Configured {
-                routing,
+                routing: Routing::compile(routed),
                 clients,
                 namespaces,
-                left_alone,
+                left_alone: self.left_alone.clone(),
             },
             now,
         );
-        Ok(())
+        if let Keep::Of(others) = keep {
+            self.store
+                .index_mut()
+                .retain_mirrors(|mirror| before.contains_key(mirror) || others.contains(mirror));
+        }
+        Ok(faults)
+    }
+
+    /// Takes in all Secrets as they are now, without anything else of a configuration.
+    pub fn renew(&self, secrets: &BTreeMap<String, Secret>) -> SecretFaults {
+        take_secrets(&mut self.mirrors(), secrets)
+    }
+
+    /// Returns why a mirror cannot be used, if it cannot.
+    pub fn check(mirror: &Mirror, connection: &Connection) -> Result<(), Unusable> {
+        client(mirror, connection).map(drop)
+    }
+
+    /// Returns everything that is wrong with a configuration whose Secrets come with it, so that one
+    /// with a fault is a fault of the whole.
+    pub fn check_whole(configuration: &Configuration) -> Vec<Unusable> {
+        let Configuration { mirrors, secrets, .. } = configuration;
+        let fault = |(mirror, connection): &(Mirror, Connection)| {
+            Self::check(mirror, connection).err().or_else(|| {
+                let identity = Identity::of(mirror, connection);
+                let source = found(&identity, connection.probe_secret.as_deref(), secrets).err()?;
+                Some(Unusable {
+                    mirror: mirror.name.clone(),
+                    source: source.into(),
+                })
+            })
+        };
+        mirrors.iter().filter_map(fault).collect()
+    }
+
+    /// Returns what a mirror is asked with, of all that a Secret holds.
+    pub fn credentials(
+        mirror: &Mirror,
+        connection: &Connection,
+        secret: &Secret,
+    ) -> Result<Credentials, Fault> {
+        let name = connection.probe_secret.as_deref().unwrap_or_default();
+        credentials(&Identity::of(mirror, connection), name, secret)
+    }
+
+    fn mirrors(&self) -> MutexGuard<'_, BTreeMap<String, Fed>> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn client(mirror: &Mirror, connection: &Connection, secret: Option<&Secret>) -> Result<Client, Cause> {
-    let credentials = match (&connection.probe_secret, secret) {
-        (Some(name), Some(secret)) => Some(credentials(mirror, connection, name, secret)?),
-        _ => None,
-    };
+impl Fed {
+    /// Returns what becomes of a mirror: the same, or a new one.
+    fn next(before: Option<&Self>, mirror: &Mirror, connection: Connection) -> Result<Self, Unusable> {
+        let identity = Identity::of(mirror, &connection);
+        let mut next = match before.filter(|before| before.identity == identity) {
+            Some(same) => same.clone(),
+            None => Self {
+                client: client(mirror, &connection)?,
+                identity,
+                secret: None,
+                held: Held::default(),
+            },
+        };
+        if next.secret != connection.probe_secret {
+            // What another Secret had is nothing to fall back on.
+            next.held = Held::default();
+            next.secret = connection.probe_secret;
+        }
+        Ok(next)
+    }
+}
+
+/// Gives clients the credentials that Secrets have now.
+fn take_secrets(mirrors: &mut BTreeMap<String, Fed>, secrets: &BTreeMap<String, Secret>) -> SecretFaults {
+    let now = Instant::now();
+    let mut faults = SecretFaults::new();
+    for (name, fed) in mirrors {
+        let found = found(&fed.identity, fed.secret.as_deref(), secrets);
+        fed.held = fed.held.next(&found, now);
+        fed.client
+            .set_credentials(fed.held.credentials(), fed.held.until());
+        if let Err(fault) = found {
+            faults.insert(name.clone(), fault);
+        }
+    }
+    faults
+}
+
+fn client(mirror: &Mirror, connection: &Connection) -> Result<Client, Unusable> {
     let endpoint = Endpoint {
         url: connection.endpoint.clone(),
         ca_bundle: connection.ca_bundle.clone(),
-        credentials,
+        credentials: None,
     };
-    Ok(Client::new(&endpoint)?)
+    Client::new(&endpoint).map_err(|error| Unusable {
+        mirror: mirror.name.clone(),
+        source: error.into(),
+    })
 }
 
-/// Returns the Secret's credentials for the mirror: by the name that stands in Pods, or by the name
-/// under which Kagami reaches it.
-fn credentials(
-    mirror: &Mirror,
-    connection: &Connection,
-    name: &str,
-    secret: &Secret,
-) -> Result<Credentials, Cause> {
-    let unreadable = |source| Cause::Secret {
-        name: name.to_owned(),
-        source,
-    };
-    let data = |key: &str| secret.data.get(key).map(Vec::as_slice);
-    let keyring = match (data(".dockerconfigjson"), data(".dockercfg")) {
-        (Some(json), _) => Keyring::from_docker_config_json(json).map_err(unreadable)?,
-        (None, Some(cfg)) => Keyring::from_dockercfg(cfg).map_err(unreadable)?,
-        (None, None) => Keyring::from_docker_config_json(b"{}").map_err(unreadable)?,
-    };
+/// Returns the credentials for a mirror that Secrets have now, none without its Secret.
+fn found(
+    mirror: &Identity,
+    name: Option<&str>,
+    secrets: &BTreeMap<String, Secret>,
+) -> Result<Option<Credentials>, Fault> {
+    let named = name.and_then(|name| Some((name, secrets.get(name)?)));
+    named
+        .map(|(name, secret)| credentials(mirror, name, secret))
+        .transpose()
+}
+
+/// Returns a Secret's credentials for a mirror: by the name that stands in Pods, or by the name under
+/// which Kagami reaches it.
+fn credentials(mirror: &Identity, name: &str, secret: &Secret) -> Result<Credentials, Fault> {
     let registry = mirror.mapping.registry.to_string();
-    let host = connection.endpoint.rsplit("//").next().unwrap_or_default();
-    let found = keyring
-        .lookup(&registry)
-        .or_else(|| keyring.lookup(host))
-        .cloned();
-    found.ok_or_else(|| Cause::NoCredentials {
-        name: name.to_owned(),
-        registry,
-    })
+    let host = mirror.endpoint.rsplit("//").next().unwrap_or_default();
+    secret.credentials(name, [&registry, host])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{domain::presence::Presence, state::file};
+
+    #[test]
+    fn images_are_forgotten_only_of_mirrors_that_nobody_has() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let text = "{apiVersion: kagami.dev/v1alpha1, kind: ImageMirror, metadata: {name: a}, \
+                    spec: {registry: mirror.test, kind: Hosted, sources: [{prefix: docker.io}]}}";
+        let configuration = file::load(text, "mirrors.yaml").unwrap();
+        let now = Timestamp::from_millis(1);
+        let others = BTreeSet::from(["b".to_owned()]);
+        for (keep, expected) in [
+            (Keep::All, "abc"),
+            (Keep::Of(&others), "ab"),
+            (Keep::Of(&BTreeSet::new()), "a"),
+        ] {
+            let store = Store::default();
+            for mirror in ["a", "b", "c"] {
+                let mut index = store.index_mut();
+                index.write(mirror, "docker.io/library/nginx:1", Presence::Missing, now, now);
+            }
+            let feed = Feed::new(store.clone(), BTreeSet::new());
+            feed.apply(configuration.clone(), keep, now).unwrap();
+            let known = |mirror: &&str| store.index().get(mirror, "docker.io/library/nginx:1").is_some();
+            let left: String = ["a", "b", "c"].into_iter().filter(known).collect();
+            assert_eq!(left, expected, "{keep:?}");
+        }
+    }
 }

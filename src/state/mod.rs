@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use crate::{
     domain::{
-        health::{Health, Observation, State},
-        presence::Index,
+        health::{Health, State},
+        presence::{Index, Presence},
         routing::Routing,
         selector::Labels,
         snapshot::Snapshot,
@@ -50,11 +50,10 @@ pub struct Demand {
     pub key: String,
 }
 
-/// What was seen of a mirror's health while looking for an image.
+/// A look for an image on this mirror failed in a way that every image may meet: a reason to ping it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Observed {
+pub struct Doubt {
     pub mirror: String,
-    pub observation: Observation,
 }
 
 /// What a configuration gives to the state.
@@ -103,6 +102,31 @@ impl Store {
         self.0.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Remembers what this replica saw of an image itself, unless the mirror's proofs began anew since
+    /// it asked: until then they counted from `proven_since` on.
+    pub fn see(
+        &self,
+        mirror: &str,
+        key: &str,
+        presence: Presence,
+        asked_at: Timestamp,
+        proven_since: Timestamp,
+    ) {
+        let mut index = self.index_mut();
+        // Looked at under the lock, so that whoever lets proofs begin anew comes wholly before or after.
+        let snapshot = self.snapshot();
+        let known = snapshot.routing.find(mirror);
+        if known.is_some_and(|id| snapshot.health_of(id).proven_since <= proven_since) {
+            index.see(mirror, key, presence, asked_at);
+        }
+    }
+
+    /// Forgets what this replica saw of a mirror itself, because proofs begin anew. When it saw it is a
+    /// time of its own clock, and `proven_since` may be one of another's.
+    fn forget_seen(&self, mirror: &str) {
+        self.index_mut().retain_seen(|name| name != mirror);
+    }
+
     /// Takes in a configuration. The health of a mirror whose client stays is kept; what has another
     /// client is another mirror, of which nothing is known.
     pub fn configure(&self, configured: Configured, now: Timestamp) {
@@ -122,8 +146,6 @@ impl Store {
             .map(String::as_str)
             .filter(|name| stays(name))
             .collect();
-        self.index_mut()
-            .retain_seen(|mirror| clients.contains_key(mirror));
         self.0.clients.send_replace(Arc::new(clients.clone()));
         self.0.snapshot.send_modify(|current| {
             let known = current.routing.by_name();
@@ -152,27 +174,34 @@ impl Store {
                 failing_upstreams: Arc::clone(&current.failing_upstreams),
             });
         });
+        self.index_mut().retain_seen(|mirror| staying.contains(mirror));
     }
 
     /// Publishes a mirror's health. Returns whether the mirror is known.
     pub fn set_health(&self, mirror: &str, health: Health) -> bool {
-        self.0.snapshot.send_if_modified(|current| {
+        let mut begins_anew = false;
+        let known = self.0.snapshot.send_if_modified(|current| {
             let Some(id) = current.routing.find(mirror) else {
                 return false;
             };
+            begins_anew = health.proven_since > current.health_of(id).proven_since;
             let mut next = Snapshot::clone(current);
             if let Some(slot) = next.health.get_mut(id.index()) {
                 *slot = health;
             }
             *current = Arc::new(next);
             true
-        })
+        });
+        if begins_anew {
+            self.forget_seen(mirror);
+        }
+        known
     }
 
     /// Publishes what this replica believes of a mirror, which may be another thing than what is
     /// shared. Returns whether the mirror is known.
     pub fn set_view(&self, mirror: &str, view: View) -> bool {
-        let mut known = false;
+        let (mut known, mut begins_anew) = (false, false);
         self.0.snapshot.send_if_modified(|current| {
             let Some(id) = current.routing.by_name().get(mirror).copied() else {
                 return false;
@@ -182,6 +211,7 @@ impl Store {
             if current.health_of(id) == health && current.is_stale(id) == stale {
                 return false;
             }
+            begins_anew = health.proven_since > current.health_of(id).proven_since;
             let mut next = Snapshot::clone(current);
             if let Some(slot) = next.health.get_mut(id.index()) {
                 *slot = health;
@@ -194,6 +224,9 @@ impl Store {
             *current = Arc::new(next);
             true
         });
+        if begins_anew {
+            self.forget_seen(mirror);
+        }
         known
     }
 
@@ -240,5 +273,69 @@ impl Store {
             });
             true
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        examples::{mirror, proof},
+        presence::{Judgement, Presence, Rules},
+    };
+
+    const KEY: &str = "docker.io/library/nginx:1.27";
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000)
+    }
+
+    fn healthy(proven_since: u64) -> Health {
+        Health {
+            state: State::Healthy,
+            fault: None,
+            since: at(proven_since),
+            proven_since: at(proven_since),
+        }
+    }
+
+    fn proven(store: &Store) -> bool {
+        let snapshot = store.snapshot();
+        let id = snapshot.routing.find("main").unwrap();
+        let rules = Rules::of(snapshot.routing.mirror(id), snapshot.health_of(id).proven_since);
+        let index = store.index();
+        matches!(index.judge("main", KEY, &rules, at(130)), Judgement::Proven(..))
+    }
+
+    /// The clock of this replica is a minute ahead of the companion's: what it saw at 70 bears 130.
+    #[test]
+    fn own_looks_go_when_proofs_begin_anew_whatever_clocks_say() {
+        let publish: [fn(&Store, Health); 2] = [
+            |store, health| {
+                store.set_health("main", health);
+            },
+            |store, health| {
+                store.set_view("main", View { health, stale: false });
+            },
+        ];
+        for publish in publish {
+            let store = Store::default();
+            let routing = Routing::compile(vec![mirror("main", &["docker.io"])]);
+            store.configure(
+                Configured {
+                    routing,
+                    ..Configured::default()
+                },
+                at(1),
+            );
+            publish(&store, healthy(1));
+            store
+                .index_mut()
+                .see("main", KEY, Presence::Present(proof('a')), at(130));
+            publish(&store, healthy(1));
+            assert!(proven(&store));
+            publish(&store, healthy(120));
+            assert!(!proven(&store));
+        }
     }
 }

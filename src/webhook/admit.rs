@@ -18,6 +18,7 @@ use super::{
     probes::Probes,
     respond::{self, Answer, Audit},
     review::{Question, Review},
+    scan::ScanError,
 };
 use crate::{
     clock,
@@ -46,6 +47,8 @@ pub struct Limits {
     /// The longest that a review may wait for probes.
     pub budget: Duration,
     pub probing: Probing,
+    /// Whether images that were rewritten earlier may go back to their originals.
+    pub heal: bool,
     /// How many decisions are kept for people to look at.
     pub recent: usize,
 }
@@ -94,6 +97,47 @@ fn as_text<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok,
 #[error("cannot read the AdmissionReview: {0}")]
 pub struct NoReview(String);
 
+/// Why a review is not decided.
+struct Fault {
+    reason: Reason,
+    why: String,
+}
+
+impl Fault {
+    fn internal(why: impl Into<String>) -> Self {
+        Self {
+            reason: Reason::Internal,
+            why: why.into(),
+        }
+    }
+}
+
+/// Reads a review and what it asks. What stands before a fault is in the review all the same, for the
+/// UID to answer to may be there.
+fn read(body: &[u8]) -> (Review<'_>, Result<Question<'_>, Fault>) {
+    // Invalid UTF-8 ends the text early.
+    let text = simdutf8::compat::from_utf8(body);
+    let valid = text.is_ok();
+    let text =
+        text.unwrap_or_else(|error| std::str::from_utf8(&body[..error.valid_up_to()]).unwrap_or_default());
+    let mut review = Review::default();
+    let read = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        review.read(text)?;
+        Ok(review.question())
+    }));
+    let asked = match read {
+        Ok(Ok(question)) if valid => Ok(question),
+        Ok(Err(error @ ScanError::TooMany(_))) => Err(Fault {
+            reason: Reason::PodTooLarge,
+            why: error.to_string(),
+        }),
+        Ok(Err(error)) if valid => Err(Fault::internal(error.to_string())),
+        Err(_) => Err(Fault::internal("panicked while reading")),
+        Ok(_) => Err(Fault::internal("invalid UTF-8")),
+    };
+    (review, asked)
+}
+
 impl Admission {
     /// Returns an admission that decides from `store`, probes with `probes` and hands images that
     /// nobody knows to `demand`, if there is somebody to take them.
@@ -129,6 +173,11 @@ impl Admission {
         answer
     }
 
+    /// Counts a review that was not read.
+    pub(super) fn refused(&self, mode: Mode, how: ReviewAnswer, took: Duration) {
+        self.0.metrics.reviewed(mode, how, took);
+    }
+
     /// Decides about a Pod's images, waiting for probes until `deadline`. With `dry_run`, images that
     /// nobody knows are not handed on.
     pub async fn decide<'r>(
@@ -155,46 +204,46 @@ impl Inner {
         timeout: Option<Duration>,
         started: Instant,
     ) -> (Result<Vec<u8>, NoReview>, ReviewAnswer) {
-        // Invalid UTF-8 ends the text early: what stands before may hold the UID to answer to.
-        let (text, valid) = match simdutf8::compat::from_utf8(body) {
-            Ok(text) => (text, true),
-            Err(error) => (
-                std::str::from_utf8(&body[..error.valid_up_to()]).unwrap_or_default(),
-                false,
-            ),
-        };
-        let mut review = Review::default();
-        let read = std::panic::catch_unwind(AssertUnwindSafe(|| review.read(text)));
-        let fault = match read {
-            _ if !valid => Some("invalid UTF-8".to_owned()),
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("panicked while reading".to_owned()),
-        };
+        let (review, asked) = read(body);
         if review.uid.is_empty() {
-            let why = fault.unwrap_or_else(|| "no request.uid".to_owned());
+            let why = asked.map_or_else(|fault| fault.why, |_| "no request.uid".to_owned());
             self.log_fault(Reason::Internal, "", &why);
             return (Err(NoReview(why)), ReviewAnswer::Refused);
         }
-        if let Some(why) = fault {
-            return self.unchanged(&review, &why);
-        }
-        let question = review.question();
-        let (operation, pod) = match question {
-            Question::Nothing => {
-                let answer = Answer {
-                    api_version: &review.api_version,
-                    uid: &review.uid,
-                    ..Answer::default()
-                };
-                return (Ok(answer.write()), ReviewAnswer::Unchanged);
+        let answered = match asked {
+            Ok(question) => {
+                let answer = self.answer(&review, question, mode, timeout, started);
+                let answered = AssertUnwindSafe(answer).catch_unwind().await;
+                answered.map_err(|_| Fault::internal("panicked"))
             }
-            Question::Pod(operation, pod) => (operation, pod),
+            Err(fault) => Err(fault),
+        };
+        let (answer, how) = answered.unwrap_or_else(|fault| self.unchanged(&review, mode, &fault));
+        (Ok(answer), how)
+    }
+
+    /// Answers what a review asks.
+    async fn answer(
+        &self,
+        review: &Review<'_>,
+        question: Question<'_>,
+        mode: Mode,
+        timeout: Option<Duration>,
+        started: Instant,
+    ) -> (Vec<u8>, ReviewAnswer) {
+        let Question::Pod(operation, pod) = question else {
+            let answer = Answer {
+                api_version: &review.api_version,
+                uid: &review.uid,
+                ..Answer::default()
+            };
+            return (answer.write(), ReviewAnswer::Unchanged);
         };
         let request = Request {
             namespace: &review.namespace,
             mode,
             operation,
+            heal: self.limits.heal,
             pod,
         };
         let budget = match timeout {
@@ -204,31 +253,28 @@ impl Inner {
                 .min(timeout.saturating_sub(Duration::from_secs(1))),
             None => self.limits.budget,
         };
-        let decided = self.decide(&request, review.dry_run, started + budget);
-        match AssertUnwindSafe(decided).catch_unwind().await {
-            Ok((snapshot, decisions)) => {
-                let answered = std::panic::catch_unwind(AssertUnwindSafe(|| {
-                    self.answer(&review.uid, &request, &snapshot, decisions, started)
-                }));
-                answered.map_or_else(
-                    |_| self.unchanged(&review, "panicked"),
-                    |(body, how)| (Ok(body), how),
-                )
-            }
-            Err(_) => self.unchanged(&review, "panicked"),
-        }
+        let (snapshot, decisions) = self.decide(&request, review.dry_run, started + budget).await;
+        self.answer_pod(&review.uid, &request, &snapshot, decisions, started)
     }
 
     /// Answers a review that could not be decided.
-    fn unchanged(&self, review: &Review<'_>, why: &str) -> (Result<Vec<u8>, NoReview>, ReviewAnswer) {
-        self.log_fault(Reason::Internal, &review.uid, why);
+    fn unchanged(&self, review: &Review<'_>, mode: Mode, fault: &Fault) -> (Vec<u8>, ReviewAnswer) {
+        let Fault { reason, why } = fault;
+        self.log_fault(*reason, &review.uid, why);
         let answer = Answer {
             api_version: &review.api_version,
             uid: &review.uid,
-            audit: Audit::Fault(why),
+            audit: Audit::Fault(*reason, why),
             ..Answer::default()
         };
-        (Ok(answer.write()), ReviewAnswer::Fault)
+        let how = if *reason == Reason::Internal {
+            ReviewAnswer::Fault
+        } else {
+            // Nobody counted its images.
+            self.metrics.decided(mode, Outcome::Kept, *reason, 1);
+            ReviewAnswer::Unchanged
+        };
+        (answer.write(), how)
     }
 
     async fn decide<'r>(
@@ -257,7 +303,8 @@ impl Inner {
         (snapshot, decisions)
     }
 
-    fn answer(
+    /// Answers what was decided about a Pod.
+    fn answer_pod(
         &self,
         uid: &str,
         request: &Request<'_>,
@@ -291,10 +338,14 @@ impl Inner {
     /// Counts and logs the decisions of a review that was `started` then.
     fn tell(&self, request: &Request<'_>, snapshot: &Snapshot, decisions: &[Decision<'_>], started: Instant) {
         // One command's decisions are all wanted; a server's are a sample.
-        let keep = self.limits.recent == usize::MAX || self.sample.takes(started.into_std());
+        let keep = match self.limits.recent {
+            0 => false,
+            usize::MAX => true,
+            _ => self.sample.takes(started.into_std()),
+        };
         // Mostly all of a Pod's images are decided alike.
         for alike in decisions.chunk_by(|a, b| (a.outcome, a.reason) == (b.outcome, b.reason)) {
-            let new = alike.iter().filter(|decision| !decision.carried).count();
+            let new = alike.iter().filter(|decision| !decision.is_repeated()).count();
             if let (Some(first), Ok(count @ 1..)) = (alike.first(), u64::try_from(new)) {
                 self.metrics
                     .decided(request.mode, first.outcome, first.reason, count);

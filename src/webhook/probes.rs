@@ -1,11 +1,14 @@
 //! Probes of mirrors within a review: shared, bounded, and never longer than the review's budget.
 //!
 //! Everybody who asks for one image at the same time waits for one probe. A probe outlives the
-//! review that started it, so the next review knows, but not the mirror's own timeout.
+//! review that started it, so the next review knows, but not the mirror's own timeout. One that told
+//! nothing of whether the image is there answers for some seconds more, so that a broken image is not
+//! probed by each of its Pods.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
@@ -26,11 +29,17 @@ use crate::{
         time::Timestamp,
     },
     metrics::Metrics,
-    state::{Observed, Store},
+    state::{Doubt, Store},
 };
 
 /// How many probes of one mirror this replica makes at once.
 const IN_FLIGHT: usize = 64;
+
+/// How long an answer that tells nothing is remembered.
+const INCONCLUSIVE: Duration = Duration::from_secs(3);
+
+/// How many of those are remembered.
+const INCONCLUSIVE_LIMIT: usize = 1000;
 
 /// Makes probes. Clones share those in flight.
 #[derive(Clone, Debug)]
@@ -40,34 +49,70 @@ pub struct Probes(Arc<Inner>);
 struct Inner {
     store: Store,
     metrics: Metrics,
-    observations: mpsc::Sender<Observed>,
+    doubts: mpsc::Sender<Doubt>,
     tasks: TaskTracker,
     flights: Mutex<Flights>,
 }
 
 type FlightKey = (String, String);
 
-/// What a probe brought, and when it asked.
-type Landed = (Timestamp, Finding);
+/// A probe under way, or one that has landed and is remembered.
+#[derive(Clone, Debug)]
+struct Flight {
+    /// The mirror's `proven_since` when it asked. That is what tells whether it asked before the last
+    /// outage: when it did is the time of this machine's clock, `proven_since` may be of another's.
+    proven_since: Timestamp,
+    finding: watch::Receiver<Option<Finding>>,
+}
 
 #[derive(Debug, Default)]
 struct Flights {
-    under_way: HashMap<FlightKey, watch::Receiver<Option<Landed>>>,
+    known: HashMap<FlightKey, Flight>,
+    /// Those that have landed, and until when they are remembered.
+    inconclusive: VecDeque<(Instant, FlightKey)>,
     slots: HashMap<String, Arc<Semaphore>>,
 }
 
+impl Flights {
+    /// Notes that a flight has landed.
+    fn land(&mut self, key: FlightKey, conclusive: bool, now: Instant) {
+        if conclusive {
+            self.known.remove(&key);
+        } else {
+            self.inconclusive.push_back((now + INCONCLUSIVE, key));
+        }
+        self.forget(now);
+    }
+
+    /// Forgets what was remembered for long enough, and what is too much.
+    fn forget(&mut self, now: Instant) {
+        while self.inconclusive.len() > INCONCLUSIVE_LIMIT
+            || self.inconclusive.front().is_some_and(|(until, _)| *until <= now)
+        {
+            let Some((_, key)) = self.inconclusive.pop_front() else {
+                return;
+            };
+            // It may be a later one, which is under way.
+            if self.known.get(&key).is_some_and(Flight::has_landed) {
+                self.known.remove(&key);
+            }
+        }
+    }
+}
+
+impl Flight {
+    fn has_landed(&self) -> bool {
+        self.finding.borrow().is_some()
+    }
+}
+
 impl Probes {
-    /// Returns probes that tell what they see of health to `observations` and run under `tasks`.
-    pub fn new(
-        store: Store,
-        metrics: Metrics,
-        observations: mpsc::Sender<Observed>,
-        tasks: TaskTracker,
-    ) -> Self {
+    /// Returns probes that tell `doubts` which mirrors they failed on, and run under `tasks`.
+    pub fn new(store: Store, metrics: Metrics, doubts: mpsc::Sender<Doubt>, tasks: TaskTracker) -> Self {
         Self(Arc::new(Inner {
             store,
             metrics,
-            observations,
+            doubts,
             tasks,
             flights: Mutex::default(),
         }))
@@ -85,17 +130,13 @@ impl Probes {
             .map(|probe| self.0.join_or_start(snapshot, probe))
             .collect();
         let mut findings = Vec::with_capacity(flights.len());
-        for (probe, flight) in probes.iter().zip(flights) {
+        for flight in flights {
             let Some(mut flight) = flight else {
                 findings.push(None);
                 continue;
             };
             let landed = timeout_at(deadline, flight.wait_for(Option::is_some)).await;
-            let landed = landed.ok().and_then(Result::ok).and_then(|landed| landed.clone());
-            // Somebody may have asked before the mirror's last outage.
-            let proven_since = snapshot.health_of(probe.mirror).proven_since;
-            let landed = landed.filter(|(asked_at, _)| *asked_at >= proven_since);
-            findings.push(landed.map(|(_, finding)| finding));
+            findings.push(landed.ok().and_then(Result::ok).and_then(|landed| landed.clone()));
         }
         findings
     }
@@ -106,17 +147,22 @@ impl Inner {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the probe under way for this image, or starts one. None if too many are under way.
+    /// Returns the probe of this image that is under way or remembered, or starts one. None if too many
+    /// are under way. One that asked before the mirror's last outage does not count.
     fn join_or_start(
         self: &Arc<Self>,
         snapshot: &Snapshot,
         probe: &Probe,
-    ) -> Option<watch::Receiver<Option<Landed>>> {
+    ) -> Option<watch::Receiver<Option<Finding>>> {
         let mirror = snapshot.routing.mirror(probe.mirror);
+        let proven_since = snapshot.health_of(probe.mirror).proven_since;
         let key = (mirror.name.clone(), probe.key.clone());
         let mut flights = self.flights();
-        if let Some(flight) = flights.under_way.get(&key) {
-            return Some(flight.clone());
+        flights.forget(Instant::now());
+        if let Some(flight) = flights.known.get(&key)
+            && flight.proven_since >= proven_since
+        {
+            return Some(flight.finding.clone());
         }
         let slots = flights
             .slots
@@ -126,68 +172,72 @@ impl Inner {
             self.metrics.probed(&mirror.name, "not_started");
             return None;
         };
-        let (landed, flight) = watch::channel(None);
-        flights.under_way.insert(key.clone(), flight.clone());
+        let (landed, finding) = watch::channel(None);
+        let flight = Flight {
+            proven_since,
+            finding: finding.clone(),
+        };
+        flights.known.insert(key.clone(), flight);
         drop(flights);
         let probe = probe.clone();
         let timeout = mirror.health.timeout;
-        let landing = Landing {
+        let mut landing = Landing {
             inner: Arc::clone(self),
             key,
+            proven_since,
+            conclusive: true,
             slot,
         };
         drop(self.tasks.spawn(async move {
-            // What is seen is as old as the question: the mirror may have gone and come in between.
-            let asked_at = clock::now();
-            let finding = landing
+            let (finding, conclusive) = landing
                 .inner
-                .probe(&landing.key, &probe, asked_at, Instant::now() + timeout)
+                .probe(&landing.key, &probe, proven_since, Instant::now() + timeout)
                 .await;
-            landed.send_replace(Some((asked_at, finding)));
+            landing.conclusive = conclusive;
+            landed.send_replace(Some(finding));
             drop(landing);
         }));
-        Some(flight)
+        Some(finding)
     }
 
+    /// Returns what was found, and whether that tells if the image is there.
     async fn probe(
         &self,
         (mirror, key): &FlightKey,
         probe: &Probe,
-        asked_at: Timestamp,
+        proven_since: Timestamp,
         deadline: Instant,
-    ) -> Finding {
+    ) -> (Finding, bool) {
         let Some(client) = self.store.client(mirror) else {
-            return Finding::Not(Reason::Internal);
+            return (Finding::Not(Reason::Internal), true);
         };
+        // What is seen is as old as the question: the mirror may have gone and come in between.
+        let asked_at = clock::now();
         let (answer, architectures) = client.look(&probe.repository, &probe.reference, deadline).await;
         let finding = Finding::of(&answer, architectures);
-        match (&finding, &answer) {
-            (Finding::Present(proof), _) => {
-                self.store
-                    .index_mut()
-                    .see(mirror, key, Presence::Present(proof.clone()), asked_at);
-            }
-            (_, Answer::Missing) => self
-                .store
-                .index_mut()
-                .see(mirror, key, Presence::Missing, asked_at),
-            _ => {}
+        let seen = match (&finding, &answer) {
+            (Finding::Present(proof), _) => Some(Presence::Present(proof.clone())),
+            (_, Answer::Missing) => Some(Presence::Missing),
+            _ => None,
+        };
+        let conclusive = seen.is_some();
+        if let Some(seen) = seen {
+            self.store.see(mirror, key, seen, asked_at, proven_since);
         }
-        // What is well is no news; only the companion's own looks heal a mirror.
-        if let Some(observation @ Observation::Bad(_)) = Observation::of(&answer) {
-            // A full queue means that plenty was seen of this mirror already.
-            let told = Observed {
+        // What is well is no news; only pings heal a mirror.
+        if let Some(Observation::Bad(_)) = Observation::of(&answer) {
+            // A full queue means that there is doubt enough already.
+            let doubt = Doubt {
                 mirror: mirror.clone(),
-                observation,
             };
-            drop(self.observations.try_send(told));
+            drop(self.doubts.try_send(doubt));
         }
         let result = match &finding {
             Finding::Present(_) => "present",
             Finding::Not(reason) => reason.as_str(),
         };
         self.metrics.probed(mirror, result);
-        finding
+        (finding, conclusive)
     }
 }
 
@@ -195,12 +245,23 @@ impl Inner {
 struct Landing {
     inner: Arc<Inner>,
     key: FlightKey,
+    proven_since: Timestamp,
+    conclusive: bool,
     #[expect(dead_code, reason = "held until the probe ends")]
     slot: OwnedSemaphorePermit,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.inner.flights().under_way.remove(&self.key);
+        let key = std::mem::take(&mut self.key);
+        let mut flights = self.inner.flights();
+        // Another one may have taken its place, because this one asked before an outage.
+        if flights
+            .known
+            .get(&key)
+            .is_some_and(|flight| flight.proven_since == self.proven_since)
+        {
+            flights.land(key, self.conclusive, Instant::now());
+        }
     }
 }

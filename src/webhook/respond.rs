@@ -1,23 +1,27 @@
 //! Writing the answer to a review: always `allowed: true`, into one buffer.
 //!
-//! kube's own response type writes the patch as a list of numbers; the API wants base64 (facts:
-//! section 1.1).
+//! kube's own response type writes the patch as a list of numbers; the API wants base64 (`[]byte` of
+//! k8s.io/api/admission/v1, `AdmissionResponse.Patch`).
 
 use std::fmt::Write as _;
 
 use base64_simd::STANDARD;
 
 use crate::domain::{
-    decision::{Decision, Operation},
+    decision::{Decision, Earlier, Operation},
     json,
     mirror::Mode,
-    pod::PlaceLabel,
+    pod::{PlaceKind, PlaceLabel},
     reason::{Outcome, Reason},
     routing::Routing,
 };
 
 /// The longest name that a qualified name may have after its prefix.
 const KEY_LIMIT: usize = 63;
+
+/// What the key ends in under which another decision of a later round stands. The API server refuses
+/// another value for the same key, and writes a warning for it.
+const AGAIN: &str = ".again";
 
 /// How long one warning should be at most (API: `AdmissionResponse.warnings`).
 const WARNING_LIMIT: usize = 120;
@@ -40,8 +44,8 @@ pub(crate) struct Answer<'a> {
 pub(crate) enum Audit<'a> {
     #[default]
     Nothing,
-    /// Why a review could not be decided.
-    Fault(&'a str),
+    /// Why a review is not decided.
+    Fault(Reason, &'a str),
     /// Each decision, under its place.
     Decisions(&'a [Decision<'a>], &'a Routing),
 }
@@ -92,7 +96,7 @@ impl Audit<'_> {
     fn expected_length(&self) -> usize {
         match self {
             Self::Nothing => 0,
-            Self::Fault(why) => 64 + why.len(),
+            Self::Fault(_, why) => 64 + why.len(),
             Self::Decisions(decisions, _) => decisions
                 .iter()
                 .map(|decision| 160 + decision.rewritten.as_deref().unwrap_or(decision.image).len())
@@ -103,40 +107,59 @@ impl Audit<'_> {
     /// Appends `auditAnnotations`, if there is something to tell.
     fn write(&self, out: &mut String) {
         match self {
-            Self::Nothing | Self::Decisions([], _) => {}
-            Self::Fault(why) => {
+            Self::Nothing => {}
+            Self::Fault(reason, why) => {
                 out.push_str(",\"auditAnnotations\":{\"review\":\"");
-                for part in [Outcome::Kept.as_str(), " ", Reason::Internal.as_str(), " ", why] {
+                for part in [Outcome::Kept.as_str(), " ", reason.as_str(), " ", why] {
                     json::push_escaped(out, part);
                 }
                 out.push_str("\"}");
             }
             Self::Decisions(decisions, routing) => {
-                out.push_str(",\"auditAnnotations\":{");
-                for (position, decision) in decisions.iter().enumerate() {
-                    if position > 0 {
-                        out.push(',');
-                    }
-                    out.push('"');
-                    push_audit_key(out, &decision.label());
+                let mut empty = true;
+                for decision in *decisions {
+                    let Some(suffix) = audit_suffix(decision) else {
+                        continue;
+                    };
+                    out.push_str(if empty { ",\"auditAnnotations\":{\"" } else { ",\"" });
+                    empty = false;
+                    push_audit_key(out, &decision.label(), suffix);
                     out.push_str("\":\"");
                     push_audit_value(out, decision, routing);
                     out.push('"');
                 }
-                out.push('}');
+                if !empty {
+                    out.push('}');
+                }
             }
         }
     }
 }
 
+/// Returns what the key of a decision ends in; none if the audit log is told nothing of it, because an
+/// earlier round did.
+fn audit_suffix(decision: &Decision<'_>) -> Option<&'static str> {
+    // Ephemeral containers get no annotations, so a mirror's name may be what the round before wrote.
+    let untold = decision.kind == PlaceKind::EphemeralContainer && decision.reason == Reason::AlreadyMirrored;
+    if untold || decision.is_repeated() {
+        return None;
+    }
+    Some(match decision.earlier {
+        Earlier::Absent | Earlier::Same => "",
+        Earlier::Other => AGAIN,
+    })
+}
+
 /// Appends the key under which a place stands in the audit log, as the inside of a string literal: its
-/// label, or the label's beginning and a hash where that would be too long.
-fn push_audit_key(out: &mut String, label: &PlaceLabel<'_>) {
+/// label, or the label's beginning and a hash where that would be too long, and a suffix.
+fn push_audit_key(out: &mut String, label: &PlaceLabel<'_>, suffix: &str) {
+    let limit = KEY_LIMIT - suffix.len();
     let parts @ [list, dot, name] = label.parts();
-    if list.len() + dot.len() + name.len() <= KEY_LIMIT {
+    if list.len() + dot.len() + name.len() <= limit {
         out.push_str(list);
         out.push_str(dot);
         json::push_escaped(out, name);
+        out.push_str(suffix);
         return;
     }
     let mut key = parts.concat();
@@ -144,13 +167,13 @@ fn push_audit_key(out: &mut String, label: &PlaceLabel<'_>) {
     let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    let mut end = KEY_LIMIT - 17;
+    let mut end = limit - 17;
     while !key.is_char_boundary(end) {
         end -= 1;
     }
     key.truncate(end);
     json::push_escaped(out, &key);
-    let written = write!(out, "-{hash:016x}");
+    let written = write!(out, "-{hash:016x}{suffix}");
     debug_assert!(written.is_ok(), "writing to a String cannot fail");
 }
 
@@ -165,7 +188,6 @@ fn push_audit_value(out: &mut String, decision: &Decision<'_>, routing: &Routing
         json::push_escaped(out, &routing.mirror(mirror).name);
     }
     out.push_str(" image=");
-    // On re-invocation the image is the mirror's already; the value must stay the same.
     json::push_escaped(out, decision.rewritten.as_deref().unwrap_or(decision.image));
 }
 
@@ -228,7 +250,7 @@ mod tests {
         decision::{Probing, Request, decide},
         examples::{NOW, mirror, place, proof, snapshot},
         mirror::Mirror,
-        pod::{PlaceKind, Pod},
+        pod::Pod,
         presence::{Index, Presence},
     };
 
@@ -246,7 +268,7 @@ mod tests {
             api_version: "admission.k8s.io/v1",
             uid: "u\"1",
             patch: Some("[]"),
-            audit: Audit::Fault("\n"),
+            audit: Audit::Fault(Reason::Internal, "\n"),
             warnings: vec!["one".to_owned(), "\"two\"".to_owned()],
         };
         assert_snapshot!(
@@ -257,19 +279,31 @@ mod tests {
 
     #[test]
     fn keys_of_the_audit_log_are_qualified_names() {
-        let key = |name: &str| {
+        let key = |name: &str, suffix: &str| {
             let mut key = String::new();
-            push_audit_key(&mut key, &PlaceLabel::new(PlaceKind::EphemeralContainer, name));
+            let label = PlaceLabel::new(PlaceKind::EphemeralContainer, name);
+            push_audit_key(&mut key, &label, suffix);
             key
         };
-        assert_eq!(key("debug"), "ephemeralContainers.debug");
-        let longest = "n".repeat(63 - "ephemeralContainers.".len());
-        assert_eq!(key(&longest), format!("ephemeralContainers.{longest}"));
-        let (one, other) = (key(&format!("{longest}-1")), key(&format!("{longest}-2")));
-        assert_ne!(one, other);
-        for key in [one, other, key(&"é".repeat(60))] {
-            assert!(key.len() <= 63, "{key}");
-            assert!(key.ends_with(|last: char| last.is_ascii_alphanumeric()), "{key}");
+        assert_eq!(key("debug", ""), "ephemeralContainers.debug");
+        assert_eq!(key("debug", AGAIN), "ephemeralContainers.debug.again");
+        for suffix in ["", AGAIN] {
+            let longest = "n".repeat(63 - "ephemeralContainers.".len() - suffix.len());
+            assert_eq!(
+                key(&longest, suffix),
+                format!("ephemeralContainers.{longest}{suffix}")
+            );
+            let (one, other) = (
+                key(&format!("{longest}-1"), suffix),
+                key(&format!("{longest}-2"), suffix),
+            );
+            assert_ne!(one, other);
+            assert_eq!(one.len(), 63);
+            for key in [one, other, key(&"é".repeat(60), suffix)] {
+                assert!(key.len() <= 63, "{key}");
+                assert!(key.ends_with(|last: char| last.is_ascii_alphanumeric()), "{key}");
+                assert!(key.ends_with(suffix), "{key}");
+            }
         }
     }
 
@@ -288,6 +322,7 @@ mod tests {
             namespace: "team",
             mode,
             operation,
+            heal: true,
             pod,
         };
         let snapshot = snapshot(vec![Mirror {

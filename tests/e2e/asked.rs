@@ -10,7 +10,7 @@ use crate::support::{
     chart::stdout,
     cluster::Cluster,
     command::{assert_fails, kagami, run},
-    push::push,
+    images::push,
     reader::{Heart, Reader},
 };
 
@@ -190,7 +190,9 @@ pub(crate) fn without_a_cluster_one_line_says_so(cluster: &Cluster) {
     let absent = cluster.folder().join("no-such.kubeconfig");
     let run = |arguments: &[&str]| run(&absent, cluster.folder(), arguments);
     assert_fails(&run(&["explain", "nginx"]), 2, "no cluster: ");
-    assert_fails(&run(&["resolve", "nginx"]), 2, "no cluster: ");
+    let resolved = run(&["resolve", "nginx"]);
+    assert_fails(&resolved, 2, "no cluster: ");
+    assert_eq!(String::from_utf8_lossy(&resolved.stdout), "nginx\n");
     let admin = cluster.folder().join("admin.kubeconfig");
     let output = run(&[
         "explain",

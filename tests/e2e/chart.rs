@@ -37,8 +37,6 @@ mirrors:
     kind: Hosted
     mode: "Off"
     sources: [{prefix: docker.io}]
-    copy: {policy: "Off"}
-    rescue: {policy: "Off"}
   cache:
     registry: cache.example.com:5000
     kind: PullThrough
@@ -52,6 +50,7 @@ fullnameOverride: images
 image: {repository: registry.example.com/kagami, tag: v1, digest: 'sha256:4a5f4f5b1b0d8d8c7b7f2f6f9e9e4d3c2b1a09f8e7d6c5b4a3928170605f4e3d', pullSecrets: [own]}
 webhook: {replicas: 5, port: 10250, budget: 500ms, drainSeconds: 120, clientCA: {configMap: api-server-ca}}
 companion: {replicas: 1}
+heal: false
 bindAddress: '[::]'
 priorityClassName: ''
 nodeSelector: {}
@@ -154,10 +153,6 @@ pub(crate) fn wrong_values_are_refused_with_their_place(cluster: &Cluster) {
         (
             &format!("mirrors: {{m: {{mode: Off, {mirror}}}}}"),
             "at '/mirrors/m/mode'",
-        ),
-        (
-            &format!("mirrors: {{m: {{copy: {{policy: Off}}, {mirror}}}}}"),
-            "at '/mirrors/m/copy/policy'",
         ),
         (
             "mirrors: {m: {registry: a.example, kind: Hosted}}",

@@ -1,6 +1,11 @@
 //! `kagami webhook` reads its state from the API server; the test is the companion.
 
-use std::time::Duration;
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
 
 use kagami::clock;
 use serde_json::{Value, json};
@@ -8,7 +13,7 @@ use serde_json::{Value, json};
 use crate::support::{
     cluster::Cluster,
     eventually,
-    push::push,
+    images::push,
     reader::{Heart, Reader, install, time},
 };
 
@@ -48,7 +53,7 @@ pub(crate) fn without_a_companion_only_own_probes_count(cluster: &Cluster) {
     assert!(code == 503 && text.contains("heartbeat"), "{code} {text}");
     let image = reader.image("known:1");
     reader.share_healthy(clock::now().before(Duration::from_mins(1)));
-    reader.know(&image, clock::now().before(Duration::from_secs(1)));
+    reader.know(&image, clock::now().before(Duration::from_secs(50)));
     // The entry's proof is older than what this replica saw of the mirror, so the mirror is asked.
     reader.decides(&image, "Kept ImageMissing");
     push(&cluster.http, &reader.mirror.url, &reader.image("known"), "1");
@@ -153,6 +158,55 @@ pub(crate) fn a_mirror_stands_in_while_its_upstream_fails(cluster: &Cluster) {
     reader.decides(&image, "Kept UpstreamPreferred");
 }
 
+/// A registry that is there and answers 500 for every manifest; ends with the process.
+fn registry_of_broken_images() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { continue };
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                match stream.read(&mut byte) {
+                    Ok(1) => head.extend(byte),
+                    _ => break,
+                }
+            }
+            let status = if head.starts_with(b"GET /v2/ ") {
+                "200 OK"
+            } else {
+                "500 Broken"
+            };
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            drop(stream.write_all(answer.as_bytes()));
+        }
+    });
+    url
+}
+
+pub(crate) fn a_broken_image_switches_no_mirror_off(cluster: &Cluster) {
+    let mut reader = Reader::start(cluster, "Hosted", |mirror| {
+        mirror["spec"]["endpoint"]["url"] = registry_of_broken_images().into();
+    });
+    let _heart = Heart::start(&reader);
+    let (known, broken) = (reader.image("known:1"), reader.image("broken:1"));
+    reader.wait_until_fresh();
+    reader.share_healthy(clock::now().before(Duration::from_mins(1)));
+    reader.know(&known, clock::now());
+    reader.decides(&known, REWRITTEN);
+    for _ in 0..3 {
+        assert_eq!(reader.decide("probe", &broken), "Kept RegistryError");
+        // As long as an answer that tells nothing is remembered, and as own pings take.
+        let until = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < until {
+            assert_eq!(reader.decide("probe", &known), REWRITTEN);
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    assert_eq!(reader.decide("probe", &broken), "Kept RegistryError");
+}
+
 pub(crate) fn a_mirror_with_a_fault_stays_as_it_was(cluster: &Cluster) {
     let mut reader = Reader::start(cluster, "Hosted", |_| ());
     let _heart = Heart::start(&reader);
@@ -162,7 +216,7 @@ pub(crate) fn a_mirror_with_a_fault_stays_as_it_was(cluster: &Cluster) {
     reader.share_healthy(clock::now().before(Duration::from_secs(5)));
     reader.decides(&image, REWRITTEN);
     reader.change_mirror(|mirror| {
-        mirror["spec"]["futureField"] = 1.into();
+        mirror["spec"]["endpoint"]["futureField"] = 1.into();
         mirror["spec"]["mode"] = "Off".into();
     });
     let faults = eventually("the fault is told", || {
@@ -170,14 +224,14 @@ pub(crate) fn a_mirror_with_a_fault_stays_as_it_was(cluster: &Cluster) {
         (faults != json!([])).then_some(faults)
     });
     assert!(
-        faults[0].as_str().unwrap().contains("spec.futureField"),
+        faults[0].as_str().unwrap().contains("spec.endpoint.futureField"),
         "{faults}"
     );
     assert_eq!(reader.decide("probe", &image), REWRITTEN);
     // Its status is still listened to.
     reader.share(&json!({"health": {"state": "Unhealthy", "provenSince": time(clock::now())}}));
     assert_eq!(reader.decide("probe", &image), "Kept MirrorUnhealthy");
-    reader.change_mirror(|mirror| mirror["spec"]["futureField"] = Value::Null);
+    reader.change_mirror(|mirror| mirror["spec"]["endpoint"]["futureField"] = Value::Null);
     reader.decides(&image, "Kept ModeOff");
 }
 

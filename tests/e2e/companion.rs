@@ -17,8 +17,8 @@ use crate::support::{
     cluster::{Cluster, User, received_at},
     companion::{Companion, DEFINITIONS, IMAGES, MIRRORS, Place},
     eventually,
+    images::{Target, named, push},
     mirror::Mirror,
-    push::{Image, MANIFEST, Target, push},
     reader::time,
     within,
 };
@@ -118,7 +118,7 @@ pub(crate) fn health_is_written_once_for_each_change(cluster: &Cluster) {
     });
     assert_eq!(place.mirror()["metadata"]["resourceVersion"], settled);
 
-    mirror.bring_back(&cluster.http);
+    mirror.bring_back();
     let back = place.wait_for_health("Healthy");
     let proven_since = |mirror: &Value| mirror["status"]["health"]["provenSince"].to_string();
     assert!(proven_since(&back) > proven_since(&before));
@@ -371,55 +371,8 @@ pub(crate) fn a_failing_upstream_is_told_to_the_webhooks(cluster: &Cluster) {
         told_by_second.iter().all(|told| *told == json!([host])),
         "{told_by_second:?}"
     );
-    upstream.bring_back(&cluster.http);
+    upstream.bring_back();
     failing(json!([]));
-}
-
-/// What a program does not know it may not pass over: the field may be what keeps a mirror from an image.
-pub(crate) fn a_field_of_a_newer_definition_is_told_and_the_last_good_stays(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
-    create_node(cluster, &place.name);
-    let companion = place.start("companion-a", &[]);
-    place.wait_for_health("Healthy");
-    let definition = format!("{DEFINITIONS}/imagemirrors.kagami.dev");
-    let make_newer = || {
-        let mut crd = cluster.get(&definition).success();
-        let properties = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
-        properties["spec"]["properties"]["onlyOnMondays"] = json!({"type": "boolean"});
-        // Whoever installs the definitions at this moment comes first.
-        drop(cluster.request(User::Admin, Method::PUT, &definition, Some(&crd)));
-    };
-    let set = |value: &str| {
-        let patch = format!("{{\"spec\": {{\"onlyOnMondays\": {value}}}}}");
-        let patch = [
-            "patch",
-            "imagemirror",
-            &place.name,
-            "--type=merge",
-            "--patch",
-            &patch,
-        ];
-        stdout(&cluster.kubectl(&patch));
-    };
-    // The API server takes a moment to know a new schema, and other tests install the one of today; it
-    // drops the field then.
-    let told = eventually("the unknown field is told", || {
-        make_newer();
-        set("true");
-        let mirror = place.mirror();
-        (state_of(&mirror, "Ready") == "False").then_some(mirror)
-    });
-    let conditions = told["status"]["conditions"].to_string();
-    assert!(
-        conditions.contains("spec.onlyOnMondays") && conditions.contains("last good form stays in force"),
-        "{conditions}"
-    );
-    assert_eq!(told["status"]["health"]["state"], "Healthy");
-    set("null");
-    eventually("without it all is well", || {
-        (state_of(&place.mirror(), "Ready") == "True").then_some(())
-    });
-    assert_only_allowed(&place, &companion);
 }
 
 pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster) {
@@ -431,7 +384,7 @@ pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster
     let make_older = || {
         let mut crd = cluster.get(&definition).success();
         let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
-        for (part, field) in [("spec", "retention"), ("status", "platforms")] {
+        for (part, field) in [("spec", "prefer"), ("status", "platforms")] {
             drop(schema[part]["properties"].as_object_mut().unwrap().remove(field));
         }
         // Whoever installs the definitions at this moment comes first.
@@ -454,8 +407,7 @@ pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster
     });
     let conditions = mirror["status"]["conditions"].to_string();
     assert!(
-        conditions.contains("imagemirrors.kagami.dev spec.retention")
-            && conditions.contains("status.platforms"),
+        conditions.contains("imagemirrors.kagami.dev spec.prefer") && conditions.contains("status.platforms"),
         "{conditions}"
     );
     assert!(
@@ -587,16 +539,14 @@ pub(crate) fn a_deleted_mirror_holds_up_no_other(cluster: &Cluster) {
     eventually("a sweep ends", || (through(&place.mirror()) > 0).then_some(()));
 
     cluster.delete(&format!("{MIRRORS}/{gone}")).success();
-    let image = Image {
-        layer: "another".into(),
-        config: json!({"architecture": "amd64", "os": "linux"}),
-    };
+    let image = named("another");
+    let digest = image.digest.to_string();
     let target = Target {
-        http: &cluster.http,
-        url: &mirror.url,
-        credentials: None,
+        http: cluster.http.client.clone(),
+        url: mirror.url.clone(),
+        authorization: None,
     };
-    let digest = target.push(repository, "1", &image);
+    cluster.http.wait(target.push(repository, "1", &image));
     assert_ne!(before["spec"]["digest"], digest);
     // Long before everything that is left could be deleted one after the other at ten a second.
     let started = || place.mirror()["status"]["sweeps"]["tag"]["startedAt"].clone();
@@ -690,8 +640,9 @@ fn present(mirror: &str, image: &str, digest: &str, verified_at: Timestamp) -> V
             "image": image,
             "presence": "Present",
             "digest": digest,
-            "mediaType": MANIFEST,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "verifiedAt": time(verified_at),
+            "lastUsed": format!("{:.19}Z", time(verified_at)),
         },
     })
 }
@@ -769,7 +720,7 @@ fn newest(writes: &[Value]) -> String {
 }
 
 /// Nothing was tried that the rights do not give.
-fn assert_only_allowed(place: &Place<'_>, companion: &Companion) {
+pub(crate) fn assert_only_allowed(place: &Place<'_>, companion: &Companion) {
     let mut refused = writes(place, companion);
     refused.retain(|write| write["responseStatus"]["code"] == 403);
     assert!(refused.is_empty(), "{refused:#?}");

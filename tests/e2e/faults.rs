@@ -24,7 +24,7 @@ const NGINX: &str = "mirror.test/docker.io/library/nginx:1.29";
 pub(crate) fn connections_idle_for_95_seconds_are_still_usable(cluster: &Cluster) {
     let scene = Scene::new(cluster, "enforce");
     let mut connection = Connection::open(&cluster.authority, scene.kagami.address());
-    let mut post = || connection.post("/mutate/enforce?timeout=3s", &review("nginx:1.29"));
+    let mut post = || connection.post("/mutate/enforce?timeout=2s", &review("nginx:1.29"));
     let (head, _) = post().unwrap();
     assert!(head.starts_with("http/1.1 200"), "{head}");
 
@@ -70,7 +70,7 @@ pub(crate) fn a_dead_mirror_keeps_pods_upstream_until_it_is_back(cluster: &Clust
     assert_eq!(image(&kept, "app"), "nginx:1.29");
     assert_eq!(decision(&kept, "app")["outcome"], "Kept");
     assert_eq!(original(&kept, "app"), None);
-    mirror.bring_back(&cluster.http);
+    mirror.bring_back();
     eventually("Kagami rewrites again", || {
         let created = create("nginx:1.29");
         (image(&created, "app") == NGINX).then_some(())
@@ -120,8 +120,8 @@ pub(crate) fn a_hanging_webhook_delays_pods_by_its_timeout_only(cluster: &Cluste
     let begin = Instant::now();
     let created = scene.namespace.create_pod(&pod("web", "nginx:1.29")).success();
     assert_eq!(image(&created, "app"), "nginx:1.29");
-    // `timeoutSeconds: 3` and what a busy machine adds.
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    // `timeoutSeconds: 2` and what a busy machine adds.
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
     let after = scene.registration.calls("enforce");
     assert_eq!((after.failed_open, after.rejected), (1, 0));
 }

@@ -12,37 +12,35 @@
 )]
 
 mod asked;
+mod certificates;
 mod chart;
 mod cluster;
 mod companion;
+mod definitions;
 mod faults;
 mod modes;
 mod places;
 mod report;
 mod rights;
 mod scope;
+mod secrets;
+#[allow(dead_code, reason = "each ring uses a part of it")]
+#[path = "../support/mod.rs"]
 mod support;
+mod upgrade;
 
-use std::{
-    env,
-    process::ExitCode,
-    sync::{Arc, OnceLock},
+use std::{env, process::ExitCode};
+
+use libtest_mimic::Arguments;
+
+use support::{
+    cluster::Cluster,
+    runner::{State, Test, runs, skipped, tests, trials},
+    tools::Tools,
 };
 
-use libtest_mimic::{Arguments, Completion, Trial};
-
-use support::{cluster::Cluster, tools::Tools};
-
-type Test = fn(&Cluster);
-
-macro_rules! tests {
-    ($($module:ident :: $name:ident),+ $(,)?) => {
-        &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name as Test)),+]
-    };
-}
-
 /// Every test; the long one first, because tests start in this order.
-const TESTS: &[(&str, Test)] = tests![
+const TESTS: &[Test<Cluster>] = tests![
     faults::connections_idle_for_95_seconds_are_still_usable,
     companion::a_paused_leader_never_writes_again,
     companion::a_second_replica_takes_over_after_a_kill,
@@ -51,13 +49,18 @@ const TESTS: &[(&str, Test)] = tests![
     companion::health_is_written_once_for_each_change,
     companion::certificates_are_made_and_renewed_in_steps,
     companion::an_older_definition_is_told_until_it_is_upgraded,
-    companion::a_field_of_a_newer_definition_is_told_and_the_last_good_stays,
+    certificates::a_certificate_that_nobody_can_renew_is_told,
+    certificates::what_cert_manager_left_behind_is_replaced_in_steps,
+    certificates::the_authority_of_an_earlier_version_stays_in_use,
+    definitions::a_field_of_a_newer_definition_does_what_its_part_says,
     companion::a_failing_upstream_is_told_to_the_webhooks,
     companion::what_came_by_other_hands_is_looked_at_before_a_sweep_covers_it,
     companion::a_deleted_image_comes_back_while_pods_use_it,
     companion::an_image_of_next_year_is_proven_again_by_the_next_leader,
     companion::a_deleted_mirror_holds_up_no_other,
     companion::a_mirror_made_again_under_its_name_inherits_no_proof,
+    secrets::a_secret_that_changes_voids_and_rewrites_nothing,
+    secrets::images_of_a_mirror_that_is_out_of_force_stay,
     chart::install_upgrade_and_removal,
     chart::every_set_of_values_is_valid,
     chart::wrong_values_are_refused_with_their_place,
@@ -94,6 +97,7 @@ const TESTS: &[(&str, Test)] = tests![
     cluster::a_pull_through_mirror_is_left_alone_while_the_state_is_stale,
     cluster::a_proof_older_than_the_last_outage_is_none,
     cluster::a_sweep_counts_once_all_images_it_covers_have_arrived,
+    cluster::a_broken_image_switches_no_mirror_off,
     cluster::a_mirror_with_a_fault_stays_as_it_was,
     cluster::a_mirror_serves_the_namespaces_that_it_selects,
     cluster::a_mirror_stands_in_while_its_upstream_fails,
@@ -108,6 +112,9 @@ const TESTS: &[(&str, Test)] = tests![
     report::every_namespace_is_told_by_its_mode,
     report::who_may_not_list_pods_is_told,
 ];
+
+/// What `scripts/upgrade` runs beside a build of an earlier version.
+const UPGRADE: &[Test<Cluster>] = tests![upgrade::there_and_back_and_here_again];
 
 /// The API servers of this run.
 #[derive(Debug)]
@@ -151,34 +158,22 @@ fn main() -> ExitCode {
         .install_default()
         .unwrap();
 
-    let state: Arc<OnceLock<Result<Clusters, String>>> = Arc::default();
-    let trials: Vec<_> = TESTS
-        .iter()
-        .map(|(name, test)| {
-            let state = Arc::clone(&state);
-            Trial::ignorable_test(*name, move || match state.get().unwrap() {
-                Ok(clusters) => {
-                    test(clusters.of(name));
-                    Ok(Completion::Completed)
-                }
-                Err(reason) => Ok(Completion::ignored_with(reason)),
-            })
-        })
-        .collect();
-    let selected = trials.iter().any(|trial| !arguments.is_filtered_out(trial));
-    if selected && !arguments.list {
+    let state = State::default();
+    let mut tests = TESTS.to_vec();
+    if env::var_os(upgrade::FORMER).is_some() {
+        // It needs an earlier version, which nobody builds but the script for it.
+        tests.extend_from_slice(UPGRADE);
+    }
+    let trials = trials(&tests, &state, Clusters::of);
+    if runs(&arguments, &trials, |_| true) {
         let tools = Tools::find();
-        if let Err(reason) = &tools {
-            eprintln!("the tests against a real API server are skipped: {reason}");
-            if env::var("CI").is_ok_and(|value| value == "true") {
-                eprintln!("with CI=true that is a failure");
-                return ExitCode::FAILURE;
-            }
+        if let Err(reason) = &tools
+            && skipped("against a real API server", reason)
+        {
+            return ExitCode::FAILURE;
         }
         // On this thread, because what it starts ends with the thread.
-        let resources = trials
-            .iter()
-            .any(|trial| is_about_resources(trial.name()) && !arguments.is_filtered_out(trial));
+        let resources = runs(&arguments, &trials, is_about_resources);
         state
             .set(tools.map(|tools| Clusters::start(tools, resources)))
             .unwrap();

@@ -32,29 +32,29 @@ const COMPANION: &[&str] = &[
     "get list watch namespaces",
     "get list watch nodes",
     "get list watch imagemirrors.kagami.dev",
-    "patch update imagemirrors/status.kagami.dev",
-    "create delete deletecollection get list patch update watch mirroredimages.kagami.dev",
+    "patch imagemirrors/status.kagami.dev",
+    "create delete get list update watch mirroredimages.kagami.dev",
     "get customresourcedefinitions.apiextensions.k8s.io/imagemirrors.kagami.dev",
     "get customresourcedefinitions.apiextensions.k8s.io/mirroredimages.kagami.dev",
 ];
 
 const COMPANION_WRITES_BUNDLES: &[&str] =
-    &["get list watch patch mutatingwebhookconfigurations.admissionregistration.k8s.io/rights-kagami"];
+    &["get patch mutatingwebhookconfigurations.admissionregistration.k8s.io/rights-kagami"];
 
 const COMPANION_AT_HOME: &[&str] = &[
     "create leases.coordination.k8s.io",
-    "get patch update leases.coordination.k8s.io/kagami-companion",
-    "get patch update leases.coordination.k8s.io/kagami-health",
+    "get update leases.coordination.k8s.io/kagami-companion",
+    "get update leases.coordination.k8s.io/kagami-health",
     "get list watch create secrets",
-    "patch update secrets/kagami-probe",
+    "update secrets/kagami-probe",
 ];
 
 const COMPANION_MAKES_CERTIFICATES: &[&str] = &[
-    "patch update secrets/kagami-ca",
-    "patch update secrets/kagami-webhook-tls",
+    "update secrets/kagami-authority",
+    "update secrets/kagami-webhook-tls",
 ];
 
-const COMPANION_AT_DEFAULT: &[&str] = &["create patch events.events.k8s.io"];
+const COMPANION_AT_DEFAULT: &[&str] = &["create events.events.k8s.io"];
 
 pub(crate) fn each_account_has_its_rights_and_no_other(cluster: &Cluster) {
     let home = cluster.namespace(None);
@@ -276,7 +276,8 @@ pub(crate) fn the_companion_is_held_to_its_secrets(cluster: &Cluster) {
     assert!(told.contains("the companion keeps only"), "{told}");
     for (name, kind, expected) in [
         ("kagami-webhook-tls", "kubernetes.io/tls", true),
-        ("kagami-ca", "Opaque", true),
+        ("kagami-authority", "Opaque", true),
+        ("kagami-ca", "Opaque", false),
         ("kagami-probe", "Opaque", true),
         ("kagami-webhook-tls", "Opaque", false),
         ("kagami-probe", "kubernetes.io/service-account-token", false),

@@ -1,5 +1,6 @@
 //! Whole reviews through the real routes: every folder of `tests/fixtures/admission` is a case
-//! (its README tells how they are made).
+//! (its README tells how they are made). What comes back from one must need nothing more, nor tell the
+//! audit log otherwise: the API server refuses another value for a key, with a warning for each Pod.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,12 +26,15 @@ use kagami::{
         time::Timestamp,
     },
     state::{Configured, Store, file},
-    webhook::routes::{BODY_LIMIT, service},
+    webhook::{
+        Admission,
+        routes::{BODY_LIMIT, service},
+    },
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::reviews::{admission, patched, response};
+use crate::support::reviews::{admission, healing, patched, response};
 
 const FILES: [&str; 4] = ["expected.json", "mirrors.yaml", "review.json", "state.json"];
 
@@ -40,6 +44,8 @@ const FILES: [&str; 4] = ["expected.json", "mirrors.yaml", "review.json", "state
 struct Told {
     #[serde(default = "enforce")]
     mode: String,
+    #[serde(default = "heal")]
+    heal: bool,
     /// Namespaces that are never touched.
     #[serde(default)]
     left_alone: BTreeSet<String>,
@@ -87,6 +93,10 @@ struct ToldPresent {
 
 fn enforce() -> String {
     "enforce".to_owned()
+}
+
+fn heal() -> bool {
+    true
 }
 
 impl ToldImage {
@@ -166,12 +176,12 @@ fn store(mirrors: &str, told: &Told) -> Store {
 }
 
 /// Posts a body as the API server does and returns the answer's bytes.
-async fn post(store: &Store, mode: &str, body: impl Into<Body>) -> (StatusCode, Vec<u8>) {
-    let request = Request::post(format!("/mutate/{mode}?timeout=3s"))
+async fn post(admission: &Admission, mode: &str, body: impl Into<Body>) -> (StatusCode, Vec<u8>) {
+    let request = Request::post(format!("/mutate/{mode}?timeout=2s"))
         .header(header::CONTENT_TYPE, "application/json")
         .body(body.into())
         .unwrap();
-    let answer = service(admission(store.clone())).call(request).await.unwrap();
+    let answer = service(admission.clone()).call(request).await.unwrap();
     let (parts, body) = answer.into_parts();
     (parts.status, body.collect().await.unwrap().to_bytes().to_vec())
 }
@@ -206,9 +216,9 @@ async fn every_case_is_answered_as_expected() {
         let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap();
         let told: Told =
             serde_json::from_str(&read("state.json")).unwrap_or_else(|error| panic!("{case}: {error}"));
-        let store = store(&read("mirrors.yaml"), &told);
+        let admission = healing(store(&read("mirrors.yaml"), &told), told.heal);
         let body = read("review.json");
-        let (status, answer) = post(&store, &told.mode, body.clone()).await;
+        let (status, answer) = post(&admission, &told.mode, body.clone()).await;
         assert_eq!(status, StatusCode::OK, "{case}");
         // A broken review has its UID all the same; the answer's form is checked against a whole one.
         let uid = json!({"uid": "e911857d-c318-11e8-bbad-025000000001"});
@@ -224,10 +234,24 @@ async fn every_case_is_answered_as_expected() {
         let mut review: Value = review;
         let object = review["request"]["object"].take();
         review["request"]["object"] = patched(&object, &response);
-        let (_, again) = post(&store, &told.mode, review.to_string()).await;
+        let (_, again) = post(&admission, &told.mode, review.to_string()).await;
         let again = crate::support::reviews::response(&again, &review);
         if again.get("patch").is_some() {
             faults.push(format!("{case}: not final, its own output is answered {again:#}"));
+        }
+        let keys = |response: &Value| {
+            response["auditAnnotations"]
+                .as_object()
+                .cloned()
+                .unwrap_or_default()
+        };
+        let first = keys(&response);
+        for (key, value) in keys(&again) {
+            if first.get(&key).is_some_and(|first| *first != value) {
+                faults.push(format!(
+                    "{case}: the audit log would be told {key} again: {value}"
+                ));
+            }
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
@@ -235,7 +259,7 @@ async fn every_case_is_answered_as_expected() {
 
 #[tokio::test]
 async fn what_is_no_review_is_refused() {
-    let store = Store::default();
+    let admission = admission(Store::default());
     for body in [
         "",
         "{}",
@@ -245,7 +269,7 @@ async fn what_is_no_review_is_refused() {
         "{\"request\":{\"uid\":\"\"}}",
         "\u{0}",
     ] {
-        let (status, answer) = post(&store, "enforce", body).await;
+        let (status, answer) = post(&admission, "enforce", body).await;
         assert_eq!(
             status,
             StatusCode::BAD_REQUEST,
@@ -258,7 +282,7 @@ async fn what_is_no_review_is_refused() {
 #[tokio::test]
 async fn bytes_that_are_no_text_end_the_review_but_not_the_answer() {
     let body = b"{\"apiVersion\":\"admission.k8s.io/v1\",\"kind\":\"AdmissionReview\",\"request\":{\"uid\":\"u-1\",\"name\":\"\xff\"}}";
-    let (status, answer) = post(&Store::default(), "enforce", body.to_vec()).await;
+    let (status, answer) = post(&admission(Store::default()), "enforce", body.to_vec()).await;
     assert_eq!(status, StatusCode::OK);
     let review =
         json!({"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": {"uid": "u-1"}});
@@ -275,7 +299,7 @@ async fn other_paths_and_methods_are_refused() {
     for (method, path, expected) in [
         ("POST", "/mutate", StatusCode::NOT_FOUND),
         ("POST", "/mutate/enforce/", StatusCode::NOT_FOUND),
-        ("POST", "/mutate/off?timeout=3s", StatusCode::NOT_FOUND),
+        ("POST", "/mutate/off?timeout=2s", StatusCode::NOT_FOUND),
         ("GET", "/mutate/enforce", StatusCode::METHOD_NOT_ALLOWED),
     ] {
         let request = Request::builder()
@@ -290,6 +314,11 @@ async fn other_paths_and_methods_are_refused() {
 
 #[tokio::test]
 async fn a_body_past_the_limit_is_not_read() {
-    let (status, _) = post(&Store::default(), "enforce", vec![b' '; BODY_LIMIT + 1]).await;
+    let (status, _) = post(
+        &admission(Store::default()),
+        "enforce",
+        vec![b' '; BODY_LIMIT + 1],
+    )
+    .await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
 }

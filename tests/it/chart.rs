@@ -9,6 +9,7 @@ use kagami::{
     domain::{
         health::State,
         mirror::Mode,
+        presence::Counts,
         reason::{Outcome, Reason},
     },
     metrics::{Metrics, ReviewAnswer},
@@ -62,7 +63,7 @@ fn webhooks_are_registered_as_the_code_answers() {
                     "expression": "!('system:nodes' in request.userInfo.groups)",
                 }],
                 "failurePolicy": "Ignore",
-                "timeoutSeconds": 3,
+                "timeoutSeconds": 2,
                 "reinvocationPolicy": "IfNeeded",
                 "matchPolicy": "Equivalent",
                 "sideEffects": "None",
@@ -197,7 +198,7 @@ fn the_dashboard_shows_metrics_that_there_are() {
     metrics.reviewed(Mode::Enforce, ReviewAnswer::Unchanged, Duration::ZERO);
     metrics.probed("main", "exists");
     metrics.set_health("main", State::Healthy);
-    metrics.set_images("main", "present", 1);
+    metrics.set_images("main", Counts::default());
     metrics.swept("main", "tag", true);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -18,5 +18,14 @@ mod image;
 mod layers;
 mod patch_property;
 mod registry;
+mod resolve;
 mod server;
+#[allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each ring uses a part of it"
+)]
+#[path = "../support/mod.rs"]
+mod shared;
 mod support;

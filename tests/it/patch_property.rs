@@ -1,6 +1,8 @@
 //! The promise that no patch denies a Pod or changes what it must not: for random Pods and random
 //! state the patch applies, changes images, our annotations and one pull secret only, follows from
-//! proof, and admission leaves its own output as it is.
+//! proof or goes back to what is recorded and maps, and admission leaves its own output as it is. Then
+//! the state changes, and the same holds of what the first round wrote: nothing is called rewritten
+//! that the state of now does not prove.
 
 use std::cell::Cell;
 
@@ -179,6 +181,32 @@ fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
     )
 }
 
+/// What may become of a mirror: its mode, its health, and what it holds.
+type Later = (Mode, State, Vec<u8>);
+
+fn later(keys: usize) -> impl Strategy<Value = Later> {
+    let mode = prop_oneof![6 => Just(Mode::Enforce), 1 => Just(Mode::Audit), 1 => Just(Mode::Off)];
+    let state = prop_oneof![2 => Just(State::Healthy), 1 => Just(State::Unhealthy)];
+    (mode, state, vec(any::<u8>(), keys))
+}
+
+fn changed(peers: &[Peer], later: &[Later], keys: &[String]) -> Vec<Peer> {
+    let changed = peers.iter().zip(later).map(|(peer, (mode, state, chances))| {
+        let mirror = Mirror {
+            mode: *mode,
+            ..peer.mirror.clone()
+        };
+        let images = keys.iter().cloned().zip(chances);
+        let images = images.filter_map(|(key, chance)| Some((key, presence(*chance)?)));
+        Peer {
+            mirror,
+            state: *state,
+            images: images.collect(),
+        }
+    });
+    changed.collect()
+}
+
 fn store(peers: &[Peer]) -> Store {
     let store = Store::default();
     let routing = Routing::compile(peers.iter().map(|peer| peer.mirror.clone()).collect());
@@ -226,13 +254,67 @@ fn is_proven(peers: &[Peer], original: &str, current: &str) -> bool {
              state,
              images,
          }| {
-            let proven = |digest: &Digest| mirror.map(&reference, digest).as_deref() == Ok(current);
+            // A digest that was added elsewhere is as good as one of our own if it is the proven one.
+            let proven = |digest: &Digest| {
+                mirror.map(&reference, digest).as_deref() == Ok(current)
+                    || mirror.pins(&reference, digest, current)
+            };
             let found = images.iter().find(|(image, _)| *image == key);
             *state == State::Healthy
                 && mirror.mode == Mode::Enforce
                 && matches!(found, Some((_, Presence::Present(proof))) if proven(&proof.digest))
         },
     )
+}
+
+/// Returns the recorded original of a place if some mirror turns it into the image that stands there.
+fn mapped_original<'p>(
+    peers: &[Peer],
+    pod: &'p Value,
+    list: &str,
+    index: usize,
+    image: &str,
+) -> Option<&'p str> {
+    let prefix = if list == "volumes" { "volume" } else { "image" };
+    let name = pod["spec"][list][index]["name"].as_str()?;
+    let recorded = pod["metadata"]["annotations"][format!("original-{prefix}.kagami.dev/{name}")].as_str()?;
+    let original = Reference::parse(recorded).ok()?;
+    let maps = peers.iter().any(|peer| peer.mirror.maps_to(&original, image));
+    maps.then_some(recorded)
+}
+
+/// Returns what stands in every place that names an image.
+fn images(pod: &Value) -> impl Iterator<Item = (&'static str, usize, &str)> {
+    LISTS.into_iter().flat_map(move |(list, image)| {
+        let entries = pod["spec"][list].as_array().into_iter().flatten().enumerate();
+        entries.filter_map(move |(index, entry)| Some((list, index, entry.pointer(image)?.as_str()?)))
+    })
+}
+
+/// Checks that what a Pod is said to be rewritten by is proven now.
+fn check_told(peers: &[Peer], pod: &Value) {
+    let Some(told) = pod["metadata"]["annotations"]["kagami.dev/decisions"].as_str() else {
+        return;
+    };
+    let told: Value = serde_json::from_str(told).unwrap();
+    for (list, index, image) in images(pod) {
+        let name = pod["spec"][list][index]["name"].as_str().unwrap();
+        if told[format!("{list}.{name}")]["outcome"] == "Rewritten" {
+            let original = mapped_original(peers, pod, list, index, image);
+            let original = original.unwrap_or_else(|| panic!("nothing maps to {image}"));
+            assert!(
+                is_proven(peers, original, image),
+                "{list} {index}: {original} → {image} is told and not proven"
+            );
+        }
+    }
+}
+
+/// Whether anything of a Pod may change, in enforce mode.
+fn is_enforced(pod: &Value) -> bool {
+    let label = &pod["metadata"]["labels"]["kagami.dev/mode"];
+    let static_pod = &pod["metadata"]["annotations"]["kubernetes.io/config.mirror"];
+    (label.is_null() || label == "enforce") && static_pod.is_null()
 }
 
 /// Returns what Kagami may write of a Pod: images and its own annotations and secret, each in one
@@ -283,22 +365,21 @@ fn secrets(pod: &Value) -> Vec<&Value> {
 }
 
 fn check_change(peers: &[Peer], before: &Value, after: &Value, known_ephemeral: usize) {
-    for (list, image) in LISTS {
-        let entries = |pod: &Value| pod["spec"][list].as_array().cloned().unwrap_or_default();
-        for (index, (old, new)) in entries(before).iter().zip(&entries(after)).enumerate() {
-            let (old, new) = (old.pointer(image), new.pointer(image));
-            if old != new {
-                let text = |image: Option<&Value>| image.unwrap().as_str().unwrap().to_owned();
-                assert!(
-                    is_proven(peers, &text(old), &text(new)),
-                    "{old:?} → {new:?} without proof"
-                );
-                assert!(
-                    list != "ephemeralContainers" || index >= known_ephemeral,
-                    "one that runs was changed"
-                );
-            }
+    assert_eq!(images(before).count(), images(after).count());
+    for ((list, index, old), (_, _, new)) in images(before).zip(images(after)) {
+        if old == new {
+            continue;
         }
+        let healed = |original: &str| original == new || is_proven(peers, original, new);
+        let original = mapped_original(peers, before, list, index, old);
+        assert!(
+            original.map_or_else(|| is_proven(peers, old, new), healed),
+            "{old} → {new} without proof"
+        );
+        assert!(
+            list != "ephemeralContainers" || index >= known_ephemeral,
+            "one that runs was changed"
+        );
     }
     let (had, has) = (secrets(before), secrets(after));
     assert_eq!(has[..had.len()], had);
@@ -316,8 +397,13 @@ fn a_patch_applies_changes_only_what_it_may_and_is_final() {
         .build()
         .unwrap();
     let keys = keys();
-    let peers = prop_oneof![1 => Just(0), 9 => 1..5_usize]
-        .prop_flat_map(move |count| (0..count).map(|number| peer(number, &keys)).collect::<Vec<_>>());
+    let of_peers = keys.clone();
+    let peers = prop_oneof![1 => Just(0), 9 => 1..5_usize].prop_flat_map(move |count| {
+        (0..count)
+            .map(|number| peer(number, &of_peers))
+            .collect::<Vec<_>>()
+    });
+    let later = vec(later(keys.len()), 5);
     let mode = prop_oneof![8 => Just(Mode::Enforce), 1 => Just(Mode::Warn), 1 => Just(Mode::Audit)];
     // How many of the ephemeral containers are there already, where some are added.
     let known = prop_oneof![3 => Just(None), 1 => (0..3_usize).prop_map(Some)];
@@ -325,49 +411,63 @@ fn a_patch_applies_changes_only_what_it_may_and_is_final() {
         failure_persistence: None,
         ..ProptestConfig::with_cases(10_000)
     };
-    let changed = Cell::new(0_u32);
+    let (rewritten, healed) = (Cell::new(0_u32), Cell::new(0_u32));
     let mut runner = TestRunner::new(config);
-    let result = runner.run(&(peers, pods::pod(), mode, known), |(peers, pod, mode, known)| {
-        let old = known.map(|known| {
-            let mut old = pod.clone();
-            if let Some(containers) = old["spec"]["ephemeralContainers"].as_array_mut() {
-                containers.truncate(known);
-            }
-            old
-        });
-        let admission = admission(store(&peers));
-        let answer = runtime.block_on(ask(&admission, mode, &review_of(&pod, old.as_ref())));
-        let operations = answer.get("patch").and_then(Value::as_array);
-        for operation in operations.into_iter().flatten() {
-            prop_assert!(
-                operation["op"] == "add" || operation["op"] == "replace",
-                "{}",
-                operation
+    let result = runner.run(
+        &(peers, pods::pod(), mode, known, later),
+        |(peers, pod, mode, known, later)| {
+            let old = known.map(|known| {
+                let mut old = pod.clone();
+                if let Some(containers) = old["spec"]["ephemeralContainers"].as_array_mut() {
+                    containers.truncate(known);
+                }
+                old
+            });
+            let known = known.unwrap_or_default();
+            // Asks until nothing changes any more, which is once and once again.
+            let settled = |peers: &[Peer], pod: &Value| {
+                let admission = admission(store(peers));
+                let answer = runtime.block_on(ask(&admission, mode, &review_of(pod, old.as_ref())));
+                let operations = answer.get("patch").and_then(Value::as_array);
+                for operation in operations.into_iter().flatten() {
+                    prop_assert!(
+                        operation["op"] == "add" || operation["op"] == "replace",
+                        "{}",
+                        operation
+                    );
+                }
+                prop_assert!(
+                    mode == Mode::Enforce || operations.is_none(),
+                    "changed in {mode:?} mode"
+                );
+                let after = patched(pod, &answer);
+                check_change(peers, pod, &after, known);
+                if old.is_some() {
+                    prop_assert_eq!(&after["metadata"], &pod["metadata"]);
+                } else if mode == Mode::Enforce && is_enforced(pod) {
+                    check_told(peers, &after);
+                }
+                let again = runtime.block_on(ask(&admission, mode, &review_of(&after, old.as_ref())));
+                prop_assert_eq!(again.get("patch"), None, "first: {}", answer);
+                Ok(after)
+            };
+            let count = |counter: &Cell<u32>, met: bool| counter.set(counter.get() + u32::from(met));
+            let differs = |a: &Value, b: &Value| !images(a).eq(images(b));
+            let first = settled(&peers, &pod)?;
+            count(&rewritten, differs(&pod, &first));
+            let second = settled(&changed(&peers, &later, &keys), &first)?;
+            let back = |((_, _, was), ((_, _, then), (_, _, now)))| was != then && was == now;
+            count(
+                &healed,
+                images(&pod).zip(images(&first).zip(images(&second))).any(back),
             );
-        }
-        prop_assert!(
-            mode == Mode::Enforce || operations.is_none(),
-            "changed in {mode:?} mode"
-        );
-        let after = patched(&pod, &answer);
-        check_change(&peers, &pod, &after, known.unwrap_or_default());
-        let replaces = |operation: &Value| operation["op"] == "replace";
-        changed.set(
-            changed.get() + u32::from(operations.is_some_and(|operations| operations.iter().any(replaces))),
-        );
-        if old.is_some() {
-            prop_assert_eq!(&after["metadata"], &pod["metadata"]);
-        }
-        let again = runtime.block_on(ask(&admission, mode, &review_of(&after, old.as_ref())));
-        prop_assert_eq!(again.get("patch"), None, "first: {}", answer);
-        Ok(())
-    });
+            Ok(())
+        },
+    );
     if let Err(error) = result {
         panic!("{error}");
     }
-    assert!(
-        changed.get() > 1_000,
-        "only {} Pods were rewritten: this proves little",
-        changed.get()
-    );
+    for (what, count) in [("rewritten", rewritten.get()), ("healed", healed.get())] {
+        assert!(count > 500, "only {count} Pods were {what}: this proves little");
+    }
 }

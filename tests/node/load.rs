@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    e2e::{chart::stdout, cluster::Namespace, eventually},
+    shared::{chart::stdout, cluster::Namespace, eventually},
     support::{
         chart::{AUTHORITY, SERVING, Use, chart, kubectl, pods, replicas, secret, text_of, until_rolled_out},
         node::Node,
@@ -71,7 +71,7 @@ pub(crate) fn no_review_fails_whatever_is_replaced(node: &Node) {
         }
         done("the last replica gone");
     });
-    // Nobody was kept waiting either: a review has 3 s, and this machine is busy.
+    // Nobody was kept waiting either: a review has 2 s, and this machine is busy.
     let slowest = Duration::from_millis(load.slowest.load(Ordering::Relaxed));
     assert!(slowest < Duration::from_secs(3), "a Pod took {slowest:?}");
     eprintln!("the slowest Pod took {slowest:?}");

@@ -11,9 +11,6 @@
     reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
 )]
 
-#[allow(dead_code, reason = "shared with the tests against an API server alone")]
-#[path = "../e2e/support/mod.rs"]
-mod e2e;
 mod load;
 mod mirror;
 mod modes;
@@ -21,32 +18,26 @@ mod outage;
 mod parts;
 mod presence;
 mod ring;
+#[allow(dead_code, reason = "each ring uses a part of it")]
+#[path = "../support/mod.rs"]
+mod shared;
 mod support;
 
-use std::{
-    env,
-    process::ExitCode,
-    sync::{Arc, OnceLock},
+use std::process::ExitCode;
+
+use libtest_mimic::Arguments;
+
+use shared::{
+    runner::{State, Test, runs, skipped, tests, trials},
+    tools::Tools,
 };
-
-use libtest_mimic::{Arguments, Completion, Trial};
-
-use e2e::tools::Tools;
 use support::{
     machine,
     node::{self, Node},
 };
 
-type Test = fn(&Node);
-
-macro_rules! tests {
-    ($($module:ident :: $name:ident),+ $(,)?) => {
-        &[$((concat!(stringify!($module), "::", stringify!($name)), $module::$name as Test)),+]
-    };
-}
-
 /// Tests that run side by side; the long ones first, because tests start in this order.
-const TESTS: &[(&str, Test)] = tests![
+const TESTS: &[Test<Node>] = tests![
     mirror::pods_of_two_upstreams_outlive_a_mirror_that_refuses_connections,
     mirror::pods_of_two_upstreams_outlive_a_mirror_in_a_black_hole,
     mirror::a_mirror_in_s3_may_have_a_name_that_only_nodes_know,
@@ -71,7 +62,7 @@ const TESTS: &[(&str, Test)] = tests![
 ];
 
 /// Tests that take away what all others need; they run after them, one by one.
-const ALONE: &[(&str, Test)] = tests![
+const ALONE: &[Test<Node>] = tests![
     outage::a_restarted_api_server_finds_kagami_at_work,
     outage::an_image_that_replicas_hear_nothing_of_is_not_proven_by_sweeps,
 ];
@@ -84,25 +75,25 @@ fn main() -> ExitCode {
         .install_default()
         .unwrap();
 
-    let state = Arc::new(OnceLock::new());
-    let [side_by_side, alone] = [TESTS, ALONE].map(|tests| trials(tests, &state));
-    let all = || side_by_side.iter().chain(&alone);
-    let selected = all().any(|trial| !arguments.is_filtered_out(trial));
-    if selected && !arguments.list {
+    let state = State::default();
+    let [side_by_side, alone] = [TESTS, ALONE].map(|tests| trials(tests, &state, |node, _| node));
+    let any = |counts: fn(&str) -> bool| {
+        [&side_by_side, &alone]
+            .into_iter()
+            .any(|trials| runs(&arguments, trials, counts))
+    };
+    if any(|_| true) {
         let tools = machine::check().and_then(|()| Tools::find()?.with(node::PROGRAMS));
         let cgroup = machine::cgroup();
         if let Err(reason) = &tools {
-            eprintln!("the tests with a node are skipped: {reason}");
-            if env::var("CI").is_ok_and(|value| value == "true") {
-                eprintln!("with CI=true that is a failure");
+            if skipped("with a node", reason) {
                 return ExitCode::FAILURE;
             }
         } else if cgroup.is_none() {
             return machine::enter();
         }
         // On this thread, because what it starts ends with the thread.
-        let by_chart =
-            all().any(|trial| !trial.name().starts_with("ring::") && !arguments.is_filtered_out(trial));
+        let by_chart = any(|name| !name.starts_with("ring::"));
         let node = tools.map(|tools| {
             let node = Node::start(tools, &cgroup.unwrap());
             if by_chart {
@@ -121,19 +112,4 @@ fn main() -> ExitCode {
     } else {
         then.exit_code()
     }
-}
-
-/// The tests of a list, for the node that there will be, or the reason why there is none.
-fn trials(tests: &[(&str, Test)], state: &Arc<OnceLock<Result<Node, String>>>) -> Vec<Trial> {
-    let trial = |(name, test): &(&str, Test)| {
-        let (state, test) = (Arc::clone(state), *test);
-        Trial::ignorable_test(*name, move || match state.get().unwrap() {
-            Ok(node) => {
-                test(node);
-                Ok(Completion::Completed)
-            }
-            Err(reason) => Ok(Completion::ignored_with(reason)),
-        })
-    };
-    tests.iter().map(trial).collect()
 }

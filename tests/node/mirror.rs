@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    e2e::{
+    shared::{
         admission::{decision, original},
         cluster::Namespace,
     },
@@ -104,7 +104,7 @@ fn outage<'a>(
 
     // It is mended.
     let mended = Instant::now();
-    fault.end(&mut mirror, node);
+    fault.end(&mut mirror);
     let back = mended.elapsed();
     until_rewritten(namespace, &from_upstream("before"), &mirrored);
     let recovered = mended.elapsed();
@@ -177,9 +177,9 @@ impl Fault {
         }
     }
 
-    fn end(&mut self, mirror: &mut Registry, node: &Node) {
+    fn end(&mut self, mirror: &mut Registry) {
         match self {
-            Self::Refuses => mirror.bring_back(&node.cluster),
+            Self::Refuses => mirror.bring_back(),
             Self::Swallows(black_hole) => drop(black_hole.take()),
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    e2e::{admission::image, chart::stdout, cluster::Namespace, command},
+    shared::{admission::image, chart::stdout, cluster::Namespace, command},
     support::{
         chart::Use,
         node::Node,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::{
-    e2e::{admission::decision, cluster::Outage, companion::MIRRORS, eventually, within},
+    shared::{admission::decision, cluster::Outage, companion::MIRRORS, eventually, within},
     support::{
         chart::{REWRITTEN, Replica, Use, kubectl, leader, pods, replicas, trust},
         node::Node,
@@ -16,7 +16,6 @@ use crate::{
 
 /// Away for longer than a lease holds. Replicas go by what they see themselves, and nobody has to be restarted.
 pub(crate) fn a_restarted_api_server_finds_kagami_at_work(node: &Node) {
-    let cluster = &node.cluster;
     let mut scene = Scene::new(Use::alone(node), "restarted", |spec| {
         spec["health"] = json!({"staleAfter": "12s"});
     });
@@ -46,7 +45,7 @@ pub(crate) fn a_restarted_api_server_finds_kagami_at_work(node: &Node) {
     all_decide(REWRITTEN);
     scene.mirror.kill();
     all_decide("Kept MirrorUnhealthy");
-    scene.mirror.bring_back(cluster);
+    scene.mirror.bring_back();
     all_decide(REWRITTEN);
 
     end(outage, &scene);
@@ -62,7 +61,7 @@ pub(crate) fn a_restarted_api_server_finds_kagami_at_work(node: &Node) {
     until_kept(&scene.namespace, &image, "MirrorUnhealthy");
     run(&scene.namespace, "upstream", &scene.written, &scene.written);
     assert_eq!(failed_pulls(&scene.namespace), [""; 0]);
-    scene.mirror.bring_back(cluster);
+    scene.mirror.bring_back();
     until_rewritten(&scene.namespace, &scene.written, &scene.mirrored);
     assert_eq!(replicas(node, "webhook"), webhooks);
     assert_eq!(replicas(node, "companion"), companions);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::{
-    e2e::{admission::decision, cluster::received_at, eventually},
+    shared::{admission::decision, cluster::received_at, eventually},
     support::{
         black_hole::BlackHole,
         chart::{
@@ -47,7 +47,7 @@ pub(crate) fn a_killed_companion_is_followed_by_the_other(node: &Node) {
     run(namespace, "web", &scene.written, &scene.written);
     assert_eq!(failed_pulls(namespace), [""; 0]);
 
-    scene.mirror.bring_back(&node.cluster);
+    scene.mirror.bring_back();
     until_rewritten(namespace, &scene.written, &scene.mirrored);
     eprintln!("without its leader, Kagami noticed the mirror's death after {took:.1?}");
     until_rolled_out(node, "companion", 2);
@@ -139,7 +139,7 @@ pub(crate) fn replicas_cut_from_the_api_server_believe_their_own_eyes_only(node:
     }
     run(&scene.namespace, "web", &scene.written, &scene.written);
     assert_eq!(failed_pulls(&scene.namespace), [""; 0]);
-    scene.mirror.bring_back(&node.cluster);
+    scene.mirror.bring_back();
     for replica in &all {
         decides(replica, REWRITTEN);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::{
-    e2e::{admission::decision, companion::MIRRORS, eventually},
+    shared::{admission::decision, companion::MIRRORS, eventually},
     support::{
         chart::{OWN, Use},
         images::{self, FOREVER},
@@ -28,7 +28,7 @@ pub(crate) fn a_mirror_that_comes_back_empty_is_proven_anew(node: &Node) {
     scene.until_health("Unhealthy");
     until_kept(&scene.namespace, &scene.written[0], "MirrorUnhealthy");
     scene.mirror.lose_everything();
-    scene.mirror.bring_back(&node.cluster);
+    scene.mirror.bring_back();
     until_kept(&scene.namespace, &scene.written[0], "ImageMissing");
     run(&scene.namespace, "web", &scene.written, &scene.written);
     assert_ne!(scene.upstream.pulls("team/web"), [""; 0]);

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    e2e::{cluster::Namespace, eventually},
+    shared::{cluster::Namespace, eventually},
     support::{
         images::{self, FOREVER},
         node::Node,
@@ -34,7 +34,7 @@ pub(crate) fn a_pod_waits_until_its_registry_is_back(node: &Node) {
     let waiting = until_pull_fails(&namespace, "web");
     let message = waiting["status"]["containerStatuses"][0]["state"]["waiting"]["message"].to_string();
     assert!(message.contains("connection refused"), "{message}");
-    registry.bring_back(&node.cluster);
+    registry.bring_back();
     until_running(&namespace, "web");
 }
 
@@ -148,7 +148,7 @@ pub(crate) fn pods_know_registries_by_name(node: &Node) {
 
 pub(crate) fn our_own_image_runs(node: &Node) {
     let registry = Registry::start(node, "own.test");
-    registry.push_layout(&node.cluster, "kagami", "1", &images::kagami());
+    registry.push(&node.cluster, "kagami", "1", &images::kagami().image());
     let namespace = node.cluster.namespace(None);
     let mut wanted = job("kagami", "own.test/kagami:1", &["--version"]);
     // As strict as Pod Security allows.

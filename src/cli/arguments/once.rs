@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::shared::{ClusterArguments, LeftAloneArguments, ModeArgument, duration};
+use super::shared::{ClusterArguments, HealArguments, LeftAloneArguments, ModeArgument, duration};
 
 /// What one-shot commands have in common.
 #[derive(Debug, Args)]
@@ -17,7 +17,7 @@ pub(crate) struct OnceArguments {
     #[command(flatten)]
     pub(crate) left_alone: LeftAloneArguments,
 
-    /// The longest that the command waits for mirrors
+    /// The longest that the command waits for the cluster and the mirrors together
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration, env = "KAGAMI_ONCE_BUDGET")]
     pub(crate) budget: Duration,
 
@@ -37,6 +37,9 @@ pub(crate) struct ReviewArguments {
     /// Namespace of documents that name none [default: that of the context, else default]
     #[arg(long, short, value_name = "NAMESPACE")]
     pub(crate) namespace: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) heal: HealArguments,
 
     #[command(flatten)]
     pub(crate) once: OnceArguments,

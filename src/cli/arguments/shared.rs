@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 
 use crate::domain::mirror::Mode;
 
@@ -18,6 +18,15 @@ pub(crate) struct LeftAloneArguments {
         env = "KAGAMI_LEFT_ALONE"
     )]
     pub(crate) left_alone: Vec<String>,
+}
+
+/// What may become of earlier rewrites.
+#[derive(Debug, Args)]
+pub(crate) struct HealArguments {
+    /// Whether an image that Kagami rewrote earlier goes back to its recorded original where that would
+    /// not be rewritten now; false where policies allow the mirrors' names only
+    #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set, env = "KAGAMI_HEAL")]
+    pub(crate) heal: bool,
 }
 
 /// Where a process of the cluster lives.
@@ -69,6 +78,10 @@ pub(crate) struct ListenArguments {
     #[command(flatten)]
     pub(crate) admin: AdminArguments,
 
+    /// Shows the last decisions in /status, with namespaces, Pods and images, to whoever may ask
+    #[arg(long, env = "KAGAMI_SHOW_DECISIONS")]
+    pub(crate) show_decisions: bool,
+
     /// Authorities (PEM) of client certificates; with them only such clients are answered
     #[arg(long, value_name = "FILE", env = "KAGAMI_CLIENT_CA")]
     pub(crate) client_ca: Option<PathBuf>,
@@ -77,6 +90,9 @@ pub(crate) struct ListenArguments {
     /// own timeout less one second
     #[arg(long, value_name = "DURATION", default_value = "300ms", value_parser = duration, env = "KAGAMI_BUDGET")]
     pub(crate) budget: Duration,
+
+    #[command(flatten)]
+    pub(crate) heal: HealArguments,
 
     /// How long to go on answering after SIGTERM, while clients move away; 95s behind a Service
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = duration, env = "KAGAMI_DRAIN_DELAY")]

@@ -153,6 +153,7 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<()> {
         images: Images::These(images.to_vec()),
         namespace,
         probing: Probing::Hosted,
+        heal: true,
     };
     let mut once = Once::start(&settings, asked).await?;
     let notes = std::mem::take(&mut once.notes);

@@ -22,6 +22,7 @@ use crate::{
     domain::{
         decision::{Decision, Operation, Request},
         mirror::Mode,
+        original::restore,
         pod::Pod,
         routing::{MirrorId, Routing},
         usage::{self, Summary},
@@ -186,11 +187,12 @@ impl Reporter {
     fn pod(&self, namespace: &str, mut pod: Pod<'_>, summary: &mut Summary) -> PodReport {
         let snapshot = self.read.store.snapshot();
         let now: Vec<String> = pod.places.iter().map(|place| place.image.to_string()).collect();
-        let on = usage::restore(&mut pod, &snapshot.routing);
+        let on = restore(&mut pod, &snapshot.routing);
         let request = Request {
             namespace,
             mode: self.mode_of(namespace),
             operation: Operation::Create,
+            heal: true,
             pod,
         };
         let decisions = usage::decide_known(&snapshot, &self.read.store.index(), &request, clock::now());

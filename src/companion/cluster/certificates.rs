@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
     ByteString,
-    api::{admissionregistration::v1::MutatingWebhookConfiguration, core::v1::Secret},
+    api::{
+        admissionregistration::v1::MutatingWebhookConfiguration,
+        core::v1::{ObjectReference, Secret},
+    },
     jiff,
 };
 use kube::{
@@ -16,14 +19,17 @@ use kube::{
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Leader;
 use crate::{
-    api::AUTHORITY_SECRET,
+    api::{AUTHORITY_SECRET, FORMER_AUTHORITY_SECRET},
     certificates::{Authority, BEFORE, Name},
     clock,
-    cluster::writer::{NotWritten, Writer},
+    cluster::{
+        events::{Events, Message},
+        writer::{NotWritten, Writer},
+    },
     domain::{
         rotation::{Action, Facts, Leaf, Period, next},
         time::Timestamp,
@@ -38,6 +44,15 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The pause after something failed.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// How long the same failure is not logged again.
+const LOG_AGAIN: Duration = Duration::from_mins(10);
+
+/// How long renewals fail before an Event may tell it.
+const TELL_AFTER: Duration = Duration::from_secs(30);
+
+/// How long an Event is not repeated; API servers keep Events for an hour.
+const TELL_AGAIN: Duration = Duration::from_mins(50);
+
 /// How many times longer than a serving certificate an authority is valid.
 const AUTHORITY: u32 = 4;
 
@@ -48,6 +63,11 @@ const CHANGED_AT: &str = "kagami.dev/changed-at";
 const NAMES: &str = "kagami.dev/names";
 
 const TLS_TYPE: &str = "kubernetes.io/tls";
+
+const OPAQUE: &str = "Opaque";
+
+/// Where in the authority's Secret those are that callers are to trust.
+const AUTHORITIES: [&str; 3] = ["ca.crt", "next.crt", "previous.crt"];
 
 /// What certificates are to be kept.
 #[derive(Clone, Debug)]
@@ -82,11 +102,55 @@ pub(super) struct Keeper {
     pub(super) writer: Writer,
     secrets: Api<Secret>,
     configurations: Api<MutatingWebhookConfiguration>,
+    events: Events,
+}
+
+/// Failures in a row, and what was said of them.
+#[derive(Debug, Default)]
+struct Failures {
+    since: Option<Instant>,
+    logged: Option<(String, Instant)>,
+    told: Option<Instant>,
+}
+
+impl Failures {
+    /// Takes in one, and returns whether it is logged.
+    fn failed(&mut self, text: &str, now: Instant) -> bool {
+        self.since.get_or_insert(now);
+        let known = self
+            .logged
+            .as_ref()
+            .is_some_and(|(logged, at)| logged == text && now.duration_since(*at) < LOG_AGAIN);
+        if !known {
+            self.logged = Some((text.to_owned(), now));
+        }
+        !known
+    }
+
+    /// Whether it is time for an Event, which counts as told then. `is_late` says whether what is served
+    /// should have been renewed.
+    fn is_to_tell(&mut self, is_late: bool, now: Instant) -> bool {
+        let is_older = |time: Option<Instant>, age| time.is_some_and(|time| now.duration_since(time) >= age);
+        let due = is_late
+            && is_older(self.since, TELL_AFTER)
+            && (self.told.is_none() || is_older(self.told, TELL_AGAIN));
+        if due {
+            self.told = Some(now);
+        }
+        due
+    }
+
+    fn ended(&mut self) {
+        // Whatever comes and goes is told no more often for it.
+        self.since = None;
+    }
 }
 
 /// What the cluster has now.
 struct Found {
     authority: Option<Secret>,
+    /// The Secret in which earlier versions keep the authority; cert-manager's is none.
+    former: Option<Secret>,
     serving: Option<Secret>,
     configuration: Option<MutatingWebhookConfiguration>,
 }
@@ -98,34 +162,78 @@ impl Keeper {
             writer: leader.writer.clone(),
             secrets: Api::namespaced(leader.client.clone(), &leader.settings.namespace),
             configurations: Api::all(leader.client.clone()),
+            events: leader.events.clone(),
         }
     }
 
     pub(super) async fn run(self) {
+        let mut failures = Failures::default();
         loop {
-            match self.step().await {
-                Ok(Action::Wait(until)) => sleep(until.since(clock::now()).min(LOOK)).await,
+            let mut served = None;
+            match self.step(&mut served).await {
+                Ok(Action::Wait(until)) => {
+                    failures.ended();
+                    sleep(until.since(clock::now()).min(LOOK)).await;
+                }
                 Ok(action) => tracing::info!(?action, "certificates: a step was taken"),
                 Err(Failed::Write(NotWritten::NotLeading)) => return,
                 // Somebody else was faster, and what there is must be looked at again.
                 Err(Failed::Write(NotWritten::Conflict)) => sleep(PAUSE).await,
                 Err(error) => {
-                    tracing::warn!(error = chain(&error), "cannot keep the webhook's certificates");
+                    let text = chain(&error);
+                    if failures.failed(&text, Instant::now()) {
+                        tracing::warn!(error = text, "cannot keep the webhook's certificates");
+                    }
+                    let is_late = served.is_none_or(|leaf| leaf.is_late(clock::now()));
+                    if failures.is_to_tell(is_late, Instant::now()) {
+                        self.tell(served, &text).await;
+                    }
                     sleep(PAUSE).await;
                 }
             }
         }
     }
 
-    /// Takes the next step, if there is one to take now.
-    async fn step(&self) -> Result<Action, Failed> {
+    /// Writes an Event: the certificate is not renewed, and ends.
+    async fn tell(&self, served: Option<Period>, why: &str) {
+        let until = served.map_or_else(
+            || "there is none".to_owned(),
+            |leaf| format!("the one that is served ends at {}", leaf.not_after),
+        );
+        let name = &self.settings.configuration;
+        let configuration = self.configurations.get_opt(name).await.ok().flatten();
+        let regarding = ObjectReference {
+            api_version: Some("admissionregistration.k8s.io/v1".to_owned()),
+            kind: Some("MutatingWebhookConfiguration".to_owned()),
+            name: Some(name.clone()),
+            uid: configuration.and_then(|configuration| configuration.metadata.uid),
+            ..ObjectReference::default()
+        };
+        let message = Message {
+            action: "RenewCertificate",
+            reason: "CertificateNotRenewed",
+            note: format!("The webhook's certificate cannot be renewed, and {until}: {why}"),
+            is_warning: true,
+        };
+        // Whoever may not write any more hears of it at the next step.
+        drop(self.events.tell(regarding, message).await);
+    }
+
+    /// Takes the next step, if there is one to take now; notes from when to when what is served is valid.
+    async fn step(&self, served: &mut Option<Period>) -> Result<Action, Failed> {
         let found = Found {
             authority: self.secrets.get_opt(AUTHORITY_SECRET).await?,
+            former: self
+                .secrets
+                .get_opt(FORMER_AUTHORITY_SECRET)
+                .await?
+                .filter(is_companions),
             serving: self.secrets.get_opt(&self.settings.secret).await?,
             configuration: self.configurations.get_opt(&self.settings.configuration).await?,
         };
         let now = clock::now();
-        let facts = self.facts(&found);
+        let facts = self.facts(&found, now);
+        *served = facts.leaf.map(|leaf| leaf.period);
         let action = next(&facts, self.settings.step, now);
         let mut data = contents(found.authority.as_ref());
         match action {
@@ -133,13 +241,17 @@ impl Keeper {
             Action::Found => {
                 let mut fresh = BTreeMap::new();
                 put(&mut fresh, "ca", &self.authority(now)?);
-                // Replicas go on serving what the lost authority signed until they have the new.
-                let before = contents(found.serving.as_ref()).remove("ca.crt");
-                let usable = |pem: &Vec<u8>| validity_of(pem).is_some_and(|(_, not_after)| not_after > now);
-                if let Some(pem) = before.filter(usable) {
-                    fresh.insert("previous.crt".to_owned(), pem);
-                }
                 self.write_authority(&found, fresh, now).await?;
+            }
+            Action::TakeOver => {
+                let data = contents(found.former.as_ref());
+                self.write_authority(&found, data, changed_at(found.former.as_ref()))
+                    .await?;
+            }
+            Action::Trust => {
+                let before = take(&mut contents(found.serving.as_ref()), "ca.crt")?;
+                data.insert("previous.crt".to_owned(), before);
+                self.write_authority(&found, data, now).await?;
             }
             Action::Announce => {
                 put(&mut data, "next", &self.authority(now)?);
@@ -173,21 +285,23 @@ impl Keeper {
         Ok(action)
     }
 
-    fn facts(&self, found: &Found) -> Facts {
+    fn facts(&self, found: &Found, now: Timestamp) -> Facts {
         let data = contents(found.authority.as_ref());
-        let signs = |certificate: &str, key: &str| {
-            data.get(key)?;
-            period(data.get(certificate)?)
-        };
         let serving = contents(found.serving.as_ref());
         let leaf = serving.get("tls.crt").and_then(|certificate| {
             serving.get("tls.key")?;
-            let names = annotation(found.serving.as_ref(), NAMES);
+            let by_current = serving.contains_key("ca.crt") && serving.get("ca.crt") == data.get("ca.crt");
             Some(Leaf {
                 period: period(certificate)?,
-                by_current: serving.contains_key("ca.crt") && serving.get("ca.crt") == data.get("ca.crt"),
-                names: names == Some(&self.settings.names.join(",")),
+                by_current,
+                // What others issued says no names; it goes on being served until callers trust ours.
+                names: annotation(found.serving.as_ref(), NAMES)
+                    .map_or(!by_current, |names| *names == self.settings.names.join(",")),
             })
+        });
+        let stranger = serving.get("ca.crt").is_some_and(|authority| {
+            let valid = period(authority).is_some_and(|period| period.not_after > now);
+            valid && !AUTHORITIES.iter().any(|name| data.get(*name) == Some(authority))
         });
         let wanted = bundle(&data);
         let has_bundle = found.configuration.as_ref().is_none_or(|configuration| {
@@ -197,14 +311,16 @@ impl Keeper {
                 bundle.is_some_and(|bundle| bundle.0 == wanted)
             })
         });
-        let changed_at = annotation(found.authority.as_ref(), CHANGED_AT);
+        let former = found.former.as_ref().filter(|_| found.authority.is_none());
         Facts {
-            current: signs("ca.crt", "ca.key"),
-            next: signs("next.crt", "next.key"),
+            current: signs(&data, "ca.crt", "ca.key"),
+            former: signs(&contents(former), "ca.crt", "ca.key"),
+            next: signs(&data, "next.crt", "next.key"),
             previous: data.contains_key("previous.crt"),
             leaf,
+            stranger,
             bundle: has_bundle,
-            changed_at: changed_at.and_then(|text| parse(text)).unwrap_or_default(),
+            changed_at: changed_at(found.authority.as_ref()),
         }
     }
 
@@ -222,7 +338,7 @@ impl Keeper {
         self.write(
             found.authority.as_ref(),
             AUTHORITY_SECRET,
-            "Opaque",
+            OPAQUE,
             annotation,
             data,
         )
@@ -326,6 +442,28 @@ fn annotation<'a>(secret: Option<&'a Secret>, name: &str) -> Option<&'a String> 
     secret?.metadata.annotations.as_ref()?.get(name)
 }
 
+/// Whether a companion made this Secret of an authority: cert-manager, which also writes into Secrets that it
+/// finds, has the key elsewhere.
+fn is_companions(secret: &Secret) -> bool {
+    let has_their_key = secret
+        .data
+        .as_ref()
+        .is_some_and(|data| data.contains_key("tls.key"));
+    secret.type_.as_deref() == Some(OPAQUE) && !has_their_key
+}
+
+/// Returns when a step of a renewal was last taken, as the authority's Secret tells.
+fn changed_at(secret: Option<&Secret>) -> Timestamp {
+    let time = annotation(secret, CHANGED_AT).and_then(|text| parse(text));
+    time.unwrap_or_default()
+}
+
+/// Returns the time of an authority that is there with its key.
+fn signs(data: &BTreeMap<String, Vec<u8>>, certificate: &str, key: &str) -> Option<Period> {
+    data.get(key)?;
+    period(data.get(certificate)?)
+}
+
 fn put(data: &mut BTreeMap<String, Vec<u8>>, name: &str, authority: &Authority) {
     data.insert(format!("{name}.crt"), authority.certificate().as_bytes().to_vec());
     data.insert(format!("{name}.key"), authority.key().into_bytes());
@@ -345,8 +483,7 @@ fn load(data: &BTreeMap<String, Vec<u8>>) -> Result<Authority, Failed> {
 
 /// Returns the authorities that callers are to trust.
 fn bundle(data: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
-    let authorities = ["ca.crt", "next.crt", "previous.crt"];
-    authorities
+    AUTHORITIES
         .iter()
         .filter_map(|name| data.get(*name))
         .flatten()
@@ -366,4 +503,64 @@ fn period(pem: &[u8]) -> Option<Period> {
 fn parse(text: &str) -> Option<Timestamp> {
     let time: jiff::Timestamp = text.parse().ok()?;
     Some(Timestamp::from_millis(u64::try_from(time.as_millisecond()).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_logged_once_and_told_while_it_matters() {
+        let mut failures = Failures::default();
+        let start = Instant::now();
+        let mut logged = Vec::new();
+        let mut told = Vec::new();
+        // Every two seconds for two hours; what is served should have been renewed after ten minutes.
+        for seconds in (0..7200).step_by(2) {
+            let now = start + Duration::from_secs(seconds);
+            if failures.failed("refused", now) {
+                logged.push(seconds);
+            }
+            if failures.is_to_tell(seconds >= 600, now) {
+                told.push(seconds);
+            }
+        }
+        assert_eq!(logged, (0..12).map(|times| times * 600).collect::<Vec<_>>());
+        assert_eq!(told, [600, 3600, 6600]);
+    }
+
+    #[test]
+    fn only_an_earlier_companions_authority_is_taken_over() {
+        let secret = |type_: &str, keys: &[&str]| Secret {
+            type_: Some(type_.to_owned()),
+            data: Some(
+                keys.iter()
+                    .map(|&key| (key.to_owned(), ByteString::default()))
+                    .collect(),
+            ),
+            ..Secret::default()
+        };
+        assert!(is_companions(&secret(OPAQUE, &["ca.crt", "ca.key"])));
+        assert!(!is_companions(&secret(
+            TLS_TYPE,
+            &["ca.crt", "tls.crt", "tls.key"]
+        )));
+        // cert-manager wrote over what a companion had there: the key belongs to no certificate.
+        assert!(!is_companions(&secret(
+            OPAQUE,
+            &["ca.crt", "ca.key", "tls.crt", "tls.key"]
+        )));
+    }
+
+    #[test]
+    fn a_moment_is_not_told() {
+        let mut failures = Failures::default();
+        let start = Instant::now();
+        for seconds in [0, 20, 40, 60] {
+            let now = start + Duration::from_secs(seconds);
+            failures.failed("no answer", now);
+            assert!(!failures.is_to_tell(true, now));
+            failures.ended();
+        }
+    }
 }

@@ -114,8 +114,10 @@ mod tests {
             generation: 1,
             status,
             faults: Vec::new(),
+            unknown: Vec::new(),
+            pull_secret: false,
             missing_secret: None,
-            probe_secret: None,
+            secret_fault: None,
         };
         let mirrors = BTreeMap::from([("main".to_owned(), resource)]);
         ClusterView {

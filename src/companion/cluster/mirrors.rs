@@ -27,18 +27,21 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use super::probe_secret;
 use crate::{
     api::{
         self,
         mirror::{Connection, secret_references},
+        newer::{self, Reading, Unknown},
         v1alpha1::{ImageMirror, ImageMirrorStatus},
     },
     clock,
-    domain::{health::Health, mirror::Mirror, selector::Labels},
+    credentials::Secret,
+    domain::{mirror::Mirror, selector::Labels},
     state::{
         Store,
-        feed::Feed,
-        file::{Configuration, Secret},
+        feed::{Feed, Keep, SecretFaults},
+        file::Configuration,
     },
     telemetry::chain,
 };
@@ -61,10 +64,14 @@ pub(super) struct MirrorResource {
     pub(super) status: ImageMirrorStatus,
     /// Why the resource is not in force as it stands; empty if it is.
     pub(super) faults: Vec<String>,
+    /// What this program does not know of the resource.
+    pub(super) unknown: Vec<Unknown>,
+    /// Whether Pods need a pull secret for this mirror.
+    pub(super) pull_secret: bool,
     /// The Secret of the endpoint's credentials, if there is none of that name.
     pub(super) missing_secret: Option<String>,
-    /// Name of the Secret with the endpoint's credentials.
-    pub(super) probe_secret: Option<String>,
+    /// Why that Secret gives no credentials, if it is there and does not.
+    pub(super) secret_fault: Option<String>,
 }
 
 /// What the cluster says that goes into statuses.
@@ -127,8 +134,12 @@ impl<V> Watched<V> {
 
 type Good = BTreeMap<String, (Mirror, Connection)>;
 
-/// An ImageMirror, or one that cannot be read and why.
-type Read = Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>;
+/// An ImageMirror as it was read.
+#[derive(Debug)]
+struct Read {
+    resource: Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>,
+    unknown: Vec<Unknown>,
+}
 
 /// Follows the cluster and puts it to use, until it is dropped.
 pub(super) struct Follower {
@@ -138,7 +149,6 @@ pub(super) struct Follower {
     secrets: Watched<Secret>,
     /// The last good of each mirror.
     good: Good,
-    store: Store,
     feed: Feed,
     published: watch::Sender<Option<Arc<ClusterView>>>,
 }
@@ -155,7 +165,6 @@ impl Follower {
             architectures: Watched::default(),
             secrets: Watched::default(),
             good: Good::new(),
-            store: store.clone(),
             feed: Feed::new(store.clone(), left_alone),
             published,
         }
@@ -205,7 +214,7 @@ impl Follower {
         let mut faults: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut next = Good::new();
         for (name, read) in &self.mirrors.now {
-            let parsed = match read {
+            let parsed = match &read.resource {
                 Ok(resource) => api::mirror::mirror(resource)
                     .map_err(|faults| faults.iter().map(ToString::to_string).collect()),
                 Err((_, faults)) => Err(faults.clone()),
@@ -222,8 +231,15 @@ impl Follower {
                 }
             }
         }
+        let names = self.mirrors.now.keys().cloned().collect();
         // Each time at least one mirror goes back to its last good form, or goes.
-        while let Err(unusable) = self.feed.apply(self.configuration(&next), clock::now()) {
+        let secret_faults = loop {
+            // Images stay known while their mirror is out of force: it is still the cluster's.
+            let keep = Keep::Of(&names);
+            let unusable = match self.feed.apply(self.configuration(&next), keep, clock::now()) {
+                Ok(secret_faults) => break secret_faults,
+                Err(unusable) => unusable,
+            };
             for why in &unusable {
                 let fault = chain(why);
                 let last = self
@@ -236,21 +252,9 @@ impl Follower {
                 };
                 faults.entry(why.mirror.clone()).or_default().push(fault);
             }
-        }
-        let now = clock::now();
-        for (name, (_, connection)) in &next {
-            // Before the new generation is told: whoever takes over must not believe that it was
-            // seen healthy.
-            if self
-                .good
-                .get(name)
-                .is_some_and(|(_, before)| before != connection)
-            {
-                self.store.set_health(name, Health::unknown(now));
-            }
-        }
+        };
         self.good = next;
-        self.publish(&faults);
+        self.publish(&faults, &secret_faults);
     }
 
     fn configuration(&self, mirrors: &Good) -> Configuration {
@@ -262,9 +266,10 @@ impl Follower {
         }
     }
 
-    fn publish(&self, faults: &BTreeMap<String, Vec<String>>) {
+    fn publish(&self, faults: &BTreeMap<String, Vec<String>>, secret_faults: &SecretFaults) {
         let mirrors = self.mirrors.now.iter().map(|(name, read)| {
-            let (metadata, status, probe_secret) = match read {
+            let resource = read.resource.as_ref();
+            let (metadata, status, probe_secret) = match &read.resource {
                 Ok(resource) => (
                     &resource.metadata,
                     resource.status.clone().unwrap_or_default(),
@@ -281,21 +286,21 @@ impl Follower {
                 generation: metadata.generation.unwrap_or_default(),
                 status,
                 faults: faults.get(name).cloned().unwrap_or_default(),
-                missing_secret: probe_secret
-                    .clone()
-                    .filter(|name| !self.secrets.now.contains_key(name)),
-                probe_secret,
+                unknown: read.unknown.clone(),
+                pull_secret: resource.is_ok_and(|resource| resource.spec.pull_secret.is_some()),
+                missing_secret: probe_secret.filter(|name| !self.secrets.now.contains_key(name)),
+                secret_fault: secret_faults.get(name).map(|fault| chain(fault)),
             };
             (name.clone(), resourced)
         });
         let mirrors: BTreeMap<_, _> = mirrors.collect();
         let platforms: BTreeSet<String> = self.architectures.now.values().flatten().cloned().collect();
-        let credentials = |(name, mirror): (&String, &MirrorResource)| {
-            let secret = self.secrets.now.get(mirror.probe_secret.as_ref()?)?;
-            Some((name.clone(), docker_config(secret)?))
+        let credentials = |(name, (mirror, connection)): (&String, &(Mirror, Connection))| {
+            let secret = self.secrets.now.get(connection.probe_secret.as_ref()?)?;
+            Some((name.clone(), probe_secret::entry(mirror, connection, secret)))
         };
         let cluster = ClusterView {
-            probe_credentials: mirrors.iter().filter_map(credentials).collect(),
+            probe_credentials: self.good.iter().filter_map(credentials).collect(),
             mirrors,
             platforms: platforms.into_iter().collect(),
         };
@@ -333,16 +338,17 @@ pub(super) fn version(text: Option<&str>) -> u64 {
 
 fn read(schema: &Value, object: DynamicObject) -> Read {
     // A newer status is no reason to do without the settings.
-    let (resource, faults) = api::mirror::decode(schema, &object.name_any(), &object.data["spec"]);
-    match resource {
-        Some(mut resource) if faults.is_empty() => {
+    let Reading { taken, unknown } = newer::read(schema, &object.name_any(), &object.data["spec"]);
+    let resource = match taken {
+        Ok(mut resource) => {
             resource.status = Some(status_of(&object));
             resource.metadata = object.metadata;
             resource.metadata.managed_fields = None;
             Ok(resource)
         }
-        _ => Err((Box::new(object), faults.iter().map(ToString::to_string).collect())),
-    }
+        Err(faults) => Err((Box::new(object), faults.iter().map(ToString::to_string).collect())),
+    };
+    Read { resource, unknown }
 }
 
 pub(super) fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
@@ -361,17 +367,8 @@ fn secret(object: ApiSecret) -> Secret {
             .data
             .unwrap_or_default()
             .into_iter()
-            .filter(|(key, _)| key.starts_with(".dockerc"))
+            .filter(|(key, _)| Secret::is_of_docker(key))
             .map(|(key, value)| (key, value.0))
             .collect(),
     }
-}
-
-/// Returns a Secret's credentials in the newer of the two forms.
-fn docker_config(secret: &Secret) -> Option<Vec<u8>> {
-    if let Some(config) = secret.data.get(".dockerconfigjson") {
-        return Some(config.clone());
-    }
-    let old: Value = serde_json::from_slice(secret.data.get(".dockercfg")?).ok()?;
-    Some(serde_json::json!({"auths": old}).to_string().into_bytes())
 }

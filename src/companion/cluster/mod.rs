@@ -219,14 +219,14 @@ impl Leader {
             since: clock::now(),
         };
         tasks.spawn(pods.run(self.client.clone()));
-        // Nobody but the probers observes mirrors here: reviews are answered elsewhere.
-        let (_observe, observations) = mpsc::channel(1);
+        // Nobody but the probers looks at mirrors here: reviews are answered elsewhere.
+        let (_doubt, doubts) = mpsc::channel(1);
         let workers = mirror::run(
             self.store.clone(),
             self.metrics.clone(),
             self.reports.clone(),
             inherited,
-            observations,
+            doubts,
             wanted,
         );
         tokio::select! {

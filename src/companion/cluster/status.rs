@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     api::{
         self,
+        newer::Unknown,
         v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
     },
     companion::mirror::reports::SweepEnd,
@@ -33,6 +34,7 @@ const LACKING: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConditionType {
     Ready,
+    UnknownFields,
     Healthy,
     CredentialsValid,
     SchemaCurrent,
@@ -45,6 +47,7 @@ impl ConditionType {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "Ready",
+            Self::UnknownFields => "UnknownFields",
             Self::Healthy => "Healthy",
             Self::CredentialsValid => "CredentialsValid",
             Self::SchemaCurrent => "SchemaCurrent",
@@ -79,9 +82,14 @@ pub(super) struct Seen<'a> {
     pub(super) generation: i64,
     /// Why the resource is not in force as it stands.
     pub(super) faults: &'a [String],
+    /// What this program does not know of the resource.
+    pub(super) unknown: &'a [Unknown],
+    /// Whether Pods need a pull secret for this mirror.
+    pub(super) pull_secret: bool,
     /// None if no good form of the resource is in force.
     pub(super) health: Option<Health>,
     pub(super) missing_secret: Option<&'a str>,
+    pub(super) secret_fault: Option<&'a str>,
     pub(super) credentials_accepted: Option<bool>,
     pub(super) nodes_can_pull: Option<bool>,
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
@@ -117,12 +125,18 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         now,
     };
     if seen.faults.is_empty() {
-        conditions.set(
-            ConditionType::Ready,
-            ConditionStatus::True,
-            "InForce",
-            "The resource is in force as it stands.",
-        );
+        let mut message = "The resource is in force as it stands".to_owned();
+        if !seen.unknown.is_empty() {
+            message.push_str(", but for what condition UnknownFields names");
+        }
+        if seen.pull_secret {
+            message.push_str(
+                "; spec.pullSecret is not placed in namespaces yet: where Pods need it, images stay upstream \
+                 (PullSecretNotReady)",
+            );
+        }
+        message.push('.');
+        conditions.set(ConditionType::Ready, ConditionStatus::True, "InForce", &message);
     } else {
         let what = if seen.health.is_some() {
             "The last good form stays in force"
@@ -132,6 +146,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         let message = format!("{what}: {}", seen.faults.join("; "));
         conditions.set(ConditionType::Ready, ConditionStatus::False, "Faulty", &message);
     }
+    unknown_fields(&mut conditions, seen.unknown);
     let told = health(current);
     match seen.health {
         Some(health) if told.is_none_or(|told| !same(told, health)) => {
@@ -151,32 +166,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         generation: seen.generation,
         now,
     };
-    match (seen.missing_secret, seen.credentials_accepted) {
-        (Some(name), _) => {
-            let message = format!("There is no Secret {name} in Kagami's namespace.");
-            conditions.set(
-                ConditionType::CredentialsValid,
-                ConditionStatus::False,
-                "SecretNotFound",
-                &message,
-            );
-        }
-        (None, Some(false)) => conditions.set(
-            ConditionType::CredentialsValid,
-            ConditionStatus::False,
-            "Unauthorized",
-            "The mirror refuses the credentials that it is asked with, or asks for some.",
-        ),
-        (None, Some(true)) => {
-            conditions.set(
-                ConditionType::CredentialsValid,
-                ConditionStatus::True,
-                "Accepted",
-                "The mirror answers.",
-            );
-        }
-        (None, None) => {}
-    }
+    credentials(&mut conditions, seen);
     schema(&mut conditions, seen.lacking);
     match seen.nodes_can_pull {
         Some(true) => {
@@ -204,6 +194,45 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     next
 }
 
+fn credentials(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
+    match (seen.missing_secret, seen.secret_fault, seen.credentials_accepted) {
+        (Some(name), _, _) => {
+            let message = format!("There is no Secret {name} in Kagami's namespace.");
+            conditions.set(
+                ConditionType::CredentialsValid,
+                ConditionStatus::False,
+                "SecretNotFound",
+                &message,
+            );
+        }
+        (None, Some(fault), _) => {
+            let message =
+                format!("The last good credentials, if any, stay in use for an hour at most: {fault}");
+            conditions.set(
+                ConditionType::CredentialsValid,
+                ConditionStatus::False,
+                "SecretFaulty",
+                &message,
+            );
+        }
+        (None, None, Some(false)) => conditions.set(
+            ConditionType::CredentialsValid,
+            ConditionStatus::False,
+            "Unauthorized",
+            "The mirror refuses the credentials that it is asked with, or asks for some.",
+        ),
+        (None, None, Some(true)) => {
+            conditions.set(
+                ConditionType::CredentialsValid,
+                ConditionStatus::True,
+                "Accepted",
+                "The mirror answers.",
+            );
+        }
+        (None, None, None) => {}
+    }
+}
+
 /// Returns the change from one status to the next: a merge patch that names the version that it was
 /// computed from, so that nothing is overwritten unseen. It has only what differs; so what newer versions
 /// have in the status stays.
@@ -221,6 +250,34 @@ pub(super) fn patch(current: &ImageMirrorStatus, next: &ImageMirrorStatus, versi
         }
     }
     json!({"metadata": {"resourceVersion": version.to_string()}, "status": changed})
+}
+
+/// Tells what a newer definition has; nothing was ever told where there is nothing to tell.
+fn unknown_fields(conditions: &mut Conditions<'_>, unknown: &[Unknown]) {
+    match unknown.iter().map(|unknown| unknown.consequence).max() {
+        Some(worst) => {
+            let told: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+            let message = format!(
+                "The resource has what this version of Kagami does not know: {}.",
+                told.join("; ")
+            );
+            conditions.set(
+                ConditionType::UnknownFields,
+                ConditionStatus::True,
+                worst.as_str(),
+                &message,
+            );
+        }
+        None if conditions.has(ConditionType::UnknownFields) => {
+            conditions.set(
+                ConditionType::UnknownFields,
+                ConditionStatus::False,
+                "AllKnown",
+                "Every field of the resource is known.",
+            );
+        }
+        None => {}
+    }
 }
 
 fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
@@ -257,18 +314,16 @@ fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
 
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
     let mut late = Vec::new();
-    let mut any = false;
+    let (mut any, mut tags_wait) = (false, false);
     let slots = [&mut next.sweeps.tag, &mut next.sweeps.digest];
     for ((slot, sweep), class) in slots.into_iter().zip(&seen.sweeps).zip(["tags", "digests"]) {
         let Some((end, through)) = sweep else { continue };
         any = true;
+        tags_wait |= end.tags_wait;
         let took = end.finished_at.since(end.started_at);
         if took > end.period {
-            late.push(format!(
-                "the sweep over {class} took {} s of {} s",
-                took.as_secs(),
-                end.period.as_secs()
-            ));
+            tracing::debug!(class, ?took, period = ?end.period, "a sweep is late");
+            late.push(end.bound);
         }
         let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
         let counts = end.counts;
@@ -294,24 +349,35 @@ fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
         generation: seen.generation,
         now,
     };
-    if late.is_empty() {
+    if !late.is_empty() {
+        // Without the seconds: they differ each time.
+        let message = format!(
+            "Images are not looked at often enough, so proofs may age out: raise \
+             spec.sweep.requestsPerSecond or {}.",
+            late.join(" and ")
+        );
         conditions.set(
             ConditionType::SweepInTime,
-            ConditionStatus::True,
-            "InTime",
-            "Proofs are renewed before they age out.",
+            ConditionStatus::False,
+            "TooSlow",
+            &message,
         );
-    } else {
-        // Without the seconds: they differ each time.
-        let message = "Images are not looked at often enough, so proofs may age out: raise \
-                       spec.sweep.requestsPerSecond or spec.freshness.";
+    } else if tags_wait {
+        let message = "A pull-through mirror is asked for one tag a second, and there are more than can be \
+                       resolved anew within spec.tags.refresh: raise it.";
         conditions.set(
             ConditionType::SweepInTime,
             ConditionStatus::False,
             "TooSlow",
             message,
         );
-        tracing::debug!(late = late.join("; "), "sweeps are late");
+    } else {
+        conditions.set(
+            ConditionType::SweepInTime,
+            ConditionStatus::True,
+            "InTime",
+            "Proofs are renewed before they age out.",
+        );
     }
 }
 
@@ -357,6 +423,12 @@ impl Conditions<'_> {
         }
     }
 
+    fn has(&self, type_: ConditionType) -> bool {
+        self.list
+            .iter()
+            .any(|condition| condition.type_ == type_.as_str())
+    }
+
     fn set(&mut self, type_: ConditionType, status: ConditionStatus, reason: &str, message: &str) {
         let (type_, status) = (type_.as_str(), status.as_str());
         let at = self.list.iter().position(|condition| condition.type_ == type_);
@@ -395,7 +467,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::{health::Fault, presence::Counts};
+    use crate::{
+        api::newer::Consequence,
+        domain::{health::Fault, presence::Counts},
+    };
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
@@ -527,6 +602,81 @@ mod tests {
     }
 
     #[test]
+    fn a_faulty_secret_is_told_by_its_own_condition() {
+        let told = |seen: Seen<'_>| {
+            let status = plan(&ImageMirrorStatus::default(), &seen, at(20));
+            assert_eq!(condition(&status, "Ready").status, "True");
+            assert_eq!(health(&status), Some(healthy(10)));
+            let told = condition(&status, "CredentialsValid");
+            (told.status.clone(), told.reason.clone(), told.message.clone())
+        };
+        let (status, reason, message) = told(Seen {
+            secret_fault: Some("cannot read Secret read: no"),
+            ..seen()
+        });
+        assert_eq!((&*status, &*reason), ("False", "SecretFaulty"));
+        assert!(
+            message.ends_with("for an hour at most: cannot read Secret read: no"),
+            "{message}"
+        );
+        let (status, reason, message) = told(Seen {
+            missing_secret: Some("read"),
+            ..seen()
+        });
+        assert_eq!((&*status, &*reason), ("False", "SecretNotFound"));
+        assert!(message.contains("no Secret read"), "{message}");
+        assert_eq!(told(seen()).1, "Accepted");
+    }
+
+    #[test]
+    fn what_is_not_known_is_told_by_its_worst_consequence() {
+        let told = |current: &ImageMirrorStatus, unknown: &[Unknown]| {
+            plan(current, &Seen { unknown, ..seen() }, at(20))
+        };
+        let before = told(&ImageMirrorStatus::default(), &[]);
+        assert!(
+            !before
+                .conditions
+                .iter()
+                .any(|condition| condition.type_ == "UnknownFields")
+        );
+        let unknown = [
+            ("spec.tags.drift", Consequence::CapabilityOff),
+            ("spec.colour", Consequence::Ignored),
+        ];
+        let unknown = unknown.map(|(field, consequence)| Unknown {
+            field: field.to_owned(),
+            consequence,
+        });
+        let status = told(&before, &unknown);
+        let told_now = condition(&status, "UnknownFields");
+        assert_eq!((&*told_now.status, &*told_now.reason), ("True", "CapabilityOff"));
+        assert!(
+            told_now
+                .message
+                .ends_with("spec.tags is off because of spec.tags.drift; spec.colour is ignored."),
+            "{}",
+            told_now.message
+        );
+        assert!(condition(&status, "Ready").message.contains("UnknownFields"));
+        let status = told(&status, &[]);
+        assert_eq!(condition(&status, "UnknownFields").status, "False");
+        assert_eq!(condition(&status, "Ready"), condition(&before, "Ready"));
+    }
+
+    #[test]
+    fn a_pull_secret_that_nobody_places_is_told() {
+        let with_secret = Seen {
+            pull_secret: true,
+            ..seen()
+        };
+        let status = plan(&ImageMirrorStatus::default(), &with_secret, at(20));
+        let ready = condition(&status, "Ready");
+        assert_eq!(ready.status, "True");
+        assert!(ready.message.contains("PullSecretNotReady"), "{}", ready.message);
+    }
+
+    #[test]
     fn what_nodes_say_of_pulling_stays_until_they_say_otherwise() {
         let told = |nodes_can_pull| Seen {
             nodes_can_pull,
@@ -568,6 +718,8 @@ mod tests {
                 ..Counts::default()
             },
             period: Duration::from_secs(10),
+            bound: "spec.tags.refresh",
+            tags_wait: false,
         };
         let swept = |tags| Seen {
             sweeps: [Some((tags, 77)), Some((end(0, 1), 77))],
@@ -580,6 +732,32 @@ mod tests {
         assert_eq!(status.images, Some(3));
         assert_eq!(condition(&status, "SweepInTime").status, "True");
         let late = plan(&status, &swept(end(3, 11)), at(40));
-        assert_eq!(condition(&late, "SweepInTime").reason, "TooSlow");
+        let in_time = condition(&late, "SweepInTime");
+        assert_eq!(in_time.reason, "TooSlow");
+        assert!(
+            in_time
+                .message
+                .ends_with("requestsPerSecond or spec.tags.refresh."),
+            "{}",
+            in_time.message
+        );
+        // The sweep was in time, but what pull-through mirrors' tags stand for was not asked.
+        let waiting = SweepEnd {
+            tags_wait: true,
+            ..end(3, 1)
+        };
+        let late = plan(&status, &swept(waiting), at(40));
+        let in_time = condition(&late, "SweepInTime");
+        assert_eq!(in_time.status, "False");
+        assert!(
+            in_time.message.contains("spec.tags.refresh: raise it"),
+            "{}",
+            in_time.message
+        );
+        assert!(
+            !in_time.message.contains("requestsPerSecond"),
+            "{}",
+            in_time.message
+        );
     }
 }

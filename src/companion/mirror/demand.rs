@@ -7,8 +7,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use super::{Context, look::locate};
 use crate::{
     clock,
-    domain::{health::State, mirror::Kind, presence::Presence, reason::Reason},
-    registry::pace::Pace,
+    domain::{health::State, presence::Presence, reason::Reason},
     state::Demand,
 };
 
@@ -18,12 +17,8 @@ const IMAGES: usize = 150_000;
 /// How many new images are looked at at once.
 const AT_ONCE: usize = 16;
 
-/// How many images a second a pull-through mirror is asked for by tag: each may be a download.
-const PULL_THROUGH_RATE: u32 = 1;
-
 /// Takes in new images until the task is dropped.
 pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
-    let pull_through = std::sync::Arc::new(Pace::new(Some(PULL_THROUGH_RATE)));
     let mut under_way: HashSet<String> = HashSet::new();
     let mut looks: JoinSet<String> = JoinSet::new();
     loop {
@@ -42,9 +37,9 @@ pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
                 if !is_due(&context, &demand.key) || !under_way.insert(demand.key.clone()) {
                     continue;
                 }
-                let (context, pace) = (context.clone(), std::sync::Arc::clone(&pull_through));
+                let context = context.clone();
                 looks.spawn(async move {
-                    first_look(&context, &demand.key, &pace).await;
+                    first_look(&context, &demand.key).await;
                     demand.key
                 });
             }
@@ -69,7 +64,7 @@ fn is_due(context: &Context, key: &str) -> bool {
     }
 }
 
-async fn first_look(context: &Context, key: &str, pull_through: &Pace) {
+async fn first_look(context: &Context, key: &str) {
     let Some(present) = context.present() else { return };
     if present.health().state != State::Healthy {
         // It is noted; the sweep after the mirror's recovery looks at it.
@@ -84,12 +79,9 @@ async fn first_look(context: &Context, key: &str, pull_through: &Pace) {
             .write(&context.mirror, key, presence, now, now);
         return;
     };
-    if present.settings().kind == Kind::PullThrough {
-        pull_through.turn().await;
-    }
     // What is seen is as old as the question: the mirror may have gone and come in between.
     let asked_at = clock::now();
-    let (Ok(presence) | Err((_, presence))) = context.inspect(&present, &located).await;
+    let (Ok(presence) | Err((_, presence))) = context.inspect(&present, &located, None).await;
     context
         .store
         .index_mut()

@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Context, CurrentMirror};
-use crate::domain::{
-    answer::Answer,
-    decision::Finding,
-    image::Reference,
-    mirror::{Access, Kind, Mirror},
-    platform::Architectures,
-    presence::{Presence, Proof, reason_of},
+use super::{Context, CurrentMirror, upstream};
+use crate::{
+    domain::{
+        answer::Answer,
+        decision::Finding,
+        image::Reference,
+        mirror::{Access, Kind, Mirror},
+        platform::Architectures,
+        presence::{Presence, Proof, reason_of},
+    },
+    registry::pace::Pace,
 };
 
 /// How long one answer may take where nobody waits for it.
@@ -54,19 +57,27 @@ impl Context {
             .await
     }
 
-    /// Looks at an image whole and returns what to write of it, or the answer if it says nothing.
+    /// Looks at an image whole and returns what to write of it, or the answer if it says nothing. With a
+    /// pace, nobody waits for it.
     pub(super) async fn inspect(
         &self,
         present: &CurrentMirror,
         located: &Located<'_>,
+        pace: Option<&Pace>,
     ) -> Result<Presence, (Answer, Presence)> {
-        let deadline = Instant::now() + PATIENCE;
+        let (client, repository) = (&self.client, &located.repository);
         let asked = located.reference.manifest_reference();
-        let (answer, architectures) = match present.settings().kind {
-            Kind::Hosted => self.client.look(&located.repository, asked, deadline).await,
+        let (answer, architectures) = match (present.settings().kind, pace) {
+            (Kind::Hosted, Some(pace)) => client.look_slowly(repository, asked, pace, PATIENCE).await,
+            (Kind::Hosted, None) => {
+                let deadline = Instant::now() + PATIENCE;
+                client.look(repository, asked, deadline).await
+            }
             // It fetches what it lacks, so what an index names is there; looking would be a download.
-            Kind::PullThrough => {
-                let answer = self.client.get(&located.repository, asked, deadline).await;
+            (Kind::PullThrough, _) => {
+                self.downloads.turn().await;
+                let deadline = Instant::now() + PATIENCE;
+                let answer = client.get(repository, asked, deadline).await;
                 let architectures = match &answer {
                     Answer::Exists(manifest) => Finding::named_by(manifest),
                     _ => Architectures::NONE,
@@ -95,10 +106,8 @@ impl Context {
             return None;
         }
         let deadline = Instant::now() + PATIENCE;
-        let upstreams = &self.upstreams;
-        let told = upstreams
-            .give_to_everybody(&located.reference, located.name(), deadline)
-            .await;
+        let (reference, name) = (&located.reference, located.name());
+        let told = upstream::gives_to_everybody(&self.upstreams, reference, name, deadline).await;
         told.or_else(|| {
             let index = self.store.index();
             match &index.get(&self.mirror, &located.key)?.presence {

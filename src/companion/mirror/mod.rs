@@ -1,15 +1,17 @@
 //! Keeping the state of mirrors up to date, one by one.
 //!
-//! For each mirror there is a worker with three tasks: the prober (health), the sweeper (known
-//! images) and the demand (new images). They talk through the store alone. The webhook never waits
-//! for any of them.
+//! For each mirror there is a worker with four tasks: the prober (health), the sweeper (known
+//! images), the resolver (a pull-through mirror's tags) and the demand (new images). They talk through
+//! the store alone. The webhook never waits for any of them.
 
 mod demand;
 mod look;
 mod prober;
 pub mod reports;
+mod resolver;
 mod sweeper;
 mod upstream;
+mod verifier;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,20 +32,26 @@ use crate::{
     domain::{
         health::{Health, Observation, State},
         mirror::{Mirror, Prefer},
+        presence::Rules,
         routing::MirrorId,
         snapshot::Snapshot,
+        sweep::Tenure,
+        time::Timestamp,
     },
     metrics::Metrics,
-    registry::Client,
-    state::{Demand, Observed, Store},
+    registry::{Client, pace::Pace, pool::Pool},
+    state::{Demand, Doubt, Store},
     tasks::panic_message,
 };
 
 use reports::Reports;
 
-/// How many observations and new images may wait for each mirror. More is dropped: the next
+/// How many doubts and new images may wait for each mirror. More is dropped: the next
 /// review tells again.
 const QUEUE: usize = 1024;
+
+/// How many images a second a pull-through mirror is asked for by tag: each may be a download.
+const PULL_THROUGH_RATE: u32 = 1;
 
 /// How long the companion stops after a panic, so that one that comes again at once does no harm.
 const PAUSE_AFTER_PANIC: Duration = Duration::from_secs(1);
@@ -54,7 +62,7 @@ struct Worker {
     /// First, because fields are dropped in their order: no task is to see its queue end.
     tasks: JoinSet<()>,
     client: Client,
-    observations: mpsc::Sender<Observed>,
+    doubts: mpsc::Sender<Doubt>,
     demand: mpsc::Sender<Demand>,
 }
 
@@ -65,8 +73,11 @@ struct Context {
     client: Client,
     store: Store,
     metrics: Metrics,
-    upstreams: upstream::Registries,
+    upstreams: Pool,
     reports: Reports,
+    /// The turns of whoever asks a pull-through mirror for what may be a download.
+    downloads: Arc<Pace>,
+    began: (Timestamp, Instant),
 }
 
 /// A mirror as the configuration and its health have it at one moment.
@@ -83,6 +94,15 @@ impl Context {
         let id = snapshot.routing.find(&self.mirror)?;
         Some(CurrentMirror { snapshot, id })
     }
+
+    /// Returns for how long this worker has kept the mirror's state.
+    fn tenure(&self) -> Tenure {
+        let (since, began) = self.began;
+        Tenure {
+            since,
+            lasted: began.elapsed(),
+        }
+    }
 }
 
 impl CurrentMirror {
@@ -92,6 +112,10 @@ impl CurrentMirror {
 
     fn health(&self) -> Health {
         self.snapshot.health_of(self.id)
+    }
+
+    fn rules(&self) -> Rules {
+        Rules::of(self.settings(), self.health().proven_since)
     }
 }
 
@@ -103,13 +127,13 @@ pub async fn run(
     metrics: Metrics,
     reports: Reports,
     mut inherited: BTreeSet<String>,
-    mut observations: mpsc::Receiver<Observed>,
+    mut doubts: mpsc::Receiver<Doubt>,
     mut demand: mpsc::Receiver<Demand>,
 ) -> std::convert::Infallible {
     let mut snapshots = store.subscribe();
     let mut workers: BTreeMap<String, Worker> = BTreeMap::new();
     let mut upstreams: BTreeMap<String, JoinSet<()>> = BTreeMap::new();
-    let registries = upstream::Registries::default();
+    let pool = Pool::default();
     loop {
         let snapshot = store.snapshot();
         workers.retain(|mirror, worker| {
@@ -131,8 +155,10 @@ pub async fn run(
                     client,
                     store: store.clone(),
                     metrics: metrics.clone(),
-                    upstreams: registries.clone(),
+                    upstreams: pool.clone(),
                     reports: reports.clone(),
+                    downloads: Arc::new(Pace::new(Some(PULL_THROUGH_RATE))),
+                    began: (clock::now(), Instant::now()),
                 };
                 // Once only: what starts anew later does so because its mirror is another one.
                 let inherits = inherited.remove(&mirror.name);
@@ -143,7 +169,7 @@ pub async fn run(
                 workers.insert(mirror.name.clone(), Worker::start(context, health));
             }
         }
-        watch_upstreams(&mut upstreams, &snapshot, &store);
+        watch_upstreams(&mut upstreams, &snapshot, &pool, &store);
         loop {
             tokio::select! {
                 changed = snapshots.changed() => {
@@ -163,9 +189,9 @@ pub async fn run(
                     }
                     break;
                 }
-                Some(observed) = observations.recv() => {
-                    if let Some(worker) = workers.get(&observed.mirror) {
-                        drop(worker.observations.try_send(observed));
+                Some(doubt) = doubts.recv() => {
+                    if let Some(worker) = workers.get(&doubt.mirror) {
+                        drop(worker.doubts.try_send(doubt));
                     }
                 }
                 Some(wanted) = demand.recv() => {
@@ -211,20 +237,21 @@ pub async fn look_once(store: &Store, deadline: Instant) {
 
 impl Worker {
     fn start(context: Context, health: Health) -> Self {
-        let (observations, observed) = mpsc::channel(QUEUE);
+        let (doubts, doubted) = mpsc::channel(QUEUE);
         let (demand, wanted) = mpsc::channel(QUEUE);
         let client = context.client.clone();
         context.store.set_health(&context.mirror, health);
         context.metrics.set_health(&context.mirror, health.state);
         context.reports.probed(&context.mirror);
         let mut tasks = JoinSet::new();
-        tasks.spawn(prober::run(context.clone(), observed));
+        tasks.spawn(prober::run(context.clone(), doubted));
         tasks.spawn(sweeper::run(context.clone()));
+        tasks.spawn(resolver::run(context.clone()));
         tasks.spawn(demand::run(context, wanted));
         Self {
             tasks,
             client,
-            observations,
+            doubts,
             demand,
         }
     }
@@ -255,7 +282,12 @@ fn upstreams_to_watch(snapshot: &Snapshot) -> BTreeSet<&str> {
 }
 
 /// Watches the upstream registries of mirrors that are used only while upstream fails.
-fn watch_upstreams(watched: &mut BTreeMap<String, JoinSet<()>>, snapshot: &Snapshot, store: &Store) {
+fn watch_upstreams(
+    watched: &mut BTreeMap<String, JoinSet<()>>,
+    snapshot: &Snapshot,
+    pool: &Pool,
+    store: &Store,
+) {
     let wanted = upstreams_to_watch(snapshot);
     watched.retain(|host, _| {
         let stays = wanted.contains(host.as_str());
@@ -267,7 +299,7 @@ fn watch_upstreams(watched: &mut BTreeMap<String, JoinSet<()>>, snapshot: &Snaps
     for host in wanted {
         if !watched.contains_key(host) {
             let mut task = JoinSet::new();
-            task.spawn(upstream::watch(host.to_owned(), store.clone()));
+            task.spawn(upstream::watch(host.to_owned(), pool.clone(), store.clone()));
             watched.insert(host.to_owned(), task);
         }
     }
@@ -289,7 +321,7 @@ mod tests {
                 credentials: None,
             })
             .unwrap(),
-            observations: mpsc::channel(1).0,
+            doubts: mpsc::channel(1).0,
             demand: mpsc::channel(1).0,
         };
         let (mut good, mut bad) = (JoinSet::new(), JoinSet::new());

@@ -15,11 +15,12 @@ use crate::{
         digest::Digest,
         health::{Fault, Health, Machine, Observation, State},
         mirror::{HealthSettings, Kind, Mirror},
-        presence::{Presence, reason_of},
+        platform::Architectures,
+        presence::{Presence, Proof, reason_of},
         snapshot::Snapshot,
         time::Timestamp,
     },
-    state::Observed,
+    state::Doubt,
 };
 
 /// Every so many rounds a blob is read: a mirror that hangs while sending data is worse than a dead
@@ -35,11 +36,12 @@ const CHILDREN: usize = 4;
 /// How many known images take turns as canary.
 const CANARIES: usize = 16;
 
-/// The shortest pause between two rounds that something bad calls for.
+/// The shortest pause between two rounds that a doubt calls for.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 
-/// Watches the mirror until the task is dropped. `observed` is what others saw of it.
-pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>) {
+/// Watches the mirror until the task is dropped. `doubts` come from looks for single images, which
+/// count for nothing here but bring the next look forward.
+pub(super) async fn run(context: Context, mut doubts: mpsc::Receiver<Doubt>) {
     let mut snapshots = context.store.subscribe();
     let health = context
         .present()
@@ -49,23 +51,29 @@ pub(super) async fn run(context: Context, mut observed: mpsc::Receiver<Observed>
         canaries: Vec::new(),
         rounds: 0,
         data_in_doubt: false,
+        doubted: false,
         context,
     };
     while let Some(present) = prober.context.present() {
         let settings = present.settings();
-        if prober.machine.health() != present.health() {
-            // Somebody else had to say something, because this task did not for too long.
-            prober.machine = Machine::resume(settings.health, present.health());
-        }
+        prober.resume();
         prober.machine.configure(settings.health);
         let started = Instant::now();
         let observation = prober.round(settings).await;
         prober.context.reports.probed(&prober.context.mirror);
+        if prober.resume() && observation == Observation::Good {
+            // Somebody else had to say something, because this look took too long: what it saw first
+            // is older than that.
+            continue;
+        }
         let confirm_now = prober.observe(observation);
+        // A doubt that the look confirms calls for another one, until it is known.
+        prober.doubted &=
+            observation != Observation::Good && prober.machine.health().state != State::Unhealthy;
         if confirm_now {
             continue;
         }
-        prober.wait(&mut observed, &mut snapshots, started).await;
+        prober.wait(&mut doubts, &mut snapshots, started).await;
     }
 }
 
@@ -77,6 +85,8 @@ struct Prober {
     rounds: u32,
     /// The last data that was asked for did not come.
     data_in_doubt: bool,
+    /// Somebody looked for an image in vain, and no look has shown since that the mirror is well.
+    doubted: bool,
 }
 
 /// An image known to be there.
@@ -86,51 +96,60 @@ struct Canary {
     digest: Digest,
 }
 
+/// What came of reading an image's data.
+enum Data {
+    Observed(Observation),
+    /// None of the images that an index names and that were there are there any more; these were tried.
+    NoChild(Architectures),
+}
+
 impl Prober {
-    /// Waits for the next round, which something bad that others see brings forward.
+    /// Waits for the next round, which a doubt brings forward.
     async fn wait(
         &mut self,
-        observed: &mut mpsc::Receiver<Observed>,
+        doubts: &mut mpsc::Receiver<Doubt>,
         snapshots: &mut watch::Receiver<Arc<Snapshot>>,
         started: Instant,
     ) {
         while let Some(present) = self.context.present() {
-            let next = started + present.settings().health.interval;
+            let mut next = started + present.settings().health.interval;
+            if self.doubted {
+                next = next.min(started + SHORTEST_PAUSE);
+            }
             tokio::select! {
-                () = sleep_until(next) => return,
+                () = sleep_until(next) => break,
                 // The interval may be another one now.
                 Ok(()) = snapshots.changed() => {}
-                Some(Observed { observation, .. }) = observed.recv() => {
-                    if observation == Observation::Good {
-                        // It may be older than what we saw since, so it must not heal a mirror.
-                        continue;
-                    }
-                    self.observe(observation);
-                    if self.machine.health().state != State::Unhealthy {
-                        // Many probes of one hiccup speak with one voice: it takes a look of our
-                        // own to confirm it.
-                        while observed.try_recv().is_ok() {}
-                        sleep_until(next.min(started + SHORTEST_PAUSE)).await;
-                        return;
-                    }
-                }
+                // What is known to be bad is looked at in its turn.
+                Some(_) = doubts.recv() => self.doubted = self.machine.health().state != State::Unhealthy,
             }
         }
+        // Many looks at one hiccup speak with one voice.
+        while doubts.try_recv().is_ok() {}
+    }
+
+    /// Goes on from what the store has, if that is not what this task put there. Returns whether.
+    fn resume(&mut self) -> bool {
+        let Some(present) = self.context.present() else {
+            return false;
+        };
+        let differs = self.machine.health() != present.health();
+        if differs {
+            self.machine = Machine::resume(present.settings().health, present.health());
+        }
+        differs
     }
 
     /// Takes in an observation and publishes what changed. Returns whether to look again at once.
     fn observe(&mut self, observation: Observation) -> bool {
+        self.resume();
         let before = self.machine.health();
         let observed = self.machine.observe(observation, clock::now());
         let health = self.machine.health();
         if observed.changed {
             self.publish(before.state);
-        } else if self
-            .context
-            .present()
-            .is_some_and(|present| present.health() != health)
-        {
-            // Another cause of the same state, or somebody else wrote it: a new configuration may.
+        } else if health.fault != before.fault {
+            // Another cause of the same state.
             self.context.store.set_health(&self.context.mirror, health);
         }
         observed.confirm_now
@@ -187,18 +206,36 @@ impl Prober {
         };
         let observation = match &answer {
             Answer::Exists(manifest) => {
-                self.machine.canary(&canary.key, true, clock::now());
-                if with_data {
-                    self.read_data(&located.repository, manifest, timeout).await
+                let data = if with_data {
+                    let known = self.architectures(&canary.key, settings.kind);
+                    self.read_data(&located.repository, manifest, known, timeout)
+                        .await
                 } else {
-                    Observation::Good
+                    Data::Observed(Observation::Good)
+                };
+                match data {
+                    Data::Observed(observation) => {
+                        self.machine.canary(&canary.key, true, clock::now());
+                        observation
+                    }
+                    Data::NoChild(tried) => {
+                        let presence = self.without(&canary.key, tried);
+                        self.gone(&canary.key, presence, &Answer::Missing, asked_at);
+                        Observation::Good
+                    }
                 }
             }
             other => {
                 if let Some(observation) = Observation::of(other) {
                     observation
                 } else {
-                    self.gone(&canary.key, other, asked_at);
+                    let presence = match other {
+                        Answer::Missing => Some(Presence::Missing),
+                        // The mirror asked to wait; the image may be there.
+                        Answer::RateLimited { .. } => None,
+                        other => Some(Presence::Unknown(reason_of(other))),
+                    };
+                    self.gone(&canary.key, presence, other, asked_at);
                     Observation::Good
                 }
             }
@@ -209,51 +246,89 @@ impl Prober {
         observation
     }
 
-    /// Reads a bit of a blob of an image; of an index, from the first of its images that is there.
-    async fn read_data(&self, repository: &str, manifest: &Manifest, timeout: Duration) -> Observation {
+    /// Returns the architectures for which a canary was there; all where nobody looked.
+    fn architectures(&self, key: &str, kind: Kind) -> Architectures {
+        let index = self.context.store.index();
+        match index.get(&self.context.mirror, key).map(|entry| &entry.presence) {
+            Some(Presence::Present(proof)) if kind == Kind::Hosted => proof.architectures,
+            _ => Architectures::ALL,
+        }
+    }
+
+    /// Returns what is left of a canary's proof without some architectures.
+    fn without(&self, key: &str, gone: Architectures) -> Option<Presence> {
+        let index = self.context.store.index();
+        match &index.get(&self.context.mirror, key)?.presence {
+            Presence::Present(proof) => Some(Presence::Present(Proof {
+                architectures: proof.architectures.without(gone),
+                ..proof.clone()
+            })),
+            _ => None,
+        }
+    }
+
+    /// Reads a bit of a blob of an image; of an index, from the first of its images that is there of those
+    /// that were.
+    async fn read_data(
+        &self,
+        repository: &str,
+        manifest: &Manifest,
+        known: Architectures,
+        timeout: Duration,
+    ) -> Data {
         let client = &self.context.client;
         let mut blob = manifest.blob.clone();
+        let mut gone = Architectures::NONE;
         let named = manifest
             .children
             .iter()
-            .filter(|child| child.architecture.is_some());
-        for child in named.take(CHILDREN) {
+            .filter_map(|child| Some((child, Architectures::of(child.architecture.as_deref()?))))
+            .filter(|(_, architecture)| known.contains(*architecture));
+        for (child, architecture) in named.take(CHILDREN) {
             let deadline = Instant::now() + timeout;
             match client.get(repository, &child.digest.to_string(), deadline).await {
                 Answer::Exists(manifest) => {
+                    gone = Architectures::NONE;
                     blob = manifest.blob;
                     break;
                 }
-                Answer::Missing => {}
-                other => return Observation::of(&other).unwrap_or(Observation::Good),
+                Answer::Missing => gone = gone.or(architecture),
+                other => {
+                    return Data::Observed(Observation::of(&other).unwrap_or(Observation::Good));
+                }
             }
         }
+        // Where nobody looked before, there is nothing that could be gone.
+        if !gone.is_empty() && known != Architectures::ALL {
+            return Data::NoChild(gone);
+        }
         let Some(blob) = blob else {
-            return Observation::Good;
+            return Data::Observed(Observation::Good);
         };
         let deadline = Instant::now() + timeout;
-        match client.blob(repository, &blob.digest, BLOB_BYTES, deadline).await {
-            // The image may be broken, which says nothing of others.
-            Ok(_)
-            | Err(
-                Failure::Missing
-                | Failure::RateLimited { .. }
-                | Failure::Ambiguous(Ambiguity::DigestMismatch),
-            ) => Observation::Good,
-            Err(_) => Observation::Bad(Fault::DataPath),
-        }
+        Data::Observed(
+            match client
+                .beginning(repository, &blob.digest, BLOB_BYTES, deadline)
+                .await
+            {
+                // The image may be broken, which says nothing of others.
+                Ok(_)
+                | Err(
+                    Failure::Missing
+                    | Failure::RateLimited { .. }
+                    | Failure::Ambiguous(Ambiguity::DigestMismatch),
+                ) => Observation::Good,
+                Err(_) => Observation::Bad(Fault::DataPath),
+            },
+        )
     }
 
     /// Notes that an image that was there is not to be had. Says nothing of health; but when it is
     /// one after the other, the mirror was emptied, or gives nothing to Kagami any more, and every
     /// proof is void.
-    fn gone(&mut self, key: &str, answer: &Answer, asked_at: Timestamp) {
-        let presence = match answer {
-            // The mirror asked to wait; the image may be there.
-            Answer::RateLimited { .. } => return,
-            Answer::Missing => Presence::Missing,
-            other => Presence::Unknown(reason_of(other)),
-        };
+    fn gone(&mut self, key: &str, presence: Option<Presence>, answer: &Answer, asked_at: Timestamp) {
+        let Some(presence) = presence else { return };
+        self.resume();
         self.canaries.retain(|known| known.key != key);
         let now = clock::now();
         self.context

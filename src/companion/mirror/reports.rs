@@ -16,6 +16,10 @@ pub struct SweepEnd {
     pub counts: Counts,
     /// The time between the starts of two sweeps that keeps proofs fresh.
     pub period: Duration,
+    /// The setting that says how long they last.
+    pub bound: &'static str,
+    /// Whether tags of a pull-through mirror wait longer to be resolved anew than they should.
+    pub tags_wait: bool,
 }
 
 /// What the workers of one mirror told last.

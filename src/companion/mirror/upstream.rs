@@ -3,11 +3,7 @@
 //! They are asked without credentials, seldom, and only where a mirror's settings make the answer
 //! matter.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
@@ -16,24 +12,24 @@ use crate::{
     domain::{
         answer::{Answer, Failure},
         health::{Machine, Observation, State},
-        image::{DOCKER_HUB, Reference},
+        image::Reference,
         mirror::HealthSettings,
     },
-    registry::{Client, Endpoint, pace::Pace},
+    registry::{
+        Client,
+        pool::{Pool, Upstream},
+    },
     state::Store,
 };
-
-/// How many images a second one registry is asked for: Docker Hub limits whoever asks more.
-const RATE: u32 = 5;
 
 /// How long a question may wait for its turn before it is not put.
 const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 /// Watches one registry until the task is dropped.
-pub(super) async fn watch(host: String, store: Store) {
+pub(super) async fn watch(host: String, pool: Pool, store: Store) {
     let settings = HealthSettings::default();
     let mut machine = Machine::new(settings, clock::now());
-    let Some(client) = client(&host) else {
+    let Some(Upstream { client, .. }) = pool.upstream(&host) else {
         return std::future::pending().await;
     };
     loop {
@@ -49,7 +45,7 @@ pub(super) async fn watch(host: String, store: Store) {
 
 /// Returns the state of a registry after one look at it.
 pub(super) async fn look_once(host: &str, deadline: Instant) -> State {
-    let Some(client) = client(host) else {
+    let Some(Upstream { client, .. }) = Pool::default().upstream(host) else {
         return State::Unknown;
     };
     match observe(&client, deadline).await {
@@ -66,78 +62,23 @@ async fn observe(client: &Client, deadline: Instant) -> Observation {
     }
 }
 
-/// Anonymous clients of upstream registries, one for each, so that connections are kept and waits
-/// that a registry asked for are obeyed. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Registries(Arc<Mutex<BTreeMap<String, Registry>>>);
-
-#[derive(Clone, Debug)]
-struct Registry {
-    client: Client,
-    pace: Arc<Pace>,
-}
-
-impl Registries {
-    /// Returns whether an anonymous client gets an image; none if nobody can tell now, or if too much
-    /// was asked of its registry lately.
-    pub(super) async fn give_to_everybody(
-        &self,
-        reference: &Reference<'_>,
-        name: &str,
-        deadline: Instant,
-    ) -> Option<bool> {
-        let (host, repository) = name.split_once('/')?;
-        let Registry { client, pace } = self.registry(host)?;
-        if !pace.turn_within(LONGEST_TURN).await {
-            return None;
-        }
-        match client
-            .head(repository, reference.manifest_reference(), deadline)
-            .await
-        {
-            Answer::Exists(_) => Some(true),
-            Answer::Missing | Answer::Unauthorized => Some(false),
-            _ => None,
-        }
+/// Returns whether an anonymous client gets an image; none if nobody can tell now, or if too much was
+/// asked of its registry lately.
+pub(super) async fn gives_to_everybody(
+    pool: &Pool,
+    reference: &Reference<'_>,
+    name: &str,
+    deadline: Instant,
+) -> Option<bool> {
+    let (host, repository) = name.split_once('/')?;
+    let Upstream { client, pace } = pool.upstream(host)?;
+    if !pace.turn_within(LONGEST_TURN).await {
+        return None;
     }
-
-    fn registry(&self, host: &str) -> Option<Registry> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(registry) = known.get(host) {
-            return Some(registry.clone());
-        }
-        let registry = Registry {
-            client: client(host)?,
-            pace: Arc::new(Pace::new(Some(RATE))),
-        };
-        known.insert(host.to_owned(), registry.clone());
-        Some(registry)
+    let asked = reference.manifest_reference();
+    match client.head(repository, asked, deadline).await {
+        Answer::Exists(_) => Some(true),
+        Answer::Missing | Answer::Unauthorized => Some(false),
+        _ => None,
     }
-}
-
-/// Returns an anonymous client of the registry behind a host as it stands in image names.
-fn client(host: &str) -> Option<Client> {
-    let url = match host {
-        // The name in references is not the name of the registry's API.
-        DOCKER_HUB => "https://registry-1.docker.io".to_owned(),
-        // Docker and containerd speak plain HTTP with registries on loopback, and so must who
-        // wants to know what they get.
-        host if is_loopback(host) => format!("http://{host}"),
-        host => format!("https://{host}"),
-    };
-    Client::new(&Endpoint {
-        url,
-        ca_bundle: None,
-        credentials: None,
-    })
-    .ok()
-}
-
-fn is_loopback(host: &str) -> bool {
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    name == "localhost"
-        || name == "[::1]"
-        || name
-            .parse::<std::net::Ipv4Addr>()
-            .is_ok_and(|ip| ip.is_loopback())
 }

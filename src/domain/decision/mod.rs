@@ -3,12 +3,16 @@
 //! `decide` settles all that is known and lists the probes that are missing; the caller makes them
 //! within its budget; `settle` turns what came back into decisions. Nothing here can fail: every
 //! doubt is a decision to keep the image, with its reason.
+//!
+//! An image that Kagami rewrote earlier is decided about as its recorded original, in whatever round
+//! and wherever the Pod comes from: what a Pod says of itself proves where its image comes from
+//! ([`super::original`]), never that the mirror has it.
 
-mod verify;
+use std::collections::HashMap;
 
+use foldhash::quality::RandomState;
+use serde_json::Value;
 use smallvec::SmallVec;
-
-pub(super) use verify::carried;
 
 use super::{
     answer::{Answer, Manifest},
@@ -18,11 +22,12 @@ use super::{
     mapping::MapError,
     mirror::{Access, Kind, Mirror, Mode, Prefer},
     names::PULL_SECRET,
+    original::{Original, RecordedDecisions},
     platform::Architectures,
     pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Index, Judgement, Proof, Rules},
     reason::{Outcome, Reason},
-    routing::{self, MirrorId},
+    routing::{self, MirrorId, Routing},
     snapshot::Snapshot,
     time::Timestamp,
 };
@@ -34,6 +39,8 @@ pub struct Request<'a> {
     /// The mode of the namespace.
     pub mode: Mode,
     pub operation: Operation,
+    /// Whether an image that was rewritten earlier may go back to its original.
+    pub heal: bool,
     pub pod: Pod<'a>,
 }
 
@@ -99,6 +106,8 @@ impl Finding {
 #[derive(Debug)]
 pub struct Plan<'a> {
     places: Vec<Planned<'a>>,
+    heal: bool,
+    recorded: RecordedDecisions<'a>,
     /// The probes that are missing, each once.
     pub probes: Vec<Probe>,
     /// Images that the shared state does not know and somebody should look at, probed now or not.
@@ -111,8 +120,10 @@ struct Planned<'a> {
     /// The reason where no mirror needs to be asked.
     standing: Option<Reason>,
     left_alone: bool,
-    /// This is Kagami's own earlier rewrite, by that mirror.
-    carried: Option<MirrorId>,
+    /// This is Kagami's own earlier rewrite.
+    carried: bool,
+    /// What is decided about: the original of what is carried, else the image. Absent where nothing
+    /// about it matters.
     reference: Option<Reference<'a>>,
     wants_pull_secret: bool,
     candidates: SmallVec<[Asked; 1]>,
@@ -141,8 +152,11 @@ pub struct Decision<'a> {
     pub kind: PlaceKind,
     pub index: usize,
     pub name: &'a str,
-    /// The image as the user wrote it (or as it is now, for an image rewritten earlier).
+    /// The image as the user wrote it. For an image rewritten earlier this is its original, unless
+    /// nothing may change.
     pub image: &'a str,
+    /// What stands there now.
+    pub present: &'a str,
     pub outcome: Outcome,
     pub reason: Reason,
     pub mirror: Option<MirrorId>,
@@ -154,12 +168,25 @@ pub struct Decision<'a> {
     pub candidates: SmallVec<[CandidateDecision; 2]>,
     /// The strongest effective mode among the candidates; off without any.
     pub mode: Mode,
-    /// An earlier round of admission rewrote this image.
+    /// What stands there now is Kagami's own earlier rewrite; its original is recorded.
     pub carried: bool,
+    /// What the Pod says that was decided before.
+    pub earlier: Earlier,
     /// Nothing of the whole Pod may change, whatever stands on it.
     pub left_alone: bool,
     /// Some candidate that may rewrite needs the pull secret, and it is in place.
     pub wants_pull_secret: bool,
+}
+
+/// How the decision that stands on a Pod for a place compares with the present one. It may come from an
+/// earlier round of this admission, from long ago, or from anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// None stands there.
+    Absent,
+    /// It tells the same, and the image stays as it is.
+    Same,
+    Other,
 }
 
 /// What was decided of one mirror for one place.
@@ -189,6 +216,7 @@ pub fn decide<'a>(
         key: String::with_capacity(128),
         probes: Vec::new(),
         unknown: Vec::new(),
+        unproven: HashMap::default(),
     };
     let places = request
         .pod
@@ -198,10 +226,16 @@ pub fn decide<'a>(
         .collect();
     Plan {
         places,
+        heal: request.heal,
+        recorded: RecordedDecisions::of(&request.pod),
         probes: decider.probes,
         unknown: decider.unknown,
     }
 }
+
+/// The mirrors that an image without proof was met with, and the positions of those probes that are
+/// waited for.
+type Met = SmallVec<[(MirrorId, Option<usize>); 1]>;
 
 struct Decider<'s, 'a> {
     snapshot: &'s Snapshot,
@@ -216,6 +250,8 @@ struct Decider<'s, 'a> {
     key: String,
     probes: Vec<Probe>,
     unknown: Vec<Probe>,
+    /// By their keys, the images without proof that were met so far.
+    unproven: HashMap<String, Met, RandomState>,
 }
 
 impl<'a> Decider<'_, 'a> {
@@ -224,7 +260,7 @@ impl<'a> Decider<'_, 'a> {
             place,
             standing: None,
             left_alone: false,
-            carried: None,
+            carried: false,
             reference: None,
             wants_pull_secret: false,
             candidates: SmallVec::new(),
@@ -232,22 +268,35 @@ impl<'a> Decider<'_, 'a> {
         planned.standing = self.standing();
         if planned.standing.is_some() {
             planned.left_alone = true;
+            if self.original(place).is_some() {
+                planned.carried = true;
+                planned.standing = Some(Reason::AlreadyMirrored);
+            }
             return planned;
         }
-        let Ok(reference) = Reference::parse(&place.image) else {
+        let Ok(mut reference) = Reference::parse(&place.image) else {
             planned.standing = Some(Reason::InvalidReference);
             return planned;
         };
-        planned.reference = Some(reference);
         reference.write_key(&mut self.key);
         let routing = &self.snapshot.routing;
-        let name = reference.name_in(&self.key);
-        let candidates = routing.candidates(name);
+        let mut candidates = routing.candidates(reference.name_in(&self.key));
         if candidates.names_mirror {
-            planned.carried = carried(routing, name, &self.request.pod, place);
-            planned.standing = Some(Reason::AlreadyMirrored);
-            return planned;
+            let original = self.original(place);
+            planned.carried = original.is_some();
+            // Without leave to change it, or a pull, there is nothing to decide.
+            let decided = original.filter(|_| self.mode == Mode::Enforce && !place.never);
+            if let Some(original) = decided {
+                reference = original.reference;
+                reference.write_key(&mut self.key);
+                candidates = routing.candidates(reference.name_in(&self.key));
+            }
+            if decided.is_none() || candidates.names_mirror {
+                planned.standing = Some(Reason::AlreadyMirrored);
+                return planned;
+            }
         }
+        planned.reference = Some(reference);
         if place.never {
             planned.standing = Some(Reason::PullNever);
             return planned;
@@ -290,6 +339,12 @@ impl<'a> Decider<'_, 'a> {
             });
         }
         planned
+    }
+
+    /// Returns what the user wrote where an earlier round of admission rewrote it.
+    fn original(&self, place: &Place<'_>) -> Option<Original<'a>> {
+        let recorded = self.request.pod.original(place)?;
+        Original::prove(&self.snapshot.routing, &place.image, recorded, || None)
     }
 
     /// Returns the reason for which the whole Pod is left alone.
@@ -410,10 +465,12 @@ impl<'a> Decider<'_, 'a> {
         reason: Option<Reason>,
     ) -> Verdict {
         let mirror = candidate.mirror;
-        let same = |probe: &Probe| probe.mirror == mirror && probe.key == self.key;
-        if let Some(position) = self.probes.iter().position(same) {
-            return Verdict::Waits(position);
+        let met = self.unproven.get(&self.key);
+        let met = met.and_then(|met| met.iter().find(|(met, _)| *met == mirror));
+        if let Some((_, Some(position))) = met {
+            return Verdict::Waits(*position);
         }
+        let is_new = met.is_none();
         let repository = match settings.mapping.repository_path(reference) {
             Ok(repository) => repository,
             Err(MapError::NameTooLong { .. }) => return Verdict::Not(Reason::NameTooLong),
@@ -429,14 +486,13 @@ impl<'a> Decider<'_, 'a> {
             repository,
             reference,
         };
-        // What waits was not met before, else its probe would have been.
-        let untold = if wait {
-            !self.index.contains(&settings.name, &self.key)
-        } else {
-            !self.unknown.iter().any(same)
-        };
-        if untold {
-            self.unknown.push(probe.clone());
+        if is_new {
+            let position = wait.then_some(self.probes.len());
+            let met = self.unproven.entry(self.key.clone()).or_default();
+            met.push((mirror, position));
+            if !wait || !self.index.contains(&settings.name, &self.key) {
+                self.unknown.push(probe.clone());
+            }
         }
         if wait {
             self.probes.push(probe);
@@ -463,11 +519,77 @@ impl Decision<'_> {
     pub const fn label(&self) -> PlaceLabel<'_> {
         PlaceLabel::new(self.kind, self.name)
     }
+
+    /// Returns what shall stand in the Pod, if that is not what stands there now.
+    pub fn replacement(&self) -> Option<&str> {
+        let wanted = match self.outcome {
+            Outcome::Rewritten => self.rewritten.as_deref()?,
+            Outcome::WouldRewrite => return None,
+            Outcome::Kept => self.image,
+        };
+        (wanted != self.present).then_some(wanted)
+    }
+
+    /// Turns what was decided of an original into the decision about its earlier rewrite.
+    fn carry_over(&mut self, heal: bool) {
+        let stays = match self.outcome {
+            Outcome::Rewritten => false,
+            Outcome::WouldRewrite => true,
+            // An owner that fights one mirror's rewrites fights every change.
+            Outcome::Kept => {
+                let fights = |reason| matches!(reason, Reason::OwnerExcluded | Reason::OwnerLoop);
+                let fought = self.candidates.iter().any(|candidate| fights(candidate.reason));
+                !heal || fought || !goes_back(self.reason)
+            }
+        };
+        if stays {
+            self.leave_as_it_is();
+        }
+    }
+
+    /// Whether an earlier round told of this very decision already.
+    pub fn is_repeated(&self) -> bool {
+        self.carried && self.earlier == Earlier::Same
+    }
+
+    /// Compares what was decided now with what stands on the Pod.
+    fn compare(&mut self, recorded: &RecordedDecisions<'_>, routing: &Routing) {
+        let Some(entry) = recorded.entry(self.label()) else {
+            return;
+        };
+        let text = |field: &str| entry.get(field).and_then(Value::as_str);
+        let mirror = self.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
+        let same = text("outcome") == Some(self.outcome.as_str())
+            && text("reason") == Some(self.reason.as_str())
+            && text("mirror") == mirror
+            && self.replacement().is_none();
+        self.earlier = if same { Earlier::Same } else { Earlier::Other };
+    }
+
+    /// Keeps an earlier rewrite as it stands there, whatever is true of its mirror.
+    fn leave_as_it_is(&mut self) {
+        self.image = self.present;
+        self.outcome = Outcome::Kept;
+        self.reason = Reason::AlreadyMirrored;
+        self.mirror = None;
+        self.rewritten = None;
+        self.digest = None;
+        self.candidates.clear();
+        self.mode = Mode::Off;
+    }
 }
 
 /// Turns all decisions into keeping the image, for one reason.
 pub fn keep_all(decisions: &mut [Decision<'_>], reason: Reason) {
     for decision in decisions {
+        // Nothing is written, so what stands there tells of something else.
+        if decision.earlier == Earlier::Same {
+            decision.earlier = Earlier::Other;
+        }
+        if decision.carried {
+            decision.leave_as_it_is();
+            continue;
+        }
         decision.outcome = Outcome::Kept;
         decision.reason = reason;
         decision.rewritten = None;
@@ -475,19 +597,86 @@ pub fn keep_all(decisions: &mut [Decision<'_>], reason: Reason) {
     }
 }
 
+/// Whether an image that Kagami rewrote earlier goes back to its original, where the original is kept
+/// for this reason.
+///
+/// It does wherever the mirror is in doubt for that image or no longer meant for it, as with a source
+/// that was taken out. It does not where nobody pulls, where the owner would fight the change as it
+/// fights rewrites, and where Kagami itself failed.
+const fn goes_back(reason: Reason) -> bool {
+    match reason {
+        Reason::NoMirror
+        | Reason::Excluded
+        | Reason::NamespaceNotServed
+        | Reason::ModeOff
+        | Reason::MirrorUnhealthy
+        | Reason::MirrorUnknown
+        | Reason::StateStale
+        | Reason::ImageMissing
+        | Reason::ImageUnknown
+        | Reason::ImageMoved
+        | Reason::DigestMismatch
+        | Reason::PlatformMissing
+        | Reason::Private
+        | Reason::Unauthorized
+        | Reason::RateLimited
+        | Reason::RegistryError
+        | Reason::BudgetExhausted
+        | Reason::PullSecretNotReady
+        | Reason::UpstreamPreferred
+        | Reason::NameTooLong => true,
+        Reason::Mirrored
+        | Reason::AlreadyMirrored
+        | Reason::PullNever
+        | Reason::OwnerExcluded
+        | Reason::OwnerLoop
+        | Reason::PodTooLarge
+        | Reason::InvalidReference
+        | Reason::Internal => false,
+    }
+}
+
 impl<'a> Plan<'a> {
     /// Turns what the probes brought into decisions. `findings` has one entry for each probe, in
     /// their order; what is absent did not come in time.
     pub fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Vec<Decision<'a>> {
-        self.places
-            .into_iter()
-            .map(|planned| planned.settle(snapshot, findings))
-            .collect()
+        let Self {
+            places,
+            heal,
+            recorded,
+            ..
+        } = self;
+        let settled = places.into_iter().map(|planned| {
+            let mut decision = planned.settle(snapshot, findings, heal);
+            decision.compare(&recorded, &snapshot.routing);
+            decision
+        });
+        settled.collect()
     }
 }
 
 impl<'a> Planned<'a> {
-    fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Decision<'a> {
+    fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>], heal: bool) -> Decision<'a> {
+        let (carried, original) = (self.carried, self.reference);
+        let mut decision = self.decision(snapshot, findings);
+        if !carried {
+            return decision;
+        }
+        // The very digest that is proven may have been added there, by pinning or by somebody else.
+        if let (Some(original), Some(mirror), Some(digest)) = (original, decision.mirror, &decision.digest)
+            && snapshot
+                .routing
+                .mirror(mirror)
+                .pins(&original, digest, decision.present)
+        {
+            decision.rewritten = Some(decision.present.to_owned());
+        }
+        decision.carry_over(heal);
+        decision
+    }
+
+    /// Returns the decision about what the user wrote.
+    fn decision(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Decision<'a> {
         let Self {
             place,
             standing,
@@ -501,7 +690,8 @@ impl<'a> Planned<'a> {
             kind: place.kind,
             index: place.index,
             name: &place.name,
-            image: &place.image,
+            image: reference.map_or(&*place.image, |reference| reference.written()),
+            present: &place.image,
             outcome: Outcome::Kept,
             reason: standing.unwrap_or(Reason::NoMirror),
             mirror: None,
@@ -509,18 +699,11 @@ impl<'a> Planned<'a> {
             digest: None,
             candidates: SmallVec::new(),
             mode: Mode::Off,
-            carried: false,
+            carried,
+            earlier: Earlier::Absent,
             left_alone,
             wants_pull_secret,
         };
-        if let Some(mirror) = carried {
-            decision.outcome = Outcome::Rewritten;
-            decision.reason = Reason::Mirrored;
-            decision.mirror = Some(mirror);
-            decision.mode = Mode::Enforce;
-            decision.carried = true;
-            return decision;
-        }
         let Some(reference) = reference else {
             return decision;
         };

@@ -34,6 +34,7 @@ fn scene<'a>(mirrors: Vec<Mirror>) -> Scene<'a> {
             namespace: "team",
             mode: Mode::Enforce,
             operation: Operation::Create,
+            heal: true,
             pod,
         },
         probing: Probing::Hosted,
@@ -215,10 +216,8 @@ fn what_stands_before_any_mirror_is_asked() {
     );
     check_standing(
         &known().edit(|scene| {
-            scene.request.pod.annotations = Some(Annotations {
-                static_pod: true,
-                ..Annotations::default()
-            });
+            let annotations = scene.request.pod.annotations.get_or_insert_default();
+            annotations.static_pod = true;
         }),
         Reason::OwnerExcluded,
     );
@@ -938,77 +937,246 @@ fn a_weaker_mirror_is_decided_apart_and_blocks_nobody() {
 fn rewritten<'a>(image: &'a str, original: &'a str) -> Scene<'a> {
     known().image(image).edit(|scene| {
         let ours = vec![("original-image.kagami.dev/app".into(), original.into())];
-        scene.request.pod.annotations = Some(Annotations {
-            ours,
-            ..Annotations::default()
-        });
+        scene.request.pod.annotations = Annotations::new(0, ours);
     })
 }
 
+const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
+
+/// Checks what becomes of an earlier rewrite: the decision, and what is written in its place.
+#[track_caller]
+fn check_carried(scene: &Scene<'_>, expected: &str, replaced_by: Option<&str>) {
+    let decisions = scene.decisions();
+    let decision = &decisions[0];
+    assert!(decision.carried);
+    let reason = format!("{} {}", decision.outcome, decision.reason);
+    assert_eq!((reason.as_str(), decision.replacement()), (expected, replaced_by));
+    if decision.reason == Reason::AlreadyMirrored {
+        assert_eq!(decision.image, decision.present);
+        assert!(decision.candidates.is_empty() && decision.mirror.is_none());
+    } else {
+        assert_eq!(decision.image, "nginx:1");
+    }
+}
+
+/// The Pod that mirror `a` rewrote `nginx:1` for, in front of these mirrors.
+fn carried_by<'a>(mirrors: Vec<Mirror>) -> Scene<'a> {
+    scene(mirrors)
+        .with("a", NGINX, Presence::Present(proof('a')))
+        .edit(|scene| scene.request.pod = rewritten(MIRRORED, "nginx:1").request.pod)
+}
+
+const STAYS: &str = "Kept AlreadyMirrored";
+
 #[test]
 fn an_earlier_rewrite_is_known_by_its_mapping_alone() {
-    let image = "a.example.com/docker.io/library/nginx:1";
-    let kept = "Kept AlreadyMirrored";
-    check(&rewritten(image, "nginx:1"), "Rewritten Mirrored a");
-    check(
-        &rewritten(image, "nginx:1").health(0, State::Unhealthy),
-        "Rewritten Mirrored a",
-    );
-    check(&rewritten(image, "nginx:2"), kept);
-    check(&rewritten(image, "no such:image"), kept);
-    check(&rewritten(image, ""), kept);
-    check(
-        &rewritten("nginx:1", "nginx:1"),
-        "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1",
-    );
-    let scene = rewritten(image, "nginx:1");
-    let carried = &scene.decisions()[0];
-    assert!(carried.carried);
+    check_carried(&rewritten(MIRRORED, "nginx:1"), "Rewritten Mirrored", None);
+    for other in ["nginx:2", "no such:image", "", MIRRORED] {
+        check_standing(&rewritten(MIRRORED, other), Reason::AlreadyMirrored);
+        assert!(!rewritten(MIRRORED, other).decisions()[0].carried, "{other}");
+    }
+    let not_rewritten = rewritten("nginx:1", "nginx:1");
+    check(&not_rewritten, &format!("Rewritten Mirrored a → {MIRRORED}"));
+    assert_eq!(not_rewritten.decisions()[0].replacement(), Some(MIRRORED));
+}
+
+#[test]
+fn an_earlier_rewrite_is_decided_about_as_its_original() {
+    let hub = || mirror("a", &["docker.io"]);
+    let of = |mirror: Mirror| carried_by(vec![mirror]);
+    let present = || of(hub());
+    let missing = |presence| present().with("a", NGINX, presence);
+    let found = |finding| {
+        scene(vec![hub()])
+            .edit(|scene| scene.request.pod = rewritten(MIRRORED, "nginx:1").request.pod)
+            .found(finding)
+    };
+    let stale = present().health(0, State::Unknown).edit(|scene| {
+        scene.snapshot.stale = scene.snapshot.routing.mirrors().map(|(id, _)| id).collect();
+    });
+    let private = Source {
+        with_credentials: true,
+        ..source("docker.io", &[])
+    };
+    let back = [
+        (present().health(0, State::Unhealthy), Reason::MirrorUnhealthy),
+        (present().health(0, State::Unknown), Reason::MirrorUnknown),
+        (stale, Reason::StateStale),
+        (missing(Presence::Missing), Reason::ImageMissing),
+        (missing(index_of(Architectures::NONE)), Reason::PlatformMissing),
+        (
+            of(Mirror {
+                sources: vec![private],
+                ..hub()
+            }),
+            Reason::Private,
+        ),
+        (found(Finding::Not(Reason::Unauthorized)), Reason::Unauthorized),
+        (found(Finding::Not(Reason::RateLimited)), Reason::RateLimited),
+        (found(Finding::Not(Reason::RegistryError)), Reason::RegistryError),
+        (
+            scene(vec![hub()]).edit(|scene| scene.request.pod = rewritten(MIRRORED, "nginx:1").request.pod),
+            Reason::BudgetExhausted,
+        ),
+        (
+            of(Mirror {
+                pull_secret: true,
+                ..hub()
+            }),
+            Reason::PullSecretNotReady,
+        ),
+        (
+            of(Mirror {
+                namespaces: only("blue"),
+                ..hub()
+            }),
+            Reason::NamespaceNotServed,
+        ),
+        (
+            of(Mirror {
+                prefer: Prefer::Upstream,
+                ..hub()
+            }),
+            Reason::UpstreamPreferred,
+        ),
+        (
+            of(Mirror {
+                mode: Mode::Off,
+                ..hub()
+            }),
+            Reason::ModeOff,
+        ),
+        // The mirror is there, and not for this image any more.
+        (of(mirror("a", &["quay.io"])), Reason::NoMirror),
+        (
+            of(Mirror {
+                sources: vec![source("docker.io", &["**"])],
+                ..hub()
+            }),
+            Reason::Excluded,
+        ),
+    ];
+    for (scene, reason) in back {
+        check_carried(&scene, &format!("Kept {reason}"), Some("nginx:1"));
+        let unhealed = scene.edit(|scene| scene.request.heal = false);
+        check_carried(&unhealed, STAYS, None);
+    }
+    // What is known of it, or brought by a probe as for any other image, keeps it where it is.
+    for scene in [present(), found(Finding::Present(proof('b')))] {
+        check_carried(&scene, "Rewritten Mirrored", None);
+        check_carried(
+            &scene.edit(|scene| scene.request.heal = false),
+            "Rewritten Mirrored",
+            None,
+        );
+    }
+}
+
+#[test]
+fn an_earlier_rewrite_stays_where_nothing_may_change() {
+    let dead = || carried_by(vec![mirror("a", &["docker.io"])]).health(0, State::Unhealthy);
+    let never = |scene: &mut Scene<'_>| scene.request.pod.places[0].never = true;
+    let owner = |kind: &'static str| Owner {
+        api_version: "operators.coreos.com/v1alpha1".into(),
+        kind: kind.into(),
+        uid: "u-1".into(),
+    };
+    let looping = Mirror {
+        owners_left_alone: vec!["u-1".to_owned()],
+        ..mirror("a", &["docker.io"])
+    };
+    let scenes = [
+        dead().edit(|scene| scene.request.pod.mode_label = Some("off".into())),
+        dead().edit(|scene| scene.request.mode = Mode::Off),
+        dead().edit(|scene| scene.request.mode = Mode::Warn),
+        dead().edit(|scene| scene.request.pod.mode_label = Some("audit".into())),
+        dead().edit(|scene| scene.snapshot.left_alone = Arc::new(BTreeSet::from(["team".to_owned()]))),
+        dead().edit(never),
+        dead().edit(|scene| scene.request.pod.owners = vec![owner("CatalogSource")]),
+        carried_by(vec![looping.clone()]).edit(|scene| scene.request.pod.owners = vec![owner("Other")]),
+        // One that may only warn changes nothing either.
+        carried_by(vec![Mirror {
+            mode: Mode::Warn,
+            ..mirror("a", &["docker.io"])
+        }]),
+        // The first mirror is merely dead, but the owner is known to fight.
+        carried_by(vec![mirror("0", &["docker.io"]), looping])
+            .health(0, State::Unhealthy)
+            .edit(|scene| scene.request.pod.owners = vec![owner("Other")]),
+    ];
+    for (number, scene) in scenes.iter().enumerate() {
+        check_carried(scene, STAYS, None);
+        assert_eq!(scene.plan().probes, [], "{number}");
+    }
+    let scene = dead();
+    let mut decisions = scene.decisions();
+    keep_all(&mut decisions, Reason::PodTooLarge);
+    let kept = (decisions[0].reason, decisions[0].replacement());
+    assert_eq!(kept, (Reason::AlreadyMirrored, None));
+}
+
+#[test]
+fn an_earlier_rewrite_moves_to_the_mirror_that_has_it() {
+    let both = || {
+        carried_by(vec![mirror("a", &["docker.io"]), mirror("b", &["docker.io"])]).with(
+            "b",
+            NGINX,
+            Presence::Present(proof('a')),
+        )
+    };
+    check_carried(&both(), "Rewritten Mirrored", None);
+    let moved = both().health(0, State::Unhealthy);
+    let on_b = "b.example.com/docker.io/library/nginx:1";
+    check_carried(&moved, "Rewritten Mirrored", Some(on_b));
     assert_eq!(
-        (carried.mode, carried.rewritten.as_deref()),
-        (Mode::Enforce, None)
+        moved.details(),
+        ["a Kept MirrorUnhealthy", "b Rewritten Mirrored"]
     );
-    // A pull policy that changed between two rounds does not make the rewrite another's.
-    check(
-        &rewritten(image, "nginx:1").edit(|scene| scene.request.pod.places[0].never = true),
-        "Rewritten Mirrored a",
+    check_carried(
+        &moved.health(1, State::Unknown),
+        "Kept MirrorUnhealthy",
+        Some("nginx:1"),
     );
 }
 
 #[test]
-fn of_two_mirrors_in_one_registry_the_one_that_rewrote_is_remembered() {
-    let image = "shared.example.com/docker.io/library/nginx:1";
-    let shared = |name| {
-        let mapping = mirror("shared", &[]).mapping;
-        Mirror {
-            mapping,
-            ..mirror(name, &["docker.io"])
-        }
+fn only_the_digest_that_is_proven_may_stand_beside_the_tag() {
+    let (a, b) = (
+        format!("{MIRRORED}@{}", digest('a')),
+        format!("{MIRRORED}@{}", digest('b')),
+    );
+    let scene = |image: &'static str, pin_digest| {
+        let mut scene = carried_by(vec![Mirror {
+            tags: Tags {
+                pin_digest,
+                ..Tags::default()
+            },
+            ..mirror("a", &["docker.io"])
+        }]);
+        scene.request.pod.places[0].image = image.into();
+        scene
     };
-    let told = |decisions: Option<&'static str>| {
-        let mut scene = scene(vec![shared("a"), shared("b")]).image(image);
-        let mut ours = vec![("original-image.kagami.dev/app".into(), "nginx:1".into())];
-        ours.extend(decisions.map(|text| ("kagami.dev/decisions".into(), text.into())));
-        scene.request.pod.annotations = Some(Annotations {
-            ours,
-            ..Annotations::default()
-        });
-        scene.told()
-    };
-    assert_eq!(
-        told(Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"b"}}"#)),
-        "Rewritten Mirrored b"
+    let rewritten = "Rewritten Mirrored";
+    let (a, b): (&'static str, &'static str) = (a.leak(), b.leak());
+    check_carried(&scene(a, true), rewritten, None);
+    check_carried(&scene(a, false), rewritten, None);
+    check_carried(&scene(b, true), rewritten, Some(a));
+    check_carried(&scene(b, false), rewritten, Some(MIRRORED));
+    check_carried(&scene(MIRRORED, true), rewritten, Some(a));
+    check_carried(
+        &scene(b, true).health(0, State::Unhealthy),
+        "Kept MirrorUnhealthy",
+        Some("nginx:1"),
     );
-    assert_eq!(
-        told(Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"a"}}"#)),
-        "Rewritten Mirrored a"
-    );
-    assert_eq!(
-        told(Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"x"}}"#)),
-        "Rewritten Mirrored a"
-    );
-    assert_eq!(told(Some("[")), "Rewritten Mirrored a");
-    assert_eq!(told(None), "Rewritten Mirrored a");
+}
+
+#[test]
+fn a_mirrors_image_of_a_mirrors_image_stays() {
+    // `b` mirrors `a`, which is for people to undo.
+    let image = "b.example.com/a.example.com/docker.io/library/nginx:1";
+    let both = scene(vec![mirror("a", &["docker.io"]), mirror("b", &["a.example.com"])]);
+    let pod = rewritten(image, MIRRORED).request.pod;
+    check_carried(&both.edit(|scene| scene.request.pod = pod), STAYS, None);
 }
 
 #[test]

@@ -1,19 +1,22 @@
 //! From decisions to the JSON Patch of a Pod.
 //!
-//! A patch that cannot be applied denies the Pod whatever the failure policy says (facts: section
-//! 1.1). So there is only `replace` of image paths that were seen in this very request, `add` of
+//! A patch that cannot be applied denies the Pod whatever the failure policy says: the API server takes
+//! it for an internal error of its own, not for a failed call. So there is only `replace` of image paths that were seen in this very request, `add` of
 //! annotations, and `add` of one pull secret at the end of the list; never `test`, never `remove`.
+//!
+//! So an annotation of ours that is not true any more cannot go, and is made true instead: the decisions
+//! are those of now, and the original of an image that is none of Kagami's rewrites is the image itself.
 
 use std::borrow::Cow;
 
 use memchr::memchr2;
 
 use super::{
-    decision::{Decision, Operation, Request},
+    decision::{Decision, Earlier, Operation, Request},
     json,
     mirror::Mode,
     names::{DECISIONS_ANNOTATION, PULL_SECRET},
-    pod::{Annotations, Place, Pod},
+    pod::{Annotations, Pod},
     reason::Outcome,
     routing::Routing,
 };
@@ -45,10 +48,8 @@ pub fn patch(
     }
     let mut operations = Operations::new(EXPECTED * decisions.len());
     for decision in decisions {
-        if decision.outcome == Outcome::Rewritten
-            && let Some(rewritten) = &decision.rewritten
-        {
-            operations.replace_image(decision, rewritten);
+        if let Some(image) = decision.replacement() {
+            operations.replace_image(decision, image);
         }
     }
     if request.operation == Operation::Create {
@@ -121,8 +122,11 @@ fn annotations<'a>(pod: &Pod<'_>, routing: &Routing, decisions: &'a [Decision<'_
             });
         }
     }
-    if let Some(summary) = summary(pod, routing, decisions) {
-        let stands = pod.annotation("", DECISIONS_ANNOTATION).is_some_and(|present| {
+    let present = pod.annotation("", DECISIONS_ANNOTATION);
+    // Where one stands and there is nothing to tell, this is told.
+    let summary = summary(routing, decisions).or_else(|| present.map(|_| "{}".to_owned()));
+    if let Some(summary) = summary {
+        let stands = present.is_some_and(|present| {
             let mut literal = String::with_capacity(summary.len());
             json::push_escaped(&mut literal, present);
             literal == summary
@@ -138,43 +142,29 @@ fn annotations<'a>(pod: &Pod<'_>, routing: &Routing, decisions: &'a [Decision<'_
 }
 
 /// Returns the value of the annotation that tells the decisions: a JSON object from place to
-/// outcome, reason and mirror, as the inside of a string literal. None if no mirror was a candidate
-/// for any image.
+/// outcome, reason and mirror, as the inside of a string literal. It tells of each image that has a
+/// candidate or goes back, and of what it told before. None if there is no such image.
 ///
 /// It is written with its escapes at once, because half of it would need some.
-fn summary(pod: &Pod<'_>, routing: &Routing, decisions: &[Decision<'_>]) -> Option<String> {
+fn summary(routing: &Routing, decisions: &[Decision<'_>]) -> Option<String> {
     let told = |decision: &Decision<'_>| {
-        decision.carried || (decision.mode == Mode::Enforce && !decision.candidates.is_empty())
+        let changed = decision.carried && decision.replacement().is_some();
+        let stands = decision.earlier != Earlier::Absent;
+        stands || changed || (decision.mode == Mode::Enforce && !decision.candidates.is_empty())
     };
     if !decisions.iter().any(told) {
         return None;
     }
-    let earlier = if decisions.iter().any(|decision| decision.carried) {
-        pod.earlier_decisions()
-    } else {
-        None
-    };
     let mut text = String::with_capacity(256 * decisions.len());
-    for (decision, place) in decisions
-        .iter()
-        .zip(&pod.places)
-        .filter(|(decision, _)| told(decision))
-    {
+    for decision in decisions.iter().filter(|decision| told(decision)) {
         text.push_str(if text.is_empty() { r#"{\""# } else { r#",\""# });
-        let label = place.label();
-        let [list, dot, name] = label.parts();
+        let [list, dot, name] = decision.label().parts();
         text.push_str(list);
         text.push_str(dot);
         push_escaped_twice(&mut text, name);
         text.push_str(r#"\":"#);
         let mirror = decision.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
-        match earlier
-            .as_ref()
-            .and_then(|earlier| earlier_entry(earlier, place, decision, mirror))
-        {
-            Some(entry) => json::push_escaped(&mut text, &entry.to_string()),
-            None => push_entry(&mut text, routing, decision, mirror),
-        }
+        push_entry(&mut text, routing, decision, mirror);
     }
     text.push('}');
     Some(text)
@@ -227,20 +217,6 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
     text.push('}');
 }
 
-/// Returns the earlier entry of a carried place if it tells what is true.
-fn earlier_entry<'e>(
-    earlier: &'e serde_json::Map<String, serde_json::Value>,
-    place: &Place<'_>,
-    decision: &Decision<'_>,
-    mirror: Option<&str>,
-) -> Option<&'e serde_json::Value> {
-    let entry = earlier
-        .get(&place.label().to_string())
-        .filter(|_| decision.carried)?;
-    let text = |field: &str| entry.get(field).and_then(serde_json::Value::as_str);
-    (text("outcome") == Some(Outcome::Rewritten.as_str()) && text("mirror") == mirror).then_some(entry)
-}
-
 /// A JSON Patch in the making: a bracket, and operations that each end in a comma.
 #[derive(Debug)]
 struct Operations {
@@ -254,7 +230,7 @@ impl Operations {
         Self { text }
     }
 
-    fn replace_image(&mut self, decision: &Decision<'_>, rewritten: &str) {
+    fn replace_image(&mut self, decision: &Decision<'_>, image: &str) {
         self.text.push_str(r#"{"op":"replace","path":"/spec/"#);
         self.text.push_str(decision.kind.list());
         self.text.push('/');
@@ -262,7 +238,7 @@ impl Operations {
         self.text.push('/');
         self.text.push_str(decision.kind.image_path());
         self.text.push_str(r#"","value":"#);
-        json::push_string(&mut self.text, rewritten);
+        json::push_string(&mut self.text, image);
         self.text.push_str("},");
     }
 

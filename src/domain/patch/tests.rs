@@ -29,6 +29,7 @@ fn request<'a>(places: &[(PlaceKind, &'a str, &'a str)]) -> Request<'a> {
         namespace: "team",
         mode: Mode::Enforce,
         operation: Operation::Create,
+        heal: true,
         pod,
     }
 }
@@ -40,17 +41,15 @@ fn nginx<'a>() -> Request<'a> {
 
 fn annotated<'a>(request: Request<'a>, annotations: &[(&'a str, &'a str)]) -> Request<'a> {
     let borrowed = |(key, value): &(&'a str, &'a str)| (Cow::Borrowed(*key), Cow::Borrowed(*value));
-    let annotations = Annotations {
-        size: annotations
-            .iter()
-            .map(|(key, value)| key.len() + value.len())
-            .sum(),
-        ours: annotations.iter().map(borrowed).collect(),
-        static_pod: false,
-    };
+    let size = annotations
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
+    let annotations = Annotations::new(size, annotations.iter().map(borrowed).collect());
+    assert!(annotations.is_some());
     Request {
         pod: Pod {
-            annotations: Some(annotations),
+            annotations,
             ..request.pod
         },
         ..request
@@ -225,9 +224,42 @@ fn its_own_output_comes_back_unchanged() {
         (DECISIONS_ANNOTATION, PLAIN),
     ];
     check(&state(), &annotated(rewritten(), &own), &Value::Null);
+}
+
+/// Written before the mirror died, in this review or long ago.
+#[test]
+fn an_earlier_rewrite_goes_back_with_its_explanation() {
+    let own = [
+        ("original-image.kagami.dev/app", "nginx:1"),
+        (DECISIONS_ANNOTATION, PLAIN),
+    ];
+    let rewritten = || annotated(request(&[(PlaceKind::Container, "app", MIRRORED)]), &own);
     let mut unhealthy = state();
     unhealthy.0.health.clear();
-    check(&unhealthy, &annotated(rewritten(), &own), &Value::Null);
+    let kept = r#"{"containers.app":{"outcome":"Kept","reason":"MirrorUnknown","mirror":"a"}}"#;
+    check(
+        &unhealthy,
+        &rewritten(),
+        &json!([
+            replace("/spec/containers/0/image", "nginx:1"),
+            add("/metadata/annotations/kagami.dev~1decisions", kept),
+        ]),
+    );
+    let healed = [own[0], (DECISIONS_ANNOTATION, kept)];
+    check(&unhealthy, &annotated(nginx(), &healed), &Value::Null);
+
+    let debug = request(&[(PlaceKind::EphemeralContainer, "app", MIRRORED)]);
+    let debug = Request {
+        operation: Operation::AddEphemeralContainers,
+        ..annotated(debug, &own)
+    };
+    let image = replace("/spec/ephemeralContainers/0/image", "nginx:1");
+    check(&unhealthy, &debug, &json!([image]));
+
+    // There is no room for the explanation, so nothing changes.
+    let mut full = rewritten();
+    full.pod.size = POD_LIMIT - 100;
+    assert_eq!(patch_of(&unhealthy, &full), Err(TooLarge));
 }
 
 #[test]
@@ -242,8 +274,8 @@ fn a_forged_decision_is_replaced_and_a_verified_one_stays() {
             ],
         )
     };
-    let honest = r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"a"}}"#;
-    let corrected = json!([add("/metadata/annotations/kagami.dev~1decisions", honest)]);
+    let corrected = json!([add("/metadata/annotations/kagami.dev~1decisions", PLAIN)]);
+    check(&state(), &rewritten(PLAIN), &Value::Null);
     for forged in [
         "",
         "[]",
@@ -252,12 +284,48 @@ fn a_forged_decision_is_replaced_and_a_verified_one_stays() {
         r#"{"containers.app":{"outcome":"Kept","reason":"Private","mirror":"a"}}"#,
         r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"b"}}"#,
         r#"{"containers.app":7}"#,
+        // What nobody has proven is no decision of now.
+        r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"a"}}"#,
     ] {
         check(&state(), &rewritten(forged), &corrected);
     }
     let more =
         r#"{"containers.app":{"outcome":"Rewritten","reason":"Mirrored","mirror":"a"},"containers.no":{}}"#;
     check(&state(), &rewritten(more), &corrected);
+}
+
+/// Such as after a later webhook, or a person with a copied manifest, replaced the image.
+#[test]
+fn a_decision_that_is_not_that_of_now_is_replaced() {
+    let decisions = "/metadata/annotations/kagami.dev~1decisions";
+    let with = |image, text| {
+        annotated(
+            request(&[(PlaceKind::Container, "app", image)]),
+            &[(DECISIONS_ANNOTATION, text)],
+        )
+    };
+    let elsewhere = "quay.io/a/b";
+    let kept = r#"{"containers.app":{"outcome":"Kept","reason":"NoMirror"}}"#;
+    check(&state(), &with(elsewhere, PLAIN), &json!([add(decisions, kept)]));
+    check(&state(), &with(elsewhere, kept), &Value::Null);
+    // What is told of no image that there is goes, and what has no form.
+    for text in [r#"{"containers.gone":{"outcome":"Rewritten"}}"#, "", "7"] {
+        check(&state(), &with(elsewhere, text), &json!([add(decisions, "{}")]));
+    }
+    check(&state(), &with(elsewhere, "{}"), &Value::Null);
+    // Nothing proves that this was rewritten.
+    let named = r#"{"containers.app":{"outcome":"Kept","reason":"AlreadyMirrored"}}"#;
+    check(&state(), &with(MIRRORED, PLAIN), &json!([add(decisions, named)]));
+    // A mirror that may only warn is told of as it is now.
+    let warning = state_of(Mirror {
+        mode: Mode::Warn,
+        ..mirror("a", &["docker.io"])
+    });
+    let patch = patch_of(&warning, &with("nginx:1", PLAIN)).unwrap();
+    assert_eq!(
+        patch,
+        json!([add(decisions, PLAIN.replace("Rewritten", "WouldRewrite"))])
+    );
 }
 
 #[test]
@@ -367,4 +435,47 @@ fn a_pod_near_the_limits_stays_as_it_is() {
     };
     assert!(of_size(POD_LIMIT - 1000).is_ok());
     assert_eq!(of_size(POD_LIMIT - 100), Err(TooLarge));
+}
+
+/// Returns the shortest time of three.
+fn quickest(mut work: impl FnMut()) -> std::time::Duration {
+    let times = (0..3).map(|_| {
+        let started = std::time::Instant::now();
+        work();
+        started.elapsed()
+    });
+    times.min().unwrap()
+}
+
+/// Ten times as much may take a little more than ten times as long; a hundred times is what comparing
+/// everything with everything would take.
+#[test]
+fn deciding_and_patching_take_time_in_proportion() {
+    let took = |count: usize| {
+        let names: Vec<_> = (0..count).map(|number| format!("c{number:05}")).collect();
+        let keys: Vec<_> = names
+            .iter()
+            .map(|name| format!("original-image.kagami.dev/{name}"))
+            .collect();
+        let images: Vec<_> = names
+            .iter()
+            .map(|name| format!("docker.io/library/{name}:1"))
+            .collect();
+        let places: Vec<_> = names
+            .iter()
+            .zip(&images)
+            .map(|(name, image)| (PlaceKind::Container, name.as_str(), image.as_str()))
+            .collect();
+        let originals: Vec<_> = keys.iter().map(|key| (key.as_str(), "redis")).collect();
+        let request = annotated(request(&places), &originals);
+        let state = state();
+        quickest(|| {
+            let decided = decide(&state.0, &state.1, &request, Probing::Hosted, NOW);
+            assert_eq!(decided.probes.len(), count);
+            let patch = patch(&request, &state.0.routing, &decided.settle(&state.0, &[]));
+            assert!(matches!(patch, Ok(Some(_)) | Err(TooLarge)));
+        })
+    };
+    let (few, many) = (took(1000), took(10_000));
+    assert!(many < few * 35, "{few:?} for 1,000, {many:?} for 10,000");
 }

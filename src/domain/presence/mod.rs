@@ -25,7 +25,7 @@ use super::{
     time::Timestamp,
 };
 
-/// How far ahead of this machine's clock a proof may be (design: "Proofs more than 5 s in the future").
+/// How far ahead of this machine's clock a proof may be. What lies further in the future is void.
 pub const FUTURE: Duration = Duration::from_secs(5);
 
 /// How many images one replica remembers of its own probes.
@@ -106,6 +106,11 @@ impl Entry {
         Timestamp::from_millis(u64::from(self.last_used.load(Ordering::Relaxed)) * 1000)
     }
 
+    /// Whether a complete sweep renewed what is known. What is not there, sweeps look for ever more seldom.
+    const fn is_renewed_by(&self, swept: &Swept) -> bool {
+        matches!(self.presence, Presence::Present(_)) && self.version.0 <= swept.through.0
+    }
+
     fn touch(&self, now: Timestamp) {
         let now = seconds(now);
         // Writing what is there already would take the memory away from other cores.
@@ -119,7 +124,7 @@ fn seconds(now: Timestamp) -> u32 {
     u32::try_from(now.as_millis() / 1000).unwrap_or(u32::MAX)
 }
 
-/// The end of a complete sweep of one class: every entry up to `through` was seen again.
+/// The end of a complete sweep of one class: whatever was there of it, up to `through`, was seen again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Swept {
     pub started_at: Timestamp,
@@ -130,8 +135,16 @@ pub struct Swept {
 #[derive(Debug, Default)]
 struct Table {
     entries: HashMap<Box<str>, Entry, RandomState>,
-    tags: Sweeps,
-    digests: Sweeps,
+    tags: OfClass,
+    digests: OfClass,
+}
+
+/// What is known of the images of one class.
+#[derive(Debug, Default)]
+struct OfClass {
+    sweeps: Sweeps,
+    /// How many entries there are, counted as they come and go.
+    counts: Counts,
 }
 
 /// Tables by the mirror's name.
@@ -159,11 +172,68 @@ impl Sweeps {
 }
 
 impl Table {
-    const fn swept(&self, class: Class) -> Option<Swept> {
+    const fn of(&self, class: Class) -> &OfClass {
         match class {
-            Class::Tag => self.tags.believed,
-            Class::Digest => self.digests.believed,
+            Class::Tag => &self.tags,
+            Class::Digest => &self.digests,
         }
+    }
+
+    const fn of_mut(&mut self, class: Class) -> &mut OfClass {
+        match class {
+            Class::Tag => &mut self.tags,
+            Class::Digest => &mut self.digests,
+        }
+    }
+
+    const fn swept(&self, class: Class) -> Option<Swept> {
+        self.of(class).sweeps.believed
+    }
+
+    /// Puts an entry in the place of the one before, whose use stays noted. Returns whether there was one.
+    fn put(&mut self, key: &str, entry: Entry) -> bool {
+        let counts = &mut self.of_mut(class_of(key)).counts;
+        *counts.of_mut(&entry.presence) += 1;
+        let Some(slot) = self.entries.get_mut(key) else {
+            self.entries.insert(key.into(), entry);
+            return false;
+        };
+        let last_used = std::mem::take(&mut slot.last_used);
+        let before = std::mem::replace(slot, Entry { last_used, ..entry });
+        self.uncount(key, &before.presence);
+        true
+    }
+
+    fn remove(&mut self, key: &str) -> bool {
+        let Some(entry) = self.entries.remove(key) else {
+            return false;
+        };
+        self.uncount(key, &entry.presence);
+        true
+    }
+
+    fn retain(&mut self, mut keep: impl FnMut(&str, &Entry) -> bool) {
+        let Self {
+            entries,
+            tags,
+            digests,
+        } = self;
+        entries.retain(|key, entry| {
+            let stays = keep(key, entry);
+            if !stays {
+                let of_class = match class_of(key) {
+                    Class::Tag => &mut *tags,
+                    Class::Digest => &mut *digests,
+                };
+                *of_class.counts.of_mut(&entry.presence) -= 1;
+            }
+            stays
+        });
+    }
+
+    fn uncount(&mut self, key: &str, presence: &Presence) {
+        let counts = &mut self.of_mut(class_of(key)).counts;
+        *counts.of_mut(presence) -= 1;
     }
 }
 
@@ -224,7 +294,7 @@ impl Rules {
         let times = [
             Some(entry.verified_at).filter(|_| entry.presence != Presence::Unknown(None)),
             swept
-                .filter(|swept| entry.version <= swept.through)
+                .filter(|swept| entry.is_renewed_by(swept))
                 .map(|swept| swept.started_at),
         ];
         let times = times.into_iter().flatten();
@@ -259,16 +329,29 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn of<'a>(entries: impl Iterator<Item = &'a Entry>) -> Self {
-        let mut counts = Self::default();
-        for entry in entries {
-            match entry.presence {
-                Presence::Present(_) => counts.present += 1,
-                Presence::Missing => counts.missing += 1,
-                Presence::Unknown(_) => counts.unknown += 1,
-            }
+    /// Returns the numbers with their names, as metrics and `/status` show them.
+    pub const fn by_name(self) -> [(&'static str, usize); 3] {
+        [
+            ("present", self.present),
+            ("missing", self.missing),
+            ("unknown", self.unknown),
+        ]
+    }
+
+    const fn of_mut(&mut self, presence: &Presence) -> &mut usize {
+        match presence {
+            Presence::Present(_) => &mut self.present,
+            Presence::Missing => &mut self.missing,
+            Presence::Unknown(_) => &mut self.unknown,
         }
-        counts
+    }
+
+    const fn and(self, other: Self) -> Self {
+        Self {
+            present: self.present + other.present,
+            missing: self.missing + other.missing,
+            unknown: self.unknown + other.unknown,
+        }
     }
 }
 
@@ -356,32 +439,24 @@ impl Index {
         let listing = self.listing;
         self.forget_older_look(mirror, key, &presence, verified_at);
         let table = table_mut(&mut self.known, mirror);
-        if let Some(entry) = table.entries.get_mut(key) {
-            entry.presence = presence;
-            entry.verified_at = verified_at;
-            entry.version = version;
-            entry.listing = listing;
-        } else {
-            let last_used = AtomicU32::new(seconds(now));
-            table.entries.insert(
-                key.into(),
-                Entry {
-                    presence,
-                    verified_at,
-                    version,
-                    last_used,
-                    listing,
-                },
-            );
-        }
+        table.put(
+            key,
+            Entry {
+                presence,
+                verified_at,
+                version,
+                last_used: AtomicU32::new(seconds(now)),
+                listing,
+            },
+        );
     }
 
     /// Notes that every write up to `version` has arrived: sweeps through it are believed from now on.
     pub fn reached(&mut self, version: Version) {
         self.version = version;
         for table in self.known.values_mut() {
-            table.tags.reached(version);
-            table.digests.reached(version);
+            table.tags.sweeps.reached(version);
+            table.digests.sweeps.reached(version);
         }
     }
 
@@ -394,7 +469,7 @@ impl Index {
     pub fn end_listing(&mut self) {
         let listing = self.listing;
         for table in self.known.values_mut() {
-            table.entries.retain(|_, entry| entry.listing == listing);
+            table.retain(|_, entry| entry.listing == listing);
         }
     }
 
@@ -412,14 +487,14 @@ impl Index {
             .get(key)
             .is_some_and(|own| own.verified_at <= verified_at)
         {
-            table.entries.remove(key);
+            table.remove(key);
         }
     }
 
     /// Removes an entry of the companion's knowledge.
     pub fn remove(&mut self, mirror: &str, key: &str) {
         if let Some(table) = self.known.get_mut(mirror)
-            && table.entries.remove(key).is_some()
+            && table.remove(key)
         {
             self.note_change(mirror, key);
         }
@@ -455,9 +530,9 @@ impl Index {
     pub fn verified_at(&self, mirror: &str, key: &str) -> Option<Timestamp> {
         let table = self.known.get(mirror)?;
         let entry = table.entries.get(key)?;
-        let swept = table.swept(class_of(key)).filter(|swept| {
-            entry.version <= swept.through && !matches!(entry.presence, Presence::Unknown(_))
-        });
+        let swept = table
+            .swept(class_of(key))
+            .filter(|swept| entry.is_renewed_by(swept));
         Some(
             entry
                 .verified_at
@@ -485,11 +560,11 @@ impl Index {
         let oldest_kept = *oldest_kept;
         let mut to_go = position + 1;
         let mut changes = self.changes.as_mut();
-        table.entries.retain(|key, entry| {
+        table.retain(|key, entry| {
             let goes = to_go > 0 && entry.last_used.load(Ordering::Relaxed) <= oldest_kept;
             to_go -= usize::from(goes);
             if goes && let Some(changes) = &mut changes {
-                changes.insert((mirror.into(), key.clone()));
+                changes.insert((mirror.into(), key.into()));
             }
             !goes
         });
@@ -512,10 +587,7 @@ impl Index {
     pub fn swept(&mut self, mirror: &str, class: Class, swept: Swept) {
         let reached = self.version;
         let table = table_mut(&mut self.known, mirror);
-        match class {
-            Class::Tag => table.tags.told(swept, reached),
-            Class::Digest => table.digests.told(swept, reached),
-        }
+        table.of_mut(class).sweeps.told(swept, reached);
     }
 
     /// Returns the version up to which every write has arrived.
@@ -537,7 +609,7 @@ impl Index {
             last_used: AtomicU32::new(seconds(now)),
             listing: 0,
         };
-        if table.entries.insert(key.into(), entry).is_some() {
+        if table.put(key, entry) {
             return;
         }
         self.seen_order.push_back((mirror.into(), key.into()));
@@ -545,7 +617,7 @@ impl Index {
             && let Some((mirror, key)) = self.seen_order.pop_front()
             && let Some(table) = self.seen.get_mut(&mirror)
         {
-            table.entries.remove(&key);
+            table.remove(&key);
         }
     }
 
@@ -563,18 +635,20 @@ impl Index {
         self.known.get(mirror).map_or(0, |table| table.entries.len())
     }
 
-    /// Counts the companion's entries of every mirror. Walks all of them.
+    /// Returns how many entries of the companion's each mirror has. Costs nothing for each of them.
     pub fn counts(&self) -> BTreeMap<String, Counts> {
         self.known
             .iter()
-            .map(|(mirror, table)| (mirror.to_string(), Counts::of(table.entries.values())))
+            .map(|(mirror, table)| (mirror.to_string(), table.tags.counts.and(table.digests.counts)))
             .collect()
     }
 
-    /// Counts the companion's entries of one class on one mirror. Walks all of them.
+    /// Returns how many entries of one class the companion has of one mirror.
     pub fn counts_of(&self, mirror: &str, class: Class) -> Counts {
-        let of_class = |(key, entry)| (class_of(key) == class).then_some(entry);
-        Counts::of(self.entries(mirror).filter_map(of_class))
+        self.known
+            .get(mirror)
+            .map(|table| table.of(class).counts)
+            .unwrap_or_default()
     }
 }
 

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::domain::examples::proof;
 
@@ -125,6 +127,24 @@ fn the_newer_of_shared_and_own_knowledge_wins() {
     assert!(!proven(&index, &rules(), at(2020)));
 }
 
+/// Sweeps look for what is not there ever more seldom, so their end says nothing of it: neither that it is
+/// still absent, nor that a later look of the replica's own was wrong.
+#[test]
+fn no_sweep_renews_an_absence() {
+    for presence in [Presence::Missing, Presence::Unknown(Some(Reason::Unauthorized))] {
+        let mut index = index(presence.clone(), at(2000));
+        index.see("main", KEY, Presence::Present(proof('a')), at(2100));
+        let swept = Swept {
+            started_at: at(2200),
+            through: index.version(),
+        };
+        index.swept("main", Class::Tag, swept);
+        assert!(proven(&index, &rules(), at(2201)), "{presence:?}");
+        let judgement = index.judge("main", KEY, &rules(), at(2701));
+        assert_eq!(judgement, Judgement::Unproven(None), "{presence:?}");
+    }
+}
+
 #[test]
 fn own_looks_are_bounded_and_the_oldest_goes_first() {
     let mut index = Index::default();
@@ -235,8 +255,10 @@ fn changes_are_told_once_and_removals_among_them() {
 #[test]
 fn a_sweep_renews_what_it_covered_only() {
     let mut index = Index::default();
-    let through = index.write("main", "a:1", Presence::Missing, at(1), at(1));
-    index.write("main", "b:1", Presence::Missing, at(1), at(1));
+    let present = Presence::Present(proof('a'));
+    index.write("main", "gone:1", Presence::Missing, at(1), at(1));
+    let through = index.write("main", "a:1", present.clone(), at(1), at(1));
+    index.write("main", "b:1", present, at(1), at(1));
     let swept = Swept {
         started_at: at(5),
         through,
@@ -244,6 +266,7 @@ fn a_sweep_renews_what_it_covered_only() {
     index.swept("main", Class::Tag, swept);
     assert_eq!(index.verified_at("main", "a:1"), Some(at(5)));
     assert_eq!(index.verified_at("main", "b:1"), Some(at(1)));
+    assert_eq!(index.verified_at("main", "gone:1"), Some(at(1)));
     assert_eq!(index.verified_at("main", "c:1"), None);
 }
 
@@ -329,4 +352,95 @@ fn what_is_known_is_counted_by_mirror_class_and_presence() {
 
     index.retain_mirrors(|mirror| mirror == "other");
     assert_eq!((index.len("main"), index.len("other")), (0, 1));
+}
+
+/// Something that happens to an index, on one of a few mirrors and images.
+#[derive(Clone, Debug)]
+enum Event {
+    Write(u8, u8, u8),
+    See(u8, u8, u8),
+    Remove(u8, u8),
+    Begin,
+    End,
+    MakeRoom(u8, usize),
+    Retain(u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let (mirror, image, presence) = (0..3_u8, 0..12_u8, 0..3_u8);
+    prop_oneof![
+        8 => (mirror.clone(), image.clone(), presence.clone()).prop_map(|(m, i, p)| Event::Write(m, i, p)),
+        2 => (mirror.clone(), image.clone(), presence).prop_map(|(m, i, p)| Event::See(m, i, p)),
+        3 => (mirror.clone(), image).prop_map(|(m, i)| Event::Remove(m, i)),
+        1 => Just(Event::Begin),
+        1 => Just(Event::End),
+        1 => (mirror.clone(), 1..6_usize).prop_map(|(m, limit)| Event::MakeRoom(m, limit)),
+        1 => mirror.prop_map(Event::Retain),
+    ]
+}
+
+fn name(mirror: u8) -> String {
+    format!("mirror-{mirror}")
+}
+
+fn key(image: u8) -> String {
+    if image.is_multiple_of(2) {
+        format!("docker.io/library/nginx:{image}")
+    } else {
+        format!("docker.io/library/nginx-{image}@{}", proof('a').digest)
+    }
+}
+
+fn presence(number: u8) -> Presence {
+    match number {
+        0 => Presence::Present(proof('a')),
+        1 => Presence::Missing,
+        _ => Presence::Unknown(None),
+    }
+}
+
+/// Counts the entries of a mirror by walking them.
+fn recount(index: &Index, mirror: &str, class: Class) -> Counts {
+    let mut counts = Counts::default();
+    let of_class = index.entries(mirror).filter(|(key, _)| class_of(key) == class);
+    for (_, entry) in of_class {
+        match entry.presence {
+            Presence::Present(_) => counts.present += 1,
+            Presence::Missing => counts.missing += 1,
+            Presence::Unknown(_) => counts.unknown += 1,
+        }
+    }
+    counts
+}
+
+proptest! {
+    #[test]
+    fn counts_are_those_of_a_recount_whatever_happens(events in proptest::collection::vec(event(), 0..80)) {
+        let mut index = Index::default();
+        for event in events {
+            match event {
+                Event::Write(m, i, p) => {
+                    index.write(&name(m), &key(i), presence(p), at(1), at(1));
+                }
+                Event::See(m, i, p) => index.see(&name(m), &key(i), presence(p), at(2)),
+                Event::Remove(m, i) => index.remove(&name(m), &key(i)),
+                Event::Begin => index.begin_listing(),
+                Event::End => index.end_listing(),
+                Event::MakeRoom(m, limit) => index.make_room(&name(m), limit),
+                Event::Retain(m) => index.retain_mirrors(|mirror| mirror != name(m)),
+            }
+            let all = index.counts();
+            for mirror in (0..3).map(name) {
+                let [tags, digests] = [Class::Tag, Class::Digest].map(|class| {
+                    let recounted = recount(&index, &mirror, class);
+                    assert_eq!(index.counts_of(&mirror, class), recounted);
+                    recounted
+                });
+                let of_mirror = all.get(&mirror).copied().unwrap_or_default();
+                prop_assert_eq!(of_mirror.present, tags.present + digests.present);
+                prop_assert_eq!(of_mirror.missing, tags.missing + digests.missing);
+                prop_assert_eq!(of_mirror.unknown, tags.unknown + digests.unknown);
+            }
+        }
+    }
 }

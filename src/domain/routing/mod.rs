@@ -77,8 +77,17 @@ impl Mirror {
         let pinned: Option<Digest> = current
             .split_once('@')
             .and_then(|(_, digest)| digest.parse().ok());
+        self.makes(original, pinned.as_ref(), current)
+    }
+
+    /// Whether `current` is what this mirror makes of `original` when it pins it to `digest`, now or not.
+    pub fn pins(&self, original: &Reference<'_>, digest: &Digest, current: &str) -> bool {
+        self.makes(original, Some(digest), current)
+    }
+
+    fn makes(&self, original: &Reference<'_>, pin: Option<&Digest>, current: &str) -> bool {
         self.mapping
-            .map(original, pinned.as_ref())
+            .map(original, pin)
             .is_ok_and(|mapped| mapped == current)
     }
 }

@@ -15,7 +15,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use k8s_openapi::api::core::v1::{self as core, Namespace};
 use kube::ResourceExt as _;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use document::{Document, parse};
 pub use document::{decode_documents, encode_document};
@@ -27,6 +27,7 @@ use crate::{
         schema,
         v1alpha1::{ImageMirror, ImageMirrorSpec},
     },
+    credentials::{DOCKER_CFG, DOCKER_CONFIG_JSON, Secret},
     domain::{
         mirror::{Mirror, Mode},
         selector::Labels,
@@ -43,38 +44,6 @@ pub struct Configuration {
     pub secrets: BTreeMap<String, Secret>,
     /// Namespaces with a Secret `kagami-pull`: where Pods get it.
     pub pull_secret_namespaces: BTreeSet<String>,
-}
-
-/// A Secret of a file.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret {
-    pub namespace: Option<String>,
-    /// `kubernetes.io/dockerconfigjson`, for example.
-    pub type_: String,
-    pub data: BTreeMap<String, Vec<u8>>,
-}
-
-impl Secret {
-    /// Returns a Secret with a Docker configuration.
-    pub fn docker_config(content: Vec<u8>) -> Self {
-        Self {
-            namespace: None,
-            type_: DOCKER_CONFIG_JSON.to_owned(),
-            data: BTreeMap::from([(".dockerconfigjson".to_owned(), content)]),
-        }
-    }
-}
-
-/// Names the keys only.
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Secret")
-            .field("namespace", &self.namespace)
-            .field("type", &self.type_)
-            .field("keys", &self.data.keys())
-            .finish_non_exhaustive()
-    }
 }
 
 /// One thing that is wrong with a file.
@@ -101,8 +70,6 @@ impl fmt::Display for Fault {
 impl std::error::Error for Fault {}
 
 const OPAQUE: &str = "Opaque";
-const DOCKER_CONFIG_JSON: &str = "kubernetes.io/dockerconfigjson";
-const DOCKER_CFG: &str = "kubernetes.io/dockercfg";
 
 const ALLOWED: &str = "ImageMirror (kagami.dev/v1alpha1), Namespace (v1), Secret (v1)";
 const IMAGE_MIRROR: (&str, &str) = ("kagami.dev/v1alpha1", "ImageMirror");
@@ -276,62 +243,27 @@ impl Loader {
                 value.as_str().unwrap_or_default().as_bytes().to_vec(),
             );
         }
-        let type_ = secret["type"].as_str().unwrap_or(OPAQUE).to_owned();
-        if faults.is_empty()
-            && let Some(fault) = check_docker_config(&type_, &data)
-        {
-            faults.push(fault);
-        }
         let name = secret["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let namespace = secret["metadata"]["namespace"].as_str().map(str::to_owned);
-        if name == api::PULL_SECRET
-            && let Some(namespace) = &namespace
+        let secret = Secret {
+            namespace,
+            type_: secret["type"].as_str().unwrap_or(OPAQUE).to_owned(),
+            data,
+        };
+        if faults.is_empty()
+            && let Some((key, message)) = secret.malformed()
         {
-            self.configuration
-                .pull_secret_namespaces
-                .insert(namespace.clone());
+            faults.push(api::Fault::new(schema::join("data", key), message));
+        }
+        if name == api::PULL_SECRET
+            && let Some(namespace) = secret.namespace
+        {
+            self.configuration.pull_secret_namespaces.insert(namespace);
             return faults;
         }
-        self.configuration.secrets.insert(
-            name,
-            Secret {
-                namespace,
-                type_,
-                data,
-            },
-        );
+        self.configuration.secrets.insert(name, secret);
         faults
     }
-}
-
-/// Checks that credentials are a JSON object of the form that kubelets read; the entries themselves
-/// are read by whoever uses them. The message never tells contents.
-fn check_docker_config(type_: &str, data: &BTreeMap<String, Vec<u8>>) -> Option<api::Fault> {
-    let key = match type_ {
-        DOCKER_CONFIG_JSON => ".dockerconfigjson",
-        DOCKER_CFG => ".dockercfg",
-        _ => return None,
-    };
-    let field = schema::join("data", key);
-    let Some(bytes) = data.get(key) else {
-        return Some(api::Fault::new(
-            field,
-            format!("is required in a Secret of type {type_}"),
-        ));
-    };
-    let message = match serde_json::from_slice::<Map<String, Value>>(bytes) {
-        Err(error) if error.is_data() => "must be a JSON object".to_owned(),
-        Err(error) => format!(
-            "is not JSON: line {}, column {} of it",
-            error.line(),
-            error.column()
-        ),
-        Ok(config) if type_ == DOCKER_CONFIG_JSON && !config.get("auths").is_some_and(Value::is_object) => {
-            "must be a JSON object with an object \"auths\"".to_owned()
-        }
-        Ok(_) => return None,
-    };
-    Some(api::Fault::new(field, message))
 }
 
 /// Returns what must be unique among documents of one kind: the name, as Secrets are found by name

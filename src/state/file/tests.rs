@@ -8,7 +8,7 @@ use crate::{
     api::v1alpha1,
     domain::{
         mapping::Mapping,
-        mirror::{Access, Drift, Freshness, HealthSettings, Kind, OwnerPattern, Prefer, Source, Tags},
+        mirror::{Access, Freshness, HealthSettings, Kind, OwnerPattern, Prefer, Source, Tags},
         platform::Architectures,
         selector::{Operator, Requirement, Selector},
     },
@@ -172,7 +172,6 @@ fn every_field_is_accepted() {
         tags: Tags {
             pin_digest: true,
             refresh: Duration::from_hours(2),
-            drift: Drift::Keep,
         },
         pull_secret: true,
         exclude_owners: vec![OwnerPattern {
@@ -311,9 +310,7 @@ spec:
   - prefix: index.docker.io
     access: public
   - exclude: 1.10
-  copy: {policy: false, platforms: [amd64]}
-  rescue: {hangAfter: 1s}
-  retention: {unusedFor: 30d}
+  copy: {policy: OnDemand}
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -334,7 +331,7 @@ metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
     mirrors.yaml:7: document 1 (ImageMirror Main): spec.repository: cannot use repository template "{registry}": {repository} is missing
     mirrors.yaml:8: document 1 (ImageMirror Main): spec.priority: must be a whole number, not text: remove the quotes
     mirrors.yaml:9: document 1 (ImageMirror Main): spec.endpoints: unknown field: did you mean endpoint?
-    mirrors.yaml:10: document 1 (ImageMirror Main): spec.colour: unknown field: the fields here are copy, endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, rescue, retention, sources, sweep, tags
+    mirrors.yaml:10: document 1 (ImageMirror Main): spec.colour: unknown field: the fields here are endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, sources, sweep, tags
     mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.interval: must be text, not a number: put it in quotes
     mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.failureThreshold: must be at least 1, not 0
     mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.timeout: "5 s" is not a duration: write 90s, 10m or 1h30m
@@ -351,14 +348,11 @@ metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
     mirrors.yaml:23: document 1 (ImageMirror Main): spec.sources[2].access: "public" is not one of Private, Public
     mirrors.yaml:24: document 1 (ImageMirror Main): spec.sources[3].exclude: must be a list, not a number
     mirrors.yaml:24: document 1 (ImageMirror Main): spec.sources[3].prefix: is required
-    mirrors.yaml:25: document 1 (ImageMirror Main): spec.copy.policy: must be text, not the boolean false: put it in quotes
-    mirrors.yaml:25: document 1 (ImageMirror Main): spec.copy.platforms[0]: "amd64" is not a platform: write linux/amd64 or linux/arm64/v8
-    mirrors.yaml:26: document 1 (ImageMirror Main): spec.rescue.hangAfter: must be between 10s and 24h
-    mirrors.yaml:27: document 1 (ImageMirror Main): spec.retention.unusedFor: "30d" is not a duration: write 90s, 10m or 1h30m
-    mirrors.yaml:30: document 2 (Deployment web): kind: Deployment is not read from files: only ImageMirror (kagami.dev/v1alpha1), Namespace (v1), Secret (v1)
-    mirrors.yaml:33: document 3 (ImageMirror): apiVersion: must be kagami.dev/v1alpha1 for this kind, not "kagami.dev/v1"
-    mirrors.yaml:38: document 4 (Namespace shop): metadata.labels.number: must be text, not a number: put it in quotes
-    mirrors.yaml:38: document 4 (Namespace shop): metadata.labels["kagami.dev/mode"]: "enforced" is not one of enforce, warn, audit, off
+    mirrors.yaml:25: document 1 (ImageMirror Main): spec.copy: unknown field: the fields here are endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, sources, sweep, tags
+    mirrors.yaml:28: document 2 (Deployment web): kind: Deployment is not read from files: only ImageMirror (kagami.dev/v1alpha1), Namespace (v1), Secret (v1)
+    mirrors.yaml:31: document 3 (ImageMirror): apiVersion: must be kagami.dev/v1alpha1 for this kind, not "kagami.dev/v1"
+    mirrors.yaml:36: document 4 (Namespace shop): metadata.labels.number: must be text, not a number: put it in quotes
+    mirrors.yaml:36: document 4 (Namespace shop): metadata.labels["kagami.dev/mode"]: "enforced" is not one of enforce, warn, audit, off
     "#);
 }
 

@@ -11,7 +11,7 @@ use std::{
 use tokio::{fs, time::interval};
 
 use super::Shared;
-use crate::{clock, state::file::Secret};
+use crate::credentials::Secret;
 
 /// How often the files are looked at. A watch on them would end with the kubelet's first rotation.
 const LOOK: Duration = Duration::from_secs(2);
@@ -25,7 +25,7 @@ pub(super) async fn run(shared: Shared, folder: PathBuf) -> Infallible {
         match read(&folder).await {
             Ok(credentials) => {
                 fault = None;
-                shared.belief().set_credentials(credentials, clock::now());
+                shared.belief().set_credentials(credentials);
             }
             Err(error) => {
                 let text = error.to_string();

@@ -34,7 +34,7 @@ pub use self::{
     belief::SharedMirror,
     once::{Images, Namespaces, Scope, Unreadable},
 };
-use super::{Observed, Store};
+use super::{Doubt, Store};
 use crate::{
     clock,
     cluster::{
@@ -47,9 +47,6 @@ use crate::{
 
 /// How often the passing of time is looked at.
 const TICK: Duration = Duration::from_millis(250);
-
-/// How often images are counted, which walks all of them.
-const COUNT: Duration = Duration::from_mins(1);
 
 /// The pause before what panicked is begun anew.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
@@ -192,17 +189,17 @@ impl Replica {
         json!({"watches": watches, "heartbeat": heartbeat, "mirrors": mirrors})
     }
 
-    /// Follows the cluster for ever. `observations` is what live probes saw of mirrors. A part that
-    /// panics is begun anew.
-    pub async fn run(self, mut observations: mpsc::Receiver<Observed>) -> Infallible {
+    /// Follows the cluster for ever. `doubts` are what live probes saw of mirrors. A part that panics is
+    /// begun anew.
+    pub async fn run(self, mut doubts: mpsc::Receiver<Doubt>) -> Infallible {
         let mut parts = JoinSet::new();
         for part in Part::ALL {
             parts.spawn(self.0.clone().keep_running(part));
         }
         loop {
             // The parts end with this future and not before.
-            if let Some(observed) = observations.recv().await {
-                self.0.belief().observe(&observed, clock::now());
+            if let Some(Doubt { mirror }) = doubts.recv().await {
+                self.0.belief().doubt(&mirror);
             } else {
                 pending::<()>().await;
             }
@@ -333,7 +330,6 @@ impl Shared {
     /// Lets time pass for what is believed, and shows how the watches fare.
     async fn follow_time(self) -> Infallible {
         let mut ticks = interval(TICK);
-        let mut counted: Option<Instant> = None;
         loop {
             ticks.tick().await;
             let now = Instant::now();
@@ -347,13 +343,9 @@ impl Shared {
                 let silence = beat.contact.map(|contact| now.duration_since(contact));
                 self.0.metrics.set_watch(name, silence, beat.failures);
             }
-            if counted.is_none_or(|counted| now.duration_since(counted) >= COUNT) {
-                counted = Some(now);
-                for (mirror, counts) in self.0.store.index().counts() {
-                    self.0.metrics.set_images(&mirror, "present", counts.present);
-                    self.0.metrics.set_images(&mirror, "missing", counts.missing);
-                    self.0.metrics.set_images(&mirror, "unknown", counts.unknown);
-                }
+            let counts = self.0.store.index().counts();
+            for (mirror, counts) in counts {
+                self.0.metrics.set_images(&mirror, counts);
             }
         }
     }

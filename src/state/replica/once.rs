@@ -20,8 +20,10 @@ use crate::{
         sources,
         watch::{Event, Failure, Pulse, Source, get, list, version},
     },
+    credentials::Secret,
     domain::image::Reference,
-    state::file::{Configuration, Secret},
+    state::file::Configuration,
+    telemetry::chain,
 };
 
 /// Which images are read.
@@ -217,8 +219,17 @@ impl Replica {
                 let secrets = data
                     .into_iter()
                     .map(|(mirror, config)| (mirror, Secret::docker_config(config.0)));
-                self.0.belief().set_credentials(secrets.collect(), clock::now());
-                Ok(())
+                let mut belief = self.0.belief();
+                belief.set_credentials(secrets.collect());
+                let mut faults = Vec::new();
+                for (mirror, fault) in belief.credential_faults() {
+                    faults.push(format!("{mirror} is asked without credentials: {}", chain(fault)));
+                }
+                if faults.is_empty() {
+                    Ok(())
+                } else {
+                    Err(faults.join("; "))
+                }
             }
             Err(failure) => Err(format!(
                 "cannot read the credentials of mirrors: {failure}; they are asked without"
@@ -231,8 +242,8 @@ impl Replica {
         let wanted = self.0.belief().wanted();
         let seen = join_all(wanted.into_iter().map(|wanted| wanted.ping(deadline))).await;
         let (mut belief, now) = (self.0.belief(), clock::now());
-        for observed in &seen {
-            belief.observe(observed, now);
+        for (mirror, observation) in seen {
+            belief.pinged(&mirror, observation, now);
         }
     }
 

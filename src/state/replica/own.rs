@@ -1,4 +1,4 @@
-//! This replica's own probes of mirrors, while nobody else's count.
+//! This replica's own pings of mirrors, while nobody else's count, or something here speaks against them.
 
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{Shared, belief::Wanted};
-use crate::{clock, domain::health::Observation, state::Observed};
+use crate::{clock, domain::health::Observation};
 
 /// How often it is looked who is due.
 const TICK: Duration = Duration::from_millis(100);
@@ -16,14 +16,14 @@ const TICK: Duration = Duration::from_millis(100);
 /// Pings mirrors as long as the belief wants it, each at its own interval.
 pub(super) async fn run(shared: Shared) -> Infallible {
     let mut due: BTreeMap<String, Instant> = BTreeMap::new();
-    let mut pings = JoinSet::new();
+    let mut pings: JoinSet<(String, Observation)> = JoinSet::new();
     let mut ticks = interval(TICK);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             Some(ended) = pings.join_next() => {
-                if let Ok(observed) = ended {
-                    shared.belief().observe(&observed, clock::now());
+                if let Ok((mirror, observation)) = ended {
+                    shared.belief().pinged(&mirror, observation, clock::now());
                 }
                 continue;
             }
@@ -47,12 +47,9 @@ pub(super) async fn run(shared: Shared) -> Infallible {
 }
 
 impl Wanted {
-    /// Pings the mirror.
-    pub(super) async fn ping(self, deadline: Instant) -> Observed {
+    /// Pings the mirror. Returns its name and what that tells.
+    pub(super) async fn ping(self, deadline: Instant) -> (String, Observation) {
         let answer = self.client.ping(deadline).await;
-        Observed {
-            mirror: self.mirror,
-            observation: Observation::of_ping(answer),
-        }
+        (self.mirror, Observation::of_ping(answer))
     }
 }

@@ -1,6 +1,9 @@
 //! Reading an AdmissionReview: one pass over its bytes, only what decides is kept.
+//!
+//! How much is kept has a bound for each list: whoever may create a Pod decides what stands in it, and
+//! the API server looks at most limits only after admission. Past a bound nothing more is read.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use super::scan::{Cursor, ScanError};
 use crate::domain::{
@@ -9,6 +12,19 @@ use crate::domain::{
     platform::Architectures,
     pod::{Annotations, Owner, Place, PlaceKind, Pod},
 };
+
+/// How many places of a Pod that name images are decided about.
+pub(crate) const PLACES_LIMIT: usize = 1000;
+
+/// How many of Kagami's annotations are read: two for each place are more than there are.
+pub(crate) const OURS_LIMIT: usize = 2 * PLACES_LIMIT;
+
+/// How many owners of a Pod are looked at.
+const OWNERS_LIMIT: usize = PLACES_LIMIT;
+
+/// The longest affinity that is parsed, which takes many times its memory. One that is longer is taken
+/// for one that does not speak of architectures.
+const AFFINITY_LIMIT: usize = 64 * 1024;
 
 /// An AdmissionReview as far as it was understood. Even after a fault it holds what came before,
 /// because the answer needs the UID.
@@ -163,17 +179,16 @@ impl<'a> Review<'a> {
             return Question::Nothing;
         };
         if operation == Operation::AddEphemeralContainers {
+            let is_ephemeral = |place: &Place<'_>| place.kind == PlaceKind::EphemeralContainer;
             let old = self
                 .old_object
                 .take()
                 .map(|old| old.pod.places)
                 .unwrap_or_default();
-            let existed = |place: &Place<'_>| {
-                old.iter()
-                    .any(|old| old.kind == PlaceKind::EphemeralContainer && old.name == place.name)
-            };
+            let old = old.into_iter().filter(is_ephemeral);
+            let existed: BTreeSet<_> = old.map(|place| place.name).collect();
             pod.places
-                .retain(|place| place.kind == PlaceKind::EphemeralContainer && !existed(place));
+                .retain(|place| is_ephemeral(place) && !existed.contains(&place.name));
         }
         Question::Pod(operation, pod)
     }
@@ -264,7 +279,7 @@ fn read_metadata<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
                         }
                         Ok(())
                     })?;
-                    pod.owners.push(owner);
+                    push(&mut pod.owners, owner, OWNERS_LIMIT, "owners")?;
                     Ok(())
                 })?;
             }
@@ -280,26 +295,37 @@ fn read_annotations<'a>(cursor: &mut Cursor<'a>) -> Scan<Option<Annotations<'a>>
     if cursor.null()? {
         return Ok(None);
     }
-    let mut annotations = Annotations::default();
+    let (mut size, mut ours, mut static_pod) = (0, Vec::new(), false);
     cursor.object(|key, cursor| {
-        let ours = key == DECISIONS_ANNOTATION
+        let is_ours = key == DECISIONS_ANNOTATION
             || key.starts_with(ORIGINAL_IMAGE_PREFIX)
             || key.starts_with(ORIGINAL_VOLUME_PREFIX);
-        if ours {
+        if is_ours {
             let value = cursor.string()?;
-            annotations.size += key.len() + value.len();
-            if annotations.ours.iter().any(|(known, _)| known == key) {
-                return Err(ScanError::Duplicate("one of Kagami's annotations"));
-            }
-            annotations.ours.push((Cow::Owned(key.to_owned()), value));
+            size += key.len() + value.len();
+            let annotation = (Cow::Owned(key.to_owned()), value);
+            push(&mut ours, annotation, OURS_LIMIT, "annotations of Kagami's")?;
         } else {
-            annotations.static_pod |= key == "kubernetes.io/config.mirror";
+            static_pod |= key == "kubernetes.io/config.mirror";
             // Escapes make this a little more than the value is; the limit is no exact one.
-            annotations.size += key.len() + cursor.skip()?.len();
+            size += key.len() + cursor.skip()?.len();
         }
         Ok(())
     })?;
+    let Some(mut annotations) = Annotations::new(size, ours) else {
+        return Err(ScanError::Duplicate("one of Kagami's annotations"));
+    };
+    annotations.static_pod = static_pod;
     Ok(Some(annotations))
+}
+
+/// Appends to a list that has a limit.
+fn push<T>(list: &mut Vec<T>, entry: T, limit: usize, what: &'static str) -> Scan<()> {
+    if list.len() == limit {
+        return Err(ScanError::TooMany(what));
+    }
+    list.push(entry);
+    Ok(())
 }
 
 fn read_spec<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
@@ -354,7 +380,10 @@ fn read_spec<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
             }
             "affinity" => {
                 once!(seen, 6, "affinity");
-                required = required_architectures(cursor.skip()?);
+                let affinity = cursor.skip()?;
+                required = (affinity.len() <= AFFINITY_LIMIT)
+                    .then(|| required_architectures(affinity))
+                    .flatten();
             }
             _ => {
                 cursor.skip()?;
@@ -389,8 +418,7 @@ fn read_containers<'a>(pod: &mut Pod<'a>, kind: PlaceKind, cursor: &mut Cursor<'
                 )),
             }
         })?;
-        push_place(pod, kind, index, name, image, policy.as_deref());
-        Ok(())
+        push_place(pod, kind, index, name, image, policy.as_deref())
     })
 }
 
@@ -424,8 +452,7 @@ fn read_volume<'a>(pod: &mut Pod<'a>, index: usize, cursor: &mut Cursor<'a>) -> 
         }
         Ok(())
     })?;
-    push_place(pod, PlaceKind::Volume, index, name, reference, policy.as_deref());
-    Ok(())
+    push_place(pod, PlaceKind::Volume, index, name, reference, policy.as_deref())
 }
 
 fn push_place<'a>(
@@ -435,18 +462,19 @@ fn push_place<'a>(
     name: Option<Cow<'a, str>>,
     image: Option<Cow<'a, str>>,
     policy: Option<&str>,
-) {
+) -> Scan<()> {
     // An image may be left out where a higher level fills it in; there is nothing to decide then.
     let Some(image) = image.filter(|image| !image.is_empty()) else {
-        return;
+        return Ok(());
     };
-    pod.places.push(Place {
+    let place = Place {
         kind,
         index,
         name: name.unwrap_or_default(),
         image,
         never: policy == Some("Never"),
-    });
+    };
+    push(&mut pod.places, place, PLACES_LIMIT, "images")
 }
 
 /// Returns the architectures that a required node affinity allows; none if it does not speak of

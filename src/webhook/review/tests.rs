@@ -39,7 +39,7 @@ fn pod_of(text: &str) -> Option<(Operation, Pod<'_>)> {
 fn told(pod: &Pod<'_>) -> Value {
     let annotations = pod.annotations.as_ref().map(|annotations| {
         let ours: Value = annotations
-            .ours
+            .ours()
             .iter()
             .map(|(key, value)| (key.to_string(), Value::from(&**value)))
             .collect();
@@ -305,4 +305,57 @@ fn a_review_of_8_mib_is_read() {
     let (_, pod) = pod_of(&text).unwrap();
     assert_eq!(pod.places.len(), 1);
     assert!(pod.annotations.unwrap().size > filler.len());
+}
+
+/// A Pod with these annotations, lists and volumes.
+fn pod_with(annotations: usize, containers: [usize; 3], volumes: usize, owners: usize) -> Value {
+    let annotations: serde_json::Map<_, _> = (0..annotations)
+        .map(|number| (format!("original-image.kagami.dev/c{number}"), Value::from("x")))
+        .collect();
+    let entries = |count: usize, entry: &dyn Fn(usize) -> Value| (0..count).map(entry).collect::<Value>();
+    let container = |number: usize| json!({"name": format!("c{number}"), "image": "nginx"});
+    json!({
+        "metadata": {"annotations": annotations, "ownerReferences": entries(owners, &|_| json!({}))},
+        "spec": {
+            "containers": entries(containers[0], &container),
+            "initContainers": entries(containers[1], &container),
+            "ephemeralContainers": entries(containers[2], &container),
+            "volumes": entries(volumes, &|_| json!({"name": "v", "image": {"reference": "nginx"}})),
+        },
+    })
+}
+
+#[test]
+fn more_than_a_pod_may_have_ends_the_reading() {
+    let read = |pod: &Value| Review::default().read(&review_of(pod).to_string());
+    assert_eq!(read(&pod_with(2000, [400, 300, 200], 100, 1000)), Ok(()));
+    let images = Err(ScanError::TooMany("images"));
+    assert_eq!(read(&pod_with(0, [1001, 0, 0], 0, 0)), images);
+    assert_eq!(read(&pod_with(0, [400, 300, 200], 101, 0)), images);
+    let ours = Err(ScanError::TooMany("annotations of Kagami's"));
+    assert_eq!(read(&pod_with(2001, [1, 0, 0], 0, 0)), ours);
+    let owners = Err(ScanError::TooMany("owners"));
+    assert_eq!(read(&pod_with(0, [1, 0, 0], 0, 1001)), owners);
+    // What was there before counts as well.
+    let mut review = review_of(&pod_with(0, [1, 0, 0], 0, 0));
+    review["request"]["oldObject"] = pod_with(0, [0, 0, 1001], 0, 0);
+    assert_eq!(Review::default().read(&review.to_string()), images);
+    // Containers without an image are none, however many.
+    let none: Value = (0..3000).map(|_| json!({})).collect();
+    let mut pod = pod_with(0, [1, 0, 0], 0, 0);
+    pod["spec"]["containers"] = none;
+    assert_eq!(read(&pod), Ok(()));
+}
+
+#[test]
+fn a_giant_affinity_is_not_parsed() {
+    let affinity = |padding: usize| {
+        let term = json!({"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "In", "values": ["arm64"]}]});
+        let terms = json!({"nodeSelectorTerms": [term], "padding": "x".repeat(padding)});
+        let pod = json!({"metadata": {}, "spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}}});
+        let text = review_of(&pod).to_string();
+        pod_of(&text).unwrap().1.architectures
+    };
+    assert_eq!(affinity(0), Architectures::of("arm64"));
+    assert_eq!(affinity(AFFINITY_LIMIT), Architectures::NONE);
 }

@@ -21,6 +21,13 @@ pub(crate) enum ScanError {
     Escape(usize),
     #[error("{0:?} appears twice")]
     Duplicate(&'static str),
+    #[error("more {0} than are looked at")]
+    TooMany(&'static str),
+}
+
+/// Returns what a text of so many bytes costs of memory while it is read, itself included.
+pub(crate) const fn cost(bytes: usize) -> usize {
+    bytes + Structure::cost(bytes)
 }
 
 /// A position in a JSON text.

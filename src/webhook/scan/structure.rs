@@ -43,6 +43,11 @@ struct Block {
 }
 
 impl Structure {
+    /// Returns the memory that the structure of a text of so many bytes takes.
+    pub(super) const fn cost(bytes: usize) -> usize {
+        (bytes / SIZE + 1) * size_of::<Block>()
+    }
+
     /// Finds what is in a text, with the best vector instructions of this processor.
     pub(super) fn of(text: &str) -> Self {
         Self::with(Level::new(), text)

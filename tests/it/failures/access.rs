@@ -254,3 +254,24 @@ async fn a_rate_limit_on_manifests_is_waited_for() {
         kagami.log()
     );
 }
+
+#[tokio::test]
+async fn what_pods_run_is_told_only_where_somebody_chose_to() {
+    let (peer, _) = stocked().await;
+    let documents = [mirror(&peer.url(), &json!({}))];
+    let image = "ghcr.io/team/unannounced-product:1";
+    let kagami = Kagami::start(&documents).await;
+    kagami.ask(&[image]).await;
+    let status = kagami.status().await;
+    assert_eq!(status["decisions"], Value::Null);
+    assert!(!status.to_string().contains("unannounced"), "{status}");
+
+    let setup = crate::support::kagami::Setup {
+        arguments: vec!["--show-decisions".to_owned()],
+        ..crate::support::kagami::Setup::default()
+    };
+    let kagami = Kagami::start_with(&documents, setup).await;
+    kagami.ask(&[image]).await;
+    let status = kagami.status().await;
+    assert_eq!(status["decisions"][0]["image"], image, "{status}");
+}

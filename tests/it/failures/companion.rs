@@ -8,14 +8,18 @@ use ::kagami::{
     companion::mirror::{self, reports::Reports},
     domain::{
         decision::{Finding, Probe},
-        health::{Fault, Health, Observation, State},
+        health::{Health, State},
         platform::Architectures,
         presence::{Judgement, Presence, Proof, Rules},
         routing::MirrorId,
     },
     metrics::Metrics,
     registry::{Client, Endpoint},
-    state::{Demand, Observed, Store, feed::Feed, file},
+    state::{
+        Demand, Doubt, Store,
+        feed::{Feed, Keep},
+        file,
+    },
     webhook::Probes,
 };
 use serde_json::{Value, json};
@@ -24,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{REPOSITORY, SOON, stocked};
 use crate::support::{
-    faulty::{Action, Behaviour, Faulty, Reply},
+    faulty::{Action, Behaviour, Reply},
     install_crypto,
     kagami::{eventually, mirror, text},
     soon,
@@ -38,7 +42,7 @@ const DIGEST: &str =
 fn apply(feed: &Feed, document: &Value) {
     install_crypto();
     let configuration = file::load(&text(std::slice::from_ref(document)), "test").unwrap();
-    feed.apply(configuration, clock::now()).unwrap();
+    feed.apply(configuration, Keep::All, clock::now()).unwrap();
 }
 
 /// A state with one mirror that is configured and healthy.
@@ -107,7 +111,8 @@ async fn another_endpoint_or_place_ends_health_and_proofs_at_once() {
     }
 }
 
-/// A probe that was begun before an outage proves nothing to a review after it.
+/// A probe that was begun before an outage proves nothing after it, whatever clocks say: that of whoever
+/// saw the outage is behind this one.
 #[tokio::test]
 async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
     let (mut peer, shelf) = stocked().await;
@@ -117,46 +122,88 @@ async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
     .await;
     let (store, _feed) = healthy(&mirror(&peer.url(), &json!({"health": {"timeout": "10s"}})));
     let (metrics, _) = Metrics::new();
-    let probes = Probes::new(store.clone(), metrics, mpsc::channel(8).0, TaskTracker::new());
+    let tasks = TaskTracker::new();
+    let probes = Probes::new(store.clone(), metrics, mpsc::channel(8).0, tasks.clone());
+    let main = only_mirror(&store);
     let probe = [Probe {
-        mirror: only_mirror(&store),
+        mirror: main,
         key: KEY.to_owned(),
         repository: REPOSITORY.to_owned(),
         reference: "1".to_owned(),
     }];
-    // It begins, and nobody waits for it.
-    assert_eq!(
-        probes.make(&store.snapshot(), &probe, Instant::now()).await,
-        [None]
+    // Long before what this test sees, so that times alone would let all of it count.
+    let proven_since = clock::now().before(Duration::from_mins(1));
+    let health = store.snapshot().health_of(main);
+    store.set_health(
+        "main",
+        Health {
+            proven_since,
+            ..health
+        },
     );
-    eventually("the mirror is asked", SOON, async || {
-        if peer.requests().is_empty() {
-            Err(String::new())
-        } else {
-            Ok(())
-        }
-    })
-    .await;
-    store.set_health("main", is(State::Unhealthy));
-    store.set_health("main", is(State::Healthy));
-    assert_eq!(probes.make(&store.snapshot(), &probe, soon()).await, [None]);
-    // The next one is.
+    let proven = || {
+        let snapshot = store.snapshot();
+        let rules = Rules::of(
+            snapshot.routing.mirror(main),
+            snapshot.health_of(main).proven_since,
+        );
+        let index = store.index();
+        matches!(
+            index.judge("main", KEY, &rules, clock::now()),
+            Judgement::Proven(..)
+        )
+    };
+    let back = || {
+        let before = store.snapshot().health_of(main);
+        let proven_since = before.proven_since.after(Duration::from_millis(1));
+        store.set_health(
+            "main",
+            Health {
+                proven_since,
+                ..before
+            },
+        );
+    };
+    // It begins, and nobody waits for it.
+    let begin = async || probes.make(&store.snapshot(), &probe, Instant::now()).await;
+    let asked = async |times: usize| {
+        eventually("the mirror is asked", SOON, async || {
+            match peer.requests().len() {
+                now if now == times => Ok(()),
+                now => Err(now.to_string()),
+            }
+        })
+        .await;
+    };
+    assert_eq!(begin().await, [None]);
+    asked(1).await;
+    back();
+    tasks.close();
+    tasks.wait().await;
+    assert!(!proven());
+
+    // Nor is one waited for that is still under way.
+    assert_eq!(begin().await, [None]);
+    asked(2).await;
+    back();
     let findings = probes.make(&store.snapshot(), &probe, soon()).await;
     assert!(
         matches!(findings[..], [Some(Finding::Present(_))]),
         "{findings:?}"
     );
+    asked(3).await;
+    assert!(proven());
 }
 
 /// The companion, at work on a state until it is dropped.
 struct Companion {
-    observations: mpsc::Sender<Observed>,
+    doubts: mpsc::Sender<Doubt>,
     demand: mpsc::Sender<Demand>,
     _running: JoinSet<()>,
 }
 
 fn start(store: &Store) -> Companion {
-    let (observations, observed) = mpsc::channel(64);
+    let (doubts, doubted) = mpsc::channel(64);
     let (want, demand) = mpsc::channel(64);
     let (metrics, _) = Metrics::new();
     let store = store.clone();
@@ -167,54 +214,52 @@ fn start(store: &Store) -> Companion {
             metrics,
             Reports::default(),
             BTreeSet::new(),
-            observed,
+            doubted,
             demand,
         )
         .await {}
     });
     Companion {
-        observations,
+        doubts,
         demand: want,
         _running: running,
     }
 }
 
-/// Observations wait in queues: a good one may be older than the outage that it comes after.
+/// Who says of a mirror that nobody knows, while a slow look at it is under way, is not contradicted by
+/// that look: what it saw is older.
 #[tokio::test]
-async fn old_good_news_does_not_heal_a_mirror() {
-    let peer = Faulty::start(Behaviour::Refuse).await;
+async fn what_others_wrote_during_a_look_is_not_undone_by_it() {
+    let (mut peer, shelf) = stocked().await;
     let store = Store::default();
     let feed = Feed::new(store.clone(), [].into());
     apply(
         &feed,
-        &mirror(&peer.url(), &json!({"health": {"interval": "10m"}})),
+        &mirror(&peer.url(), &json!({"health": {"timeout": "10s"}})),
     );
     let companion = start(&store);
-    until_state(&store, State::Unhealthy).await;
-    let observed = |observation| Observed {
-        mirror: "main".to_owned(),
-        observation,
-    };
-    for _ in 0..10 {
-        companion
-            .observations
-            .send(observed(Observation::Good))
-            .await
-            .unwrap();
-    }
-    // Observations are taken in order, and another cause is published.
-    let last = Observation::Bad(Fault::ServerError);
-    companion.observations.send(observed(last)).await.unwrap();
-    eventually("all observations are taken in", SOON, async || {
-        let health = store.snapshot().health_of(only_mirror(&store));
-        assert_eq!(health.state, State::Unhealthy);
-        if health.fault == Some(Fault::ServerError) {
+    until_state(&store, State::Healthy).await;
+    peer.set(Behaviour::answer(move |request| {
+        Action::Later(Duration::from_millis(500), shelf.answer(request))
+    }))
+    .await;
+    let asked = peer.requests().len();
+    eventually("a slow look is under way", SOON, async || {
+        if peer.requests().len() > asked {
             Ok(())
         } else {
-            Err(format!("{health:?}"))
+            Err(String::new())
         }
     })
     .await;
+    let unknown = Health::unknown(clock::now());
+    store.set_health("main", unknown);
+    let looks = peer.requests().len();
+    until_state(&store, State::Healthy).await;
+    let health = store.snapshot().health_of(only_mirror(&store));
+    assert!(health.proven_since > unknown.since, "{health:?} {unknown:?}");
+    assert!(peer.requests().len() > looks, "it took a look that began later");
+    drop(companion);
 }
 
 /// Something bad that a probe saw brings the next look forward; one hiccup is not an outage.
@@ -229,15 +274,14 @@ async fn bad_news_is_confirmed_before_it_counts() {
     );
     let companion = start(&store);
     until_state(&store, State::Healthy).await;
-    let bad = Observed {
+    let doubt = Doubt {
         mirror: "main".to_owned(),
-        observation: Observation::Bad(Fault::Timeout),
     };
     let asked = || peer.requests().len();
     for _ in 0..3 {
         let before = asked();
         for _ in 0..8 {
-            companion.observations.send(bad.clone()).await.unwrap();
+            companion.doubts.send(doubt.clone()).await.unwrap();
         }
         eventually("the prober looks itself", SOON, async || {
             if asked() > before {
@@ -251,7 +295,7 @@ async fn bad_news_is_confirmed_before_it_counts() {
     }
     peer.set(Behaviour::always(Reply::error(503, "UNAVAILABLE")))
         .await;
-    companion.observations.send(bad.clone()).await.unwrap();
+    companion.doubts.send(doubt.clone()).await.unwrap();
     until_state(&store, State::Unhealthy).await;
     drop(shelf);
 }

@@ -1,11 +1,17 @@
 //! The configuration changes while Kagami serves.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 use serde_json::{Value, json};
 
 use super::{REPOSITORY, SOON, image, knowing, stocked, unaware};
 use crate::support::{
-    faulty::{Behaviour, Faulty},
-    kagami::{mirror, text},
+    faulty::{Behaviour, Faulty, Reply},
+    kagami::{Kagami, eventually, mirror, text},
     shelf::Shelf,
 };
 
@@ -30,7 +36,7 @@ async fn a_bad_edit_keeps_the_last_good_configuration_and_is_told() {
     let without_credentials = format!("{without_secret}---\n{other_secret}\n");
     for bad in [bad.as_str(), cut, &without_secret, &without_credentials] {
         kagami.configure(bad);
-        crate::support::kagami::eventually("the fault is told", SOON, async || {
+        eventually("the fault is told", SOON, async || {
             let status = kagami.status().await;
             let faults = status["configuration"]["faults"].as_array().unwrap();
             if faults.is_empty() {
@@ -86,7 +92,7 @@ async fn a_good_edit_is_taken_over() {
 }
 
 /// Asks until the reasons are as expected; once a proof did not count it must not count again.
-async fn until_unproven(kagami: &crate::support::kagami::Kagami, reason: &str) {
+async fn until_unproven(kagami: &Kagami, reason: &str) {
     let meanwhile = kagami.until(&["nginx:1"], &[reason], SOON).await;
     let reasons: Vec<&str> = meanwhile.iter().map(|reasons| &*reasons[0]).collect();
     let first = reasons
@@ -145,6 +151,71 @@ async fn a_mirror_goes_and_comes_back() {
     let allowed = |reasons: &Vec<String>| ["NoMirror", "MirrorUnknown"].contains(&&*reasons[0]);
     assert!(meanwhile.iter().all(allowed), "{meanwhile:?}");
     assert!(peer.requests().len() > asked);
+}
+
+/// Neither another password nor none at all is another mirror.
+#[tokio::test]
+async fn credentials_that_change_void_no_proof() {
+    let (mut peer, shelf) = stocked().await;
+    let open = Arc::new(AtomicBool::new(false));
+    let is_open = Arc::clone(&open);
+    peer.set(Behaviour::answer(move |request| {
+        if request.authorization().is_none() && !is_open.load(Ordering::Relaxed) {
+            let challenge = "Basic realm=\"mirror\"";
+            return Reply::error(401, "UNAUTHORIZED")
+                .header("WWW-Authenticate", challenge)
+                .into();
+        }
+        shelf.answer(request).into()
+    }))
+    .await;
+    let asked_with = json!({"endpoint": {"credentials": {"secretRef": {"name": "read"}}}});
+    let with_password = |password: &str| {
+        let auths = json!({"auths": {"mirror.test": {"username": "reader", "password": password}}});
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "read"},
+            "type": "kubernetes.io/dockerconfigjson",
+            "stringData": {".dockerconfigjson": auths.to_string()},
+        });
+        [mirror(&peer.url(), &asked_with), secret]
+    };
+    let until_asked_with = async |expected: Option<&str>| {
+        let expected =
+            expected.map(|password| format!("Basic {}", BASE64.encode(format!("reader:{password}"))));
+        eventually("the mirror is asked with it", SOON, async || {
+            let requests = peer.requests();
+            let mut looks = requests
+                .iter()
+                .filter(|request| request.target.contains("/manifests/"));
+            let last = looks.next_back().and_then(|request| request.authorization());
+            if last == expected.as_deref() {
+                Ok(())
+            } else {
+                Err(format!("{last:?}"))
+            }
+        })
+        .await;
+    };
+    let kagami = Kagami::start(&with_password("first")).await;
+    kagami.until_known("nginx:1", 1).await;
+    until_asked_with(Some("first")).await;
+    let proven_since = kagami.status().await["mirrors"]["main"]["health"]["provenSince"].clone();
+    assert!(proven_since.is_string());
+
+    kagami.configure(&text(&with_password("second")));
+    until_asked_with(Some("second")).await;
+    assert_eq!(kagami.ask(&["nginx:1"]).await.reasons, ["Mirrored"]);
+
+    open.store(true, Ordering::Relaxed);
+    kagami.configure(&text(&[mirror(&peer.url(), &json!({}))]));
+    until_asked_with(None).await;
+    assert_eq!(kagami.ask(&["nginx:1"]).await.reasons, ["Mirrored"]);
+    assert_eq!(
+        kagami.status().await["mirrors"]["main"]["health"]["provenSince"],
+        proven_since
+    );
+    let log = kagami.log();
+    assert_eq!(log.matches("mirror health changed").count(), 1, "{log}");
 }
 
 /// The health interval was ten minutes: nobody waits that long to begin with the new one.

@@ -123,7 +123,7 @@ async fn ask_on(kagami: &Kagami, stop: watch::Receiver<bool>) -> JoinSet<usize> 
                     break;
                 };
                 for _ in 0..20 {
-                    let reply = client.post("/mutate/enforce?timeout=3s", &body).await.unwrap();
+                    let reply = client.post("/mutate/enforce?timeout=2s", &body).await.unwrap();
                     assert_eq!(reply.status, 200);
                     assert!(reply.body.contains("Rewritten Mirrored"), "{}", reply.body);
                     answered += 1;
@@ -226,4 +226,51 @@ async fn the_certificate_is_renewed_under_load() {
 async fn connect(kagami: &Kagami) -> Client {
     let settings: &tls_client::Settings = kagami.client_settings();
     Client::connect(kagami.address(), settings).await.unwrap()
+}
+
+/// Reviews as large as the API server's largest, whose last byte does not come: what was read of them is
+/// held meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_bodies_at_once_cost_no_more_memory_than_some() {
+    const MIB: usize = 1024 * 1024;
+    let (peer, _) = stocked().await;
+    let kagami = knowing(&peer.url(), &json!({})).await;
+    let before = kagami.peak_memory();
+    let large = async || {
+        let mut client = connect(&kagami).await;
+        // On a busy machine some take longer than a body may.
+        let begun = client.begin("/mutate/enforce?timeout=2s", 3 * MIB).await;
+        begun.ok().map(|()| client)
+    };
+    let mut clients = futures_util::future::join_all((0..64).map(|_| large())).await;
+    // Whoever is as small as Pods are is answered as ever.
+    assert_eq!(kagami.ask(&["nginx:1"]).await.reasons, ["Mirrored"]);
+    let grown = usize::try_from(kagami.peak_memory() - before).unwrap();
+    // 64 MiB for bodies, 64 KiB for what each connection has read, and what allocating wastes.
+    assert!(grown < 110 * MIB, "{} MiB", grown / MIB);
+    // Those that found no room are told to come again, on the same connection.
+    let mut again = 0;
+    for client in clients.iter_mut().flatten() {
+        if let Ok(reply) = client.finish().await
+            && reply.status == 503
+        {
+            let told = (reply.retry_after, reply.close);
+            assert_eq!(told, (Some(1), false), "{}", reply.body);
+            again += 1;
+        }
+    }
+    assert!(again > 0);
+    let large = review(&["nginx:1"]).to_string() + &" ".repeat(4 * MIB);
+    let reply = connect(&kagami)
+        .await
+        .post("/mutate/enforce", large)
+        .await
+        .unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let refused = "kagami_reviews_total{mode=\"enforce\",answer=\"no_room\"}";
+    let refused = kagami.metric(refused).await;
+    assert!(
+        refused >= f64::from(again),
+        "{refused}, of which {again} were told here"
+    );
 }

@@ -490,3 +490,30 @@ async fn the_mirror_flaps() {
     let changes = kagami.log().matches("mirror health changed").count();
     assert!((11..=15).contains(&changes), "{changes} lines:\n{}", kagami.log());
 }
+
+/// Whoever names such an image often must not take the mirror away from all others, not even where one
+/// failed look is enough.
+#[tokio::test]
+async fn one_broken_image_switches_no_mirror_off() {
+    let (mut peer, shelf) = stocked().await;
+    let kagami = unaware(&peer.url(), &json!({"health": {"failureThreshold": 1}})).await;
+    peer.set(Behaviour::answer(move |request| {
+        if request.target.contains("/broken/") {
+            Reply::error(500, "UNKNOWN").into()
+        } else {
+            shelf.answer(request).into()
+        }
+    }))
+    .await;
+    for _ in 0..10 {
+        let broken = kagami.ask(&["broken/app:1"]).await.reasons;
+        assert_eq!(broken, ["RegistryError"]);
+        assert_eq!(kagami.ask(&["nginx:1"]).await.reasons, ["Mirrored"]);
+    }
+    let state = "/mirrors/main/health/state";
+    kagami.until_status(state, &json!("Healthy"), SOON).await;
+    // And one look is enough for as long as a burst of its Pods takes.
+    let probes = "kagami_probes_total{mirror=\"main\",result=\"RegistryError\"}";
+    let probes = kagami.metric(probes).await;
+    assert!((1.0..=3.0).contains(&probes), "{probes}");
+}

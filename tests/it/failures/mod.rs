@@ -1,4 +1,4 @@
-//! The failure table (design, section 9): the real program, real sockets, one fault at a time.
+//! The failure table: the real program, real sockets, one fault at a time.
 //!
 //! In every row the Pod is admitted within the budget, and after the fault has ended images are
 //! rewritten again by themselves. Two images are asked for: one that is *known*, with a fresh proof,
@@ -28,11 +28,13 @@
 //! `domain::presence` test it. Rows with a cluster's parts are in `tests/e2e`.
 
 mod access;
+mod children;
 mod companion;
 mod configuration;
 mod load;
 mod mirrors;
 mod reviews;
+mod sweeps;
 
 use std::time::Duration;
 

@@ -386,7 +386,7 @@ async fn nothing_shows_a_secret() {
     let client = Client::new(&endpoint).unwrap();
     assert_eq!(head(&client).await, seen(&pair.image));
     let config = br#"{"a.io":{"username":"the-name-is-a-token","password":"hunter2"}}"#;
-    let keyring = kagami::registry::Keyring::from_dockercfg(config).unwrap();
+    let keyring = kagami::credentials::Keyring::from_dockercfg(config).unwrap();
     let bad = kagami::registry::Endpoint {
         url: "https://the-name-is-a-token:hunter2@a.io".to_owned(),
         ..endpoint.clone()

@@ -530,8 +530,19 @@ async fn blobs_are_read_through_redirects() {
     let location = format!("{}/bucket/key?signature=abc", storage.url());
     let registry = Faulty::start(Behaviour::answer(move |_| Reply::redirect(&location).into())).await;
     let client = client(&registry.url());
-    let read = async |at_most| client.blob(REPOSITORY, &digest, at_most, in_a_moment()).await;
+    let read = async |at_most| {
+        client
+            .beginning(REPOSITORY, &digest, at_most, in_a_moment())
+            .await
+    };
     assert_eq!(read(1 << 20).await, Ok(13));
+    let mut stream = client.blob(REPOSITORY, &digest, in_a_moment()).await.unwrap();
+    let mut came = Vec::new();
+    while let Some(piece) = stream.next().await.unwrap() {
+        came.extend_from_slice(&piece);
+    }
+    assert_eq!(came, blob);
+    assert_eq!(stream.next().await, Ok(None));
 
     let timeout = Failure::Unreachable(Unreachable::Timeout);
     for (what, reply, expected) in [

@@ -3,6 +3,7 @@
 mod auth;
 mod faults;
 mod real;
+mod renewal;
 
 use kagami::{
     domain::answer::{Answer, Blob, Child, Manifest},

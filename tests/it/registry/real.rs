@@ -39,7 +39,7 @@ async fn check_images(client: &Client, target: &Target) {
         if let Answer::Exists(manifest) = client.get(REPOSITORY, tag, soon()).await
             && let Some(blob) = manifest.blob
         {
-            let bytes = client.blob(REPOSITORY, &blob.digest, u64::MAX, soon()).await;
+            let bytes = client.beginning(REPOSITORY, &blob.digest, u64::MAX, soon()).await;
             assert_eq!(bytes, Ok(blob.size));
         }
         target.delete(REPOSITORY, &image.digest).await;
@@ -52,7 +52,7 @@ async fn check_images(client: &Client, target: &Target) {
         assert_eq!(client.get(repository, reference, soon()).await, Answer::Missing);
     }
     assert_eq!(
-        client.blob(REPOSITORY, &zeros, 1, soon()).await,
+        client.beginning(REPOSITORY, &zeros, 1, soon()).await,
         Err(Failure::Missing)
     );
 }

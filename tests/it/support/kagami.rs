@@ -276,7 +276,7 @@ impl Kagami {
     pub async fn connect(&self) -> Caller {
         Caller {
             client: Client::connect(self.admission, &self.client).await.unwrap(),
-            path: "/mutate/enforce?timeout=3s".to_owned(),
+            path: "/mutate/enforce?timeout=2s".to_owned(),
             budget: BUDGET,
             slack: SLACK,
         }
@@ -310,6 +310,14 @@ impl Kagami {
         self.until(&[image], &["Mirrored"], long).await;
         self.until_status("/mirrors/main/images/present", &present.into(), long)
             .await;
+    }
+
+    /// Returns the most memory in bytes that it ever had at once.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kibibytes: u64 = line.unwrap().trim().trim_end_matches(" kB").parse().unwrap();
+        kibibytes * 1024
     }
 
     /// Returns how many descriptors it has open.

@@ -2,7 +2,6 @@
 
 pub mod certificates;
 pub mod faulty;
-pub mod images;
 pub mod kagami;
 pub mod pods;
 pub mod real;
@@ -10,6 +9,8 @@ pub mod reviews;
 pub mod shelf;
 pub mod tls_client;
 pub mod tokens;
+
+pub(crate) use crate::shared::images;
 
 use std::time::Duration;
 

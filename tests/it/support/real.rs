@@ -2,12 +2,10 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::Write as _,
+    net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
-    thread,
-    time::Duration,
+    process::Command,
 };
 
 use kagami::registry::{Client, Credentials, Endpoint};
@@ -18,6 +16,7 @@ use super::{
     images::Target,
     tokens::{ISSUER, SERVICE, TokenService},
 };
+use crate::shared::{process::reserve_port, registry, tools::Tools};
 
 pub const USERNAME: &str = "alice";
 pub const PASSWORD: &str = "wonderland";
@@ -36,57 +35,71 @@ pub struct Setup<'a> {
     pub tokens: Option<&'a TokenService>,
     /// Be a pull-through cache of a registry. It must be there already.
     pub upstream: Option<&'a str>,
+    /// Hold the images in files, so that its garbage can be collected.
+    pub in_files: bool,
 }
 
-/// A running registry, which holds its images in memory. It ends when dropped.
+/// A running registry, which holds its images in memory or in files of its own. It ends when dropped.
 pub struct Registry {
-    child: Child,
+    _program: registry::Registry,
     url: String,
     ca_bundle: Option<Vec<u8>>,
-    _files: TempDir,
+    program: PathBuf,
+    files: TempDir,
 }
 
 impl Registry {
     /// Starts distribution v3; returns none, and says so, if it is not built.
     pub fn start(setup: &Setup<'_>) -> Option<Self> {
-        let tools = std::env::var_os("KAGAMI_TOOLS").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools"),
-            PathBuf::from,
-        );
-        let program = tools.join("registry");
-        present(&program, "scripts/tools registry").then(|| Self::run(&program, setup))
+        match Tools::find_some(&["registry"]) {
+            Ok(tools) => Some(Self::run(&tools.path("registry"), setup)),
+            Err(why) => skip(&why),
+        }
     }
 
     /// Starts Debian's registry 2.8; returns none, and says so, if it is not installed.
     pub fn start_old(setup: &Setup<'_>) -> Option<Self> {
         let program = std::env::var_os("KAGAMI_OLD_REGISTRY")
             .map_or_else(|| PathBuf::from("/usr/bin/docker-registry"), PathBuf::from);
-        present(&program, "apt-get install docker-registry").then(|| Self::run(&program, setup))
+        if program.exists() {
+            return Some(Self::run(&program, setup));
+        }
+        skip(&format!(
+            "{} is not there; get it with `apt-get install docker-registry`",
+            program.display()
+        ))
     }
 
     fn run(program: &Path, setup: &Setup<'_>) -> Self {
         super::install_crypto();
         let files = tempfile::tempdir().unwrap();
-        let config = files.path().join("config.json");
-        fs::write(&config, config_text(setup, files.path())).unwrap();
-        let mut child = Command::new(program)
-            .arg("serve")
-            .arg(&config)
-            .env_remove("AWS_CA_BUNDLE")
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let address = listening(&mut child);
+        let address = SocketAddr::from(([127, 0, 0, 1], reserve_port()));
+        let configuration = configuration(setup, files.path(), address);
+        let mut registry = registry::Registry::new("registry", program, files.path(), address);
+        registry.start(&configuration);
         let scheme = if setup.tls.is_some() { "https" } else { "http" };
         Self {
-            child,
+            _program: registry,
             url: format!("{scheme}://{address}"),
             ca_bundle: setup.tls.map(|authority| authority.pem().into_bytes()),
-            _files: files,
+            program: program.to_owned(),
+            files,
         }
+    }
+
+    /// Removes every manifest that no tag names, as its keepers do to make room. Version 2.8 does not see
+    /// that an index names some of them.
+    pub fn collect_garbage(&self) {
+        let output = Command::new(&self.program)
+            .args(["garbage-collect", "--delete-untagged"])
+            .arg(self.files.path().join("registry.json"))
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     pub fn url(&self) -> &str {
@@ -117,13 +130,6 @@ impl Registry {
     }
 }
 
-impl Drop for Registry {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
 /// Returns the credentials that `htpasswd` takes.
 pub fn credentials() -> Credentials {
     Credentials {
@@ -132,20 +138,16 @@ pub fn credentials() -> Credentials {
     }
 }
 
-fn present(program: &Path, how: &str) -> bool {
-    if program.exists() {
-        return true;
-    }
-    let message = format!("{} is not there; get it with `{how}`", program.display());
-    assert!(std::env::var_os("CI").is_none(), "{message}");
+/// Says why a registry is not started, which is a failure in CI.
+fn skip(why: &str) -> Option<Registry> {
+    assert!(std::env::var_os("CI").is_none(), "{why}");
     // Not by `eprintln!`, which is shown for failed tests only.
-    let line = format!("skipped: {message}\n");
+    let line = format!("skipped: {why}\n");
     std::io::stderr().write_all(line.as_bytes()).unwrap();
-    false
+    None
 }
 
-/// JSON is YAML.
-fn config_text(setup: &Setup<'_>, files: &Path) -> String {
+fn configuration(setup: &Setup<'_>, files: &Path, address: SocketAddr) -> serde_json::Value {
     let file = |name: &str, text: &str| {
         let path = files.join(name);
         fs::write(&path, text).unwrap();
@@ -155,8 +157,14 @@ fn config_text(setup: &Setup<'_>, files: &Path) -> String {
         "version": 0.1,
         "log": {"level": "info", "accesslog": {"disabled": true}},
         "storage": {"inmemory": {}, "delete": {"enabled": true}},
-        "http": {"addr": "127.0.0.1:0", "secret": "of these tests"},
+        "http": {"addr": address.to_string(), "secret": "of these tests"},
     });
+    if setup.in_files {
+        config["storage"] = serde_json::json!({
+            "filesystem": {"rootdirectory": files.join("images")},
+            "delete": {"enabled": true},
+        });
+    }
     if let Some(authority) = setup.tls {
         let Leaf { certificate, key } = authority.leaf(&["127.0.0.1"]);
         config["http"]["tls"] = serde_json::json!({
@@ -180,30 +188,5 @@ fn config_text(setup: &Setup<'_>, files: &Path) -> String {
     if let Some(upstream) = setup.upstream {
         config["proxy"] = serde_json::json!({"remoteurl": upstream});
     }
-    config.to_string()
-}
-
-/// Waits until a registry's log names the address that the system chose.
-fn listening(child: &mut Child) -> String {
-    let log = BufReader::new(child.stderr.take().unwrap());
-    let (sender, receiver) = mpsc::channel();
-    // Reads to the end, which comes with the registry's: a full pipe would stop it.
-    thread::spawn(move || {
-        for line in log.lines().map_while(Result::ok) {
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                let address = rest.split(['"', ',', ' ']).next().unwrap_or_default();
-                drop(sender.send(Ok(address.to_owned())));
-            } else {
-                drop(sender.send(Err(line)));
-            }
-        }
-    });
-    let mut lines = Vec::new();
-    loop {
-        match receiver.recv_timeout(Duration::from_secs(20)) {
-            Ok(Ok(address)) => return address,
-            Ok(Err(line)) => lines.push(line),
-            Err(error) => panic!("the registry does not listen: {error}\n{}", lines.join("\n")),
-        }
-    }
+    config
 }

@@ -16,13 +16,19 @@ use tokio_util::task::TaskTracker;
 /// Returns an admission that decides from `store`. A mirror without a client in the store is never
 /// asked anything.
 pub fn admission(store: Store) -> Admission {
+    healing(store, true)
+}
+
+/// The same, which heals earlier rewrites or not.
+pub fn healing(store: Store, heal: bool) -> Admission {
     let (metrics, _) = Metrics::new();
-    let (observations, _) = mpsc::channel(1);
+    let (doubts, _) = mpsc::channel(1);
     let (demand, _) = mpsc::channel(1);
-    let probes = Probes::new(store.clone(), metrics.clone(), observations, TaskTracker::new());
+    let probes = Probes::new(store.clone(), metrics.clone(), doubts, TaskTracker::new());
     let limits = Limits {
         budget: Duration::from_millis(300),
         probing: Probing::Hosted,
+        heal,
         recent: 50,
     };
     Admission::new(store, probes, metrics, Some(demand), limits)

@@ -62,6 +62,9 @@ impl Settings {
     }
 }
 
+/// A piece of a long body.
+const PIECE: [u8; 16 * 1024] = [b' '; 16 * 1024];
+
 /// One connection.
 pub struct Client(BufReader<TlsStream<TcpStream>>);
 
@@ -71,6 +74,8 @@ pub struct Reply {
     pub status: u16,
     /// Whether the server ends the connection.
     pub close: bool,
+    /// After how many seconds to try again.
+    pub retry_after: Option<u32>,
     pub body: String,
 }
 
@@ -100,6 +105,30 @@ impl Client {
         self.0
             .write_all(format!("POST {path} HTTP/1.1\r\n").as_bytes())
             .await?;
+        self.0.flush().await?;
+        read_reply(&mut self.0).await
+    }
+
+    /// Sends a request's head for a body of this length, and of the body all but its last byte; without
+    /// a body, all of the head but its end.
+    pub async fn begin(&mut self, path: &str, length: usize) -> io::Result<()> {
+        let mut sent = format!("POST {path} HTTP/1.1\r\nhost: kagami\r\ncontent-length: {length}\r\n");
+        if length > 0 {
+            sent += "\r\n";
+        }
+        self.0.write_all(sent.as_bytes()).await?;
+        let mut left = length.saturating_sub(1);
+        while left > 0 {
+            let piece = left.min(PIECE.len());
+            self.0.write_all(&PIECE[..piece]).await?;
+            left -= piece;
+        }
+        self.0.flush().await
+    }
+
+    /// Sends the last byte of a body that [`Client::begin`] began, and reads the answer.
+    pub async fn finish(&mut self) -> io::Result<Reply> {
+        self.0.write_all(b" ").await?;
         self.0.flush().await?;
         read_reply(&mut self.0).await
     }
@@ -151,6 +180,7 @@ async fn read_whole<R: tokio::io::AsyncBufRead + Unpin>(stream: &mut R) -> io::R
     let reply = Reply {
         status: head[9..12].parse().unwrap(),
         close: value("connection: ") == Some("close"),
+        retry_after: value("retry-after: ").map(|seconds| seconds.parse().unwrap()),
         body: String::from_utf8(body).unwrap(),
     };
     Ok((reply, head))

@@ -18,7 +18,7 @@ use rustls::{
 use serde_json::{Value, json};
 
 use super::{images, node::Node, registry::Registry};
-use crate::e2e::{
+use crate::shared::{
     admission::{Calls, pod},
     chart::{Chart, stdout},
     cluster::Outage,
@@ -34,7 +34,7 @@ pub(crate) const LEFT_ALONE: &str = "of-another-kagami";
 
 /// The Secret with the serving pair, and the one with the authority.
 pub(crate) const SERVING: &str = "kagami-webhook-tls";
-pub(crate) const AUTHORITY: &str = "kagami-ca";
+pub(crate) const AUTHORITY: &str = "kagami-authority";
 
 /// What a replica decides of an image that is on the mirror.
 pub(crate) const REWRITTEN: &str = "Rewritten Mirrored";
@@ -80,7 +80,7 @@ impl Release {
     pub(crate) fn install(node: &Node) -> Self {
         let cluster = &node.cluster;
         let registry = Registry::start(node, "kagami.test");
-        registry.push_layout(cluster, "kagami", "1", &images::kagami());
+        registry.push(cluster, "kagami", "1", &images::kagami().image());
         let namespace = json!({"metadata": {"name": OWN, "labels": {
             "pod-security.kubernetes.io/enforce": "restricted",
         }}});
@@ -284,7 +284,7 @@ impl Replica {
         let address = SocketAddr::from((self.address, 8443));
         let mut connection = Connection::open_to(Arc::clone(trust), name, address);
         let review = kagami::review(image);
-        let (_, body) = connection.post("/mutate/enforce?timeout=3s", &review).unwrap();
+        let (_, body) = connection.post("/mutate/enforce?timeout=2s", &review).unwrap();
         kagami::decided(&body)
     }
 

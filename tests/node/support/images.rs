@@ -9,11 +9,12 @@ use std::{
     process::Command,
 };
 
+use kagami::domain::answer::MediaType;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{machine, node};
-use crate::e2e::push::{Image, Target};
+use crate::shared::images::{Image, of_layer};
 
 /// What a shell does that nobody needs to end.
 pub(crate) const FOREVER: &str = "sleep infinity";
@@ -35,10 +36,10 @@ pub(crate) fn shell(message: &str, command: &str) -> Image {
 
 /// An image for machines that are not this one. Nobody runs it.
 pub(crate) fn of_another_architecture() -> Image {
-    Image {
-        layer: "for others".into(),
-        config: json!({"architecture": "s390x", "os": "linux"}),
-    }
+    of_layer(
+        b"for others".to_vec(),
+        &json!({"architecture": "s390x", "os": "linux"}),
+    )
 }
 
 /// An image in a folder, in the layout of OCI.
@@ -79,8 +80,8 @@ pub(crate) fn kagami() -> Layout {
 }
 
 impl Layout {
-    /// Pushes the image under a tag, byte for byte.
-    pub(crate) fn push(&self, target: Target<'_>, repository: &str, tag: &str) {
+    /// Returns the image, byte for byte.
+    pub(crate) fn image(&self) -> Image {
         let layout = self.folder.path().join("layout");
         let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
         let blob = |digest: &Value| {
@@ -88,18 +89,19 @@ impl Layout {
             fs::read(layout.join("blobs").join(digest)).unwrap()
         };
         let described = &index["manifests"][0];
-        let text = String::from_utf8(blob(&described["digest"])).unwrap();
-        let manifest: Value = serde_json::from_str(&text).unwrap();
-        let layers = manifest["layers"].as_array().unwrap();
-        for part in layers.iter().chain([&manifest["config"]]) {
-            assert_eq!(
-                target.push_blob(repository, blob(&part["digest"]).into()),
-                part["digest"].as_str().unwrap()
-            );
+        assert_eq!(described["mediaType"], MediaType::OciManifest.as_str());
+        let bytes = blob(&described["digest"]);
+        let manifest: Value = serde_json::from_slice(&bytes).unwrap();
+        let parts = [&manifest["config"]]
+            .into_iter()
+            .chain(manifest["layers"].as_array().unwrap());
+        Image {
+            media_type: MediaType::OciManifest,
+            digest: described["digest"].as_str().unwrap().parse().unwrap(),
+            blobs: parts.map(|part| blob(&part["digest"])).collect(),
+            manifest: bytes,
+            children: Vec::new(),
         }
-        let media_type = described["mediaType"].as_str().unwrap();
-        let digest = target.push_manifest(repository, tag, media_type, text);
-        assert_eq!(digest, described["digest"].as_str().unwrap());
     }
 }
 
@@ -179,10 +181,10 @@ fn image(root: &Path, config: &Value) -> Image {
         .output()
         .unwrap();
     assert!(archive.status.success(), "{archive:?}");
-    Image {
-        layer: archive.stdout.into(),
-        config: json!({"architecture": architecture(), "os": "linux", "config": config}),
-    }
+    of_layer(
+        archive.stdout,
+        &json!({"architecture": architecture(), "os": "linux", "config": config}),
+    )
 }
 
 /// This machine's architecture, as images call it.

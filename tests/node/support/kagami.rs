@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use serde_json::{Value, json};
 
 use super::{chart::Use, node::Node, registry::Registry};
-use crate::e2e::{
+use crate::shared::{
     cluster::Namespace,
     companion::MIRRORS,
     kagami::{Kagami, Registration},

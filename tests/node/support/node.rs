@@ -18,11 +18,11 @@ use std::{
 use serde_json::json;
 
 use super::{chart::Release, dns::Names, images, machine};
-use crate::e2e::{
+use crate::shared::{
     cluster::Cluster,
     eventually,
+    images::Target,
     process::{Process, reserve_port},
-    push::Target,
     tools::Tools,
 };
 
@@ -66,11 +66,12 @@ impl Node {
         let names = Names::serve(ADDRESS);
         let cluster = Cluster::start_at(tools, ADDRESS);
         let target = Target {
-            http: &cluster.http,
-            url: &cluster.mirror.url,
-            credentials: None,
+            http: cluster.http.client.clone(),
+            url: cluster.mirror.url.clone(),
+            authorization: None,
         };
-        target.push(PAUSE.0, PAUSE.1, &images::shell("pause", "sleep infinity"));
+        let pause = images::shell("pause", "sleep infinity");
+        cluster.http.wait(target.push(PAUSE.0, PAUSE.1, &pause));
         let pause = format!(
             "{}/{}:{}",
             &cluster.mirror.url["http://".len()..],

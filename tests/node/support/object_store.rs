@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 
 use super::node::{self, Node};
-use crate::e2e::{eventually, process::Process};
+use crate::shared::{eventually, process::Process};
 
 const BUCKET: &str = "registry";
 const KEY: &str = "registry";

@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::e2e::{
+use crate::shared::{
     admission::{self, decision, image},
     cluster::Namespace,
     eventually,

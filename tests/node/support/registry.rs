@@ -1,22 +1,24 @@
 //! Real registries (CNCF distribution), under names of their own, that die, come back and fall silent.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf};
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
-use reqwest::Method;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use super::{
     black_hole::BlackHole,
-    images::Layout,
-    machine,
     node::{self, Node},
     object_store::ObjectStore,
 };
-use crate::e2e::{
+use crate::shared::{
     cluster::{Cluster, Namespace},
-    eventually,
-    process::{Process, reserve_port},
-    push::{Image, MANIFEST, Target, digest},
+    images::{self, Image, Target},
+    process::reserve_port,
+    registry,
 };
 
 /// Who may read and write a registry.
@@ -40,17 +42,14 @@ pub(crate) const BOB: Login = Login {
     hash: "$2a$04$4EvHpwDbAZY805dhR4MyeebMyOUqjOyG7cB6R3mxYhQpuYWPeOi5S",
 };
 
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-
 /// How the requests of a node end in an access log (combined format).
 const CONTAINERD: &str = "\"containerd/";
 
 /// A registry with a folder and an access log of its own.
 #[derive(Debug)]
 pub(crate) struct Registry {
-    process: Option<Process>,
+    program: registry::Registry,
     pub(crate) name: String,
-    program: PathBuf,
     folder: PathBuf,
     /// Where it is reached, a URL without path.
     pub(crate) url: String,
@@ -73,11 +72,11 @@ impl Registry {
 
     fn start_https(node: &Node, host: &str, login: Option<Login>) -> Self {
         let (cluster, address) = (&node.cluster, node.new_address(host));
+        let (folder, at) = (cluster.folder(), SocketAddr::from((address, 443)));
         let registry = Self {
-            process: None,
+            program: registry::Registry::new(host, &cluster.tools.path("registry"), folder, at),
             name: host.to_owned(),
-            program: cluster.tools.path("registry"),
-            folder: cluster.folder().to_owned(),
+            folder: folder.to_owned(),
             url: format!("https://{host}"),
             address: Some(address),
             port: 443,
@@ -90,35 +89,34 @@ impl Registry {
             "addr": format!("{address}:443"),
             "tls": {"certificate": certificate, "key": key},
         });
-        registry.configured(cluster, storage, &http)
+        registry.configured(storage, &http)
     }
 
     /// A registry behind plain HTTP at a port of every address of the node, for everybody. Nodes reach it as
     /// 127.0.0.1, others by the node's address. Who wants data is sent on to the object store.
     pub(crate) fn start_on_every_address(node: &Node, name: &str, store: &ObjectStore) -> Self {
         let port = reserve_port();
+        let (cluster, at) = (&node.cluster, SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let registry = Self {
-            process: None,
+            program: registry::Registry::new(name, &cluster.tools.path("registry"), cluster.folder(), at),
             name: name.to_owned(),
-            program: node.cluster.tools.path("registry"),
-            folder: node.cluster.folder().to_owned(),
+            folder: cluster.folder().to_owned(),
             url: format!("http://{}:{port}", node::ADDRESS),
             address: None,
             port,
             login: None,
         };
         let http = json!({"addr": format!("0.0.0.0:{port}")});
-        registry.configured(&node.cluster, store.settings(), &http)
+        registry.configured(store.settings(), &http)
     }
 
-    fn configured(mut self, cluster: &Cluster, mut storage: Value, http: &Value) -> Self {
+    fn configured(mut self, mut storage: Value, http: &Value) -> Self {
         storage["delete"] = json!({"enabled": true});
         let auth = self.login.map(|login| {
             let file = self.file("htpasswd");
             fs::write(&file, format!("{}:{}\n", login.user, login.hash)).unwrap();
             json!({"htpasswd": {"realm": "tests", "path": file}})
         });
-        // JSON is YAML.
         let configuration = json!({
             "version": "0.1",
             "log": {"level": "warn", "accesslog": {"disabled": false}},
@@ -126,8 +124,7 @@ impl Registry {
             "http": http,
             "auth": auth,
         });
-        fs::write(self.file("json"), configuration.to_string()).unwrap();
-        self.bring_back(cluster);
+        self.program.start(&configuration);
         self
     }
 
@@ -161,7 +158,10 @@ impl Registry {
 
     /// Pushes an image under a tag and returns its digest.
     pub(crate) fn push(&self, cluster: &Cluster, repository: &str, tag: &str, image: &Image) -> String {
-        self.target(cluster).push(repository, tag, image)
+        cluster
+            .http
+            .wait(self.target(cluster).push(repository, tag, image));
+        image.digest.to_string()
     }
 
     /// Pushes an index of images under a tag and returns its digest.
@@ -172,74 +172,44 @@ impl Registry {
         tag: &str,
         images: &[Image],
     ) -> String {
-        let target = self.target(cluster);
-        let children: Vec<_> = images
-            .iter()
-            .map(|image| {
-                let manifest = target.push_parts(repository, image);
-                let platform = json!({"architecture": image.config["architecture"], "os": image.config["os"]});
-                json!({
-                    "mediaType": MANIFEST,
-                    "size": manifest.len(),
-                    "digest": target.push_manifest(repository, &digest(manifest.as_bytes()), MANIFEST, manifest),
-                    "platform": platform,
-                })
-            })
-            .collect();
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": children}).to_string();
-        target.push_manifest(repository, tag, INDEX, index)
-    }
-
-    /// Pushes an image as it lies in a folder.
-    pub(crate) fn push_layout(&self, cluster: &Cluster, repository: &str, tag: &str, layout: &Layout) {
-        layout.push(self.target(cluster), repository, tag);
+        self.push(cluster, repository, tag, &images::index_of(images.to_vec()))
     }
 
     /// Deletes a manifest, and with it every tag that names it.
     pub(crate) fn delete(&self, cluster: &Cluster, repository: &str, digest: &str) {
-        let url = format!("{}/v2/{repository}/manifests/{digest}", self.url);
-        let request = cluster.http.client.request(Method::DELETE, url);
-        let answer = cluster.http.send(request).unwrap();
-        assert_eq!(answer.status, 202, "{}", answer.body);
+        let digest = digest.parse().unwrap();
+        cluster
+            .http
+            .wait(self.target(cluster).delete(repository, &digest));
     }
 
     /// The registry as a place to push to.
-    fn target<'a>(&'a self, cluster: &'a Cluster) -> Target<'a> {
+    fn target(&self, cluster: &Cluster) -> Target {
+        let basic = |login: Login| {
+            let pair = STANDARD.encode(format!("{}:{}", login.user, login.password));
+            format!("Basic {pair}")
+        };
         Target {
-            http: &cluster.http,
-            url: &self.url,
-            credentials: self.login.map(|login| (login.user, login.password)),
+            http: cluster.http.client.clone(),
+            url: self.url.clone(),
+            authorization: self.login.map(basic),
         }
     }
 
     /// Kills it; its port then refuses connections, its data stays.
     pub(crate) fn kill(&mut self) {
-        self.process = None;
+        self.program.kill();
     }
 
     /// Loses all its data while it is dead.
     pub(crate) fn lose_everything(&self) {
-        assert!(self.process.is_none());
+        assert!(!self.program.is_started());
         fs::remove_dir_all(self.file("data")).unwrap();
     }
 
     /// Starts it again with the same data.
-    pub(crate) fn bring_back(&mut self, cluster: &Cluster) {
-        let arguments = [
-            // It would call a collector of traces every few seconds.
-            "OTEL_TRACES_EXPORTER=none".to_owned(),
-            self.program.display().to_string(),
-            "serve".to_owned(),
-            self.file("json").display().to_string(),
-        ];
-        let env = machine::find("env").unwrap();
-        let mut process = Process::start(&self.name, &env, &arguments, &self.folder);
-        let ping = format!("{}/v2/", self.url);
-        eventually("the registry answers", || {
-            process.assert_alive();
-            cluster.http.send(cluster.http.client.get(&ping)).ok()
-        });
-        self.process = Some(process);
+    pub(crate) fn bring_back(&mut self) {
+        self.program.bring_back();
     }
 
     /// Loses every packet to it from now on.
@@ -250,7 +220,7 @@ impl Registry {
     /// The requests that containerd made for a repository, oldest first.
     pub(crate) fn pulls(&self, repository: &str) -> Vec<String> {
         let path = format!(" /v2/{repository}/");
-        let log = fs::read_to_string(self.file("log")).unwrap();
+        let log = self.program.log();
         log.lines()
             .filter(|line| line.contains(&path) && line.contains(CONTAINERD))
             .map(str::to_owned)

@@ -9,11 +9,11 @@ use super::{
     pods::until_rewritten,
     registry::Registry,
 };
-use crate::e2e::{
+use crate::shared::{
     cluster::Namespace,
     companion::{IMAGES, MIRRORS},
     eventually,
-    push::Image,
+    images::Image,
 };
 
 const REPOSITORY: &str = "team/web";

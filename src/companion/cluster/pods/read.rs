@@ -3,13 +3,16 @@
 //! What was rewritten counts as its original, where the mapping proves it; an image that names a
 //! mirror without such a proof is nobody's.
 
+use std::collections::BTreeMap;
+
 use kube::{ResourceExt as _, core::Object};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    api::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
+    api::DECISIONS_ANNOTATION,
     domain::{
-        image::Reference,
+        original::{RecordedDecisions, key_of},
+        pod::{PlaceKind, PlaceLabel},
         pulls::{Pull, Pulled},
         routing::{MirrorId, Routing},
     },
@@ -99,23 +102,26 @@ pub(super) fn images(pod: &Pod, routing: &Routing) -> Vec<Box<str>> {
         ephemeral_containers,
         volumes,
     } = &pod.spec;
-    let containers = containers
-        .iter()
-        .chain(init_containers)
-        .chain(ephemeral_containers);
-    let containers = containers.map(|container| (ORIGINAL_IMAGE_PREFIX, &container.name, &container.image));
+    let lists = [
+        (PlaceKind::Container, containers),
+        (PlaceKind::InitContainer, init_containers),
+        (PlaceKind::EphemeralContainer, ephemeral_containers),
+    ];
+    let containers = lists.into_iter().flat_map(|(kind, containers)| {
+        containers
+            .iter()
+            .map(move |container| (PlaceLabel::new(kind, &container.name), &container.image))
+    });
     let volumes = volumes.iter().filter_map(|volume| {
         let image = volume.image.as_ref()?;
-        Some((ORIGINAL_VOLUME_PREFIX, &volume.name, &image.reference))
+        Some((PlaceLabel::new(PlaceKind::Volume, &volume.name), &image.reference))
     });
-    let mut keys = Vec::new();
-    for (prefix, name, image) in containers.chain(volumes) {
-        let recorded = pod.annotations().get(&format!("{prefix}{name}"));
-        if let Some((key, _)) = key_of(image, recorded.map(String::as_str), routing) {
-            keys.push(key);
-        }
-    }
-    keys
+    let record = Record::of(pod);
+    let keys = containers.chain(volumes).filter_map(|(place, image)| {
+        let (key, _) = record.key_of(place, image, routing)?;
+        Some(key.into())
+    });
+    keys.collect()
 }
 
 /// Returns how a Pod's containers stand with the images that they were sent to a mirror for.
@@ -130,25 +136,63 @@ pub(super) fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
         volumes: _,
     } = &pod.spec;
     let places = [
-        (containers, &statuses.containers),
-        (init_containers, &statuses.init_containers),
-        (ephemeral_containers, &statuses.ephemeral_containers),
+        (PlaceKind::Container, containers, &statuses.containers),
+        (
+            PlaceKind::InitContainer,
+            init_containers,
+            &statuses.init_containers,
+        ),
+        (
+            PlaceKind::EphemeralContainer,
+            ephemeral_containers,
+            &statuses.ephemeral_containers,
+        ),
     ];
-    let places = places
-        .into_iter()
-        .flat_map(|(containers, statuses)| statuses.iter().map(move |status| (containers, status)));
+    let places = places.into_iter().flat_map(|(kind, containers, statuses)| {
+        statuses.iter().map(move |status| (kind, containers, status))
+    });
+    let record = Record::of(pod);
     places
-        .filter_map(|(containers, status)| {
+        .filter_map(|(kind, containers, status)| {
             let pull = pull(&status.state)?;
             let container = containers.iter().find(|entry| entry.name == status.name)?;
-            let recorded = pod
-                .annotations()
-                .get(&format!("{ORIGINAL_IMAGE_PREFIX}{}", container.name))?;
-            let (key, mirror) = key_of(&container.image, Some(recorded), routing)?;
+            let place = PlaceLabel::new(kind, &container.name);
+            let (key, mirror) = record.key_of(place, &container.image, routing)?;
             let mirror = Box::from(routing.mirror(mirror?).name.as_str());
+            let key = key.into();
             Some(Pulled { mirror, key, pull })
         })
         .collect()
+}
+
+/// What a Pod says of its images' origin.
+struct Record<'p> {
+    annotations: &'p BTreeMap<String, String>,
+    decisions: RecordedDecisions<'p>,
+}
+
+impl<'p> Record<'p> {
+    fn of(pod: &'p Pod) -> Self {
+        let annotations = pod.annotations();
+        let decisions = annotations.get(DECISIONS_ANNOTATION).map(String::as_str);
+        Self {
+            annotations,
+            decisions: RecordedDecisions::new(decisions),
+        }
+    }
+
+    /// Returns the key of what the user wrote at a place, and the mirror that it was sent to.
+    fn key_of(
+        &self,
+        place: PlaceLabel<'_>,
+        image: &str,
+        routing: &Routing,
+    ) -> Option<(String, Option<MirrorId>)> {
+        let recorded = self.annotations.get(&place.original_annotation());
+        key_of(routing, image, recorded.map(String::as_str), || {
+            self.decisions.mirror(place)
+        })
+    }
 }
 
 /// Returns how a container stands with its image, as far as its state tells.
@@ -163,26 +207,13 @@ fn pull(state: &ContainerState) -> Option<Pull> {
     }
 }
 
-/// Returns the key of what the user wrote, and the mirror that it was sent to.
-fn key_of(image: &str, recorded: Option<&str>, routing: &Routing) -> Option<(Box<str>, Option<MirrorId>)> {
-    let mut key = String::new();
-    Reference::parse(image).ok()?.write_key(&mut key);
-    let mirrors: Vec<_> = routing.mirrors_named_by(name_of(&key)?).collect();
-    if mirrors.is_empty() {
-        return Some((key.into(), None));
-    }
-    let original = Reference::parse(recorded?).ok()?;
-    let proven = mirrors
-        .into_iter()
-        .find(|mirror| routing.mirror(*mirror).maps_to(&original, image))?;
-    original.write_key(&mut key);
-    Some((key.into(), Some(proven)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::file;
+    use crate::{
+        api::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
+        state::file,
+    };
 
     fn routing() -> Routing {
         let text = "apiVersion: kagami.dev/v1alpha1\nkind: ImageMirror\nmetadata: {name: main}\nspec:\n  \
@@ -197,23 +228,29 @@ mod tests {
         )
     }
 
-    #[track_caller]
-    fn check(image: &str, recorded: Option<&str>, expected: Option<&str>) {
-        let found = key_of(image, recorded, &routing());
-        assert_eq!(found.map(|(key, _)| key).as_deref(), expected);
-    }
-
+    /// The decision alone tells which of two mirrors with one registry and one template it was.
     #[test]
-    fn what_was_rewritten_counts_as_its_original_where_the_mapping_proves_it() {
-        let nginx = "docker.io/library/nginx:1.29";
-        check("nginx:1.29", None, Some(nginx));
-        // Somebody else's annotation on an image that is no mirror's means nothing.
-        check("nginx:1.29", Some("redis:8"), Some(nginx));
-        let mirrored = "mirror.test/docker.io/library/nginx:1.29";
-        check(mirrored, Some("nginx:1.29"), Some(nginx));
-        check(mirrored, Some("redis:8"), None);
-        check(mirrored, None, None);
-        check("not an image", None, None);
+    fn of_two_mirrors_in_one_registry_the_recorded_one_is_told() {
+        let mut mirrors: Vec<_> = routing().mirrors().map(|(_, mirror)| mirror.clone()).collect();
+        mirrors.extend(mirrors.clone());
+        mirrors[1].name = "second".to_owned();
+        let routing = Routing::compile(mirrors);
+        let pulled_from = |decided: &str| {
+            let decisions = format!(r#"{{"containers.app":{{"mirror":"{decided}"}}}}"#);
+            let pod: Pod = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "web", "namespace": "a", "annotations": {
+                    format!("{}app", ORIGINAL_IMAGE_PREFIX): "nginx:1.29",
+                    DECISIONS_ANNOTATION: decisions,
+                }},
+                "spec": {"containers": [{"name": "app", "image": "mirror.test/docker.io/library/nginx:1.29"}]},
+                "status": {"containerStatuses": [{"name": "app", "state": {"waiting": {"reason": "ErrImagePull"}}}]},
+            }))
+            .unwrap();
+            pulled(&pod, &routing)[0].mirror.clone()
+        };
+        for name in ["main", "second"] {
+            assert_eq!(&*pulled_from(name), name);
+        }
     }
 
     #[test]

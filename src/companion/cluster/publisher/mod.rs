@@ -285,9 +285,12 @@ impl Publisher {
             let seen = Seen {
                 generation: resource.generation,
                 faults: &resource.faults,
+                unknown: &resource.unknown,
+                pull_secret: resource.pull_secret,
                 health: id.map(|id| snapshot.health_of(id)),
                 failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
                 missing_secret: resource.missing_secret.as_deref(),
+                secret_fault: resource.secret_fault.as_deref(),
                 credentials_accepted: report.credentials_accepted,
                 nodes_can_pull: report.nodes_can_pull,
                 sweeps: [None; 2],

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Api, Client,
     api::{ApiResource, DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -17,7 +18,7 @@ use super::{
 use crate::{
     api::v1alpha1::{ImageMirror, ImageMirrorStatus, MirroredImage},
     cluster::{
-        events::{Events, Message, Subject},
+        events::{Events, Message},
         objects::Object,
         sources,
         watch::{self, version},
@@ -205,7 +206,16 @@ impl Sender {
 
     /// Sends an Event about a mirror.
     pub(super) async fn event(self, name: String, uid: String, message: Message) -> Sent {
-        let told = self.events.tell(&Subject { name, uid }, message).await;
+        let told = {
+            let mirror = ObjectReference {
+                api_version: Some("kagami.dev/v1alpha1".to_owned()),
+                kind: Some("ImageMirror".to_owned()),
+                name: Some(name),
+                uid: Some(uid),
+                ..ObjectReference::default()
+            };
+            self.events.tell(mirror, message).await
+        };
         Sent {
             what: What::Event,
             may_write: told.is_ok(),

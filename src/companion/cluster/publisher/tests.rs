@@ -67,8 +67,10 @@ impl Scene {
             generation: 1,
             status: ImageMirrorStatus::default(),
             faults: Vec::new(),
+            unknown: Vec::new(),
+            pull_secret: false,
             missing_secret: None,
-            probe_secret: None,
+            secret_fault: None,
         };
         self.cluster.mirrors.insert(name.to_owned(), resource);
     }
@@ -175,6 +177,8 @@ impl Scene {
                 ..Counts::default()
             },
             period: Duration::from_mins(5),
+            bound: "spec.freshness.tag",
+            tags_wait: false,
         };
         let mirror = self.queues.get_mut(mirror).unwrap();
         if mirror.status.swept(Class::Tag, end) {

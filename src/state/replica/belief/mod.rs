@@ -16,6 +16,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     api::{mirror::Connection, v1alpha1::timestamp},
     cluster::objects::{Object, Outline, Reader, SharedStatus},
+    credentials::Secret,
     domain::{
         health::{Health, Observation},
         image::Class,
@@ -28,9 +29,9 @@ use crate::{
     metrics::Metrics,
     registry::Client,
     state::{
-        Observed, Store,
-        feed::Feed,
-        file::{Configuration, Secret},
+        Store,
+        feed::{Feed, Identity, Keep, SecretFaults, Unusable},
+        file::Configuration,
     },
     telemetry::chain,
 };
@@ -52,6 +53,8 @@ pub(super) struct Belief {
     /// Names that the list in progress has told.
     listing: BTreeSet<String>,
     credentials: BTreeMap<String, Secret>,
+    /// Why some of them are not in use.
+    credential_faults: SecretFaults,
     namespaces: Namespaces,
     heartbeat: Heartbeat,
     /// Asks for a list of the ImageMirrors.
@@ -67,6 +70,8 @@ struct Known {
     witness: Witness,
     /// What is wrong with the resource as it is now.
     faults: Vec<String>,
+    /// What this program does not know of it, and what it does about that.
+    unknown: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +108,7 @@ pub struct SharedMirror {
     pub digests: Option<Swept>,
 }
 
-/// A mirror that this replica should probe itself.
+/// A mirror that this replica should ping itself.
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub(super) mirror: String,
@@ -121,6 +126,7 @@ impl Belief {
             mirrors: BTreeMap::new(),
             listing: BTreeSet::new(),
             credentials: BTreeMap::new(),
+            credential_faults: SecretFaults::new(),
             namespaces: Namespaces::default(),
             heartbeat: Heartbeat::default(),
             relist: watch::Sender::new(0),
@@ -170,22 +176,24 @@ impl Belief {
     pub(super) fn mirror_changed(&mut self, object: &Object, now: Timestamp) {
         let name = object.metadata.name.as_str();
         let read = self.reader.mirror(object);
+        let unknown: Vec<_> = read.unknown.iter().map(ToString::to_string).collect();
         let told = self.reader.status(object);
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
             told: told.clone(),
             witness: Witness::new(HealthSettings::default(), now),
             faults: Vec::new(),
+            unknown: Vec::new(),
         });
         known.told = told;
         let before = known.good.clone();
-        let faults = match read {
+        let faults = match read.taken {
             Ok(mut good) => {
                 // Credentials come from a file of the mirror's name, whatever the Secret is called.
                 if let Some(secret) = &mut good.1.probe_secret {
                     name.clone_into(secret);
                 }
-                match Feed::check(&good.0, &good.1, None) {
+                match known.check(&good) {
                     Ok(()) => {
                         known.good_is(good, now);
                         Vec::new()
@@ -204,6 +212,16 @@ impl Belief {
                 );
             }
             known.faults = faults;
+        }
+        if known.unknown != unknown {
+            for what in &unknown {
+                tracing::warn!(
+                    mirror = name,
+                    what,
+                    "an ImageMirror is of a newer definition than this program"
+                );
+            }
+            known.unknown = unknown;
         }
         known.witness.told(known.told.health, now);
         known.complete();
@@ -231,43 +249,33 @@ impl Belief {
     }
 
     /// Returns what is put to use: every mirror in its last good form, and what may be believed of
-    /// namespaces and credentials.
+    /// namespaces.
     pub(super) fn configuration(&self) -> Configuration {
         let good = self.mirrors.values().filter_map(|known| known.good.clone());
-        let secrets = |mirror: &(Mirror, Connection)| {
-            let (mirror, connection) = mirror;
-            let secret = self.credentials.get(&mirror.name)?;
-            match Feed::check(mirror, connection, Some(secret)) {
-                Ok(()) => Some((mirror.name.clone(), secret.clone())),
-                Err(error) => {
-                    tracing::warn!(
-                        mirror = mirror.name,
-                        error = chain(&error),
-                        "probing without credentials"
-                    );
-                    None
-                }
-            }
-        };
-        let mirrors: Vec<_> = good.collect();
         Configuration {
-            secrets: mirrors.iter().filter_map(secrets).collect(),
-            mirrors,
+            mirrors: good.collect(),
+            secrets: self.credentials.clone(),
             namespaces: self.namespaces.believed(),
             pull_secret_namespaces: BTreeSet::new(),
         }
     }
 
     /// Puts the mirrors to use as they are known now.
-    fn put(&self, now: Timestamp) {
-        let put = self.feed.put(self.configuration(), now);
-        self.metrics.configured(put.is_ok());
-        for fault in put.err().into_iter().flatten() {
-            // Each mirror was checked; only the system can be short of something now.
-            tracing::error!(
-                error = chain(&fault),
-                "cannot use the ImageMirrors; the former ones stay in force"
-            );
+    fn put(&mut self, now: Timestamp) {
+        // Images are followed apart, and may be known before their mirror is.
+        let applied = self.feed.apply(self.configuration(), Keep::All, now);
+        self.metrics.configured(applied.is_ok());
+        match applied {
+            Ok(faults) => self.tell_credential_faults(faults),
+            Err(hindrances) => {
+                for hindrance in hindrances {
+                    // Each mirror was checked; only the system can be short of something now.
+                    tracing::error!(
+                        error = chain(&hindrance),
+                        "cannot use the ImageMirrors; the former ones stay in force"
+                    );
+                }
+            }
         }
         for name in self.mirrors.keys() {
             self.publish(name);
@@ -287,11 +295,30 @@ impl Belief {
     }
 
     /// Takes in the read credentials, by mirror.
-    pub(super) fn set_credentials(&mut self, credentials: BTreeMap<String, Secret>, now: Timestamp) {
+    pub(super) fn set_credentials(&mut self, credentials: BTreeMap<String, Secret>) {
         if credentials != self.credentials {
             self.credentials = credentials;
-            self.put(now);
+            let faults = self.feed.renew(&self.credentials);
+            self.tell_credential_faults(faults);
         }
+    }
+
+    fn tell_credential_faults(&mut self, faults: SecretFaults) {
+        for (mirror, fault) in &faults {
+            if self.credential_faults.get(mirror) != Some(fault) {
+                tracing::warn!(
+                    mirror,
+                    error = chain(fault),
+                    "credentials have a fault; the last good ones stay in use for an hour at most"
+                );
+            }
+        }
+        self.credential_faults = faults;
+    }
+
+    /// Returns what is wrong with credentials, by mirror.
+    pub(super) const fn credential_faults(&self) -> &SecretFaults {
+        &self.credential_faults
     }
 
     pub(super) fn namespaces_listing(&mut self) {
@@ -368,13 +395,19 @@ impl Belief {
         good.map(|(mirror, _)| mirror.health.stale_after)
     }
 
-    /// Takes in what this replica saw of a mirror itself.
-    pub(super) fn observe(&mut self, observed: &Observed, now: Timestamp) {
-        let Observed { mirror, observation } = observed;
+    /// Takes in that a live look on a mirror failed.
+    pub(super) fn doubt(&mut self, mirror: &str) {
+        if let Some(known) = self.mirrors.get_mut(mirror) {
+            known.witness.doubt();
+        }
+    }
+
+    /// Takes in what a ping of this replica tells of a mirror.
+    pub(super) fn pinged(&mut self, mirror: &str, observation: Observation, now: Timestamp) {
         let Some(known) = self.mirrors.get_mut(mirror) else {
             return;
         };
-        if known.witness.observe(*observation, now).changed {
+        if known.witness.pinged(observation, now).changed {
             let View { health, stale } = known.witness.view();
             tracing::info!(
                 mirror,
@@ -430,12 +463,12 @@ impl Belief {
         self.heartbeat.seen.is_some()
     }
 
-    /// Returns the mirrors that this replica should probe itself.
+    /// Returns the mirrors that this replica should ping itself.
     pub(super) fn wanted(&self) -> Vec<Wanted> {
         let wanted = self
             .mirrors
             .iter()
-            .filter(|(_, known)| known.witness.wants_probes());
+            .filter(|(_, known)| known.witness.wants_pings());
         wanted
             .filter_map(|(name, known)| {
                 Some(Wanted {
@@ -477,6 +510,7 @@ impl Belief {
         let seen = self.heartbeat_age(at).map(|age| age.as_secs());
         let heartbeat = json!({"seenSecondsAgo": seen, "renewTime": self.heartbeat.renewed});
         let mirror = |(name, known): (&String, &Known)| {
+            let credentials = self.credential_faults.get(name).map(|fault| chain(fault));
             let shared = known.told.health;
             let value = json!({
                 "stale": known.witness.view().stale,
@@ -485,6 +519,8 @@ impl Belief {
                     "provenSince": shared.proven_since.to_string(),
                 },
                 "faults": known.faults,
+                "unknown": known.unknown,
+                "credentialsFault": credentials,
             });
             (name.clone(), value)
         };
@@ -494,11 +530,29 @@ impl Belief {
 }
 
 impl Known {
+    /// Returns why a mirror cannot be used; what was in use before needs no check.
+    fn check(&self, (mirror, connection): &(Mirror, Connection)) -> Result<(), Unusable> {
+        if self
+            .identity()
+            .is_some_and(|before| before == Identity::of(mirror, connection))
+        {
+            return Ok(());
+        }
+        Feed::check(mirror, connection)
+    }
+
+    /// Returns which mirror the last good resource is about.
+    fn identity(&self) -> Option<Identity> {
+        self.good
+            .as_ref()
+            .map(|(mirror, connection)| Identity::of(mirror, connection))
+    }
+
     /// Takes in a good resource.
     fn good_is(&mut self, good: (Mirror, Connection), now: Timestamp) {
-        let way = |connection: &Connection| (connection.endpoint.clone(), connection.ca_bundle.clone());
-        if let Some((_, before)) = &self.good
-            && way(before) != way(&good.1)
+        if self
+            .identity()
+            .is_some_and(|before| before != Identity::of(&good.0, &good.1))
         {
             self.witness.moved(now);
         }

@@ -1,5 +1,10 @@
+use std::sync::Arc;
+
 use super::*;
-use crate::domain::health::{Fault, State};
+use crate::{
+    certificates,
+    domain::health::{Fault, State},
+};
 
 const MIRROR: &str = "main";
 
@@ -205,50 +210,91 @@ fn mirrors_come_and_go_with_lists_and_deletions() {
 }
 
 #[test]
-fn credentials_that_change_make_a_new_client_and_void_nothing() {
-    let mut scene = Scene::new("10s");
-    scene.beat(1, 0);
-    scene.relist("Healthy");
-    scene.tick(0);
-    let secret = |content: &str| {
-        let data = BTreeMap::from([(".dockerconfigjson".to_owned(), content.as_bytes().to_vec())]);
-        let secret = Secret {
-            namespace: None,
-            type_: String::new(),
-            data,
-        };
-        BTreeMap::from([(MIRROR.to_owned(), secret)])
-    };
-    let client = |scene: &Scene| scene.store.client(MIRROR).unwrap();
-    let health = |scene: &Scene| scene.store.snapshot().health.clone();
-    let (first, before) = (client(&scene), health(&scene));
-    let good = r#"{"auths": {"mirror.test": {"username": "u", "password": "p"}}}"#;
-    scene.belief.set_credentials(secret(good), now());
-    let second = client(&scene);
-    assert!(!second.is(&first));
-    scene.belief.set_credentials(secret(good), now());
-    assert!(client(&scene).is(&second));
-    // Broken ones: without, and the mirror stays.
-    scene.belief.set_credentials(secret("{"), now());
-    assert!(!client(&scene).is(&second));
-    assert_eq!(health(&scene), before);
-}
-
-#[test]
-fn another_endpoint_voids_what_was_proven() {
+fn whatever_becomes_of_credentials_the_mirror_stays_what_it_is() {
     let mut scene = Scene::new("10s");
     scene.beat(1, 0);
     scene.relist("Healthy");
     assert_eq!(scene.tick(0), FRESH);
-    let mut moved = mirror("Healthy", "10s");
-    moved.spec["endpoint"]["url"] = "http://127.0.0.1:2".into();
-    scene.belief.mirror_changed(&moved, now());
-    let health = scene.store.snapshot().health[0];
-    assert_eq!((health.state, health.proven_since), (State::Healthy, now()));
+    let now_is = |scene: &Scene| (scene.store.client(MIRROR).unwrap(), scene.store.snapshot());
+    let (client, before) = now_is(&scene);
+    let faults = |scene: &Scene| {
+        let status = scene.belief.status(scene.at(0)).1;
+        status[MIRROR]["credentialsFault"].as_str().map(str::to_owned)
+    };
+    let file = |content: &str| Secret::docker_config(content.as_bytes().to_vec());
+    let good = r#"{"auths": {"mirror.test": {"username": "u", "password": "p"}}}"#;
+    let renewed = r#"{"auths": {"mirror.test": {"username": "u", "password": "q"}}}"#;
+    let other = r#"{"auths": {"other.test": {"username": "u", "password": "p"}}}"#;
+    for (content, fault) in [
+        (Some(good), None),
+        (Some("{"), Some("cannot read Secret main: ")),
+        (Some(renewed), None),
+        (
+            Some(other),
+            Some("Secret main has no credentials for mirror.test"),
+        ),
+        (None, None),
+        (Some(good), None),
+    ] {
+        let files = content.map(|content| (MIRROR.to_owned(), file(content)));
+        scene.belief.set_credentials(files.into_iter().collect());
+        let (same, after) = now_is(&scene);
+        assert!(same.is(&client), "{content:?}");
+        assert!(Arc::ptr_eq(&before, &after), "{content:?}: {after:?}");
+        assert_eq!(faults(&scene).is_some(), fault.is_some(), "{content:?}");
+        assert!(
+            faults(&scene)
+                .unwrap_or_default()
+                .starts_with(fault.unwrap_or_default())
+        );
+    }
+    // A Secret by another name is no other mirror either.
+    let mut renamed = mirror("Healthy", "10s");
+    renamed.spec["endpoint"]["credentials"]["secretRef"]["name"] = "other".into();
+    scene.belief.mirror_changed(&renamed, now());
+    let (same, after) = now_is(&scene);
+    assert!(same.is(&client));
+    assert_eq!(after.health, before.health);
+    renamed.spec["endpoint"]
+        .as_object_mut()
+        .unwrap()
+        .remove("credentials");
+    scene.belief.mirror_changed(&renamed, now());
+    let (same, after) = now_is(&scene);
+    assert!(same.is(&client));
+    assert_eq!(after.health, before.health);
 }
 
 #[test]
-fn own_probes_are_wanted_only_while_nobody_else_counts() {
+fn another_endpoint_authority_kind_or_place_voids_what_was_proven() {
+    let authority = certificates::issue(&[], now(), Duration::from_hours(1))
+        .unwrap()
+        .authority;
+    for (field, value) in [
+        ("/spec/endpoint/url", json!("http://127.0.0.1:2")),
+        ("/spec/endpoint/caBundle", json!(authority)),
+        ("/spec/kind", json!("PullThrough")),
+        ("/spec/registry", json!("mirror.test/cache")),
+        ("/spec/repository", json!("x/{registry}/{repository}")),
+    ] {
+        let mut scene = Scene::new("10s");
+        scene.beat(1, 0);
+        scene.relist("Healthy");
+        assert_eq!(scene.tick(0), FRESH);
+        let client = scene.store.client(MIRROR).unwrap();
+        let mut moved = mirror("Healthy", "10s");
+        let (parent, name) = field["/spec".len()..].rsplit_once('/').unwrap();
+        moved.spec.pointer_mut(parent).unwrap()[name] = value;
+        scene.belief.mirror_changed(&moved, now());
+        let health = scene.store.snapshot().health[0];
+        let expected = (State::Healthy, now());
+        assert_eq!((health.state, health.proven_since), expected, "{field}");
+        assert!(!scene.store.client(MIRROR).unwrap().is(&client), "{field}");
+    }
+}
+
+#[test]
+fn own_pings_are_wanted_only_while_nobody_else_counts_or_in_doubt() {
     let mut scene = Scene::new("10s");
     scene.tick(0);
     assert_eq!(scene.belief.wanted().len(), 1);
@@ -256,12 +302,14 @@ fn own_probes_are_wanted_only_while_nobody_else_counts() {
     scene.relist("Healthy");
     scene.tick(0);
     assert!(scene.belief.wanted().is_empty());
-    let bad = Observed {
-        mirror: MIRROR.to_owned(),
-        observation: Observation::Bad(Fault::Timeout),
-    };
-    scene.belief.observe(&bad, now());
-    scene.belief.observe(&bad, now());
+    for _ in 0..10 {
+        scene.belief.doubt(MIRROR);
+    }
+    assert_eq!(scene.view(), (State::Healthy, false));
+    assert_eq!(scene.belief.wanted().len(), 1);
+    let bad = Observation::Bad(Fault::Timeout);
+    scene.belief.pinged(MIRROR, bad, now());
+    scene.belief.pinged(MIRROR, bad, now());
     assert_eq!(scene.view(), (State::Unhealthy, false));
     assert_eq!(scene.belief.wanted().len(), 1);
 }

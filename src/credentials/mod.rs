@@ -1,0 +1,242 @@
+//! What Secrets hold, the credentials for a registry in it, and what is in use while they change.
+//!
+//! The one place that reads Docker configurations. `Debug` and errors say where something stands, never what.
+
+mod keyring;
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+
+pub use self::keyring::{Keyring, ParseKeyringError};
+
+/// The type of a Secret with a Docker configuration.
+pub const DOCKER_CONFIG_JSON: &str = "kubernetes.io/dockerconfigjson";
+
+/// The type of a Secret with a Docker configuration of the older form.
+pub const DOCKER_CFG: &str = "kubernetes.io/dockercfg";
+
+/// Where a Secret has its Docker configuration.
+const CONFIG_JSON_KEY: &str = ".dockerconfigjson";
+
+/// The same of the older form.
+const CFG_KEY: &str = ".dockercfg";
+
+/// How long the last good credentials stay in use once their Secret has a fault.
+const GRACE: Duration = Duration::from_hours(1);
+
+/// A user's name and password. `Debug` shows neither: some registries take a token as the name.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub username: String,
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+/// A Secret, of a file or a cluster.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    pub namespace: Option<String>,
+    /// `kubernetes.io/dockerconfigjson`, for example.
+    pub type_: String,
+    pub data: BTreeMap<String, Vec<u8>>,
+}
+
+/// Names the keys only.
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Secret")
+            .field("namespace", &self.namespace)
+            .field("type", &self.type_)
+            .field("keys", &self.data.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a Secret gives no credentials for a registry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("cannot read Secret {secret}")]
+    Unreadable {
+        secret: String,
+        #[source]
+        source: ParseKeyringError,
+    },
+    #[error("Secret {secret} has no credentials for {registry}")]
+    NoEntry { secret: String, registry: String },
+}
+
+/// The credentials that are in use for one registry, as its Secret changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    credentials: Option<Credentials>,
+    until: Option<Instant>,
+}
+
+impl Held {
+    /// Returns what is in use once the Secret was found to be so: good credentials at once, none at once
+    /// where there is no Secret any more, and the last good ones for a while where it has a fault.
+    #[must_use]
+    pub fn next(&self, found: &Result<Option<Credentials>, Fault>, at: Instant) -> Self {
+        match found {
+            Ok(credentials) => Self {
+                credentials: credentials.clone(),
+                until: None,
+            },
+            Err(_) => Self {
+                credentials: self.credentials.clone(),
+                until: self.until.or(Some(at + GRACE)),
+            },
+        }
+    }
+
+    /// Returns what is in use.
+    pub const fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_ref()
+    }
+
+    /// Returns until when, if their end is known.
+    pub const fn until(&self) -> Option<Instant> {
+        self.until
+    }
+}
+
+impl Secret {
+    /// Returns a Secret with a Docker configuration.
+    pub fn docker_config(content: Vec<u8>) -> Self {
+        Self {
+            namespace: None,
+            type_: DOCKER_CONFIG_JSON.to_owned(),
+            data: BTreeMap::from([(CONFIG_JSON_KEY.to_owned(), content)]),
+        }
+    }
+
+    /// Whether a key is one that a Docker configuration stands under.
+    pub fn is_of_docker(key: &str) -> bool {
+        matches!(key, CONFIG_JSON_KEY | CFG_KEY)
+    }
+
+    /// Returns the credentials for a registry, which this Secret is named `secret` for, by the first of
+    /// its `names` that is found.
+    pub fn credentials(&self, secret: &str, names: [&str; 2]) -> Result<Credentials, Fault> {
+        let data = |key: &str| self.data.get(key).map(Vec::as_slice);
+        let keyring = match (data(CONFIG_JSON_KEY), data(CFG_KEY)) {
+            (Some(json), _) => Keyring::from_docker_config_json(json),
+            (None, Some(cfg)) => Keyring::from_dockercfg(cfg),
+            (None, None) => Ok(Keyring::default()),
+        };
+        let keyring = keyring.map_err(|source| Fault::Unreadable {
+            secret: secret.to_owned(),
+            source,
+        })?;
+        let found = names.iter().find_map(|name| keyring.for_registry(name));
+        found.cloned().ok_or_else(|| Fault::NoEntry {
+            secret: secret.to_owned(),
+            registry: names[0].to_owned(),
+        })
+    }
+
+    /// Returns the key of this Secret that is not of the form that its type asks for, and what is wrong
+    /// there; the entries themselves are read by [`Secret::credentials`].
+    pub fn malformed(&self) -> Option<(&'static str, String)> {
+        let key = match &*self.type_ {
+            DOCKER_CONFIG_JSON => CONFIG_JSON_KEY,
+            DOCKER_CFG => CFG_KEY,
+            _ => return None,
+        };
+        let Some(bytes) = self.data.get(key) else {
+            return Some((key, format!("is required in a Secret of type {}", self.type_)));
+        };
+        let message = match serde_json::from_slice::<Map<String, Value>>(bytes) {
+            Err(error) if error.is_data() => "must be a JSON object".to_owned(),
+            Err(error) => format!(
+                "is not JSON: line {}, column {} of it",
+                error.line(),
+                error.column()
+            ),
+            Ok(config) if key == CONFIG_JSON_KEY && !config.get("auths").is_some_and(Value::is_object) => {
+                "must be a JSON object with an object \"auths\"".to_owned()
+            }
+            Ok(_) => return None,
+        };
+        Some((key, message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(name: &str) -> Credentials {
+        Credentials {
+            username: name.to_owned(),
+            password: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_fault_leaves_the_last_good_credentials_for_a_while() {
+        let started = Instant::now();
+        let at = |minutes| started + Duration::from_mins(minutes);
+        let fault = || {
+            Err(Fault::NoEntry {
+                secret: "read".to_owned(),
+                registry: "mirror.test".to_owned(),
+            })
+        };
+        let good = |name| Ok(Some(user(name)));
+        let mut held = Held::default();
+        let mut check = |found: Result<Option<Credentials>, Fault>,
+                         minute,
+                         expected: Option<&str>,
+                         until: Option<u64>| {
+            held = held.next(&found, at(minute));
+            assert_eq!(held.credentials(), expected.map(user).as_ref(), "minute {minute}");
+            assert_eq!(held.until(), until.map(at), "minute {minute}");
+        };
+        check(good("a"), 0, Some("a"), None);
+        check(fault(), 10, Some("a"), Some(70));
+        // However often it changes, an hour after the first fault they are over.
+        check(fault(), 69, Some("a"), Some(70));
+        check(good("b"), 71, Some("b"), None);
+        check(fault(), 80, Some("b"), Some(140));
+        // Deleted means out of use, and nothing is left to fall back on.
+        check(Ok(None), 90, None, None);
+        check(fault(), 91, None, Some(151));
+        check(good("b"), 92, Some("b"), None);
+    }
+
+    #[test]
+    fn a_registry_is_found_by_either_of_its_names() {
+        let check = |content: &str, expected: Result<&str, &str>| {
+            let secret = Secret::docker_config(content.as_bytes().to_vec());
+            let found = secret.credentials("read", ["mirror.test/cache", "mirror.svc:5000"]);
+            let found = found
+                .map(|found| found.username)
+                .map_err(|fault| fault.to_string());
+            assert_eq!(
+                found,
+                expected.map(str::to_owned).map_err(str::to_owned),
+                "{content}"
+            );
+        };
+        let inner = r#""mirror.svc:5000": {"username": "inner", "password": "p"}"#;
+        let outer = r#""mirror.test": {"username": "outer", "password": "p"}"#;
+        check(&format!(r#"{{"auths": {{{inner}}}}}"#), Ok("inner"));
+        check(&format!(r#"{{"auths": {{{inner}, {outer}}}}}"#), Ok("outer"));
+        let without = "Secret read has no credentials for mirror.test/cache";
+        check(
+            r#"{"auths": {"mirror.svc": {"username": "inner", "password": "p"}}}"#,
+            Err(without),
+        );
+        check("{}", Err(without));
+        check("{", Err("cannot read Secret read"));
+    }
+}

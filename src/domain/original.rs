@@ -1,0 +1,209 @@
+//! What a user wrote where Kagami rewrote it: the one proof that an image is Kagami's own rewrite, and
+//! the one way back.
+//!
+//! Anybody may write annotations. A recorded original is believed only where the mapping of a mirror,
+//! whatever its mode and its health, turns it into the present image. That says where the image comes
+//! from, and nothing of what the mirror holds.
+
+use std::cell::OnceCell;
+
+use serde_json::{Map, Value};
+
+use super::{
+    image::Reference,
+    names::DECISIONS_ANNOTATION,
+    pod::{PlaceLabel, Pod},
+    routing::{MirrorId, Routing},
+};
+
+/// A recorded original that a mirror turned into the present image.
+#[derive(Clone, Copy, Debug)]
+pub struct Original<'r> {
+    /// What the user wrote.
+    pub reference: Reference<'r>,
+    /// The mirror that the present image names.
+    pub mirror: MirrorId,
+}
+
+/// The decisions that an earlier round of admission left on a Pod, read once and only where somebody
+/// asks. Anybody may have written them, so they prove nothing by themselves.
+#[derive(Clone, Debug, Default)]
+pub struct RecordedDecisions<'a> {
+    text: Option<&'a str>,
+    entries: OnceCell<Map<String, Value>>,
+}
+
+impl<'a> RecordedDecisions<'a> {
+    /// Returns what an annotation's value tells; nothing if it is absent or has not the right form.
+    pub const fn new(text: Option<&'a str>) -> Self {
+        Self {
+            text,
+            entries: OnceCell::new(),
+        }
+    }
+
+    /// Returns what stands on a Pod.
+    pub fn of(pod: &'a Pod<'_>) -> Self {
+        Self::new(pod.annotation("", DECISIONS_ANNOTATION))
+    }
+
+    /// Returns what was decided of a place.
+    pub fn entry(&self, place: PlaceLabel<'_>) -> Option<&Value> {
+        let text = self.text?;
+        let entries = self
+            .entries
+            .get_or_init(|| serde_json::from_str(text).unwrap_or_default());
+        entries.get(&place.to_string())
+    }
+
+    /// Returns the mirror that was decided on for a place.
+    pub fn mirror(&self, place: PlaceLabel<'_>) -> Option<&str> {
+        self.entry(place)?.get("mirror")?.as_str()
+    }
+}
+
+impl<'r> Original<'r> {
+    /// Returns the recorded original of an image if a mirror turns it into that image. An original that
+    /// somebody else wrote, for whatever reason, does not map to the image and so proves nothing.
+    ///
+    /// Where mirrors share a registry, only the decision tells which of them it was: `decided` is its name.
+    pub fn prove<'d>(
+        routing: &Routing,
+        image: &str,
+        recorded: &'r str,
+        decided: impl FnOnce() -> Option<&'d str>,
+    ) -> Option<Self> {
+        let present = Reference::parse(image).ok()?;
+        let reference = Reference::parse(recorded).ok()?;
+        let mut key = String::new();
+        present.write_key(&mut key);
+        let mut mirrors = routing
+            .mirrors_named_by(present.name_in(&key))
+            .filter(|mirror| routing.mirror(*mirror).maps_to(&reference, image));
+        let first = mirrors.next()?;
+        let mirror = match mirrors.next() {
+            None => first,
+            Some(second) => {
+                let decided = decided();
+                let mut mirrors = [first, second].into_iter().chain(mirrors);
+                let found = mirrors.find(|mirror| decided == Some(routing.mirror(*mirror).name.as_str()));
+                found.unwrap_or(first)
+            }
+        };
+        Some(Self { reference, mirror })
+    }
+}
+
+/// Returns the key of what the user wrote where `image` stands now, and the mirror that it was sent to, if
+/// it was. None where the image names a mirror and nothing proves what it was before. `decided` as for
+/// [`Original::prove`].
+pub fn key_of<'d>(
+    routing: &Routing,
+    image: &str,
+    recorded: Option<&str>,
+    decided: impl FnOnce() -> Option<&'d str>,
+) -> Option<(String, Option<MirrorId>)> {
+    let mut key = String::new();
+    Reference::parse(image).ok()?.write_key(&mut key);
+    if mirror_named_by(routing, image).is_none() {
+        return Some((key, None));
+    }
+    let original = Original::prove(routing, image, recorded?, decided)?;
+    original.reference.write_key(&mut key);
+    Some((key, Some(original.mirror)))
+}
+
+/// Returns a mirror that an image names.
+fn mirror_named_by(routing: &Routing, image: &str) -> Option<MirrorId> {
+    let reference = Reference::parse(image).ok()?;
+    let mut key = String::new();
+    reference.write_key(&mut key);
+    routing.mirrors_named_by(reference.name_in(&key)).next()
+}
+
+/// Puts back what the user wrote wherever Kagami rewrote it. Returns the mirror that each place names
+/// at present, whoever wrote it there.
+pub fn restore(pod: &mut Pod<'_>, routing: &Routing) -> Vec<Option<MirrorId>> {
+    let decisions = RecordedDecisions::of(pod);
+    let originals = pod.places.iter().map(|place| {
+        let recorded = pod.original(place)?;
+        Original::prove(routing, &place.image, recorded, || {
+            decisions.mirror(place.label())
+        })
+    });
+    let originals: Vec<_> = originals
+        .map(|original| {
+            original.map(|Original { reference, mirror }| (reference.written().to_owned(), mirror))
+        })
+        .collect();
+    let places = pod.places.iter_mut().zip(originals);
+    let restored = places.map(|(place, original)| match original {
+        Some((original, mirror)) => {
+            place.image = original.into();
+            Some(mirror)
+        }
+        None => mirror_named_by(routing, &place.image),
+    });
+    restored.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{examples::mirror, mirror::Mirror, pod::PlaceKind};
+
+    #[test]
+    fn what_was_rewritten_counts_as_its_original_where_the_mapping_proves_it() {
+        let routing = Routing::compile(vec![mirror("a", &["docker.io"])]);
+        let check = |image: &str, recorded: Option<&str>, expected: Option<(&str, bool)>| {
+            let found = key_of(&routing, image, recorded, || None);
+            let found = found.map(|(key, mirror)| (key, mirror.is_some()));
+            let expected = expected.map(|(key, mirrored)| (key.to_owned(), mirrored));
+            assert_eq!(found, expected, "{image} {recorded:?}");
+        };
+        let nginx = "docker.io/library/nginx:1.29";
+        check("nginx:1.29", None, Some((nginx, false)));
+        // Somebody else's annotation on an image that is no mirror's means nothing.
+        check("nginx:1.29", Some("redis:8"), Some((nginx, false)));
+        let mirrored = "a.example.com/docker.io/library/nginx:1.29";
+        check(mirrored, Some("nginx:1.29"), Some((nginx, true)));
+        check(mirrored, Some("redis:8"), None);
+        check(mirrored, None, None);
+        check("not an image", None, None);
+    }
+    #[test]
+    fn of_two_mirrors_in_one_registry_the_decision_tells_which_it_was() {
+        let shared = |name| {
+            let mapping = mirror("shared", &[]).mapping;
+            Mirror {
+                mapping,
+                ..mirror(name, &["docker.io"])
+            }
+        };
+        let routing = Routing::compile(vec![shared("a"), shared("b")]);
+        let image = "shared.example.com/docker.io/library/nginx:1";
+        let place = PlaceLabel::new(PlaceKind::Container, "app");
+        for (text, expected) in [
+            (
+                Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"b"}}"#),
+                "b",
+            ),
+            (
+                Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"a"}}"#),
+                "a",
+            ),
+            (
+                Some(r#"{"containers.app":{"outcome":"Rewritten","mirror":"x"}}"#),
+                "a",
+            ),
+            (Some(r#"{"initContainers.app":{"mirror":"b"}}"#), "a"),
+            (Some("["), "a"),
+            (None, "a"),
+        ] {
+            let decisions = RecordedDecisions::new(text);
+            let original = Original::prove(&routing, image, "nginx:1", || decisions.mirror(place));
+            let found = &routing.mirror(original.unwrap().mirror).name;
+            assert_eq!(found, expected, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The Secrets that mirrors are asked with: broken, repaired, renewed and deleted, none of it is an outage.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{
+    admission::pod,
+    cluster::{Cluster, User},
+    companion::{IMAGES, Place},
+    eventually,
+    mirror::REGISTRY,
+};
+
+const KNOWN: [(&str, &str); 2] = [
+    ("docker.io/library/nginx:1.29", "Present"),
+    ("docker.io/library/nginx:no-such-tag", "Missing"),
+];
+
+const SECRET: &str = "read";
+
+pub(crate) fn a_secret_that_changes_voids_and_rewrites_nothing(cluster: &Cluster) {
+    let place = with_known_images(cluster);
+    let companion = place.start("companion-a", &[]);
+    let mut before = everything(&place);
+
+    for (content, reason) in [
+        ("no JSON".to_owned(), "SecretFaulty"),
+        (config(REGISTRY, "renewed"), "Accepted"),
+        (config("other.test", "renewed"), "SecretFaulty"),
+        (config(REGISTRY, "repaired"), "Accepted"),
+    ] {
+        put(&place, &content);
+        until(&place, reason);
+        assert_eq!(everything(&place), before, "{reason}");
+        // The webhooks' file stays too, so that they keep the last good credentials as long.
+        let users = usize::from(reason == "Accepted");
+        eventually("the webhooks' file follows", || {
+            (handed_on(&place)? == users).then_some(())
+        });
+    }
+    cluster
+        .delete(&place.own.path(&format!("secrets/{SECRET}")))
+        .success();
+    until(&place, "SecretNotFound");
+    assert_eq!(everything(&place), before);
+    eventually("the webhooks' file goes", || {
+        handed_on(&place).is_none().then_some(())
+    });
+    put(&place, "no JSON");
+    until(&place, "SecretFaulty");
+    assert_eq!(everything(&place), before);
+
+    // Who takes over has no last good one to fall back on.
+    let second = place.start("companion-b", &[]);
+    drop(companion);
+    place.wait_for_lead(&second);
+    place.served.create_pod(&pod("more", "redis:8")).success();
+    place.wait_for_image("docker.io/library/redis:8", "Present");
+    let mut after = everything(&place);
+    after.images.retain(|image, _| before.images.contains_key(image));
+    // A new leader's health counts anew, unless the old one's heart beat just now.
+    before.health.clone_from(&after.health);
+    assert_eq!(after, before);
+    put(&place, &config(REGISTRY, "repaired"));
+    until(&place, "Accepted");
+    after = everything(&place);
+    after.images.retain(|image, _| before.images.contains_key(image));
+    assert_eq!(after, before);
+}
+
+/// One that is out of force: its fault is found last, and who takes over knows no last good one.
+pub(crate) fn images_of_a_mirror_that_is_out_of_force_stay(cluster: &Cluster) {
+    let place = with_known_images(cluster);
+    let companion = place.start("companion-a", &[]);
+    let before = everything(&place).images;
+    let set_bundle = |bundle: &Value| {
+        let patch = json!({"spec": {"endpoint": {"caBundle": bundle}}});
+        patch_mirror(&place, &patch);
+    };
+    set_bundle(&json!(
+        "-----BEGIN CERTIFICATE-----\nno certificate\n-----END CERTIFICATE-----\n"
+    ));
+    until_ready(&place, "False", "The last good form stays in force");
+    assert_eq!(everything(&place).images, before);
+    let second = place.start("companion-b", &[]);
+    drop(companion);
+    place.wait_for_lead(&second);
+    until_ready(&place, "False", "Nothing is in force");
+    set_bundle(&Value::Null);
+    until_ready(&place, "True", "in force");
+    place.wait_for_health("Healthy");
+    place.served.create_pod(&pod("more", "redis:8")).success();
+    place.wait_for_image("docker.io/library/redis:8", "Present");
+    let mut after = everything(&place).images;
+    after.retain(|image, _| before.contains_key(image));
+    assert_eq!(after, before);
+}
+
+/// A mirror that is asked with a Secret, and Pods of images that it has and that it has not.
+fn with_known_images(cluster: &Cluster) -> Place<'_> {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    put(&place, &config(REGISTRY, "first"));
+    let credentials = json!({"spec": {"endpoint": {"credentials": {"secretRef": {"name": SECRET}}}}});
+    patch_mirror(&place, &credentials);
+    for (number, (image, _)) in KNOWN.iter().enumerate() {
+        place
+            .served
+            .create_pod(&pod(&format!("web-{number}"), image))
+            .success();
+    }
+    place
+}
+
+fn patch_mirror(place: &Place<'_>, patch: &Value) {
+    let patch = patch.to_string();
+    let arguments = [
+        "patch",
+        "imagemirror",
+        &place.name,
+        "--type=merge",
+        "--patch",
+        &patch,
+    ];
+    crate::support::chart::stdout(&place.cluster.kubectl(&arguments));
+}
+
+fn config(registry: &str, password: &str) -> String {
+    json!({"auths": {registry: {"username": "reader", "password": password}}}).to_string()
+}
+
+/// Makes the Secret have this content.
+fn put(place: &Place<'_>, content: &str) {
+    // The type is one that lets everything through.
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": SECRET},
+        "stringData": {".dockerconfigjson": content},
+    });
+    let path = place.own.path("secrets");
+    let created = place.cluster.create(&path, &secret);
+    if created.status == 409 {
+        let path = place.own.path(&format!("secrets/{SECRET}"));
+        let replaced = place
+            .cluster
+            .request(User::Admin, Method::PUT, &path, Some(&secret));
+        replaced.success();
+    } else {
+        created.success();
+    }
+}
+
+/// Returns how many users the mirror's file for webhooks has, if there is such a file.
+fn handed_on(place: &Place<'_>) -> Option<usize> {
+    let answer = place.cluster.get(&place.own.path("secrets/kagami-probe"));
+    if answer.status != 200 {
+        return None;
+    }
+    let secret = answer.success();
+    let file = BASE64.decode(secret["data"][&place.name].as_str()?).unwrap();
+    let config: Value = serde_json::from_slice(&file).unwrap();
+    Some(config["auths"].as_object().unwrap().len())
+}
+
+/// What must not change by itself: the mirror's health, and of each image what tells one object from
+/// another.
+#[derive(Clone, Debug, PartialEq)]
+struct Everything {
+    health: Value,
+    ready: Value,
+    images: BTreeMap<String, (String, String)>,
+}
+
+/// Returns what there is, once all known images are told and the mirror's credentials are.
+fn everything(place: &Place<'_>) -> Everything {
+    for (image, presence) in KNOWN {
+        place.wait_for_image(image, presence);
+    }
+    let mirror = place.wait_for_health("Healthy");
+    let images = place.cluster.get(IMAGES).success();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let images = images["items"].as_array().unwrap().iter();
+    Everything {
+        health: mirror["status"]["health"].clone(),
+        ready: condition(&mirror, "Ready")["status"].clone(),
+        images: images
+            .filter(|image| image["spec"]["mirror"] == place.name)
+            .map(|image| {
+                let metadata = &image["metadata"];
+                let version = (text(&metadata["uid"]), text(&metadata["resourceVersion"]));
+                (text(&image["spec"]["image"]), version)
+            })
+            .collect(),
+    }
+}
+
+fn condition(mirror: &Value, type_: &str) -> Value {
+    let conditions = mirror["status"]["conditions"].as_array();
+    let mut found = conditions
+        .into_iter()
+        .flatten()
+        .filter(|entry| entry["type"] == type_);
+    found.next().cloned().unwrap_or_default()
+}
+
+/// Waits until the mirror's credentials are told to be so.
+fn until(place: &Place<'_>, reason: &str) {
+    eventually(&format!("CredentialsValid is {reason}"), || {
+        let told = condition(&place.mirror(), "CredentialsValid");
+        (told["reason"] == reason).then_some(())
+    });
+}
+
+fn until_ready(place: &Place<'_>, status: &str, message: &str) {
+    eventually(&format!("Ready is {status}: {message}"), || {
+        let told = condition(&place.mirror(), "Ready");
+        let says = |told: &Value| {
+            told["message"]
+                .as_str()
+                .is_some_and(|text| text.contains(message))
+        };
+        (told["status"] == status && says(&told)).then_some(())
+    });
+}

@@ -1,0 +1,98 @@
+//! Rows in which a registry keeps an index and loses the images that it names: distribution 2.8 does so
+//! whenever its garbage is collected, and rules of retention of other registries do.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{REPOSITORY, SOON};
+use crate::support::{
+    images,
+    kagami::{Kagami, eventually, mirror, review},
+    real::{Registry, Setup},
+};
+
+use ::kagami::domain::answer::MediaType;
+
+const ARCHITECTURES: [&str; 2] = ["amd64", "arm64"];
+
+/// Returns the reason that a Pod for one architecture gets.
+async fn reason(kagami: &Kagami, architecture: &str) -> String {
+    let mut review = review(&["nginx:1"]);
+    review["request"]["object"]["spec"]["nodeSelector"] = json!({"kubernetes.io/arch": architecture});
+    let reply = kagami.connect().await.post(review.to_string()).await;
+    let answer: Value = serde_json::from_str(&reply.body).unwrap();
+    let said = answer["response"]["auditAnnotations"]["containers.c0"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    said.split(' ').nth(1).unwrap().to_owned()
+}
+
+async fn until_reasons(kagami: &Kagami, expected: [&str; 2], within: Duration) {
+    eventually(&format!("{expected:?}"), within, async || {
+        let seen = [
+            reason(kagami, ARCHITECTURES[0]).await,
+            reason(kagami, ARCHITECTURES[1]).await,
+        ];
+        if seen == expected {
+            Ok(())
+        } else {
+            Err(format!("{seen:?}\n{}", kagami.log()))
+        }
+    })
+    .await;
+}
+
+/// Starts the old registry with an image for two architectures, and Kagami, which knows it.
+async fn knowing(spec: &Value) -> Option<(Registry, images::Image, Kagami)> {
+    let setup = Setup {
+        in_files: true,
+        ..Setup::default()
+    };
+    let registry = Registry::start_old(&setup)?;
+    let image = images::index(MediaType::OciIndex, &ARCHITECTURES, "children");
+    registry.target(None).push(REPOSITORY, "1", &image).await;
+    let kagami = Kagami::start(&[mirror(registry.url(), spec)]).await;
+    kagami.until_known("nginx:1", 1).await;
+    until_reasons(&kagami, ["Mirrored"; 2], SOON).await;
+    Some((registry, image, kagami))
+}
+
+/// The prober looks at the mirror once and then not while this lasts: sweeps alone find it.
+#[tokio::test]
+async fn sweeps_look_again_at_what_an_index_names() {
+    let spec = json!({
+        "health": {"interval": "10m"},
+        "freshness": {"tag": "1s", "digest": "3s"},
+    });
+    let Some((registry, image, kagami)) = knowing(&spec).await else {
+        return;
+    };
+    let arm = &image.children[1].digest;
+    registry.target(None).delete(REPOSITORY, arm).await;
+    until_reasons(&kagami, ["Mirrored", "PlatformMissing"], SOON).await;
+
+    registry.collect_garbage();
+    let client = registry.client(None);
+    let index = client.head(REPOSITORY, "1", crate::support::soon()).await;
+    assert!(
+        matches!(index, ::kagami::domain::answer::Answer::Exists(_)),
+        "{index:?}"
+    );
+    until_reasons(&kagami, ["PlatformMissing"; 2], SOON).await;
+
+    registry.target(None).push(REPOSITORY, "1", &image).await;
+    until_reasons(&kagami, ["Mirrored"; 2], SOON).await;
+}
+
+/// No sweep comes while this lasts: the prober finds that nothing of its canary can be had.
+#[tokio::test]
+async fn a_canary_of_which_no_child_is_left_is_gone() {
+    let spec = json!({"freshness": {"tag": "1h", "digest": "1h"}});
+    let Some((registry, _, kagami)) = knowing(&spec).await else {
+        return;
+    };
+    registry.collect_garbage();
+    until_reasons(&kagami, ["PlatformMissing"; 2], 2 * SOON).await;
+}
