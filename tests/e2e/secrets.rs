@@ -161,7 +161,7 @@ fn handed_on(place: &Place<'_>) -> Option<usize> {
     let secret = answer.success();
     let file = BASE64.decode(secret["data"][&place.name].as_str()?).unwrap();
     let config: Value = serde_json::from_slice(&file).unwrap();
-    Some(config["auths"].as_object().unwrap().len())
+    Some(config["auths"].as_object()?.len())
 }
 
 /// What must not change by itself: the mirror's health, and of each image what tells one object from

@@ -85,14 +85,7 @@ impl Images {
     }
 
     fn take(&self, leader: &Leader, event: Event<Object>) {
-        let event = match event {
-            Event::Listing => Event::Listing,
-            Event::Listed(object) => Event::Listed(Found::of(&object)),
-            Event::ListedAll { round } => Event::ListedAll { round },
-            Event::Changed(object) => Event::Changed(Found::of(&object)),
-            Event::Deleted(object) => Event::Deleted(Found::of(&object)),
-            Event::Reached(version) => Event::Reached(version),
-        };
+        let event = event.map(|object| Found::of(&object));
         let mut queues = self.queues();
         queues.take(event, &mut leader.store.index_mut(), clock::now());
         let reached = queues.reached();
