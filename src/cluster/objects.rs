@@ -153,16 +153,9 @@ pub struct Entry {
     pub version: Version,
 }
 
-/// Returns what a MirroredImage tells; nothing if its name is not the one that belongs to its mirror
-/// and image, so that there is never a second one for the same.
+/// Returns what a MirroredImage tells; nothing if it is not the one of its mirror and image.
 pub fn entry(object: &Object) -> Option<Entry> {
-    let text = |field: &str| object.spec[field].as_str();
-    let (mirror, key) = (text("mirror")?, text("image")?);
-    if object.metadata.name != MirroredImage::object_name(mirror, key) {
-        return None;
-    }
-    // One of a newer companion may tell what this program cannot read: that is not known to it.
-    let spec = MirroredImageSpec::deserialize(&object.spec).ok();
+    let (mirror, key, spec) = image(object)?;
     let presence = spec.as_ref().map(api::image::presence);
     Some(Entry {
         mirror: mirror.to_owned(),
@@ -171,6 +164,18 @@ pub fn entry(object: &Object) -> Option<Entry> {
         verified_at: spec.as_ref().map(api::image::verified_at).unwrap_or_default(),
         version: version(&object.metadata.resource_version).unwrap_or(Version::NEVER_SWEPT),
     })
+}
+
+/// Returns the mirror and the image that a MirroredImage speaks of, and what it says if that can be read:
+/// one of a newer companion may tell what this program does not know. Nothing if its name is not the one
+/// that belongs to its mirror and image, so that there is never a second one for the same.
+pub fn image(object: &Object) -> Option<(&str, &str, Option<MirroredImageSpec>)> {
+    let text = |field: &str| object.spec[field].as_str();
+    let (mirror, key) = (text("mirror")?, text("image")?);
+    if object.metadata.name != MirroredImage::object_name(mirror, key) {
+        return None;
+    }
+    Some((mirror, key, MirroredImageSpec::deserialize(&object.spec).ok()))
 }
 
 #[cfg(test)]

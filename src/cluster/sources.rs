@@ -31,7 +31,9 @@ pub fn images() -> Source {
         path: "/apis/kagami.dev/v1alpha1/mirroredimages".to_owned(),
         fields: None,
         metadata_only: false,
-        renew: LATER,
+        // Where nothing changes, only the end of a request tells how far the watch has come; until then no
+        // sweep of a new leader is believed.
+        renew: SOON,
     }
 }
 

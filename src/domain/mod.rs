@@ -22,6 +22,7 @@ pub mod platform;
 pub mod pod;
 pub mod presence;
 pub mod pulls;
+pub mod rate;
 pub mod reason;
 pub mod rotation;
 pub mod routing;

@@ -46,6 +46,8 @@ pub struct Settings {
 pub(super) struct DemandReader {
     pub(super) used: Used,
     settings: Settings,
+    /// Since when use is noted.
+    since: Timestamp,
     demand: mpsc::Sender<Demand>,
 }
 
@@ -65,10 +67,11 @@ struct Serving<'s> {
 }
 
 impl DemandReader {
-    pub(super) fn new(settings: Settings, demand: mpsc::Sender<Demand>) -> Self {
+    pub(super) fn new(settings: Settings, since: Timestamp, demand: mpsc::Sender<Demand>) -> Self {
         Self {
             used: Used::default(),
             settings,
+            since,
             demand,
         }
     }
@@ -134,8 +137,14 @@ pub(super) async fn go_through(readers: &Mutex<Readers>, store: &Store, snapshot
         }
         yield_now().await;
     }
-    let forget_after = lock(readers).demand.settings.forget_after;
-    forget(store, snapshot, now, forget_after);
+    let (since, forget_after) = {
+        let demand = &lock(readers).demand;
+        (demand.since, demand.settings.forget_after)
+    };
+    // What was used before is known to the day only.
+    if now.since(since) > forget_after {
+        forget(store, snapshot, now, forget_after);
+    }
     round
 }
 
@@ -301,13 +310,17 @@ mod tests {
     }
 
     fn readers(complete: bool) -> (Mutex<Readers>, mpsc::Receiver<Demand>) {
+        readers_since(Timestamp::default(), complete)
+    }
+
+    fn readers_since(since: Timestamp, complete: bool) -> (Mutex<Readers>, mpsc::Receiver<Demand>) {
         let settings = Settings {
             default_mode: Mode::Off,
             forget_after: Duration::from_hours(1),
         };
         let (demand, wanted) = mpsc::channel(10_000);
         let readers = Readers {
-            demand: DemandReader::new(settings, demand),
+            demand: DemandReader::new(settings, since, demand),
             pulls: PullsReader::default(),
             complete: watch::Sender::new(complete),
         };
@@ -384,6 +397,23 @@ mod tests {
         let again = pod("blue", "blue", "blue");
         lock(&readers).take(Event::Changed(again), &store);
         assert!(told(&mut wanted).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_new_leader_forgets_nothing_that_was_used_before_its_time() {
+        let store = store();
+        let now = clock::now();
+        let key = "docker.io/library/unused:latest";
+        let long_ago = now.before(Duration::from_hours(2));
+        store
+            .index_mut()
+            .write("main", key, Presence::Missing, long_ago, long_ago);
+        for (since, expected) in [(30, true), (90, false)] {
+            let since = now.before(Duration::from_mins(since));
+            let (readers, _wanted) = readers_since(since, true);
+            go_through(&readers, &store, &store.snapshot()).await;
+            assert_eq!(store.index().contains("main", key), expected);
+        }
     }
 
     #[tokio::test(start_paused = true)]

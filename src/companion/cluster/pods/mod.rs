@@ -29,7 +29,7 @@ use crate::{
         watch::{Event, Pulse, follow},
     },
     companion::mirror::reports::Reports,
-    domain::{routing::Routing, snapshot::Snapshot},
+    domain::{routing::Routing, snapshot::Snapshot, time::Timestamp},
     state::{Demand, Store},
 };
 
@@ -45,6 +45,8 @@ pub(super) struct Pods {
     pub(super) settings: Settings,
     pub(super) reports: Reports,
     pub(super) demand: mpsc::Sender<Demand>,
+    /// When this leader began: it cannot know of all use before.
+    pub(super) since: Timestamp,
 }
 
 /// What is kept of Pods.
@@ -59,7 +61,7 @@ impl Pods {
     /// Follows the Pods until it is dropped.
     pub(super) async fn run(self, client: Client) {
         let readers = Mutex::new(Readers {
-            demand: DemandReader::new(self.settings.clone(), self.demand.clone()),
+            demand: DemandReader::new(self.settings.clone(), self.since, self.demand.clone()),
             pulls: PullsReader::default(),
             complete: watch::Sender::new(false),
         });
