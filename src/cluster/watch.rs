@@ -106,7 +106,8 @@ pub trait Versioned {
     fn resource_version(&self) -> &str;
 }
 
-/// Returns a resource version as a number that can be compared, if it is one.
+/// Returns a resource version as a number that can be compared, as API servers promise (KEP-5504), if it is
+/// one.
 pub fn version(text: &str) -> Option<Version> {
     text.parse().ok().map(Version)
 }

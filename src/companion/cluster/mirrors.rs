@@ -12,7 +12,7 @@ use std::{
 };
 
 use k8s_openapi::ByteString;
-use kube::{Client, core::DynamicObject};
+use kube::Client;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{
     sync::{Notify, watch},
@@ -303,20 +303,6 @@ async fn follow<K: Clone + DeserializeOwned + Versioned>(
     handle: impl FnMut(Event<K>),
 ) -> Infallible {
     cluster_watch::follow(client.clone(), source, Pulse::default(), relists.clone(), handle).await
-}
-
-/// Returns a version as a number. API servers promise that they compare as such (KEP-5504); any
-/// other is zero, and so older than every number.
-pub(super) fn version(text: Option<&str>) -> u64 {
-    text.and_then(cluster_watch::version).unwrap_or_default().0
-}
-
-pub(super) fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
-    object
-        .data
-        .get("status")
-        .and_then(|status| serde_json::from_value(status.clone()).ok())
-        .unwrap_or_default()
 }
 
 /// The part of a Secret that is read.

@@ -8,6 +8,7 @@ use kube::{
     api::{ApiResource, DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     core::DynamicObject,
 };
+use serde::Deserialize as _;
 use tokio::time::Instant;
 
 use super::{
@@ -24,11 +25,7 @@ use crate::{
         watch::{self, version},
         writer::{NotWritten, Writer},
     },
-    companion::cluster::{
-        Leader,
-        mirrors::{self, status_of},
-        status,
-    },
+    companion::cluster::{Leader, status},
     domain::{health::State, presence::Version},
     telemetry::chain,
 };
@@ -223,9 +220,11 @@ impl Sender {
     }
 }
 
+/// Returns what the API server made of a status that was sent, and the object's version.
 fn read(object: &DynamicObject) -> (Box<ImageMirrorStatus>, u64) {
-    let version = mirrors::version(object.metadata.resource_version.as_deref());
-    (Box::new(status_of(object)), version)
+    let status = ImageMirrorStatus::deserialize(&object.data["status"]).unwrap_or_default();
+    let version = object.metadata.resource_version.as_deref().and_then(version);
+    (Box::new(status), version.unwrap_or_default().0)
 }
 
 /// Returns what to tell people of the change from one status to the next; nothing if the health is the same.
