@@ -200,6 +200,7 @@ fn changed(peers: &[Peer], later: &[Later], keys: &[String]) -> Vec<Peer> {
         let images = images.filter_map(|(key, chance)| Some((key, presence(*chance)?)));
         Peer {
             mirror,
+            standing: Arc::clone(&peer.standing),
             state: *state,
             images: images.collect(),
         }
