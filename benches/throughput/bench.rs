@@ -19,7 +19,8 @@ use super::{
     payload::{Images, Payload},
     process::{CERTIFICATE, KEY, Process},
     report::Bars,
-    roles::Kagami,
+    roles::{Build, Kagami},
+    scale,
 };
 
 /// Where the API server sends reviews.
@@ -52,6 +53,7 @@ pub struct Plan {
     pub images: usize,
     pub quiet: Duration,
     pub outage: Duration,
+    pub scale: scale::Sizes,
 }
 
 pub const FULL: Plan = Plan {
@@ -65,6 +67,7 @@ pub const FULL: Plan = Plan {
     images: 100_000,
     quiet: Duration::from_mins(1),
     outage: Duration::from_mins(1),
+    scale: scale::FULL,
 };
 
 pub const QUICK: Plan = Plan {
@@ -78,11 +81,16 @@ pub const QUICK: Plan = Plan {
     images: 100_000,
     quiet: Duration::from_secs(30),
     outage: Duration::from_secs(20),
+    scale: scale::QUICK,
 };
 
 #[derive(Debug)]
 pub struct Bench {
     pub plan: Plan,
+    /// The build that is measured.
+    pub own: Build,
+    /// The one beside which some of it is.
+    pub other: Option<Build>,
     pub folder: TempDir,
     pub tls: Arc<ClientConfig>,
 }
@@ -95,7 +103,7 @@ pub struct Rival {
 }
 
 impl Bench {
-    pub fn new(plan: Plan) -> Result<Self> {
+    pub fn new(plan: Plan, other: Option<Build>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let names = ["127.0.0.1".into()];
         let issued = certificates::issue(&names, clock::now(), Duration::from_hours(24))?;
@@ -105,13 +113,15 @@ impl Bench {
         fs::write(folder.path().join(KEY), issued.pair.key)?;
         Ok(Self {
             plan,
+            own: Build::own(),
+            other,
             tls: client::trust(&authority)?,
             folder,
         })
     }
 
     pub fn kagami(&self, name: &str, mirror: SocketAddr, settings: &str) -> Result<Kagami> {
-        Kagami::start(self.folder.path(), name, mirror, settings)
+        Kagami::start(&self.own, self.folder.path(), name, mirror, settings)
     }
 
     pub fn target(&self, kagami: &Kagami, payload: &Payload, images: Images, expected: Expected) -> Target {
@@ -281,6 +291,7 @@ pub fn one_connection<T>(target: &Target, work: impl AsyncFnOnce(&mut Connection
     runtime.block_on(async { work(&mut Connection::open(target).await?).await })
 }
 
+/// Returns the middle of some figures, which is none of none.
 pub fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.into_iter().collect();
     figures.sort_by(f64::total_cmp);

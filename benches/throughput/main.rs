@@ -34,6 +34,7 @@ mod registry;
 mod report;
 mod reviews;
 mod roles;
+mod scale;
 mod sweep;
 mod world;
 
@@ -47,23 +48,51 @@ use anyhow::{Context as _, Result, bail};
 
 use bench::{Bench, FULL, QUICK};
 use report::Bars;
+use roles::Build;
 
-const USAGE: &str = "usage: throughput [--quick] [--registry PROGRAM] [PART...]
-parts: decision, reviews, faults, sweep, cluster (or of it: replica, creates, companion)";
+const USAGE: &str = "usage: throughput [--quick] [--registry PROGRAM] [--against NAME=PROGRAM] [PART...]
+parts: decision, reviews, faults, sweep, cluster (or of it: replica, creates, companion),
+       scale (or of it: bodies, builds, believed, fresh, deletion, finished, large)";
+
+/// What a part is one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Group {
+    /// As `kagami serve` does it, in a process by itself.
+    Alone,
+    /// Over a real API server.
+    Cluster,
+    /// With very much of everything, beside another build.
+    Scale,
+}
 
 /// What can be measured, in the order in which it is.
-const PARTS: [&str; 7] = [
-    "decision",
-    "reviews",
-    "faults",
-    "sweep",
+const PARTS: [(&str, Group); 14] = [
+    ("decision", Group::Alone),
+    ("reviews", Group::Alone),
+    ("faults", Group::Alone),
+    ("sweep", Group::Alone),
+    ("replica", Group::Cluster),
+    ("creates", Group::Cluster),
+    ("companion", Group::Cluster),
+    ("bodies", Group::Scale),
+    ("builds", Group::Scale),
+    ("believed", Group::Scale),
+    ("fresh", Group::Scale),
+    ("deletion", Group::Scale),
+    ("finished", Group::Scale),
+    ("large", Group::Scale),
+];
+
+/// The parts that need the programs of a cluster.
+const IN_CLUSTERS: [&str; 7] = [
     "replica",
     "creates",
     "companion",
+    "believed",
+    "fresh",
+    "deletion",
+    "finished",
 ];
-
-/// The parts that need a cluster.
-const CLUSTER: [&str; 3] = ["replica", "creates", "companion"];
 
 fn main() -> Result<ExitCode> {
     let provider = rustls::crypto::ring::default_provider();
@@ -87,7 +116,7 @@ fn main() -> Result<ExitCode> {
 }
 
 fn run(words: &[&str]) -> Result<ExitCode> {
-    let (mut plan, mut program, mut parts) = (FULL, None, Vec::new());
+    let (mut plan, mut program, mut other, mut named) = (FULL, None, None, Vec::new());
     let mut words = words.iter().copied();
     while let Some(word) = words.next() {
         match word {
@@ -95,31 +124,53 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             "--bench" => {}
             "--quick" => plan = QUICK,
             "--registry" => program = Some(PathBuf::from(words.next().context(USAGE)?)),
-            "cluster" => parts.extend(CLUSTER),
-            part if PARTS.contains(&part) => parts.push(part),
-            _ => bail!(USAGE),
+            "--against" => other = Some(words.next().and_then(Build::of).context(USAGE)?),
+            "cluster" => named.extend(parts_of(Group::Cluster)),
+            "scale" => named.extend(parts_of(Group::Scale)),
+            part => {
+                let known = PARTS.into_iter().find(|(name, _)| *name == part);
+                named.push(known.context(USAGE)?.0);
+            }
         }
     }
-    if parts.is_empty() {
-        parts.extend(PARTS);
+    if named.is_empty() {
+        named.extend([Group::Alone, Group::Cluster].into_iter().flat_map(parts_of));
     }
+    let parts = PARTS.into_iter().filter(|(name, _)| named.contains(name));
     // Before anything is measured, because that takes minutes.
-    let needs_cluster = parts.iter().any(|part| CLUSTER.contains(part));
+    if other.is_none() && parts.clone().any(|(_, group)| group == Group::Scale) {
+        bail!("scale is measured beside another build: scripts/bench builds one, or name it with --against");
+    }
+    let needs_cluster = parts.clone().any(|(name, _)| IN_CLUSTERS.contains(&name));
     let tools = needs_cluster.then(cluster::tools).transpose()?;
     let start = Instant::now();
-    let bench = Bench::new(plan)?;
+    let bench = Bench::new(plan, other)?;
     let mut bars = Bars::default();
-    for part in PARTS.into_iter().filter(|part| parts.contains(part)) {
-        match (part, &tools) {
-            ("decision", _) => bench.decision(&mut bars)?,
-            ("reviews", _) => bench.reviews(&mut bars)?,
-            ("faults", _) => bench.faults(&mut bars)?,
-            ("sweep", _) => bench.sweep(program.as_deref(), &mut bars)?,
-            ("replica", Some(tools)) => bench.replica(tools, &mut bars)?,
-            ("creates", Some(tools)) => bench.creates(tools, &mut bars)?,
-            ("companion", Some(tools)) => bench.companion(tools, &mut bars)?,
-            _ => {}
+    for (part, _) in parts {
+        let began = Instant::now();
+        let measured = match (part, &tools) {
+            ("decision", _) => bench.decision(&mut bars),
+            ("reviews", _) => bench.reviews(&mut bars),
+            ("faults", _) => bench.faults(&mut bars),
+            ("sweep", _) => bench.sweep(program.as_deref(), &mut bars),
+            ("replica", Some(tools)) => bench.replica(tools, &mut bars),
+            ("creates", Some(tools)) => bench.creates(tools, &mut bars),
+            ("companion", Some(tools)) => bench.companion(tools, &mut bars),
+            ("bodies", _) => bench.bodies(&mut bars),
+            ("builds", _) => bench.builds(&mut bars),
+            ("believed", Some(tools)) => bench.believed(tools, &mut bars),
+            ("fresh", Some(tools)) => bench.fresh(tools, &mut bars),
+            ("deletion", Some(tools)) => bench.deletion(tools, &mut bars),
+            ("finished", Some(tools)) => bench.finished(tools, &mut bars),
+            ("large", _) => bench.large(&mut bars),
+            _ => Ok(()),
+        };
+        // The others are worth measuring all the same.
+        if let Err(error) = measured {
+            println!("  {part} did not come to its end: {error:#}");
+            bars.unfinished(part);
         }
+        println!("({part}: {} s)", began.elapsed().as_secs());
     }
     println!("\nBars ({} s)\n{bars}", start.elapsed().as_secs());
     Ok(if bars.hold() {
@@ -127,4 +178,9 @@ fn run(words: &[&str]) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+fn parts_of(group: Group) -> impl Iterator<Item = &'static str> {
+    let parts = PARTS.into_iter().filter(move |(_, of)| *of == group);
+    parts.map(|(name, _)| name)
 }

@@ -48,14 +48,12 @@ impl Payload {
     /// path.
     pub fn new(path: &str, init_containers: usize, containers: usize) -> Result<Self> {
         let body = serde_json::to_string(&review(init_containers, containers))?;
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: kagami.kagami.svc:443\r\n\
-             User-Agent: kube-apiserver-admission\r\nContent-Length: {}\r\n\
-             Accept: application/json, */*\r\nContent-Type: application/json\r\n\
-             Accept-Encoding: gzip\r\n\r\n",
-            body.len()
-        );
-        Self::render(&head, &body, init_containers + containers)
+        Self::render(&head(path, body.len()), &body, init_containers + containers)
+    }
+
+    /// Returns a review with a body of its own, which has no numbers but, if any, that of its UID.
+    pub fn of_body(path: &str, body: &str) -> Result<Self> {
+        Self::render(&head(path, body.len()), body, 0)
     }
 
     /// Returns the request of a user who lets the API server try to create such a Pod.
@@ -129,6 +127,43 @@ impl Payload {
     /// Returns the review as it is now.
     pub fn body(&self) -> &[u8] {
         &self.bytes[self.head..]
+    }
+}
+
+fn head(path: &str, length: usize) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: kagami.kagami.svc:443\r\n\
+         User-Agent: kube-apiserver-admission\r\nContent-Length: {length}\r\n\
+         Accept: application/json, */*\r\nContent-Type: application/json\r\n\
+         Accept-Encoding: gzip\r\n\r\n"
+    )
+}
+
+/// Returns a review's body around a Pod.
+pub fn review_of(pod: Value) -> Value {
+    let mut review = review(0, 1);
+    review["request"]["object"] = pod;
+    review
+}
+
+/// Returns a Pod of one container, `app-0`, as an API server has it.
+pub fn pod_with(namespace: &str, name: &str, image: &str) -> Value {
+    let mut pod = pod(0, 1);
+    pod["metadata"]["namespace"] = namespace.into();
+    pod["metadata"]["name"] = name.into();
+    pod["spec"]["containers"][0]["image"] = image.into();
+    pod
+}
+
+/// Makes of a Pod as an API server has it one that a user creates.
+pub fn as_user(pod: &mut Value) {
+    if let Some(metadata) = pod["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+        // Who owns a Pod that does not exist is deleted with it.
+        metadata.remove("ownerReferences");
+    }
+    for account in ["serviceAccount", "serviceAccountName"] {
+        pod["spec"][account] = "default".into();
     }
 }
 

@@ -100,5 +100,23 @@ pub fn cpu_time(process: u32) -> Result<Duration> {
     Ok(Duration::from_secs(1) * u32::try_from(ticks)? / u32::try_from(TICKS)?)
 }
 
+/// Returns the process that was started with this argument, which no other has.
+pub fn with_argument(argument: &str) -> Result<u32> {
+    for entry in fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        let process = folder.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let (Some(process), Ok(line)) = (process, fs::read(folder.join("cmdline"))) else {
+            continue;
+        };
+        if line
+            .split(|byte| *byte == 0)
+            .any(|word| word == argument.as_bytes())
+        {
+            return Ok(process);
+        }
+    }
+    bail!("no process was started with {argument}")
+}
+
 pub const CERTIFICATE: &str = "tls.crt";
 pub const KEY: &str = "tls.key";

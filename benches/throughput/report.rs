@@ -37,6 +37,11 @@ impl Bars {
         });
     }
 
+    /// Notes that a part did not come to its end, which holds nothing.
+    pub fn unfinished(&mut self, part: &str) {
+        self.at_most(format!("{part}: did not come to its end"), f64::NAN, 0.0, "");
+    }
+
     /// Whether every bar holds.
     pub fn hold(&self) -> bool {
         self.0.iter().all(Bar::holds)

@@ -4,13 +4,13 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::process::{CERTIFICATE, KEY, Process};
@@ -18,11 +18,74 @@ use super::process::{CERTIFICATE, KEY, Process};
 /// How long Kagami may take to start, or to learn what it is shown.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// How often it is looked at, usually.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The same where looking must cost nothing: `/status` goes through every image.
+const RARE_LOOK: Duration = Duration::from_millis(100);
+
 /// The name of the only ImageMirror.
 pub const MIRROR: &str = "bench";
 
 /// What Pods get instead of the images' own registry.
 pub const REGISTRY: &str = "mirror.example.com";
+
+/// One build of Kagami.
+#[derive(Clone, Debug)]
+pub struct Build {
+    /// For people, and for the names of files.
+    pub name: String,
+    program: PathBuf,
+}
+
+impl Build {
+    /// This one.
+    pub fn own() -> Self {
+        Self {
+            name: "own".to_owned(),
+            program: env!("CARGO_BIN_EXE_kagami").into(),
+        }
+    }
+
+    /// Another one, given as `name=program`.
+    pub fn of(text: &str) -> Option<Self> {
+        let (name, program) = text.split_once('=')?;
+        Some(Self {
+            name: name.to_owned(),
+            program: program.into(),
+        })
+    }
+
+    pub fn command(&self) -> Command {
+        Command::new(&self.program)
+    }
+
+    /// Returns the definitions of its resources.
+    pub fn definitions(&self) -> Result<Vec<Value>> {
+        let output = self.command().env_clear().arg("crds").output()?;
+        ensure!(
+            output.status.success(),
+            "{} cannot tell its definitions",
+            self.name
+        );
+        let documents = String::from_utf8(output.stdout)?;
+        let documents = documents
+            .split("---\n")
+            .filter(|document| !document.trim().is_empty());
+        documents
+            .map(|document| Ok(serde_saphyr::from_str(document)?))
+            .collect()
+    }
+
+    /// Returns the command of a role that needs an API server.
+    fn in_cluster(&self, role: &str, kubeconfig: &Path, namespace: &str) -> Command {
+        let mut command = self.command();
+        // No proxy of the caller's.
+        command.env_clear().env("KUBECONFIG", kubeconfig);
+        command.args([role, "--namespace", namespace]);
+        command
+    }
+}
 
 /// `kagami serve` or `kagami webhook`.
 #[derive(Debug)]
@@ -46,7 +109,14 @@ pub struct Admin(SocketAddr);
 impl Kagami {
     /// Starts `kagami serve` in front of one mirror, with more settings in its spec, and waits until
     /// the mirror is healthy.
-    pub fn start(folder: &Path, name: &str, mirror: SocketAddr, settings: &str) -> Result<Self> {
+    pub fn start(
+        build: &Build,
+        folder: &Path,
+        name: &str,
+        mirror: SocketAddr,
+        settings: &str,
+    ) -> Result<Self> {
+        let name = format!("{name}-{}", build.name);
         let configuration = folder.join(format!("{name}.yaml"));
         let settings = settings.replace('\n', "\n  ");
         fs::write(
@@ -57,9 +127,9 @@ impl Kagami {
                  endpoint: {{url: \"http://{mirror}\"}}\n  {settings}\n"
             ),
         )?;
-        let mut command = Command::new(env!("CARGO_BIN_EXE_kagami"));
+        let mut command = build.command();
         command.arg("serve").arg("--config").arg(configuration);
-        let kagami = Self::listen(command, folder, name)?;
+        let kagami = Self::listen(command, folder, &name)?;
         kagami.wait("the mirror to be healthy", |mirror| {
             mirror["health"]["state"] == "Healthy"
         })?;
@@ -67,8 +137,9 @@ impl Kagami {
     }
 
     /// Starts `kagami webhook`, which may not be ready yet.
-    pub fn replica(folder: &Path, name: &str, kubeconfig: &Path, namespace: &str) -> Result<Self> {
-        Self::listen(in_cluster("webhook", kubeconfig, namespace), folder, name)
+    pub fn replica(build: &Build, folder: &Path, kubeconfig: &Path, namespace: &str) -> Result<Self> {
+        let command = build.in_cluster("webhook", kubeconfig, namespace);
+        Self::listen(command, folder, &format!("replica-{}", build.name))
     }
 
     fn listen(mut command: Command, folder: &Path, name: &str) -> Result<Self> {
@@ -95,49 +166,60 @@ impl Kagami {
 }
 
 impl Companion {
-    /// Starts it; it may not lead yet.
-    pub fn start(folder: &Path, kubeconfig: &Path, namespace: &str) -> Result<Self> {
-        let mut command = in_cluster("companion", kubeconfig, namespace);
-        command.args(["--admin-listen", "127.0.0.1:0"]);
-        let mut process = Process::start(&mut command, &folder.join("companion.log"))?;
+    /// Starts it, with more arguments; it may not lead yet.
+    pub fn start(
+        build: &Build,
+        folder: &Path,
+        kubeconfig: &Path,
+        namespace: &str,
+        more: &[&str],
+    ) -> Result<Self> {
+        let mut command = build.in_cluster("companion", kubeconfig, namespace);
+        command.args(["--admin-listen", "127.0.0.1:0"]).args(more);
+        let log = folder.join(format!("companion-{}.log", build.name));
+        let mut process = Process::start(&mut command, &log)?;
         let admin = Admin(process.address("admin")?);
         Ok(Self { process, admin })
     }
 }
 
-/// Returns the command of a role that needs an API server.
-fn in_cluster(role: &str, kubeconfig: &Path, namespace: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kagami"));
-    // No proxy of the caller's.
-    command.env_clear().env("KUBECONFIG", kubeconfig);
-    command.args([role, "--namespace", namespace]);
-    command
-}
-
 impl Admin {
     /// Waits until `/status` is as wished.
     pub fn wait(self, what: &str, wished: impl Fn(&Value) -> bool) -> Result<()> {
-        self.wait_for("/status", what, |_, status| {
+        self.wait_for("/status", what, (LOOK, PATIENCE), |_, status| {
+            serde_json::from_str(status).is_ok_and(|status| wished(&status))
+        })
+    }
+
+    /// The same for what may take longer, and is looked at so rarely that the looks cost nothing.
+    pub fn wait_long(self, what: &str, patience: Duration, wished: impl Fn(&Value) -> bool) -> Result<()> {
+        self.wait_for("/status", what, (RARE_LOOK, patience), |_, status| {
             serde_json::from_str(status).is_ok_and(|status| wished(&status))
         })
     }
 
     /// Waits until `/readyz`, which costs Kagami next to nothing, answers with such a code and text.
     pub fn wait_for_readiness(self, what: &str, wished: impl Fn(u16, &str) -> bool) -> Result<()> {
-        self.wait_for("/readyz", what, wished)
+        self.wait_for("/readyz", what, (LOOK, PATIENCE), wished)
     }
 
-    fn wait_for(self, path: &str, what: &str, wished: impl Fn(u16, &str) -> bool) -> Result<()> {
+    fn wait_for(
+        self,
+        path: &str,
+        what: &str,
+        (pause, patience): (Duration, Duration),
+        wished: impl Fn(u16, &str) -> bool,
+    ) -> Result<()> {
         let start = Instant::now();
         loop {
             let (code, text) = self.get(path)?;
             if wished(code, &text) {
                 return Ok(());
             }
-            if start.elapsed() > PATIENCE {
-                bail!("waited in vain for {what}: {text}");
+            if start.elapsed() > patience {
+                bail!("waited in vain for {what}: {text:.2000}");
             }
-            thread::sleep(Duration::from_millis(5));
+            thread::sleep(pause);
         }
     }
 

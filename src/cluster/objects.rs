@@ -32,7 +32,11 @@ pub struct Metadata {
     #[serde(default)]
     pub name: String,
     #[serde(default)]
+    pub uid: String,
+    #[serde(default)]
     pub resource_version: String,
+    #[serde(default)]
+    pub generation: i64,
     #[serde(default)]
     pub labels: Option<Labels>,
 }
@@ -103,16 +107,20 @@ impl Reader {
         }
     }
 
-    /// Returns what the status tells. What cannot be read, as of a newer companion, is as if it were
-    /// not there.
-    pub fn status(&self, object: &Object) -> SharedStatus {
+    /// Returns the status. What cannot be read, as of a newer companion, is as if it were not there.
+    pub fn status(&self, object: &Object) -> ImageMirrorStatus {
         let status = if object.status.is_object() {
-            schema::decode::<ImageMirrorStatus>(&self.status, object.status.clone()).0
+            schema::decode(&self.status, object.status.clone()).0
         } else {
             None
         };
-        let status = status.unwrap_or_default();
-        SharedStatus {
+        status.unwrap_or_default()
+    }
+}
+
+impl From<ImageMirrorStatus> for SharedStatus {
+    fn from(status: ImageMirrorStatus) -> Self {
+        Self {
             // A mirror of which nobody told since when proofs count has none.
             health: api::health::health(&status).unwrap_or_else(|| Health::unknown(Timestamp::default())),
             tags: status.sweeps.tag.as_ref().and_then(swept),
@@ -248,7 +256,7 @@ mod tests {
     fn a_status_of_a_newer_companion_is_read_as_far_as_it_is_known() {
         let told = |status: Value| {
             let object = object(json!({"metadata": {"name": "main"}, "spec": {}, "status": status}));
-            Reader::default().status(&object)
+            SharedStatus::from(Reader::default().status(&object))
         };
         let status = told(json!({
             "health": {"state": "Healthy", "provenSince": "2026-01-02T03:04:05.000000Z", "mood": "good"},

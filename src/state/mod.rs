@@ -151,8 +151,20 @@ impl Store {
             .map(String::as_str)
             .filter(|name| stays(name))
             .collect();
+        let same_clients = staying.len() == before.len() && staying.len() == clients.len();
         self.0.clients.send_replace(Arc::new(clients.clone()));
-        self.0.snapshot.send_modify(|current| {
+        self.0.snapshot.send_if_modified(|current| {
+            let same_routing = *current.routing == routing;
+            let same_namespaces = *current.namespaces == namespaces;
+            let same_left_alone = *current.left_alone == left_alone;
+            let standings: Vec<_> = routing
+                .mirrors()
+                .map(|(_, mirror)| standings.get(&mirror.name).cloned().unwrap_or_default())
+                .collect();
+            let same_standings = current.standings == standings;
+            if same_clients && same_routing && same_namespaces && same_left_alone && same_standings {
+                return false;
+            }
             let known = current.routing.by_name();
             let health_of = |name: &str| {
                 known
@@ -170,21 +182,21 @@ impl Store {
                 .filter(|(_, mirror)| was_stale(&mirror.name))
                 .map(|(id, _)| id)
                 .collect();
-            let standings = routing
-                .mirrors()
-                .map(|(_, mirror)| standings.get(&mirror.name).cloned().unwrap_or_default())
-                .collect();
+            // Readers tell by these whether there is something new for them.
             *current = Arc::new(Snapshot {
                 health,
                 standings,
-                routing: Arc::new(routing),
-                namespaces: Arc::new(namespaces),
-                left_alone: Arc::new(left_alone),
+                routing: as_before_or(same_routing, &current.routing, routing),
+                namespaces: as_before_or(same_namespaces, &current.namespaces, namespaces),
+                left_alone: as_before_or(same_left_alone, &current.left_alone, left_alone),
                 stale,
                 failing_upstreams: Arc::clone(&current.failing_upstreams),
             });
+            true
         });
-        self.index_mut().retain_seen(|mirror| staying.contains(mirror));
+        if !same_clients {
+            self.index_mut().retain_seen(|mirror| staying.contains(mirror));
+        }
     }
 
     /// Publishes a mirror's health. Returns whether the mirror is known.
@@ -260,11 +272,15 @@ impl Store {
 
     /// Publishes the namespaces that are known.
     pub fn set_namespaces(&self, namespaces: BTreeMap<String, Labels>) {
-        self.0.snapshot.send_modify(|current| {
+        self.0.snapshot.send_if_modified(|current| {
+            if *current.namespaces == namespaces {
+                return false;
+            }
             *current = Arc::new(Snapshot {
                 namespaces: Arc::new(namespaces),
                 ..Snapshot::clone(current)
             });
+            true
         });
     }
 
@@ -302,6 +318,10 @@ impl Store {
             true
         });
     }
+}
+
+fn as_before_or<T>(same: bool, before: &Arc<T>, now: T) -> Arc<T> {
+    if same { Arc::clone(before) } else { Arc::new(now) }
 }
 
 #[cfg(test)]

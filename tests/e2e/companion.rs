@@ -89,6 +89,33 @@ pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
     assert_only_allowed(&place, &companion);
 }
 
+/// What it used is forgotten as if it were gone; `kagami report` leaves it out by the same words.
+pub(crate) fn a_pod_that_is_done_uses_nothing(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    for (name, image) in [("web", "nginx:1.29"), ("job", "busybox:1.37")] {
+        place.served.create_pod(&pod(name, image)).success();
+    }
+    let _companion = place.start("companion-a", &["--forget-after", "5s"]);
+    let busybox = "docker.io/library/busybox:1.37";
+    place.wait_for_image(NGINX, "Present");
+    place.wait_for_image(busybox, "Present");
+    let job = place.served.path("pods/job");
+    let mut done = place.served.pod("job");
+    done["status"]["phase"] = "Succeeded".into();
+    cluster
+        .request(User::Admin, Method::PUT, &format!("{job}/status"), Some(&done))
+        .success();
+    let exists = |image: &str| {
+        cluster
+            .get(&format!("{IMAGES}/{}", object_name(&place, image)))
+            .status
+            == 200
+    };
+    eventually("its image is forgotten", || (!exists(busybox)).then_some(()));
+    assert!(exists(NGINX), "the other Pod runs on");
+    assert_eq!(place.served.pod("job")["status"]["phase"], "Succeeded");
+}
+
 pub(crate) fn health_is_written_once_for_each_change(cluster: &Cluster) {
     let name = "mirror-of-the-companion";
     let mut mirror = Mirror::start(&cluster.tools, &cluster.http, cluster.folder(), name);

@@ -46,6 +46,7 @@ const TESTS: &[Test<Cluster>] = tests![
     companion::a_second_replica_takes_over_after_a_kill,
     companion::a_restarted_api_server_finds_the_companion_at_work,
     companion::what_is_known_can_be_read_with_kubectl,
+    companion::a_pod_that_is_done_uses_nothing,
     companion::health_is_written_once_for_each_change,
     companion::certificates_are_made_and_renewed_in_steps,
     companion::an_older_definition_is_told_until_it_is_upgraded,

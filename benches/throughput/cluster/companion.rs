@@ -21,7 +21,7 @@ use super::{
         roles::{Companion, MIRROR},
         sweep::{Distribution, compare},
     },
-    objects::{create, create_images},
+    objects::{Write, create_images, write_all},
     place::{COMPANION, Place},
 };
 
@@ -46,14 +46,20 @@ impl Bench {
         registry.push(count)?;
         let cluster = Cluster::start(tools.clone());
         let settings = json!({"freshness": {"tag": SHORT}, "sweep": {"requestsPerSecond": 0}});
-        let place = Place::new(&cluster, registry.address, &settings);
+        let place = Place::new(&cluster, &self.own, registry.address, &settings)?;
         let start = Instant::now();
         let _namespaces = populate(&cluster, count)?;
         let took = start.elapsed().as_secs_f64();
         println!("  Pods and MirroredImages written after {took:.1} s");
 
         let start = Instant::now();
-        let companion = Companion::start(self.folder.path(), &place.kubeconfig(COMPANION), &place.own.name)?;
+        let companion = Companion::start(
+            &self.own,
+            self.folder.path(),
+            &place.kubeconfig(COMPANION),
+            &place.own.name,
+            &[],
+        )?;
         let present = u64::try_from(count)?;
         companion.admin.wait("the images to be taken over", |status| {
             status["mirrors"][MIRROR]["images"]["present"].as_u64() == Some(present)
@@ -133,9 +139,9 @@ fn populate(cluster: &Cluster, count: usize) -> Result<Vec<Namespace<'_>>> {
     let namespaces = (0..NAMESPACES)
         .map(|number| cluster.namespace_named(&format!("shop-{number}"), Some("enforce")))
         .collect();
-    create(cluster, 0..count, |number| {
+    write_all(cluster, 0..count, |number| {
         let path = format!("/api/v1/namespaces/shop-{}/pods", number % NAMESPACES);
-        Ok((path, payload::pod_of(number)?))
+        Ok(Write::create(path, payload::pod_of(number)?))
     })?;
     Ok(namespaces)
 }

@@ -3,8 +3,8 @@
 
 mod companion;
 mod creates;
-mod objects;
-mod place;
+pub mod objects;
+pub mod place;
 mod replica;
 
 use anyhow::{Result, anyhow};

@@ -30,7 +30,7 @@ use super::super::{
         cluster::{Cluster, User},
         companion::IMAGES,
     },
-    image, payload,
+    image, payload, process,
     roles::MIRROR,
 };
 
@@ -43,6 +43,31 @@ pub fn address(cluster: &Cluster) -> Result<SocketAddr> {
     Ok(address.parse()?)
 }
 
+/// Returns the process of the API server.
+pub fn api_server(cluster: &Cluster) -> Result<u32> {
+    let (_, port) = cluster.url.rsplit_once(':').context("a port")?;
+    process::with_argument(&format!("--secure-port={port}"))
+}
+
+/// Returns the MirroredImage that a companion writes of an image that it saw at that time.
+pub fn mirrored_image(
+    mirror: &str,
+    key: &str,
+    verified_at: Timestamp,
+    last_used: Timestamp,
+) -> Result<MirroredImage> {
+    let proof = Proof {
+        digest: image::digest(image::manifest().as_bytes()).parse()?,
+        media_type: MediaType::OciManifest,
+        architectures: Architectures::ALL,
+        size: Some(image::manifest().len().try_into()?),
+        public: None,
+    };
+    let mut spec = api::image::spec(mirror, key, &Presence::Present(proof), verified_at);
+    spec.last_used = Some(serde_json::from_value(last_used.to_string().into())?);
+    Ok(MirroredImage::new(&MirroredImage::object_name(mirror, key), spec))
+}
+
 /// Creates the MirroredImages of these numbers, as the companion would have written them: there, and
 /// seen at that time; and returns how long it took.
 pub fn create_images(
@@ -51,41 +76,60 @@ pub fn create_images(
     verified_at: Timestamp,
     last_used: Timestamp,
 ) -> Result<Duration> {
-    let proof = Proof {
-        digest: image::digest(image::manifest().as_bytes()).parse()?,
-        media_type: MediaType::OciManifest,
-        architectures: Architectures::ALL,
-        size: Some(image::manifest().len().try_into()?),
-        public: None,
-    };
-    let presence = Presence::Present(proof);
-    let last_used = serde_json::from_value(last_used.to_string().into())?;
-    let used = Some(last_used);
-    create(cluster, numbers, move |number| {
+    write_all(cluster, numbers, move |number| {
         let key = format!("docker.io/{}", payload::image(number));
-        let mut spec = api::image::spec(MIRROR, &key, &presence, verified_at);
-        spec.last_used.clone_from(&used);
-        let object = MirroredImage::new(&MirroredImage::object_name(MIRROR, &key), spec);
-        Ok((IMAGES.to_owned(), serde_json::to_string(&object)?))
+        let object = mirrored_image(MIRROR, &key, verified_at, last_used)?;
+        Ok(Write::create(IMAGES, serde_json::to_string(&object)?))
     })
 }
 
-/// Creates what `object` returns for each number: the path of its collection, and itself.
-pub fn create(
+/// One write to the API server.
+#[derive(Debug)]
+pub struct Write {
+    method: &'static str,
+    content: &'static str,
+    path: String,
+    body: String,
+}
+
+impl Write {
+    /// Returns the creation of an object in a collection.
+    pub fn create(path: impl Into<String>, body: String) -> Self {
+        Self {
+            method: "POST",
+            content: "application/json",
+            path: path.into(),
+            body,
+        }
+    }
+
+    /// Returns a merge patch of an object.
+    pub fn merge(path: impl Into<String>, body: String) -> Self {
+        Self {
+            method: "PATCH",
+            content: "application/merge-patch+json",
+            path: path.into(),
+            body,
+        }
+    }
+}
+
+/// Writes what `write` returns for each number, over many connections, and returns how long it took.
+pub fn write_all(
     cluster: &Cluster,
     numbers: Range<usize>,
-    object: impl Fn(usize) -> Result<(String, String)> + Send + Sync + 'static,
+    write: impl Fn(usize) -> Result<Write> + Send + Sync + 'static,
 ) -> Result<Duration> {
     let start = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let address = address(cluster)?;
     let tls = TlsConnector::from(cluster.authority.client());
     let next = Arc::new(AtomicUsize::new(numbers.start));
-    let object = Arc::new(object);
+    let write = Arc::new(write);
     runtime.block_on(async {
         let mut lanes = JoinSet::new();
         for _ in 0..CONNECTIONS {
-            let (tls, next, object) = (tls.clone(), Arc::clone(&next), Arc::clone(&object));
+            let (tls, next, write) = (tls.clone(), Arc::clone(&next), Arc::clone(&write));
             lanes.spawn(async move {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
@@ -96,10 +140,15 @@ pub fn create(
                     if number >= numbers.end {
                         return anyhow::Ok(());
                     }
-                    let (path, body) = object(number)?;
+                    let Write {
+                        method,
+                        content,
+                        path,
+                        body,
+                    } = write(number)?;
                     let request = format!(
-                        "POST {path} HTTP/1.1\r\nHost: kubernetes\r\nAuthorization: Bearer {}\r\n\
-                         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+                        "{method} {path} HTTP/1.1\r\nHost: kubernetes\r\nAuthorization: Bearer {}\r\n\
+                         Content-Type: {content}\r\nContent-Length: {}\r\n\r\n{body}",
                         User::Admin.token(),
                         body.len()
                     );
@@ -107,7 +156,7 @@ pub fn create(
                     stream.flush().await?;
                     let answer = answers.next(&mut stream, false).await?;
                     ensure!(
-                        answer.status == 201,
+                        matches!(answer.status, 200 | 201),
                         "status {}: {}",
                         answer.status,
                         answer.text()

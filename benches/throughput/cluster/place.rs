@@ -2,17 +2,20 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use kagami::domain::time::Timestamp;
+use anyhow::Result;
+use kagami::{clock, domain::time::Timestamp};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::super::{
     e2e::{
         cluster::{Cluster, Namespace, User},
-        companion::{MIRRORS, install_definitions},
+        companion::{DEFINITIONS, MIRRORS, install_definitions},
         reader::{Heart, time},
+        tools::Tools,
     },
-    roles::{MIRROR, REGISTRY},
+    registry::Registry,
+    roles::{Build, MIRROR, REGISTRY},
 };
 
 /// Who the companion is for the API server, whose audit log tells what that user writes.
@@ -26,9 +29,34 @@ pub struct Place<'a> {
     pub own: Namespace<'a>,
 }
 
+/// Proofs that last for the whole run, so that no sweep falls into a measurement.
+pub fn lasting() -> Value {
+    json!({"freshness": {"tag": "24h", "digest": "24h"}})
+}
+
+/// Measures something in a cluster whose mirror has every image and is said to be healthy since a moment, which
+/// `measure` is told: of whatever was seen then, proofs last.
+pub fn with_healthy_mirror(
+    tools: &Tools,
+    build: &Build,
+    measure: impl FnOnce(&Place<'_>, Timestamp) -> Result<()>,
+) -> Result<()> {
+    let mirror = Registry::start()?;
+    let cluster = Cluster::start(tools.clone());
+    let place = Place::new(&cluster, build, mirror.address, &lasting())?;
+    let now = clock::now();
+    let _heart = place.share_healthy(now);
+    measure(&place, now)
+}
+
 impl<'a> Place<'a> {
-    /// Creates an ImageMirror of a mirror at this address, with more settings.
-    pub fn new(cluster: &'a Cluster, mirror: SocketAddr, settings: &Value) -> Self {
+    /// Creates an ImageMirror of a mirror at this address, with more settings. The definitions are those of the
+    /// build that works there: another may refuse what it does not know.
+    pub fn new(cluster: &'a Cluster, build: &Build, mirror: SocketAddr, settings: &Value) -> Result<Self> {
+        for definition in build.definitions()? {
+            cluster.create(DEFINITIONS, &definition).success();
+        }
+        // They are there, and this waits until they are served.
         install_definitions(cluster);
         let own = cluster.namespace_named("kagami-system", None);
         // Rights are not what is measured.
@@ -39,20 +67,9 @@ impl<'a> Place<'a> {
         });
         let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
         cluster.create(bindings, &binding).success();
-        let mut object = json!({
-            "apiVersion": "kagami.dev/v1alpha1",
-            "kind": "ImageMirror",
-            "metadata": {"name": MIRROR},
-            "spec": {
-                "registry": REGISTRY,
-                "kind": "Hosted",
-                "sources": [{"prefix": "docker.io"}],
-                "endpoint": {"url": format!("http://{mirror}")},
-            },
-        });
-        merge(&mut object["spec"], settings);
+        let object = image_mirror(MIRROR, REGISTRY, "docker.io", mirror, settings);
         cluster.create(MIRRORS, &object).success();
-        Self { cluster, own }
+        Ok(Self { cluster, own })
     }
 
     /// Returns the path of a user's kubeconfig.
@@ -89,6 +106,29 @@ impl<'a> Place<'a> {
             .request(User::Admin, Method::PUT, &path, Some(mirror));
         answer.success();
     }
+}
+
+/// Returns an ImageMirror of a mirror at this address that has the images of one source, with more settings.
+pub fn image_mirror(
+    name: &str,
+    registry: &str,
+    source: &str,
+    address: SocketAddr,
+    settings: &Value,
+) -> Value {
+    let mut object = json!({
+        "apiVersion": "kagami.dev/v1alpha1",
+        "kind": "ImageMirror",
+        "metadata": {"name": name},
+        "spec": {
+            "registry": registry,
+            "kind": "Hosted",
+            "sources": [{"prefix": source}],
+            "endpoint": {"url": format!("http://{address}")},
+        },
+    });
+    merge(&mut object["spec"], settings);
+    object
 }
 
 fn merge(object: &mut Value, more: &Value) {

@@ -114,10 +114,10 @@ impl Heartbeat {
     }
 }
 
-/// Returns how long a prober may take between two reports: its interval and three looks, with room
-/// for a machine that is busy.
+/// Returns how long a prober may take between two reports: its interval and four looks (ping, manifest,
+/// an index's image, blob), with room for a machine that is busy.
 fn patience(settings: HealthSettings) -> Duration {
-    settings.interval + 3 * settings.timeout + Duration::from_secs(5)
+    settings.interval + 4 * settings.timeout + Duration::from_secs(5)
 }
 
 /// Whether statuses say of every mirror's health what is true.

@@ -18,7 +18,7 @@ use crate::{
     cluster::{
         objects::{Object, Outline},
         sources,
-        watch::{Event, Failure, Pulse, Source, get, list, version},
+        watch::{Event, Failure, Pulse, Source, get, list, named, version},
     },
     credentials::Secret,
     domain::image::Reference,
@@ -131,7 +131,7 @@ impl Replica {
         };
         for name in self.object_names(references) {
             let source = Source {
-                only: Some(name),
+                fields: Some(named(&name)),
                 ..sources::images()
             };
             // Each is a listing of its own, which does not end what another one brought.

@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 /// A Secret with credentials for `mirror.test`.
-fn secret(password: &str) -> Value {
+pub(super) fn secret(password: &str) -> Value {
     let auth = BASE64_STANDARD.encode(format!("{USERNAME}:{password}"));
     let json = json!({"auths": {"mirror.test": {"auth": auth}}}).to_string();
     json!({

@@ -178,7 +178,7 @@ impl Belief {
         let name = object.metadata.name.as_str();
         let read = self.reader.mirror(object);
         let unknown: Vec<_> = read.unknown.iter().map(ToString::to_string).collect();
-        let told = self.reader.status(object);
+        let told = SharedStatus::from(self.reader.status(object));
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
             told: told.clone(),
@@ -350,6 +350,8 @@ impl Belief {
 
     pub(super) fn namespace_deleted(&mut self, name: &str) {
         self.namespaces.known.remove(name);
+        // It may go while they are listed.
+        self.namespaces.listing.remove(name);
         self.store.set_namespaces(self.namespaces.believed());
     }
 

@@ -1,0 +1,125 @@
+//! What has to stay bounded and linear, with very much of everything, and beside another build of Kagami in the
+//! same run where a figure alone says little.
+//!
+//! Pods are cheap here: nobody runs them. Up to ten thousand are objects of a real API server; more are those of a
+//! generator that speaks its protocol.
+
+mod believed;
+mod bodies;
+mod builds;
+mod deletion;
+mod finished;
+mod fresh;
+mod generator;
+mod large;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::{
+    bench::{Bench, median},
+    payload,
+    roles::Build,
+};
+
+/// How much there is of everything.
+#[derive(Debug)]
+pub struct Sizes {
+    /// Pods, their namespaces and their different images, all on three mirrors.
+    pub pods: usize,
+    pub namespaces: usize,
+    pub images: usize,
+    /// How long events come.
+    pub events: Duration,
+    /// Images of a new cluster.
+    pub new: usize,
+    /// Images of a mirror that is deleted.
+    pub deleted: usize,
+    /// Pods that are done.
+    pub finished: usize,
+    /// Images that a replica knows.
+    pub known: usize,
+    /// Starts of a replica of each build.
+    pub starts: usize,
+    /// Rounds of reviews of each build, and how long one lasts.
+    pub rounds: usize,
+    pub round: Duration,
+}
+
+pub const FULL: Sizes = Sizes {
+    pods: 150_000,
+    namespaces: 2_000,
+    images: 100_000,
+    events: Duration::from_mins(2),
+    new: 5_000,
+    deleted: 10_000,
+    finished: 10_000,
+    known: 100_000,
+    starts: 5,
+    rounds: 25,
+    round: Duration::from_millis(800),
+};
+
+/// A twentieth of everything but the large reviews, to see that it works.
+pub const QUICK: Sizes = Sizes {
+    pods: 7_500,
+    namespaces: 100,
+    images: 5_000,
+    events: Duration::from_secs(20),
+    new: 250,
+    deleted: 500,
+    finished: 500,
+    known: 5_000,
+    starts: 3,
+    rounds: 21,
+    round: Duration::from_millis(200),
+};
+
+/// By how much a figure that is to be no worse than another may be larger: what two runs of one build differ by.
+const NO_WORSE: f64 = 1.05;
+
+impl Bench {
+    /// The other build first, and then this one.
+    fn builds_in_turn(&self) -> Result<[&Build; 2]> {
+        let other = self.other.as_ref().context("there is no other build")?;
+        Ok([other, &self.own])
+    }
+}
+
+/// Returns the ratios of two series of figures that were measured in turn.
+fn ratios(own: &[f64], other: &[f64]) -> Vec<f64> {
+    own.iter().zip(other).map(|(own, other)| own / other).collect()
+}
+
+/// Tells how far figures are spread.
+fn spread(figures: &[f64]) -> String {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |quarter: usize| {
+        let last = sorted.len().saturating_sub(1);
+        sorted.get(last * quarter / 4).copied().unwrap_or(f64::NAN)
+    };
+    format!(
+        "median {:.3}, half of {} within {:.3} to {:.3}, all within {:.3} to {:.3}",
+        median(figures.iter().copied()),
+        sorted.len(),
+        at(1),
+        at(3),
+        at(0),
+        at(4)
+    )
+}
+
+/// Returns a Pod whose only image was rewritten, as an API server has it.
+fn rewritten_pod(namespace: &str, name: &str, original: &str, mirror: &str, registry: &str) -> Value {
+    let mut pod = payload::pod_with(namespace, name, &format!("{registry}/{original}"));
+    let decisions =
+        json!({"containers.app-0": {"outcome": "Rewritten", "reason": "Mirrored", "mirror": mirror}});
+    pod["metadata"]["annotations"] = json!({
+        "original-image.kagami.dev/app-0": original,
+        "kagami.dev/decisions": decisions.to_string(),
+    });
+    pod
+}
