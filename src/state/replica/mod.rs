@@ -10,6 +10,7 @@ mod credentials;
 mod images;
 mod once;
 mod own;
+mod status;
 
 use std::{
     collections::BTreeSet,
@@ -23,7 +24,6 @@ use std::{
 
 use futures_util::FutureExt as _;
 use kube::Client;
-use serde_json::{Map, Value, json};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -34,6 +34,7 @@ use self::belief::{Belief, Contacts};
 pub use self::{
     belief::SharedMirror,
     once::{Images, Namespaces, Scope, Unreadable},
+    status::Status,
 };
 use super::{Doubt, Store};
 use crate::{
@@ -172,22 +173,26 @@ impl Replica {
 
     /// Returns what `/status` shows of the state: watches, heartbeat, and what was made of each
     /// ImageMirror.
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> Status {
         let now = Instant::now();
-        let watch = |(name, pulse): (&str, &Pulse)| {
+        let watch = |(name, pulse): (&'static str, &Pulse)| {
             let beat = pulse.beat();
-            let silent = beat.contact.map(|contact| now.duration_since(contact).as_secs());
-            let value = json!({
-                "listed": beat.listed,
-                "silentSeconds": silent,
-                "failures": beat.failures,
-                "failure": beat.failure,
-            });
-            (name.to_owned(), value)
+            let silent = beat.contact.map(|contact| now.duration_since(contact));
+            let watch = status::Watch {
+                listed: beat.listed,
+                silent_seconds: silent.map(|silent| silent.as_secs()),
+                failures: beat.failures,
+                failure: beat.failure.clone(),
+            };
+            (name, watch)
         };
-        let watches: Map<String, Value> = self.0.pulses().into_iter().map(watch).collect();
+        let watches = self.0.pulses().into_iter().map(watch).collect();
         let (heartbeat, mirrors) = self.0.belief().status(now);
-        json!({"watches": watches, "heartbeat": heartbeat, "mirrors": mirrors})
+        Status {
+            watches,
+            heartbeat,
+            mirrors,
+        }
     }
 
     /// Follows the cluster for ever. `doubts` are what live probes saw of mirrors. A part that panics is

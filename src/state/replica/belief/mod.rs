@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Map, Value, json};
 use tokio::{sync::watch, time::Instant};
 
+use super::status;
 use crate::{
     api::{mirror::Connection, v1alpha1::timestamp},
     cluster::objects::{Object, Outline, Reader, SharedStatus},
@@ -513,26 +513,26 @@ impl Belief {
     }
 
     /// Returns what `/status` shows of the heartbeat and of mirrors.
-    pub(super) fn status(&self, at: Instant) -> (Value, Value) {
-        let seen = self.heartbeat_age(at).map(|age| age.as_secs());
-        let heartbeat = json!({"seenSecondsAgo": seen, "renewTime": self.heartbeat.renewed});
-        let mirror = |(name, known): (&String, &Known)| {
-            let credentials = self.credential_faults.get(name).map(|fault| chain(fault));
-            let shared = known.told.health;
-            let value = json!({
-                "stale": known.witness.view().stale,
-                "shared": {
-                    "state": shared.state.as_str(),
-                    "provenSince": shared.proven_since.to_string(),
-                },
-                "faults": known.faults,
-                "unknown": known.unknown,
-                "credentialsFault": credentials,
-            });
-            (name.clone(), value)
+    pub(super) fn status(&self, at: Instant) -> (status::Heartbeat, BTreeMap<String, status::Mirror>) {
+        let heartbeat = status::Heartbeat {
+            seen_seconds_ago: self.heartbeat_age(at).map(|age| age.as_secs()),
+            renew_time: self.heartbeat.renewed.clone(),
         };
-        let mirrors: Map<String, Value> = self.mirrors.iter().map(mirror).collect();
-        (heartbeat, mirrors.into())
+        let mirror = |(name, known): (&String, &Known)| {
+            let fault = self.credential_faults.get(name);
+            let mirror = status::Mirror {
+                stale: known.witness.view().stale,
+                shared: status::Shared {
+                    state: known.told.health.state.as_str(),
+                    proven_since: known.told.health.proven_since.to_string(),
+                },
+                faults: known.faults.clone(),
+                unknown: known.unknown.clone(),
+                credentials_fault: fault.map(|fault| chain(fault)),
+            };
+            (name.clone(), mirror)
+        };
+        (heartbeat, self.mirrors.iter().map(mirror).collect())
     }
 }
 

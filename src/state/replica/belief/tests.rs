@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use super::*;
 use crate::{
     certificates,
@@ -223,7 +225,7 @@ fn whatever_becomes_of_credentials_the_mirror_stays_what_it_is() {
     let (client, before) = now_is(&scene);
     let faults = |scene: &Scene| {
         let status = scene.belief.status(scene.at(0)).1;
-        status[MIRROR]["credentialsFault"].as_str().map(str::to_owned)
+        status[MIRROR].credentials_fault.clone()
     };
     let file = |content: &str| Secret::docker_config(content.as_bytes().to_vec());
     let good = r#"{"auths": {"mirror.test": {"username": "u", "password": "p"}}}"#;
