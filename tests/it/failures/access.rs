@@ -42,6 +42,8 @@ async fn check_credentials(url: &str, spec: &Value) {
     let kagami = Kagami::start(&with(PASSWORD)).await;
     kagami.until_known("nginx:1", 1).await;
     kagami.configure(&text(&with("looking-glass")));
+    // What was told before to be absent stays so for a while, so the other image is asked for only then.
+    kagami.until(&["nginx:1"], &["Unauthorized"], SOON).await;
     kagami
         .until(&["nginx:1", "nginx:2"], &["Unauthorized"; 2], SOON)
         .await;
