@@ -21,7 +21,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::Leader;
+use super::leader::Leader;
 use crate::{
     api::{AUTHORITY_SECRET, FORMER_AUTHORITY_SECRET},
     certificates::{Authority, BEFORE, Name},
@@ -160,7 +160,7 @@ impl Keeper {
         Self {
             settings,
             writer: leader.writer.clone(),
-            secrets: Api::namespaced(leader.client.clone(), &leader.settings.namespace),
+            secrets: Api::namespaced(leader.client.clone(), &leader.namespace),
             configurations: Api::all(leader.client.clone()),
             events: leader.events.clone(),
         }

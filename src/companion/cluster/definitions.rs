@@ -8,7 +8,7 @@ use kube::{Api, api::ApiResource, core::DynamicObject};
 use serde_json::Value;
 use tokio::{sync::watch, time::sleep};
 
-use super::Leader;
+use super::leader::Leader;
 use crate::{
     api::{self, schema},
     telemetry::chain,

@@ -15,7 +15,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use super::{Leader, status::same};
+use super::{leader::Leader, status::same};
 use crate::{
     api::{HEALTH_LEASE, v1alpha1::micro_time},
     clock,
@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Beats until this process may not write any more. `published` is the health of mirrors as the API
 /// server has it.
 pub(super) async fn run(leader: Leader, published: watch::Receiver<BTreeMap<String, Health>>) {
-    let leases = Api::<Lease>::namespaced(leader.client.clone(), &leader.settings.namespace);
+    let leases = Api::<Lease>::namespaced(leader.client.clone(), &leader.namespace);
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lease = None;
@@ -82,7 +82,7 @@ async fn beat(leader: &Leader, leases: &Api<Lease>, last: Option<Lease>) -> Resu
         None => leases.get_opt(HEALTH_LEASE).await?,
     };
     let spec = LeaseSpec {
-        holder_identity: Some(leader.settings.identity.clone()),
+        holder_identity: Some(leader.identity.to_string()),
         renew_time: Some(micro_time(clock::now())),
         ..LeaseSpec::default()
     };

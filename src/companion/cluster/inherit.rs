@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::Api;
 
-use super::{Leader, mirrors::ClusterView, status};
+use super::{leader::Leader, mirrors::ClusterView, status};
 use crate::{
     api::{
         HEALTH_LEASE,
@@ -25,7 +25,7 @@ pub(super) async fn health(
     cluster: &ClusterView,
     snapshot: &Snapshot,
 ) -> kube::Result<BTreeMap<String, Health>> {
-    let lease = Api::<Lease>::namespaced(leader.client.clone(), &leader.settings.namespace)
+    let lease = Api::<Lease>::namespaced(leader.client.clone(), &leader.namespace)
         .get_opt(HEALTH_LEASE)
         .await?;
     let beaten_at = lease

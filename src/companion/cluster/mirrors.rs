@@ -19,7 +19,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::probe_secret;
+use super::probe_entry;
 use crate::{
     api::{mirror::Connection, newer::Unknown, v1alpha1::ImageMirrorStatus},
     clock,
@@ -259,7 +259,7 @@ impl Follower {
             let secret = self.secrets.get(connection.probe_secret.as_ref()?)?;
             Some((
                 mirror.name.clone(),
-                probe_secret::entry(mirror, connection, secret),
+                probe_entry::entry(mirror, connection, secret),
             ))
         };
         let cluster = ClusterView {

@@ -8,8 +8,10 @@ mod certificates;
 mod definitions;
 mod heartbeat;
 mod inherit;
+mod leader;
 mod mirrors;
 mod pods;
+mod probe_entry;
 mod probe_secret;
 mod publisher;
 mod status;
@@ -29,6 +31,7 @@ use tokio::{
 
 use self::{
     certificates::Keeper,
+    leader::Leader,
     mirrors::{ClusterView, Follower},
     pods::Pods,
 };
@@ -64,20 +67,6 @@ pub struct Settings {
     pub demand: DemandSettings,
     /// None where somebody else keeps the webhook's certificates.
     pub certificates: Option<CertificateSettings>,
-}
-
-/// What every part of a leader works with. Clones share it.
-#[derive(Clone)]
-struct Leader {
-    settings: Arc<Settings>,
-    client: Client,
-    store: Store,
-    writer: Writer,
-    events: Events,
-    reports: Reports,
-    metrics: Metrics,
-    /// What the cluster says; none until all of it is known.
-    cluster: watch::Receiver<Option<Arc<ClusterView>>>,
 }
 
 /// Why a leader ended other than by losing the lead.
@@ -147,7 +136,6 @@ async fn follow(
     view: &View,
     elector: &mut Elector,
 ) -> Result<std::convert::Infallible, Error> {
-    let settings = Arc::new(settings.clone());
     loop {
         elector.acquire().await;
         metrics.set_leading(true);
@@ -156,7 +144,8 @@ async fn follow(
         let writer = Writer::new(elector.held(), metrics.clone());
         let (published, cluster) = watch::channel(None);
         let leader = Leader {
-            settings: Arc::clone(&settings),
+            namespace: settings.namespace.as_str().into(),
+            identity: settings.identity.as_str().into(),
             client: client.clone(),
             store: store.clone(),
             events: Events::new(client.clone(), writer.clone(), &settings.identity),
@@ -168,7 +157,7 @@ async fn follow(
         let ended = tokio::select! {
             () = elector.hold() => None,
             // A large future.
-            error = Box::pin(leader.lead(published)) => Some(error),
+            error = Box::pin(leader.lead(settings, published)) => Some(error),
         };
         view.store.send_replace(None);
         metrics.set_leading(false);
@@ -183,16 +172,20 @@ async fn follow(
 
 impl Leader {
     /// Does all the work of a leader; returns only if a task ends early. Dropping it ends them all.
-    async fn lead(self, published_cluster: watch::Sender<Option<Arc<ClusterView>>>) -> Error {
+    async fn lead(
+        self,
+        settings: &Settings,
+        published_cluster: watch::Sender<Option<Arc<ClusterView>>>,
+    ) -> Error {
         let mut tasks = JoinSet::new();
         // First of all: webhooks cannot start without.
-        if let Some(certificates) = self.settings.certificates.clone() {
+        if let Some(certificates) = settings.certificates.clone() {
             tasks.spawn(Keeper::new(certificates, &self).run());
         }
         tasks.spawn(probe_secret::run(self.clone()));
-        let left_alone = self.settings.left_alone.clone();
+        let left_alone = settings.left_alone.clone();
         let follower = Follower::new(&self.store, left_alone, published_cluster);
-        tasks.spawn(follower.run(self.client.clone(), self.settings.namespace.clone()));
+        tasks.spawn(follower.run(self.client.clone(), self.namespace.to_string()));
         let (published_definitions, definitions) = watch::channel(None);
         tasks.spawn(definitions::run(self.clone(), published_definitions));
         let images = publisher::Images::default();
@@ -213,7 +206,7 @@ impl Leader {
         let (demand, wanted) = mpsc::channel(QUEUE);
         let pods = Pods {
             store: self.store.clone(),
-            settings: self.settings.demand.clone(),
+            settings: settings.demand.clone(),
             reports: self.reports.clone(),
             demand,
             since: clock::now(),

@@ -4,7 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use tokio::{sync::mpsc, task::JoinSet};
 
-use super::{Context, look::locate};
+use super::{context::Context, look::locate};
 use crate::{
     clock,
     domain::{health::State, presence::Presence, reason::Reason},

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Context, CurrentMirror, upstream};
+use super::{
+    context::{Context, CurrentMirror},
+    upstream,
+};
 use crate::{
     domain::{
         answer::Answer,

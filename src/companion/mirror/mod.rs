@@ -4,6 +4,7 @@
 //! images), the resolver (a pull-through mirror's tags) and the demand (new images). They talk through
 //! the store alone. The webhook never waits for any of them.
 
+mod context;
 mod demand;
 mod look;
 mod prober;
@@ -31,12 +32,8 @@ use crate::{
     clock,
     domain::{
         health::{Health, Observation, State},
-        mirror::{Mirror, Prefer},
-        presence::Rules,
-        routing::MirrorId,
+        mirror::Prefer,
         snapshot::Snapshot,
-        sweep::Tenure,
-        time::Timestamp,
     },
     metrics::Metrics,
     registry::{Client, pace::Pace, pool::Pool},
@@ -44,7 +41,7 @@ use crate::{
     tasks::panic_message,
 };
 
-use reports::Reports;
+use self::{context::Context, reports::Reports};
 
 /// How many doubts and new images may wait for each mirror. More is dropped: the next
 /// review tells again.
@@ -64,59 +61,6 @@ struct Worker {
     client: Client,
     doubts: mpsc::Sender<Doubt>,
     demand: mpsc::Sender<Demand>,
-}
-
-/// What the tasks of one mirror share.
-#[derive(Clone, Debug)]
-struct Context {
-    mirror: String,
-    client: Client,
-    store: Store,
-    metrics: Metrics,
-    upstreams: Pool,
-    reports: Reports,
-    /// The turns of whoever asks a pull-through mirror for what may be a download.
-    downloads: Arc<Pace>,
-    began: (Timestamp, Instant),
-}
-
-/// A mirror as the configuration and its health have it at one moment.
-#[derive(Clone, Debug)]
-struct CurrentMirror {
-    snapshot: Arc<Snapshot>,
-    id: MirrorId,
-}
-
-impl Context {
-    /// Returns the mirror as it is now; none if it is configured no more.
-    fn present(&self) -> Option<CurrentMirror> {
-        let snapshot = self.store.snapshot();
-        let id = snapshot.routing.find(&self.mirror)?;
-        Some(CurrentMirror { snapshot, id })
-    }
-
-    /// Returns for how long this worker has kept the mirror's state.
-    fn tenure(&self) -> Tenure {
-        let (since, began) = self.began;
-        Tenure {
-            since,
-            lasted: began.elapsed(),
-        }
-    }
-}
-
-impl CurrentMirror {
-    fn settings(&self) -> &Mirror {
-        self.snapshot.routing.mirror(self.id)
-    }
-
-    fn health(&self) -> Health {
-        self.snapshot.health_of(self.id)
-    }
-
-    fn rules(&self) -> Rules {
-        Rules::of(self.settings(), self.health().proven_since)
-    }
 }
 
 /// Keeps the state up to date for every mirror that the store's configuration has. Never ends by

@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Context, look::locate};
+use super::{context::Context, look::locate};
 use crate::{
     clock,
     domain::{

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 use super::{
-    Context,
+    context::Context,
     verifier::{Asking, Verified, Verifier},
 };
 use crate::{

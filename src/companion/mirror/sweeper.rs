@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Context, CurrentMirror,
+    context::{Context, CurrentMirror},
     reports::SweepEnd,
     verifier::{Asking, Verified, Verifier, asking},
 };

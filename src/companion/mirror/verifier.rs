@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Context, CurrentMirror,
+    context::{Context, CurrentMirror},
     look::{Located, locate},
 };
 use crate::{

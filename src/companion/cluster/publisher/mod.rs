@@ -32,7 +32,7 @@ use self::{
     send::{Sender, Sent},
     statuses::StatusOutcome,
 };
-use super::{Leader, definitions::Lacking, mirrors::ClusterView, status::Seen};
+use super::{definitions::Lacking, leader::Leader, mirrors::ClusterView, status::Seen};
 use crate::{
     clock,
     cluster::{

@@ -25,7 +25,7 @@ use crate::{
         watch::{self, version},
         writer::{NotWritten, Writer},
     },
-    companion::cluster::{Leader, status},
+    companion::cluster::{leader::Leader, status},
     domain::{health::State, presence::Version},
     telemetry::chain,
 };
