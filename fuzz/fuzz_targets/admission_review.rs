@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use std::cell::OnceCell;
+use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
 use kagami::{
     clock,
@@ -14,6 +14,7 @@ use kagami::{
         platform::Architectures,
         presence::{Presence, Proof},
         routing::Routing,
+        standing::Standing,
         time::Timestamp,
     },
     state::{Configured, Store, file},
@@ -74,8 +75,13 @@ fuzz_target!(|body: &[u8]| KAGAMI.with(|kagami| {
 
 fn start() -> (Runtime, Admission) {
     let configuration = file::load(MIRRORS, "mirrors.yaml").expect("the mirrors are valid");
+    let mut standings = BTreeMap::new();
     let mirrors = configuration.mirrors.into_iter().map(|(mut mirror, _)| {
-        mirror.pull_secret_namespaces.push("team".to_owned());
+        let standing = Standing {
+            pull_secret_namespaces: ["team".to_owned()].into(),
+            ..Standing::NONE
+        };
+        standings.insert(mirror.name.clone(), Arc::new(standing));
         // A run may take longer than a proof lasts.
         mirror.freshness.tag = std::time::Duration::from_hours(1000);
         mirror.tags.refresh = mirror.freshness.tag;
@@ -87,6 +93,7 @@ fn start() -> (Runtime, Admission) {
     store.configure(
         Configured {
             routing,
+            standings,
             ..Configured::default()
         },
         now,

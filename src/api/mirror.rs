@@ -54,7 +54,6 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
         .into_iter()
         .filter_map(namespace_of)
         .collect();
-    let status = resource.status.clone().unwrap_or_default();
     let mirror = Mirror {
         name: resource.name_any(),
         mode: match spec.mode {
@@ -87,9 +86,6 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             .as_deref()
             .map_or_else(OwnerPattern::built_in, owners),
         runs_in,
-        pull_secret_namespaces: status.pull_secret_namespaces,
-        platforms: status.platforms.iter().map(String::as_str).collect(),
-        owners_left_alone: status.owners_left_alone,
     };
     Ok((mirror, connection))
 }

@@ -27,8 +27,9 @@ use crate::{
     metrics::Metrics,
     state::{
         Store,
+        configuration::Configuration,
         feed::{Feed, Keep},
-        file::{self, Configuration},
+        file,
         replica::{Images, Namespaces, Replica, Scope, Settings},
     },
     telemetry::chain,

@@ -83,7 +83,7 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
         registry,
         readiness,
         show_decisions: listen.show_decisions,
-        origin: Box::new(move || ("cluster", shown.status())),
+        origin: Box::new(move || ("cluster", serde_json::json!(shown.status()))),
     };
     let mut signals = Signals::new().context("cannot take over signals")?;
     let mut tasks = Tasks::default();

@@ -1,5 +1,7 @@
 //! Objects as they come from the API server, read so that none of them can stop a watch.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -17,6 +19,7 @@ use crate::{
         mirror::Mirror,
         presence::{Presence, Swept, Version},
         selector::Labels,
+        standing::Standing,
         time::Timestamp,
     },
 };
@@ -29,7 +32,11 @@ pub struct Metadata {
     #[serde(default)]
     pub name: String,
     #[serde(default)]
+    pub uid: String,
+    #[serde(default)]
     pub resource_version: String,
+    #[serde(default)]
+    pub generation: i64,
     #[serde(default)]
     pub labels: Option<Labels>,
 }
@@ -77,9 +84,7 @@ pub struct SharedStatus {
     pub health: Health,
     pub tags: Option<Swept>,
     pub digests: Option<Swept>,
-    pub pull_secret_namespaces: Vec<String>,
-    pub platforms: Vec<String>,
-    pub owners_left_alone: Vec<String>,
+    pub standing: Arc<Standing>,
     pub failing_upstreams: Vec<String>,
 }
 
@@ -102,23 +107,29 @@ impl Reader {
         }
     }
 
-    /// Returns what the status tells. What cannot be read, as of a newer companion, is as if it were
-    /// not there.
-    pub fn status(&self, object: &Object) -> SharedStatus {
+    /// Returns the status. What cannot be read, as of a newer companion, is as if it were not there.
+    pub fn status(&self, object: &Object) -> ImageMirrorStatus {
         let status = if object.status.is_object() {
-            schema::decode::<ImageMirrorStatus>(&self.status, object.status.clone()).0
+            schema::decode(&self.status, object.status.clone()).0
         } else {
             None
         };
-        let status = status.unwrap_or_default();
-        SharedStatus {
+        status.unwrap_or_default()
+    }
+}
+
+impl From<ImageMirrorStatus> for SharedStatus {
+    fn from(status: ImageMirrorStatus) -> Self {
+        Self {
             // A mirror of which nobody told since when proofs count has none.
             health: api::health::health(&status).unwrap_or_else(|| Health::unknown(Timestamp::default())),
             tags: status.sweeps.tag.as_ref().and_then(swept),
             digests: status.sweeps.digest.as_ref().and_then(swept),
-            pull_secret_namespaces: status.pull_secret_namespaces,
-            platforms: status.platforms,
-            owners_left_alone: status.owners_left_alone,
+            standing: Arc::new(Standing {
+                platforms: status.platforms.iter().map(String::as_str).collect(),
+                pull_secret_namespaces: status.pull_secret_namespaces.into_iter().collect(),
+                owners_left_alone: status.owners_left_alone.into_iter().collect(),
+            }),
             failing_upstreams: status.failing_upstreams,
         }
     }
@@ -142,16 +153,9 @@ pub struct Entry {
     pub version: Version,
 }
 
-/// Returns what a MirroredImage tells; nothing if its name is not the one that belongs to its mirror
-/// and image, so that there is never a second one for the same.
+/// Returns what a MirroredImage tells; nothing if it is not the one of its mirror and image.
 pub fn entry(object: &Object) -> Option<Entry> {
-    let text = |field: &str| object.spec[field].as_str();
-    let (mirror, key) = (text("mirror")?, text("image")?);
-    if object.metadata.name != MirroredImage::object_name(mirror, key) {
-        return None;
-    }
-    // One of a newer companion may tell what this program cannot read: that is not known to it.
-    let spec = MirroredImageSpec::deserialize(&object.spec).ok();
+    let (mirror, key, spec) = image(object)?;
     let presence = spec.as_ref().map(api::image::presence);
     Some(Entry {
         mirror: mirror.to_owned(),
@@ -162,12 +166,24 @@ pub fn entry(object: &Object) -> Option<Entry> {
     })
 }
 
+/// Returns the mirror and the image that a MirroredImage speaks of, and what it says if that can be read:
+/// one of a newer companion may tell what this program does not know. Nothing if its name is not the one
+/// that belongs to its mirror and image, so that there is never a second one for the same.
+pub fn image(object: &Object) -> Option<(&str, &str, Option<MirroredImageSpec>)> {
+    let text = |field: &str| object.spec[field].as_str();
+    let (mirror, key) = (text("mirror")?, text("image")?);
+    if object.metadata.name != MirroredImage::object_name(mirror, key) {
+        return None;
+    }
+    Some((mirror, key, MirroredImageSpec::deserialize(&object.spec).ok()))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::domain::health::State;
+    use crate::domain::{health::State, platform::Architectures};
 
     const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -245,7 +261,7 @@ mod tests {
     fn a_status_of_a_newer_companion_is_read_as_far_as_it_is_known() {
         let told = |status: Value| {
             let object = object(json!({"metadata": {"name": "main"}, "spec": {}, "status": status}));
-            Reader::default().status(&object)
+            SharedStatus::from(Reader::default().status(&object))
         };
         let status = told(json!({
             "health": {"state": "Healthy", "provenSince": "2026-01-02T03:04:05.000000Z", "mood": "good"},
@@ -258,13 +274,13 @@ mod tests {
         }));
         assert_eq!(status.health.state, State::Healthy);
         assert_eq!(status.tags.unwrap().through, Version(99));
-        assert_eq!(status.platforms, ["amd64"]);
+        assert_eq!(status.standing.platforms, Architectures::of("amd64"));
         // A state that this program does not know, or a health without its date, is none.
         let unknown = json!({"state": "Splendid", "provenSince": "2026-01-02T03:04:05.000000Z"});
         let status = told(json!({"health": unknown, "platforms": ["arm64"]}));
         assert_eq!(
-            (status.health.state, &status.platforms[..]),
-            (State::Unknown, &["arm64".to_owned()][..])
+            (status.health.state, status.standing.platforms),
+            (State::Unknown, Architectures::of("arm64"))
         );
         for status in [json!({"health": {"state": "Healthy"}}), json!("?"), Value::Null] {
             assert_eq!(told(status).health.state, State::Unknown);

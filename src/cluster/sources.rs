@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use super::watch::Source;
-use crate::api::{HEALTH_LEASE, PROBE_SECRET};
+use super::watch::{Source, named};
+use crate::{
+    api::{HEALTH_LEASE, PROBE_SECRET},
+    domain::pod::RUNNING,
+};
 
 /// How long one watch request lasts where what it tells must be known soon. Watches are cheap to
 /// renew, and that is how a dead connection is noticed.
@@ -16,7 +19,7 @@ pub fn mirrors() -> Source {
     Source {
         name: "imagemirrors",
         path: "/apis/kagami.dev/v1alpha1/imagemirrors".to_owned(),
-        only: None,
+        fields: None,
         metadata_only: false,
         renew: SOON,
     }
@@ -26,9 +29,11 @@ pub fn images() -> Source {
     Source {
         name: "mirroredimages",
         path: "/apis/kagami.dev/v1alpha1/mirroredimages".to_owned(),
-        only: None,
+        fields: None,
         metadata_only: false,
-        renew: LATER,
+        // Where nothing changes, only the end of a request tells how far the watch has come; until then no
+        // sweep of a new leader is believed.
+        renew: SOON,
     }
 }
 
@@ -36,8 +41,40 @@ pub fn namespaces() -> Source {
     Source {
         name: "namespaces",
         path: "/api/v1/namespaces".to_owned(),
-        only: None,
+        fields: None,
         metadata_only: true,
+        renew: LATER,
+    }
+}
+
+pub fn nodes() -> Source {
+    Source {
+        name: "nodes",
+        path: "/api/v1/nodes".to_owned(),
+        fields: None,
+        metadata_only: true,
+        renew: LATER,
+    }
+}
+
+/// The Secrets of Kagami's own namespace.
+pub fn secrets(namespace: &str) -> Source {
+    Source {
+        name: "secrets",
+        path: format!("/api/v1/namespaces/{namespace}/secrets"),
+        fields: None,
+        metadata_only: false,
+        renew: SOON,
+    }
+}
+
+/// The Pods that run. One that is done is told as deleted.
+pub fn pods() -> Source {
+    Source {
+        name: "pods",
+        path: "/api/v1/pods".to_owned(),
+        fields: Some(RUNNING.to_owned()),
+        metadata_only: false,
         renew: LATER,
     }
 }
@@ -47,7 +84,7 @@ pub fn lease(namespace: &str) -> Source {
     Source {
         name: "lease",
         path: format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
-        only: Some(HEALTH_LEASE.to_owned()),
+        fields: Some(named(HEALTH_LEASE)),
         metadata_only: false,
         renew: SOON,
     }
@@ -58,7 +95,7 @@ pub fn credentials(namespace: &str) -> Source {
     Source {
         name: "secrets",
         path: format!("/api/v1/namespaces/{namespace}/secrets"),
-        only: Some(PROBE_SECRET.to_owned()),
+        fields: Some(named(PROBE_SECRET)),
         metadata_only: false,
         renew: LATER,
     }

@@ -1,9 +1,12 @@
-//! One watch of the API server: list in pages, then follow, for ever.
+//! One watch of the API server: list, then follow, for ever.
 //!
 //! kube's own watcher tells neither bookmarks nor the version of a list, on which the belief in
 //! sweeps depends, and a single object that cannot be decoded ends its list; hence this one. Every
 //! request has an end: a connection on which nothing arrives any more is noticed without the help of
 //! the other side.
+//!
+//! A list is taken as a stream, one object after the other, where the API server offers that
+//! (KEP-3157), and else in pages: neither side then ever holds a whole list.
 
 use std::{
     convert::Infallible,
@@ -12,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::TryStreamExt as _;
+use futures_util::{Stream, TryStreamExt as _};
 use kube::{
     Client,
     api::{GetParams, ListParams, WatchEvent, WatchParams},
@@ -29,8 +32,14 @@ use crate::domain::presence::Version;
 /// How many objects one page of a list has at most.
 const PAGE: u32 = 500;
 
-/// The longest that a page, or the beginning of a watch, may take.
+/// The longest that a page, the beginning of a watch, or the next object of a list may take.
 const ANSWER: Duration = Duration::from_secs(30);
+
+/// The longest that a list taken as a stream may take altogether.
+const STREAM: Duration = Duration::from_mins(10);
+
+/// The annotation of the bookmark that ends a list taken as a stream.
+const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
 /// What is granted beyond the time after which the API server ends a watch by itself.
 const GRACE: Duration = Duration::from_secs(5);
@@ -48,18 +57,24 @@ pub struct Source {
     /// The resource's name for people and metrics.
     pub name: &'static str,
     pub path: String,
-    /// Only objects of this name.
-    pub only: Option<String>,
+    /// Only objects that this field selector selects.
+    pub fields: Option<String>,
     /// Only the objects' metadata.
     pub metadata_only: bool,
     /// How long one request follows, and so how long a dead connection goes unnoticed at most.
     pub renew: Duration,
 }
 
+/// Returns the field selector of the one object of that name.
+pub fn named(name: &str) -> String {
+    format!("metadata.name={name}")
+}
+
 /// What a watch tells.
 #[derive(Debug)]
 pub enum Event<K> {
-    /// All objects follow, each as `Listed`; then `ListedAll`. After a failure it begins again.
+    /// All objects follow, each as `Listed`; then `ListedAll`. What changes meanwhile may be `Listed`
+    /// again, and what goes is `Deleted`. After a failure it begins again.
     Listing,
     Listed(K),
     /// That was all. `round` is the number of the last request to list that it answers.
@@ -72,12 +87,27 @@ pub enum Event<K> {
     Reached(Version),
 }
 
+impl<K> Event<K> {
+    /// Returns the same event of what is made of its object.
+    pub fn map<T>(self, make: impl FnOnce(K) -> T) -> Event<T> {
+        match self {
+            Self::Listing => Event::Listing,
+            Self::Listed(object) => Event::Listed(make(object)),
+            Self::ListedAll { round } => Event::ListedAll { round },
+            Self::Changed(object) => Event::Changed(make(object)),
+            Self::Deleted(object) => Event::Deleted(make(object)),
+            Self::Reached(version) => Event::Reached(version),
+        }
+    }
+}
+
 /// An object that carries its version.
 pub trait Versioned {
     fn resource_version(&self) -> &str;
 }
 
-/// Returns a resource version as a number that can be compared, if it is one.
+/// Returns a resource version as a number that can be compared, as API servers promise (KEP-5504), if it is
+/// one.
 pub fn version(text: &str) -> Option<Version> {
     text.parse().ok().map(Version)
 }
@@ -186,11 +216,25 @@ where
     K: Clone + DeserializeOwned + Versioned,
 {
     let mut pause = Pause(PAUSE.0);
+    let mut streams = true;
     loop {
         let round = *wanted.borrow_and_update();
         handle(Event::Listing);
-        let mut from = match list(&client, &source, &pulse, &mut handle).await {
+        let listed = if streams {
+            stream(&client, &source, &pulse, &mut handle).await
+        } else {
+            list(&client, &source, &pulse, &mut handle).await
+        };
+        let mut from = match listed {
             Ok(version) => version,
+            Err(Failure::Refused { code: 400 | 422, .. }) if streams => {
+                tracing::info!(
+                    watch = source.name,
+                    "the API server does not stream lists; listing in pages"
+                );
+                streams = false;
+                continue;
+            }
             Err(failure) => {
                 pulse.failed(source.name, &failure);
                 pause.wait().await;
@@ -263,7 +307,7 @@ where
     }
 }
 
-/// Lists everything and returns the version of the list.
+/// Lists everything in pages and returns the version of the list.
 pub async fn list<K>(
     client: &Client,
     source: &Source,
@@ -274,7 +318,7 @@ where
     K: DeserializeOwned,
 {
     let mut params = ListParams::default().limit(PAGE);
-    params.field_selector = source.only.as_ref().map(|name| format!("metadata.name={name}"));
+    params.field_selector.clone_from(&source.fields);
     loop {
         let request = Request::new(&source.path);
         let request = if source.metadata_only {
@@ -297,6 +341,42 @@ where
     }
 }
 
+/// Lists everything as a stream and returns the version of the list.
+async fn stream<K>(
+    client: &Client,
+    source: &Source,
+    pulse: &Pulse,
+    handle: &mut impl FnMut(Event<K>),
+) -> Result<String, Failure>
+where
+    K: Clone + DeserializeOwned,
+{
+    // Without a version the list is as new as this request.
+    let params = WatchParams {
+        timeout: u32::try_from(STREAM.as_secs()).ok(),
+        send_initial_events: true,
+        ..WatchParams::default()
+    };
+    let mut events = pin!(events(client, source, params, "").await?);
+    loop {
+        let event = timeout(ANSWER, events.try_next())
+            .await
+            .map_err(|_| Failure::Silent)??;
+        pulse.contact(source.name);
+        match event {
+            None => return Err(Failure::Broken("the list ended too early".to_owned())),
+            Some(WatchEvent::Error(status)) => return Err(Failure::of_status(&status)),
+            Some(WatchEvent::Added(object) | WatchEvent::Modified(object)) => handle(Event::Listed(object)),
+            Some(WatchEvent::Deleted(object)) => handle(Event::Deleted(object)),
+            Some(WatchEvent::Bookmark(bookmark)) => {
+                if bookmark.metadata.annotations.contains_key(LIST_ENDS) {
+                    return Ok(bookmark.metadata.resource_version);
+                }
+            }
+        }
+    }
+}
+
 /// Follows from a version, which moves on, until the API server ends the request.
 async fn watch_on<K>(
     client: &Client,
@@ -309,22 +389,11 @@ where
     K: Clone + DeserializeOwned + Versioned,
 {
     let params = WatchParams {
-        field_selector: source.only.as_ref().map(|name| format!("metadata.name={name}")),
         timeout: u32::try_from(source.renew.as_secs()).ok(),
         ..WatchParams::default()
     };
-    let request = Request::new(&source.path);
-    let request = if source.metadata_only {
-        request.watch_metadata(&params, from)
-    } else {
-        request.watch(&params, from)
-    };
-    let request = request.map_err(|error| Failure::Broken(error.to_string()))?;
-    let events = timeout(ANSWER, client.request_events::<K>(request))
-        .await
-        .map_err(|_| Failure::Silent)??;
+    let mut events = pin!(events::<K>(client, source, params, from).await?);
     pulse.contact(source.name);
-    let mut events = pin!(events);
     loop {
         let event = timeout(source.renew + GRACE, events.try_next())
             .await
@@ -350,4 +419,28 @@ where
         }
         *from = reached;
     }
+}
+
+/// Begins a watch from a version.
+async fn events<K>(
+    client: &Client,
+    source: &Source,
+    mut params: WatchParams,
+    from: &str,
+) -> Result<impl Stream<Item = kube::Result<WatchEvent<K>>> + use<K>, Failure>
+where
+    K: Clone + DeserializeOwned,
+{
+    params.field_selector.clone_from(&source.fields);
+    let request = Request::new(&source.path);
+    let request = if source.metadata_only {
+        request.watch_metadata(&params, from)
+    } else {
+        request.watch(&params, from)
+    };
+    let request = request.map_err(|error| Failure::Broken(error.to_string()))?;
+    let events = timeout(ANSWER, client.request_events::<K>(request))
+        .await
+        .map_err(|_| Failure::Silent)??;
+    Ok(events)
 }

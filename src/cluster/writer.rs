@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::elector::Held;
 use crate::{domain::bucket::Bucket, metrics::Metrics};
 
-/// Writes a second over a longer time, Leases not counted.
+/// Writes a second over a longer time, but for those that have a pace of their own: Leases and images.
 const RATE: u32 = 10;
 
 /// Writes at once after a pause.
@@ -80,7 +80,7 @@ impl Writer {
         self.write_at_once(kind, request).await
     }
 
-    /// Sends a write that is rare by itself, such as the renewal of a Lease.
+    /// Sends a write that has a pace of its own, such as the renewal of a Lease.
     pub async fn write_at_once<T>(
         &self,
         kind: &'static str,

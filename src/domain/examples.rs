@@ -41,9 +41,6 @@ pub(crate) fn mirror(name: &str, prefixes: &[&str]) -> Mirror {
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
         runs_in: Vec::new(),
-        pull_secret_namespaces: Vec::new(),
-        platforms: Architectures::NONE,
-        owners_left_alone: Vec::new(),
     }
 }
 

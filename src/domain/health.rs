@@ -249,7 +249,8 @@ impl Machine {
                     state: State::Healthy,
                     fault: None,
                     since: now,
-                    proven_since: now,
+                    // Who was told an earliest time, because clocks differ, keeps to it.
+                    proven_since: now.max(self.health.proven_since),
                 };
                 self.missing_canaries.clear();
                 Observed {
@@ -315,6 +316,14 @@ mod tests {
         let mut machine = Machine::new(HealthSettings::default(), at(0));
         machine.observe(Observation::Good, at(1));
         machine
+    }
+
+    #[test]
+    fn proofs_do_not_count_from_before_the_time_that_was_given() {
+        let mut machine = Machine::new(HealthSettings::default(), at(100));
+        machine.observe(Observation::Good, at(97));
+        assert_eq!(machine.health().state, State::Healthy);
+        assert_eq!(machine.health().proven_since, at(100));
     }
 
     #[test]

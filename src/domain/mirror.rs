@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{mapping::Mapping, platform::Architectures, selector::Selector};
+use super::{mapping::Mapping, selector::Selector};
 
 /// How far a mirror, a namespace or a Pod lets Kagami go; a later variant allows more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -186,7 +186,7 @@ impl OwnerPattern {
     }
 }
 
-/// One mirror: its settings and what its status tells about the cluster.
+/// One mirror: its settings. What its status tells is its [`super::standing::Standing`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mirror {
     pub name: String,
@@ -209,10 +209,4 @@ pub struct Mirror {
     /// Namespaces in which the mirror itself runs (it is reached as `*.NAMESPACE.svc`): their Pods
     /// cannot wait for it.
     pub runs_in: Vec<String>,
-    /// `status.pullSecretNamespaces`: where the pull secret is in place.
-    pub pull_secret_namespaces: Vec<String>,
-    /// `status.platforms`: the architectures of the cluster's nodes; none if not known.
-    pub platforms: Architectures,
-    /// `status.ownersLeftAlone`: UIDs of owners that kept recreating rewritten Pods.
-    pub owners_left_alone: Vec<String>,
 }

@@ -11,6 +11,10 @@ use super::{
     platform::Architectures,
 };
 
+/// The Pods that run, as a field selector of the API server: they pull images, or may. One that is done
+/// stays in the API for as long as its owner likes, and says nothing of what is in use.
+pub const RUNNING: &str = "status.phase!=Succeeded,status.phase!=Failed";
+
 /// The parts of a Pod.
 #[derive(Clone, Debug, Default)]
 pub struct Pod<'a> {

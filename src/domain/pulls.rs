@@ -4,7 +4,7 @@
 //! of an image that is there, both while the mirror was healthy, say that nodes do not get what
 //! Kagami sees: they lack a way, a password or trust.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::time::Timestamp;
 
@@ -31,56 +31,85 @@ pub struct Pulled {
 /// The pulls of a cluster's Pods. Of Pods that run nothing is kept.
 #[derive(Debug, Default)]
 pub struct Pulls {
-    failing: HashMap<(Box<str>, Box<str>), Vec<Failing>>,
+    /// By namespace and name.
+    failing: HashMap<(Box<str>, Box<str>), Failing>,
     /// The mirrors from which some Pod got an image.
     done: BTreeSet<Box<str>>,
+    /// The number of the last list of all Pods.
+    listing: u32,
 }
 
+/// A Pod that does not get all of its images.
 #[derive(Debug)]
 struct Failing {
-    mirror: Box<str>,
-    key: Box<str>,
-    /// The last two attempts.
-    attempts: (Option<Timestamp>, Timestamp),
+    /// By mirror and key.
+    images: BTreeMap<(Box<str>, Box<str>), Attempts>,
+    /// The list that last named the Pod.
+    listing: u32,
+}
+
+/// The attempts to pull one image for one Pod.
+#[derive(Clone, Copy, Debug)]
+struct Attempts {
+    before: Option<Timestamp>,
+    last: Timestamp,
     /// Whether the last one is what the Pod still tells of.
     told: bool,
 }
 
 impl Pulls {
+    /// Begins a list of all Pods: those not taken in before [`Pulls::end_listing`] are gone.
+    pub const fn begin_listing(&mut self) {
+        self.listing = self.listing.wrapping_add(1);
+    }
+
+    /// Ends it.
+    pub fn end_listing(&mut self) {
+        self.failing.retain(|_, pod| pod.listing == self.listing);
+    }
+
     /// Takes in how a Pod stands now.
     pub fn set(&mut self, namespace: &str, pod: &str, seen: &[Pulled], now: Timestamp) {
-        let id = (Box::from(namespace), Box::from(pod));
-        let mut before = self.failing.remove(&id).unwrap_or_default();
-        let mut failing = Vec::new();
+        // Two containers may have one image: it is pulled once for both.
+        let mut failed: BTreeMap<(&str, &str), bool> = BTreeMap::new();
         for Pulled { mirror, key, pull } in seen {
-            if *pull == Pull::Done {
-                if !self.done.contains(mirror) {
-                    self.done.insert(mirror.clone());
-                }
-                continue;
+            if *pull != Pull::Done {
+                *failed.entry((mirror, key)).or_default() |= *pull == Pull::Failed;
+            } else if !self.done.contains(mirror) {
+                self.done.insert(mirror.clone());
             }
-            let same = |known: &Failing| known.mirror == *mirror && known.key == *key;
-            let failed = *pull == Pull::Failed;
-            let known = before.iter().position(same).map(|at| before.swap_remove(at));
-            failing.push(match known {
-                Some(mut known) => {
-                    if failed && !known.told {
-                        known.attempts = (Some(known.attempts.1), now);
-                    }
-                    known.told = failed;
-                    known
-                }
-                None => Failing {
-                    mirror: mirror.clone(),
-                    key: key.clone(),
-                    attempts: (None, now),
+        }
+        let id = (Box::from(namespace), Box::from(pod));
+        let before = self.failing.remove(&id);
+        if failed.is_empty() {
+            return;
+        }
+        let before = before.map(|pod| pod.images).unwrap_or_default();
+        let images = failed.into_iter().map(|((mirror, key), failed)| {
+            let image = (Box::from(mirror), Box::from(key));
+            let attempts = match before.get(&image).copied() {
+                Some(known) if failed && !known.told => Attempts {
+                    before: Some(known.last),
+                    last: now,
+                    told: true,
+                },
+                Some(known) => Attempts {
+                    told: failed,
+                    ..known
+                },
+                None => Attempts {
+                    before: None,
+                    last: now,
                     told: failed,
                 },
-            });
-        }
-        if !failing.is_empty() {
-            self.failing.insert(id, failing);
-        }
+            };
+            (image, attempts)
+        });
+        let pod = Failing {
+            images: images.collect(),
+            listing: self.listing,
+        };
+        self.failing.insert(id, pod);
     }
 
     /// Forgets a Pod.
@@ -96,12 +125,11 @@ impl Pulls {
         healthy_since: Timestamp,
         is_there: impl Fn(&str) -> bool,
     ) -> Option<bool> {
-        let in_vain = |failing: &Failing| {
-            &*failing.mirror == mirror
-                && failing.attempts.0.is_some_and(|at| at >= healthy_since)
-                && is_there(&failing.key)
-        };
-        if self.failing.values().flatten().any(in_vain) {
+        let mut images = self.failing.values().flat_map(|pod| &pod.images);
+        let in_vain = images.any(|((of, key), attempts)| {
+            &**of == mirror && attempts.before.is_some_and(|at| at >= healthy_since) && is_there(key)
+        });
+        if in_vain {
             return Some(false);
         }
         self.done.contains(mirror).then_some(true)
@@ -165,5 +193,32 @@ mod tests {
         assert_eq!(verdict(&pulls, "other"), None);
         pulls.remove("a", "web");
         assert_eq!(verdict(&pulls, "main"), Some(true));
+    }
+
+    /// Two containers with one image: the node just tried for one, and the other waits.
+    #[test]
+    fn one_attempt_counts_once_for_all_containers_of_a_pod() {
+        let mut pulls = Pulls::default();
+        let [failed] = web(Pull::Failed);
+        let [waiting] = web(Pull::Waiting);
+        for second in 1..5 {
+            pulls.set("a", "web", &[failed.clone(), waiting.clone()], at(second));
+        }
+        assert_eq!(pulls.verdict("main", at(0), |_| true), None);
+    }
+
+    #[test]
+    fn a_list_keeps_what_was_seen_of_the_pods_that_it_names() {
+        let mut pulls = Pulls::default();
+        for (second, pull) in [(1, Pull::Failed), (2, Pull::Waiting)] {
+            pulls.set("a", "web", &web(pull), at(second));
+        }
+        pulls.begin_listing();
+        pulls.set("a", "web", &web(Pull::Failed), at(3));
+        pulls.end_listing();
+        assert_eq!(pulls.verdict("main", at(0), |_| true), Some(false));
+        pulls.begin_listing();
+        pulls.end_listing();
+        assert_eq!(pulls.verdict("main", at(0), |_| true), None);
     }
 }

@@ -9,10 +9,14 @@ use super::{
     health::Health,
     routing::{MirrorId, Routing},
     selector::Labels,
+    standing::Standing,
     time::Timestamp,
 };
 
-/// Routing, mirror health and namespaces at one moment.
+/// The standing of a mirror of which nothing is told.
+static NOTHING_TOLD: Standing = Standing::NONE;
+
+/// Routing, what is known of mirrors, and namespaces at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub routing: Arc<Routing>,
@@ -21,6 +25,8 @@ pub struct Snapshot {
     /// Mirrors of which the shared state is too old to be believed; what `health` then says is
     /// what this replica saw itself.
     pub stale: BTreeSet<MirrorId>,
+    /// What the statuses of mirrors tell, in the routing's order.
+    pub standings: Vec<Arc<Standing>>,
     /// Labels of the namespaces that are known.
     pub namespaces: Arc<BTreeMap<String, Labels>>,
     /// Hosts of upstream registries that fail now; only those in front of which a mirror stands
@@ -40,6 +46,13 @@ impl Snapshot {
     /// Whether the shared state of a mirror is too old to be believed.
     pub fn is_stale(&self, mirror: MirrorId) -> bool {
         self.stale.contains(&mirror)
+    }
+
+    /// Returns what a mirror's status tells.
+    pub fn standing(&self, mirror: MirrorId) -> &Standing {
+        self.standings
+            .get(mirror.index())
+            .map_or(&NOTHING_TOLD, |standing| standing)
     }
 
     /// Whether a mirror serves a namespace. One that is not known matches an empty selector only.

@@ -126,13 +126,14 @@ struct Retry {
 }
 
 impl Retries {
-    /// Whether an image is to be looked at: it is there, or the pause since the last look in vain is over.
+    /// Whether an image is to be looked at: it is there, nobody has looked yet, or the pause since the last
+    /// look in vain is over.
     pub fn is_due(&self, key: &str, entry: &Entry, now: Timestamp) -> bool {
         let is_over = |retry: &Retry| {
             // Sweeps do not begin to the millisecond.
             retry.looked_at > now.after(FUTURE) || now.since(retry.looked_at) >= retry.pause * 3 / 4
         };
-        matches!(entry.presence, Presence::Present(_)) || self.0.get(key).is_none_or(is_over)
+        !is_in_vain(entry) || self.0.get(key).is_none_or(is_over)
     }
 
     /// Notes a look in vain; `first` is the pause after the first one.
@@ -160,8 +161,14 @@ impl Retries {
     }
 }
 
+/// Whether somebody looked for an image and did not find it.
+const fn is_in_vain(entry: &Entry) -> bool {
+    matches!(entry.presence, Presence::Missing | Presence::Unknown(Some(_)))
+}
+
 /// Returns the tags of a pull-through mirror that are to be asked for by tag, because they are not known
-/// to be there or it is time to resolve them anew; the one resolved longest ago first.
+/// to be there or it is time to resolve them anew. Those that nobody can use and nobody has asked for yet
+/// come first, then the one resolved longest ago.
 pub fn unresolved(
     index: &Index,
     mirror: &str,
@@ -177,10 +184,16 @@ pub fn unresolved(
             Presence::Present(_) => is_old(entry.verified_at),
             Presence::Missing | Presence::Unknown(_) => retries.is_due(key, entry, now),
         })
-        .map(|(key, entry)| (entry.verified_at, Box::<str>::from(key)))
+        .map(|(key, entry)| {
+            let was_asked = match entry.presence {
+                Presence::Present(_) => true,
+                Presence::Missing | Presence::Unknown(_) => is_in_vain(entry) && retries.0.contains_key(key),
+            };
+            (was_asked, entry.verified_at, Box::<str>::from(key))
+        })
         .collect();
     tags.sort_unstable();
-    tags.into_iter().map(|(_, key)| key).collect()
+    tags.into_iter().map(|(_, _, key)| key).collect()
 }
 
 /// A sweep in progress.
@@ -476,6 +489,10 @@ mod tests {
             pauses[4..].iter().all(|pause| *pause == 45),
             "of an hour: {pauses:?}"
         );
+        // Somebody wrote that nothing is known of it any more.
+        let unknown = self::index(Presence::Unknown(None));
+        assert!(!retries.is_due(TAGGED, entry, NOW.after(400 * MINUTE)));
+        assert!(retries.is_due(TAGGED, unknown.get("a", TAGGED).unwrap(), NOW.after(400 * MINUTE)));
         // An outage later it may be there.
         retries.clear();
         assert!(retries.is_due(TAGGED, entry, NOW));
@@ -532,10 +549,23 @@ mod tests {
         let pinned = format!("pinned@{}", digest('a'));
         known(&pinned, Presence::Present(proof('a')), 90);
         let mut retries = Retries::default();
-        let all = ["oldest:1", "due:1", "missing:1"].map(Box::<str>::from);
-        assert_eq!(unresolved(&index, "a", &rules, &retries, now), all);
+        let tags = |retries: &Retries, now| unresolved(&index, "a", &rules, retries, now);
+        let of = |names: &[&str]| -> Vec<Box<str>> { names.iter().map(|name| (*name).into()).collect() };
+        assert_eq!(tags(&retries, now), of(&["missing:1", "oldest:1", "due:1"]));
         retries.in_vain("missing:1", 5 * MINUTE, now);
-        assert_eq!(unresolved(&index, "a", &rules, &retries, now), all[..2]);
+        assert_eq!(tags(&retries, now), of(&["oldest:1", "due:1"]));
+        // The digest that is known of it is gone from upstream, where the tag has moved.
+        let noted = {
+            let mut index = Index::default();
+            index.write("a", "missing:1", Presence::Unknown(None), now, now);
+            index.write("a", "oldest:1", Presence::Present(proof('a')), NOW, now);
+            index
+        };
+        let first = &unresolved(&noted, "a", &rules, &retries, now)[0];
+        assert_eq!(&**first, "missing:1", "nobody knows anything of it any more");
+        let later = now.after(5 * MINUTE);
+        let expected = of(&["oldest:1", "due:1", "younger:1", "missing:1"]);
+        assert_eq!(tags(&retries, later), expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Configured, Store, file::Configuration};
+use super::{Configured, Store, configuration::Configuration};
 use crate::{
     api::mirror::Connection,
     credentials::{Credentials, Fault, Held, Secret},
@@ -110,24 +110,21 @@ impl Feed {
     ) -> Result<SecretFaults, Vec<Unusable>> {
         let Configuration {
             mirrors,
+            standings,
             namespaces,
             secrets,
-            pull_secret_namespaces,
         } = configuration;
         let mut before = self.mirrors();
         let mut next = BTreeMap::new();
         let mut hindrances = Vec::new();
         let mut routed = Vec::new();
-        for (mut mirror, connection) in mirrors {
+        for (mirror, connection) in mirrors {
             match Fed::next(before.get(&mirror.name), &mirror, connection) {
                 Ok(fed) => {
                     next.insert(mirror.name.clone(), fed);
                 }
                 Err(unusable) => hindrances.push(unusable),
             }
-            mirror
-                .pull_secret_namespaces
-                .extend(pull_secret_namespaces.iter().cloned());
             routed.push(mirror);
         }
         if !hindrances.is_empty() {
@@ -142,6 +139,7 @@ impl Feed {
         self.store.configure(
             Configured {
                 routing: Routing::compile(routed),
+                standings,
                 clients,
                 namespaces,
                 left_alone: self.left_alone.clone(),

@@ -4,6 +4,7 @@
 //! index under a short lock; feeders (files here, the API server's watches in a cluster) write.
 //! No lock is held across an await.
 
+pub mod configuration;
 pub mod feed;
 pub mod file;
 pub mod replica;
@@ -22,6 +23,7 @@ use crate::{
         routing::Routing,
         selector::Labels,
         snapshot::Snapshot,
+        standing::Standing,
         time::Timestamp,
         witness::View,
     },
@@ -60,6 +62,8 @@ pub struct Doubt {
 #[derive(Debug, Default)]
 pub struct Configured {
     pub routing: Routing,
+    /// What is told of mirrors, by name; nothing is of those that are absent.
+    pub standings: BTreeMap<String, Arc<Standing>>,
     pub clients: Clients,
     pub namespaces: BTreeMap<String, Labels>,
     pub left_alone: BTreeSet<String>,
@@ -132,6 +136,7 @@ impl Store {
     pub fn configure(&self, configured: Configured, now: Timestamp) {
         let Configured {
             routing,
+            standings,
             clients,
             namespaces,
             left_alone,
@@ -146,8 +151,20 @@ impl Store {
             .map(String::as_str)
             .filter(|name| stays(name))
             .collect();
+        let same_clients = staying.len() == before.len() && staying.len() == clients.len();
         self.0.clients.send_replace(Arc::new(clients.clone()));
-        self.0.snapshot.send_modify(|current| {
+        self.0.snapshot.send_if_modified(|current| {
+            let same_routing = *current.routing == routing;
+            let same_namespaces = *current.namespaces == namespaces;
+            let same_left_alone = *current.left_alone == left_alone;
+            let standings: Vec<_> = routing
+                .mirrors()
+                .map(|(_, mirror)| standings.get(&mirror.name).cloned().unwrap_or_default())
+                .collect();
+            let same_standings = current.standings == standings;
+            if same_clients && same_routing && same_namespaces && same_left_alone && same_standings {
+                return false;
+            }
             let known = current.routing.by_name();
             let health_of = |name: &str| {
                 known
@@ -165,16 +182,21 @@ impl Store {
                 .filter(|(_, mirror)| was_stale(&mirror.name))
                 .map(|(id, _)| id)
                 .collect();
+            // Readers tell by these whether there is something new for them.
             *current = Arc::new(Snapshot {
                 health,
-                routing: Arc::new(routing),
-                namespaces: Arc::new(namespaces),
-                left_alone: Arc::new(left_alone),
+                standings,
+                routing: as_before_or(same_routing, &current.routing, routing),
+                namespaces: as_before_or(same_namespaces, &current.namespaces, namespaces),
+                left_alone: as_before_or(same_left_alone, &current.left_alone, left_alone),
                 stale,
                 failing_upstreams: Arc::clone(&current.failing_upstreams),
             });
+            true
         });
-        self.index_mut().retain_seen(|mirror| staying.contains(mirror));
+        if !same_clients {
+            self.index_mut().retain_seen(|mirror| staying.contains(mirror));
+        }
     }
 
     /// Publishes a mirror's health. Returns whether the mirror is known.
@@ -230,13 +252,35 @@ impl Store {
         known
     }
 
+    /// Publishes what the status of a mirror tells, if the mirror is known.
+    pub fn set_standing(&self, mirror: &str, standing: &Arc<Standing>) {
+        self.0.snapshot.send_if_modified(|current| {
+            let Some(id) = current.routing.find(mirror) else {
+                return false;
+            };
+            if current.standing(id) == &**standing {
+                return false;
+            }
+            let mut next = Snapshot::clone(current);
+            if let Some(slot) = next.standings.get_mut(id.index()) {
+                *slot = Arc::clone(standing);
+            }
+            *current = Arc::new(next);
+            true
+        });
+    }
+
     /// Publishes the namespaces that are known.
     pub fn set_namespaces(&self, namespaces: BTreeMap<String, Labels>) {
-        self.0.snapshot.send_modify(|current| {
+        self.0.snapshot.send_if_modified(|current| {
+            if *current.namespaces == namespaces {
+                return false;
+            }
             *current = Arc::new(Snapshot {
                 namespaces: Arc::new(namespaces),
                 ..Snapshot::clone(current)
             });
+            true
         });
     }
 
@@ -274,6 +318,10 @@ impl Store {
             true
         });
     }
+}
+
+fn as_before_or<T>(same: bool, before: &Arc<T>, now: T) -> Arc<T> {
+    if same { Arc::clone(before) } else { Arc::new(now) }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use kagami::{clock, domain::time::Timestamp};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -16,7 +17,10 @@ use crate::support::{
     cluster::{Cluster, User, received_at},
     companion::{Companion, DEFINITIONS, IMAGES, MIRRORS, Place},
     eventually,
+    images::{Target, named, push},
     mirror::Mirror,
+    reader::time,
+    within,
 };
 
 const NGINX: &str = "docker.io/library/nginx:1.29";
@@ -87,6 +91,33 @@ pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
     let (_, status) = place.ask(&companion, "status");
     assert!(status.contains("\"leading\":true"), "{status}");
     assert_only_allowed(&place, &companion);
+}
+
+/// What it used is forgotten as if it were gone; `kagami report` leaves it out by the same words.
+pub(crate) fn a_pod_that_is_done_uses_nothing(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    for (name, image) in [("web", "nginx:1.29"), ("job", "busybox:1.37")] {
+        place.served.create_pod(&pod(name, image)).success();
+    }
+    let _companion = place.start("companion-a", &["--forget-after", "5s"]);
+    let busybox = "docker.io/library/busybox:1.37";
+    place.wait_for_image(NGINX, "Present");
+    place.wait_for_image(busybox, "Present");
+    let job = place.served.path("pods/job");
+    let mut done = place.served.pod("job");
+    done["status"]["phase"] = "Succeeded".into();
+    cluster
+        .request(User::Admin, Method::PUT, &format!("{job}/status"), Some(&done))
+        .success();
+    let exists = |image: &str| {
+        cluster
+            .get(&format!("{IMAGES}/{}", object_name(&place, image)))
+            .status
+            == 200
+    };
+    eventually("its image is forgotten", || (!exists(busybox)).then_some(()));
+    assert!(exists(NGINX), "the other Pod runs on");
+    assert_eq!(place.served.pod("job")["status"]["phase"], "Succeeded");
 }
 
 pub(crate) fn health_is_written_once_for_each_change(cluster: &Cluster) {
@@ -449,6 +480,212 @@ pub(crate) fn an_older_definition_is_told_until_it_is_upgraded(cluster: &Cluster
         (known && state_of(&mirror, "SchemaCurrent") == "True").then_some(())
     });
     assert_only_allowed(&place, &companion);
+}
+
+/// A backup is restored, or an older leader wrote late: nobody looked at the mirror for it.
+pub(crate) fn what_came_by_other_hands_is_looked_at_before_a_sweep_covers_it(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let companion = place.start("companion-a", &[]);
+    place.wait_for_image(NGINX, "Present");
+    place.wait_for_health("Healthy");
+    let last_week = clock::now().before(Duration::from_hours(24 * 7));
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let restored = present(&place.name, MISSING, &digest, last_week);
+    let restored = cluster.create(IMAGES, &restored).success();
+    place.served.create_pod(&pod("more", "redis:8")).success();
+    place.wait_for_image("docker.io/library/redis:8", "Present");
+    let path = format!("{IMAGES}/{}", object_name(&place, MISSING));
+    eventually("it is looked at", || {
+        // In this order: what the status says holds for the image as it is read after.
+        let through = through(&place.mirror());
+        let image = cluster.get(&path).success();
+        if image["spec"]["presence"] == "Present" {
+            assert!(
+                through < version(&restored),
+                "a sweep covers what nobody looked at"
+            );
+        }
+        (image["spec"]["presence"] == "Missing" && through >= version(&image)).then_some(())
+    });
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn a_deleted_image_comes_back_while_pods_use_it(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let companion = place.start("companion-a", &[]);
+    let before = place.wait_for_image(NGINX, "Present");
+    place.wait_for_health("Healthy");
+    cluster
+        .delete(&format!("{IMAGES}/{}", object_name(&place, NGINX)))
+        .success();
+    let after = place.wait_for_image(NGINX, "Present");
+    assert_ne!(after["metadata"]["uid"], before["metadata"]["uid"]);
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn an_image_of_next_year_is_proven_again_by_the_next_leader(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let next_year = clock::now().after(Duration::from_hours(24 * 365));
+    let image = present(&place.name, NGINX, &cluster.mirror.nginx, next_year);
+    cluster.create(IMAGES, &image).success();
+    let companion = place.start("companion-a", &[]);
+    eventually("it is proven again", || {
+        let through = through(&place.mirror());
+        let image = place.wait_for_image(NGINX, "Present");
+        let is_believable = image["spec"]["verifiedAt"].as_str().unwrap() <= time(clock::now()).as_str();
+        (is_believable && through >= version(&image)).then_some(())
+    });
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn a_deleted_mirror_holds_up_no_other(cluster: &Cluster) {
+    const LEFT: usize = 800;
+    let name = "mirror-beside-one-that-goes";
+    let mirror = Mirror::start(&cluster.tools, &cluster.http, cluster.folder(), name);
+    let place = Place::new(cluster, &mirror.url);
+    let repository = "docker.io/library/moving";
+    push(&cluster.http, &mirror.url, repository, "1");
+    place.served.create_pod(&pod("web", "moving:1")).success();
+    // Its name sorts before the other's.
+    let gone = format!("gone-{}", place.name);
+    create_mirror_like(&place, &gone, "gone.test");
+    let now = clock::now();
+    let mut left = BTreeSet::new();
+    for number in 0..LEFT {
+        let image = format!("docker.io/library/left-{number}:1");
+        let image = present(&gone, &image, &cluster.mirror.nginx, now);
+        left.insert(image["metadata"]["name"].to_string());
+        cluster.create(IMAGES, &image).success();
+    }
+    let companion = place.start("companion-a", &[]);
+    let moving = format!("{repository}:1");
+    let before = place.wait_for_image(&moving, "Present");
+    eventually("a sweep ends", || (through(&place.mirror()) > 0).then_some(()));
+
+    cluster.delete(&format!("{MIRRORS}/{gone}")).success();
+    let image = named("another");
+    let digest = image.digest.to_string();
+    let target = Target {
+        http: cluster.http.client.clone(),
+        url: mirror.url.clone(),
+        authorization: None,
+    };
+    cluster.http.wait(target.push(repository, "1", &image));
+    assert_ne!(before["spec"]["digest"], digest);
+    // Long before everything that is left could be deleted one after the other at ten a second.
+    let started = || place.mirror()["status"]["sweeps"]["tag"]["startedAt"].clone();
+    within(Duration::from_secs(20), "the moved tag is known", || {
+        let image = place.wait_for_image(&moving, "Present");
+        (image["spec"]["digest"] == digest).then_some(())
+    });
+    for _ in 0..2 {
+        let last = started();
+        within(Duration::from_secs(20), "another sweep ends", || {
+            (started() != last).then_some(())
+        });
+    }
+    eventually("what is left goes", || {
+        let images = cluster.get(IMAGES).success();
+        let mut items = images["items"].as_array()?.iter();
+        items
+            .all(|image| image["spec"]["mirror"] != gone.as_str())
+            .then_some(())
+    });
+    // A deletion tells the audit log no more than a name. What its last sweep found was written before.
+    let mut writes = cluster.writes_of(|user| user["username"] == companion.user);
+    writes.retain(|write| {
+        let is_left = left.contains(&write["objectRef"]["name"].to_string());
+        is_left && write["requestObject"]["spec"]["presence"] != "Missing"
+    });
+    assert_eq!(writes.len(), LEFT, "one write for each");
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn a_mirror_made_again_under_its_name_inherits_no_proof(cluster: &Cluster) {
+    const LEFT: usize = 300;
+    let place = Place::new(cluster, &cluster.mirror.url);
+    place.served.create_pod(&pod("web", "nginx:1.29")).success();
+    let again = format!("again-{}", place.name);
+    create_mirror_like(&place, &again, "before.test");
+    // Nobody's clock is quite right.
+    let verified_at = clock::now().after(Duration::from_secs(2));
+    for number in 0..LEFT {
+        let image = format!("docker.io/library/left-{number}:1");
+        let image = present(&again, &image, &cluster.mirror.nginx, verified_at);
+        cluster.create(IMAGES, &image).success();
+    }
+    let path = format!("{MIRRORS}/{again}");
+    // Made again while it had no leader at all, and while it has one.
+    cluster.delete(&path).success();
+    create_mirror_like(&place, &again, "after.test");
+    let companion = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    cluster.delete(&path).success();
+    create_mirror_like(&place, &again, "later.test");
+    eventually("nothing is left of the former one", || {
+        let mirror = cluster.get(&path).success();
+        let status = &mirror["status"];
+        let images = cluster.get(IMAGES).success();
+        let left = images["items"].as_array()?.iter().filter(|image| {
+            let image = &image["spec"];
+            image["mirror"] == again.as_str() && image["presence"] == "Present" && image["image"] != NGINX
+        });
+        let left: Vec<_> = left.collect();
+        for image in &left {
+            if status["health"]["state"] == "Healthy" {
+                let proven_since = status["health"]["provenSince"].as_str().unwrap();
+                assert!(image["spec"]["verifiedAt"].as_str().unwrap() < proven_since);
+            }
+            assert!(through(&mirror) < version(image), "a sweep covers what is left");
+        }
+        (left.is_empty() && through(&mirror) > 0).then_some(())
+    });
+    cluster.delete(&path).success();
+    assert_only_allowed(&place, &companion);
+}
+
+/// Creates a mirror like the place's under another name.
+fn create_mirror_like(place: &Place<'_>, name: &str, registry: &str) {
+    let mut mirror = place.mirror();
+    mirror["metadata"] = json!({"name": name});
+    mirror["spec"]["registry"] = registry.into();
+    drop(mirror.as_object_mut().unwrap().remove("status"));
+    place.cluster.create(MIRRORS, &mirror).success();
+}
+
+/// A MirroredImage that says that the mirror has the image.
+fn present(mirror: &str, image: &str, digest: &str, verified_at: Timestamp) -> Value {
+    json!({
+        "apiVersion": "kagami.dev/v1alpha1",
+        "kind": "MirroredImage",
+        "metadata": {"name": kagami::api::v1alpha1::MirroredImage::object_name(mirror, image)},
+        "spec": {
+            "mirror": mirror,
+            "image": image,
+            "presence": "Present",
+            "digest": digest,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "verifiedAt": time(verified_at),
+            "lastUsed": format!("{:.19}Z", time(verified_at)),
+        },
+    })
+}
+
+fn version(object: &Value) -> u64 {
+    object["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+/// The version through which the last sweep over tags holds; zero if none is told.
+fn through(mirror: &Value) -> u64 {
+    let through = &mirror["status"]["sweeps"]["tag"]["throughResourceVersion"];
+    through.as_str().map_or(0, |through| through.parse().unwrap())
 }
 
 fn decode(text: &str) -> String {

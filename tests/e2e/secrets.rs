@@ -36,9 +36,9 @@ pub(crate) fn a_secret_that_changes_voids_and_rewrites_nothing(cluster: &Cluster
         until(&place, reason);
         assert_eq!(everything(&place), before, "{reason}");
         // The webhooks' file stays too, so that they keep the last good credentials as long.
-        let users = usize::from(reason == "Accepted");
+        let expected = usize::from(reason == "Accepted");
         eventually("the webhooks' file follows", || {
-            (handed_on(&place)? == users).then_some(())
+            (users(&handed_on(&place)?) == expected).then_some(())
         });
     }
     cluster
@@ -152,16 +152,17 @@ fn put(place: &Place<'_>, content: &str) {
     }
 }
 
-/// Returns how many users the mirror's file for webhooks has, if there is such a file.
-fn handed_on(place: &Place<'_>) -> Option<usize> {
+/// Returns the mirror's file for webhooks, in base64, if there is such a file.
+fn handed_on(place: &Place<'_>) -> Option<String> {
     let answer = place.cluster.get(&place.own.path("secrets/kagami-probe"));
-    if answer.status != 200 {
-        return None;
-    }
-    let secret = answer.success();
-    let file = BASE64.decode(secret["data"][&place.name].as_str()?).unwrap();
-    let config: Value = serde_json::from_slice(&file).unwrap();
-    Some(config["auths"].as_object().unwrap().len())
+    let secret = (answer.status == 200).then(|| answer.success())?;
+    secret["data"][&place.name].as_str().map(str::to_owned)
+}
+
+/// Returns how many users such a file has.
+fn users(file: &str) -> usize {
+    let config: Value = serde_json::from_slice(&BASE64.decode(file).unwrap()).unwrap();
+    config["auths"].as_object().unwrap().len()
 }
 
 /// What must not change by itself: the mirror's health, and of each image what tells one object from

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    sync::Arc,
 };
 
 use axum::{
@@ -23,6 +24,7 @@ use kagami::{
         platform::Architectures,
         presence::{Presence, Proof},
         routing::Routing,
+        standing::Standing,
         time::Timestamp,
     },
     state::{Configured, Store, file},
@@ -62,7 +64,7 @@ struct ToldMirror {
     #[serde(default)]
     platforms: Vec<String>,
     #[serde(default)]
-    pull_secret_namespaces: Vec<String>,
+    pull_secret_namespaces: BTreeSet<String>,
     /// By key: `docker.io/library/nginx:1.27`, or with `@sha256:…`.
     images: BTreeMap<String, ToldImage>,
 }
@@ -125,25 +127,24 @@ impl ToldImage {
 
 fn store(mirrors: &str, told: &Told) -> Store {
     let configuration = file::load(mirrors, "mirrors.yaml").unwrap_or_else(|faults| panic!("{faults:?}"));
-    let with_status = |mut mirror: Mirror| {
+    let standing = |(mirror, _): &(Mirror, _)| {
         let told = told
             .mirrors
             .get(&mirror.name)
             .expect("state.json tells of every mirror");
-        mirror.platforms = told.platforms.iter().map(String::as_str).collect();
-        mirror
-            .pull_secret_namespaces
-            .clone_from(&told.pull_secret_namespaces);
-        mirror
+        let standing = Standing {
+            platforms: told.platforms.iter().map(String::as_str).collect(),
+            pull_secret_namespaces: told.pull_secret_namespaces.clone(),
+            ..Standing::NONE
+        };
+        (mirror.name.clone(), Arc::new(standing))
     };
-    let mirrors = configuration
-        .mirrors
-        .into_iter()
-        .map(|(mirror, _)| with_status(mirror))
-        .collect();
+    let standings = configuration.mirrors.iter().map(standing).collect();
+    let mirrors = configuration.mirrors.into_iter().map(|(mirror, _)| mirror);
     let store = Store::default();
     let configured = Configured {
-        routing: Routing::compile(mirrors),
+        routing: Routing::compile(mirrors.collect()),
+        standings,
         namespaces: configuration.namespaces,
         left_alone: told.left_alone.clone(),
         ..Configured::default()

@@ -315,7 +315,7 @@ fn every_part_uses_only_what_lies_below_it() {
 /// The rooms of a part, bottom up: none may use one above it.
 const ROOMS: &[(&str, &[&str])] = &[
     ("companion", &["mirror", "cluster"]),
-    ("state", &["file", "feed", "replica"]),
+    ("state", &["configuration", "file", "feed", "replica"]),
 ];
 
 /// Returns the rooms above its own that a file names.

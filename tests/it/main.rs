@@ -29,3 +29,4 @@ mod server;
 #[path = "../support/mod.rs"]
 mod shared;
 mod support;
+mod watch;

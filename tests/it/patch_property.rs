@@ -4,7 +4,7 @@
 //! the state changes, and the same holds of what the first round wrote: nothing is called rewritten
 //! that the state of now does not prove.
 
-use std::cell::Cell;
+use std::{cell::Cell, sync::Arc};
 
 use kagami::{
     api, clock,
@@ -20,6 +20,7 @@ use kagami::{
         reason::Reason,
         routing::Routing,
         selector::Selector,
+        standing::Standing,
         time::Timestamp,
     },
     state::{Configured, Store},
@@ -43,6 +44,7 @@ const LISTS: [(&str, &str); 4] = [
 #[derive(Clone, Debug)]
 struct Peer {
     mirror: Mirror,
+    standing: Arc<Standing>,
     state: State,
     images: Vec<(String, Presence)>,
 }
@@ -158,13 +160,6 @@ fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
                 pull_secret,
                 exclude_owners: OwnerPattern::built_in(),
                 runs_in: Vec::new(),
-                pull_secret_namespaces: if in_place {
-                    vec!["team".to_owned()]
-                } else {
-                    Vec::new()
-                },
-                platforms: Architectures::NONE,
-                owners_left_alone: Vec::new(),
             };
             let images = keys
                 .iter()
@@ -172,8 +167,13 @@ fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
                 .zip(chances)
                 .filter_map(|(key, chance)| Some((key, presence(chance)?)))
                 .collect();
+            let namespaces = in_place.then(|| "team".to_owned());
             Peer {
                 mirror,
+                standing: Arc::new(Standing {
+                    pull_secret_namespaces: namespaces.into_iter().collect(),
+                    ..Standing::NONE
+                }),
                 state,
                 images,
             }
@@ -200,6 +200,7 @@ fn changed(peers: &[Peer], later: &[Later], keys: &[String]) -> Vec<Peer> {
         let images = images.filter_map(|(key, chance)| Some((key, presence(*chance)?)));
         Peer {
             mirror,
+            standing: Arc::clone(&peer.standing),
             state: *state,
             images: images.collect(),
         }
@@ -213,6 +214,10 @@ fn store(peers: &[Peer]) -> Store {
     store.configure(
         Configured {
             routing,
+            standings: peers
+                .iter()
+                .map(|peer| (peer.mirror.name.clone(), Arc::clone(&peer.standing)))
+                .collect(),
             ..Configured::default()
         },
         clock::now(),
@@ -223,6 +228,7 @@ fn store(peers: &[Peer]) -> Store {
         mirror,
         state,
         images,
+        ..
     } in peers
     {
         store.set_health(
@@ -253,6 +259,7 @@ fn is_proven(peers: &[Peer], original: &str, current: &str) -> bool {
              mirror,
              state,
              images,
+             ..
          }| {
             // A digest that was added elsewhere is as good as one of our own if it is the proven one.
             let proven = |digest: &Digest| {

@@ -5,13 +5,13 @@ use kube::{Client, api::ListParams, core::Request};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::{domain::pod::Pod, webhook};
+use crate::{
+    domain::pod::{Pod, RUNNING},
+    webhook,
+};
 
 /// How many Pods a page has at most.
 const PAGE: u32 = 500;
-
-/// Those that pull, or may.
-const RUNNING: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// The pages of the list of running Pods.
 pub(super) struct Pages {

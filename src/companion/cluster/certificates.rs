@@ -11,23 +11,25 @@ use k8s_openapi::{
     api::{
         admissionregistration::v1::MutatingWebhookConfiguration,
         core::v1::{ObjectReference, Secret},
-        events::v1::Event,
     },
     jiff,
 };
 use kube::{
-    Api, Client,
+    Api,
     api::{ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::events::{self, Told, event};
+use super::Leader;
 use crate::{
     api::{AUTHORITY_SECRET, FORMER_AUTHORITY_SECRET},
     certificates::{Authority, BEFORE, Name},
     clock,
-    cluster::writer::{NotWritten, Writer},
+    cluster::{
+        events::{Events, Message},
+        writer::{NotWritten, Writer},
+    },
     domain::{
         rotation::{Action, Facts, Leaf, Period, next},
         time::Timestamp,
@@ -100,8 +102,7 @@ pub(super) struct Keeper {
     pub(super) writer: Writer,
     secrets: Api<Secret>,
     configurations: Api<MutatingWebhookConfiguration>,
-    events: Api<Event>,
-    identity: String,
+    events: Events,
 }
 
 /// Failures in a row, and what was said of them.
@@ -155,20 +156,13 @@ struct Found {
 }
 
 impl Keeper {
-    pub(super) fn new(
-        settings: Settings,
-        writer: Writer,
-        client: Client,
-        namespace: &str,
-        identity: &str,
-    ) -> Self {
+    pub(super) fn new(settings: Settings, leader: &Leader) -> Self {
         Self {
             settings,
-            writer,
-            secrets: Api::namespaced(client.clone(), namespace),
-            configurations: Api::all(client.clone()),
-            events: Api::namespaced(client, events::NAMESPACE),
-            identity: identity.to_owned(),
+            writer: leader.writer.clone(),
+            secrets: Api::namespaced(leader.client.clone(), &leader.settings.namespace),
+            configurations: Api::all(leader.client.clone()),
+            events: leader.events.clone(),
         }
     }
 
@@ -208,25 +202,21 @@ impl Keeper {
         );
         let name = &self.settings.configuration;
         let configuration = self.configurations.get_opt(name).await.ok().flatten();
-        let told = Told {
-            regarding: ObjectReference {
-                api_version: Some("admissionregistration.k8s.io/v1".to_owned()),
-                kind: Some("MutatingWebhookConfiguration".to_owned()),
-                name: Some(name.clone()),
-                uid: configuration.and_then(|configuration| configuration.metadata.uid),
-                ..ObjectReference::default()
-            },
+        let regarding = ObjectReference {
+            api_version: Some("admissionregistration.k8s.io/v1".to_owned()),
+            kind: Some("MutatingWebhookConfiguration".to_owned()),
+            name: Some(name.clone()),
+            uid: configuration.and_then(|configuration| configuration.metadata.uid),
+            ..ObjectReference::default()
+        };
+        let message = Message {
             action: "RenewCertificate",
             reason: "CertificateNotRenewed",
             note: format!("The webhook's certificate cannot be renewed, and {until}: {why}"),
             is_warning: true,
         };
-        let event = event(told, &self.identity, clock::now());
-        let parameters = PostParams::default();
-        let request = self.events.create(&parameters, &event);
-        if let Err(error) = self.writer.write("Event", request).await {
-            tracing::debug!(error = chain(&error), "cannot write an Event");
-        }
+        // Whoever may not write any more hears of it at the next step.
+        drop(self.events.tell(regarding, message).await);
     }
 
     /// Takes the next step, if there is one to take now; notes from when to when what is served is valid.

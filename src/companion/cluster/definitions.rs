@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::{Api, Client, api::ApiResource, core::DynamicObject};
+use kube::{Api, api::ApiResource, core::DynamicObject};
 use serde_json::Value;
 use tokio::{sync::watch, time::sleep};
 
+use super::Leader;
 use crate::{
     api::{self, schema},
     telemetry::chain,
@@ -20,9 +21,9 @@ const LOOK: Duration = Duration::from_secs(30);
 pub(super) type Lacking = Option<Vec<String>>;
 
 /// Looks at the definitions for ever.
-pub(super) async fn run(client: Client, published: watch::Sender<Lacking>) {
+pub(super) async fn run(leader: Leader, published: watch::Sender<Lacking>) {
     let resource = ApiResource::erase::<CustomResourceDefinition>(&());
-    let installed = Api::<DynamicObject>::all_with(client, &resource);
+    let installed = Api::<DynamicObject>::all_with(leader.client, &resource);
     let mut fault = None;
     loop {
         match lacking(&installed).await {

@@ -9,25 +9,22 @@ use k8s_openapi::{
     api::coordination::v1::{Lease, LeaseSpec},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{Api, api::PostParams};
 use tokio::{
     sync::watch,
     time::{MissedTickBehavior, interval, sleep},
 };
 
-use super::status::same;
+use super::{Leader, status::same};
 use crate::{
     api::{HEALTH_LEASE, v1alpha1::micro_time},
     clock,
-    cluster::writer::{NotWritten, Writer},
-    companion::mirror::reports::Reports,
+    cluster::writer::NotWritten,
     domain::{
         health::{Health, State},
         mirror::HealthSettings,
         snapshot::Snapshot,
     },
-    metrics::Metrics,
-    state::Store,
     telemetry::chain,
 };
 
@@ -37,87 +34,79 @@ const EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked at whether it may beat, where it may not.
 const LOOK: Duration = Duration::from_millis(100);
 
-pub(super) struct Heartbeat {
-    pub(super) store: Store,
-    pub(super) reports: Reports,
-    pub(super) metrics: Metrics,
-    pub(super) writer: Writer,
-    pub(super) identity: String,
-    /// The health of mirrors as the API server has it.
-    pub(super) published: watch::Receiver<BTreeMap<String, Health>>,
-}
-
-impl Heartbeat {
-    pub(super) async fn run(self, client: Client, namespace: String) {
-        let leases = Api::<Lease>::namespaced(client, &namespace);
-        let mut ticks = interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut lease = None;
+/// Beats until this process may not write any more. `published` is the health of mirrors as the API
+/// server has it.
+pub(super) async fn run(leader: Leader, published: watch::Receiver<BTreeMap<String, Health>>) {
+    let leases = Api::<Lease>::namespaced(leader.client.clone(), &leader.settings.namespace);
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lease = None;
+    loop {
+        ticks.tick().await;
         loop {
-            ticks.tick().await;
-            loop {
-                self.note_stalls();
-                if may_beat(&self.store.snapshot(), &self.published.borrow()) {
-                    break;
-                }
-                sleep(LOOK).await;
+            note_stalls(&leader);
+            if may_beat(&leader.store.snapshot(), &published.borrow()) {
+                break;
             }
-            match self.beat(&leases, lease.take()).await {
-                Ok(written) => lease = Some(written),
-                Err(NotWritten::NotLeading) => return,
-                Err(error) => tracing::warn!(error = chain(&error), "cannot renew the heartbeat"),
-            }
+            sleep(LOOK).await;
         }
-    }
-
-    /// Makes mirrors Unknown whose probers have not reported for too long.
-    fn note_stalls(&self) {
-        let snapshot = self.store.snapshot();
-        for (id, mirror) in snapshot.routing.mirrors() {
-            let Some(probed_at) = self.reports.of(&mirror.name).probed_at else {
-                continue;
-            };
-            let stalled = probed_at.elapsed() > patience(mirror.health);
-            if stalled && snapshot.health_of(id).state != State::Unknown {
-                tracing::error!(mirror = mirror.name, "the mirror's prober stalls");
-                self.store.set_health(&mirror.name, Health::unknown(clock::now()));
-                self.metrics.set_health(&mirror.name, State::Unknown);
-            }
+        match beat(&leader, &leases, lease.take()).await {
+            Ok(written) => lease = Some(written),
+            Err(NotWritten::NotLeading) => return,
+            Err(error) => tracing::warn!(error = chain(&error), "cannot renew the heartbeat"),
         }
-    }
-
-    async fn beat(&self, leases: &Api<Lease>, last: Option<Lease>) -> Result<Lease, NotWritten> {
-        let last = match last {
-            Some(lease) => Some(lease),
-            None => leases.get_opt(HEALTH_LEASE).await?,
-        };
-        let spec = LeaseSpec {
-            holder_identity: Some(self.identity.clone()),
-            renew_time: Some(micro_time(clock::now())),
-            ..LeaseSpec::default()
-        };
-        let parameters = PostParams::default();
-        if let Some(mut lease) = last {
-            lease.spec = Some(spec);
-            let request = leases.replace(HEALTH_LEASE, &parameters, &lease);
-            return self.writer.write_at_once("Lease", request).await;
-        }
-        let lease = Lease {
-            metadata: ObjectMeta {
-                name: Some(HEALTH_LEASE.to_owned()),
-                ..ObjectMeta::default()
-            },
-            spec: Some(spec),
-        };
-        let request = leases.create(&parameters, &lease);
-        self.writer.write_at_once("Lease", request).await
     }
 }
 
-/// Returns how long a prober may take between two reports: its interval and three looks, with room
-/// for a machine that is busy.
+/// Makes mirrors Unknown whose probers have not reported for too long.
+fn note_stalls(leader: &Leader) {
+    let snapshot = leader.store.snapshot();
+    for (id, mirror) in snapshot.routing.mirrors() {
+        let Some(probed_at) = leader.reports.of(&mirror.name).probed_at else {
+            continue;
+        };
+        let stalled = probed_at.elapsed() > patience(mirror.health);
+        if stalled && snapshot.health_of(id).state != State::Unknown {
+            tracing::error!(mirror = mirror.name, "the mirror's prober stalls");
+            leader
+                .store
+                .set_health(&mirror.name, Health::unknown(clock::now()));
+            leader.metrics.set_health(&mirror.name, State::Unknown);
+        }
+    }
+}
+
+async fn beat(leader: &Leader, leases: &Api<Lease>, last: Option<Lease>) -> Result<Lease, NotWritten> {
+    let last = match last {
+        Some(lease) => Some(lease),
+        None => leases.get_opt(HEALTH_LEASE).await?,
+    };
+    let spec = LeaseSpec {
+        holder_identity: Some(leader.settings.identity.clone()),
+        renew_time: Some(micro_time(clock::now())),
+        ..LeaseSpec::default()
+    };
+    let parameters = PostParams::default();
+    if let Some(mut lease) = last {
+        lease.spec = Some(spec);
+        let request = leases.replace(HEALTH_LEASE, &parameters, &lease);
+        return leader.writer.write_at_once("Lease", request).await;
+    }
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(HEALTH_LEASE.to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(spec),
+    };
+    let request = leases.create(&parameters, &lease);
+    leader.writer.write_at_once("Lease", request).await
+}
+
+/// Returns how long a prober may take between two reports: its interval and four looks (ping, manifest,
+/// an index's image, blob), with room for a machine that is busy.
 fn patience(settings: HealthSettings) -> Duration {
-    settings.interval + 3 * settings.timeout + Duration::from_secs(5)
+    settings.interval + 4 * settings.timeout + Duration::from_secs(5)
 }
 
 /// Whether statuses say of every mirror's health what is true.

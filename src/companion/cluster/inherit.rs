@@ -1,140 +1,31 @@
-//! What a new leader takes over from the last one.
+//! What a new leader takes over from the last one: health that is still to be believed, and how early the
+//! proofs of the other mirrors may begin.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-};
+use std::collections::BTreeMap;
 
-use k8s_openapi::api::coordination::v1::Lease;
-use kube::{
-    Api, Client,
-    api::{ApiResource, ListParams},
-    core::DynamicObject,
-};
+use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
+use kube::Api;
 
-use super::{
-    mirrors::{ClusterView, version},
-    status,
-};
+use super::{Leader, mirrors::ClusterView, status};
 use crate::{
     api::{
-        self, HEALTH_LEASE,
-        v1alpha1::{MirroredImage, MirroredImageSpec, Presence, timestamp},
+        HEALTH_LEASE,
+        v1alpha1::{ImageMirrorStatus, timestamp},
     },
     clock,
-    domain::{health::Health, snapshot::Snapshot, time::Timestamp},
-    state::Store,
+    domain::{health::Health, presence::FUTURE, snapshot::Snapshot, time::Timestamp},
 };
 
-/// Pages of the list of images.
-const PAGE: u32 = 1000;
-
-/// What the API server has of one image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Written {
-    pub(super) version: u64,
-    /// Of everything but the times.
-    pub(super) fingerprint: u64,
-    pub(super) present: bool,
-    /// When a Pod last used it, as written.
-    pub(super) last_used: Timestamp,
-}
-
-/// What the API server has, by mirror and key.
-pub(super) type AllWritten = BTreeMap<Box<str>, HashMap<Box<str>, Written>>;
-
-impl Written {
-    pub(super) fn of(spec: &MirroredImageSpec, resource_version: Option<&str>) -> Self {
-        let millis = |time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time| {
-            Timestamp::from_millis(u64::try_from(time.0.as_millisecond()).unwrap_or_default())
-        };
-        Self {
-            version: version(resource_version),
-            fingerprint: fingerprint(spec),
-            present: spec.presence == Presence::Present,
-            last_used: spec.last_used.as_ref().map(millis).unwrap_or_default(),
-        }
-    }
-}
-
-/// Returns a number that differs where anything but the times differs.
-pub(super) fn fingerprint(spec: &MirroredImageSpec) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    let MirroredImageSpec {
-        mirror,
-        image,
-        presence,
-        reason,
-        digest,
-        media_type,
-        platforms,
-        size,
-        access,
-        verified_at: _,
-        last_used: _,
-    } = spec;
-    (mirror, image, reason, digest, media_type, platforms, size).hash(&mut hasher);
-    (*presence as u8, access.map(|access| access as u8)).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// Loads every MirroredImage into the store. Returns what the API server has and its highest
-/// version. Objects that cannot be read are left alone.
-pub(super) async fn images(client: Client, store: &Store) -> kube::Result<(AllWritten, u64)> {
-    let resource = ApiResource::erase::<MirroredImage>(&());
-    let api = Api::<DynamicObject>::all_with(client, &resource);
-    let mut written = AllWritten::new();
-    let mut through = 0;
-    let mut unread = 0_usize;
-    let mut parameters = ListParams::default().limit(PAGE);
-    loop {
-        let page = api.list(&parameters).await?;
-        let mut index = store.index_mut();
-        for object in page.items {
-            let resource_version = object.metadata.resource_version.clone();
-            through = through.max(version(resource_version.as_deref()));
-            let name = object.metadata.name.clone();
-            let Ok(image) = object.try_parse::<MirroredImage>() else {
-                unread += 1;
-                continue;
-            };
-            let spec = image.spec;
-            if name.as_deref() != Some(&MirroredImage::object_name(&spec.mirror, &spec.image)) {
-                unread += 1;
-                continue;
-            }
-            let entry = Written::of(&spec, resource_version.as_deref());
-            let (presence, verified_at) = (api::image::presence(&spec), api::image::verified_at(&spec));
-            let used = entry.last_used.max(verified_at);
-            index.write(&spec.mirror, &spec.image, presence, verified_at, used);
-            written
-                .entry(spec.mirror.into())
-                .or_default()
-                .insert(spec.image.into(), entry);
-        }
-        drop(index);
-        match page.metadata.continue_.filter(|token| !token.is_empty()) {
-            Some(token) => parameters = parameters.continue_token(&token),
-            None => break,
-        }
-    }
-    if unread > 0 {
-        tracing::warn!(
-            unread,
-            "MirroredImages that this version cannot read are left alone"
-        );
-    }
-    Ok((written, through))
-}
+/// The finest difference of times.
+const TICK: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Returns the health of mirrors that is still to be believed.
 pub(super) async fn health(
-    client: Client,
-    namespace: &str,
+    leader: &Leader,
     cluster: &ClusterView,
     snapshot: &Snapshot,
 ) -> kube::Result<BTreeMap<String, Health>> {
-    let lease = Api::<Lease>::namespaced(client, namespace)
+    let lease = Api::<Lease>::namespaced(leader.client.clone(), &leader.settings.namespace)
         .get_opt(HEALTH_LEASE)
         .await?;
     let beaten_at = lease
@@ -166,4 +57,90 @@ fn believable(
         .mirrors()
         .filter_map(|(_, mirror)| Some((mirror.name.clone(), believable(&mirror.name)?)))
         .collect()
+}
+
+/// Returns the time from which proofs of a mirror count whose health is not believed: not before `now`,
+/// and later than everything that was found written, by whatever clock; `newest` is that of images.
+/// What lies further in the future than clocks differ is not believed by anybody.
+pub(super) fn earliest(newest: Timestamp, cluster: &ClusterView, now: Timestamp) -> Timestamp {
+    let limit = now.after(FUTURE);
+    let statuses = cluster.mirrors.values();
+    statuses
+        .flat_map(|resource| times(&resource.status))
+        .map(timestamp)
+        .chain([newest])
+        .map(|time| time.after(TICK))
+        .filter(|time| *time <= limit)
+        .fold(now, Timestamp::max)
+}
+
+/// Returns the times that a status tells.
+fn times(status: &ImageMirrorStatus) -> impl Iterator<Item = &MicroTime> {
+    let health = status.health.iter();
+    let health = health.flat_map(|health| [&health.since, &health.proven_since]);
+    let sweeps = [&status.sweeps.tag, &status.sweeps.digest].into_iter().flatten();
+    let sweeps = sweeps.flat_map(|sweep| [&sweep.started_at, &sweep.finished_at]);
+    health.flatten().chain(sweeps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::v1alpha1::{SweepStatus, micro_time},
+        companion::cluster::mirrors::MirrorResource,
+    };
+
+    const fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000)
+    }
+
+    fn cluster(health: Timestamp, sweep: Timestamp) -> ClusterView {
+        let mut status = ImageMirrorStatus {
+            health: Some(crate::api::health::status(Health::unknown(health), "NotObserved")),
+            ..ImageMirrorStatus::default()
+        };
+        status.sweeps.tag = Some(SweepStatus {
+            started_at: micro_time(sweep),
+            finished_at: micro_time(sweep),
+            through_resource_version: "7".to_owned(),
+            present: 0,
+            missing: 0,
+            unknown: 0,
+        });
+        let resource = MirrorResource {
+            uid: "a".to_owned(),
+            version: 1,
+            generation: 1,
+            status,
+            faults: Vec::new(),
+            unknown: Vec::new(),
+            pull_secret: false,
+            missing_secret: None,
+            secret_fault: None,
+        };
+        let mirrors = BTreeMap::from([("main".to_owned(), resource)]);
+        ClusterView {
+            mirrors,
+            ..ClusterView::default()
+        }
+    }
+
+    #[test]
+    fn proofs_begin_later_than_everything_found_written() {
+        let now = at(1000);
+        let tick = |seconds| at(seconds).after(TICK);
+        let check = |image, health, sweep, expected| {
+            let found = earliest(at(image), &cluster(at(health), at(sweep)), now);
+            assert_eq!(found, expected, "{image} {health} {sweep}");
+        };
+        check(990, 980, 970, now);
+        // The clock of the last leader was ahead of this one.
+        check(1003, 980, 970, tick(1003));
+        check(990, 1004, 970, tick(1004));
+        check(990, 980, 1002, tick(1002));
+        // Nobody's clock is as far ahead as that.
+        check(1003, 5000, 9000, tick(1003));
+        check(0, 1005, 0, now);
+    }
 }

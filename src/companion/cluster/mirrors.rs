@@ -1,56 +1,47 @@
 //! What the cluster says of the mirrors: ImageMirrors, Namespaces, Nodes and Kagami's own Secrets,
 //! watched and put to use.
 //!
-//! A resource that cannot be used, or not even be read, is told with its faults; the last good one
-//! of its name stays in force. No object stops a watch.
+//! A change costs what it changes: one of a Node or a Namespace compiles no routing, and what is told
+//! again changes nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, stream::BoxStream};
-use k8s_openapi::api::core::v1::{Namespace, Node, Secret as ApiSecret};
-use kube::{
-    Api, Client, Resource, ResourceExt as _,
-    api::ApiResource,
-    core::{DynamicObject, PartialObjectMeta},
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
-};
-use serde_json::Value;
+use k8s_openapi::ByteString;
+use kube::Client;
+use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
+    sync::{Notify, watch},
+    time::sleep,
 };
 
 use super::probe_secret;
 use crate::{
-    api::{
-        self,
-        mirror::{Connection, secret_references},
-        newer::{self, Reading, Unknown},
-        v1alpha1::{ImageMirror, ImageMirrorStatus},
-    },
+    api::{mirror::Connection, newer::Unknown, v1alpha1::ImageMirrorStatus},
     clock,
+    cluster::{
+        collection::Collection,
+        mirrors::Mirrors,
+        objects::{Metadata, Object, Outline},
+        sources,
+        watch::{self as cluster_watch, Event, Pulse, Source, Versioned},
+    },
     credentials::Secret,
     domain::{mirror::Mirror, selector::Labels},
     state::{
         Store,
+        configuration::Configuration,
         feed::{Feed, Keep, SecretFaults},
-        file::Configuration,
     },
     telemetry::chain,
 };
 
 /// How long changes are gathered before they are put to use together.
 const GATHER: Duration = Duration::from_millis(50);
-
-/// Pages of initial lists.
-const PAGE: u32 = 500;
 
 /// Node label with the architecture.
 const ARCHITECTURE_LABEL: &str = "kubernetes.io/arch";
@@ -91,66 +82,28 @@ impl ClusterView {
     }
 }
 
-/// A set of objects as a watch tells it.
-#[derive(Debug)]
-struct Watched<V> {
-    now: BTreeMap<String, V>,
-    listing: BTreeMap<String, V>,
-    complete: bool,
-}
-
-impl<V> Default for Watched<V> {
-    fn default() -> Self {
-        Self {
-            now: BTreeMap::new(),
-            listing: BTreeMap::new(),
-            complete: false,
-        }
-    }
-}
-
-impl<V> Watched<V> {
-    /// Takes in one event.
-    fn take<K: Resource>(&mut self, event: Event<K>, value: impl Fn(K) -> V) {
-        let name = |object: &K| object.meta().name.clone().unwrap_or_default();
-        match event {
-            Event::Init => self.listing.clear(),
-            Event::InitApply(object) => {
-                self.listing.insert(name(&object), value(object));
-            }
-            Event::InitDone => {
-                self.now = std::mem::take(&mut self.listing);
-                self.complete = true;
-            }
-            Event::Apply(object) => {
-                self.now.insert(name(&object), value(object));
-            }
-            Event::Delete(object) => {
-                self.now.remove(&name(&object));
-            }
-        }
-    }
-}
-
-type Good = BTreeMap<String, (Mirror, Connection)>;
-
-/// An ImageMirror as it was read.
-#[derive(Debug)]
-struct Read {
-    resource: Result<ImageMirror, (Box<DynamicObject>, Vec<String>)>,
-    unknown: Vec<Unknown>,
-}
-
 /// Follows the cluster and puts it to use, until it is dropped.
 pub(super) struct Follower {
-    mirrors: Watched<Read>,
-    namespaces: Watched<Labels>,
-    architectures: Watched<Option<String>>,
-    secrets: Watched<Secret>,
-    /// The last good of each mirror.
-    good: Good,
+    mirrors: Mirrors,
+    namespaces: Collection<Labels>,
+    architectures: Collection<Option<String>>,
+    secrets: Collection<Secret>,
+    store: Store,
     feed: Feed,
     published: watch::Sender<Option<Arc<ClusterView>>>,
+    due: Due,
+    /// What is wrong with the Secrets of mirrors that are in force.
+    secret_faults: SecretFaults,
+}
+
+/// What is to be done because of what changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Due {
+    /// Routing and clients are other ones.
+    configuration: bool,
+    secrets: bool,
+    namespaces: bool,
+    view: bool,
 }
 
 impl Follower {
@@ -160,149 +113,159 @@ impl Follower {
         published: watch::Sender<Option<Arc<ClusterView>>>,
     ) -> Self {
         Self {
-            mirrors: Watched::default(),
-            namespaces: Watched::default(),
-            architectures: Watched::default(),
-            secrets: Watched::default(),
-            good: Good::new(),
+            mirrors: Mirrors::default(),
+            namespaces: Collection::default(),
+            architectures: Collection::default(),
+            secrets: Collection::default(),
+            store: store.clone(),
             feed: Feed::new(store.clone(), left_alone),
             published,
+            due: Due::default(),
+            secret_faults: SecretFaults::new(),
         }
     }
 
-    pub(super) async fn run(mut self, client: Client, namespace: String) {
-        let config = || watcher::Config::default().page_size(PAGE);
-        let resource = ApiResource::erase::<ImageMirror>(&());
-        let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
-        let mut mirrors = endless("imagemirrors", watcher(api, config()).default_backoff());
-        let api = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
-        let mut namespaces = endless("namespaces", watcher(api, config()).default_backoff());
-        let api = Api::<PartialObjectMeta<Node>>::all(client.clone());
-        let mut nodes = endless("nodes", watcher(api, config()).default_backoff());
-        let api = Api::<ApiSecret>::namespaced(client, &namespace);
-        let mut secrets = endless("secrets", watcher(api, config()).default_backoff());
-        let schema = api::schema::image_mirror();
-        let mut due: Option<Instant> = None;
-        loop {
-            tokio::select! {
-                Some(event) = mirrors.next() => self.mirrors.take(event, |object| read(&schema, object)),
-                Some(event) = namespaces.next() => {
-                    self.namespaces.take(event, |object| object.metadata.labels.unwrap_or_default());
-                }
-                Some(event) = nodes.next() => self.architectures.take(event, |object| {
-                    object.metadata.labels.and_then(|mut labels| labels.remove(ARCHITECTURE_LABEL))
-                }),
-                Some(event) = secrets.next() => self.secrets.take(event, secret),
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    due = None;
-                    self.apply();
-                    continue;
-                }
+    pub(super) async fn run(self, client: Client, namespace: String) {
+        let follower = Mutex::new(self);
+        let changed = Notify::new();
+        let (_never, relists) = watch::channel(0);
+        let mirrors = follow(&client, sources::mirrors(), &relists, |event| {
+            note(&follower, &changed, |follower| follower.take_mirror(event));
+        });
+        let namespaces = follow(&client, sources::namespaces(), &relists, |event| {
+            note(&follower, &changed, |follower| follower.take_namespace(event));
+        });
+        let nodes = follow(&client, sources::nodes(), &relists, |event| {
+            note(&follower, &changed, |follower| follower.take_node(event));
+        });
+        let secrets = follow(&client, sources::secrets(&namespace), &relists, |event| {
+            note(&follower, &changed, |follower| follower.take_secret(event));
+        });
+        let apply = async {
+            loop {
+                changed.notified().await;
+                sleep(GATHER).await;
+                lock(&follower).apply();
             }
-            let complete = self.mirrors.complete
-                && self.namespaces.complete
-                && self.architectures.complete
-                && self.secrets.complete;
-            if complete {
-                due.get_or_insert_with(|| Instant::now() + GATHER);
-            }
-        }
+        };
+        tokio::join!(mirrors, namespaces, nodes, secrets, apply);
+    }
+
+    fn take_mirror(&mut self, event: Event<Object>) {
+        let check = |mirror: &Mirror, connection: &Connection| {
+            Feed::check(mirror, connection).map_err(|why| chain(&why))
+        };
+        let change = self.mirrors.take(event, check);
+        self.due.configuration |= change.forms;
+        self.due.view |= change.documents;
+    }
+
+    fn take_namespace(&mut self, event: Event<Outline>) {
+        self.due.namespaces |= self.namespaces.take(event.map(|object| {
+            let Metadata { name, labels, .. } = object.metadata;
+            (name, labels.unwrap_or_default())
+        }));
+    }
+
+    fn take_node(&mut self, event: Event<Outline>) {
+        self.due.view |= self.architectures.take(event.map(|object| {
+            let Metadata { name, labels, .. } = object.metadata;
+            let architecture = labels.and_then(|mut labels| labels.remove(ARCHITECTURE_LABEL));
+            (name, architecture)
+        }));
+    }
+
+    fn take_secret(&mut self, event: Event<SecretObject>) {
+        self.due.secrets |= self.secrets.take(event.map(SecretObject::read));
+    }
+
+    /// Whether there is something to put to use: nothing is before everything was told once.
+    fn is_due(&self) -> bool {
+        self.due != Due::default()
+            && self.mirrors.is_complete()
+            && self.namespaces.is_complete()
+            && self.architectures.is_complete()
+            && self.secrets.is_complete()
     }
 
     /// Puts to use what is known now, and tells it.
     fn apply(&mut self) {
-        let mut faults: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        let mut next = Good::new();
-        for (name, read) in &self.mirrors.now {
-            let parsed = match &read.resource {
-                Ok(resource) => api::mirror::mirror(resource)
-                    .map_err(|faults| faults.iter().map(ToString::to_string).collect()),
-                Err((_, faults)) => Err(faults.clone()),
-            };
-            match parsed {
-                Ok(good) => {
-                    next.insert(name.clone(), good);
-                }
-                Err(why) => {
-                    faults.insert(name.clone(), why);
-                    if let Some(last) = self.good.get(name) {
-                        next.insert(name.clone(), last.clone());
-                    }
-                }
+        let due = std::mem::take(&mut self.due);
+        if due.configuration {
+            self.configure();
+        } else {
+            if due.namespaces {
+                self.store.set_namespaces(all(&self.namespaces));
+            }
+            if due.secrets {
+                self.secret_faults = self.feed.renew(&all(&self.secrets));
             }
         }
-        let names = self.mirrors.now.keys().cloned().collect();
-        // Each time at least one mirror goes back to its last good form, or goes.
-        let secret_faults = loop {
-            // Images stay known while their mirror is out of force: it is still the cluster's.
-            let keep = Keep::Of(&names);
-            let unusable = match self.feed.apply(self.configuration(&next), keep, clock::now()) {
-                Ok(secret_faults) => break secret_faults,
-                Err(unusable) => unusable,
-            };
-            for why in &unusable {
-                let fault = chain(why);
-                let last = self
-                    .good
-                    .get(&why.mirror)
-                    .filter(|last| next.get(&why.mirror) != Some(last) && !faults.contains_key(&why.mirror));
-                match last {
-                    Some(last) => next.insert(why.mirror.clone(), last.clone()),
-                    None => next.remove(&why.mirror),
-                };
-                faults.entry(why.mirror.clone()).or_default().push(fault);
-            }
+        if due.configuration || due.secrets || due.view {
+            self.publish();
+        }
+    }
+
+    /// Puts every mirror to use in its last good form.
+    fn configure(&mut self) {
+        let configuration = Configuration {
+            mirrors: self.mirrors.forms().cloned().collect(),
+            namespaces: all(&self.namespaces),
+            secrets: all(&self.secrets),
+            // What statuses tell is for decisions, of which there are none here.
+            standings: BTreeMap::new(),
         };
-        self.good = next;
-        self.publish(&faults, &secret_faults);
-    }
-
-    fn configuration(&self, mirrors: &Good) -> Configuration {
-        Configuration {
-            mirrors: mirrors.values().cloned().collect(),
-            namespaces: self.namespaces.now.clone(),
-            secrets: self.secrets.now.clone(),
-            pull_secret_namespaces: BTreeSet::new(),
+        // Images stay known while their mirror is out of force: it is still the cluster's.
+        let names = self.mirrors.iter().map(|(name, _)| name.clone()).collect();
+        match self.feed.apply(configuration, Keep::Of(&names), clock::now()) {
+            Ok(faults) => self.secret_faults = faults,
+            Err(unusable) => {
+                for why in &unusable {
+                    // Each was checked; only the system can be short of something now.
+                    tracing::error!(
+                        error = chain(why),
+                        "cannot use the ImageMirrors; the former ones stay in force"
+                    );
+                }
+            }
         }
     }
 
-    fn publish(&self, faults: &BTreeMap<String, Vec<String>>, secret_faults: &SecretFaults) {
-        let mirrors = self.mirrors.now.iter().map(|(name, read)| {
-            let resource = read.resource.as_ref();
-            let (metadata, status, probe_secret) = match &read.resource {
-                Ok(resource) => (
-                    &resource.metadata,
-                    resource.status.clone().unwrap_or_default(),
-                    secret_references(&resource.spec)
-                        .into_iter()
-                        .find(|(field, _)| field.starts_with("spec.endpoint."))
-                        .map(|(_, name)| name.to_owned()),
-                ),
-                Err((object, _)) => (&object.metadata, status_of(object), None),
+    fn publish(&self) {
+        let mirrors = self.mirrors.iter().map(|(name, document)| {
+            let form = document.form.as_ref();
+            let probe_secret = form.and_then(|(_, connection)| connection.probe_secret.as_ref());
+            let missing_secret = probe_secret.filter(|name| self.secrets.get(name).is_none());
+            let resource = MirrorResource {
+                uid: document.uid.clone(),
+                version: document.version.unwrap_or_default().0,
+                generation: document.generation,
+                status: document.status.clone(),
+                faults: document.faults.clone(),
+                unknown: document.unknown.clone(),
+                pull_secret: form.is_some_and(|(mirror, _)| mirror.pull_secret),
+                missing_secret: missing_secret.cloned(),
+                secret_fault: self.secret_faults.get(name).map(|fault| chain(fault)),
             };
-            let resourced = MirrorResource {
-                uid: metadata.uid.clone().unwrap_or_default(),
-                version: version(metadata.resource_version.as_deref()),
-                generation: metadata.generation.unwrap_or_default(),
-                status,
-                faults: faults.get(name).cloned().unwrap_or_default(),
-                unknown: read.unknown.clone(),
-                pull_secret: resource.is_ok_and(|resource| resource.spec.pull_secret.is_some()),
-                missing_secret: probe_secret.filter(|name| !self.secrets.now.contains_key(name)),
-                secret_fault: secret_faults.get(name).map(|fault| chain(fault)),
-            };
-            (name.clone(), resourced)
+            (name.clone(), resource)
         });
         let mirrors: BTreeMap<_, _> = mirrors.collect();
-        let platforms: BTreeSet<String> = self.architectures.now.values().flatten().cloned().collect();
-        let credentials = |(name, (mirror, connection)): (&String, &(Mirror, Connection))| {
-            let secret = self.secrets.now.get(connection.probe_secret.as_ref()?)?;
-            Some((name.clone(), probe_secret::entry(mirror, connection, secret)))
+        let platforms: BTreeSet<&String> = self
+            .architectures
+            .iter()
+            .filter_map(|(_, architecture)| architecture.as_ref())
+            .collect();
+        let credentials = |(mirror, connection): &(Mirror, Connection)| {
+            let secret = self.secrets.get(connection.probe_secret.as_ref()?)?;
+            Some((
+                mirror.name.clone(),
+                probe_secret::entry(mirror, connection, secret),
+            ))
         };
         let cluster = ClusterView {
-            probe_credentials: self.good.iter().filter_map(credentials).collect(),
+            probe_credentials: self.mirrors.forms().filter_map(credentials).collect(),
             mirrors,
-            platforms: platforms.into_iter().collect(),
+            platforms: platforms.into_iter().cloned().collect(),
         };
         self.published.send_if_modified(|current| {
             let differs = current.as_deref() != Some(&cluster);
@@ -312,63 +275,244 @@ impl Follower {
     }
 }
 
-/// Returns the events of a watch, its faults told and left out; watches go on by themselves.
-pub(super) fn endless<K: Send + 'static>(
-    what: &'static str,
-    events: impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
-) -> BoxStream<'static, Event<K>> {
-    events
-        .filter_map(move |event| {
-            std::future::ready(match event {
-                Ok(event) => Some(event),
-                Err(error) => {
-                    tracing::warn!(what, error = chain(&error), "a watch failed; trying again");
-                    None
-                }
-            })
-        })
-        .boxed()
+/// Returns everything that is known of a resource.
+fn all<V: Clone + PartialEq>(collection: &Collection<V>) -> BTreeMap<String, V> {
+    let objects = collection.iter();
+    objects
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
-/// Returns a version as a number. API servers promise that they compare as such (KEP-5504); any
-/// other is zero, and so older than every number.
-pub(super) fn version(text: Option<&str>) -> u64 {
-    text.and_then(|text| text.parse().ok()).unwrap_or_default()
+fn lock(follower: &Mutex<Follower>) -> MutexGuard<'_, Follower> {
+    follower.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn read(schema: &Value, object: DynamicObject) -> Read {
-    // A newer status is no reason to do without the settings.
-    let Reading { taken, unknown } = newer::read(schema, &object.name_any(), &object.data["spec"]);
-    let resource = match taken {
-        Ok(mut resource) => {
-            resource.status = Some(status_of(&object));
-            resource.metadata = object.metadata;
-            resource.metadata.managed_fields = None;
-            Ok(resource)
+/// Takes something in, and says so where there is something to do then.
+fn note(follower: &Mutex<Follower>, changed: &Notify, take: impl FnOnce(&mut Follower)) {
+    let mut follower = lock(follower);
+    take(&mut follower);
+    if follower.is_due() {
+        changed.notify_one();
+    }
+}
+
+async fn follow<K: Clone + DeserializeOwned + Versioned>(
+    client: &Client,
+    source: Source,
+    relists: &watch::Receiver<u64>,
+    handle: impl FnMut(Event<K>),
+) -> Infallible {
+    cluster_watch::follow(client.clone(), source, Pulse::default(), relists.clone(), handle).await
+}
+
+/// The part of a Secret that is read.
+#[derive(Clone, Deserialize)]
+struct SecretObject {
+    metadata: Metadata,
+    #[serde(default, rename = "type")]
+    type_: String,
+    #[serde(default)]
+    data: Option<BTreeMap<String, ByteString>>,
+}
+
+impl Versioned for SecretObject {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+impl SecretObject {
+    fn read(self) -> (String, Secret) {
+        let secret = Secret {
+            namespace: None,
+            type_: self.type_,
+            data: self
+                .data
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|(key, _)| Secret::is_of_docker(key))
+                .map(|(key, value)| (key, value.0))
+                .collect(),
+        };
+        (self.metadata.name, secret)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A follower, and those who hear of what it does.
+    struct Scene {
+        follower: Follower,
+        snapshots: watch::Receiver<Arc<crate::domain::snapshot::Snapshot>>,
+        published: watch::Receiver<Option<Arc<ClusterView>>>,
+    }
+
+    fn of<K: DeserializeOwned>(object: Value) -> K {
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn mirror(version: u32, spec: &Value) -> Object {
+        let mut document = json!({
+            "metadata": {"name": "main", "uid": "u", "resourceVersion": version.to_string()},
+            "spec": {"registry": "mirror.test", "kind": "Hosted", "sources": [{"prefix": "docker.io"}]},
+        });
+        for (field, value) in spec.as_object().unwrap() {
+            document["spec"][field] = value.clone();
         }
-        Err(faults) => Err((Box::new(object), faults.iter().map(ToString::to_string).collect())),
-    };
-    Read { resource, unknown }
-}
+        of(document)
+    }
 
-pub(super) fn status_of(object: &DynamicObject) -> ImageMirrorStatus {
-    object
-        .data
-        .get("status")
-        .and_then(|status| serde_json::from_value(status.clone()).ok())
-        .unwrap_or_default()
-}
+    fn node(version: u32, architecture: &str) -> Outline {
+        of(json!({"metadata": {
+            "name": "node-1",
+            "resourceVersion": version.to_string(),
+            "labels": {ARCHITECTURE_LABEL: architecture},
+        }}))
+    }
 
-fn secret(object: ApiSecret) -> Secret {
-    Secret {
-        namespace: object.namespace(),
-        type_: object.type_.unwrap_or_default(),
-        data: object
-            .data
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|(key, _)| Secret::is_of_docker(key))
-            .map(|(key, value)| (key, value.0))
-            .collect(),
+    fn namespace(version: u32, mode: &str) -> Outline {
+        of(json!({"metadata": {
+            "name": "blue",
+            "resourceVersion": version.to_string(),
+            "labels": {"kagami.dev/mode": mode},
+        }}))
+    }
+
+    fn docker_secret(version: u32, password: &str) -> SecretObject {
+        let config = json!({"auths": {"mirror.test": {"username": "a", "password": password}}});
+        of(json!({
+            "metadata": {"name": "login", "resourceVersion": version.to_string()},
+            "type": "kubernetes.io/dockerconfigjson",
+            "data": {".dockerconfigjson": ByteString(config.to_string().into_bytes())},
+        }))
+    }
+
+    impl Scene {
+        /// Everything is listed.
+        fn new() -> Self {
+            drop(rustls::crypto::ring::default_provider().install_default());
+            let store = Store::default();
+            let (published, view) = watch::channel(None);
+            let mut follower = Follower::new(&store, BTreeSet::new(), published);
+            follower.take_mirror(Event::Listing);
+            follower.take_mirror(Event::Listed(mirror(1, &json!({}))));
+            follower.take_mirror(Event::ListedAll { round: 0 });
+            follower.take_namespace(Event::Listed(namespace(1, "audit")));
+            follower.take_namespace(Event::ListedAll { round: 0 });
+            follower.take_secret(Event::Listed(docker_secret(1, "x")));
+            follower.take_secret(Event::ListedAll { round: 0 });
+            follower.take_node(Event::Listed(node(1, "amd64")));
+            assert!(!follower.is_due(), "not before all of it is known");
+            follower.take_node(Event::ListedAll { round: 0 });
+            let mut scene = Self {
+                snapshots: store.subscribe(),
+                published: view,
+                follower,
+            };
+            assert_eq!(scene.heard(), (true, true));
+            scene
+        }
+
+        /// Puts to use what changed. Returns whether readers of the store and of the view hear of it.
+        fn heard(&mut self) -> (bool, bool) {
+            if self.follower.is_due() {
+                self.follower.apply();
+            }
+            let heard = (
+                self.snapshots.has_changed().unwrap(),
+                self.published.has_changed().unwrap(),
+            );
+            self.snapshots.mark_unchanged();
+            self.published.mark_unchanged();
+            heard
+        }
+
+        fn view(&self) -> Arc<ClusterView> {
+            self.published.borrow().clone().unwrap()
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_of_a_node_wakes_nobody() {
+        let mut scene = Scene::new();
+        for version in 2..100 {
+            scene.follower.take_node(Event::Changed(node(version, "amd64")));
+            assert!(!scene.follower.is_due());
+            assert_eq!(scene.heard(), (false, false));
+        }
+        scene.follower.take_node(Event::Changed(node(100, "arm64")));
+        assert_eq!(scene.heard(), (false, true));
+        assert_eq!(scene.view().platforms, ["arm64"]);
+    }
+
+    #[test]
+    fn what_is_listed_again_wakes_nobody() {
+        let mut scene = Scene::new();
+        scene.follower.take_mirror(Event::Listing);
+        scene.follower.take_mirror(Event::Listed(mirror(1, &json!({}))));
+        scene.follower.take_mirror(Event::ListedAll { round: 1 });
+        scene.follower.take_namespace(Event::Listing);
+        scene
+            .follower
+            .take_namespace(Event::Listed(namespace(2, "audit")));
+        scene.follower.take_namespace(Event::ListedAll { round: 1 });
+        scene.follower.take_secret(Event::Changed(docker_secret(2, "x")));
+        assert_eq!(scene.heard(), (false, false));
+        // A configuration that is put to use once more is the same configuration.
+        scene.follower.due.configuration = true;
+        assert_eq!(scene.heard(), (false, false));
+    }
+
+    #[test]
+    fn a_change_is_heard_by_those_whom_it_concerns() {
+        let mut scene = Scene::new();
+        let routing = scene.follower.store.snapshot().routing.clone();
+        scene
+            .follower
+            .take_namespace(Event::Changed(namespace(2, "enforce")));
+        assert_eq!(scene.heard(), (true, false));
+        let now = scene.follower.store.snapshot();
+        assert!(Arc::ptr_eq(&now.routing, &routing), "no routing was compiled");
+        assert_eq!(now.namespaces["blue"]["kagami.dev/mode"], "enforce");
+        // A status alone is for the view.
+        scene.follower.take_mirror(Event::Changed(mirror(2, &json!({}))));
+        assert_eq!(scene.heard(), (false, true));
+        scene
+            .follower
+            .take_mirror(Event::Changed(mirror(3, &json!({"priority": 7}))));
+        assert_eq!(scene.heard(), (true, true));
+        let faulty = mirror(4, &json!({"mode": "Sometimes"}));
+        scene.follower.take_mirror(Event::Changed(faulty));
+        assert_eq!(scene.heard(), (false, true));
+        assert_eq!(scene.view().mirrors["main"].faults.len(), 1);
+        let now = scene.follower.store.snapshot();
+        let priorities: Vec<_> = now.routing.mirrors().map(|(_, mirror)| mirror.priority).collect();
+        assert_eq!(priorities, [7]);
+    }
+
+    #[test]
+    fn a_renewed_secret_is_for_the_view_alone() {
+        let mut scene = Scene::new();
+        let credentials = json!({"endpoint": {"credentials": {"secretRef": {"name": "login"}}}});
+        scene
+            .follower
+            .take_mirror(Event::Changed(mirror(2, &credentials)));
+        assert!(scene.heard().1);
+        let before = scene.view().probe_credentials["main"].clone();
+        scene
+            .follower
+            .take_secret(Event::Changed(docker_secret(2, "renewed")));
+        assert_eq!(scene.heard(), (false, true));
+        assert_ne!(scene.view().probe_credentials["main"], before);
+        scene
+            .follower
+            .take_secret(Event::Deleted(docker_secret(2, "renewed")));
+        assert_eq!(scene.heard(), (false, true));
+        let missing = scene.view().mirrors["main"].missing_secret.clone();
+        assert_eq!(missing.as_deref(), Some("login"));
     }
 }

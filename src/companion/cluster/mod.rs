@@ -6,7 +6,6 @@
 
 mod certificates;
 mod definitions;
-mod events;
 mod heartbeat;
 mod inherit;
 mod mirrors;
@@ -30,22 +29,24 @@ use tokio::{
 
 use self::{
     certificates::Keeper,
-    heartbeat::Heartbeat,
-    mirrors::Follower,
+    mirrors::{ClusterView, Follower},
     pods::Pods,
-    publisher::{Publisher, Work},
 };
 pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
 use super::mirror::{self, reports::Reports};
 use crate::{
-    cluster::{elector::Elector, writer::Writer},
-    domain::health::State,
+    clock,
+    cluster::{elector::Elector, events::Events, writer::Writer},
+    domain::{
+        health::{Health, State},
+        time::Timestamp,
+    },
     metrics::Metrics,
     state::Store,
     tasks::{Shutdown, panic_message},
 };
 
-/// How many new images may wait for the workers.
+/// How many new images and observations may wait for the workers.
 const QUEUE: usize = 4096;
 
 /// How long after its last answer the API server counts as reachable.
@@ -63,6 +64,20 @@ pub struct Settings {
     pub demand: DemandSettings,
     /// None where somebody else keeps the webhook's certificates.
     pub certificates: Option<CertificateSettings>,
+}
+
+/// What every part of a leader works with. Clones share it.
+#[derive(Clone)]
+struct Leader {
+    settings: Arc<Settings>,
+    client: Client,
+    store: Store,
+    writer: Writer,
+    events: Events,
+    reports: Reports,
+    metrics: Metrics,
+    /// What the cluster says; none until all of it is known.
+    cluster: watch::Receiver<Option<Arc<ClusterView>>>,
 }
 
 /// Why a leader ended other than by losing the lead.
@@ -132,15 +147,28 @@ async fn follow(
     view: &View,
     elector: &mut Elector,
 ) -> Result<std::convert::Infallible, Error> {
+    let settings = Arc::new(settings.clone());
     loop {
         elector.acquire().await;
         metrics.set_leading(true);
         let store = Store::default();
         view.store.send_replace(Some(store.clone()));
         let writer = Writer::new(elector.held(), metrics.clone());
+        let (published, cluster) = watch::channel(None);
+        let leader = Leader {
+            settings: Arc::clone(&settings),
+            client: client.clone(),
+            store: store.clone(),
+            events: Events::new(client.clone(), writer.clone(), &settings.identity),
+            writer,
+            reports: Reports::default(),
+            metrics: metrics.clone(),
+            cluster,
+        };
         let ended = tokio::select! {
             () = elector.hold() => None,
-            error = lead(settings, client, metrics, &store, writer) => Some(error),
+            // A large future.
+            error = Box::pin(leader.lead(published)) => Some(error),
         };
         view.store.send_replace(None);
         metrics.set_leading(false);
@@ -153,123 +181,107 @@ async fn follow(
     }
 }
 
-/// Does all the work of a leader; returns only if a task ends early. Dropping it ends them all.
-async fn lead(
-    settings: &Settings,
-    client: &Client,
-    metrics: &Metrics,
-    store: &Store,
-    writer: Writer,
-) -> Error {
-    let (published_cluster, mut cluster) = watch::channel(None);
-    let mut tasks = JoinSet::new();
-    // First of all: webhooks cannot start without.
-    if let Some(certificates) = settings.certificates.clone() {
-        let keeper = Keeper::new(
-            certificates,
-            writer.clone(),
-            client.clone(),
-            &settings.namespace,
-            &settings.identity,
+impl Leader {
+    /// Does all the work of a leader; returns only if a task ends early. Dropping it ends them all.
+    async fn lead(self, published_cluster: watch::Sender<Option<Arc<ClusterView>>>) -> Error {
+        let mut tasks = JoinSet::new();
+        // First of all: webhooks cannot start without.
+        if let Some(certificates) = self.settings.certificates.clone() {
+            tasks.spawn(Keeper::new(certificates, &self).run());
+        }
+        tasks.spawn(probe_secret::run(self.clone()));
+        let left_alone = self.settings.left_alone.clone();
+        let follower = Follower::new(&self.store, left_alone, published_cluster);
+        tasks.spawn(follower.run(self.client.clone(), self.settings.namespace.clone()));
+        let (published_definitions, definitions) = watch::channel(None);
+        tasks.spawn(definitions::run(self.clone(), published_definitions));
+        let images = publisher::Images::default();
+        let mut known = self.cluster.clone();
+        tokio::select! {
+            // The follower holds the other end for as long as this future is polled.
+            _ = known.wait_for(Option::is_some) => {}
+            error = early_end(&mut tasks) => return error,
+        }
+        tasks.spawn(images.clone().follow(self.clone()));
+        let inherited = tokio::select! {
+            inherited = self.take_over(&images) => inherited,
+            error = early_end(&mut tasks) => return error,
+        };
+        let published = watch::Sender::new(BTreeMap::new());
+        tasks.spawn(heartbeat::run(self.clone(), published.subscribe()));
+        tasks.spawn(publisher::run(self.clone(), images, definitions, published));
+        let (demand, wanted) = mpsc::channel(QUEUE);
+        let pods = Pods {
+            store: self.store.clone(),
+            settings: self.settings.demand.clone(),
+            reports: self.reports.clone(),
+            demand,
+            since: clock::now(),
+        };
+        tasks.spawn(pods.run(self.client.clone()));
+        // Nobody but the probers looks at mirrors here: reviews are answered elsewhere.
+        let (_doubt, doubts) = mpsc::channel(1);
+        let workers = mirror::run(
+            self.store.clone(),
+            self.metrics.clone(),
+            self.reports.clone(),
+            inherited,
+            doubts,
+            wanted,
         );
-        tasks.spawn(keeper.run());
+        tokio::select! {
+            error = early_end(&mut tasks) => error,
+            never = workers => match never {},
+        }
     }
-    tasks.spawn(probe_secret::run(
-        client.clone(),
-        settings.namespace.clone(),
-        writer.clone(),
-        cluster.clone(),
-    ));
-    let follower = Follower::new(store, settings.left_alone.clone(), published_cluster);
-    tasks.spawn(follower.run(client.clone(), settings.namespace.clone()));
-    let (published_definitions, definitions) = watch::channel(None);
-    tasks.spawn(definitions::run(client.clone(), published_definitions));
-    let (written, through, inherited) = tokio::select! {
-        inherited = take_over(settings, client, store, &mut cluster) => inherited,
-        error = early_end(&mut tasks) => return error,
-    };
-    let reports = Reports::default();
-    let published = watch::Sender::new(BTreeMap::new());
-    let heartbeat = Heartbeat {
-        store: store.clone(),
-        reports: reports.clone(),
-        metrics: metrics.clone(),
-        writer: writer.clone(),
-        identity: settings.identity.clone(),
-        published: published.subscribe(),
-    };
-    let publisher = Publisher {
-        store: store.clone(),
-        writer,
-        reports: reports.clone(),
-        cluster,
-        definitions,
-        identity: settings.identity.clone(),
-        published,
-        written,
-        through,
-        work: Work::default(),
-    };
-    let (demand, wanted) = mpsc::channel(QUEUE);
-    let pods = Pods {
-        store: store.clone(),
-        settings: settings.demand.clone(),
-        reports: reports.clone(),
-        demand,
-    };
-    tasks.spawn(publisher.run(client.clone()));
-    tasks.spawn(heartbeat.run(client.clone(), settings.namespace.clone()));
-    tasks.spawn(pods.run(client.clone()));
-    // Nobody but the probers looks at mirrors here: reviews are answered elsewhere.
-    let (_doubt, doubts) = mpsc::channel(1);
-    let workers = mirror::run(store.clone(), metrics.clone(), reports, inherited, doubts, wanted);
-    tokio::select! {
-        error = early_end(&mut tasks) => error,
-        never = workers => match never {},
-    }
-}
 
-/// Takes over what the last leader left, once the cluster's mirrors are known. Tries until it works.
-async fn take_over(
-    settings: &Settings,
-    client: &Client,
-    store: &Store,
-    cluster: &mut watch::Receiver<Option<Arc<mirrors::ClusterView>>>,
-) -> (inherit::AllWritten, u64, BTreeSet<String>) {
-    loop {
-        // The follower holds the other end for as long as this future is polled.
-        let Ok(known) = cluster.wait_for(Option::is_some).await.map(|known| known.clone()) else {
-            return std::future::pending().await;
-        };
-        let loaded = async {
-            let (written, through) = inherit::images(client.clone(), store).await?;
-            let known = known.clone().unwrap_or_default();
-            let snapshot = store.snapshot();
-            let health = inherit::health(client.clone(), &settings.namespace, &known, &snapshot).await?;
-            Ok::<_, kube::Error>((written, through, health))
-        };
-        match loaded.await {
-            Ok((written, through, health)) => {
-                let images: usize = written.values().map(std::collections::HashMap::len).sum();
-                tracing::info!(images, inherited = health.len(), "took over");
-                for (mirror, health) in &health {
-                    store.set_health(mirror, *health);
-                    // Until they are looked at, they are believed to fail still.
-                    for host in known.iter().flat_map(|known| known.failing_upstreams(mirror)) {
-                        store.set_upstream(host, State::Unhealthy);
-                    }
+    /// Takes over what the last leader left, once the cluster's mirrors are known: their images, which are
+    /// followed from now on, and the health that is still to be believed. Returns the mirrors with such a
+    /// health.
+    async fn take_over(&self, images: &publisher::Images) -> BTreeSet<String> {
+        let mut cluster = self.cluster.clone();
+        let (images, newest) = images.listed().await;
+        loop {
+            // The follower holds the other end for as long as this future is polled.
+            let Ok(known) = cluster.wait_for(Option::is_some).await.map(|known| known.clone()) else {
+                return std::future::pending().await;
+            };
+            let known = known.unwrap_or_default();
+            let snapshot = self.store.snapshot();
+            match inherit::health(self, &known, &snapshot).await {
+                Ok(inherited) => {
+                    tracing::info!(images, inherited = inherited.len(), "took over");
+                    let earliest = inherit::earliest(newest, &known, clock::now());
+                    // A few seconds at most, where clocks differ: what is looked at before would be no proof.
+                    tokio::time::sleep(earliest.since(clock::now())).await;
+                    self.begin_with(&inherited, &known, earliest);
+                    return inherited.into_keys().collect();
                 }
-                store.index_mut().track_changes();
-                return (written, through, health.into_keys().collect());
-            }
-            Err(error) => {
-                tracing::warn!(
-                    error = crate::telemetry::chain(&error),
-                    "cannot take over; trying again"
-                );
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                Err(error) => {
+                    tracing::warn!(
+                        error = crate::telemetry::chain(&error),
+                        "cannot take over; trying again"
+                    );
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
             }
         }
+    }
+
+    /// Puts into the store what the workers begin with.
+    fn begin_with(&self, inherited: &BTreeMap<String, Health>, known: &ClusterView, earliest: Timestamp) {
+        for (_, mirror) in self.store.snapshot().routing.mirrors() {
+            let health = inherited.get(&mirror.name).copied();
+            let health = health.unwrap_or_else(|| Health::unknown(earliest));
+            self.store.set_health(&mirror.name, health);
+        }
+        for mirror in inherited.keys() {
+            // Until they are looked at, they are believed to fail still.
+            for host in known.failing_upstreams(mirror) {
+                self.store.set_upstream(host, State::Unhealthy);
+            }
+        }
+        self.store.index_mut().track_changes();
     }
 }
 

@@ -2,17 +2,17 @@
 //! that asks for credentials. Of all that the Secret of its endpoint holds it has the entry that the mirror
 //! is asked with, and no other: webhooks are to learn nothing else.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
-    Api, Client,
+    Api,
     api::{ObjectMeta, PostParams},
 };
 use serde_json::{Map, json};
-use tokio::{sync::watch, time::sleep};
+use tokio::time::sleep;
 
-use super::mirrors::ClusterView;
+use super::Leader;
 use crate::{
     api::{PROBE_SECRET, mirror::Connection},
     cluster::writer::{NotWritten, Writer},
@@ -28,13 +28,15 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How often it is looked at whether somebody changed the Secret.
 const LOOK: Duration = Duration::from_mins(1);
 
-pub(super) async fn run(
-    client: Client,
-    namespace: String,
-    writer: Writer,
-    mut cluster: watch::Receiver<Option<Arc<ClusterView>>>,
-) {
-    let secrets = Api::<Secret>::namespaced(client, &namespace);
+pub(super) async fn run(leader: Leader) {
+    let Leader {
+        settings,
+        client,
+        writer,
+        mut cluster,
+        ..
+    } = leader;
+    let secrets = Api::<Secret>::namespaced(client, &settings.namespace);
     loop {
         let wanted = cluster
             .borrow_and_update()

@@ -7,6 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff,
 };
+use serde_json::{Map, Value, json};
 
 use crate::{
     api::{
@@ -28,6 +29,52 @@ const MESSAGE: usize = 4096;
 
 /// How many lacking fields are named.
 const LACKING: usize = 5;
+
+/// What a condition of an ImageMirror speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConditionType {
+    Ready,
+    UnknownFields,
+    Healthy,
+    CredentialsValid,
+    SchemaCurrent,
+    NodesCanPull,
+    SweepInTime,
+}
+
+impl ConditionType {
+    /// Returns its name as users see it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::UnknownFields => "UnknownFields",
+            Self::Healthy => "Healthy",
+            Self::CredentialsValid => "CredentialsValid",
+            Self::SchemaCurrent => "SchemaCurrent",
+            Self::NodesCanPull => "NodesCanPull",
+            Self::SweepInTime => "SweepInTime",
+        }
+    }
+}
+
+/// Whether what a condition speaks of holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ConditionStatus {
+    True,
+    False,
+    Unknown,
+}
+
+impl ConditionStatus {
+    /// Returns its name as Kubernetes has it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
 
 /// What is known of one mirror.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +112,7 @@ pub(super) fn generation_of_health(status: &ImageMirrorStatus) -> Option<i64> {
     let healthy = status
         .conditions
         .iter()
-        .find(|condition| condition.type_ == "Healthy");
+        .find(|condition| condition.type_ == ConditionType::Healthy.as_str());
     healthy?.observed_generation
 }
 
@@ -89,7 +136,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
             );
         }
         message.push('.');
-        conditions.set("Ready", "True", "InForce", &message);
+        conditions.set(ConditionType::Ready, ConditionStatus::True, "InForce", &message);
     } else {
         let what = if seen.health.is_some() {
             "The last good form stays in force"
@@ -97,7 +144,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
             "Nothing is in force"
         };
         let message = format!("{what}: {}", seen.faults.join("; "));
-        conditions.set("Ready", "False", "Faulty", &message);
+        conditions.set(ConditionType::Ready, ConditionStatus::False, "Faulty", &message);
     }
     unknown_fields(&mut conditions, seen.unknown);
     let told = health(current);
@@ -106,7 +153,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
             let reason = conditions.healthy(health);
             next.health = Some(api::health::status(health, reason));
         }
-        Some(_) => conditions.observed("Healthy"),
+        Some(_) => conditions.observed(ConditionType::Healthy),
         None if told.is_none_or(|told| told.state == State::Unknown) => {}
         None => {
             let unknown = Health::unknown(now);
@@ -119,36 +166,21 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         generation: seen.generation,
         now,
     };
-    match (seen.missing_secret, seen.secret_fault, seen.credentials_accepted) {
-        (Some(name), _, _) => {
-            let message = format!("There is no Secret {name} in Kagami's namespace.");
-            conditions.set("CredentialsValid", "False", "SecretNotFound", &message);
-        }
-        (None, Some(fault), _) => {
-            let message =
-                format!("The last good credentials, if any, stay in use for an hour at most: {fault}");
-            conditions.set("CredentialsValid", "False", "SecretFaulty", &message);
-        }
-        (None, None, Some(false)) => conditions.set(
-            "CredentialsValid",
-            "False",
-            "Unauthorized",
-            "The mirror refuses the credentials that it is asked with, or asks for some.",
-        ),
-        (None, None, Some(true)) => {
-            conditions.set("CredentialsValid", "True", "Accepted", "The mirror answers.");
-        }
-        (None, None, None) => {}
-    }
+    credentials(&mut conditions, seen);
     schema(&mut conditions, seen.lacking);
     match seen.nodes_can_pull {
         Some(true) => {
             let message = "Pods run images that they were sent to the mirror for.";
-            conditions.set("NodesCanPull", "True", "Pulled", message);
+            conditions.set(
+                ConditionType::NodesCanPull,
+                ConditionStatus::True,
+                "Pulled",
+                message,
+            );
         }
         Some(false) => conditions.set(
-            "NodesCanPull",
-            "False",
+            ConditionType::NodesCanPull,
+            ConditionStatus::False,
             "PullsFail",
             "Nodes fail to pull images that Kagami sees on the mirror. Their Pods' events tell why.",
         ),
@@ -162,6 +194,64 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     next
 }
 
+fn credentials(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
+    match (seen.missing_secret, seen.secret_fault, seen.credentials_accepted) {
+        (Some(name), _, _) => {
+            let message = format!("There is no Secret {name} in Kagami's namespace.");
+            conditions.set(
+                ConditionType::CredentialsValid,
+                ConditionStatus::False,
+                "SecretNotFound",
+                &message,
+            );
+        }
+        (None, Some(fault), _) => {
+            let message =
+                format!("The last good credentials, if any, stay in use for an hour at most: {fault}");
+            conditions.set(
+                ConditionType::CredentialsValid,
+                ConditionStatus::False,
+                "SecretFaulty",
+                &message,
+            );
+        }
+        (None, None, Some(false)) => conditions.set(
+            ConditionType::CredentialsValid,
+            ConditionStatus::False,
+            "Unauthorized",
+            "The mirror refuses the credentials that it is asked with, or asks for some.",
+        ),
+        (None, None, Some(true)) => {
+            conditions.set(
+                ConditionType::CredentialsValid,
+                ConditionStatus::True,
+                "Accepted",
+                "The mirror answers.",
+            );
+        }
+        (None, None, None) => {}
+    }
+}
+
+/// Returns the change from one status to the next: a merge patch that names the version that it was
+/// computed from, so that nothing is overwritten unseen. It has only what differs; so what newer versions
+/// have in the status stays.
+pub(super) fn patch(current: &ImageMirrorStatus, next: &ImageMirrorStatus, version: u64) -> Value {
+    let fields = |status| match serde_json::to_value(status) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    };
+    let (before, mut changed) = (fields(current), fields(next));
+    for (field, value) in before {
+        match changed.get(&field) {
+            Some(same) if *same == value => drop(changed.remove(&field)),
+            Some(_) => {}
+            None => drop(changed.insert(field, Value::Null)),
+        }
+    }
+    json!({"metadata": {"resourceVersion": version.to_string()}, "status": changed})
+}
+
 /// Tells what a newer definition has; nothing was ever told where there is nothing to tell.
 fn unknown_fields(conditions: &mut Conditions<'_>, unknown: &[Unknown]) {
     match unknown.iter().map(|unknown| unknown.consequence).max() {
@@ -171,12 +261,17 @@ fn unknown_fields(conditions: &mut Conditions<'_>, unknown: &[Unknown]) {
                 "The resource has what this version of Kagami does not know: {}.",
                 told.join("; ")
             );
-            conditions.set("UnknownFields", "True", worst.as_str(), &message);
-        }
-        None if conditions.has("UnknownFields") => {
             conditions.set(
-                "UnknownFields",
-                "False",
+                ConditionType::UnknownFields,
+                ConditionStatus::True,
+                worst.as_str(),
+                &message,
+            );
+        }
+        None if conditions.has(ConditionType::UnknownFields) => {
+            conditions.set(
+                ConditionType::UnknownFields,
+                ConditionStatus::False,
                 "AllKnown",
                 "Every field of the resource is known.",
             );
@@ -189,8 +284,8 @@ fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
     match lacking {
         None => {}
         Some([]) => conditions.set(
-            "SchemaCurrent",
-            "True",
+            ConditionType::SchemaCurrent,
+            ConditionStatus::True,
             "Current",
             "The installed definitions know all that this version of Kagami does.",
         ),
@@ -207,7 +302,12 @@ fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
                  --server-side --force-conflicts -f -",
                 shown.join(", ")
             );
-            conditions.set("SchemaCurrent", "False", "OlderSchema", &message);
+            conditions.set(
+                ConditionType::SchemaCurrent,
+                ConditionStatus::False,
+                "OlderSchema",
+                &message,
+            );
         }
     }
 }
@@ -256,15 +356,25 @@ fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
              spec.sweep.requestsPerSecond or {}.",
             late.join(" and ")
         );
-        conditions.set("SweepInTime", "False", "TooSlow", &message);
+        conditions.set(
+            ConditionType::SweepInTime,
+            ConditionStatus::False,
+            "TooSlow",
+            &message,
+        );
     } else if tags_wait {
         let message = "A pull-through mirror is asked for one tag a second, and there are more than can be \
                        resolved anew within spec.tags.refresh: raise it.";
-        conditions.set("SweepInTime", "False", "TooSlow", message);
+        conditions.set(
+            ConditionType::SweepInTime,
+            ConditionStatus::False,
+            "TooSlow",
+            message,
+        );
     } else {
         conditions.set(
-            "SweepInTime",
-            "True",
+            ConditionType::SweepInTime,
+            ConditionStatus::True,
             "InTime",
             "Proofs are renewed before they age out.",
         );
@@ -281,31 +391,46 @@ impl Conditions<'_> {
     /// Sets the condition of a mirror's health and returns its reason.
     fn healthy(&mut self, health: Health) -> &'static str {
         let (status, reason, message) = match (health.state, health.fault) {
-            (State::Healthy, _) => ("True", "Healthy", "The mirror answers and serves images."),
+            (State::Healthy, _) => (
+                ConditionStatus::True,
+                "Healthy",
+                "The mirror answers and serves images.",
+            ),
             (State::Unhealthy, fault) => (
-                "False",
+                ConditionStatus::False,
                 fault.map_or("Unhealthy", |fault| fault.as_str()),
                 "The mirror failed its probes; images stay upstream.",
             ),
-            (State::Unknown, _) => ("Unknown", "NotObserved", "Nobody has looked at the mirror yet."),
+            (State::Unknown, _) => (
+                ConditionStatus::Unknown,
+                "NotObserved",
+                "Nobody has looked at the mirror yet.",
+            ),
         };
-        self.set("Healthy", status, reason, message);
+        self.set(ConditionType::Healthy, status, reason, message);
         reason
     }
 
     /// Notes that a condition holds for the present generation too.
-    fn observed(&mut self, type_: &str) {
+    fn observed(&mut self, type_: ConditionType) {
         let generation = self.generation;
-        if let Some(condition) = self.list.iter_mut().find(|condition| condition.type_ == type_) {
+        let mut of_type = self
+            .list
+            .iter_mut()
+            .filter(|condition| condition.type_ == type_.as_str());
+        if let Some(condition) = of_type.next() {
             condition.observed_generation = Some(generation);
         }
     }
 
-    fn has(&self, type_: &str) -> bool {
-        self.list.iter().any(|condition| condition.type_ == type_)
+    fn has(&self, type_: ConditionType) -> bool {
+        self.list
+            .iter()
+            .any(|condition| condition.type_ == type_.as_str())
     }
 
-    fn set(&mut self, type_: &str, status: &str, reason: &str, message: &str) {
+    fn set(&mut self, type_: ConditionType, status: ConditionStatus, reason: &str, message: &str) {
+        let (type_, status) = (type_.as_str(), status.as_str());
         let at = self.list.iter().position(|condition| condition.type_ == type_);
         let since = at
             .and_then(|at| self.list.get(at))
@@ -383,6 +508,24 @@ mod tests {
         assert_eq!(plan(&status, &seen(), at(30)), status);
         assert_eq!(health(&status), Some(healthy(10)));
         assert_eq!(condition(&status, "Healthy").status, "True");
+    }
+
+    #[test]
+    fn a_patch_says_what_changed_and_nothing_else() {
+        let before = plan(&ImageMirrorStatus::default(), &seen(), at(20));
+        let mut after = before.clone();
+        after.platforms = vec!["amd64".to_owned()];
+        after.health = None;
+        assert_eq!(
+            patch(&before, &after, 7),
+            json!({
+                "metadata": {"resourceVersion": "7"},
+                "status": {"platforms": ["amd64"], "health": null},
+            })
+        );
+        let whole = patch(&ImageMirrorStatus::default(), &before, 7);
+        let fields: Vec<_> = whole["status"].as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["conditions", "health"]);
     }
 
     #[test]

@@ -105,9 +105,8 @@ impl Context {
         if !present.asks_upstream(located) {
             return None;
         }
-        let deadline = Instant::now() + PATIENCE;
         let (reference, name) = (&located.reference, located.name());
-        let told = upstream::gives_to_everybody(&self.upstreams, reference, name, deadline).await;
+        let told = upstream::gives_to_everybody(&self.upstreams, reference, name, PATIENCE).await;
         told.or_else(|| {
             let index = self.store.index();
             match &index.get(&self.mirror, &located.key)?.presence {

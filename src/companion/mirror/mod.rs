@@ -177,7 +177,7 @@ pub async fn run(
                     debug_assert!(changed.is_ok(), "the store was dropped");
                     break;
                 }
-                (mirror, ended) = first_end(&mut workers) => {
+                (mirror, ended) = first_end(&mut workers, |worker| &mut worker.tasks) => {
                     workers.remove(&mirror);
                     metrics.forget_mirror(&mirror);
                     if let Err(error) = ended {
@@ -185,6 +185,16 @@ pub async fn run(
                         store.set_health(&mirror, Health::unknown(clock::now()));
                         let error = panic_message(error);
                         tracing::error!(mirror, error, "a task of a mirror's worker panicked; starting it anew");
+                        sleep(PAUSE_AFTER_PANIC).await;
+                    }
+                    break;
+                }
+                (host, ended) = first_end(&mut upstreams, |tasks| tasks) => {
+                    upstreams.remove(&host);
+                    store.set_upstream(&host, State::Unknown);
+                    if let Err(error) = ended {
+                        let error = panic_message(error);
+                        tracing::error!(host, error, "the watch of an upstream panicked; starting it anew");
                         sleep(PAUSE_AFTER_PANIC).await;
                     }
                     break;
@@ -257,12 +267,16 @@ impl Worker {
     }
 }
 
-/// Waits until a task of a worker ends: by a panic, or because its mirror is configured no more.
-async fn first_end(workers: &mut BTreeMap<String, Worker>) -> (String, Result<(), JoinError>) {
+/// Waits until one of many tasks ends: by a panic, or because its mirror is configured no more. Returns
+/// whose it was.
+async fn first_end<T>(
+    owners: &mut BTreeMap<String, T>,
+    tasks: impl Fn(&mut T) -> &mut JoinSet<()>,
+) -> (String, Result<(), JoinError>) {
     poll_fn(|context| {
-        for (mirror, worker) in workers.iter_mut() {
-            if let Poll::Ready(Some(ended)) = worker.tasks.poll_join_next(context) {
-                return Poll::Ready((mirror.clone(), ended));
+        for (name, owner) in owners.iter_mut() {
+            if let Poll::Ready(Some(ended)) = tasks(owner).poll_join_next(context) {
+                return Poll::Ready((name.clone(), ended));
             }
         }
         Poll::Pending
@@ -331,7 +345,7 @@ mod tests {
         let mut workers = workers
             .map(|(name, tasks)| (name.to_owned(), worker(tasks)))
             .into();
-        let (mirror, ended) = first_end(&mut workers).await;
+        let (mirror, ended) = first_end(&mut workers, |worker| &mut worker.tasks).await;
         assert_eq!(mirror, "bad");
         assert_eq!(panic_message(ended.unwrap_err()), "as asked by the test");
     }

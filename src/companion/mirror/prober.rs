@@ -204,6 +204,7 @@ impl Prober {
                 .head(&located.repository, asked, deadline)
                 .await
         };
+        let mut lost_children = false;
         let observation = match &answer {
             Answer::Exists(manifest) => {
                 let data = if with_data {
@@ -219,6 +220,7 @@ impl Prober {
                         observation
                     }
                     Data::NoChild(tried) => {
+                        lost_children = true;
                         let presence = self.without(&canary.key, tried);
                         self.gone(&canary.key, presence, &Answer::Missing, asked_at);
                         Observation::Good
@@ -241,7 +243,8 @@ impl Prober {
             }
         };
         if with_data {
-            self.data_in_doubt = observation != Observation::Good;
+            // One that lost its children may not be the only one, and no look without data would tell.
+            self.data_in_doubt = observation != Observation::Good || lost_children;
         }
         observation
     }
@@ -284,8 +287,9 @@ impl Prober {
             .iter()
             .filter_map(|child| Some((child, Architectures::of(child.architecture.as_deref()?))))
             .filter(|(_, architecture)| known.contains(*architecture));
+        // One for all: a round that takes too long would pass for one that stalls.
+        let deadline = Instant::now() + timeout;
         for (child, architecture) in named.take(CHILDREN) {
-            let deadline = Instant::now() + timeout;
             match client.get(repository, &child.digest.to_string(), deadline).await {
                 Answer::Exists(manifest) => {
                     gone = Architectures::NONE;
@@ -354,7 +358,7 @@ impl Prober {
             self.canaries = index
                 .entries(&self.context.mirror)
                 .filter_map(|(key, entry)| match &entry.presence {
-                    Presence::Present(proof) => Some(Canary {
+                    Presence::Present(proof) if !proof.architectures.is_empty() => Some(Canary {
                         key: key.to_owned(),
                         digest: proof.digest.clone(),
                     }),

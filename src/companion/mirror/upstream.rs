@@ -22,8 +22,9 @@ use crate::{
     state::Store,
 };
 
-/// How long a question may wait for its turn before it is not put.
-const LONGEST_TURN: Duration = Duration::from_secs(1);
+/// How long a question may wait for its turn before it is not put: nobody waits for the answer, and
+/// without one what was known before holds.
+const LONGEST_TURN: Duration = Duration::from_mins(1);
 
 /// Watches one registry until the task is dropped.
 pub(super) async fn watch(host: String, pool: Pool, store: Store) {
@@ -68,7 +69,7 @@ pub(super) async fn gives_to_everybody(
     pool: &Pool,
     reference: &Reference<'_>,
     name: &str,
-    deadline: Instant,
+    patience: Duration,
 ) -> Option<bool> {
     let (host, repository) = name.split_once('/')?;
     let Upstream { client, pace } = pool.upstream(host)?;
@@ -76,7 +77,7 @@ pub(super) async fn gives_to_everybody(
         return None;
     }
     let asked = reference.manifest_reference();
-    match client.head(repository, asked, deadline).await {
+    match client.head(repository, asked, Instant::now() + patience).await {
         Answer::Exists(_) => Some(true),
         Answer::Missing | Answer::Unauthorized => Some(false),
         _ => None,

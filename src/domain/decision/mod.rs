@@ -323,7 +323,7 @@ impl<'a> Decider<'_, 'a> {
                 continue;
             }
             let wanted = match self.request.pod.architectures {
-                Architectures::NONE => settings.platforms,
+                Architectures::NONE => self.snapshot.standing(candidate.mirror).platforms,
                 architectures => architectures,
             };
             let verdict = match refusal {
@@ -384,6 +384,7 @@ impl<'a> Decider<'_, 'a> {
         if !self.snapshot.serves(mirror, self.request.namespace) {
             return Some(Reason::NamespaceNotServed);
         }
+        let standing = self.snapshot.standing(mirror);
         for owner in &self.request.pod.owners {
             if settings
                 .exclude_owners
@@ -392,15 +393,12 @@ impl<'a> Decider<'_, 'a> {
             {
                 return Some(Reason::OwnerExcluded);
             }
-            if settings.owners_left_alone.iter().any(|uid| *uid == owner.uid) {
+            if standing.owners_left_alone.contains(&*owner.uid) {
                 return Some(Reason::OwnerLoop);
             }
         }
         if settings.pull_secret {
-            let in_place = settings
-                .pull_secret_namespaces
-                .iter()
-                .any(|ns| ns == self.request.namespace);
+            let in_place = standing.pull_secret_namespaces.contains(self.request.namespace);
             // The list of a Pod that exists cannot be changed, so it must be there already.
             let listed = self.request.operation == Operation::Create
                 || self.request.pod.lists_pull_secret(PULL_SECRET);

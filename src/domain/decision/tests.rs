@@ -9,6 +9,7 @@ use crate::domain::{
     pod::{Annotations, Owner},
     presence::Presence,
     selector::{Labels, Operator, Requirement, Selector},
+    standing::Standing,
 };
 
 const NGINX: &str = "docker.io/library/nginx:1";
@@ -82,6 +83,17 @@ impl<'a> Scene<'a> {
         self.edit(|scene| scene.snapshot.health[mirror].state = state)
     }
 
+    fn standing(self, mirror: &str, standing: Standing) -> Self {
+        self.edit(|scene| {
+            let snapshot = &mut scene.snapshot;
+            snapshot
+                .standings
+                .resize_with(snapshot.routing.len(), Arc::default);
+            let mirror = snapshot.routing.by_name()[mirror];
+            snapshot.standings[mirror.index()] = Arc::new(standing);
+        })
+    }
+
     fn plan(&self) -> Plan<'_> {
         decide(&self.snapshot, &self.index, &self.request, self.probing, NOW)
     }
@@ -113,6 +125,20 @@ impl<'a> Scene<'a> {
             format!("{mirror} {} {}", candidate.outcome, candidate.reason)
         };
         self.decisions()[0].candidates.iter().map(told).collect()
+    }
+}
+
+fn placed_in(namespaces: &[&str]) -> Standing {
+    Standing {
+        pull_secret_namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
+        ..Standing::NONE
+    }
+}
+
+fn leaving_alone(uid: &str) -> Standing {
+    Standing {
+        owners_left_alone: BTreeSet::from([uid.to_owned()]),
+        ..Standing::NONE
     }
 }
 
@@ -370,12 +396,9 @@ fn owners_that_fight_back_are_left_alone() {
         Reason::OwnerExcluded,
     );
     check(&owned(own_list(), "postgresql.cnpg.io/v1", "Cluster"), rewritten);
-    let looping = |uid: &str| Mirror {
-        owners_left_alone: vec![uid.to_owned()],
-        ..hub()
-    };
-    check_kept(&owned(looping("u-1"), "apps/v1", "ReplicaSet"), Reason::OwnerLoop);
-    check(&owned(looping("u-2"), "apps/v1", "ReplicaSet"), rewritten);
+    let looping = |uid: &str| owned(hub(), "apps/v1", "ReplicaSet").standing("a", leaving_alone(uid));
+    check_kept(&looping("u-1"), Reason::OwnerLoop);
+    check(&looping("u-2"), rewritten);
 }
 
 #[test]
@@ -675,11 +698,11 @@ fn an_image_counts_only_for_the_architectures_the_pod_may_land_on() {
         (Architectures::NONE, Architectures::NONE, &[], missing),
     ] {
         let platforms = of_cluster.iter().copied().collect();
-        let mut scene = known_on(Mirror {
+        let standing = Standing {
             platforms,
-            ..mirror("a", &["docker.io"])
-        })
-        .with("a", NGINX, index_of(there));
+            ..Standing::NONE
+        };
+        let mut scene = known().standing("a", standing).with("a", NGINX, index_of(there));
         scene.request.pod.architectures = of_pod;
         assert_eq!(scene.told(), expected, "{there:?} {of_pod:?} {of_cluster:?}");
     }
@@ -759,26 +782,27 @@ fn a_name_that_would_be_too_long_stays_upstream() {
 
 #[test]
 fn a_mirror_that_needs_a_pull_secret_waits_for_it() {
-    let needing = |namespaces: &[&str]| Mirror {
+    let needing = || Mirror {
         pull_secret: true,
-        pull_secret_namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
         ..mirror("a", &["docker.io"])
     };
+    let known_in = |namespaces: &[&str]| known_on(needing()).standing("a", placed_in(namespaces));
     let wants = |scene: &Scene<'_>| scene.decisions()[0].wants_pull_secret;
     let rewritten = "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1";
-    check_kept(&known_on(needing(&[])), Reason::PullSecretNotReady);
-    check_kept(&known_on(needing(&["other"])), Reason::PullSecretNotReady);
-    let in_place = known_on(needing(&["other", "team"]));
+    check_kept(&known_on(needing()), Reason::PullSecretNotReady);
+    check_kept(&known_in(&["other"]), Reason::PullSecretNotReady);
+    let in_place = known_in(&["other", "team"]);
     check(&in_place, rewritten);
     assert!(wants(&in_place));
-    assert!(!wants(&known_on(needing(&["other"]))));
+    assert!(!wants(&known_in(&["other"])));
     // Rescue may need it later, whatever the mirror's state is now.
     assert!(wants(&in_place.health(0, State::Unhealthy)));
-    assert!(wants(&unknown_on(needing(&["team"]))));
+    assert!(wants(&unknown_on(needing()).standing("a", placed_in(&["team"]))));
     let weaker = known_on(Mirror {
         mode: Mode::Warn,
-        ..needing(&["team"])
-    });
+        ..needing()
+    })
+    .standing("a", placed_in(&["team"]));
     assert!(!wants(&weaker));
     assert!(!wants(&known()));
     // Rescue goes to the mirrors after the one that won, too.
@@ -787,8 +811,9 @@ fn a_mirror_that_needs_a_pull_secret_waits_for_it() {
             priority: 200,
             ..mirror("b", &["docker.io"])
         },
-        needing(&["team"]),
+        needing(),
     ])
+    .standing("a", placed_in(&["team"]))
     .with("b", NGINX, Presence::Present(proof('a')));
     check(
         &two,
@@ -806,16 +831,17 @@ fn unknown_on<'a>(mirror: Mirror) -> Scene<'a> {
 fn an_ephemeral_container_needs_the_pull_secret_on_the_pod_already() {
     let mirror = Mirror {
         pull_secret: true,
-        pull_secret_namespaces: vec!["team".to_owned()],
         ..mirror("a", &["docker.io"])
     };
     let debug = |secrets: Option<&[&'static str]>| {
-        known_on(mirror.clone()).edit(|scene| {
-            scene.request.operation = Operation::AddEphemeralContainers;
-            scene.request.pod.places = vec![place(PlaceKind::EphemeralContainer, 0, "debug", "nginx:1")];
-            scene.request.pod.pull_secrets =
-                secrets.map(|names| names.iter().map(|name| (*name).into()).collect());
-        })
+        known_on(mirror.clone())
+            .standing("a", placed_in(&["team"]))
+            .edit(|scene| {
+                scene.request.operation = Operation::AddEphemeralContainers;
+                scene.request.pod.places = vec![place(PlaceKind::EphemeralContainer, 0, "debug", "nginx:1")];
+                scene.request.pod.pull_secrets =
+                    secrets.map(|names| names.iter().map(|name| (*name).into()).collect());
+            })
     };
     check_kept(&debug(None), Reason::PullSecretNotReady);
     check_kept(&debug(Some(&["mine"])), Reason::PullSecretNotReady);
@@ -1081,10 +1107,7 @@ fn an_earlier_rewrite_stays_where_nothing_may_change() {
         kind: kind.into(),
         uid: "u-1".into(),
     };
-    let looping = Mirror {
-        owners_left_alone: vec!["u-1".to_owned()],
-        ..mirror("a", &["docker.io"])
-    };
+    let looping = || leaving_alone("u-1");
     let scenes = [
         dead().edit(|scene| scene.request.pod.mode_label = Some("off".into())),
         dead().edit(|scene| scene.request.mode = Mode::Off),
@@ -1093,14 +1116,17 @@ fn an_earlier_rewrite_stays_where_nothing_may_change() {
         dead().edit(|scene| scene.snapshot.left_alone = Arc::new(BTreeSet::from(["team".to_owned()]))),
         dead().edit(never),
         dead().edit(|scene| scene.request.pod.owners = vec![owner("CatalogSource")]),
-        carried_by(vec![looping.clone()]).edit(|scene| scene.request.pod.owners = vec![owner("Other")]),
+        carried_by(vec![mirror("a", &["docker.io"])])
+            .standing("a", looping())
+            .edit(|scene| scene.request.pod.owners = vec![owner("Other")]),
         // One that may only warn changes nothing either.
         carried_by(vec![Mirror {
             mode: Mode::Warn,
             ..mirror("a", &["docker.io"])
         }]),
         // The first mirror is merely dead, but the owner is known to fight.
-        carried_by(vec![mirror("0", &["docker.io"]), looping])
+        carried_by(vec![mirror("0", &["docker.io"]), mirror("a", &["docker.io"])])
+            .standing("a", looping())
             .health(0, State::Unhealthy)
             .edit(|scene| scene.request.pod.owners = vec![owner("Other")]),
     ];

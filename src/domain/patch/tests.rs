@@ -10,6 +10,7 @@ use crate::domain::{
     pod::PlaceKind,
     presence::{Index, Presence},
     snapshot::Snapshot,
+    standing::Standing,
 };
 
 const NGINX: &str = "docker.io/library/nginx:1";
@@ -386,11 +387,15 @@ fn a_pinned_image_comes_back_unchanged_after_pinning_is_switched_off() {
 #[test]
 fn the_pull_secret_is_appended_once_and_at_the_end() {
     let needing = || {
-        state_of(Mirror {
+        let mut needing = state_of(Mirror {
             pull_secret: true,
-            pull_secret_namespaces: vec!["team".to_owned()],
             ..mirror("a", &["docker.io"])
-        })
+        });
+        needing.0.standings = vec![Arc::new(Standing {
+            pull_secret_namespaces: BTreeSet::from(["team".to_owned()]),
+            ..Standing::NONE
+        })];
+        needing
     };
     let with = |secrets: Option<&[&'static str]>| {
         let mut request = annotated(nginx(), &[]);
@@ -437,14 +442,10 @@ fn a_pod_near_the_limits_stays_as_it_is() {
     assert_eq!(of_size(POD_LIMIT - 100), Err(TooLarge));
 }
 
-/// Returns the shortest time of three.
-fn quickest(mut work: impl FnMut()) -> std::time::Duration {
-    let times = (0..3).map(|_| {
-        let started = std::time::Instant::now();
-        work();
-        started.elapsed()
-    });
-    times.min().unwrap()
+fn time(work: impl FnOnce()) -> std::time::Duration {
+    let started = std::time::Instant::now();
+    work();
+    started.elapsed()
 }
 
 /// Ten times as much may take a little more than ten times as long; a hundred times is what comparing
@@ -469,13 +470,17 @@ fn deciding_and_patching_take_time_in_proportion() {
         let originals: Vec<_> = keys.iter().map(|key| (key.as_str(), "redis")).collect();
         let request = annotated(request(&places), &originals);
         let state = state();
-        quickest(|| {
+        time(|| {
             let decided = decide(&state.0, &state.1, &request, Probing::Hosted, NOW);
             assert_eq!(decided.probes.len(), count);
             let patch = patch(&request, &state.0.routing, &decided.settle(&state.0, &[]));
             assert!(matches!(patch, Ok(Some(_)) | Err(TooLarge)));
         })
     };
-    let (few, many) = (took(1000), took(10_000));
-    assert!(many < few * 35, "{few:?} for 1,000, {many:?} for 10,000");
+    // A machine that is busy with other things may spoil a round, but hardly every one.
+    let rounds: Vec<_> = (0..8).map(|_| (took(1000), took(10_000))).collect();
+    assert!(
+        rounds.iter().any(|(few, many)| *many < *few * 35),
+        "for 1,000 and 10,000: {rounds:?}"
+    );
 }

@@ -518,11 +518,10 @@ impl Index {
         }
     }
 
-    /// Notes that a Pod uses an image. Does nothing if there is no entry for it.
-    pub fn touch(&self, mirror: &str, key: &str, now: Timestamp) {
-        if let Some(entry) = self.get(mirror, key) {
-            entry.touch(now);
-        }
+    /// Notes that a Pod uses an image. Returns whether there is an entry for it.
+    pub fn touch(&self, mirror: &str, key: &str, now: Timestamp) -> bool {
+        let entry = self.get(mirror, key);
+        entry.inspect(|entry| entry.touch(now)).is_some()
     }
 
     /// Returns when an entry was last seen to be as it is: the later of its own time and the start

@@ -193,6 +193,13 @@ impl Routing {
     }
 }
 
+/// What is compiled follows from the mirrors.
+impl PartialEq for Routing {
+    fn eq(&self, other: &Self) -> bool {
+        self.mirrors == other.mirrors
+    }
+}
+
 impl MirrorId {
     /// Returns the position as an index into lists kept beside the routing.
     pub const fn index(self) -> usize {

@@ -10,6 +10,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -23,28 +24,14 @@ pub use document::{decode_documents, encode_document};
 use crate::{
     api::{
         self,
-        mirror::{Connection, secret_references},
+        mirror::secret_references,
         schema,
         v1alpha1::{ImageMirror, ImageMirrorSpec},
     },
     credentials::{DOCKER_CFG, DOCKER_CONFIG_JSON, Secret},
-    domain::{
-        mirror::{Mirror, Mode},
-        selector::Labels,
-    },
+    domain::{mirror::Mode, standing::Standing},
+    state::configuration::Configuration,
 };
-
-/// What a file says.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Configuration {
-    pub mirrors: Vec<(Mirror, Connection)>,
-    /// Namespaces by name, with the label `kubernetes.io/metadata.name` that API servers add.
-    pub namespaces: BTreeMap<String, Labels>,
-    /// Secrets by name: a file has one place for Secrets, as a cluster has Kagami's own namespace.
-    pub secrets: BTreeMap<String, Secret>,
-    /// Namespaces with a Secret `kagami-pull`: where Pods get it.
-    pub pull_secret_namespaces: BTreeSet<String>,
-}
 
 /// One thing that is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +75,7 @@ pub fn load(text: &str, file_name: &str) -> Result<Configuration, Vec<Fault>> {
         faults.extend(loader.add(document.value).into_iter().map(fault));
     }
     if faults.is_empty() {
-        return Ok(loader.configuration);
+        return Ok(loader.end());
     }
     for fault in &mut faults {
         file_name.clone_into(&mut fault.file);
@@ -100,6 +87,8 @@ pub fn load(text: &str, file_name: &str) -> Result<Configuration, Vec<Fault>> {
 /// Collects what documents say, one by one.
 struct Loader {
     configuration: Configuration,
+    /// Namespaces with a Secret `kagami-pull`: where Pods get it.
+    pull_secret_namespaces: BTreeSet<String>,
     mirror_schema: Value,
     namespace_schema: Value,
     secret_schema: Value,
@@ -120,12 +109,28 @@ impl Loader {
         };
         Self {
             configuration: Configuration::default(),
+            pull_secret_namespaces: BTreeSet::new(),
             mirror_schema: schema::image_mirror(),
             namespace_schema: schema::of::<Namespace>(),
             secret_schema: schema::of::<core::Secret>(),
             secret_types: documents.iter().filter_map(secret).collect(),
             seen: BTreeSet::new(),
         }
+    }
+
+    /// Returns what all documents say together.
+    fn end(self) -> Configuration {
+        let mut configuration = self.configuration;
+        let standing = Arc::new(Standing {
+            pull_secret_namespaces: self.pull_secret_namespaces,
+            ..Standing::NONE
+        });
+        let names = configuration
+            .mirrors
+            .iter()
+            .map(|(mirror, _)| mirror.name.clone());
+        configuration.standings = names.map(|name| (name, Arc::clone(&standing))).collect();
+        configuration
     }
 
     /// Takes what a document says, and returns its faults.
@@ -258,7 +263,7 @@ impl Loader {
         if name == api::PULL_SECRET
             && let Some(namespace) = secret.namespace
         {
-            self.configuration.pull_secret_namespaces.insert(namespace);
+            self.pull_secret_namespaces.insert(namespace);
             return faults;
         }
         self.configuration.secrets.insert(name, secret);

@@ -5,12 +5,11 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::v1alpha1,
+    api::{mirror::Connection, v1alpha1},
     domain::{
         mapping::Mapping,
-        mirror::{Access, Freshness, HealthSettings, Kind, OwnerPattern, Prefer, Source, Tags},
-        platform::Architectures,
-        selector::{Operator, Requirement, Selector},
+        mirror::{Access, Freshness, HealthSettings, Kind, Mirror, OwnerPattern, Prefer, Source, Tags},
+        selector::{Labels, Operator, Requirement, Selector},
     },
 };
 
@@ -73,9 +72,6 @@ fn a_minimal_mirror_has_the_defaults() {
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
         runs_in: vec![],
-        pull_secret_namespaces: vec![],
-        platforms: Architectures::NONE,
-        owners_left_alone: vec![],
     };
     let connection = Connection {
         endpoint: "https://mirror.example.com".to_owned(),
@@ -179,9 +175,6 @@ fn every_field_is_accepted() {
             kind: "*".to_owned(),
         }],
         runs_in: vec!["kagami".to_owned()],
-        pull_secret_namespaces: vec![],
-        platforms: Architectures::NONE,
-        owners_left_alone: vec![],
     };
     assert_eq!(*mirror, expected);
     assert_eq!(connection.endpoint, "http://mirror.kagami.svc:5000");
@@ -277,10 +270,7 @@ items:
 "#;
     let configuration = load(text, "mirrors.yaml").unwrap();
     assert!(configuration.namespaces.contains_key("shop"));
-    assert_eq!(
-        configuration.mirrors[0].0.pull_secret_namespaces,
-        Vec::<String>::new()
-    );
+    assert_eq!(*configuration.standings["main"], Standing::NONE);
 }
 
 #[test]

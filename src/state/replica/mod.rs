@@ -7,8 +7,10 @@
 
 mod belief;
 mod credentials;
+mod images;
 mod once;
 mod own;
+mod status;
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +24,6 @@ use std::{
 
 use futures_util::FutureExt as _;
 use kube::Client;
-use serde_json::{Map, Value, json};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -33,12 +34,13 @@ use self::belief::{Belief, Contacts};
 pub use self::{
     belief::SharedMirror,
     once::{Images, Namespaces, Scope, Unreadable},
+    status::Status,
 };
 use super::{Doubt, Store};
 use crate::{
     clock,
     cluster::{
-        objects::{self, Entry, Object, Outline},
+        objects::{Object, Outline},
         sources,
         watch::{Event, Pulse, follow},
     },
@@ -171,22 +173,26 @@ impl Replica {
 
     /// Returns what `/status` shows of the state: watches, heartbeat, and what was made of each
     /// ImageMirror.
-    pub fn status(&self) -> Value {
+    pub fn status(&self) -> Status {
         let now = Instant::now();
-        let watch = |(name, pulse): (&str, &Pulse)| {
+        let watch = |(name, pulse): (&'static str, &Pulse)| {
             let beat = pulse.beat();
-            let silent = beat.contact.map(|contact| now.duration_since(contact).as_secs());
-            let value = json!({
-                "listed": beat.listed,
-                "silentSeconds": silent,
-                "failures": beat.failures,
-                "failure": beat.failure,
-            });
-            (name.to_owned(), value)
+            let silent = beat.contact.map(|contact| now.duration_since(contact));
+            let watch = status::Watch {
+                listed: beat.listed,
+                silent_seconds: silent.map(|silent| silent.as_secs()),
+                failures: beat.failures,
+                failure: beat.failure.clone(),
+            };
+            (name, watch)
         };
-        let watches: Map<String, Value> = self.0.pulses().into_iter().map(watch).collect();
+        let watches = self.0.pulses().into_iter().map(watch).collect();
         let (heartbeat, mirrors) = self.0.belief().status(now);
-        json!({"watches": watches, "heartbeat": heartbeat, "mirrors": mirrors})
+        Status {
+            watches,
+            heartbeat,
+            mirrors,
+        }
     }
 
     /// Follows the cluster for ever. `doubts` are what live probes saw of mirrors. A part that panics is
@@ -262,36 +268,11 @@ impl Shared {
     async fn follow_images(self) -> Infallible {
         let (_never, relists) = tokio::sync::watch::channel(0);
         let (client, pulse) = (self.0.client.0.clone(), self.0.images.clone());
+        let mut images = images::ImageWriter::new(self.0.store.clone());
         follow(client, sources::images(), pulse, relists, |event| {
-            self.take_image(event);
+            images.take(event);
         })
         .await
-    }
-
-    fn take_image(&self, event: Event<Object>) {
-        let mut index = self.0.store.index_mut();
-        match event {
-            Event::Listing => index.begin_listing(),
-            Event::Listed(object) | Event::Changed(object) => {
-                if let Some(entry) = objects::entry(&object) {
-                    let Entry {
-                        mirror,
-                        key,
-                        presence,
-                        verified_at,
-                        version,
-                    } = entry;
-                    index.write_at(&mirror, &key, presence, verified_at, version, verified_at);
-                }
-            }
-            Event::ListedAll { .. } => index.end_listing(),
-            Event::Deleted(object) => {
-                if let Some(entry) = objects::entry(&object) {
-                    index.remove(&entry.mirror, &entry.key);
-                }
-            }
-            Event::Reached(version) => index.reached(version),
-        }
     }
 
     async fn follow_namespaces(self) -> Infallible {

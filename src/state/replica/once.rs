@@ -18,11 +18,11 @@ use crate::{
     cluster::{
         objects::{Object, Outline},
         sources,
-        watch::{Event, Failure, Pulse, Source, get, list, version},
+        watch::{Event, Failure, Pulse, Source, get, list, named, version},
     },
     credentials::Secret,
     domain::image::Reference,
-    state::file::Configuration,
+    state::configuration::Configuration,
     telemetry::chain,
 };
 
@@ -124,23 +124,21 @@ impl Replica {
     }
 
     async fn read_images(&self, images: &Images) -> Result<(), Unreadable> {
+        let mut index = super::images::ImageWriter::new(self.0.0.store.clone());
         let references = match images {
-            Images::All => {
-                return self
-                    .list(sources::images(), |event| self.0.take_image(event))
-                    .await;
-            }
+            Images::All => return self.list(sources::images(), |event| index.take(event)).await,
             Images::These(references) => references,
         };
         for name in self.object_names(references) {
             let source = Source {
-                only: Some(name),
+                fields: Some(named(&name)),
                 ..sources::images()
             };
             // Each is a listing of its own, which does not end what another one brought.
             let take = |event| match event {
-                Event::Listing | Event::ListedAll { .. } => {}
-                event => self.0.take_image(event),
+                Event::Listing => {}
+                Event::ListedAll { .. } => index.write_listed(),
+                event => index.take(event),
             };
             self.list(source, take).await?;
         }

@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 /// A Secret with credentials for `mirror.test`.
-fn secret(password: &str) -> Value {
+pub(super) fn secret(password: &str) -> Value {
     let auth = BASE64_STANDARD.encode(format!("{USERNAME}:{password}"));
     let json = json!({"auths": {"mirror.test": {"auth": auth}}}).to_string();
     json!({
@@ -42,6 +42,8 @@ async fn check_credentials(url: &str, spec: &Value) {
     let kagami = Kagami::start(&with(PASSWORD)).await;
     kagami.until_known("nginx:1", 1).await;
     kagami.configure(&text(&with("looking-glass")));
+    // What was told before to be absent stays so for a while, so the other image is asked for only then.
+    kagami.until(&["nginx:1"], &["Unauthorized"], SOON).await;
     kagami
         .until(&["nginx:1", "nginx:2"], &["Unauthorized"; 2], SOON)
         .await;

@@ -86,6 +86,29 @@ async fn sweeps_look_again_at_what_an_index_names() {
     until_reasons(&kagami, ["Mirrored"; 2], SOON).await;
 }
 
+/// No sweep is due while this lasts, and the prober looks at data every three seconds only. When it finds one
+/// image's children gone it looks at the next ones at once, and after three all proofs are void.
+#[tokio::test]
+async fn when_many_children_are_gone_everything_is_looked_at_again() {
+    let spec = json!({"freshness": {"tag": "1h", "digest": "1h"}});
+    let Some((registry, image, kagami)) = knowing(&spec).await else {
+        return;
+    };
+    let tags: Vec<String> = (2..=16).map(|tag| tag.to_string()).collect();
+    for tag in &tags {
+        registry.target(None).push(REPOSITORY, tag, &image).await;
+    }
+    let images: Vec<String> = tags.iter().map(|tag| format!("nginx:{tag}")).collect();
+    let images: Vec<&str> = images.iter().map(String::as_str).collect();
+    let all = |reason| vec![reason; images.len()];
+    kagami.until(&images, &all("Mirrored"), SOON).await;
+    kagami
+        .until_status("/mirrors/main/images/present", &16.into(), SOON)
+        .await;
+    registry.collect_garbage();
+    kagami.until(&images, &all("PlatformMissing"), 2 * SOON).await;
+}
+
 /// No sweep comes while this lasts: the prober finds that nothing of its canary can be had.
 #[tokio::test]
 async fn a_canary_of_which_no_child_is_left_is_gone() {

@@ -3,13 +3,13 @@
 //! What was rewritten counts as its original, where the mapping proves it; an image that names a
 //! mirror without such a proof is nobody's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-use kube::{ResourceExt as _, core::Object};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::{
     api::DECISIONS_ANNOTATION,
+    cluster::watch::Versioned,
     domain::{
         original::{RecordedDecisions, key_of},
         pod::{PlaceKind, PlaceLabel},
@@ -19,39 +19,69 @@ use crate::{
 };
 
 /// The part of a Pod that is read.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Pod {
+    metadata: Metadata,
+    spec: Images,
+    status: Statuses,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Images {
+struct Metadata {
+    namespace: String,
+    name: String,
+    resource_version: String,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Pod {
+    /// Returns namespace and name.
+    pub(super) fn id(&self) -> (&str, &str) {
+        (&self.metadata.namespace, &self.metadata.name)
+    }
+}
+
+impl Versioned for Pod {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Images {
     containers: Vec<Container>,
     init_containers: Vec<Container>,
     ephemeral_containers: Vec<Container>,
     volumes: Vec<Volume>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Container {
     name: String,
     image: String,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Volume {
     name: String,
     image: Option<ImageVolume>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct ImageVolume {
     reference: String,
 }
 
 /// The part of a Pod's status that is read.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Statuses {
+struct Statuses {
     #[serde(rename = "containerStatuses")]
     containers: Vec<ContainerStatus>,
     #[serde(rename = "initContainerStatuses")]
@@ -60,14 +90,14 @@ pub(super) struct Statuses {
     ephemeral_containers: Vec<ContainerStatus>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct ContainerStatus {
     name: String,
     state: ContainerState,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct ContainerState {
     waiting: Option<Waiting>,
@@ -75,16 +105,14 @@ struct ContainerState {
     terminated: Option<Begun>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Waiting {
     reason: String,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize)]
 struct Begun {}
-
-pub(super) type Pod = Object<Images, Statuses>;
 
 /// Returns the name of a key's image, without tag and digest.
 pub(super) fn name_of(key: &str) -> Option<&str> {
@@ -95,7 +123,7 @@ pub(super) fn name_of(key: &str) -> Option<&str> {
 }
 
 /// Returns the keys of what a Pod pulls, as its user wrote it.
-pub(super) fn images(pod: &Pod, routing: &Routing) -> Vec<Box<str>> {
+pub(super) fn images(pod: &Pod, routing: &Routing) -> Vec<String> {
     let Images {
         containers,
         init_containers,
@@ -117,18 +145,14 @@ pub(super) fn images(pod: &Pod, routing: &Routing) -> Vec<Box<str>> {
         Some((PlaceLabel::new(PlaceKind::Volume, &volume.name), &image.reference))
     });
     let record = Record::of(pod);
-    let keys = containers.chain(volumes).filter_map(|(place, image)| {
-        let (key, _) = record.key_of(place, image, routing)?;
-        Some(key.into())
-    });
-    keys.collect()
+    let keys = containers
+        .chain(volumes)
+        .filter_map(|(place, image)| record.key_of(place, image, routing));
+    keys.map(|(key, _)| key).collect()
 }
 
 /// Returns how a Pod's containers stand with the images that they were sent to a mirror for.
 pub(super) fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
-    let Some(statuses) = &pod.status else {
-        return Vec::new();
-    };
     let Images {
         containers,
         init_containers,
@@ -136,33 +160,35 @@ pub(super) fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
         volumes: _,
     } = &pod.spec;
     let places = [
-        (PlaceKind::Container, containers, &statuses.containers),
+        (PlaceKind::Container, containers, &pod.status.containers),
         (
             PlaceKind::InitContainer,
             init_containers,
-            &statuses.init_containers,
+            &pod.status.init_containers,
         ),
         (
             PlaceKind::EphemeralContainer,
             ephemeral_containers,
-            &statuses.ephemeral_containers,
+            &pod.status.ephemeral_containers,
         ),
     ];
-    let places = places.into_iter().flat_map(|(kind, containers, statuses)| {
-        statuses.iter().map(move |status| (kind, containers, status))
-    });
     let record = Record::of(pod);
-    places
-        .filter_map(|(kind, containers, status)| {
+    let mut pulled = Vec::new();
+    for (kind, containers, statuses) in places {
+        let images = containers
+            .iter()
+            .map(|container| (&container.name, &container.image));
+        let images: HashMap<_, _> = images.collect();
+        pulled.extend(statuses.iter().filter_map(|status| {
             let pull = pull(&status.state)?;
-            let container = containers.iter().find(|entry| entry.name == status.name)?;
-            let place = PlaceLabel::new(kind, &container.name);
-            let (key, mirror) = record.key_of(place, &container.image, routing)?;
+            let place = PlaceLabel::new(kind, &status.name);
+            let (key, mirror) = record.key_of(place, images.get(&status.name)?, routing)?;
             let mirror = Box::from(routing.mirror(mirror?).name.as_str());
             let key = key.into();
             Some(Pulled { mirror, key, pull })
-        })
-        .collect()
+        }));
+    }
+    pulled
 }
 
 /// What a Pod says of its images' origin.
@@ -173,7 +199,7 @@ struct Record<'p> {
 
 impl<'p> Record<'p> {
     fn of(pod: &'p Pod) -> Self {
-        let annotations = pod.annotations();
+        let annotations = &pod.metadata.annotations;
         let decisions = annotations.get(DECISIONS_ANNOTATION).map(String::as_str);
         Self {
             annotations,

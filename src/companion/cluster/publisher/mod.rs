@@ -1,338 +1,358 @@
-//! Carries what changed in the store to the API server, one write after the other.
+//! Carries what changed in the store to the API server.
 //!
-//! - Statuses go first, then changes of images that the API server has, then new images, then the
-//!   times of use, which trickle.
+//! What is to be written, and in which order, is planned by `queues`, with the `images` and the `statuses`
+//! of each mirror; this collects what they plan by, sends what they say, and tells them what came of it.
+//!
 //! - The end of a sweep is told only after every change that it found was written, because readers
 //!   believe what they have up to the version that it names.
 //! - What was written is known by version; nothing is ever overwritten unseen.
 
 mod images;
+mod queues;
+mod send;
 mod statuses;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use k8s_openapi::api::events::v1::Event;
-use kube::{Api, Client, api::ApiResource, core::DynamicObject};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    task::JoinSet,
+    time::{Instant, sleep},
 };
 
-use super::{
-    definitions::Lacking,
-    events,
-    inherit::{AllWritten, Written, fingerprint},
-    mirrors::ClusterView,
-    status,
+use self::{
+    images::{Found, Outcome},
+    queues::Queues,
+    send::{Sender, Sent},
+    statuses::StatusOutcome,
 };
+use super::{Leader, definitions::Lacking, mirrors::ClusterView, status::Seen};
 use crate::{
-    api::{
-        self,
-        v1alpha1::{ImageMirror, ImageMirrorStatus, MirroredImage, MirroredImageSpec},
+    clock,
+    cluster::{
+        objects::Object,
+        sources,
+        watch::{Event, Pulse, follow},
     },
-    cluster::writer::{NotWritten, Writer},
-    companion::mirror::reports::{Reports, SweepEnd},
-    domain::{health::Health, image::Class, presence::Presence, time::Timestamp},
-    state::Store,
-    telemetry::chain,
+    domain::{
+        health::Health, image::Class, mirror::Prefer, presence::Version, rate::AdaptiveRate,
+        routing::MirrorId, snapshot::Snapshot, time::Timestamp,
+    },
 };
 
 /// How often the store is asked for changed images; health and sweeps announce themselves.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The pause after a write without success.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How many images are written at once.
+const AT_ONCE: usize = 8;
 
-/// How often the time of one image's use is written, at most.
-const TRICKLE: Duration = Duration::from_secs(10);
+/// How many images are written a second: at worst, at first and at best.
+const RATES: [u32; 3] = [2, 20, 100];
 
-/// How often images are looked through for a time of use to write.
-const LOOK_AT_USE: Duration = Duration::from_hours(1);
-
-/// How old a written time of use gets while the image is used.
-const USE_AGE: Duration = Duration::from_hours(24);
-
-/// The longest image that a MirroredImage can name.
-const LONGEST_IMAGE: usize = 1024;
-
-type Key = (Box<str>, Box<str>);
-
-pub(super) struct Publisher {
-    pub(super) store: Store,
-    pub(super) writer: Writer,
-    pub(super) reports: Reports,
-    pub(super) cluster: watch::Receiver<Option<Arc<ClusterView>>>,
-    pub(super) definitions: watch::Receiver<Lacking>,
-    pub(super) identity: String,
-    /// The health of mirrors as the API server has it.
-    pub(super) published: watch::Sender<BTreeMap<String, Health>>,
-    pub(super) written: AllWritten,
-    /// The highest version of a MirroredImage written.
-    pub(super) through: u64,
-    pub(super) work: Work,
+/// What is to be written, with what the watch of MirroredImages tells of it. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Images {
+    queues: Arc<Mutex<Queues>>,
+    /// How far the watch has come; none before everything was listed once.
+    reached: watch::Sender<Option<Version>>,
 }
 
-/// What is still to be written.
-#[derive(Default)]
-pub(super) struct Work {
-    updates: BTreeSet<Key>,
-    creates: BTreeSet<Key>,
-    uses: Vec<Key>,
-    use_due: Option<Instant>,
-    trickle_due: Option<Instant>,
-    /// Ends of sweeps not told yet.
-    sweeps: BTreeMap<String, [Option<SweepEnd>; 2]>,
-    /// Starts of the sweeps taken in last.
-    taken: BTreeMap<String, [Option<Timestamp>; 2]>,
-    /// What this process wrote, where the watch has not brought it yet.
-    ours: BTreeMap<String, (u64, ImageMirrorStatus)>,
-    /// Statuses that were sent, and what the API server made of them: an older definition knows less.
-    answered: BTreeMap<String, (ImageMirrorStatus, ImageMirrorStatus)>,
-    in_force: BTreeSet<String>,
-    not_before: BTreeMap<String, Instant>,
+impl Images {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows MirroredImages until it is dropped. What is listed first goes into the store.
+    pub(super) async fn follow(self, leader: Leader) {
+        let (_never, relists) = watch::channel(0);
+        let source = sources::images();
+        let never = follow(
+            leader.client.clone(),
+            source,
+            Pulse::default(),
+            relists,
+            |event| {
+                self.take(&leader, event);
+            },
+        );
+        match never.await {}
+    }
+
+    fn take(&self, leader: &Leader, event: Event<Object>) {
+        let event = event.map(|object| Found::of(&object));
+        let mut queues = self.queues();
+        queues.take(event, &mut leader.store.index_mut(), clock::now());
+        let reached = queues.reached();
+        drop(queues);
+        self.reached.send_if_modified(|before| {
+            let differs = *before != reached;
+            *before = reached;
+            differs
+        });
+    }
+
+    /// Waits until everything was listed once. Returns the number of images, and the latest time that
+    /// any of them tells.
+    pub(super) async fn listed(&self) -> (usize, Timestamp) {
+        let mut reached = self.reached.subscribe();
+        // This holds the other end.
+        drop(reached.wait_for(Option::is_some).await);
+        let queues = self.queues();
+        (queues.len(), queues.newest())
+    }
 }
 
-/// What the API server should have of an image.
-enum Wanted {
-    This(Box<MirroredImageSpec>),
-    Nothing,
-    /// Nobody can tell now.
-    Open,
+/// Returns who publishes, until this process may not write any more. `published` becomes the health of
+/// mirrors as the API server has it.
+pub(super) async fn run(
+    leader: Leader,
+    images: Images,
+    definitions: watch::Receiver<Lacking>,
+    published: watch::Sender<BTreeMap<String, Health>>,
+) {
+    let publisher = Publisher {
+        sender: Sender::new(&leader),
+        cluster: leader.cluster.clone(),
+        leader,
+        images,
+        definitions,
+        published,
+        rate: {
+            let [slowest, first, fastest] = RATES;
+            AdaptiveRate::new(slowest, first, fastest)
+        },
+        started: Instant::now(),
+        sending: JoinSet::new(),
+        images_under_way: 0,
+    };
+    publisher.run().await;
 }
 
-struct Apis {
-    images: Api<MirroredImage>,
-    mirrors: Api<DynamicObject>,
-    events: Api<Event>,
+struct Publisher {
+    leader: Leader,
+    images: Images,
+    cluster: watch::Receiver<Option<Arc<ClusterView>>>,
+    definitions: watch::Receiver<Lacking>,
+    published: watch::Sender<BTreeMap<String, Health>>,
+    sender: Sender,
+    rate: AdaptiveRate,
+    started: Instant,
+    sending: JoinSet<Sent>,
+    images_under_way: usize,
 }
 
 impl Publisher {
-    /// Publishes until this process may not write any more.
-    pub(super) async fn run(mut self, client: Client) {
-        let apis = Apis {
-            images: Api::all(client.clone()),
-            mirrors: Api::all_with(client.clone(), &ApiResource::erase::<ImageMirror>(&())),
-            events: Api::namespaced(client, events::NAMESPACE),
-        };
-        let mut snapshots = self.store.subscribe();
-        let mut reports = self.reports.subscribe();
+    async fn run(mut self) {
+        let mut snapshots = self.leader.store.subscribe();
+        let mut reports = self.leader.reports.subscribe();
+        let mut reached = self.images.reached.subscribe();
         loop {
             snapshots.mark_unchanged();
             reports.mark_unchanged();
+            reached.mark_unchanged();
             self.cluster.mark_unchanged();
             self.collect();
-            match self.step(&apis).await {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(NotWritten::NotLeading) => {
-                    tracing::warn!("not leading any more: nothing is written");
-                    return;
-                }
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "cannot write; trying again");
-                    sleep(PAUSE).await;
-                    continue;
-                }
-            }
-            let next_look = Instant::now() + LOOK;
+            let wait = self.send();
             tokio::select! {
+                Some(sent) = self.sending.join_next() => {
+                    let mut next = Some(sent);
+                    while let Some(sent) = next {
+                        match sent {
+                            Ok(sent) if sent.may_write => self.took(sent),
+                            Ok(_) => {
+                                tracing::warn!("not leading any more: nothing is written");
+                                return;
+                            }
+                            // Whoever owns this task tells of it.
+                            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                            Err(_) => return,
+                        }
+                        next = self.sending.try_join_next();
+                    }
+                }
                 Ok(()) = snapshots.changed() => {}
                 Ok(()) = reports.changed() => {}
+                Ok(()) = reached.changed() => {}
                 Ok(()) = self.cluster.changed() => {}
-                () = sleep_until(next_look) => {}
+                () = sleep(wait) => {}
             }
         }
     }
 
     /// Takes in what changed.
-    fn collect(&mut self) {
+    fn collect(&self) {
         let Some(cluster) = self.cluster.borrow().clone() else {
             return;
         };
-        self.collect_mirrors(&cluster);
-        // Sweeps first: whatever they wrote to the index is among the changes taken after.
-        for name in cluster.mirrors.keys() {
-            let report = self.reports.of(name);
-            for (position, class) in Class::ALL.into_iter().enumerate() {
-                let Some(end) = report.sweep(class) else { continue };
-                let taken = self.work.taken.entry(name.clone()).or_default();
-                if taken[position].replace(end.started_at) != Some(end.started_at) {
-                    self.work.sweeps.entry(name.clone()).or_default()[position] = Some(end);
-                    self.reconcile(name);
-                }
+        let Leader { store, reports, .. } = &self.leader;
+        let snapshot = store.snapshot();
+        let in_force = snapshot.routing.mirrors();
+        let in_force: BTreeSet<&str> = in_force.map(|(_, mirror)| mirror.name.as_str()).collect();
+        let mut queues = self.images.queues();
+        let others = queues.stand(&cluster, &in_force, &store.index());
+        for name in others {
+            // Whatever is left of the mirror that had its name before is no proof.
+            let newest = queues.get(&name).map(|mirror| mirror.images.newest());
+            let earliest = newest.unwrap_or_default().after(Duration::from_millis(1));
+            let id = snapshot.routing.find(&name);
+            if id.is_some_and(|id| snapshot.health_of(id).proven_since < earliest) {
+                store.set_health(&name, Health::unknown(earliest.max(clock::now())));
             }
         }
-        let changes = self.store.index_mut().take_changes();
-        for key in changes {
-            self.sort_in(key);
+        // Sweeps first: whatever they wrote to the index is among the changes taken after.
+        let reports: Vec<_> = cluster.mirrors.keys().map(|name| reports.of(name)).collect();
+        let changes = store.index_mut().take_changes();
+        let index = store.index();
+        queues.changed(&changes, &index);
+        for (name, report) in cluster.mirrors.keys().zip(reports) {
+            let Some(mirror) = queues.get_mut(name) else {
+                continue;
+            };
+            for class in Class::ALL {
+                if let Some(end) = report.sweep(class)
+                    && mirror.status.swept(class, end)
+                {
+                    mirror.images.swept(class, &index);
+                }
+            }
+            for class in mirror.status.waiting() {
+                mirror.images.hurry(class);
+            }
         }
-        self.collect_uses();
-    }
-
-    fn collect_mirrors(&mut self, cluster: &ClusterView) {
-        let snapshot = self.store.snapshot();
-        let in_force: BTreeSet<String> = snapshot
-            .routing
-            .mirrors()
-            .map(|(_, mirror)| mirror.name.clone())
-            .collect();
-        let added: Vec<String> = in_force.difference(&self.work.in_force).cloned().collect();
-        self.work.in_force = in_force;
-        for name in added {
-            self.reconcile(&name);
-        }
-        let gone: Vec<Box<str>> = self
-            .written
+        drop(index);
+        let published: BTreeMap<String, Health> = cluster
+            .mirrors
             .iter()
-            .filter(|(name, images)| !images.is_empty() && !cluster.mirrors.contains_key(&***name))
-            .map(|(name, _)| name.clone())
+            .filter_map(|(name, resource)| Some((name.clone(), queues.get(name)?.status.health(resource)?)))
             .collect();
-        for name in gone {
-            self.reconcile(&name);
-        }
-        self.work.ours.retain(|name, (version, _)| {
-            cluster
-                .mirrors
-                .get(name)
-                .is_some_and(|resource| resource.version < *version)
-        });
-        let sweeps = &mut self.work.sweeps;
-        sweeps.retain(|name, _| cluster.mirrors.contains_key(name));
-        self.work
-            .taken
-            .retain(|name, _| cluster.mirrors.contains_key(name));
-        self.work
-            .answered
-            .retain(|name, _| cluster.mirrors.contains_key(name));
-        self.published.send_if_modified(|published| {
-            let told: BTreeMap<String, Health> = cluster
-                .mirrors
-                .iter()
-                .filter_map(|(name, resource)| {
-                    let ours = self.work.ours.get(name).map(|(_, status)| status);
-                    Some((name.clone(), status::health(ours.unwrap_or(&resource.status))?))
-                })
-                .collect();
-            let differs = *published != told;
-            *published = told;
+        self.published.send_if_modified(|before| {
+            let differs = *before != published;
+            *before = published;
             differs
         });
     }
 
-    /// Looks through all images that the API server has of a mirror for what is not as it should be.
-    fn reconcile(&mut self, mirror: &str) {
-        let keys: Vec<Box<str>> = self
-            .written
-            .get(mirror)
-            .into_iter()
-            .flat_map(|images| images.keys())
-            .cloned()
-            .collect();
-        for key in keys {
-            self.sort_in((mirror.into(), key));
-        }
-    }
-
-    /// Puts an image where its kind of change belongs; nowhere if it is as it should be.
-    fn sort_in(&mut self, (mirror, key): Key) {
-        let written = self
-            .written
-            .get(&mirror)
-            .and_then(|images| images.get(&key))
-            .copied();
-        match (self.wanted(&mirror, &key), written) {
-            (Wanted::This(spec), Some(written)) if fingerprint(&spec) == written.fingerprint => {}
-            (Wanted::This(_) | Wanted::Nothing, Some(_)) => {
-                self.work.updates.insert((mirror, key));
+    /// Sends what may be sent now. Returns how long to wait at most before the next round.
+    fn send(&mut self) -> Duration {
+        self.send_statuses();
+        let mut queues = self.images.queues();
+        let index = self.leader.store.index();
+        while self.images_under_way < AT_ONCE {
+            let now = Instant::now();
+            let since_start = now.duration_since(self.started);
+            let wait = self.rate.wait(since_start);
+            if !wait.is_zero() {
+                return wait.min(LOOK);
             }
-            (Wanted::This(_), None) => {
-                self.work.creates.insert((mirror, key));
-            }
-            (Wanted::Nothing, None) | (Wanted::Open, _) => {}
+            let Some(write) = queues.next(&index, now) else {
+                break;
+            };
+            self.rate.take(since_start);
+            self.images_under_way += 1;
+            self.sending.spawn(self.sender.clone().image(write));
         }
+        LOOK
     }
 
-    fn wanted(&self, mirror: &str, key: &str) -> Wanted {
-        let exists = self
-            .cluster
-            .borrow()
-            .as_ref()
-            .is_some_and(|cluster| cluster.mirrors.contains_key(mirror));
-        if !exists {
-            return Wanted::Nothing;
-        }
-        if !self.work.in_force.contains(mirror) {
-            return Wanted::Open;
-        }
-        let known = self
-            .written
-            .get(mirror)
-            .is_some_and(|images| images.contains_key(key));
-        let index = self.store.index();
-        let Some(entry) = index.get(mirror, key) else {
-            return Wanted::Nothing;
-        };
-        // What was only noted, and not looked at yet, is worth no object.
-        if key.len() > LONGEST_IMAGE || (!known && entry.presence == Presence::Unknown(None)) {
-            return Wanted::Nothing;
-        }
-        let verified_at = index.verified_at(mirror, key).unwrap_or_default();
-        let mut spec = api::image::spec(mirror, key, &entry.presence, verified_at);
-        spec.last_used = Some(status::time(entry.last_used()));
-        Wanted::This(Box::new(spec))
-    }
-
-    /// Looks now and then for images that are used and whose written time of use is old.
-    fn collect_uses(&mut self) {
-        let now = Instant::now();
-        if self.work.use_due.is_some_and(|due| due > now) {
+    fn send_statuses(&mut self) {
+        let Some(cluster) = self.cluster.borrow().clone() else {
             return;
-        }
-        self.work.use_due = Some(now + LOOK_AT_USE);
-        let index = self.store.index();
-        let old = |(mirror, key, written): (&str, &str, &Written)| {
-            let used = index.get(mirror, key)?.last_used();
-            (used.since(written.last_used) >= USE_AGE).then(|| (mirror.into(), key.into()))
         };
-        self.work.uses = self
-            .written
-            .iter()
-            .flat_map(|(mirror, images)| {
-                images
-                    .iter()
-                    .map(move |(key, written)| (&**mirror, &**key, written))
-            })
-            .filter_map(old)
-            .collect();
+        let snapshot = self.leader.store.snapshot();
+        let by_name = snapshot.routing.by_name();
+        let lacking = self.definitions.borrow().clone();
+        let mut queues = self.images.queues();
+        let reached = queues.reached().unwrap_or_default();
+        for (name, resource) in &cluster.mirrors {
+            let Some(mirror) = queues.get_mut(name) else {
+                continue;
+            };
+            let report = self.leader.reports.of(name);
+            let id = by_name.get(name.as_str()).copied();
+            let seen = Seen {
+                generation: resource.generation,
+                faults: &resource.faults,
+                unknown: &resource.unknown,
+                pull_secret: resource.pull_secret,
+                health: id.map(|id| snapshot.health_of(id)),
+                failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
+                missing_secret: resource.missing_secret.as_deref(),
+                secret_fault: resource.secret_fault.as_deref(),
+                credentials_accepted: report.credentials_accepted,
+                nodes_can_pull: report.nodes_can_pull,
+                sweeps: [None; 2],
+                platforms: &cluster.platforms,
+                lacking: lacking.as_deref(),
+            };
+            let now = (Instant::now(), clock::now());
+            let write = mirror.status.next(resource, seen, &mirror.images, reached, now);
+            if let Some(write) = write {
+                let sender = self.sender.clone();
+                self.sending.spawn(sender.status(name.clone(), write));
+            }
+        }
     }
 
-    /// Writes the next thing. Returns whether there was one.
-    async fn step(&mut self, apis: &Apis) -> Result<bool, NotWritten> {
-        if self.step_status(apis).await? {
-            return Ok(true);
-        }
-        if let Some(key) = self.work.updates.first().cloned() {
-            self.write_image(apis, &key).await?;
-            self.work.updates.remove(&key);
-            return Ok(true);
-        }
-        if let Some(key) = self.work.creates.first().cloned() {
-            self.write_image(apis, &key).await?;
-            self.work.creates.remove(&key);
-            return Ok(true);
-        }
+    /// Takes in what became of a write.
+    fn took(&mut self, sent: Sent) {
         let now = Instant::now();
-        if self.work.trickle_due.is_none_or(|due| due <= now)
-            && let Some(key) = self.work.uses.pop()
-        {
-            self.work.trickle_due = Some(now + TRICKLE);
-            self.write_image(apis, &key).await?;
-            return Ok(true);
+        match sent.what {
+            send::What::Image {
+                mirror,
+                key,
+                outcome,
+                took,
+            } => {
+                self.images_under_way -= 1;
+                let is_well = !matches!(outcome, Outcome::Failed);
+                self.rate
+                    .answered(took, is_well, now.duration_since(self.started));
+                let mut queues = self.images.queues();
+                let mut index = self.leader.store.index_mut();
+                queues.done(&mirror, &key, outcome, &mut index, (now, clock::now()));
+            }
+            send::What::Status {
+                mirror,
+                write,
+                outcome,
+            } => {
+                if let StatusOutcome::Stored(..) = outcome {
+                    self.tell(&mirror, &write);
+                }
+                if let Some(mirror) = self.images.queues().get_mut(&mirror) {
+                    mirror.status.done(*write, outcome, now);
+                }
+            }
+            send::What::Event => {}
         }
-        Ok(false)
     }
+
+    /// Writes an Event if a mirror's health changed.
+    fn tell(&mut self, mirror: &str, write: &statuses::StatusWrite) {
+        let cluster = self.cluster.borrow().clone();
+        let uid = cluster.and_then(|cluster| Some(cluster.mirrors.get(mirror)?.uid.clone()));
+        if let Some(message) = send::message(&write.current, &write.next)
+            && let Some(uid) = uid
+        {
+            let sender = self.sender.clone();
+            self.sending.spawn(sender.event(mirror.to_owned(), uid, message));
+        }
+    }
+}
+
+/// Returns the upstreams that fail, of a mirror that is used only then.
+fn failing_upstreams(snapshot: &Snapshot, mirror: MirrorId) -> Vec<String> {
+    let settings = snapshot.routing.mirror(mirror);
+    if settings.prefer == Prefer::Mirror {
+        return Vec::new();
+    }
+    let fails = |host: &&str| snapshot.failing_upstreams.contains(*host);
+    let failing: BTreeSet<&str> = settings.upstreams().filter(fails).collect();
+    failing.into_iter().map(ToOwned::to_owned).collect()
 }

@@ -1,233 +1,197 @@
-//! The statuses of ImageMirrors, and the Events that tell of changes of health.
+//! The status of one mirror: what the API server has of it, and what it should say. A plan; nothing here
+//! speaks to anybody.
+//!
+//! The end of a sweep is told only once nothing is left that the API server has and that is known not to be
+//! true, and once the watch of images has reached the version up to which readers will believe it.
 
-use std::{collections::BTreeSet, time::Duration};
-
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::{
-    api::{Patch, PatchParams, PostParams},
-    core::DynamicObject,
-};
-use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Apis, PAUSE, Publisher};
 use crate::{
     api::v1alpha1::ImageMirrorStatus,
-    clock,
-    cluster::writer::NotWritten,
-    companion::cluster::{
-        events::{Told, event},
-        mirrors::{MirrorResource, status_of, version},
-        status::{self, Seen},
+    companion::{
+        cluster::{
+            mirrors::MirrorResource,
+            status::{self, Seen},
+        },
+        mirror::reports::SweepEnd,
     },
-    domain::{health::State, mirror::Prefer, routing::MirrorId, snapshot::Snapshot},
-    telemetry::chain,
+    domain::{health::Health, image::Class, presence::Version, time::Timestamp},
 };
 
+use super::images::Images;
+
 /// The pause before a status that the API server refused is tried again.
-const REFUSED: Duration = Duration::from_mins(1);
+const REFUSED: std::time::Duration = std::time::Duration::from_mins(1);
 
-impl Publisher {
-    /// Writes the next status that is not as it should be. Returns whether there was one.
-    pub(super) async fn step_status(&mut self, apis: &Apis) -> Result<bool, NotWritten> {
-        let Some(cluster) = self.cluster.borrow().clone() else {
-            return Ok(false);
-        };
-        let snapshot = self.store.snapshot();
-        let by_name = snapshot.routing.by_name();
-        let now = clock::now();
-        let lacking = self.definitions.borrow().clone();
-        for (name, resource) in &cluster.mirrors {
-            if self
-                .work
-                .not_before
-                .get(name)
-                .is_some_and(|until| *until > Instant::now())
-            {
-                continue;
-            }
-            let (version, current) = self
-                .work
-                .ours
-                .get(name)
-                .map_or((resource.version, &resource.status), |(version, status)| {
-                    (*version, status)
-                });
-            let report = self.reports.of(name);
-            let settled = !self.has_updates(name);
-            let waiting = self.work.sweeps.get(name).copied().unwrap_or_default();
-            let id = by_name.get(name.as_str()).copied();
-            let seen = Seen {
-                generation: resource.generation,
-                faults: &resource.faults,
-                unknown: &resource.unknown,
-                pull_secret: resource.pull_secret,
-                health: id.map(|id| snapshot.health_of(id)),
-                failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
-                missing_secret: resource.missing_secret.as_deref(),
-                secret_fault: resource.secret_fault.as_deref(),
-                credentials_accepted: report.credentials_accepted,
-                nodes_can_pull: report.nodes_can_pull,
-                sweeps: waiting.map(|end| end.filter(|_| settled).map(|end| (end, self.through))),
-                platforms: &cluster.platforms,
-                lacking: lacking.as_deref(),
+/// The same where there was no answer, or no such mirror: the watch will tell.
+const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// The ends of sweeps over tags and digests.
+type Ends = [Option<SweepEnd>; 2];
+
+/// A status to send.
+#[derive(Clone, Debug)]
+pub(super) struct StatusWrite {
+    /// The version that it was computed from.
+    pub(super) version: u64,
+    pub(super) current: ImageMirrorStatus,
+    pub(super) next: ImageMirrorStatus,
+    /// The ends of sweeps that it tells.
+    ends: Ends,
+    uid: String,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(super) enum StatusOutcome {
+    /// The API server has this, of that version.
+    Stored(Box<ImageMirrorStatus>, u64),
+    /// Somebody else was faster, and the API server has this.
+    Changed(Box<ImageMirrorStatus>, u64),
+    /// The API server will not have it.
+    Refused,
+    /// No answer, one that says to try again later, or no such mirror.
+    Failed,
+}
+
+/// The status of one mirror.
+#[derive(Debug, Default)]
+pub(super) struct Status {
+    uid: String,
+    /// What this process wrote, where the watch has not brought it yet.
+    ours: Option<(u64, ImageMirrorStatus)>,
+    /// What was sent last, and what the API server made of it: an older definition knows less.
+    answered: Option<(ImageMirrorStatus, ImageMirrorStatus)>,
+    /// Ends of sweeps not told yet.
+    waiting: Ends,
+    /// Starts of the sweeps taken in last.
+    taken: [Option<Timestamp>; 2],
+    /// The version through which the waiting ends hold; none until everything before was written.
+    through: Option<Version>,
+    not_before: Option<Instant>,
+    is_busy: bool,
+}
+
+impl Status {
+    /// Takes in the resource as the watch has it. Returns whether it is another one than the one before of
+    /// its name.
+    pub(super) fn watched(&mut self, resource: &MirrorResource) -> bool {
+        let is_another = self.uid != resource.uid;
+        let is_first = self.uid.is_empty();
+        if is_another {
+            *self = Self {
+                uid: resource.uid.clone(),
+                taken: self.taken,
+                is_busy: self.is_busy,
+                ..Self::default()
             };
-            let next = status::plan(current, &seen, now);
-            if settled {
-                self.work.sweeps.remove(name);
-            }
-            let answered = self.work.answered.get(name);
-            if next == *current || answered.is_some_and(|(sent, stored)| *sent == next && stored == current) {
-                continue;
-            }
-            let current = current.clone();
-            let written = self.write_status(apis, name, version, &next).await;
-            if written.is_err() && settled {
-                self.work.sweeps.insert(name.clone(), waiting);
-            }
-            match written {
-                Ok(()) => {}
-                Err(NotWritten::Refused(error)) => {
-                    let error = chain(&error);
-                    tracing::error!(mirror = name, error, "the API server refuses the status");
-                    self.work
-                        .not_before
-                        .insert(name.clone(), Instant::now() + REFUSED);
-                    continue;
-                }
-                Err(NotWritten::Conflict) => {
-                    self.refresh(apis, name).await?;
-                    return Ok(true);
-                }
-                // The watch will tell that it is gone.
-                Err(NotWritten::Gone) => {
-                    self.work.not_before.insert(name.clone(), Instant::now() + PAUSE);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            }
-            self.tell(apis, name, resource, &current, &next).await?;
-            return Ok(true);
         }
-        Ok(false)
+        self.ours.take_if(|(version, _)| resource.version >= *version);
+        is_another && !is_first
     }
 
-    fn has_updates(&self, mirror: &str) -> bool {
-        let first = (Box::from(mirror), Box::from(""));
-        self.work
-            .updates
-            .range(first..)
-            .next()
-            .is_some_and(|(first, _)| &**first == mirror)
+    /// Takes in the end of a sweep. Returns whether it is a new one.
+    pub(super) fn swept(&mut self, class: Class, end: SweepEnd) -> bool {
+        let at = position(class);
+        let is_new = self.taken[at].replace(end.started_at) != Some(end.started_at);
+        if is_new {
+            self.waiting[at] = Some(end);
+            self.through = None;
+        }
+        is_new
     }
 
-    async fn write_status(
+    /// Returns the classes of the sweeps whose ends are not told yet.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = Class> {
+        let waiting = self.waiting.map(|end| end.is_some());
+        Class::ALL
+            .into_iter()
+            .filter(move |class| waiting[position(*class)])
+    }
+
+    /// Returns the health that the API server has.
+    pub(super) fn health(&self, resource: &MirrorResource) -> Option<Health> {
+        status::health(self.current(resource).1)
+    }
+
+    fn current<'a>(&'a self, resource: &'a MirrorResource) -> (u64, &'a ImageMirrorStatus) {
+        match &self.ours {
+            Some((version, status)) => (*version, status),
+            None => (resource.version, &resource.status),
+        }
+    }
+
+    /// Returns what to send if the status is not as it should be, and notes that it is under way. `reached`
+    /// is how far the watch of images has come.
+    pub(super) fn next(
         &mut self,
-        apis: &Apis,
-        name: &str,
-        version: u64,
-        next: &ImageMirrorStatus,
-    ) -> Result<(), NotWritten> {
-        // A merge patch that names its version: what newer versions have in the status stays, and
-        // nothing is overwritten unseen.
-        let patch = json!({
-            "metadata": {"resourceVersion": version.to_string()},
-            "status": {
-                "conditions": next.conditions,
-                "health": next.health,
-                "sweeps": next.sweeps,
-                "images": next.images,
-                "platforms": next.platforms,
-                "failingUpstreams": next.failing_upstreams,
-            },
-        });
-        let (parameters, patch) = (PatchParams::default(), Patch::Merge(&patch));
-        let request = apis.mirrors.patch_status(name, &parameters, &patch);
-        let answer = self.writer.write("ImageMirror", request).await?;
-        let stored = self.took(name, &answer);
-        self.work.answered.insert(name.to_owned(), (next.clone(), stored));
-        Ok(())
-    }
-
-    /// Takes in a mirror as the API server has it, and returns its status.
-    fn took(&mut self, name: &str, answer: &DynamicObject) -> ImageMirrorStatus {
-        let status = status_of(answer);
-        let version = version(answer.metadata.resource_version.as_deref());
-        if let Some(health) = status::health(&status) {
-            self.published.send_modify(|published| {
-                published.insert(name.to_owned(), health);
-            });
-        }
-        self.work.ours.insert(name.to_owned(), (version, status.clone()));
-        status
-    }
-
-    /// Reads a mirror whose version is not the one expected.
-    async fn refresh(&mut self, apis: &Apis, name: &str) -> Result<(), NotWritten> {
-        let Some(object) = apis.mirrors.get_opt(name).await? else {
-            return Ok(());
-        };
-        self.took(name, &object);
-        Ok(())
-    }
-
-    /// Writes an Event if a mirror's health changed.
-    async fn tell(
-        &self,
-        apis: &Apis,
-        name: &str,
         resource: &MirrorResource,
-        before: &ImageMirrorStatus,
-        after: &ImageMirrorStatus,
-    ) -> Result<(), NotWritten> {
-        let state = |status: &ImageMirrorStatus| status::health(status).map(|health| health.state);
-        let (before, Some(now)) = (state(before), state(after)) else {
-            return Ok(());
-        };
-        if before.unwrap_or(State::Unknown) == now {
-            return Ok(());
+        seen: Seen<'_>,
+        images: &Images,
+        reached: Version,
+        (instant, now): (Instant, Timestamp),
+    ) -> Option<StatusWrite> {
+        if self.is_busy || self.not_before.is_some_and(|until| until > instant) {
+            return None;
         }
-        let reason = after.health.as_ref().map(|health| health.reason.clone());
-        let from = before.unwrap_or(State::Unknown).as_str();
-        let told = Told {
-            regarding: ObjectReference {
-                api_version: Some("kagami.dev/v1alpha1".to_owned()),
-                kind: Some("ImageMirror".to_owned()),
-                name: Some(name.to_owned()),
-                uid: Some(resource.uid.clone()),
-                ..ObjectReference::default()
-            },
-            action: "Probe",
-            reason: now.as_str(),
-            note: format!(
-                "The mirror went from {from} to {}: {}",
-                now.as_str(),
-                reason.unwrap_or_default()
-            ),
-            is_warning: now == State::Unhealthy,
+        self.through = if images.is_settled() {
+            Some(self.through.unwrap_or_else(|| images.through()))
+        } else {
+            None
         };
-        let event = event(told, &self.identity, clock::now());
-        let parameters = PostParams::default();
-        let request = apis.events.create(&parameters, &event);
-        match self.writer.write("Event", request).await {
-            Err(NotWritten::NotLeading) => Err(NotWritten::NotLeading),
-            Err(error) => {
-                // The status says the same and is what counts.
-                tracing::debug!(error = chain(&error), "cannot write an Event");
-                Ok(())
+        let through = self.through.filter(|through| *through <= reached);
+        let ends = match through {
+            Some(_) => self.waiting,
+            None => Ends::default(),
+        };
+        let seen = Seen {
+            sweeps: ends.map(|end| Some((end?, through?.0))),
+            ..seen
+        };
+        let (version, current) = self.current(resource);
+        let next = status::plan(current, &seen, now);
+        let answered = self.answered.as_ref();
+        let is_known = answered.is_some_and(|(sent, stored)| *sent == next && stored == current);
+        let write = (next != *current && !is_known).then(|| StatusWrite {
+            version,
+            current: current.clone(),
+            next,
+            ends,
+            uid: self.uid.clone(),
+        });
+        if through.is_some() {
+            self.waiting = Ends::default();
+            self.through = None;
+        }
+        self.is_busy = write.is_some();
+        write
+    }
+
+    /// Takes in what became of a write.
+    pub(super) fn done(&mut self, write: StatusWrite, outcome: StatusOutcome, now: Instant) {
+        self.is_busy = false;
+        match outcome {
+            StatusOutcome::Stored(stored, version) => {
+                self.answered = Some((write.next, (*stored).clone()));
+                self.ours = Some((version, *stored));
+                return;
             }
-            Ok(_) => Ok(()),
+            StatusOutcome::Changed(stored, version) => self.ours = Some((version, *stored)),
+            StatusOutcome::Refused => self.not_before = Some(now + REFUSED),
+            StatusOutcome::Failed => self.not_before = Some(now + PAUSE),
+        }
+        if write.uid != self.uid {
+            return;
+        }
+        for (waiting, end) in self.waiting.iter_mut().zip(write.ends) {
+            *waiting = waiting.or(end);
         }
     }
 }
 
-/// Returns the upstreams that fail, of a mirror that is used only then.
-fn failing_upstreams(snapshot: &Snapshot, mirror: MirrorId) -> Vec<String> {
-    let settings = snapshot.routing.mirror(mirror);
-    if settings.prefer == Prefer::Mirror {
-        return Vec::new();
+const fn position(class: Class) -> usize {
+    match class {
+        Class::Tag => 0,
+        Class::Digest => 1,
     }
-    let fails = |host: &&str| snapshot.failing_upstreams.contains(*host);
-    let failing: BTreeSet<&str> = settings.upstreams().filter(fails).collect();
-    failing.into_iter().map(ToOwned::to_owned).collect()
 }

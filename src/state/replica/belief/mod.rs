@@ -7,12 +7,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
-use serde_json::{Map, Value, json};
 use tokio::{sync::watch, time::Instant};
 
+use super::status;
 use crate::{
     api::{mirror::Connection, v1alpha1::timestamp},
     cluster::objects::{Object, Outline, Reader, SharedStatus},
@@ -30,8 +31,8 @@ use crate::{
     registry::Client,
     state::{
         Store,
+        configuration::Configuration,
         feed::{Feed, Identity, Keep, SecretFaults, Unusable},
-        file::Configuration,
     },
     telemetry::chain,
 };
@@ -177,7 +178,7 @@ impl Belief {
         let name = object.metadata.name.as_str();
         let read = self.reader.mirror(object);
         let unknown: Vec<_> = read.unknown.iter().map(ToString::to_string).collect();
-        let told = self.reader.status(object);
+        let told = SharedStatus::from(self.reader.status(object));
         let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
             good: None,
             told: told.clone(),
@@ -224,7 +225,6 @@ impl Belief {
             known.unknown = unknown;
         }
         known.witness.told(known.told.health, now);
-        known.complete();
         if known.good != before {
             self.put(now);
         }
@@ -255,8 +255,12 @@ impl Belief {
         Configuration {
             mirrors: good.collect(),
             secrets: self.credentials.clone(),
+            standings: self
+                .mirrors
+                .iter()
+                .map(|(name, known)| (name.clone(), Arc::clone(&known.told.standing)))
+                .collect(),
             namespaces: self.namespaces.believed(),
-            pull_secret_namespaces: BTreeSet::new(),
         }
     }
 
@@ -287,6 +291,7 @@ impl Belief {
         let Some(known) = self.mirrors.get(name) else {
             return;
         };
+        self.store.set_standing(name, &known.told.standing);
         let view = known.witness.view();
         if self.store.set_view(name, view) {
             self.metrics.set_health(name, view.health.state);
@@ -345,6 +350,8 @@ impl Belief {
 
     pub(super) fn namespace_deleted(&mut self, name: &str) {
         self.namespaces.known.remove(name);
+        // It may go while they are listed.
+        self.namespaces.listing.remove(name);
         self.store.set_namespaces(self.namespaces.believed());
     }
 
@@ -506,26 +513,26 @@ impl Belief {
     }
 
     /// Returns what `/status` shows of the heartbeat and of mirrors.
-    pub(super) fn status(&self, at: Instant) -> (Value, Value) {
-        let seen = self.heartbeat_age(at).map(|age| age.as_secs());
-        let heartbeat = json!({"seenSecondsAgo": seen, "renewTime": self.heartbeat.renewed});
-        let mirror = |(name, known): (&String, &Known)| {
-            let credentials = self.credential_faults.get(name).map(|fault| chain(fault));
-            let shared = known.told.health;
-            let value = json!({
-                "stale": known.witness.view().stale,
-                "shared": {
-                    "state": shared.state.as_str(),
-                    "provenSince": shared.proven_since.to_string(),
-                },
-                "faults": known.faults,
-                "unknown": known.unknown,
-                "credentialsFault": credentials,
-            });
-            (name.clone(), value)
+    pub(super) fn status(&self, at: Instant) -> (status::Heartbeat, BTreeMap<String, status::Mirror>) {
+        let heartbeat = status::Heartbeat {
+            seen_seconds_ago: self.heartbeat_age(at).map(|age| age.as_secs()),
+            renew_time: self.heartbeat.renewed.clone(),
         };
-        let mirrors: Map<String, Value> = self.mirrors.iter().map(mirror).collect();
-        (heartbeat, mirrors.into())
+        let mirror = |(name, known): (&String, &Known)| {
+            let fault = self.credential_faults.get(name);
+            let mirror = status::Mirror {
+                stale: known.witness.view().stale,
+                shared: status::Shared {
+                    state: known.told.health.state.as_str(),
+                    proven_since: known.told.health.proven_since.to_string(),
+                },
+                faults: known.faults.clone(),
+                unknown: known.unknown.clone(),
+                credentials_fault: fault.map(|fault| chain(fault)),
+            };
+            (name.clone(), mirror)
+        };
+        (heartbeat, self.mirrors.iter().map(mirror).collect())
     }
 }
 
@@ -558,17 +565,6 @@ impl Known {
         }
         self.witness.configure(good.0.health);
         self.good = Some(good);
-    }
-
-    /// Completes the last good resource by what the status tells now.
-    fn complete(&mut self) {
-        if let Some((mirror, _)) = &mut self.good {
-            mirror
-                .pull_secret_namespaces
-                .clone_from(&self.told.pull_secret_namespaces);
-            mirror.platforms = self.told.platforms.iter().map(String::as_str).collect();
-            mirror.owners_left_alone.clone_from(&self.told.owners_left_alone);
-        }
     }
 
     fn stale_after(&self) -> Duration {

@@ -1,9 +1,15 @@
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use super::*;
 use crate::{
     certificates,
-    domain::health::{Fault, State},
+    domain::{
+        health::{Fault, State},
+        platform::Architectures,
+        standing::Standing,
+    },
 };
 
 const MIRROR: &str = "main";
@@ -219,7 +225,7 @@ fn whatever_becomes_of_credentials_the_mirror_stays_what_it_is() {
     let (client, before) = now_is(&scene);
     let faults = |scene: &Scene| {
         let status = scene.belief.status(scene.at(0)).1;
-        status[MIRROR]["credentialsFault"].as_str().map(str::to_owned)
+        status[MIRROR].credentials_fault.clone()
     };
     let file = |content: &str| Secret::docker_config(content.as_bytes().to_vec());
     let good = r#"{"auths": {"mirror.test": {"username": "u", "password": "p"}}}"#;
@@ -291,6 +297,44 @@ fn another_endpoint_authority_kind_or_place_voids_what_was_proven() {
         assert_eq!((health.state, health.proven_since), expected, "{field}");
         assert!(!scene.store.client(MIRROR).unwrap().is(&client), "{field}");
     }
+}
+
+#[test]
+fn what_a_status_tells_compiles_no_routing() {
+    let mut scene = Scene::new("10s");
+    let snapshot = |scene: &Scene| scene.store.snapshot();
+    let told = |scene: &Scene| {
+        let snapshot = snapshot(scene);
+        let (id, _) = snapshot.routing.mirrors().next().unwrap();
+        snapshot.standing(id).clone()
+    };
+    assert_eq!(told(&scene), Standing::NONE);
+    let routing = Arc::clone(&snapshot(&scene).routing);
+    let mut object = mirror("Healthy", "10s");
+    object.status["platforms"] = json!(["arm64"]);
+    object.status["pullSecretNamespaces"] = json!(["shop"]);
+    object.status["ownersLeftAlone"] = json!(["u-1", "u-2"]);
+    let standing = Standing {
+        platforms: Architectures::of("arm64"),
+        pull_secret_namespaces: BTreeSet::from(["shop".to_owned()]),
+        owners_left_alone: ["u-1", "u-2"].map(str::to_owned).into(),
+    };
+    scene.belief.mirror_changed(&object, now());
+    assert_eq!(told(&scene), standing);
+    assert!(Arc::ptr_eq(&routing, &snapshot(&scene).routing));
+    // Another configuration has it from the beginning.
+    let mut snapshots = scene.store.subscribe();
+    object.spec["priority"] = 7.into();
+    scene.belief.mirror_changed(&object, now());
+    assert_eq!(told(&scene), standing);
+    assert!(!Arc::ptr_eq(&routing, &snapshot(&scene).routing));
+    object.status = mirror("Healthy", "10s").status;
+    scene.belief.mirror_changed(&object, now());
+    assert_eq!(told(&scene), Standing::NONE);
+    // The same again is no news.
+    snapshots.mark_unchanged();
+    scene.belief.mirror_changed(&object, now());
+    assert!(!snapshots.has_changed().unwrap());
 }
 
 #[test]

@@ -1,0 +1,95 @@
+//! Events about objects without a namespace: what people see with `kubectl describe`.
+//!
+//! Unlike kube's recorder it writes as everything is written: only while leading, at a bounded rate. An
+//! Event that cannot be written holds up nothing; whatever it tells stands in a status as well.
+
+use k8s_openapi::api::{core::v1::ObjectReference, events::v1::Event};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+
+use super::writer::{NotWritten, Writer};
+use crate::{api::v1alpha1::micro_time, clock, telemetry::chain};
+
+/// Namespace of Events about objects without one (apimachinery's event validation asks for it).
+const NAMESPACE: &str = "default";
+
+/// Who tells.
+const REPORTER: &str = "kagami.dev/companion";
+
+/// How long a note may be.
+const LONGEST_NOTE: usize = 1000;
+
+/// How long the name of who tells may be.
+const LONGEST_INSTANCE: usize = 128;
+
+/// What an Event tells.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// What was done, in one word.
+    pub action: &'static str,
+    /// What came of it, in one word.
+    pub reason: &'static str,
+    pub note: String,
+    pub is_warning: bool,
+}
+
+/// Writes Events. Clones share the rate.
+#[derive(Clone)]
+pub struct Events {
+    api: Api<Event>,
+    writer: Writer,
+    instance: String,
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events")
+            .field("instance", &self.instance)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Events {
+    /// Returns who writes Events in the name of `identity`.
+    pub fn new(client: Client, writer: Writer, identity: &str) -> Self {
+        Self {
+            api: Api::namespaced(client, NAMESPACE),
+            writer,
+            instance: identity.chars().take(LONGEST_INSTANCE).collect(),
+        }
+    }
+
+    /// Writes an Event about an object without a namespace. Fails only if nothing may be written any more.
+    pub async fn tell(&self, regarding: ObjectReference, message: Message) -> Result<(), NotWritten> {
+        let name = regarding.name.as_deref().unwrap_or_default();
+        let event = Event {
+            metadata: ObjectMeta {
+                // Unlike the object's, an Event's name may be cut.
+                name: Some(format!("{name:.200}.{:x}", clock::now().as_millis())),
+                ..ObjectMeta::default()
+            },
+            action: Some(message.action.to_owned()),
+            event_time: Some(micro_time(clock::now())),
+            // Longer ones are refused.
+            note: Some(message.note.chars().take(LONGEST_NOTE).collect()),
+            reason: Some(message.reason.to_owned()),
+            regarding: Some(regarding),
+            reporting_controller: Some(REPORTER.to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some(if message.is_warning { "Warning" } else { "Normal" }.to_owned()),
+            ..Event::default()
+        };
+        let parameters = PostParams::default();
+        let request = self.api.create(&parameters, &event);
+        match self.writer.write("Event", request).await {
+            Err(NotWritten::NotLeading) => Err(NotWritten::NotLeading),
+            Err(error) => {
+                tracing::debug!(error = chain(&error), "cannot write an Event");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+}

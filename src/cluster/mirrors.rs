@@ -1,0 +1,201 @@
+//! The ImageMirrors of a cluster as a watch tells them, each in its last good form.
+//!
+//! One that cannot be used, or not even be read, is told with its faults; what it said when it last was
+//! good stays in force. No object stops the watch.
+
+use super::{
+    collection::Collection,
+    objects::{Object, Reader},
+    watch::{Event, version},
+};
+use crate::{
+    api::{
+        mirror::Connection,
+        newer::{Reading, Unknown},
+        v1alpha1::ImageMirrorStatus,
+    },
+    domain::{mirror::Mirror, presence::Version},
+};
+
+/// An ImageMirror as it stands in the cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    pub uid: String,
+    pub version: Option<Version>,
+    pub generation: i64,
+    pub status: ImageMirrorStatus,
+    /// What it says, or said when it last was good; none if it never was since it is watched.
+    pub form: Option<(Mirror, Connection)>,
+    /// What is wrong with it as it is now.
+    pub faults: Vec<String>,
+    /// What this program does not know of it.
+    pub unknown: Vec<Unknown>,
+}
+
+/// What an event changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// What is in force.
+    pub forms: bool,
+    /// Anything that is told of ImageMirrors.
+    pub documents: bool,
+}
+
+/// Every ImageMirror.
+#[derive(Debug, Default)]
+pub struct Mirrors {
+    reader: Reader,
+    documents: Collection<Document>,
+}
+
+impl Document {
+    /// Reads an ImageMirror, given what it was `before`. `check` says why something that can be read
+    /// cannot be used.
+    pub fn read(
+        reader: &Reader,
+        object: &Object,
+        before: Option<&Self>,
+        check: impl FnOnce(&Mirror, &Connection) -> Result<(), String>,
+    ) -> Self {
+        let status = reader.status(object);
+        let Reading { taken, unknown } = reader.mirror(object);
+        let taken = taken
+            .map_err(|faults| faults.iter().map(ToString::to_string).collect())
+            .and_then(|(mirror, connection)| match check(&mirror, &connection) {
+                Ok(()) => Ok((mirror, connection)),
+                Err(fault) => Err(vec![fault]),
+            });
+        let (form, faults) = match taken {
+            Ok(form) => (Some(form), Vec::new()),
+            Err(faults) => (before.and_then(|before| before.form.clone()), faults),
+        };
+        Self {
+            uid: object.metadata.uid.clone(),
+            version: version(&object.metadata.resource_version),
+            generation: object.metadata.generation,
+            status,
+            form,
+            faults,
+            unknown,
+        }
+    }
+}
+
+impl Mirrors {
+    /// Takes in an event; `check` as for [`Document::read`].
+    pub fn take(
+        &mut self,
+        event: Event<Object>,
+        check: impl FnOnce(&Mirror, &Connection) -> Result<(), String>,
+    ) -> Change {
+        let documents = &self.documents;
+        let mut same_form = false;
+        let event = event.map(|object| {
+            let before = documents.get(&object.metadata.name);
+            let document = Document::read(&self.reader, &object, before, check);
+            same_form = before.is_some_and(|before| before.form == document.form);
+            (object.metadata.name, document)
+        });
+        let goes = matches!(event, Event::Deleted(_) | Event::ListedAll { .. });
+        let documents = self.documents.take(event);
+        Change {
+            forms: documents && (goes || !same_form),
+            documents,
+        }
+    }
+
+    /// Whether all were told once.
+    pub const fn is_complete(&self) -> bool {
+        self.documents.is_complete()
+    }
+
+    /// Returns every ImageMirror by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Document)> {
+        self.documents.iter()
+    }
+
+    /// Returns what is in force.
+    pub fn forms(&self) -> impl Iterator<Item = &(Mirror, Connection)> {
+        self.iter().filter_map(|(_, document)| document.form.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// An ImageMirror with this priority, one that nobody understands without, and these platforms in its
+    /// status.
+    fn object(version: u64, priority: Option<i32>, platforms: &[&str]) -> Object {
+        serde_json::from_value(json!({
+            "metadata": {"name": "main", "uid": "u", "generation": 3, "resourceVersion": version.to_string()},
+            "spec": {
+                "registry": "mirror.test",
+                "kind": "Hosted",
+                "sources": [{"prefix": "docker.io"}],
+                "priority": priority.unwrap_or_default(),
+                "mode": if priority.is_some() { "Enforce" } else { "Sometimes" },
+            },
+            "status": {"platforms": platforms},
+        }))
+        .unwrap()
+    }
+
+    fn priority(mirrors: &Mirrors) -> Option<i32> {
+        mirrors.forms().next().map(|(mirror, _)| mirror.priority)
+    }
+
+    #[test]
+    fn the_last_good_form_stays_in_force() {
+        let mut mirrors = Mirrors::default();
+        let refused = |mirror: &Mirror, _: &Connection| {
+            (mirror.priority != 13)
+                .then_some(())
+                .ok_or_else(|| "unlucky".to_owned())
+        };
+        let mut check = |told: Option<i32>, forms: bool, expected: Option<i32>, faults: usize| {
+            let version = mirrors
+                .iter()
+                .next()
+                .map_or(1, |(_, known)| known.version.unwrap().0 + 1);
+            let event = Event::Changed(object(version, told, &[]));
+            let change = mirrors.take(event, refused);
+            assert_eq!(
+                change,
+                Change {
+                    forms,
+                    documents: true
+                }
+            );
+            assert_eq!(priority(&mirrors), expected, "{told:?}");
+            let (_, document) = mirrors.iter().next().unwrap();
+            assert_eq!(document.faults.len(), faults, "{:?}", document.faults);
+            assert_eq!((document.generation, document.uid.as_str()), (3, "u"));
+        };
+        check(None, true, None, 1);
+        check(Some(1), true, Some(1), 0);
+        check(Some(1), false, Some(1), 0);
+        check(None, false, Some(1), 1);
+        check(Some(13), false, Some(1), 1);
+        check(Some(2), true, Some(2), 0);
+        let change = mirrors.take(Event::Deleted(object(9, Some(2), &[])), refused);
+        assert!(change.forms && priority(&mirrors).is_none());
+    }
+
+    #[test]
+    fn what_is_told_again_changes_nothing_and_a_status_no_form() {
+        let mut mirrors = Mirrors::default();
+        let mut take = |version, platforms: &[&str]| {
+            let event = Event::Changed(object(version, Some(1), platforms));
+            let Change { forms, documents } = mirrors.take(event, |_, _| Ok(()));
+            (forms, documents)
+        };
+        assert_eq!(take(1, &[]), (true, true));
+        assert_eq!(take(1, &[]), (false, false));
+        assert_eq!(take(2, &["arm64"]), (false, true));
+        let (_, document) = mirrors.iter().next().unwrap();
+        assert_eq!(document.status.platforms, ["arm64"]);
+    }
+}

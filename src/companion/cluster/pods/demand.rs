@@ -1,0 +1,454 @@
+//! Demand: the images of the cluster's Pods, handed to the mirrors that serve them, and their times of
+//! use.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{sync::mpsc, task::yield_now, time::sleep};
+
+use super::{
+    Readers, lock,
+    read::{Pod, images, name_of},
+};
+use crate::{
+    api::MODE_LABEL,
+    clock,
+    domain::{
+        demand::Used,
+        mirror::Mode,
+        routing::{MirrorId, Routing},
+        snapshot::Snapshot,
+        time::Timestamp,
+    },
+    state::{Demand, Store},
+};
+
+/// How many new images of one mirror one round hands on; the rest comes with the next.
+const ROUND: usize = 5000;
+
+/// How many of them are handed on at once, and how long after are the next: a mirror's worker takes in
+/// no more than it can look at.
+const AT_ONCE: (usize, Duration) = (100, Duration::from_millis(100));
+
+/// What decides about demand.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The mode of namespaces without the label, as the webhook configuration has it.
+    pub default_mode: Mode,
+    /// An image that no Pod has used for so long is forgotten.
+    pub forget_after: Duration,
+}
+
+/// Learns from Pods which images are in use.
+pub(super) struct DemandReader {
+    pub(super) used: Used,
+    settings: Settings,
+    /// Since when use is noted.
+    since: Timestamp,
+    demand: mpsc::Sender<Demand>,
+}
+
+/// What one round found to be new, to be handed on.
+#[derive(Debug)]
+pub(super) struct Round {
+    /// Keys by the mirror's position in the routing.
+    new: Vec<HashSet<Arc<str>>>,
+    /// There was more.
+    is_full: bool,
+}
+
+/// The mirrors that serve a namespace.
+struct Serving<'s> {
+    snapshot: &'s Snapshot,
+    mirrors: Vec<bool>,
+}
+
+impl DemandReader {
+    pub(super) fn new(settings: Settings, since: Timestamp, demand: mpsc::Sender<Demand>) -> Self {
+        Self {
+            used: Used::default(),
+            settings,
+            since,
+            demand,
+        }
+    }
+
+    /// Takes in a Pod, and hands on what is new of its images, where `store` is given. What finds no room
+    /// comes with the next round.
+    pub(super) fn take(&mut self, pod: &Pod, snapshot: &Snapshot, store: Option<&Store>) {
+        let (namespace, name) = pod.id();
+        let changed = self.used.set(namespace, name, &images(pod, &snapshot.routing));
+        let Some(store) = store.filter(|_| !changed.is_empty()) else {
+            return;
+        };
+        let Some(serving) = Serving::of(snapshot, namespace, self.settings.default_mode) else {
+            return;
+        };
+        for key in changed {
+            for mirror in serving.mirrors_of(key) {
+                let mirror = &snapshot.routing.mirror(mirror).name;
+                if !store.index().contains(mirror, key) && !hand_on(&self.demand, mirror, key) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Goes through the images that are used in one namespace: notes that they are, and which of them are
+    /// new.
+    fn go_through(
+        &self,
+        after: Option<&str>,
+        store: &Store,
+        snapshot: &Snapshot,
+        now: Timestamp,
+        round: &mut Round,
+    ) -> Option<Box<str>> {
+        let (namespace, images) = self.used.next_namespace(after)?;
+        if let Some(serving) = Serving::of(snapshot, namespace, self.settings.default_mode) {
+            let index = store.index();
+            for key in images {
+                for mirror in serving.mirrors_of(key) {
+                    if !index.touch(&snapshot.routing.mirror(mirror).name, key, now) {
+                        round.add(mirror, key);
+                    }
+                }
+            }
+        }
+        Some(namespace.into())
+    }
+}
+
+/// Goes through all images in use: notes their use, forgets what was not used for long, and returns what
+/// is new. Others go on after each namespace, whose number of images is bounded.
+pub(super) async fn go_through(readers: &Mutex<Readers>, store: &Store, snapshot: &Snapshot) -> Round {
+    let now = clock::now();
+    let mut round = Round::new(&snapshot.routing);
+    let mut at: Option<Box<str>> = None;
+    loop {
+        at = lock(readers)
+            .demand
+            .go_through(at.as_deref(), store, snapshot, now, &mut round);
+        if at.is_none() {
+            break;
+        }
+        yield_now().await;
+    }
+    let (since, forget_after) = {
+        let demand = &lock(readers).demand;
+        (demand.since, demand.settings.forget_after)
+    };
+    // What was used before is known to the day only.
+    if now.since(since) > forget_after {
+        forget(store, snapshot, now, forget_after);
+    }
+    round
+}
+
+/// Forgets images that no Pod has used for long.
+fn forget(store: &Store, snapshot: &Snapshot, now: Timestamp, forget_after: Duration) {
+    for (_, mirror) in snapshot.routing.mirrors() {
+        let unused: Vec<Box<str>> = {
+            let index = store.index();
+            let entries = index.entries(&mirror.name);
+            let unused = entries.filter(|(_, entry)| now.since(entry.last_used()) > forget_after);
+            unused.map(|(key, _)| Box::from(key)).collect()
+        };
+        if unused.is_empty() {
+            continue;
+        }
+        let mut index = store.index_mut();
+        for key in unused {
+            index.remove(&mirror.name, &key);
+        }
+    }
+}
+
+fn hand_on(demand: &mpsc::Sender<Demand>, mirror: &str, key: &str) -> bool {
+    let wanted = Demand {
+        mirror: mirror.to_owned(),
+        key: key.to_owned(),
+    };
+    demand.try_send(wanted).is_ok()
+}
+
+impl Round {
+    fn new(routing: &Routing) -> Self {
+        Self {
+            new: vec![HashSet::new(); routing.len()],
+            is_full: false,
+        }
+    }
+
+    fn add(&mut self, mirror: MirrorId, key: &Arc<str>) {
+        let Some(new) = self.new.get_mut(mirror.index()) else {
+            return;
+        };
+        if new.len() < ROUND {
+            new.insert(Arc::clone(key));
+        } else {
+            self.is_full = true;
+        }
+    }
+
+    /// Hands on what is new, of each mirror some at a time. Returns whether that was everything.
+    pub(super) async fn hand_on(
+        self,
+        store: &Store,
+        snapshot: &Snapshot,
+        demand: &mpsc::Sender<Demand>,
+    ) -> bool {
+        let mirrors = snapshot.routing.mirrors().map(|(_, mirror)| mirror.name.as_str());
+        let mut waiting: Vec<_> = mirrors
+            .zip(self.new.into_iter().map(HashSet::into_iter))
+            .collect();
+        loop {
+            for (mirror, keys) in &mut waiting {
+                for key in keys.take(AT_ONCE.0) {
+                    if !store.index().contains(mirror, &key) && !hand_on(demand, mirror, &key) {
+                        return false;
+                    }
+                }
+            }
+            waiting.retain(|(_, keys)| keys.len() > 0);
+            if waiting.is_empty() {
+                return !self.is_full;
+            }
+            sleep(AT_ONCE.1).await;
+        }
+    }
+}
+
+impl<'s> Serving<'s> {
+    /// Returns the mirrors that serve a namespace; none if there are none, or Kagami is off there.
+    fn of(snapshot: &'s Snapshot, namespace: &str, default_mode: Mode) -> Option<Self> {
+        if snapshot.left_alone.contains(namespace) {
+            return None;
+        }
+        let labels = snapshot.namespaces.get(namespace);
+        let label = labels.and_then(|labels| labels.get(MODE_LABEL));
+        if Mode::of_namespace(label.map(String::as_str), default_mode) == Mode::Off {
+            return None;
+        }
+        let mirrors = snapshot.routing.mirrors();
+        let mirrors: Vec<_> = mirrors
+            .map(|(id, mirror)| mirror.mode != Mode::Off && snapshot.serves(id, namespace))
+            .collect();
+        mirrors.contains(&true).then_some(Self { snapshot, mirrors })
+    }
+
+    /// Returns those of them that should hold an image.
+    fn mirrors_of(&self, key: &str) -> impl Iterator<Item = MirrorId> {
+        let candidates = name_of(key).map(|name| self.snapshot.routing.candidates(name).ordered);
+        let candidates = candidates.unwrap_or_default().into_iter();
+        candidates
+            .map(|candidate| candidate.mirror)
+            .filter(|mirror| self.mirrors.get(mirror.index()) == Some(&true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use serde_json::json;
+    use tokio::sync::watch;
+
+    use super::{super::pulls::PullsReader, *};
+    use crate::{
+        cluster::watch::Event,
+        domain::presence::Presence,
+        state::{Configured, file},
+    };
+
+    const MIRRORS: &str = "
+        apiVersion: kagami.dev/v1alpha1
+        kind: ImageMirror
+        metadata: {name: main}
+        spec:
+          registry: mirror.test
+          kind: Hosted
+          sources: [{prefix: docker.io}]
+          namespaceSelector: {matchLabels: {team: blue}}
+        ";
+
+    fn store() -> Store {
+        let configuration = file::load(&MIRRORS.replace("\n        ", "\n"), "test").unwrap();
+        let mirrors = configuration.mirrors.into_iter().map(|(mirror, _)| mirror);
+        let labels = |mode: &str, team: &str| {
+            let labels = [(MODE_LABEL, mode), ("team", team)];
+            labels
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into()
+        };
+        let store = Store::default();
+        let configured = Configured {
+            routing: Routing::compile(mirrors.collect()),
+            namespaces: [
+                ("blue".to_owned(), labels("enforce", "blue")),
+                ("red".to_owned(), labels("enforce", "red")),
+                ("off".to_owned(), labels("off", "blue")),
+                ("own".to_owned(), labels("enforce", "blue")),
+            ]
+            .into(),
+            left_alone: ["own".to_owned()].into(),
+            ..Configured::default()
+        };
+        store.configure(configured, clock::now());
+        store
+    }
+
+    fn pod(namespace: &str, name: &str, image: &str) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": namespace, "name": name},
+            "spec": {"containers": [{"name": "app", "image": image}]},
+        }))
+        .unwrap()
+    }
+
+    fn readers(complete: bool) -> (Mutex<Readers>, mpsc::Receiver<Demand>) {
+        readers_since(Timestamp::default(), complete)
+    }
+
+    fn readers_since(since: Timestamp, complete: bool) -> (Mutex<Readers>, mpsc::Receiver<Demand>) {
+        let settings = Settings {
+            default_mode: Mode::Off,
+            forget_after: Duration::from_hours(1),
+        };
+        let (demand, wanted) = mpsc::channel(10_000);
+        let readers = Readers {
+            demand: DemandReader::new(settings, since, demand),
+            pulls: PullsReader::default(),
+            complete: watch::Sender::new(complete),
+        };
+        (Mutex::new(readers), wanted)
+    }
+
+    fn told(wanted: &mut mpsc::Receiver<Demand>) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Ok(demand) = wanted.try_recv() {
+            assert_eq!(demand.mirror, "main");
+            told.push(demand.key);
+        }
+        told.sort_unstable();
+        told
+    }
+
+    /// Returns how long fifty Pods take that come one after the other, where so many images are in
+    /// use: the shortest of several times.
+    fn time_of_pods(images: usize) -> Duration {
+        let store = store();
+        let (readers, mut wanted) = readers(true);
+        for number in 0..images {
+            let (namespace, key) = (
+                format!("other-{}", number / 1000),
+                format!("docker.io/acme/app:{number}"),
+            );
+            lock(&readers)
+                .demand
+                .used
+                .set(&namespace, &key, std::slice::from_ref(&key));
+        }
+        let times = (0..10).map(|_| {
+            let events: Vec<_> = (0..50)
+                .map(|number| pod("blue", "web", &format!("nginx:{number}")))
+                .collect();
+            let started = Instant::now();
+            for pod in events {
+                lock(&readers).take(Event::Changed(pod), &store);
+            }
+            let took = started.elapsed();
+            assert_eq!(told(&mut wanted).len(), 50);
+            took
+        });
+        times.min().unwrap_or_default()
+    }
+
+    #[test]
+    fn an_event_costs_the_same_whatever_the_number_of_images() {
+        let (few, many) = (time_of_pods(1000), time_of_pods(100_000));
+        // A hundred times as many images; the rest is for a busy machine.
+        assert!(
+            many < few * 20,
+            "{few:?} with 1,000 images, {many:?} with 100,000"
+        );
+    }
+
+    #[test]
+    fn only_what_is_new_and_served_is_handed_on() {
+        let store = store();
+        let (readers, mut wanted) = readers(true);
+        let known = "docker.io/library/known:1";
+        let now = clock::now();
+        store
+            .index_mut()
+            .write("main", known, Presence::Missing, now, now);
+        for namespace in ["blue", "red", "off", "own", "nobody-knows"] {
+            for image in ["known:1", "ghcr.io/a/b:1", namespace] {
+                let pod = pod(namespace, image, image);
+                lock(&readers).take(Event::Changed(pod), &store);
+            }
+        }
+        assert_eq!(told(&mut wanted), ["docker.io/library/blue:latest"]);
+        // The same once more is nothing new, whatever became of it.
+        let again = pod("blue", "blue", "blue");
+        lock(&readers).take(Event::Changed(again), &store);
+        assert!(told(&mut wanted).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_new_leader_forgets_nothing_that_was_used_before_its_time() {
+        let store = store();
+        let now = clock::now();
+        let key = "docker.io/library/unused:latest";
+        let long_ago = now.before(Duration::from_hours(2));
+        store
+            .index_mut()
+            .write("main", key, Presence::Missing, long_ago, long_ago);
+        for (since, expected) in [(30, true), (90, false)] {
+            let since = now.before(Duration::from_mins(since));
+            let (readers, _wanted) = readers_since(since, true);
+            go_through(&readers, &store, &store.snapshot()).await;
+            assert_eq!(store.index().contains("main", key), expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_hands_on_what_is_new_and_forgets_what_is_not_used() {
+        let store = store();
+        let (readers, mut wanted) = readers(false);
+        let hour = Duration::from_hours(1);
+        let now = clock::now();
+        let long_ago = Timestamp::from_millis(now.as_millis() - 2 * 3_600_000);
+        for image in ["used", "unused"] {
+            let key = format!("docker.io/library/{image}:latest");
+            let mut index = store.index_mut();
+            index.write("main", &key, Presence::Missing, long_ago, long_ago);
+        }
+        let many = 2 * AT_ONCE.0 + 1;
+        {
+            let mut readers = lock(&readers);
+            readers.take(Event::Listing, &store);
+            readers.take(Event::Listed(pod("blue", "used", "used")), &store);
+            for number in 0..many {
+                let name = number.to_string();
+                let pod = pod("blue", &name, &format!("nginx:{number}"));
+                readers.take(Event::Listed(pod), &store);
+            }
+            readers.take(Event::ListedAll { round: 0 }, &store);
+        }
+        assert!(told(&mut wanted).is_empty(), "the first list waits for its round");
+        let snapshot = store.snapshot();
+        let round = go_through(&readers, &store, &snapshot).await;
+        let demand = lock(&readers).demand.demand.clone();
+        assert!(round.hand_on(&store, &snapshot, &demand).await);
+        assert_eq!(told(&mut wanted).len(), many);
+        let index = store.index();
+        let used = index.get("main", "docker.io/library/used:latest").unwrap();
+        assert!(now.since(used.last_used()) < hour);
+        assert!(!index.contains("main", "docker.io/library/unused:latest"));
+    }
+}

@@ -1,0 +1,681 @@
+//! Tests of what is written, and in which order.
+
+use serde_json::{Value, json};
+
+use super::{
+    images::{Action, Found, Outcome},
+    queues::{ImageWrite, Queues},
+    statuses::{StatusOutcome, StatusWrite},
+    *,
+};
+use crate::{
+    api::v1alpha1::{ImageMirrorStatus, MirroredImage, MirroredImageSpec, Presence as Written, micro_time},
+    companion::{cluster::mirrors::MirrorResource, mirror::reports::SweepEnd},
+    domain::{
+        examples::proof,
+        health::State,
+        presence::{Counts, Index, Presence},
+    },
+};
+
+const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+const PRESENT: &str = "docker.io/library/nginx:1.29";
+
+/// The queues of a leader with an API server of the test's own.
+struct Scene {
+    queues: Queues,
+    index: Index,
+    cluster: ClusterView,
+    start: Instant,
+    now: Timestamp,
+    /// The version of the last write to the API server.
+    version: u64,
+}
+
+impl Scene {
+    /// A leader that has taken over nothing, and these mirrors.
+    fn new(mirrors: &[&str]) -> Self {
+        let mut scene = Self::listing(mirrors, &[]);
+        scene.stand();
+        scene
+    }
+
+    /// A leader that takes over these objects, before it knows which mirrors are in force.
+    fn listing(mirrors: &[&str], objects: &[Value]) -> Self {
+        let mut scene = Self {
+            queues: Queues::default(),
+            index: Index::default(),
+            cluster: ClusterView::default(),
+            start: Instant::now(),
+            now: NOW,
+            version: 1000,
+        };
+        for name in mirrors {
+            scene.create_mirror(name);
+        }
+        scene.list(objects);
+        scene.index.track_changes();
+        scene
+    }
+
+    fn create_mirror(&mut self, name: &str) {
+        self.version += 1;
+        let resource = MirrorResource {
+            uid: format!("{name}-{}", self.version),
+            version: self.version,
+            generation: 1,
+            status: ImageMirrorStatus::default(),
+            faults: Vec::new(),
+            unknown: Vec::new(),
+            pull_secret: false,
+            missing_secret: None,
+            secret_fault: None,
+        };
+        self.cluster.mirrors.insert(name.to_owned(), resource);
+    }
+
+    fn delete_mirror(&mut self, name: &str) {
+        self.cluster.mirrors.remove(name);
+        self.index.retain_mirrors(|mirror| mirror != name);
+        self.stand();
+    }
+
+    /// Every mirror that there is is in force.
+    fn stand(&mut self) -> Vec<String> {
+        let in_force = self.cluster.mirrors.keys().map(String::as_str).collect();
+        self.queues.stand(&self.cluster, &in_force, &self.index)
+    }
+
+    fn tell(&mut self, event: Event<Option<Found>>) {
+        self.queues.take(event, &mut self.index, self.now);
+    }
+
+    /// The watch lists these.
+    fn list(&mut self, objects: &[Value]) {
+        self.tell(Event::Listing);
+        for object in objects {
+            self.tell(Event::Listed(found(object)));
+        }
+        self.tell(Event::ListedAll { round: 0 });
+        self.version += 1;
+        self.tell(Event::Reached(Version(self.version)));
+    }
+
+    /// The watch tells of a change.
+    fn watch(&mut self, event: Event<Option<Found>>) {
+        let (Event::Changed(Some(found)) | Event::Deleted(Some(found))) = &event else {
+            panic!("{event:?}")
+        };
+        let version = found.version;
+        self.tell(event);
+        self.tell(Event::Reached(version));
+    }
+
+    /// The leader's workers looked at an image.
+    fn look(&mut self, mirror: &str, key: &str, presence: Presence) {
+        self.index.write(mirror, key, presence, self.now, self.now);
+        let changes = self.index.take_changes();
+        self.queues.changed(&changes, &self.index);
+    }
+
+    fn next_at(&mut self, after: Duration) -> Option<ImageWrite> {
+        let changes = self.index.take_changes();
+        self.queues.changed(&changes, &self.index);
+        self.queues.next(&self.index, self.start + after)
+    }
+
+    fn next(&mut self) -> Option<ImageWrite> {
+        self.next_at(Duration::ZERO)
+    }
+
+    fn done(&mut self, write: &ImageWrite, outcome: Outcome) {
+        let now = (self.start, self.now);
+        self.queues
+            .done(&write.mirror, &write.key, outcome, &mut self.index, now);
+    }
+
+    /// The API server does what it is asked to. Returns what the watch will tell of it.
+    fn answer(&mut self, write: &ImageWrite) -> Event<Option<Found>> {
+        self.version += 1;
+        let (outcome, event) = match &write.action {
+            Action::Create(spec) | Action::Replace(spec, _) => {
+                let object = object_of(spec, self.version);
+                let outcome = Outcome::Wrote(spec.clone(), Version(self.version));
+                (outcome, Event::Changed(found(&object)))
+            }
+            Action::Delete(_) => {
+                let spec = crate::api::image::spec(&write.mirror, &write.key, &Presence::Missing, NOW);
+                let object = object_of(&spec, self.version);
+                (Outcome::Deleted, Event::Deleted(found(&object)))
+            }
+        };
+        self.done(write, outcome);
+        event
+    }
+
+    /// Writes whatever is to be written, with the watch telling at once. Returns what was.
+    fn write_all(&mut self) -> Vec<ImageWrite> {
+        let mut written = Vec::new();
+        while let Some(write) = self.next() {
+            let event = self.answer(&write);
+            self.watch(event);
+            written.push(write);
+        }
+        written
+    }
+
+    /// A sweep over tags ended.
+    fn sweep(&mut self, mirror: &str, started_at: Timestamp) {
+        let changes = self.index.take_changes();
+        self.queues.changed(&changes, &self.index);
+        let end = SweepEnd {
+            started_at,
+            finished_at: started_at.after(Duration::from_secs(1)),
+            counts: Counts {
+                present: 1,
+                ..Counts::default()
+            },
+            period: Duration::from_mins(5),
+            bound: "spec.freshness.tag",
+            tags_wait: false,
+        };
+        let mirror = self.queues.get_mut(mirror).unwrap();
+        if mirror.status.swept(Class::Tag, end) {
+            mirror.images.swept(Class::Tag, &self.index);
+        }
+        mirror.images.hurry(Class::Tag);
+    }
+
+    fn status(&mut self, name: &str) -> Option<StatusWrite> {
+        let reached = self.queues.reached()?;
+        let resource = &self.cluster.mirrors[name];
+        let mirror = self.queues.get_mut(name)?;
+        for class in mirror.status.waiting().collect::<Vec<_>>() {
+            mirror.images.hurry(class);
+        }
+        let seen = Seen {
+            generation: 1,
+            health: Some(Health {
+                state: State::Healthy,
+                ..Health::unknown(NOW)
+            }),
+            ..Seen::default()
+        };
+        let now = (self.start, self.now);
+        let write = mirror.status.next(resource, seen, &mirror.images, reached, now)?;
+        self.version += 1;
+        let stored = StatusOutcome::Stored(Box::new(write.next.clone()), self.version);
+        mirror.status.done(write.clone(), stored, self.start);
+        Some(write)
+    }
+
+    /// Returns the version through which the last sweep over tags is told, once it is.
+    fn through(&mut self, name: &str) -> Option<u64> {
+        let sweep = self.status(name)?.next.sweeps.tag?;
+        Some(sweep.through_resource_version.parse().unwrap())
+    }
+}
+
+fn object_of(spec: &MirroredImageSpec, version: u64) -> Value {
+    json!({
+        "metadata": {
+            "name": MirroredImage::object_name(&spec.mirror, &spec.image),
+            "resourceVersion": version.to_string(),
+        },
+        "spec": spec,
+    })
+}
+
+fn found(object: &Value) -> Option<Found> {
+    Found::of(&serde_json::from_value(object.clone()).unwrap())
+}
+
+/// An object as somebody left it, that says that the mirror has the image.
+fn present(mirror: &str, key: &str, version: u64, verified_at: Timestamp) -> Value {
+    let presence = Presence::Present(proof('a'));
+    let mut spec = crate::api::image::spec(mirror, key, &presence, verified_at);
+    spec.last_used = Some(crate::companion::cluster::status::time(verified_at));
+    object_of(&spec, version)
+}
+
+fn changed(object: &Value) -> Event<Option<Found>> {
+    Event::Changed(found(object))
+}
+
+fn has_it() -> Presence {
+    Presence::Present(proof('a'))
+}
+
+fn says(write: &ImageWrite) -> (&str, Option<Written>) {
+    match &write.action {
+        Action::Create(spec) => ("create", Some(spec.presence)),
+        Action::Replace(spec, _) => ("replace", Some(spec.presence)),
+        Action::Delete(_) => ("delete", None),
+    }
+}
+
+fn key(number: usize) -> String {
+    format!("docker.io/library/image-{number:05}:1")
+}
+
+#[test]
+fn mirrors_are_served_in_turn_and_what_is_gone_comes_last_with_one_write_each() {
+    let mut objects: Vec<Value> = (0..2_000)
+        .map(|number| present("a", &key(number), 10, NOW))
+        .collect();
+    objects.extend((0..3).map(|number| present("b", &key(number), 10, NOW)));
+    let mut scene = Scene::listing(&["a", "b", "c"], &objects);
+    scene.stand();
+    scene.delete_mirror("a");
+    for number in 0..3 {
+        scene.look("b", &key(number), Presence::Missing);
+        scene.look("c", &key(number), has_it());
+    }
+    let written = scene.write_all();
+    let order: Vec<_> = written.iter().take(6).map(|write| &*write.mirror).collect();
+    assert_eq!(order, ["b", "c", "b", "c", "b", "c"]);
+    assert_eq!(written.len(), 6 + 2_000);
+    assert!(
+        written[6..]
+            .iter()
+            .all(|write| &*write.mirror == "a" && says(write) == ("delete", None))
+    );
+    assert!(scene.queues.get("a").is_some());
+    scene.stand();
+    assert!(scene.queues.get("a").is_none(), "nothing is kept of it");
+}
+
+#[test]
+fn the_end_of_a_sweep_waits_for_its_own_mirrors_changes_only() {
+    let objects = [present("a", PRESENT, 10, NOW), present("b", PRESENT, 11, NOW)];
+    let mut scene = Scene::listing(&["a", "b"], &objects);
+    scene.stand();
+    scene.look("a", PRESENT, Presence::Missing);
+    scene.sweep("a", NOW);
+    scene.sweep("b", NOW);
+    assert_eq!(scene.through("a"), None);
+    let listed = scene.queues.reached().unwrap().0;
+    assert_eq!(scene.through("b"), Some(listed), "the version of the list");
+    let write = scene.next().unwrap();
+    assert_eq!(scene.through("a"), None, "it is under way");
+    let event = scene.answer(&write);
+    let version = scene.version;
+    assert_eq!(scene.through("a"), None, "the watch has not come so far");
+    scene.watch(event);
+    assert_eq!(scene.through("a"), Some(version));
+}
+
+#[test]
+fn new_images_do_not_hold_up_the_end_of_a_sweep() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.look("a", &key(1), has_it());
+    scene.write_all();
+    scene.look("a", &key(2), has_it());
+    let through = scene.version;
+    scene.sweep("a", NOW);
+    let write = scene.next().unwrap();
+    assert_eq!(scene.through("a"), Some(through));
+    drop(scene.answer(&write));
+}
+
+#[test]
+fn what_came_by_other_hands_is_covered_by_no_sweep_before_somebody_looked() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", &key(1), has_it());
+    scene.write_all();
+    let week = Duration::from_hours(24 * 7);
+    scene.version += 1;
+    let restored = present("a", PRESENT, scene.version, NOW.before(week));
+    scene.watch(changed(&restored));
+    // It is looked at from now on, but the sweep that ends now did not know it.
+    assert_eq!(
+        scene.index.get("a", PRESENT).unwrap().presence,
+        Presence::Unknown(None)
+    );
+    assert_eq!(scene.next(), None, "a look may come first");
+    scene.sweep("a", NOW);
+    assert_eq!(scene.through("a"), None);
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write), ("replace", Some(Written::Unknown)));
+    let event = scene.answer(&write);
+    scene.watch(event);
+    assert_eq!(scene.through("a"), Some(scene.version - 1));
+}
+
+#[test]
+fn what_came_by_other_hands_is_written_once_if_somebody_looked() {
+    let mut scene = Scene::new(&["a"]);
+    scene.version += 1;
+    let restored = present("a", PRESENT, scene.version, NOW.before(Duration::from_hours(1)));
+    scene.watch(changed(&restored));
+    scene.look("a", PRESENT, has_it());
+    let written = scene.write_all();
+    assert_eq!(written.len(), 1);
+    assert_eq!(says(&written[0]), ("replace", Some(Written::Present)));
+    // The same over what the leader knows already: its own word counts, whatever the other says.
+    for presence in [Written::Unknown, Written::Present] {
+        scene.version += 1;
+        let mut changed_by = restored.clone();
+        changed_by["metadata"]["resourceVersion"] = scene.version.to_string().into();
+        changed_by["spec"]["presence"] = serde_json::to_value(presence).unwrap();
+        scene.watch(changed(&changed_by));
+        let written = scene.write_all();
+        assert_eq!(written.len(), 1, "{presence:?}");
+        assert_eq!(says(&written[0]), ("replace", Some(Written::Present)));
+    }
+}
+
+#[test]
+fn own_writes_are_known_whether_the_watch_or_the_answer_is_first() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    let write = scene.next().unwrap();
+    let Action::Create(spec) = &write.action else {
+        panic!("{write:?}")
+    };
+    scene.version += 1;
+    let version = Version(scene.version);
+    let event = changed(&object_of(spec, scene.version));
+    scene.watch(event);
+    scene.done(&write, Outcome::Wrote(spec.clone(), version));
+    assert_eq!(scene.next(), None);
+    let event = changed(&object_of(spec, scene.version));
+    scene.watch(event);
+    assert_eq!(scene.next(), None);
+    // Somebody else was faster than the answer.
+    scene.look("a", PRESENT, Presence::Missing);
+    let write = scene.next().unwrap();
+    let Action::Replace(spec, _) = &write.action else {
+        panic!("{write:?}")
+    };
+    scene.version += 2;
+    scene.watch(changed(&present("a", PRESENT, scene.version, NOW)));
+    scene.done(&write, Outcome::Wrote(spec.clone(), Version(scene.version - 1)));
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write), ("replace", Some(Written::Missing)));
+    assert!(matches!(write.action, Action::Replace(_, Version(version)) if version == scene.version));
+}
+
+#[test]
+fn what_others_delete_comes_back_while_it_is_known() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.write_all();
+    scene.version += 1;
+    let deleted = found(&present("a", PRESENT, scene.version, NOW));
+    scene.watch(Event::Deleted(deleted));
+    let written = scene.write_all();
+    assert_eq!(written.len(), 1);
+    assert_eq!(says(&written[0]), ("create", Some(Written::Present)));
+    // Nobody wants it any more: it goes, and stays away.
+    scene.index.remove("a", PRESENT);
+    let written = scene.write_all();
+    assert_eq!(says(&written[0]), ("delete", None));
+    assert_eq!(written.len(), 1);
+}
+
+#[test]
+fn a_deletion_counts_for_sweeps_once_the_watch_has_told_of_it() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.look("a", &key(1), has_it());
+    scene.write_all();
+    scene.index.remove("a", PRESENT);
+    scene.sweep("a", NOW);
+    let write = scene.next().unwrap();
+    let event = scene.answer(&write);
+    let version = scene.version;
+    assert_eq!(says(&write), ("delete", None));
+    assert_eq!(scene.through("a"), None, "its version is not known yet");
+    scene.watch(event);
+    assert_eq!(scene.through("a"), Some(version));
+}
+
+#[test]
+fn a_listing_tells_what_was_deleted_meanwhile() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.look("a", &key(1), has_it());
+    scene.write_all();
+    let kept = present("a", &key(1), scene.version - 1, NOW);
+    // Written after the listing was begun, so it does not name it.
+    scene.tell(Event::Listing);
+    scene.tell(Event::Listed(found(&kept)));
+    let listed = scene.version + 1;
+    scene.version += 1;
+    scene.look("a", &key(2), has_it());
+    let write = scene.next().unwrap();
+    drop(scene.answer(&write));
+    scene.tell(Event::ListedAll { round: 0 });
+    scene.tell(Event::Reached(Version(listed)));
+    let written = scene.write_all();
+    let created: Vec<_> = written.iter().map(|write| (says(write).0, &*write.key)).collect();
+    assert_eq!(created, [("create", PRESENT)]);
+}
+
+#[test]
+fn after_a_restored_backup_everything_is_written_again() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.write_all();
+    scene.look("a", PRESENT, Presence::Missing);
+    scene.write_all();
+    // The API server is back at the time before, and says so with an older version.
+    let older = present("a", PRESENT, scene.version - 1, NOW);
+    scene.tell(Event::Listing);
+    scene.tell(Event::Listed(found(&older)));
+    scene.tell(Event::ListedAll { round: 0 });
+    scene.tell(Event::Reached(Version(scene.version - 1)));
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write), ("replace", Some(Written::Missing)));
+    let conflict = Outcome::Changed(found(&older).map(Box::new));
+    scene.done(&write, conflict);
+    let write = scene.next().unwrap();
+    assert!(matches!(write.action, Action::Replace(_, Version(version)) if version == scene.version - 1));
+    drop(scene.answer(&write));
+    assert_eq!(scene.next(), None);
+}
+
+#[test]
+fn what_is_from_the_future_is_believed_in_nothing_and_written_unknown() {
+    let year = Duration::from_hours(24 * 365);
+    let objects = [
+        present("a", PRESENT, 10, NOW.after(year)),
+        present("a", &key(1), 11, NOW.after(Duration::from_secs(4))),
+    ];
+    let mut scene = Scene::listing(&["a"], &objects);
+    assert_eq!(
+        scene.index.get("a", PRESENT).unwrap().presence,
+        Presence::Unknown(None)
+    );
+    assert_eq!(scene.queues.newest(), NOW.after(Duration::from_secs(4)));
+    scene.stand();
+    let written = scene.write_all();
+    assert_eq!(written.len(), 1);
+    assert_eq!(says(&written[0]), ("replace", Some(Written::Unknown)));
+    scene.look("a", PRESENT, has_it());
+    let written = scene.write_all();
+    let Action::Replace(spec, _) = &written[0].action else {
+        panic!("{written:?}")
+    };
+    assert_eq!(spec.verified_at, Some(micro_time(NOW)));
+    // The same if it comes later.
+    scene.version += 1;
+    scene.watch(changed(&present("a", PRESENT, scene.version, NOW.after(year))));
+    let written = scene.write_all();
+    let Action::Replace(spec, _) = &written[0].action else {
+        panic!("{written:?}")
+    };
+    assert_eq!(spec.verified_at, Some(micro_time(NOW)));
+}
+
+#[test]
+fn what_cannot_be_read_is_looked_at_and_then_replaced() {
+    let mut unreadable = present("a", PRESENT, 10, NOW);
+    unreadable["spec"]["presence"] = "Perhaps".into();
+    let mut scene = Scene::listing(&["a"], std::slice::from_ref(&unreadable));
+    scene.stand();
+    assert_eq!(scene.next(), None);
+    scene.look("a", PRESENT, has_it());
+    let written = scene.write_all();
+    assert_eq!(says(&written[0]), ("replace", Some(Written::Present)));
+    assert_eq!(written.len(), 1);
+    // Something is there that was not known of, and cannot be read.
+    scene.look("a", &key(1), has_it());
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write), ("create", Some(Written::Present)));
+    scene.version += 1;
+    let mut other = present("a", &key(1), scene.version, NOW);
+    other["spec"]["presence"] = "Perhaps".into();
+    scene.done(&write, Outcome::Changed(found(&other).map(Box::new)));
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write), ("replace", Some(Written::Present)));
+    // Something else altogether: it goes.
+    scene.done(&write, Outcome::Taken(Version(scene.version)));
+    let written = scene.write_all();
+    let kinds: Vec<_> = written.iter().map(|write| says(write).0).collect();
+    assert_eq!(kinds, ["delete", "create"]);
+}
+
+#[test]
+fn an_image_that_cannot_be_written_is_set_aside_and_holds_up_no_other() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", &key(1), has_it());
+    scene.look("a", &key(2), has_it());
+    let first = scene.next().unwrap();
+    scene.done(&first, Outcome::Failed);
+    let second = scene.next().unwrap();
+    assert_ne!(first.key, second.key);
+    drop(scene.answer(&second));
+    assert_eq!(scene.next(), None);
+    let again = scene.next_at(Duration::from_secs(3)).unwrap();
+    assert_eq!(again.key, first.key);
+    scene.done(&again, Outcome::Refused);
+    assert_eq!(scene.next_at(Duration::from_secs(3)), None);
+    let again = scene.next_at(Duration::from_secs(61)).unwrap();
+    assert_eq!(again.key, first.key);
+    // What may not be replaced is not true any more, so it goes; and no sweep ends before.
+    drop(scene.answer(&again));
+    scene.look("a", &first.key, Presence::Missing);
+    let write = scene.next().unwrap();
+    scene.done(&write, Outcome::Refused);
+    scene.sweep("a", NOW);
+    assert_eq!(scene.through("a"), None);
+    assert_eq!(says(&scene.next().unwrap()), ("delete", None));
+}
+
+#[test]
+fn a_name_is_not_a_mirror() {
+    let objects: Vec<Value> = (0..10_000)
+        .map(|number| present("a", &key(number), 10, NOW.after(Duration::from_secs(2))))
+        .collect();
+    let mut scene = Scene::listing(&["a"], &objects);
+    scene.stand();
+    scene.delete_mirror("a");
+    for _ in 0..100 {
+        let write = scene.next().unwrap();
+        let event = scene.answer(&write);
+        scene.watch(event);
+    }
+    // Made again while most of its images are left.
+    scene.create_mirror("a");
+    assert_eq!(scene.stand(), ["a"], "it is another one");
+    let left = scene.queues.get("a").unwrap().images.newest();
+    assert_eq!(
+        left,
+        NOW.after(Duration::from_secs(2)),
+        "proofs begin later than that"
+    );
+    // Its own first image and sweep.
+    scene.look("a", PRESENT, has_it());
+    scene.sweep("a", NOW.after(Duration::from_secs(10)));
+    let mut deleted = 0;
+    while let Some(write) = scene.next() {
+        assert_eq!(scene.through("a"), None, "{deleted} of the former one are gone");
+        deleted += usize::from(says(&write) == ("delete", None));
+        let event = scene.answer(&write);
+        scene.watch(event);
+    }
+    assert_eq!(deleted, 9_900);
+    assert!(scene.through("a").is_some());
+    // Made again so quickly that nobody saw it missing.
+    scene.cluster.mirrors.remove("a");
+    scene.create_mirror("a");
+    assert_eq!(scene.stand(), ["a"]);
+    assert_eq!(scene.stand(), [""; 0]);
+}
+
+#[test]
+fn what_the_index_lost_unnoticed_goes_before_a_sweep_is_told() {
+    let objects = [present("a", PRESENT, 10, NOW), present("a", &key(1), 11, NOW)];
+    let mut scene = Scene::listing(&["a"], &objects);
+    scene.stand();
+    scene.index.retain_mirrors(|_| false);
+    scene.look("a", &key(1), has_it());
+    scene.sweep("a", NOW);
+    assert_eq!(scene.through("a"), None);
+    let written = scene.write_all();
+    let gone: Vec<_> = written.iter().map(|write| (says(write).0, &*write.key)).collect();
+    assert_eq!(gone, [("delete", PRESENT)]);
+    assert!(scene.through("a").is_some());
+}
+
+#[test]
+fn times_of_use_are_written_once_a_day_however_many_there_are() {
+    const IMAGES: usize = 20_000;
+    let objects: Vec<Value> = (0..IMAGES)
+        .map(|number| present("a", &key(number), 10, NOW))
+        .collect();
+    let mut scene = Scene::listing(&["a"], &objects);
+    scene.stand();
+    let mut written = vec![Vec::new(); IMAGES];
+    let mut writes_in_a_minute = 0;
+    for minute in 0..48 * 60 {
+        let begun = writes_in_a_minute;
+        for second in 0..60 {
+            let passed = Duration::from_secs(minute * 60 + second);
+            scene.now = NOW.after(passed);
+            if second == 0 && minute % (6 * 60) == 0 {
+                for number in 0..IMAGES {
+                    scene.index.touch("a", &key(number), scene.now);
+                }
+            }
+            while let Some(write) = scene.queues.next(&scene.index, scene.start + passed) {
+                let Action::Replace(spec, _) = &write.action else {
+                    panic!("{write:?}")
+                };
+                scene.version += 1;
+                let version = Version(scene.version);
+                scene.done(&write, Outcome::Wrote(spec.clone(), version));
+                let number: usize = write.key["docker.io/library/image-".len()..][..5]
+                    .parse()
+                    .unwrap();
+                written[number].push(passed);
+                writes_in_a_minute += 1;
+            }
+        }
+        assert!(writes_in_a_minute - begun <= 60, "at most one a second");
+    }
+    for (number, times) in written.iter().enumerate() {
+        assert_eq!(times.len(), 1, "{number}: {times:?}");
+    }
+}
+
+#[test]
+fn a_time_of_use_goes_along_with_whatever_else_is_written() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.write_all();
+    let day = Duration::from_hours(25);
+    scene.now = NOW.after(day);
+    scene.index.touch("a", PRESENT, scene.now);
+    scene.look("a", PRESENT, Presence::Missing);
+    let written = scene.write_all();
+    assert_eq!(written.len(), 1);
+    assert_eq!(scene.next_at(day), None);
+    // Who was not used has no time to write.
+    scene.now = NOW.after(2 * day);
+    assert_eq!(scene.next_at(2 * day), None);
+}

@@ -1,0 +1,25 @@
+//! What the status of a mirror tells of the cluster, as decisions ask for it.
+
+use std::collections::BTreeSet;
+
+use super::platform::Architectures;
+
+/// What one mirror's status tells. All of it is observed, so it comes and goes without its settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// `status.platforms`: the architectures of the cluster's nodes; none if not known.
+    pub platforms: Architectures,
+    /// `status.pullSecretNamespaces`: where the pull secret is in place.
+    pub pull_secret_namespaces: BTreeSet<String>,
+    /// `status.ownersLeftAlone`: UIDs of owners that kept recreating rewritten Pods.
+    pub owners_left_alone: BTreeSet<String>,
+}
+
+impl Standing {
+    /// Nothing is told.
+    pub const NONE: Self = Self {
+        platforms: Architectures::NONE,
+        pull_secret_namespaces: BTreeSet::new(),
+        owners_left_alone: BTreeSet::new(),
+    };
+}
