@@ -5,14 +5,15 @@
 //! whatever its mode and its health, turns it into the present image. That says where the image comes
 //! from, and nothing of what the mirror holds.
 
-use std::cell::OnceCell;
+use std::{borrow::Cow, cell::OnceCell, collections::HashMap};
 
-use serde_json::{Map, Value};
+use foldhash::fast::RandomState;
+use serde::Deserialize;
 
 use super::{
     image::Reference,
     names::DECISIONS_ANNOTATION,
-    pod::{PlaceLabel, Pod},
+    pod::{ANNOTATIONS_LIMIT, PlaceLabel, Pod},
     routing::{MirrorId, Routing},
 };
 
@@ -25,12 +26,26 @@ pub struct Original<'r> {
     pub mirror: MirrorId,
 }
 
+/// The longest text of decisions that is read: Kagami writes no longer one.
+const LONGEST: usize = ANNOTATIONS_LIMIT;
+
+/// What an earlier round of admission left of one decision. All else that stands there is passed over.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct RecordedDecision<'a> {
+    #[serde(borrow, default)]
+    pub outcome: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub reason: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    pub mirror: Option<Cow<'a, str>>,
+}
+
 /// The decisions that an earlier round of admission left on a Pod, read once and only where somebody
 /// asks. Anybody may have written them, so they prove nothing by themselves.
 #[derive(Clone, Debug, Default)]
 pub struct RecordedDecisions<'a> {
     text: Option<&'a str>,
-    entries: OnceCell<Map<String, Value>>,
+    entries: OnceCell<HashMap<Cow<'a, str>, RecordedDecision<'a>, RandomState>>,
 }
 
 impl<'a> RecordedDecisions<'a> {
@@ -48,17 +63,17 @@ impl<'a> RecordedDecisions<'a> {
     }
 
     /// Returns what was decided of a place.
-    pub fn entry(&self, place: PlaceLabel<'_>) -> Option<&Value> {
-        let text = self.text?;
+    pub fn entry(&self, place: PlaceLabel<'_>) -> Option<&RecordedDecision<'a>> {
+        let text = self.text.filter(|text| text.len() <= LONGEST)?;
         let entries = self
             .entries
             .get_or_init(|| serde_json::from_str(text).unwrap_or_default());
-        entries.get(&place.to_string())
+        entries.get(place.to_string().as_str())
     }
 
     /// Returns the mirror that was decided on for a place.
     pub fn mirror(&self, place: PlaceLabel<'_>) -> Option<&str> {
-        self.entry(place)?.get("mirror")?.as_str()
+        self.entry(place)?.mirror.as_deref()
     }
 }
 
@@ -171,6 +186,24 @@ mod tests {
         check(mirrored, None, None);
         check("not an image", None, None);
     }
+
+    /// What anybody may have written costs no more than Kagami's own.
+    #[test]
+    fn of_recorded_decisions_only_what_kagami_writes_is_read() {
+        let place = PlaceLabel::new(PlaceKind::Container, "app");
+        let of = |text: &str| {
+            let recorded = RecordedDecisions::new(Some(text));
+            recorded.mirror(place).map(ToOwned::to_owned)
+        };
+        let entry = |rest: &str| format!(r#"{{"containers.app":{{"mirror":"a"{rest}}}}}"#);
+        assert_eq!(of(&entry("")).as_deref(), Some("a"));
+        assert_eq!(of(&entry(r#","other":[0,{"deep":[1]}]"#)).as_deref(), Some("a"));
+        assert_eq!(of(&entry(r#","reason":7"#)), None);
+        assert_eq!(of(r#"{"containers.app":[0,0,0,0]}"#), None);
+        let padded = entry(&" ".repeat(ANNOTATIONS_LIMIT));
+        assert_eq!(of(&padded), None);
+    }
+
     #[test]
     fn of_two_mirrors_in_one_registry_the_decision_tells_which_it_was() {
         let shared = |name| {

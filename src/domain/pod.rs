@@ -15,6 +15,9 @@ use super::{
 /// stays in the API for as long as its owner likes, and says nothing of what is in use.
 pub const RUNNING: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
+/// How large all annotations of a Pod may become; the API server's own limit is 256 KiB.
+pub const ANNOTATIONS_LIMIT: usize = 200 * 1024;
+
 /// The parts of a Pod.
 #[derive(Clone, Debug, Default)]
 pub struct Pod<'a> {

@@ -3,9 +3,9 @@
 //! A challenge once learned is met before it is made again, because some registries answer 404 to those
 //! who come without authentication. Tokens are kept by repository and actions; they belong to the realm,
 //! service and scope that they were asked from, and to the credentials that they were asked with: other
-//! credentials leave none of them, and a request that was refused meanwhile is sent once more. Deliberately
-//! absent: refresh tokens and the OAuth2 form of the token
-//! request, which credentials in Docker's form do not need.
+//! credentials leave none of them, and a request that was refused meanwhile is sent once more.
+//! Deliberately absent: refresh tokens and the OAuth2 form of the token request, which credentials in
+//! Docker's form do not need.
 
 use std::{
     borrow::Cow,

@@ -225,7 +225,7 @@ impl Store {
     pub fn set_view(&self, mirror: &str, view: View) -> bool {
         let (mut known, mut begins_anew) = (false, false);
         self.0.snapshot.send_if_modified(|current| {
-            let Some(id) = current.routing.by_name().get(mirror).copied() else {
+            let Some(id) = current.routing.find(mirror) else {
                 return false;
             };
             known = true;

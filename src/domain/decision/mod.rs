@@ -11,7 +11,6 @@
 use std::collections::HashMap;
 
 use foldhash::quality::RandomState;
-use serde_json::Value;
 use smallvec::SmallVec;
 
 use super::{
@@ -120,8 +119,8 @@ struct Planned<'a> {
     /// The reason where no mirror needs to be asked.
     standing: Option<Reason>,
     left_alone: bool,
-    /// This is Kagami's own earlier rewrite.
-    carried: bool,
+    /// This is Kagami's own earlier rewrite, for that mirror.
+    carried: Option<MirrorId>,
     /// What is decided about: the original of what is carried, else the image. Absent where nothing
     /// about it matters.
     reference: Option<Reference<'a>>,
@@ -212,6 +211,7 @@ pub fn decide<'a>(
         mode: request.pod.weaken(request.mode),
         probing,
         now,
+        recorded: RecordedDecisions::of(&request.pod),
         refusals: SmallVec::new(),
         key: String::with_capacity(128),
         probes: Vec::new(),
@@ -227,7 +227,7 @@ pub fn decide<'a>(
     Plan {
         places,
         heal: request.heal,
-        recorded: RecordedDecisions::of(&request.pod),
+        recorded: decider.recorded,
         probes: decider.probes,
         unknown: decider.unknown,
     }
@@ -244,6 +244,7 @@ struct Decider<'s, 'a> {
     mode: Mode,
     probing: Probing,
     now: Timestamp,
+    recorded: RecordedDecisions<'a>,
     /// What [`Self::refusal`] said of the mirrors that were met so far: the same for every image.
     refusals: SmallVec<[(MirrorId, Option<Reason>); 2]>,
     /// The key of the image at hand: `name:tag` or `name@digest`.
@@ -260,7 +261,7 @@ impl<'a> Decider<'_, 'a> {
             place,
             standing: None,
             left_alone: false,
-            carried: false,
+            carried: None,
             reference: None,
             wants_pull_secret: false,
             candidates: SmallVec::new(),
@@ -268,8 +269,8 @@ impl<'a> Decider<'_, 'a> {
         planned.standing = self.standing();
         if planned.standing.is_some() {
             planned.left_alone = true;
-            if self.original(place).is_some() {
-                planned.carried = true;
+            planned.carried = self.original(place).map(|original| original.mirror);
+            if planned.carried.is_some() {
                 planned.standing = Some(Reason::AlreadyMirrored);
             }
             return planned;
@@ -283,7 +284,7 @@ impl<'a> Decider<'_, 'a> {
         let mut candidates = routing.candidates(reference.name_in(&self.key));
         if candidates.names_mirror {
             let original = self.original(place);
-            planned.carried = original.is_some();
+            planned.carried = original.map(|original| original.mirror);
             // Without leave to change it, or a pull, there is nothing to decide.
             let decided = original.filter(|_| self.mode == Mode::Enforce && !place.never);
             if let Some(original) = decided {
@@ -344,7 +345,9 @@ impl<'a> Decider<'_, 'a> {
     /// Returns what the user wrote where an earlier round of admission rewrote it.
     fn original(&self, place: &Place<'_>) -> Option<Original<'a>> {
         let recorded = self.request.pod.original(place)?;
-        Original::prove(&self.snapshot.routing, &place.image, recorded, || None)
+        Original::prove(&self.snapshot.routing, &place.image, recorded, || {
+            self.recorded.mirror(place.label())
+        })
     }
 
     /// Returns the reason for which the whole Pod is left alone.
@@ -528,8 +531,19 @@ impl Decision<'_> {
         (wanted != self.present).then_some(wanted)
     }
 
-    /// Turns what was decided of an original into the decision about its earlier rewrite.
-    fn carry_over(&mut self, heal: bool) {
+    /// Turns what was decided of an original into the decision about its earlier rewrite for a mirror.
+    fn carry_over(&mut self, carried: MirrorId, heal: bool) {
+        if self.outcome == Outcome::WouldRewrite && self.mirror != Some(carried) {
+            // A mirror that may not rewrite says nothing of the one whose reference stands there.
+            let verdict = self
+                .candidates
+                .iter()
+                .find(|candidate| candidate.mirror == carried);
+            self.outcome = verdict.map_or(Outcome::Kept, |verdict| verdict.outcome);
+            self.reason = verdict.map_or(Reason::NoMirror, |verdict| verdict.reason);
+            self.mirror = verdict.map(|verdict| verdict.mirror);
+            (self.rewritten, self.digest) = (None, None);
+        }
         let stays = match self.outcome {
             Outcome::Rewritten => false,
             Outcome::WouldRewrite => true,
@@ -555,11 +569,10 @@ impl Decision<'_> {
         let Some(entry) = recorded.entry(self.label()) else {
             return;
         };
-        let text = |field: &str| entry.get(field).and_then(Value::as_str);
         let mirror = self.mirror.map(|mirror| routing.mirror(mirror).name.as_str());
-        let same = text("outcome") == Some(self.outcome.as_str())
-            && text("reason") == Some(self.reason.as_str())
-            && text("mirror") == mirror
+        let same = entry.outcome.as_deref() == Some(self.outcome.as_str())
+            && entry.reason.as_deref() == Some(self.reason.as_str())
+            && entry.mirror.as_deref() == mirror
             && self.replacement().is_none();
         self.earlier = if same { Earlier::Same } else { Earlier::Other };
     }
@@ -657,9 +670,9 @@ impl<'a> Planned<'a> {
     fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>], heal: bool) -> Decision<'a> {
         let (carried, original) = (self.carried, self.reference);
         let mut decision = self.decision(snapshot, findings);
-        if !carried {
+        let Some(carried) = carried else {
             return decision;
-        }
+        };
         // The very digest that is proven may have been added there, by pinning or by somebody else.
         if let (Some(original), Some(mirror), Some(digest)) = (original, decision.mirror, &decision.digest)
             && snapshot
@@ -669,7 +682,7 @@ impl<'a> Planned<'a> {
         {
             decision.rewritten = Some(decision.present.to_owned());
         }
-        decision.carry_over(heal);
+        decision.carry_over(carried, heal);
         decision
     }
 
@@ -697,7 +710,7 @@ impl<'a> Planned<'a> {
             digest: None,
             candidates: SmallVec::new(),
             mode: Mode::Off,
-            carried,
+            carried: carried.is_some(),
             earlier: Earlier::Absent,
             left_alone,
             wants_pull_secret,
@@ -711,6 +724,7 @@ impl<'a> Planned<'a> {
             .max()
             .unwrap_or(Mode::Off);
         decision.mode = strongest;
+        let mut won = false;
         for asked in candidates {
             let mirror = snapshot.routing.mirror(asked.mirror);
             let proven = match asked.verdict {
@@ -743,13 +757,17 @@ impl<'a> Planned<'a> {
                 reason,
             });
             let wins = outcome != Outcome::Kept && asked.mode == strongest;
-            if first || wins {
+            if first || (wins && !won) {
                 decision.outcome = outcome;
                 decision.reason = reason;
                 decision.mirror = Some(asked.mirror);
                 (decision.rewritten, decision.digest) = mapped.ok().unzip();
             }
-            if wins {
+            won |= wins;
+            // Where nothing is rewritten, what is true of the mirror that stands there matters, too.
+            let says_enough = decision.outcome == Outcome::Rewritten
+                || carried.is_none_or(|carried| Some(carried) == decision.mirror);
+            if won && says_enough {
                 break;
             }
         }

@@ -1165,6 +1165,30 @@ fn an_earlier_rewrite_moves_to_the_mirror_that_has_it() {
     );
 }
 
+/// Who tries out the next mirror in audit mode still wants the Pods of the dead one to go back.
+#[test]
+fn a_weaker_mirror_says_nothing_of_an_earlier_rewrite_for_another() {
+    let trial = Mirror {
+        mode: Mode::Audit,
+        priority: 200,
+        ..mirror("w", &["docker.io"])
+    };
+    let with = |a: Mirror| carried_by(vec![a, trial.clone()]).with("w", NGINX, Presence::Present(proof('a')));
+    let hub = || mirror("a", &["docker.io"]);
+    check_carried(&with(hub()), "Rewritten Mirrored", None);
+    let dead = with(hub()).edit(|scene| {
+        let a = scene.snapshot.routing.find("a").unwrap();
+        scene.snapshot.health[a.index()].state = State::Unhealthy;
+    });
+    check_carried(&dead, "Kept MirrorUnhealthy", Some("nginx:1"));
+    let mode = |mode| with(Mirror { mode, ..hub() });
+    check_carried(&mode(Mode::Off), "Kept ModeOff", Some("nginx:1"));
+    // Its own weaker mode is no doubt about what it holds.
+    check_carried(&mode(Mode::Audit), STAYS, None);
+    let elsewhere = with(mirror("a", &["ghcr.io"]));
+    check_carried(&elsewhere, "Kept NoMirror", Some("nginx:1"));
+}
+
 #[test]
 fn only_the_digest_that_is_proven_may_stand_beside_the_tag() {
     let (a, b) = (
