@@ -13,17 +13,15 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 
+use super::request::bounded;
 use crate::{
     api::{LEADER_LEASE, v1alpha1::micro_time},
     clock,
     domain::lease::{Candidate, DURATION, RENEW_DEADLINE, RETRY, Record, may_act},
 };
-
-/// How long one request about the lease may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Until when this process leads, as others see it.
 #[derive(Clone, Debug)]
@@ -235,9 +233,7 @@ impl Elector {
 
     /// Bounds a request, and notes that the API server answered.
     async fn answered<T>(&self, request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
-        let answer = timeout(PATIENCE, request)
-            .await
-            .unwrap_or_else(|elapsed| Err(kube::Error::Service(Box::new(elapsed))));
+        let answer = bounded(request).await;
         if matches!(answer, Ok(_) | Err(kube::Error::Api(_))) {
             self.reached.send_replace(Some(Instant::now()));
         }

@@ -10,6 +10,7 @@ pub mod elector;
 pub mod events;
 pub mod mirrors;
 pub mod objects;
+pub mod request;
 pub mod sources;
 pub mod watch;
 pub mod writer;

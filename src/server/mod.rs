@@ -244,11 +244,13 @@ impl<S> Shared<S> {
         let number = self.counts.accepted.inc();
         let close_after = Instant::now() + age(self.limits.age, number);
         let progress = Arc::new(Progress::new(self.epoch));
+        let open = self.counts.open.clone();
         let connection = {
             let progress = progress.clone();
             async move { self.connection(stream, peer, progress, close_after).await }
         };
         connections.begin(progress, connection);
+        open.set(i64::try_from(connections.len()).unwrap_or(i64::MAX));
     }
 
     async fn connection<B>(

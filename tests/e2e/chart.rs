@@ -63,6 +63,8 @@ networkPolicy:
 ",
     ),
     ("no-network-policy", "networkPolicy: {enabled: false}"),
+    // As a release has them that keeps its former values: without what came later.
+    ("former", "heal: null"),
 ];
 
 pub(crate) fn every_set_of_values_is_valid(cluster: &Cluster) {

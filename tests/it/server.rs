@@ -677,6 +677,15 @@ fn sockets_on(port: u16) -> usize {
 }
 
 #[tokio::test]
+async fn open_connections_are_counted_from_their_beginning() {
+    let server = start(Limits::default()).await;
+    let mut client = server.connect().await.unwrap();
+    assert_echoed(client.post("/echo", "x").await, "x");
+    assert_eq!(server.counts.open.get(), 1);
+    drop(client);
+}
+
+#[tokio::test]
 async fn a_thousand_closed_connections_leave_nothing() {
     let server = start(Limits::default()).await;
     let tasks = tokio::runtime::Handle::current().metrics();

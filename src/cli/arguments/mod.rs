@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     pub(super) log_format: LogFormat,
 
     /// What is logged: a level, or levels by module such as `info,kagami::webhook=debug`
-    /// [default: info for `serve` and `webhook`, off else]
+    /// [default: info for `serve`, `webhook` and `companion`, off else]
     #[arg(long, global = true, value_name = "FILTER", env = "KAGAMI_LOG")]
     pub(super) log: Option<String>,
 }

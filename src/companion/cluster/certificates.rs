@@ -28,6 +28,7 @@ use crate::{
     clock,
     cluster::{
         events::{Events, Message},
+        request::bounded,
         writer::{NotWritten, Writer},
     },
     domain::{
@@ -201,7 +202,7 @@ impl Keeper {
             |leaf| format!("the one that is served ends at {}", leaf.not_after),
         );
         let name = &self.settings.configuration;
-        let configuration = self.configurations.get_opt(name).await.ok().flatten();
+        let configuration = bounded(self.configurations.get_opt(name)).await.ok().flatten();
         let regarding = ObjectReference {
             api_version: Some("admissionregistration.k8s.io/v1".to_owned()),
             kind: Some("MutatingWebhookConfiguration".to_owned()),
@@ -222,14 +223,12 @@ impl Keeper {
     /// Takes the next step, if there is one to take now; notes from when to when what is served is valid.
     async fn step(&self, served: &mut Option<Period>) -> Result<Action, Failed> {
         let found = Found {
-            authority: self.secrets.get_opt(AUTHORITY_SECRET).await?,
-            former: self
-                .secrets
-                .get_opt(FORMER_AUTHORITY_SECRET)
+            authority: bounded(self.secrets.get_opt(AUTHORITY_SECRET)).await?,
+            former: bounded(self.secrets.get_opt(FORMER_AUTHORITY_SECRET))
                 .await?
                 .filter(is_companions),
-            serving: self.secrets.get_opt(&self.settings.secret).await?,
-            configuration: self.configurations.get_opt(&self.settings.configuration).await?,
+            serving: bounded(self.secrets.get_opt(&self.settings.secret)).await?,
+            configuration: bounded(self.configurations.get_opt(&self.settings.configuration)).await?,
         };
         let now = clock::now();
         let facts = self.facts(&found, now);

@@ -11,6 +11,7 @@ use tokio::{sync::watch, time::sleep};
 use super::leader::Leader;
 use crate::{
     api::{self, schema},
+    cluster::request::bounded,
     telemetry::chain,
 };
 
@@ -51,7 +52,7 @@ async fn lacking(installed: &Api<DynamicObject>) -> kube::Result<Vec<String>> {
     let mut lacking = Vec::new();
     for own in api::crds() {
         let name = own.metadata.name.clone().unwrap_or_default();
-        let installed = installed.get_opt(&name).await?;
+        let installed = bounded(installed.get_opt(&name)).await?;
         let installed = installed.map_or(Value::Null, |object| object.data);
         let own = serde_json::to_value(&own).unwrap_or_default();
         for field in schema::lacking(&own, &installed) {

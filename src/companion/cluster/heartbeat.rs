@@ -19,7 +19,7 @@ use super::{leader::Leader, status::same};
 use crate::{
     api::{HEALTH_LEASE, v1alpha1::micro_time},
     clock,
-    cluster::writer::NotWritten,
+    cluster::{request::bounded, writer::NotWritten},
     domain::{
         health::{Health, State},
         mirror::HealthSettings,
@@ -79,7 +79,7 @@ fn note_stalls(leader: &Leader) {
 async fn beat(leader: &Leader, leases: &Api<Lease>, last: Option<Lease>) -> Result<Lease, NotWritten> {
     let last = match last {
         Some(lease) => Some(lease),
-        None => leases.get_opt(HEALTH_LEASE).await?,
+        None => bounded(leases.get_opt(HEALTH_LEASE)).await?,
     };
     let spec = LeaseSpec {
         holder_identity: Some(leader.identity.to_string()),

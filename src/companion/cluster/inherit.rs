@@ -13,6 +13,7 @@ use crate::{
         v1alpha1::{ImageMirrorStatus, timestamp},
     },
     clock,
+    cluster::request::bounded,
     domain::{health::Health, presence::FUTURE, snapshot::Snapshot, time::Timestamp},
 };
 
@@ -25,9 +26,8 @@ pub(super) async fn health(
     cluster: &ClusterView,
     snapshot: &Snapshot,
 ) -> kube::Result<BTreeMap<String, Health>> {
-    let lease = Api::<Lease>::namespaced(leader.client.clone(), &leader.namespace)
-        .get_opt(HEALTH_LEASE)
-        .await?;
+    let leases = Api::<Lease>::namespaced(leader.client.clone(), &leader.namespace);
+    let lease = bounded(leases.get_opt(HEALTH_LEASE)).await?;
     let beaten_at = lease
         .and_then(|lease| lease.spec)
         .and_then(|spec| spec.renew_time)

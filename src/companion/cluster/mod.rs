@@ -241,12 +241,21 @@ impl Leader {
             };
             let known = known.unwrap_or_default();
             let snapshot = self.store.snapshot();
+            let names = known.mirrors.keys();
+            let clients: BTreeMap<_, _> = names
+                .filter_map(|name| Some((name.clone(), self.store.client(name)?)))
+                .collect();
             match inherit::health(self, &known, &snapshot).await {
-                Ok(inherited) => {
+                Ok(mut inherited) => {
                     tracing::info!(images, inherited = inherited.len(), "took over");
                     let earliest = inherit::earliest(newest, &known, clock::now());
                     // A few seconds at most, where clocks differ: what is looked at before would be no proof.
                     tokio::time::sleep(earliest.since(clock::now())).await;
+                    // What is reached otherwise by now is another mirror, of which nobody told anything.
+                    inherited.retain(|name, _| {
+                        let (before, now) = (clients.get(name), self.store.client(name));
+                        before.zip(now).is_some_and(|(before, now)| before.is(&now))
+                    });
                     self.begin_with(&inherited, &known, earliest);
                     return inherited.into_keys().collect();
                 }

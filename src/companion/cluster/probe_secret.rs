@@ -13,7 +13,10 @@ use tokio::time::sleep;
 use super::leader::Leader;
 use crate::{
     api::PROBE_SECRET,
-    cluster::writer::{NotWritten, Writer},
+    cluster::{
+        request::bounded,
+        writer::{NotWritten, Writer},
+    },
     telemetry::chain,
 };
 
@@ -67,7 +70,7 @@ async fn write(
         .map(|(name, json)| (name, ByteString(json)))
         .collect();
     let parameters = PostParams::default();
-    let Some(mut found) = secrets.get_opt(PROBE_SECRET).await? else {
+    let Some(mut found) = bounded(secrets.get_opt(PROBE_SECRET)).await? else {
         if wanted.is_empty() {
             return Ok(());
         }

@@ -147,6 +147,17 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         conditions.set(ConditionType::Ready, ConditionStatus::False, "Faulty", &message);
     }
     unknown_fields(&mut conditions, seen.unknown);
+    // Health is that of the form in force: whoever can read what is faulty here must not take it for the other's.
+    let in_force = if seen.faults.is_empty() {
+        seen.generation
+    } else {
+        generation_of_health(current).unwrap_or_default()
+    };
+    let mut conditions = Conditions {
+        list: &mut next.conditions,
+        generation: in_force,
+        now,
+    };
     let told = health(current);
     match seen.health {
         Some(health) if told.is_none_or(|told| !same(told, health)) => {
@@ -511,6 +522,23 @@ mod tests {
     }
 
     #[test]
+    fn health_is_told_of_the_form_in_force_and_of_no_faulty_one() {
+        let good = plan(&ImageMirrorStatus::default(), &seen(), at(20));
+        let faults = ["spec.sources: unknown".to_owned()];
+        let faulty = |health| Seen {
+            generation: 2,
+            faults: &faults,
+            health: Some(health),
+            ..seen()
+        };
+        for health in [healthy(10), healthy(25)] {
+            let status = plan(&good, &faulty(health), at(30));
+            assert_eq!(generation_of_health(&status), Some(1));
+            assert_eq!(condition(&status, "Ready").observed_generation, Some(2));
+        }
+    }
+
+    #[test]
     fn a_patch_says_what_changed_and_nothing_else() {
         let before = plan(&ImageMirrorStatus::default(), &seen(), at(20));
         let mut after = before.clone();
@@ -598,7 +626,7 @@ mod tests {
         assert_eq!(ready.message, "The last good form stays in force: spec.kind: no");
         assert_eq!(ready.last_transition_time, time(at(30)));
         assert_eq!(health(&status), Some(healthy(10)));
-        assert_eq!(generation_of_health(&status), Some(2));
+        assert_eq!(generation_of_health(&status), Some(1));
     }
 
     #[test]

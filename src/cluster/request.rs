@@ -1,0 +1,32 @@
+//! The end of a single request: a connection on which no answer comes is noticed without the other side's help.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+/// How long the answer to one request may take.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Returns the answer to a request, or an error if there is none within [`PATIENCE`]. What was sent may still
+/// arrive.
+pub async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    timeout(PATIENCE, request)
+        .await
+        .unwrap_or_else(|elapsed| Err(kube::Error::Service(Box::new(elapsed))))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_nobody_answers_ends() {
+        let started = Instant::now();
+        let answer = bounded(std::future::pending::<kube::Result<()>>()).await;
+        assert!(matches!(answer, Err(kube::Error::Service(_))));
+        assert_eq!(started.elapsed(), PATIENCE);
+        assert!(bounded(std::future::ready(Ok(7))).await.is_ok());
+    }
+}
