@@ -53,7 +53,7 @@ pub struct Plan {
     pub images: usize,
     pub quiet: Duration,
     pub outage: Duration,
-    pub scale: scale::Sizes,
+    pub scale: scale::sizes::Sizes,
 }
 
 pub const FULL: Plan = Plan {
@@ -67,7 +67,7 @@ pub const FULL: Plan = Plan {
     images: 100_000,
     quiet: Duration::from_mins(1),
     outage: Duration::from_mins(1),
-    scale: scale::FULL,
+    scale: scale::sizes::FULL,
 };
 
 pub const QUICK: Plan = Plan {
@@ -81,7 +81,7 @@ pub const QUICK: Plan = Plan {
     images: 100_000,
     quiet: Duration::from_secs(30),
     outage: Duration::from_secs(20),
-    scale: scale::QUICK,
+    scale: scale::sizes::QUICK,
 };
 
 #[derive(Debug)]

@@ -12,8 +12,7 @@ mod finished;
 mod fresh;
 mod generator;
 mod large;
-
-use std::time::Duration;
+pub mod sizes;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -22,59 +21,6 @@ use super::{
     bench::{Bench, median},
     payload,
     roles::Build,
-};
-
-/// How much there is of everything.
-#[derive(Debug)]
-pub struct Sizes {
-    /// Pods, their namespaces and their different images, all on three mirrors.
-    pub pods: usize,
-    pub namespaces: usize,
-    pub images: usize,
-    /// How long events come.
-    pub events: Duration,
-    /// Images of a new cluster.
-    pub new: usize,
-    /// Images of a mirror that is deleted.
-    pub deleted: usize,
-    /// Pods that are done.
-    pub finished: usize,
-    /// Images that a replica knows.
-    pub known: usize,
-    /// Starts of a replica of each build.
-    pub starts: usize,
-    /// Rounds of reviews of each build, and how long one lasts.
-    pub rounds: usize,
-    pub round: Duration,
-}
-
-pub const FULL: Sizes = Sizes {
-    pods: 150_000,
-    namespaces: 2_000,
-    images: 100_000,
-    events: Duration::from_mins(2),
-    new: 5_000,
-    deleted: 10_000,
-    finished: 10_000,
-    known: 100_000,
-    starts: 5,
-    rounds: 25,
-    round: Duration::from_millis(800),
-};
-
-/// A twentieth of everything but the large reviews, to see that it works.
-pub const QUICK: Sizes = Sizes {
-    pods: 7_500,
-    namespaces: 100,
-    images: 5_000,
-    events: Duration::from_secs(20),
-    new: 250,
-    deleted: 500,
-    finished: 500,
-    known: 5_000,
-    starts: 3,
-    rounds: 21,
-    round: Duration::from_millis(200),
 };
 
 /// By how much a figure that is to be no worse than another may be larger: what two runs of one build differ by.
