@@ -58,7 +58,8 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let (trigger, shutdown) = shutdown();
     let (doubt, doubts) = mpsc::channel(QUEUE);
     let (want, demand) = mpsc::channel(QUEUE);
-    let probes = Probes::new(store.clone(), metrics.clone(), doubt, TaskTracker::new());
+    let looks = TaskTracker::new();
+    let probes = Probes::new(store.clone(), metrics.clone(), doubt, looks.clone());
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
@@ -98,6 +99,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         demand,
     );
     tasks.spawn("companion", until_stopping(shutdown.clone(), companion));
+    tasks.spawn("looks", serving::finish_looks(shutdown.clone(), looks));
     let drain = serving::drain(&listen);
     listening.serve(served, &mut tasks, &shutdown)?;
     tasks.run(&trigger, drain, async || signals.next().await).await?;

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, time::Dur
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
+use tokio_util::task::TaskTracker;
 
 use super::{BadSettings, arguments::ListenArguments, output};
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
         tls::{self, Tls},
     },
     state::Store,
-    tasks::{Drain, Shutdown, Tasks},
+    tasks::{Drain, Shutdown, Stage, Tasks},
     telemetry::chain,
     webhook::{Admission, routes},
 };
@@ -141,6 +142,15 @@ pub(super) async fn until_stopping(
     Ok(())
 }
 
+/// Waits, once the process stops, for the looks at mirrors that outlived their reviews; each of them has an end
+/// of its own.
+pub(super) async fn finish_looks(mut shutdown: Shutdown, looks: TaskTracker) -> Result<(), Infallible> {
+    shutdown.reached(Stage::Stopping).await;
+    looks.close();
+    looks.wait().await;
+    Ok(())
+}
+
 pub(super) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
@@ -226,4 +236,35 @@ pub(super) fn mirrors(store: &Store) -> Map<String, Value> {
         (mirror.name.clone(), value)
     };
     snapshot.routing.mirrors().map(mirror).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::tasks::{Signal, shutdown};
+
+    /// Reviews leave looks behind that the next one is to know the outcome of.
+    #[tokio::test(start_paused = true)]
+    async fn looks_under_way_are_waited_for_at_the_end() {
+        let (trigger, shutdown) = shutdown();
+        let mut tasks = Tasks::default();
+        let looks = TaskTracker::new();
+        looks.spawn(sleep(Duration::from_secs(3)));
+        tasks.spawn("looks", finish_looks(shutdown, looks.clone()));
+        let started = Instant::now();
+        let drain = Drain {
+            delay: Duration::ZERO,
+            limit: Duration::from_secs(10),
+        };
+        let mut signals = vec![Signal::Interrupt];
+        let ended = tasks.run(&trigger, drain, async || match signals.pop() {
+            Some(signal) => signal,
+            None => std::future::pending().await,
+        });
+        ended.await.unwrap();
+        assert_eq!(started.elapsed(), Duration::from_secs(3));
+        assert!(looks.is_empty());
+    }
 }

@@ -57,7 +57,8 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     let cluster = Replica::new(client, store.clone(), settings, metrics.clone());
     let (trigger, shutdown) = shutdown();
     let (doubt, doubts) = mpsc::channel(QUEUE);
-    let probes = Probes::new(store.clone(), metrics.clone(), doubt, TaskTracker::new());
+    let looks = TaskTracker::new();
+    let probes = Probes::new(store.clone(), metrics.clone(), doubt, looks.clone());
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
@@ -88,6 +89,7 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     let mut signals = Signals::new().context("cannot take over signals")?;
     let mut tasks = Tasks::default();
     tasks.spawn("cluster", until_stopping(shutdown.clone(), cluster.run(doubts)));
+    tasks.spawn("looks", serving::finish_looks(shutdown.clone(), looks));
     let drain = serving::drain(&listen);
     listening.serve(served, &mut tasks, &shutdown)?;
     tasks.run(&trigger, drain, async || signals.next().await).await?;
