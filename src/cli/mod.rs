@@ -7,7 +7,7 @@ mod certs;
 mod cluster;
 mod companion;
 mod explain;
-mod once;
+mod oneshot;
 mod output;
 mod report;
 mod resolve;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{
     arguments::ResolveArguments,
-    once::{Asked, Once},
+    oneshot::{Asked, Once},
     output,
 };
 use crate::{

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     BadSettings,
     arguments::ReviewArguments,
-    once::{self, Asked, Once},
+    oneshot::{self, Asked, Once},
     output::{self, Table},
 };
 use crate::{
@@ -39,7 +39,7 @@ pub(super) async fn run(arguments: ReviewArguments) -> anyhow::Result<()> {
         mode,
         namespace,
     } = arguments;
-    let text = once::read_input(&file)?;
+    let text = oneshot::read_input(&file)?;
     let name = if file.as_os_str() == "-" {
         "standard input".to_owned()
     } else {

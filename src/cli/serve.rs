@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::{
     BadSettings,
     arguments::{PairArguments, ServeArguments},
-    certs, once,
+    certs, oneshot,
     serving::{self, LOOK_AT_FILES, Listening, QUEUE, Served, until_stopping},
 };
 use crate::{
@@ -43,7 +43,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         ca_out,
         tls_name,
     } = arguments;
-    let (store, feed) = once::feed(&config, &left_alone)?;
+    let (store, feed) = oneshot::feed(&config, &left_alone)?;
     let pair = match pair {
         Some(PairArguments { tls_cert, tls_key }) => tls::Source::Files {
             certificate: tls_cert,
@@ -155,7 +155,8 @@ async fn follow_configuration(
         }
         seen = now;
         // Reading it again once it is read: what counts is what is applied.
-        let result = once::read(&path).and_then(|configuration| once::apply(&feed, configuration, &path));
+        let result =
+            oneshot::read(&path).and_then(|configuration| oneshot::apply(&feed, configuration, &path));
         metrics.configured(result.is_ok());
         let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
         match result {

@@ -169,7 +169,7 @@ impl Health {
 
 /// What the prober does after an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Observed {
+pub struct Transition {
     /// The state changed.
     pub changed: bool,
     /// Look again at once: a refused connection is confirmed without waiting for an interval.
@@ -217,7 +217,7 @@ impl Machine {
     }
 
     /// Takes in one observation.
-    pub fn observe(&mut self, observation: Observation, now: Timestamp) -> Observed {
+    pub fn observe(&mut self, observation: Observation, now: Timestamp) -> Transition {
         let jumped = self.health.proven_since > now.after(CLOCK_JUMP);
         if jumped {
             // The clock was set back: without this no proof would count until it has caught up.
@@ -229,7 +229,7 @@ impl Machine {
         observed
     }
 
-    fn count(&mut self, observation: Observation, now: Timestamp) -> Observed {
+    fn count(&mut self, observation: Observation, now: Timestamp) -> Transition {
         match observation {
             Observation::Good => {
                 self.failures = 0;
@@ -240,7 +240,7 @@ impl Machine {
                     self.settings.success_threshold
                 };
                 if self.health.state == State::Healthy || self.successes < needed {
-                    return Observed {
+                    return Transition {
                         changed: false,
                         confirm_now: false,
                     };
@@ -253,7 +253,7 @@ impl Machine {
                     proven_since: now.max(self.health.proven_since),
                 };
                 self.missing_canaries.clear();
-                Observed {
+                Transition {
                     changed: true,
                     confirm_now: false,
                 }
@@ -263,7 +263,7 @@ impl Machine {
                 self.failures = self.failures.saturating_add(1);
                 let confirmed = self.failures >= self.settings.failure_threshold;
                 if !confirmed {
-                    return Observed {
+                    return Transition {
                         changed: false,
                         confirm_now: fault == Fault::Refused,
                     };
@@ -274,7 +274,7 @@ impl Machine {
                     self.health.state = State::Unhealthy;
                     self.health.since = now;
                 }
-                Observed {
+                Transition {
                     changed,
                     confirm_now: false,
                 }

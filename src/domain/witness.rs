@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::{
-    health::{Health, Machine, Observation, Observed, State},
+    health::{Health, Machine, Observation, State, Transition},
     mirror::HealthSettings,
     time::Timestamp,
 };
@@ -91,7 +91,7 @@ impl Witness {
     }
 
     /// Takes in what a ping of this replica brought.
-    pub fn pinged(&mut self, observation: Observation, now: Timestamp) -> Observed {
+    pub fn pinged(&mut self, observation: Observation, now: Timestamp) -> Transition {
         self.doubted &= observation != Observation::Good;
         self.own.observe(observation, now)
     }

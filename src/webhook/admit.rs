@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     probes::Probes,
-    respond::{self, Answer, Audit},
+    respond::{self, AdmissionResponse, Audit},
     review::{Question, Review},
     scan::ScanError,
 };
@@ -232,10 +232,10 @@ impl Inner {
         started: Instant,
     ) -> (Vec<u8>, ReviewAnswer) {
         let Question::Pod(operation, pod) = question else {
-            let answer = Answer {
+            let answer = AdmissionResponse {
                 api_version: &review.api_version,
                 uid: &review.uid,
-                ..Answer::default()
+                ..AdmissionResponse::default()
             };
             return (answer.write(), ReviewAnswer::Unchanged);
         };
@@ -261,11 +261,11 @@ impl Inner {
     fn unchanged(&self, review: &Review<'_>, mode: Mode, fault: &Fault) -> (Vec<u8>, ReviewAnswer) {
         let Fault { reason, why } = fault;
         self.log_fault(*reason, &review.uid, why);
-        let answer = Answer {
+        let answer = AdmissionResponse {
             api_version: &review.api_version,
             uid: &review.uid,
             audit: Audit::Fault(*reason, why),
-            ..Answer::default()
+            ..AdmissionResponse::default()
         };
         let how = if *reason == Reason::Internal {
             ReviewAnswer::Fault
@@ -320,7 +320,7 @@ impl Inner {
             None
         };
         self.tell(request, snapshot, &decisions, started);
-        let answer = Answer {
+        let answer = AdmissionResponse {
             api_version: "",
             uid,
             patch: patch.as_deref(),

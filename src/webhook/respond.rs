@@ -31,7 +31,7 @@ const WARNINGS_LIMIT: usize = 4000;
 
 /// What an answer says besides `allowed: true`.
 #[derive(Debug, Default)]
-pub(crate) struct Answer<'a> {
+pub(crate) struct AdmissionResponse<'a> {
     pub(crate) api_version: &'a str,
     pub(crate) uid: &'a str,
     pub(crate) patch: Option<&'a str>,
@@ -50,7 +50,7 @@ pub(crate) enum Audit<'a> {
     Decisions(&'a [Decision<'a>], &'a Routing),
 }
 
-impl Answer<'_> {
+impl AdmissionResponse<'_> {
     /// Returns the AdmissionReview as JSON.
     pub(crate) fn write(&self) -> Vec<u8> {
         let size = 256
@@ -254,17 +254,17 @@ mod tests {
         presence::{Index, Presence},
     };
 
-    fn written(answer: &Answer<'_>) -> String {
+    fn written(answer: &AdmissionResponse<'_>) -> String {
         String::from_utf8(answer.write()).unwrap()
     }
 
     #[test]
     fn an_answer_always_allows_and_has_a_patch_only_with_its_type() {
         assert_snapshot!(
-            written(&Answer { uid: "u-1", ..Answer::default() }),
+            written(&AdmissionResponse { uid: "u-1", ..AdmissionResponse::default() }),
             @r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","response":{"uid":"u-1","allowed":true}}"#
         );
-        let answer = Answer {
+        let answer = AdmissionResponse {
             api_version: "admission.k8s.io/v1",
             uid: "u\"1",
             patch: Some("[]"),

@@ -1,13 +1,13 @@
 //! What can be typed. The help texts are for a person who sees Kagami for the first time.
 
-mod once;
+mod oneshot;
 mod serving;
 mod shared;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
 pub(super) use self::{
-    once::{
+    oneshot::{
         CertsArguments, ExplainArguments, ExplainOutput, OnceArguments, ReportArguments, ReportOutput,
         ResolveArguments, ReviewArguments,
     },

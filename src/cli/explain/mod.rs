@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     arguments::{ExplainArguments, ExplainOutput},
-    once::{Asked, Once},
+    oneshot::{Asked, Once},
     output,
 };
 use crate::{

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     arguments::{ReportArguments, ReportOutput},
-    once::{self, Read},
+    oneshot::{self, Read},
     output,
 };
 use crate::{
@@ -107,7 +107,7 @@ pub(super) async fn run(arguments: ReportArguments) -> anyhow::Result<()> {
         images: Images::All,
         namespaces: namespace.clone().map_or(Namespaces::All, Namespaces::One),
     };
-    let read = once::read_cluster(&cluster, &left_alone, scope).await?;
+    let read = oneshot::read_cluster(&cluster, &left_alone, scope).await?;
     let default_mode = Mode::from(cluster.default_mode.default_mode);
     let report = Reporter { read, default_mode }
         .report(namespace.as_deref())
