@@ -418,9 +418,12 @@ impl Images {
         self.updates.extend(hurried);
     }
 
-    /// Whether the API server has nothing that is known not to be true.
-    pub(super) fn is_settled(&self) -> bool {
+    /// Whether the API server has nothing that is known not to be true, and of these classes nothing that
+    /// waits for a look.
+    pub(super) fn is_settled(&self, mut swept: impl Iterator<Item = Class>) -> bool {
+        let is_unseen = |class| self.unseen.iter().any(|key| class_of(key) == class);
         self.updates.is_empty()
+            && !swept.any(is_unseen)
             && self.leaving.is_empty()
             && !self.busy.values().any(|busy| busy.changes)
             && !self.aside.keys().any(|key| self.written.contains_key(key))

@@ -188,12 +188,20 @@ impl Scene {
     }
 
     fn status(&mut self, name: &str) -> Option<StatusWrite> {
-        let reached = self.queues.reached()?;
-        let resource = &self.cluster.mirrors[name];
+        let changes = self.index.take_changes();
+        self.queues.changed(&changes, &self.index);
         let mirror = self.queues.get_mut(name)?;
         for class in mirror.status.waiting().collect::<Vec<_>>() {
             mirror.images.hurry(class);
         }
+        self.status_at_once(name)
+    }
+
+    /// The same, where the watch told something since what waits was hurried.
+    fn status_at_once(&mut self, name: &str) -> Option<StatusWrite> {
+        let reached = self.queues.reached()?;
+        let resource = &self.cluster.mirrors[name];
+        let mirror = self.queues.get_mut(name)?;
         let seen = Seen {
             generation: 1,
             health: Some(Health {
@@ -212,9 +220,14 @@ impl Scene {
 
     /// Returns the version through which the last sweep over tags is told, once it is.
     fn through(&mut self, name: &str) -> Option<u64> {
-        let sweep = self.status(name)?.next.sweeps.tag?;
-        Some(sweep.through_resource_version.parse().unwrap())
+        told(&self.status(name)?)
     }
+}
+
+/// Returns the version through which a status tells a sweep over tags.
+fn told(write: &StatusWrite) -> Option<u64> {
+    let sweep = write.next.sweeps.tag.as_ref()?;
+    Some(sweep.through_resource_version.parse().unwrap())
 }
 
 fn object_of(spec: &MirroredImageSpec, version: u64) -> Value {
@@ -341,6 +354,23 @@ fn what_came_by_other_hands_is_covered_by_no_sweep_before_somebody_looked() {
     assert_eq!(says(&write), ("replace", Some(Written::Unknown)));
     let event = scene.answer(&write);
     scene.watch(event);
+    assert_eq!(scene.through("a"), Some(scene.version - 1));
+}
+
+#[test]
+fn what_came_by_other_hands_at_the_last_moment_holds_up_the_end_of_a_sweep() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", &key(1), has_it());
+    scene.write_all();
+    scene.sweep("a", NOW);
+    scene.version += 1;
+    let restored = present("a", PRESENT, scene.version, NOW.before(Duration::from_hours(1)));
+    scene.watch(changed(&restored));
+    let status = scene.status_at_once("a");
+    assert_eq!(status.as_ref().and_then(told), None, "nobody looked at it");
+    assert_eq!(scene.through("a"), None);
+    let written = scene.write_all();
+    assert_eq!(says(&written[0]), ("replace", Some(Written::Unknown)));
     assert_eq!(scene.through("a"), Some(scene.version - 1));
 }
 
