@@ -72,8 +72,24 @@ struct Written {
     content: Content,
     /// When a Pod last used it, as written.
     last_used: Timestamp,
-    /// The listing that last named it.
-    listing: u32,
+    /// The listing that last named it; none if none did since it was written.
+    listing: Option<u32>,
+}
+
+/// A listing that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listing {
+    pub(super) number: u32,
+    pub(super) version: Version,
+    /// The API server now has an older state than it had, as after a restored backup.
+    pub(super) is_older: bool,
+}
+
+impl Listing {
+    /// Whether the listing tells that this is gone: it is not named, though old enough to be.
+    fn lacks(self, version: Version, named_by: Option<u32>) -> bool {
+        named_by != Some(self.number) && (self.is_older || version <= self.version)
+    }
 }
 
 /// A MirroredImage as the API server has it.
@@ -161,7 +177,8 @@ pub(super) enum Outcome {
 /// What the watch told of an image while a write of it was under way.
 #[derive(Debug)]
 enum News {
-    Found(Box<Found>),
+    /// And the listing that was the last when it was told.
+    Found(Box<Found>, u32),
     Gone(Version),
 }
 
@@ -200,8 +217,8 @@ pub(super) struct Images {
     /// What came by other hands and waits for a look.
     unseen: BTreeSet<Key>,
     busy: BTreeMap<Key, Busy>,
-    /// What was deleted, until the watch has told of it.
-    leaving: BTreeSet<Key>,
+    /// What was deleted, as it was, until the watch has told of it.
+    leaving: BTreeMap<Key, Written>,
     /// What is tried again later.
     aside: BTreeMap<Key, Instant>,
     /// The highest version that concerns this mirror: whoever has reached it has heard everything.
@@ -223,7 +240,7 @@ impl Images {
             creates: BTreeSet::new(),
             unseen: BTreeSet::new(),
             busy: BTreeMap::new(),
-            leaving: BTreeSet::new(),
+            leaving: BTreeMap::new(),
             aside: BTreeMap::new(),
             through,
             newest: Timestamp::default(),
@@ -298,20 +315,25 @@ impl Images {
             Some(fingerprint) => Content::Own(fingerprint),
             None => Content::Foreign,
         };
-        self.note(found, content, listing, now);
+        self.note(found, content, Some(listing), now);
     }
 
     /// Takes in an object that the watch told. What is not newer than what is known is known already.
     pub(super) fn take(&mut self, found: Found, listing: u32, index: &mut Index, now: Timestamp) {
         if let Some(busy) = self.busy.get_mut(found.key.as_str()) {
-            busy.news = Some(News::Found(Box::new(found)));
+            busy.news = Some(News::Found(Box::new(found), listing));
             busy.changes = true;
             return;
         }
+        self.take_idle(found, Some(listing), index, now);
+    }
+
+    /// The same where no write is under way; `listing` is none for what the watch did not tell.
+    fn take_idle(&mut self, found: Found, listing: Option<u32>, index: &mut Index, now: Timestamp) {
         if let Some(written) = self.written.get_mut(found.key.as_str())
             && found.version <= written.version
         {
-            written.listing = listing;
+            written.listing = listing.or(written.listing);
             return;
         }
         let is_void = found.verified_at > now.after(FUTURE);
@@ -325,7 +347,7 @@ impl Images {
         self.sort(&key, index);
     }
 
-    fn note(&mut self, found: Found, content: Content, listing: u32, now: Timestamp) -> Key {
+    fn note(&mut self, found: Found, content: Content, listing: Option<u32>, now: Timestamp) -> Key {
         self.through = self.through.max(found.version);
         let times = [found.verified_at, found.last_used].into_iter();
         let believable = times.filter(|time| *time <= now.after(FUTURE));
@@ -361,23 +383,42 @@ impl Images {
         }
     }
 
-    /// Takes in the end of a listing: what it did not name is gone. `is_older` if the API server now has an
-    /// older state than it had, as after a restored backup.
-    pub(super) fn listed(&mut self, listing: u32, version: Version, is_older: bool, index: &Index) {
+    /// Takes in the end of a listing: what it did not name is gone.
+    pub(super) fn listed(&mut self, listing: Listing, index: &Index) {
+        let Listing {
+            version, is_older, ..
+        } = listing;
         let gone: Vec<Key> = self
             .written
             .iter()
-            .filter(|(key, written)| {
-                let expected = is_older || written.version <= version;
-                written.listing != listing && expected && !self.busy.contains_key(*key)
-            })
+            .filter(|(_, written)| listing.lacks(written.version, written.listing))
             .map(|(key, _)| Arc::clone(key))
             .collect();
         for key in gone {
-            self.written.remove(&key);
-            self.sort(&key, index);
+            if !self.busy.contains_key(&key) {
+                self.written.remove(&key);
+                self.sort(&key, index);
+            } else if let Some(written) = self.written.get_mut(&key) {
+                // Whatever it had before the older state.
+                written.version = written.version.min(version);
+            }
         }
-        self.leaving.clear();
+        // The watch does not tell of what the listing lacks, so whoever writes it now hears it here.
+        for (key, busy) in &mut self.busy {
+            let is_gone = match &busy.news {
+                Some(News::Found(found, told)) => listing.lacks(found.version, Some(*told)),
+                Some(News::Gone(_)) => false,
+                None => self
+                    .written
+                    .get(key)
+                    .is_some_and(|written| listing.lacks(written.version, written.listing)),
+            };
+            if is_gone {
+                busy.news = Some(News::Gone(version));
+            }
+        }
+        self.leaving
+            .retain(|_, written| !listing.lacks(written.version, written.listing));
         self.through = self.through.max(version);
         if is_older {
             self.through = version;
@@ -553,7 +594,6 @@ impl Images {
         &mut self,
         key: &Key,
         outcome: Outcome,
-        listing: u32,
         index: &mut Index,
         (instant, now): (Instant, Timestamp),
     ) {
@@ -572,28 +612,30 @@ impl Images {
                     last_used: last_used
                         .map(|time| millis(time.0.as_millisecond()))
                         .unwrap_or_default(),
-                    listing,
+                    listing: None,
                 };
                 self.written.insert(Arc::clone(key), written);
             }
             Outcome::Deleted | Outcome::Changed(None) => {
                 // A deletion has a version too, which only the watch tells; until then no sweep may
                 // speak for those who have not heard of it.
-                if self.written.remove(key).is_some() && !matches!(news, Some(News::Gone(_))) {
-                    self.leaving.insert(Arc::clone(key));
+                if let Some(written) = self.written.remove(key)
+                    && !matches!(news, Some(News::Gone(_)))
+                {
+                    self.leaving.insert(Arc::clone(key), written);
                 }
             }
             Outcome::Changed(Some(found)) => {
                 // Whatever was known of it is not so.
                 self.written.remove(key);
-                self.take(*found, listing, index, now);
+                self.take_idle(*found, None, index, now);
             }
             Outcome::Taken(version) => {
                 let written = Written {
                     version,
                     content: Content::Stuck,
                     last_used: Timestamp::default(),
-                    listing,
+                    listing: None,
                 };
                 self.written.insert(Arc::clone(key), written);
             }
@@ -604,7 +646,7 @@ impl Images {
             Outcome::Failed => drop(self.aside.insert(Arc::clone(key), instant + ASIDE)),
         }
         match news {
-            Some(News::Found(found)) => self.take(*found, listing, index, now),
+            Some(News::Found(found, listing)) => self.take_idle(*found, Some(listing), index, now),
             Some(News::Gone(version)) => self.gone(key, version, index),
             None => {}
         }

@@ -486,6 +486,81 @@ fn a_listing_tells_what_was_deleted_meanwhile() {
 }
 
 #[test]
+fn a_deletion_that_is_older_than_a_list_is_not_waited_for() {
+    for outcome in [Outcome::Deleted, Outcome::Changed(None)] {
+        let mut scene = Scene::new(&["a"]);
+        scene.look("a", PRESENT, has_it());
+        scene.look("a", &key(1), has_it());
+        scene.write_all();
+        let kept = present("a", &key(1), scene.version - 1, NOW);
+        scene.index.remove("a", PRESENT);
+        let write = scene.next().unwrap();
+        assert_eq!(says(&write), ("delete", None));
+        // The list was read after the deletion, and before its answer came.
+        scene.version += 1;
+        scene.list(&[kept]);
+        scene.done(&write, outcome);
+        scene.sweep("a", NOW);
+        assert!(scene.through("a").is_some(), "the watch never tells of it");
+    }
+}
+
+#[test]
+fn what_the_watch_told_before_a_list_does_not_outlast_it() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.write_all();
+    scene.look("a", PRESENT, Presence::Missing);
+    let write = scene.next().unwrap();
+    scene.version += 1;
+    let by_others = present("a", PRESENT, scene.version, NOW);
+    scene.watch(changed(&by_others));
+    scene.version += 1;
+    scene.list(&[]);
+    scene.done(&write, Outcome::Failed);
+    let again = scene.next_at(Duration::from_secs(3)).unwrap();
+    assert_eq!(says(&again), ("create", Some(Written::Missing)));
+}
+
+#[test]
+fn a_deletion_that_is_newer_than_a_list_is_waited_for() {
+    for is_named in [true, false] {
+        let mut scene = Scene::new(&["a"]);
+        scene.look("a", &key(1), has_it());
+        scene.write_all();
+        let kept = present("a", &key(1), scene.version - 1, NOW);
+        if is_named {
+            scene.look("a", PRESENT, has_it());
+            scene.write_all();
+        }
+        scene.version += 1;
+        let listed = scene.version;
+        scene.tell(Event::Listing);
+        scene.tell(Event::Listed(found(&kept)));
+        if is_named {
+            let named = present("a", PRESENT, listed - 2, NOW);
+            scene.tell(Event::Listed(found(&named)));
+        } else {
+            // Written when the list had been read.
+            scene.look("a", PRESENT, has_it());
+            let write = scene.next().unwrap();
+            drop(scene.answer(&write));
+        }
+        scene.index.remove("a", PRESENT);
+        let write = scene.next().unwrap();
+        assert_eq!(says(&write), ("delete", None));
+        let event = scene.answer(&write);
+        let version = scene.version;
+        scene.tell(Event::ListedAll { round: 0 });
+        scene.tell(Event::Reached(Version(listed)));
+        scene.sweep("a", NOW);
+        assert_eq!(scene.through("a"), None, "its version is not known yet");
+        scene.watch(event);
+        assert_eq!(scene.through("a"), Some(version));
+    }
+}
+
+#[test]
 fn after_a_restored_backup_everything_is_written_again() {
     let mut scene = Scene::new(&["a"]);
     scene.look("a", PRESENT, has_it());
