@@ -185,6 +185,8 @@ enum News {
 /// A write under way.
 #[derive(Debug, Default)]
 struct Busy {
+    /// The version that it is to replace or delete; none if it creates.
+    over: Option<Version>,
     /// The API server has something that is not true any more.
     changes: bool,
     news: Option<News>,
@@ -529,8 +531,13 @@ impl Images {
             let key = first.pop_first().or_else(|| second.pop_first())?;
             self.creates_next = !self.creates_next;
             if let Some(action) = self.action(&key, index) {
+                let over = match &action {
+                    Action::Create(_) => None,
+                    Action::Replace(_, version) | Action::Delete(version) => Some(*version),
+                };
                 let busy = Busy {
-                    changes: !matches!(action, Action::Create(_)),
+                    over,
+                    changes: over.is_some(),
                     news: None,
                 };
                 self.busy.insert(Arc::clone(&key), busy);
@@ -582,6 +589,7 @@ impl Images {
         let version = written.version;
         self.updates.remove(key);
         let busy = Busy {
+            over: Some(version),
             changes: true,
             news: None,
         };
@@ -597,7 +605,22 @@ impl Images {
         index: &mut Index,
         (instant, now): (Instant, Timestamp),
     ) {
-        let news = self.busy.remove(key).and_then(|busy| busy.news);
+        let Busy { over, news, .. } = self.busy.remove(key).unwrap_or_default();
+        // What is there is what the write was meant for, and yet it was not written: it would go on like
+        // that at once.
+        let is_in_vain = match &outcome {
+            Outcome::Changed(None) => over.is_none(),
+            Outcome::Changed(Some(found)) => over == Some(found.version),
+            // Next it is deleted, unless that was tried already.
+            Outcome::Taken(version) => {
+                let written = self.written.get(key);
+                over == Some(*version) && written.is_some_and(|written| written.content == Content::Stuck)
+            }
+            _ => false,
+        };
+        if is_in_vain {
+            self.aside.insert(Arc::clone(key), instant + ASIDE);
+        }
         match outcome {
             Outcome::Wrote(spec, version) => {
                 self.through = self.through.max(version);

@@ -672,6 +672,46 @@ fn an_image_that_cannot_be_written_is_set_aside_and_holds_up_no_other() {
 }
 
 #[test]
+fn what_is_as_it_was_sent_and_still_not_written_is_set_aside() {
+    let mut scene = Scene::new(&["a"]);
+    let (soon, later) = (Duration::from_secs(1), Duration::from_secs(3));
+    scene.look("a", PRESENT, has_it());
+    // As if there were no definition.
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write).0, "create");
+    scene.done(&write, Outcome::Changed(None));
+    assert_eq!(scene.next_at(soon), None);
+    let write = scene.next_at(later).unwrap();
+    let event = scene.answer(&write);
+    scene.watch(event);
+    // A conflict that is not about the version.
+    let there = present("a", PRESENT, scene.version, NOW);
+    scene.look("a", PRESENT, Presence::Missing);
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write).0, "replace");
+    scene.done(&write, Outcome::Changed(found(&there).map(Box::new)));
+    assert_eq!(scene.next_at(soon), None);
+    scene.sweep("a", NOW);
+    assert_eq!(scene.through("a"), None, "it is not true");
+    let write = scene.next_at(later).unwrap();
+    assert_eq!(says(&write), ("replace", Some(Written::Missing)));
+    // The same with what is to go.
+    let there = Version(scene.version - 1);
+    scene.done(&write, Outcome::Taken(there));
+    let write = scene.next_at(2 * later).unwrap();
+    assert_eq!(says(&write).0, "delete");
+    scene.done(&write, Outcome::Taken(there));
+    assert_eq!(scene.next_at(soon), None);
+    let write = scene.next_at(later).unwrap();
+    assert_eq!(write.action, Action::Delete(there));
+    // Whoever was faster is answered at once.
+    scene.version += 1;
+    let other = present("a", PRESENT, scene.version, NOW);
+    scene.done(&write, Outcome::Changed(found(&other).map(Box::new)));
+    assert_eq!(says(&scene.next().unwrap()), ("replace", Some(Written::Missing)));
+}
+
+#[test]
 fn a_name_is_not_a_mirror() {
     let objects: Vec<Value> = (0..10_000)
         .map(|number| present("a", &key(number), 10, NOW.after(Duration::from_secs(2))))
