@@ -475,6 +475,10 @@ impl Images {
     /// Puts an image where its kind of change belongs; nowhere if it is as it should be.
     fn sort(&mut self, key: &Key, index: &Index) {
         if self.busy.contains_key(key) || self.aside.contains_key(key) {
+            let is_untrue = self.is_untrue(key, index);
+            if let Some(busy) = self.busy.get_mut(key) {
+                busy.changes |= is_untrue;
+            }
             return;
         }
         for list in [&mut self.updates, &mut self.creates, &mut self.unseen] {
@@ -546,6 +550,11 @@ impl Images {
         }
     }
 
+    /// Whether the API server has something of the image, and it is not what it should have.
+    fn is_untrue(&self, key: &str, index: &Index) -> bool {
+        self.written.contains_key(key) && self.action(key, index).is_some()
+    }
+
     fn action(&self, key: &str, index: &Index) -> Option<Action> {
         let written = self.written.get(key);
         match (self.wanted(key, index), written) {
@@ -587,10 +596,11 @@ impl Images {
             return None;
         };
         let version = written.version;
+        let changes = self.is_untrue(key, index);
         self.updates.remove(key);
         let busy = Busy {
             over: Some(version),
-            changes: true,
+            changes,
             news: None,
         };
         self.busy.insert(Arc::clone(key), busy);

@@ -824,3 +824,27 @@ fn a_time_of_use_goes_along_with_whatever_else_is_written() {
     scene.now = NOW.after(2 * day);
     assert_eq!(scene.next_at(2 * day), None);
 }
+
+#[test]
+fn a_time_of_use_holds_up_no_sweep_unless_the_image_changes_meanwhile() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.look("a", &key(1), has_it());
+    scene.write_all();
+    let through = scene.version;
+    let day = Duration::from_hours(25);
+    scene.now = NOW.after(day);
+    scene.index.touch("a", PRESENT, scene.now);
+    let write = scene.next_at(day).unwrap();
+    assert_eq!(says(&write), ("replace", Some(Written::Present)));
+    scene.sweep("a", NOW);
+    assert_eq!(scene.through("a"), Some(through));
+    scene.look("a", PRESENT, Presence::Missing);
+    scene.sweep("a", NOW.after(day));
+    assert!(scene.status("a").is_none(), "it is not true any more");
+    let event = scene.answer(&write);
+    scene.watch(event);
+    assert!(scene.status("a").is_none());
+    scene.write_all();
+    assert_eq!(scene.through("a"), Some(scene.version - 1));
+}
