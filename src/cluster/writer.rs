@@ -35,7 +35,7 @@ pub enum NotWritten {
     /// The API server refused it, and will again.
     #[error("refused")]
     Refused(#[source] kube::Error),
-    /// No answer, or one that says to try again later.
+    /// No answer, or one that may be another later.
     #[error("no success")]
     Failed(#[source] kube::Error),
 }
@@ -115,10 +115,35 @@ impl From<kube::Error> for NotWritten {
             kube::Error::Api(status) => match status.code {
                 409 => Self::Conflict,
                 404 => Self::Gone,
-                400..=428 | 430..=499 => Self::Refused(error),
+                // Credentials and permissions come back.
+                401 | 403 | 429 => Self::Failed(error),
+                400..=499 => Self::Refused(error),
                 _ => Self::Failed(error),
             },
             _ => Self::Failed(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn what_may_not_be_written_now_may_be_written_later() {
+        let answer = |code| {
+            let status = Status::failure("no", "No").with_code(code);
+            NotWritten::from(kube::Error::Api(Box::new(status)))
+        };
+        for code in [401, 403, 429, 500, 503] {
+            assert!(matches!(answer(code), NotWritten::Failed(_)), "{code}");
+        }
+        for code in [400, 405, 413, 422] {
+            assert!(matches!(answer(code), NotWritten::Refused(_)), "{code}");
+        }
+        assert!(matches!(answer(404), NotWritten::Gone));
+        assert!(matches!(answer(409), NotWritten::Conflict));
     }
 }

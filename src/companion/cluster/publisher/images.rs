@@ -72,8 +72,24 @@ struct Written {
     content: Content,
     /// When a Pod last used it, as written.
     last_used: Timestamp,
-    /// The listing that last named it.
-    listing: u32,
+    /// The listing that last named it; none if none did since it was written.
+    listing: Option<u32>,
+}
+
+/// A listing that has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listing {
+    pub(super) number: u32,
+    pub(super) version: Version,
+    /// The API server now has an older state than it had, as after a restored backup.
+    pub(super) is_older: bool,
+}
+
+impl Listing {
+    /// Whether the listing tells that this is gone: it is not named, though old enough to be.
+    fn lacks(self, version: Version, named_by: Option<u32>) -> bool {
+        named_by != Some(self.number) && (self.is_older || version <= self.version)
+    }
 }
 
 /// A MirroredImage as the API server has it.
@@ -161,13 +177,16 @@ pub(super) enum Outcome {
 /// What the watch told of an image while a write of it was under way.
 #[derive(Debug)]
 enum News {
-    Found(Box<Found>),
+    /// And the listing that was the last when it was told.
+    Found(Box<Found>, u32),
     Gone(Version),
 }
 
 /// A write under way.
 #[derive(Debug, Default)]
 struct Busy {
+    /// The version that it is to replace or delete; none if it creates.
+    over: Option<Version>,
     /// The API server has something that is not true any more.
     changes: bool,
     news: Option<News>,
@@ -200,8 +219,8 @@ pub(super) struct Images {
     /// What came by other hands and waits for a look.
     unseen: BTreeSet<Key>,
     busy: BTreeMap<Key, Busy>,
-    /// What was deleted, until the watch has told of it.
-    leaving: BTreeSet<Key>,
+    /// What was deleted, as it was, until the watch has told of it.
+    leaving: BTreeMap<Key, Written>,
     /// What is tried again later.
     aside: BTreeMap<Key, Instant>,
     /// The highest version that concerns this mirror: whoever has reached it has heard everything.
@@ -223,7 +242,7 @@ impl Images {
             creates: BTreeSet::new(),
             unseen: BTreeSet::new(),
             busy: BTreeMap::new(),
-            leaving: BTreeSet::new(),
+            leaving: BTreeMap::new(),
             aside: BTreeMap::new(),
             through,
             newest: Timestamp::default(),
@@ -298,20 +317,25 @@ impl Images {
             Some(fingerprint) => Content::Own(fingerprint),
             None => Content::Foreign,
         };
-        self.note(found, content, listing, now);
+        self.note(found, content, Some(listing), now);
     }
 
     /// Takes in an object that the watch told. What is not newer than what is known is known already.
     pub(super) fn take(&mut self, found: Found, listing: u32, index: &mut Index, now: Timestamp) {
         if let Some(busy) = self.busy.get_mut(found.key.as_str()) {
-            busy.news = Some(News::Found(Box::new(found)));
+            busy.news = Some(News::Found(Box::new(found), listing));
             busy.changes = true;
             return;
         }
+        self.take_idle(found, Some(listing), index, now);
+    }
+
+    /// The same where no write is under way; `listing` is none for what the watch did not tell.
+    fn take_idle(&mut self, found: Found, listing: Option<u32>, index: &mut Index, now: Timestamp) {
         if let Some(written) = self.written.get_mut(found.key.as_str())
             && found.version <= written.version
         {
-            written.listing = listing;
+            written.listing = listing.or(written.listing);
             return;
         }
         let is_void = found.verified_at > now.after(FUTURE);
@@ -325,7 +349,7 @@ impl Images {
         self.sort(&key, index);
     }
 
-    fn note(&mut self, found: Found, content: Content, listing: u32, now: Timestamp) -> Key {
+    fn note(&mut self, found: Found, content: Content, listing: Option<u32>, now: Timestamp) -> Key {
         self.through = self.through.max(found.version);
         let times = [found.verified_at, found.last_used].into_iter();
         let believable = times.filter(|time| *time <= now.after(FUTURE));
@@ -361,23 +385,42 @@ impl Images {
         }
     }
 
-    /// Takes in the end of a listing: what it did not name is gone. `is_older` if the API server now has an
-    /// older state than it had, as after a restored backup.
-    pub(super) fn listed(&mut self, listing: u32, version: Version, is_older: bool, index: &Index) {
+    /// Takes in the end of a listing: what it did not name is gone.
+    pub(super) fn listed(&mut self, listing: Listing, index: &Index) {
+        let Listing {
+            version, is_older, ..
+        } = listing;
         let gone: Vec<Key> = self
             .written
             .iter()
-            .filter(|(key, written)| {
-                let expected = is_older || written.version <= version;
-                written.listing != listing && expected && !self.busy.contains_key(*key)
-            })
+            .filter(|(_, written)| listing.lacks(written.version, written.listing))
             .map(|(key, _)| Arc::clone(key))
             .collect();
         for key in gone {
-            self.written.remove(&key);
-            self.sort(&key, index);
+            if !self.busy.contains_key(&key) {
+                self.written.remove(&key);
+                self.sort(&key, index);
+            } else if let Some(written) = self.written.get_mut(&key) {
+                // Whatever it had before the older state.
+                written.version = written.version.min(version);
+            }
         }
-        self.leaving.clear();
+        // The watch does not tell of what the listing lacks, so whoever writes it now hears it here.
+        for (key, busy) in &mut self.busy {
+            let is_gone = match &busy.news {
+                Some(News::Found(found, told)) => listing.lacks(found.version, Some(*told)),
+                Some(News::Gone(_)) => false,
+                None => self
+                    .written
+                    .get(key)
+                    .is_some_and(|written| listing.lacks(written.version, written.listing)),
+            };
+            if is_gone {
+                busy.news = Some(News::Gone(version));
+            }
+        }
+        self.leaving
+            .retain(|_, written| !listing.lacks(written.version, written.listing));
         self.through = self.through.max(version);
         if is_older {
             self.through = version;
@@ -418,9 +461,12 @@ impl Images {
         self.updates.extend(hurried);
     }
 
-    /// Whether the API server has nothing that is known not to be true.
-    pub(super) fn is_settled(&self) -> bool {
+    /// Whether the API server has nothing that is known not to be true, and of these classes nothing that
+    /// waits for a look.
+    pub(super) fn is_settled(&self, mut swept: impl Iterator<Item = Class>) -> bool {
+        let is_unseen = |class| self.unseen.iter().any(|key| class_of(key) == class);
         self.updates.is_empty()
+            && !swept.any(is_unseen)
             && self.leaving.is_empty()
             && !self.busy.values().any(|busy| busy.changes)
             && !self.aside.keys().any(|key| self.written.contains_key(key))
@@ -429,6 +475,10 @@ impl Images {
     /// Puts an image where its kind of change belongs; nowhere if it is as it should be.
     fn sort(&mut self, key: &Key, index: &Index) {
         if self.busy.contains_key(key) || self.aside.contains_key(key) {
+            let is_untrue = self.is_untrue(key, index);
+            if let Some(busy) = self.busy.get_mut(key) {
+                busy.changes |= is_untrue;
+            }
             return;
         }
         for list in [&mut self.updates, &mut self.creates, &mut self.unseen] {
@@ -485,14 +535,24 @@ impl Images {
             let key = first.pop_first().or_else(|| second.pop_first())?;
             self.creates_next = !self.creates_next;
             if let Some(action) = self.action(&key, index) {
+                let over = match &action {
+                    Action::Create(_) => None,
+                    Action::Replace(_, version) | Action::Delete(version) => Some(*version),
+                };
                 let busy = Busy {
-                    changes: !matches!(action, Action::Create(_)),
+                    over,
+                    changes: over.is_some(),
                     news: None,
                 };
                 self.busy.insert(Arc::clone(&key), busy);
                 return Some((key, action));
             }
         }
+    }
+
+    /// Whether the API server has something of the image, and it is not what it should have.
+    fn is_untrue(&self, key: &str, index: &Index) -> bool {
+        self.written.contains_key(key) && self.action(key, index).is_some()
     }
 
     fn action(&self, key: &str, index: &Index) -> Option<Action> {
@@ -536,9 +596,11 @@ impl Images {
             return None;
         };
         let version = written.version;
+        let changes = self.is_untrue(key, index);
         self.updates.remove(key);
         let busy = Busy {
-            changes: true,
+            over: Some(version),
+            changes,
             news: None,
         };
         self.busy.insert(Arc::clone(key), busy);
@@ -550,11 +612,25 @@ impl Images {
         &mut self,
         key: &Key,
         outcome: Outcome,
-        listing: u32,
         index: &mut Index,
         (instant, now): (Instant, Timestamp),
     ) {
-        let news = self.busy.remove(key).and_then(|busy| busy.news);
+        let Busy { over, news, .. } = self.busy.remove(key).unwrap_or_default();
+        // What is there is what the write was meant for, and yet it was not written: it would go on like
+        // that at once.
+        let is_in_vain = match &outcome {
+            Outcome::Changed(None) => over.is_none(),
+            Outcome::Changed(Some(found)) => over == Some(found.version),
+            // Next it is deleted, unless that was tried already.
+            Outcome::Taken(version) => {
+                let written = self.written.get(key);
+                over == Some(*version) && written.is_some_and(|written| written.content == Content::Stuck)
+            }
+            _ => false,
+        };
+        if is_in_vain {
+            self.aside.insert(Arc::clone(key), instant + ASIDE);
+        }
         match outcome {
             Outcome::Wrote(spec, version) => {
                 self.through = self.through.max(version);
@@ -569,28 +645,30 @@ impl Images {
                     last_used: last_used
                         .map(|time| millis(time.0.as_millisecond()))
                         .unwrap_or_default(),
-                    listing,
+                    listing: None,
                 };
                 self.written.insert(Arc::clone(key), written);
             }
             Outcome::Deleted | Outcome::Changed(None) => {
                 // A deletion has a version too, which only the watch tells; until then no sweep may
                 // speak for those who have not heard of it.
-                if self.written.remove(key).is_some() && !matches!(news, Some(News::Gone(_))) {
-                    self.leaving.insert(Arc::clone(key));
+                if let Some(written) = self.written.remove(key)
+                    && !matches!(news, Some(News::Gone(_)))
+                {
+                    self.leaving.insert(Arc::clone(key), written);
                 }
             }
             Outcome::Changed(Some(found)) => {
                 // Whatever was known of it is not so.
                 self.written.remove(key);
-                self.take(*found, listing, index, now);
+                self.take_idle(*found, None, index, now);
             }
             Outcome::Taken(version) => {
                 let written = Written {
                     version,
                     content: Content::Stuck,
                     last_used: Timestamp::default(),
-                    listing,
+                    listing: None,
                 };
                 self.written.insert(Arc::clone(key), written);
             }
@@ -601,7 +679,7 @@ impl Images {
             Outcome::Failed => drop(self.aside.insert(Arc::clone(key), instant + ASIDE)),
         }
         match news {
-            Some(News::Found(found)) => self.take(*found, listing, index, now),
+            Some(News::Found(found, listing)) => self.take_idle(*found, Some(listing), index, now),
             Some(News::Gone(version)) => self.gone(key, version, index),
             None => {}
         }

@@ -15,7 +15,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    images::{Action, Found, Images, Key, Outcome, Standing},
+    images::{Action, Found, Images, Key, Listing, Outcome, Standing},
     statuses::Status,
 };
 use crate::{
@@ -127,8 +127,13 @@ impl Queues {
             Event::Reached(version) => {
                 if std::mem::take(&mut self.is_listed) {
                     let is_older = self.reached.is_some_and(|reached| version < reached);
+                    let listing = Listing {
+                        number: listing,
+                        version,
+                        is_older,
+                    };
                     for mirror in self.mirrors.values_mut() {
-                        mirror.images.listed(listing, version, is_older, index);
+                        mirror.images.listed(listing, index);
                     }
                 }
                 self.reached = Some(version);
@@ -251,9 +256,8 @@ impl Queues {
         index: &mut Index,
         now: (Instant, Timestamp),
     ) {
-        let listing = self.listing;
         if let Some(mirror) = self.mirrors.get_mut(mirror) {
-            mirror.images.done(key, outcome, listing, index, now);
+            mirror.images.done(key, outcome, index, now);
         }
     }
 }

@@ -27,8 +27,22 @@ use crate::{
     },
     companion::cluster::{leader::Leader, status},
     domain::{health::State, presence::Version},
-    telemetry::chain,
+    telemetry::{Throttle, chain},
 };
+
+/// How many lines a second tell of what was not written, for each kind of failure: each write is tried again
+/// for ever, and there may be many.
+const LOGGED: u32 = 1;
+
+/// A kind of failure that is logged.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Fault {
+    Refused,
+    NotWritten,
+    NotRead,
+    /// A status was not written.
+    Status,
+}
 
 /// What became of a write.
 #[derive(Debug)]
@@ -55,7 +69,7 @@ pub(super) enum What {
     Event,
 }
 
-/// Sends. Clones share the rate.
+/// Sends. Clones share the rate, of writes and of what is logged.
 #[derive(Clone)]
 pub(super) struct Sender {
     client: Client,
@@ -65,6 +79,7 @@ pub(super) struct Sender {
     mirrors: Api<DynamicObject>,
     writer: Writer,
     events: Events,
+    throttle: Arc<Throttle<Fault>>,
 }
 
 impl Sender {
@@ -78,6 +93,7 @@ impl Sender {
             mirrors: Api::all_with(client.clone(), &ApiResource::erase::<ImageMirror>(&())),
             writer: leader.writer.clone(),
             events: leader.events.clone(),
+            throttle: Arc::new(Throttle::new(LOGGED)),
         }
     }
 
@@ -93,14 +109,12 @@ impl Sender {
             Ok(outcome) => outcome,
             Err(NotWritten::Conflict | NotWritten::Gone) => self.look(&name, &mirror, &key).await,
             Err(NotWritten::Refused(error)) => {
-                let (mirror, image, error) = (&*mirror, &*key, chain(&error));
-                tracing::warn!(mirror, image, error, "the API server refuses a MirroredImage");
+                self.log(Fault::Refused, &mirror, Some(&key), &error);
                 Outcome::Refused
             }
             Err(error) => {
                 may_write = !matches!(error, NotWritten::NotLeading);
-                let (mirror, image, error) = (&*mirror, &*key, chain(&error));
-                tracing::warn!(mirror, image, error, "cannot write a MirroredImage");
+                self.log(Fault::NotWritten, &mirror, Some(&key), &error);
                 Outcome::Failed
             }
         };
@@ -155,9 +169,21 @@ impl Sender {
                 _ => Outcome::Taken(version(&object.metadata.resource_version).unwrap_or_default()),
             },
             Err(error) => {
-                tracing::warn!(name, error = chain(&error), "cannot read a MirroredImage");
+                self.log(Fault::NotRead, mirror, Some(key), &error);
                 Outcome::Failed
             }
+        }
+    }
+
+    fn log(&self, fault: Fault, mirror: &str, image: Option<&str>, error: &dyn std::error::Error) {
+        let what = match fault {
+            Fault::Refused => "the API server refuses a MirroredImage",
+            Fault::NotWritten => "cannot write a MirroredImage",
+            Fault::NotRead => "cannot read a MirroredImage",
+            Fault::Status => "cannot write a status",
+        };
+        if let Some(suppressed) = self.throttle.admit(fault, std::time::Instant::now()) {
+            tracing::warn!(mirror, image, error = chain(error), suppressed, "{what}");
         }
     }
 
@@ -188,7 +214,7 @@ impl Sender {
             }
             Err(error) => {
                 may_write = !matches!(error, NotWritten::NotLeading);
-                tracing::warn!(mirror, error = chain(&error), "cannot write a status");
+                self.log(Fault::Status, &mirror, None, &error);
                 StatusOutcome::Failed
             }
         };

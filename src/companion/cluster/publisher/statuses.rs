@@ -134,7 +134,8 @@ impl Status {
         if self.is_busy || self.not_before.is_some_and(|until| until > instant) {
             return None;
         }
-        self.through = if images.is_settled() {
+        // The watch may have told something since what waits for a look was hurried.
+        self.through = if images.is_settled(self.waiting()) {
             Some(self.through.unwrap_or_else(|| images.through()))
         } else {
             None

@@ -188,12 +188,20 @@ impl Scene {
     }
 
     fn status(&mut self, name: &str) -> Option<StatusWrite> {
-        let reached = self.queues.reached()?;
-        let resource = &self.cluster.mirrors[name];
+        let changes = self.index.take_changes();
+        self.queues.changed(&changes, &self.index);
         let mirror = self.queues.get_mut(name)?;
         for class in mirror.status.waiting().collect::<Vec<_>>() {
             mirror.images.hurry(class);
         }
+        self.status_at_once(name)
+    }
+
+    /// The same, where the watch told something since what waits was hurried.
+    fn status_at_once(&mut self, name: &str) -> Option<StatusWrite> {
+        let reached = self.queues.reached()?;
+        let resource = &self.cluster.mirrors[name];
+        let mirror = self.queues.get_mut(name)?;
         let seen = Seen {
             generation: 1,
             health: Some(Health {
@@ -212,9 +220,14 @@ impl Scene {
 
     /// Returns the version through which the last sweep over tags is told, once it is.
     fn through(&mut self, name: &str) -> Option<u64> {
-        let sweep = self.status(name)?.next.sweeps.tag?;
-        Some(sweep.through_resource_version.parse().unwrap())
+        told(&self.status(name)?)
     }
+}
+
+/// Returns the version through which a status tells a sweep over tags.
+fn told(write: &StatusWrite) -> Option<u64> {
+    let sweep = write.next.sweeps.tag.as_ref()?;
+    Some(sweep.through_resource_version.parse().unwrap())
 }
 
 fn object_of(spec: &MirroredImageSpec, version: u64) -> Value {
@@ -345,6 +358,23 @@ fn what_came_by_other_hands_is_covered_by_no_sweep_before_somebody_looked() {
 }
 
 #[test]
+fn what_came_by_other_hands_at_the_last_moment_holds_up_the_end_of_a_sweep() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", &key(1), has_it());
+    scene.write_all();
+    scene.sweep("a", NOW);
+    scene.version += 1;
+    let restored = present("a", PRESENT, scene.version, NOW.before(Duration::from_hours(1)));
+    scene.watch(changed(&restored));
+    let status = scene.status_at_once("a");
+    assert_eq!(status.as_ref().and_then(told), None, "nobody looked at it");
+    assert_eq!(scene.through("a"), None);
+    let written = scene.write_all();
+    assert_eq!(says(&written[0]), ("replace", Some(Written::Unknown)));
+    assert_eq!(scene.through("a"), Some(scene.version - 1));
+}
+
+#[test]
 fn what_came_by_other_hands_is_written_once_if_somebody_looked() {
     let mut scene = Scene::new(&["a"]);
     scene.version += 1;
@@ -453,6 +483,81 @@ fn a_listing_tells_what_was_deleted_meanwhile() {
     let written = scene.write_all();
     let created: Vec<_> = written.iter().map(|write| (says(write).0, &*write.key)).collect();
     assert_eq!(created, [("create", PRESENT)]);
+}
+
+#[test]
+fn a_deletion_that_is_older_than_a_list_is_not_waited_for() {
+    for outcome in [Outcome::Deleted, Outcome::Changed(None)] {
+        let mut scene = Scene::new(&["a"]);
+        scene.look("a", PRESENT, has_it());
+        scene.look("a", &key(1), has_it());
+        scene.write_all();
+        let kept = present("a", &key(1), scene.version - 1, NOW);
+        scene.index.remove("a", PRESENT);
+        let write = scene.next().unwrap();
+        assert_eq!(says(&write), ("delete", None));
+        // The list was read after the deletion, and before its answer came.
+        scene.version += 1;
+        scene.list(&[kept]);
+        scene.done(&write, outcome);
+        scene.sweep("a", NOW);
+        assert!(scene.through("a").is_some(), "the watch never tells of it");
+    }
+}
+
+#[test]
+fn what_the_watch_told_before_a_list_does_not_outlast_it() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.write_all();
+    scene.look("a", PRESENT, Presence::Missing);
+    let write = scene.next().unwrap();
+    scene.version += 1;
+    let by_others = present("a", PRESENT, scene.version, NOW);
+    scene.watch(changed(&by_others));
+    scene.version += 1;
+    scene.list(&[]);
+    scene.done(&write, Outcome::Failed);
+    let again = scene.next_at(Duration::from_secs(3)).unwrap();
+    assert_eq!(says(&again), ("create", Some(Written::Missing)));
+}
+
+#[test]
+fn a_deletion_that_is_newer_than_a_list_is_waited_for() {
+    for is_named in [true, false] {
+        let mut scene = Scene::new(&["a"]);
+        scene.look("a", &key(1), has_it());
+        scene.write_all();
+        let kept = present("a", &key(1), scene.version - 1, NOW);
+        if is_named {
+            scene.look("a", PRESENT, has_it());
+            scene.write_all();
+        }
+        scene.version += 1;
+        let listed = scene.version;
+        scene.tell(Event::Listing);
+        scene.tell(Event::Listed(found(&kept)));
+        if is_named {
+            let named = present("a", PRESENT, listed - 2, NOW);
+            scene.tell(Event::Listed(found(&named)));
+        } else {
+            // Written when the list had been read.
+            scene.look("a", PRESENT, has_it());
+            let write = scene.next().unwrap();
+            drop(scene.answer(&write));
+        }
+        scene.index.remove("a", PRESENT);
+        let write = scene.next().unwrap();
+        assert_eq!(says(&write), ("delete", None));
+        let event = scene.answer(&write);
+        let version = scene.version;
+        scene.tell(Event::ListedAll { round: 0 });
+        scene.tell(Event::Reached(Version(listed)));
+        scene.sweep("a", NOW);
+        assert_eq!(scene.through("a"), None, "its version is not known yet");
+        scene.watch(event);
+        assert_eq!(scene.through("a"), Some(version));
+    }
 }
 
 #[test]
@@ -567,6 +672,46 @@ fn an_image_that_cannot_be_written_is_set_aside_and_holds_up_no_other() {
 }
 
 #[test]
+fn what_is_as_it_was_sent_and_still_not_written_is_set_aside() {
+    let mut scene = Scene::new(&["a"]);
+    let (soon, later) = (Duration::from_secs(1), Duration::from_secs(3));
+    scene.look("a", PRESENT, has_it());
+    // As if there were no definition.
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write).0, "create");
+    scene.done(&write, Outcome::Changed(None));
+    assert_eq!(scene.next_at(soon), None);
+    let write = scene.next_at(later).unwrap();
+    let event = scene.answer(&write);
+    scene.watch(event);
+    // A conflict that is not about the version.
+    let there = present("a", PRESENT, scene.version, NOW);
+    scene.look("a", PRESENT, Presence::Missing);
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write).0, "replace");
+    scene.done(&write, Outcome::Changed(found(&there).map(Box::new)));
+    assert_eq!(scene.next_at(soon), None);
+    scene.sweep("a", NOW);
+    assert_eq!(scene.through("a"), None, "it is not true");
+    let write = scene.next_at(later).unwrap();
+    assert_eq!(says(&write), ("replace", Some(Written::Missing)));
+    // The same with what is to go.
+    let there = Version(scene.version - 1);
+    scene.done(&write, Outcome::Taken(there));
+    let write = scene.next_at(2 * later).unwrap();
+    assert_eq!(says(&write).0, "delete");
+    scene.done(&write, Outcome::Taken(there));
+    assert_eq!(scene.next_at(soon), None);
+    let write = scene.next_at(later).unwrap();
+    assert_eq!(write.action, Action::Delete(there));
+    // Whoever was faster is answered at once.
+    scene.version += 1;
+    let other = present("a", PRESENT, scene.version, NOW);
+    scene.done(&write, Outcome::Changed(found(&other).map(Box::new)));
+    assert_eq!(says(&scene.next().unwrap()), ("replace", Some(Written::Missing)));
+}
+
+#[test]
 fn a_name_is_not_a_mirror() {
     let objects: Vec<Value> = (0..10_000)
         .map(|number| present("a", &key(number), 10, NOW.after(Duration::from_secs(2))))
@@ -678,4 +823,28 @@ fn a_time_of_use_goes_along_with_whatever_else_is_written() {
     // Who was not used has no time to write.
     scene.now = NOW.after(2 * day);
     assert_eq!(scene.next_at(2 * day), None);
+}
+
+#[test]
+fn a_time_of_use_holds_up_no_sweep_unless_the_image_changes_meanwhile() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.look("a", &key(1), has_it());
+    scene.write_all();
+    let through = scene.version;
+    let day = Duration::from_hours(25);
+    scene.now = NOW.after(day);
+    scene.index.touch("a", PRESENT, scene.now);
+    let write = scene.next_at(day).unwrap();
+    assert_eq!(says(&write), ("replace", Some(Written::Present)));
+    scene.sweep("a", NOW);
+    assert_eq!(scene.through("a"), Some(through));
+    scene.look("a", PRESENT, Presence::Missing);
+    scene.sweep("a", NOW.after(day));
+    assert!(scene.status("a").is_none(), "it is not true any more");
+    let event = scene.answer(&write);
+    scene.watch(event);
+    assert!(scene.status("a").is_none());
+    scene.write_all();
+    assert_eq!(scene.through("a"), Some(scene.version - 1));
 }
