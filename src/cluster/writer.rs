@@ -1,13 +1,10 @@
 //! The one way to write to the API server: at a bounded rate, and only while leading.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use super::elector::Held;
+use super::{elector::Held, request::bounded};
 use crate::{domain::bucket::Bucket, metrics::Metrics};
 
 /// Writes a second over a longer time, but for those that have a pace of their own: Leases and images.
@@ -15,10 +12,6 @@ const RATE: u32 = 10;
 
 /// Writes at once after a pause.
 const BURST: u32 = 50;
-
-/// How long one write may take. One that takes longer may still arrive; whoever tries again finds
-/// another version then.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why something was not written.
 #[derive(Debug, thiserror::Error)]
@@ -89,10 +82,8 @@ impl Writer {
         // Right before the request: whatever came before may have taken long, even a pause of the
         // whole process.
         let result = if self.held.may_write() {
-            let answer = timeout(PATIENCE, request)
-                .await
-                .unwrap_or_else(|elapsed| Err(kube::Error::Service(Box::new(elapsed))));
-            answer.map_err(NotWritten::from)
+            // One that takes longer may still arrive; whoever tries again finds another version then.
+            bounded(request).await.map_err(NotWritten::from)
         } else {
             Err(NotWritten::NotLeading)
         };

@@ -21,6 +21,7 @@ use crate::{
     cluster::{
         events::{Events, Message},
         objects::Object,
+        request::bounded,
         sources,
         watch::{self, version},
         writer::{NotWritten, Writer},
@@ -198,7 +199,7 @@ impl Sender {
                 let (status, version) = read(&answer);
                 StatusOutcome::Stored(status, version)
             }
-            Err(NotWritten::Conflict) => match self.mirrors.get_opt(&mirror).await {
+            Err(NotWritten::Conflict) => match bounded(self.mirrors.get_opt(&mirror)).await {
                 Ok(Some(object)) => {
                     let (status, version) = read(&object);
                     StatusOutcome::Changed(status, version)
