@@ -166,13 +166,7 @@ where
             continue;
         }
         if whole.is_empty() {
-            // No more than there is room for is taken beforehand.
-            let expected = if length > SMALL {
-                announced
-            } else {
-                announced.min(SMALL)
-            };
-            whole.reserve_exact(expected.max(length));
+            whole.reserve_exact(announced.max(length));
             whole.extend_from_slice(&std::mem::take(&mut first));
         }
         while data.has_remaining() {

@@ -345,9 +345,8 @@ impl<'a> Decider<'_, 'a> {
     /// Returns what the user wrote where an earlier round of admission rewrote it.
     fn original(&self, place: &Place<'_>) -> Option<Original<'a>> {
         let recorded = self.request.pod.original(place)?;
-        Original::prove(&self.snapshot.routing, &place.image, recorded, || {
-            self.recorded.mirror(place.label())
-        })
+        // Without asking which mirror was recorded: what stands there may change between two rounds.
+        Original::prove(&self.snapshot.routing, &place.image, recorded, || None)
     }
 
     /// Returns the reason for which the whole Pod is left alone.
@@ -525,35 +524,29 @@ impl Decision<'_> {
     pub fn replacement(&self) -> Option<&str> {
         let wanted = match self.outcome {
             Outcome::Rewritten => self.rewritten.as_deref()?,
-            Outcome::WouldRewrite => return None,
-            Outcome::Kept => self.image,
+            Outcome::WouldRewrite if !self.carried => return None,
+            // An earlier rewrite goes back; where it stays this is what stands there.
+            Outcome::WouldRewrite | Outcome::Kept => self.image,
         };
         (wanted != self.present).then_some(wanted)
     }
 
-    /// Turns what was decided of an original into the decision about its earlier rewrite for a mirror.
-    fn carry_over(&mut self, carried: MirrorId, heal: bool) {
-        if self.outcome == Outcome::WouldRewrite && self.mirror != Some(carried) {
-            // A mirror that may not rewrite says nothing of the one whose reference stands there.
-            let verdict = self
-                .candidates
-                .iter()
-                .find(|candidate| candidate.mirror == carried);
-            self.outcome = verdict.map_or(Outcome::Kept, |verdict| verdict.outcome);
-            self.reason = verdict.map_or(Reason::NoMirror, |verdict| verdict.reason);
-            self.mirror = verdict.map(|verdict| verdict.mirror);
-            (self.rewritten, self.digest) = (None, None);
-        }
-        let stays = match self.outcome {
-            Outcome::Rewritten => false,
-            Outcome::WouldRewrite => true,
-            // An owner that fights one mirror's rewrites fights every change.
-            Outcome::Kept => {
-                let fights = |reason| matches!(reason, Reason::OwnerExcluded | Reason::OwnerLoop);
-                let fought = self.candidates.iter().any(|candidate| fights(candidate.reason));
-                !heal || fought || !goes_back(self.reason)
+    /// Turns what was decided of an original into the decision about its earlier rewrite. `verdict` is what was
+    /// decided of the mirror that stands there; none if it is asked for such images no more.
+    fn carry_over(&mut self, verdict: Option<CandidateDecision>, heal: bool) {
+        let doubt = match (self.outcome, verdict) {
+            (Outcome::Rewritten, _) => return,
+            (Outcome::Kept, _) => Some(self.reason),
+            // A mirror that may not rewrite says nothing of another one whose reference stands there.
+            (Outcome::WouldRewrite, None) => Some(Reason::NoMirror),
+            (Outcome::WouldRewrite, Some(verdict)) => {
+                (verdict.outcome == Outcome::Kept).then_some(verdict.reason)
             }
         };
+        // An owner that fights one mirror's rewrites fights every change.
+        let fights = |reason| matches!(reason, Reason::OwnerExcluded | Reason::OwnerLoop);
+        let fought = self.candidates.iter().any(|candidate| fights(candidate.reason));
+        let stays = !heal || fought || !doubt.is_some_and(goes_back);
         if stays {
             self.leave_as_it_is();
         }
@@ -669,10 +662,10 @@ impl<'a> Plan<'a> {
 impl<'a> Planned<'a> {
     fn settle(self, snapshot: &Snapshot, findings: &[Option<Finding>], heal: bool) -> Decision<'a> {
         let (carried, original) = (self.carried, self.reference);
-        let mut decision = self.decision(snapshot, findings);
-        let Some(carried) = carried else {
+        let (mut decision, verdict) = self.decision(snapshot, findings);
+        if carried.is_none() {
             return decision;
-        };
+        }
         // The very digest that is proven may have been added there, by pinning or by somebody else.
         if let (Some(original), Some(mirror), Some(digest)) = (original, decision.mirror, &decision.digest)
             && snapshot
@@ -682,12 +675,17 @@ impl<'a> Planned<'a> {
         {
             decision.rewritten = Some(decision.present.to_owned());
         }
-        decision.carry_over(carried, heal);
+        decision.carry_over(verdict, heal);
         decision
     }
 
-    /// Returns the decision about what the user wrote.
-    fn decision(self, snapshot: &Snapshot, findings: &[Option<Finding>]) -> Decision<'a> {
+    /// Returns the decision about what the user wrote, and what was decided of the mirror that an earlier
+    /// rewrite names.
+    fn decision(
+        self,
+        snapshot: &Snapshot,
+        findings: &[Option<Finding>],
+    ) -> (Decision<'a>, Option<CandidateDecision>) {
         let Self {
             place,
             standing,
@@ -715,8 +713,9 @@ impl<'a> Planned<'a> {
             left_alone,
             wants_pull_secret,
         };
+        let mut of_carried = None;
         let Some(reference) = reference else {
-            return decision;
+            return (decision, of_carried);
         };
         let strongest = candidates
             .iter()
@@ -751,27 +750,32 @@ impl<'a> Planned<'a> {
             };
             let reason = mapped.as_ref().err().copied().unwrap_or(Reason::Mirrored);
             let first = decision.candidates.is_empty();
-            decision.candidates.push(CandidateDecision {
+            let candidate = CandidateDecision {
                 mirror: asked.mirror,
                 outcome,
                 reason,
-            });
+            };
+            if carried == Some(asked.mirror) {
+                of_carried = Some(candidate);
+            }
+            if won {
+                continue;
+            }
+            decision.candidates.push(candidate);
             let wins = outcome != Outcome::Kept && asked.mode == strongest;
-            if first || (wins && !won) {
+            if first || wins {
                 decision.outcome = outcome;
                 decision.reason = reason;
                 decision.mirror = Some(asked.mirror);
                 (decision.rewritten, decision.digest) = mapped.ok().unzip();
             }
-            won |= wins;
-            // Where nothing is rewritten, what is true of the mirror that stands there matters, too.
-            let says_enough = decision.outcome == Outcome::Rewritten
-                || carried.is_none_or(|carried| Some(carried) == decision.mirror);
-            if won && says_enough {
+            won = wins;
+            // Else the others are looked at for the verdict on the mirror that stands there alone.
+            if won && carried.is_none() {
                 break;
             }
         }
-        decision
+        (decision, of_carried)
     }
 }
 

@@ -1180,13 +1180,18 @@ fn a_weaker_mirror_says_nothing_of_an_earlier_rewrite_for_another() {
         let a = scene.snapshot.routing.find("a").unwrap();
         scene.snapshot.health[a.index()].state = State::Unhealthy;
     });
-    check_carried(&dead, "Kept MirrorUnhealthy", Some("nginx:1"));
+    let would = "WouldRewrite Mirrored";
+    check_carried(&dead, would, Some("nginx:1"));
+    assert_eq!(
+        dead.details(),
+        ["w WouldRewrite Mirrored", "a Kept MirrorUnhealthy"]
+    );
     let mode = |mode| with(Mirror { mode, ..hub() });
-    check_carried(&mode(Mode::Off), "Kept ModeOff", Some("nginx:1"));
+    check_carried(&mode(Mode::Off), would, Some("nginx:1"));
     // Its own weaker mode is no doubt about what it holds.
     check_carried(&mode(Mode::Audit), STAYS, None);
     let elsewhere = with(mirror("a", &["ghcr.io"]));
-    check_carried(&elsewhere, "Kept NoMirror", Some("nginx:1"));
+    check_carried(&elsewhere, would, Some("nginx:1"));
 }
 
 #[test]

@@ -7,8 +7,6 @@
 //!
 //! So an annotation of ours that is not true any more cannot go, and is made true instead: the decisions
 //! are those of now, and the original of an image that is none of Kagami's rewrites is the image itself.
-//! But a record that names a mirror which this replica does not know may be true all the same, and is the
-//! only one there is: such a place's annotations stay.
 
 use std::borrow::Cow;
 
@@ -19,7 +17,6 @@ use super::{
     json,
     mirror::Mode,
     names::{DECISIONS_ANNOTATION, PULL_SECRET},
-    original::RecordedDecisions,
     pod::{ANNOTATIONS_LIMIT, Annotations, Pod},
     reason::Outcome,
     routing::Routing,
@@ -111,19 +108,11 @@ impl Annotation<'_> {
 /// Returns the annotations that the Pod needs and does not have, keys in no particular order.
 fn annotations<'a>(pod: &Pod<'_>, routing: &Routing, decisions: &'a [Decision<'_>]) -> Vec<Annotation<'a>> {
     let mut wanted = Vec::with_capacity(decisions.len() + 1);
-    let earlier = RecordedDecisions::of(pod);
-    let mut of_unknown_mirror = false;
     for (decision, place) in decisions.iter().zip(&pod.places) {
         let rewritten_now = decision.outcome == Outcome::Rewritten && !decision.carried;
         let recorded = pod.original(place);
         // A recorded original that does not map to the image was not written by Kagami.
-        let mut foreign = recorded.is_some() && !decision.carried;
-        if foreign && decision.mirror.is_none() {
-            let mirror = earlier.mirror(decision.label());
-            let is_unknown = mirror.is_some_and(|mirror| routing.find(mirror).is_none());
-            of_unknown_mirror |= is_unknown;
-            foreign &= !is_unknown;
-        }
+        let foreign = recorded.is_some() && !decision.carried;
         if (rewritten_now || foreign) && recorded != Some(decision.image) {
             wanted.push(Annotation {
                 key: [place.kind.original_prefix(), decision.name],
@@ -140,7 +129,7 @@ fn annotations<'a>(pod: &Pod<'_>, routing: &Routing, decisions: &'a [Decision<'_
             json::push_escaped(&mut literal, present);
             literal == summary
         });
-        if !stands && !of_unknown_mirror {
+        if !stands {
             wanted.push(Annotation {
                 key: [DECISIONS_ANNOTATION, ""],
                 value: Literal::Escaped(summary.into()),

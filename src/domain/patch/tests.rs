@@ -422,27 +422,6 @@ fn the_pull_secret_is_appended_once_and_at_the_end() {
     );
 }
 
-/// After a rollback, or before everything is listed: the record is the only one of what the user wrote.
-#[test]
-fn the_record_of_a_mirror_that_this_replica_does_not_know_stays() {
-    let image = "b.example.com/docker.io/library/nginx:1";
-    let of = |mirror: &str| {
-        format!(r#"{{"containers.app":{{"outcome":"Rewritten","reason":"Mirrored","mirror":"{mirror}"}}}}"#)
-    };
-    let (unknown, known) = (of("b"), of("a"));
-    let with = |decisions| {
-        let request = request(&[(PlaceKind::Container, "app", image)]);
-        let record = ("original-image.kagami.dev/app", "nginx:1");
-        patch_of(
-            &state(),
-            &annotated(request, &[record, (DECISIONS_ANNOTATION, decisions)]),
-        )
-    };
-    assert_eq!(with(&unknown), Ok(Value::Null));
-    // What says of a known mirror what is not so is made true.
-    assert!(matches!(with(&known), Ok(Value::Array(patch)) if patch.len() == 2));
-}
-
 #[test]
 fn a_pod_near_the_limits_stays_as_it_is() {
     let with_annotations = |size| {
