@@ -124,8 +124,6 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let mut body = pin!(Limited::new(body, BODY_LIMIT));
-    let announced = body.size_hint().exact().unwrap_or_default();
-    let announced = usize::try_from(announced).unwrap_or(BODY_LIMIT).min(BODY_LIMIT);
     let (mut first, mut whole) = (Bytes::new(), Vec::new());
     let (mut length, mut cost) = (0, 0);
     let mut permit: Option<SemaphorePermit<'_>> = None;
@@ -166,7 +164,8 @@ where
             continue;
         }
         if whole.is_empty() {
-            whole.reserve_exact(announced.max(length));
+            // Not for all that was announced: it is resident before it comes, and may never come.
+            whole.reserve(length);
             whole.extend_from_slice(&std::mem::take(&mut first));
         }
         while data.has_remaining() {

@@ -228,7 +228,7 @@ async fn connect(kagami: &Kagami) -> Client {
     Client::connect(kagami.address(), settings).await.unwrap()
 }
 
-/// Reviews as large as the API server's largest, whose last byte does not come: what was read of them is
+/// Reviews as large as they may be, whose last byte does not come: what was read of them is
 /// held meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_bodies_at_once_cost_no_more_memory_than_some() {
@@ -239,15 +239,16 @@ async fn large_bodies_at_once_cost_no_more_memory_than_some() {
     let large = async || {
         let mut client = connect(&kagami).await;
         // On a busy machine some take longer than a body may.
-        let begun = client.begin("/mutate/enforce?timeout=2s", 3 * MIB).await;
+        let begun = client.begin("/mutate/enforce?timeout=2s", 8 * MIB).await;
         begun.ok().map(|()| client)
     };
     let mut clients = futures_util::future::join_all((0..64).map(|_| large())).await;
     // Whoever is as small as Pods are is answered as ever.
     assert_eq!(kagami.ask(&["nginx:1"]).await.reasons, ["Mirrored"]);
     let grown = usize::try_from(kagami.peak_memory() - before).unwrap();
-    // 64 MiB for bodies, 64 KiB for what each connection has read, and what allocating wastes.
-    assert!(grown < 110 * MIB, "{} MiB", grown / MIB);
+    // 64 MiB for bodies, twice that while they grow, and what each connection has read. All of them would be
+    // 512 MiB.
+    assert!(grown < 220 * MIB, "{} MiB", grown / MIB);
     // Those that found no room are told to come again, on the same connection.
     let mut again = 0;
     for client in clients.iter_mut().flatten() {
