@@ -2,37 +2,37 @@
 //!
 //! Modules bottom up; ARCHITECTURE.md tells who may use whom, `tests/it/layers.rs` holds it.
 
-/// What Kagami decides, as plain data and functions.
+// What Kagami decides, as plain data and functions.
 pub mod domain;
 
-/// The custom resources, and every name in a cluster.
+// The custom resources, and every name in a cluster.
 pub mod api;
 
-/// An authority and a serving pair.
+// An authority and a serving pair.
 pub mod certificates;
-/// The wall clock.
+// The wall clock.
 pub mod clock;
-/// Speaking to an API server.
+// Speaking to an API server.
 pub mod cluster;
-/// From Secrets to credentials.
+// From Secrets to credentials.
 pub mod credentials;
-/// Every metric.
+// Every metric.
 pub mod metrics;
-/// Looking at registries.
+// Looking at registries.
 pub mod registry;
-/// Listeners, connections, TLS, drain.
+// Listeners, connections, TLS, drain.
 pub mod server;
-/// The shared health-state of one process, and what feeds it.
+// The shared health-state of one process, and what feeds it.
 pub mod state;
-/// The tasks of a process and its end.
+// The tasks of a process and its end.
 pub mod tasks;
-/// The log.
+// The log.
 pub mod telemetry;
 
-/// Keeps the state true.
+// Keeps the state true.
 pub mod companion;
-/// Answers reviews.
+// Answers reviews.
 pub mod webhook;
 
-/// The command line.
+// The command line.
 pub mod cli;

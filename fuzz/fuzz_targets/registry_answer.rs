@@ -110,7 +110,7 @@ async fn ask(url: &str, authority: &[u8], call: u8) {
         }
         _ => {
             let digest: Digest = ASKED.parse().expect("a digest");
-            let _ = client.blob("library/nginx", &digest, 1024, deadline).await;
+            let _ = client.beginning("library/nginx", &digest, 1024, deadline).await;
             return;
         }
     };
