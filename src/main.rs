@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, process::ExitCode};
 
-use kagami::cli;
+use kagami::{cli, domain::foreign::visible};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
         Ok(code) => return code,
         Err(error) => error,
     };
-    let text = format!("kagami: {error:#}\n");
+    let text = format!("kagami: {}\n", visible(&kagami::telemetry::chain(&*error)));
     // Where Kubernetes looks for the last words of a container (`terminationMessagePath`).
     let log = std::path::Path::new("/dev/termination-log");
     if log.exists() {

@@ -77,6 +77,7 @@ struct ClusterMetrics {
     writes: Family<WriteLabels, Counter>,
     leading: Gauge,
     sweep_finished: Family<SweepClassLabels, Gauge>,
+    mirror_condition: Family<ConditionLabels, Gauge>,
 }
 
 macro_rules! label_value {
@@ -158,6 +159,12 @@ struct SweepLabels {
 struct SweepClassLabels {
     mirror: String,
     class: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConditionLabels {
+    mirror: String,
+    condition: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -389,6 +396,11 @@ impl Metrics {
         counter.inc_by(failures.saturating_sub(counter.get()));
     }
 
+    /// Forgets the silence of watches that nobody follows any more.
+    pub fn forget_watches(&self) {
+        self.cluster.watch_silence.clear();
+    }
+
     /// Forgets a mirror that is configured no more.
     pub fn forget_mirror(&self, mirror: &str) {
         self.cluster.state_stale.remove(&MirrorLabel {
@@ -434,6 +446,21 @@ impl Metrics {
         };
         let seconds = i64::try_from(at.as_millis() / 1000).unwrap_or(i64::MAX);
         self.cluster.sweep_finished.get_or_create(&labels).set(seconds);
+    }
+
+    /// Sets what a condition of an ImageMirror says; none where that is not known.
+    pub fn set_condition(&self, mirror: &str, condition: &'static str, holds: Option<bool>) {
+        let labels = ConditionLabels {
+            mirror: mirror.to_owned(),
+            condition,
+        };
+        let value = holds.map_or(-1, i64::from);
+        self.cluster.mirror_condition.get_or_create(&labels).set(value);
+    }
+
+    /// Forgets the conditions of all ImageMirrors.
+    pub fn forget_conditions(&self) {
+        self.cluster.mirror_condition.clear();
     }
 
     /// Counts one write to the API server.
@@ -492,6 +519,7 @@ impl ClusterMetrics {
             writes,
             leading,
             sweep_finished,
+            mirror_condition,
         } = self;
         registry.register("writes", "Writes to the API server by how they ended", writes);
         registry.register("leading", "Whether this companion leads: 1 or 0", leading);
@@ -500,6 +528,11 @@ impl ClusterMetrics {
             "End of the last complete sweep, since the Unix epoch",
             Unit::Seconds,
             sweep_finished,
+        );
+        registry.register(
+            "mirror_condition",
+            "What a condition of an ImageMirror says: 1 True, 0 False, -1 Unknown; told by the companion that leads",
+            mirror_condition,
         );
         registry.register(
             "state_stale",

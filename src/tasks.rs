@@ -7,6 +7,7 @@
 //! - Nothing here knows what the tasks do, and nothing here exits the process.
 
 use std::{
+    any::Any,
     error::Error as StdError,
     io,
     sync::{
@@ -290,13 +291,16 @@ impl Tasks {
 /// Returns what a task that did not return said: its panic's text, or that it was cancelled.
 pub fn panic_message(error: JoinError) -> String {
     match error.try_into_panic() {
-        Ok(payload) => payload
-            .downcast::<String>()
-            .map(|text| *text)
-            .or_else(|payload| payload.downcast::<&str>().map(|text| (*text).to_owned()))
-            .unwrap_or_else(|_| "panic without a text".to_owned()),
+        Ok(payload) => panic_text(&*payload).to_owned(),
         Err(error) => error.to_string(),
     }
+}
+
+/// Returns a panic's text.
+pub fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("panic without a text")
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! What the parts of the bench share: Kagami, the echo, and the comparison of rivals.
 
 use std::{
-    fs,
     net::SocketAddr,
     process::Command,
     sync::Arc,
@@ -9,18 +8,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use kagami::{certificates, clock};
 use rustls::ClientConfig;
 use tempfile::TempDir;
 
 use super::{
-    client::{self, Connection, Expected, Load, Target, closed_loop, open_loop},
+    client::{Connection, Expected, Load, Target, closed_loop, open_loop},
+    e2e::{certificates::Authority, process::Process},
     echo,
     payload::{Images, Payload},
-    process::{CERTIFICATE, KEY, Process},
     report::Bars,
     roles::{Build, Kagami},
-    scale,
+    sizes,
 };
 
 /// Where the API server sends reviews.
@@ -53,7 +51,7 @@ pub struct Plan {
     pub images: usize,
     pub quiet: Duration,
     pub outage: Duration,
-    pub scale: scale::sizes::Sizes,
+    pub scale: sizes::Sizes,
 }
 
 pub const FULL: Plan = Plan {
@@ -67,7 +65,7 @@ pub const FULL: Plan = Plan {
     images: 100_000,
     quiet: Duration::from_mins(1),
     outage: Duration::from_mins(1),
-    scale: scale::sizes::FULL,
+    scale: sizes::FULL,
 };
 
 pub const QUICK: Plan = Plan {
@@ -81,7 +79,7 @@ pub const QUICK: Plan = Plan {
     images: 100_000,
     quiet: Duration::from_secs(30),
     outage: Duration::from_secs(20),
-    scale: scale::sizes::QUICK,
+    scale: sizes::QUICK,
 };
 
 #[derive(Debug)]
@@ -92,6 +90,7 @@ pub struct Bench {
     /// The one beside which some of it is.
     pub other: Option<Build>,
     pub folder: TempDir,
+    pub authority: Authority,
     pub tls: Arc<ClientConfig>,
 }
 
@@ -105,17 +104,14 @@ pub struct Rival {
 impl Bench {
     pub fn new(plan: Plan, other: Option<Build>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let names = ["127.0.0.1".into()];
-        let issued = certificates::issue(&names, clock::now(), Duration::from_hours(24))?;
-        let authority = folder.path().join("ca.crt");
-        fs::write(&authority, issued.authority)?;
-        fs::write(folder.path().join(CERTIFICATE), issued.pair.certificate)?;
-        fs::write(folder.path().join(KEY), issued.pair.key)?;
+        let authority = Authority::new();
+        authority.issue().write(folder.path(), "tls");
         Ok(Self {
             plan,
             own: Build::own(),
             other,
-            tls: client::trust(&authority)?,
+            tls: authority.client(),
+            authority,
             folder,
         })
     }
@@ -161,8 +157,9 @@ impl Bench {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("echo").arg(self.folder.path());
         command.args(payloads.iter().map(|(_, _, length)| length.to_string()));
-        let mut process = Process::start(&mut command, &self.folder.path().join("echo.log"))?;
-        let address = process.address("admission")?;
+        let (process, output) = Process::start_and_read("echo", &command, self.folder.path());
+        let line = output.line();
+        let address: SocketAddr = line.split("://").nth(1).context("no address")?.parse()?;
         let targets = payloads.iter().map(|(init_containers, containers, length)| {
             let payload = Payload::new(&echo::path(*length), *init_containers, *containers)?;
             let (tls, images) = (Arc::clone(&self.tls), Images { first: 0, count: 1 });

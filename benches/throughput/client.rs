@@ -2,10 +2,7 @@
 //! it, and the least parsing of answers that still tells right from wrong.
 
 use std::{
-    fs::File,
-    io::{BufReader, Read as _},
     net::SocketAddr,
-    path::Path,
     sync::{
         Arc, Barrier, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,18 +13,15 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
-};
+use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::Semaphore, task::JoinSet};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     answers::Answers,
+    e2e::process::cpu_time,
     payload::{Images, Payload},
-    process::cpu_time,
     roles::REGISTRY,
 };
 
@@ -108,20 +102,6 @@ impl Load {
     }
 }
 
-/// Returns TLS settings that trust the authorities of a PEM file.
-pub fn trust(authorities: &Path) -> Result<Arc<ClientConfig>> {
-    let mut roots = RootCertStore::empty();
-    let mut pem = Vec::new();
-    BufReader::new(File::open(authorities)?).read_to_end(&mut pem)?;
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        roots.add(certificate?)?;
-    }
-    let config = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
-}
-
 /// Sends reviews over so many connections, each as soon as the one before is answered.
 pub fn closed_loop(target: &Target, connections: usize, duration: Duration) -> Result<Load> {
     drive(target, connections, None, duration)
@@ -172,7 +152,7 @@ fn drive(target: &Target, connections: usize, rate: Option<u32>, duration: Durat
         })
         .collect();
     ready.wait();
-    let cpu = cpu_time(target.process)?;
+    let cpu = cpu_time(target.process);
     let start = shared.start();
     match shared.interval {
         None => {
@@ -203,7 +183,7 @@ fn drive(target: &Target, connections: usize, rate: Option<u32>, duration: Durat
         elapsed: start.elapsed(),
         ..Load::default()
     };
-    load.cpu = cpu_time(target.process)?.saturating_sub(cpu);
+    load.cpu = cpu_time(target.process).saturating_sub(cpu);
     for worker in workers {
         let latencies = worker
             .join()

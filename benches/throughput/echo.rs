@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-use super::process::{CERTIFICATE, KEY};
+use super::roles::{CERTIFICATE, KEY};
 
 /// Serves until the process is killed; tells its address on standard output as Kagami does.
 pub fn run(folder: &Path, answers: &[usize]) -> Result<()> {

@@ -115,8 +115,8 @@ impl Bench {
         let known = self.target(&kagami, &payload, images, Expected::Rewritten);
         closed_loop(&known, ALL, Duration::from_secs(1))?;
         thread::sleep(Duration::from_millis(500));
-        let look = || anyhow::Ok((kagami.process.descriptors()?, kagami.process.memory("VmRSS")?));
-        let before = look()?;
+        let look = || (kagami.process.descriptors(), kagami.process.memory("VmRSS"));
+        let before = look();
         registry.freeze()?;
         let images = Images {
             first: UNKNOWN,
@@ -125,7 +125,7 @@ impl Bench {
         let target = self.target(&kagami, &payload, images, Expected::Kept);
         let load = open_loop(&target, ALL, 50, self.plan.black_hole)?;
         let (p50, p99) = (load.percentile(50), load.percentile(99));
-        let at_the_end = look()?;
+        let at_the_end = look();
         println!(
             "1,000 unknown images against a black hole, 50/s for {} s",
             self.plan.black_hole.as_secs()
@@ -134,10 +134,10 @@ impl Bench {
         bars.at_most("black hole, 1,000 unknown images: p99", p99, BUDGET + 20.0, "ms");
         // What was begun may last as long as its own timeout, and so may connections that idle.
         let start = Instant::now();
-        let mut now = look()?;
+        let mut now = look();
         while (now.0 > before.0 || now.1 > before.1 + 8.0) && start.elapsed() < SETTLES {
             thread::sleep(Duration::from_millis(200));
-            now = look()?;
+            now = look();
         }
         println!(
             "  descriptors {}, {} at the end, {} after {:.1} s",

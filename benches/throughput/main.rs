@@ -29,22 +29,23 @@ mod echo;
 mod faults;
 mod image;
 mod payload;
-mod process;
 mod registry;
 mod report;
 mod reviews;
 mod roles;
 mod scale;
+mod sizes;
 mod sweep;
 mod world;
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use bench::{Bench, FULL, QUICK};
 use report::Bars;
@@ -98,7 +99,7 @@ fn main() -> Result<ExitCode> {
     let provider = rustls::crypto::ring::default_provider();
     provider
         .install_default()
-        .map_err(|_| anyhow::anyhow!("there is a crypto provider already"))?;
+        .map_err(|_| anyhow!("there is a crypto provider already"))?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
@@ -148,7 +149,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
     let mut bars = Bars::default();
     for (part, _) in parts {
         let began = Instant::now();
-        let measured = match (part, &tools) {
+        let measure = || match (part, &tools) {
             ("decision", _) => bench.decision(&mut bars),
             ("reviews", _) => bench.reviews(&mut bars),
             ("faults", _) => bench.faults(&mut bars),
@@ -165,8 +166,10 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             ("large", _) => bench.large(&mut bars),
             _ => Ok(()),
         };
+        // What is shared with the tests panics where something is wrong.
+        let measured = catch_unwind(AssertUnwindSafe(measure));
         // The others are worth measuring all the same.
-        if let Err(error) = measured {
+        if let Err(error) = measured.unwrap_or_else(|_| Err(anyhow!("it panicked"))) {
             println!("  {part} did not come to its end: {error:#}");
             bars.unfinished(part);
         }

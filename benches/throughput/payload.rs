@@ -1,6 +1,9 @@
 //! The reviews that are sent: Pods as an API server sends them at CREATE, rendered once. For each
 //! request only the UID and the numbers in the image names are patched, so that making a request
 //! costs next to nothing.
+//!
+//! Apart from the reviews of the tests, which have what decides alone: these are as long as real ones, and
+//! the bench within one process has them too.
 
 use std::ops::Range;
 

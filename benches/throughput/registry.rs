@@ -1,5 +1,8 @@
 //! The mirror: a registry that has every image (all the same manifest), fast enough not to be what
 //! is measured, and able to turn into a black hole.
+//!
+//! Apart from the scripted peer of `tests/it`, which reads, keeps and answers each request as a test
+//! says: that work would be measured.
 
 use std::{
     net::SocketAddr,

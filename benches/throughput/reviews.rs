@@ -71,7 +71,6 @@ impl Bench {
             bars.at_most(format!("{size}: open loop 2,000/s, p99"), kagami, bar, "ms");
         }
         let [one, _, many] = [0, 1, 2].map(|index| kagamis[index].process.memory("VmHWM"));
-        let (one, many) = (one?, many?);
         println!("\nPeak memory with 1 image {one:.1} MiB, with 100,000 images {many:.1} MiB");
         bars.at_most(
             "memory of 100,000 images above that of 1",

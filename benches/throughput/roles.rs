@@ -2,18 +2,20 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 
-use super::process::{CERTIFICATE, KEY, Process};
+use super::e2e::{
+    kagami::{self, ADMIN_LISTEN, LISTEN, Listeners},
+    process::Process,
+};
 
 /// How long Kagami may take to start, or to learn what it is shown.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -23,6 +25,10 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// The same where looking must cost nothing: `/status` goes through every image.
 const RARE_LOOK: Duration = Duration::from_millis(100);
+
+/// The serving pair in the bench's folder.
+pub const CERTIFICATE: &str = "tls.crt";
+pub const KEY: &str = "tls.key";
 
 /// The name of the only ImageMirror.
 pub const MIRROR: &str = "bench";
@@ -80,8 +86,7 @@ impl Build {
     /// Returns the command of a role that needs an API server.
     fn in_cluster(&self, role: &str, kubeconfig: &Path, namespace: &str) -> Command {
         let mut command = self.command();
-        // No proxy of the caller's.
-        command.env_clear().env("KUBECONFIG", kubeconfig);
+        command.env("KUBECONFIG", kubeconfig);
         command.args([role, "--namespace", namespace]);
         command
     }
@@ -104,7 +109,7 @@ pub struct Companion {
 
 /// A Kagami's admin listener.
 #[derive(Clone, Copy, Debug)]
-pub struct Admin(SocketAddr);
+pub struct Admin(Listeners);
 
 impl Kagami {
     /// Starts `kagami serve` in front of one mirror, with more settings in its spec, and waits until
@@ -129,7 +134,7 @@ impl Kagami {
         )?;
         let mut command = build.command();
         command.arg("serve").arg("--config").arg(configuration);
-        let kagami = Self::listen(command, folder, &name)?;
+        let kagami = Self::listen(command, folder, &name);
         kagami.wait("the mirror to be healthy", |mirror| {
             mirror["health"]["state"] == "Healthy"
         })?;
@@ -137,26 +142,25 @@ impl Kagami {
     }
 
     /// Starts `kagami webhook`, which may not be ready yet.
-    pub fn replica(build: &Build, folder: &Path, kubeconfig: &Path, namespace: &str) -> Result<Self> {
+    pub fn replica(build: &Build, folder: &Path, kubeconfig: &Path, namespace: &str) -> Self {
         let command = build.in_cluster("webhook", kubeconfig, namespace);
         Self::listen(command, folder, &format!("replica-{}", build.name))
     }
 
-    fn listen(mut command: Command, folder: &Path, name: &str) -> Result<Self> {
-        command.args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
+    fn listen(mut command: Command, folder: &Path, name: &str) -> Self {
         command
+            .args(LISTEN)
+            .args(ADMIN_LISTEN)
             .arg("--tls-cert")
             .arg(folder.join(CERTIFICATE))
             .arg("--tls-key")
             .arg(folder.join(KEY));
-        let mut process = Process::start(&mut command, &folder.join(format!("{name}.log")))?;
-        let admission = process.address("admission")?;
-        let admin = Admin(process.address("admin")?);
-        Ok(Self {
+        let kagami::Kagami { process, listeners } = kagami::Kagami::launch(name, &command, folder);
+        Self {
             process,
-            admission,
-            admin,
-        })
+            admission: listeners.admission(),
+            admin: Admin(listeners),
+        }
     }
 
     /// Waits until what `/status` says of the mirror is as wished.
@@ -167,19 +171,15 @@ impl Kagami {
 
 impl Companion {
     /// Starts it, with more arguments; it may not lead yet.
-    pub fn start(
-        build: &Build,
-        folder: &Path,
-        kubeconfig: &Path,
-        namespace: &str,
-        more: &[&str],
-    ) -> Result<Self> {
+    pub fn start(build: &Build, folder: &Path, kubeconfig: &Path, namespace: &str, more: &[&str]) -> Self {
         let mut command = build.in_cluster("companion", kubeconfig, namespace);
-        command.args(["--admin-listen", "127.0.0.1:0"]).args(more);
-        let log = folder.join(format!("companion-{}.log", build.name));
-        let mut process = Process::start(&mut command, &log)?;
-        let admin = Admin(process.address("admin")?);
-        Ok(Self { process, admin })
+        command.args(ADMIN_LISTEN).args(more);
+        let name = format!("companion-{}", build.name);
+        let kagami::Kagami { process, listeners } = kagami::Kagami::launch(&name, &command, folder);
+        Self {
+            process,
+            admin: Admin(listeners),
+        }
     }
 }
 
@@ -212,7 +212,7 @@ impl Admin {
     ) -> Result<()> {
         let start = Instant::now();
         loop {
-            let (code, text) = self.get(path)?;
+            let (code, text) = self.0.get(path)?;
             if wished(code, &text) {
                 return Ok(());
             }
@@ -221,16 +221,5 @@ impl Admin {
             }
             thread::sleep(pause);
         }
-    }
-
-    /// Returns code and body of what is answered.
-    fn get(self, path: &str) -> Result<(u16, String)> {
-        let mut stream = TcpStream::connect(self.0)?;
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
-        let code = head.get(9..12).context("no status line")?.parse()?;
-        Ok((code, body.to_owned()))
     }
 }

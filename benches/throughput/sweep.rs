@@ -2,10 +2,9 @@
 //! of their own, as the sweeper's come from one; and a real registry to ask.
 
 use std::{
-    io::{BufRead as _, BufReader},
     net::SocketAddr,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,6 +19,10 @@ use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 use super::{
     answers::Answers,
     bench::{Bench, median},
+    e2e::{
+        eventually,
+        process::{Process, reserve_port},
+    },
     image::{BLOB, MANIFEST, digest, manifest},
     payload,
     registry::{Heads, Registry},
@@ -123,7 +126,7 @@ const LOCATION: &str = "{location}";
 /// CNCF distribution, with its images in memory. It ends when dropped.
 #[derive(Debug)]
 pub struct Distribution {
-    child: Child,
+    _process: Process,
     pub address: SocketAddr,
     pub heads: Heads,
 }
@@ -131,8 +134,7 @@ pub struct Distribution {
 impl Distribution {
     /// Starts the registry that `scripts/tools registry` built.
     pub fn start(program: &Path, folder: &Path) -> Result<Self> {
-        // A free port, as good as ours: distribution does not tell which one it got.
-        let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let address = SocketAddr::from(([127, 0, 0, 1], reserve_port()));
         let configuration = folder.join("distribution.yaml");
         std::fs::write(
             &configuration,
@@ -140,31 +142,25 @@ impl Distribution {
                 "version: 0.1\nlog: {{level: error}}\nstorage: {{inmemory: {{}}}}\nhttp: {{addr: \"{address}\"}}\n"
             ),
         )?;
-        let mut child = Command::new(program)
-            .arg("serve")
-            .arg(configuration)
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(folder.join("distribution.log"))?)
-            .spawn()?;
-        let log = child.stdout.take().context("its output is a pipe")?;
+        let mut command = Command::new(program);
+        command.arg("serve").arg(configuration);
+        let (mut process, output) = Process::start_and_read("distribution", &command, folder);
         let heads = Heads::default();
         let noted = heads.clone();
         // The access log tells each request when it is answered.
         thread::spawn(move || {
-            for line in BufReader::new(log).split(b'\n').map_while(Result::ok) {
-                if line.windows(10).any(|window| window == b"\"HEAD /v2/") {
+            for line in output.lines() {
+                if line.contains("\"HEAD /v2/") {
                     noted.note();
                 }
             }
         });
-        while std::net::TcpStream::connect(address).is_err() {
-            ensure!(child.try_wait()?.is_none(), "distribution ended at once");
-            thread::sleep(Duration::from_millis(20));
-        }
+        eventually("distribution listens", || {
+            process.assert_alive();
+            std::net::TcpStream::connect(address).ok()
+        });
         Ok(Self {
-            child,
+            _process: process,
             address,
             heads,
         })
@@ -190,14 +186,6 @@ impl Distribution {
                 ),
             ])
         })
-    }
-}
-
-impl Drop for Distribution {
-    fn drop(&mut self) {
-        // It may have ended by itself; there is nobody to tell.
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }
 

@@ -9,9 +9,10 @@ use kagami::{
         answer::MediaType,
         decision::{Operation, Probing, Request, decide},
         health::{Health, State},
+        image::KeyRef,
         mirror::{Mirror, Mode},
         patch,
-        platform::Architectures,
+        platform::Platforms,
         pod::{Place, PlaceKind, Pod},
         presence::{Index, Presence, Proof},
         routing::Routing,
@@ -104,7 +105,7 @@ pub fn admission(known: usize) -> Result<Admission> {
         ..Configured::default()
     };
     store.configure(configured, now);
-    store.set_health(MIRROR, snapshot.health[0]);
+    store.set_health(MIRROR, snapshot.health[0].clone());
     *store.index_mut() = index;
     let (metrics, _) = Metrics::new();
     let (observe, _) = mpsc::channel(1);
@@ -132,13 +133,19 @@ fn fill(index: &mut Index, known: usize, now: Timestamp) -> Result<()> {
     let proof = Proof {
         digest: image::digest(image::manifest().as_bytes()).parse()?,
         media_type: MediaType::OciManifest,
-        architectures: Architectures::ALL,
+        platforms: Platforms::ALL,
         size: Some(400),
         public: None,
     };
     for number in 0..known {
         let key = format!("docker.io/{}", payload::image(number));
-        index.write(MIRROR, &key, Presence::Present(proof.clone()), now, now);
+        index.write(
+            MIRROR,
+            KeyRef::parse(&key)?,
+            Presence::Present(proof.clone()),
+            now,
+            now,
+        );
     }
     Ok(())
 }

@@ -40,6 +40,38 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- concat (list "kube-system" .Release.Namespace) .Values.leftAlone | uniq | toJson -}}
 {{- end -}}
 
+{{/* The webhook configuration's name. The API server calls webhooks in the order of these names. */}}
+{{- define "kagami.webhookConfiguration" -}}
+{{- (.Values.webhookConfiguration).name | default (printf "zz-%s" (include "kagami.fullname" .)) -}}
+{{- end -}}
+
+{{/* The security context of all Pods. OpenShift refuses numbers that it did not choose itself. */}}
+{{- define "kagami.podSecurityContext" -}}
+{{- $context := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- $choice := .Values.userAndGroup | default "auto" -}}
+{{- $openshift := .Capabilities.APIVersions.Has "security.openshift.io/v1" -}}
+{{- if or (eq $choice "fixed") (and (eq $choice "auto") (not $openshift)) -}}
+{{- $context = merge $context (dict "runAsUser" 65532 "runAsGroup" 65532 "fsGroup" 65532) -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite $context (deepCopy (.Values.podSecurityContext | default dict))) -}}
+{{- end -}}
+
+{{/* The mode of files of Secrets. Without a group of the volumes' own they belong to root alone: everybody in the
+     container may read them then. 288 is 0440 and 292 is 0444, which YAML 1.2 would read as 440 and 444. */}}
+{{- define "kagami.secretMode" -}}
+{{- $context := include "kagami.podSecurityContext" . | fromYaml -}}
+{{- ternary 288 292 (hasKey $context "fsGroup") -}}
+{{- end -}}
+
+{{/* A new replica is ready before an old one goes; on the network of the nodes it waits for an old one's port. */}}
+{{- define "kagami.rollingUpdate" -}}
+{{- if .Values.hostNetwork -}}
+{maxSurge: 0, maxUnavailable: 1}
+{{- else -}}
+{maxSurge: 1, maxUnavailable: 0}
+{{- end -}}
+{{- end -}}
+
 {{/* What the Pods of both processes have in common; takes the same list as kagami.labels. */}}
 {{- define "kagami.podSpec" -}}
 {{- $root := index . 0 -}}
@@ -72,12 +104,22 @@ topologySpreadConstraints:
     matchLabels:
       {{- include "kagami.selector" $ | nindent 6 }}
 {{- end }}
+{{- if $root.Values.hostNetwork }}
+hostNetwork: true
+{{- end }}
+{{- with $root.Values.dnsPolicy | default (ternary "ClusterFirstWithHostNet" "" (eq (toString $root.Values.hostNetwork) "true")) }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with $root.Values.dnsConfig }}
+dnsConfig:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $root.Values.hostAliases }}
+hostAliases:
+{{- toYaml . | nindent 0 }}
+{{- end }}
 securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
-  seccompProfile: {type: RuntimeDefault}
+  {{- include "kagami.podSecurityContext" $root | nindent 2 }}
 {{- end -}}
 
 {{/* What the containers of both processes have in common: image, probes, rights. */}}
@@ -97,7 +139,6 @@ readinessProbe:
   periodSeconds: 5
   timeoutSeconds: 3
 securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities: {drop: [ALL]}
+  {{- $context := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) }}
+  {{- toYaml (mergeOverwrite $context (deepCopy (.Values.securityContext | default dict))) | nindent 2 }}
 {{- end -}}

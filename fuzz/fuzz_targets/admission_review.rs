@@ -10,8 +10,9 @@ use kagami::{
     domain::{
         answer::MediaType,
         health::{Health, State},
+        image::KeyRef,
         mirror::Mode,
-        platform::Architectures,
+        platform::Platforms,
         presence::{Presence, Proof},
         routing::Routing,
         standing::Standing,
@@ -24,11 +25,20 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 
-use reviews::{admission, patched, response};
+use reviews::admission;
+use shared::reviews::{patched, response};
 
 #[path = "../../tests/it/support/reviews.rs"]
 #[expect(dead_code, reason = "tests make reviews, here they are the input")]
 mod reviews;
+#[path = "../../tests/support/reviews.rs"]
+#[expect(dead_code, reason = "tests make reviews, here they are the input")]
+mod shared_reviews;
+
+/// What the tests' rings share, under the name that they have for it.
+mod shared {
+    pub(crate) use super::shared_reviews as reviews;
+}
 
 /// Two mirrors for one upstream, one of them with everything that a mirror may ask for.
 const MIRRORS: &str = r#"
@@ -104,7 +114,7 @@ fn start() -> (Runtime, Admission) {
             .parse()
             .expect("this is a digest"),
         media_type: MediaType::OciManifest,
-        architectures: Architectures::ALL,
+        platforms: Platforms::ALL,
         size: None,
         public: None,
     };
@@ -114,11 +124,13 @@ fn start() -> (Runtime, Admission) {
             Health {
                 state: State::Healthy,
                 fault: None,
+                cause: None,
                 since: long_ago,
                 proven_since: long_ago,
             },
         );
         for image in IMAGES {
+            let image = KeyRef::parse(image).expect("it is a key");
             store
                 .index_mut()
                 .write(mirror, image, Presence::Present(proof.clone()), now, now);

@@ -7,8 +7,8 @@
 #![no_main]
 
 use kagami::domain::{
-    image::Reference,
-    mapping::{Mapping, MirrorRegistry, Template},
+    image::{ImageKey, KeyRef, Reference},
+    mapping::{Form, Mapping, MirrorRegistry, Template},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -34,19 +34,16 @@ fn parse(text: &str) -> Option<Reference<'_>> {
     let printed = image.to_string();
     let again = Reference::parse(&printed).expect("what is printed parses");
     assert_eq!(again.to_string(), printed);
-    assert_eq!(key(&again), key(&image));
+    assert_eq!(again.key(), image.key());
 
-    let first = key(&image);
-    let again = Reference::parse(&first).expect("a key parses");
-    assert_eq!(key(&again), first);
-    assert_eq!(again.manifest_reference(), image.manifest_reference());
+    let first = image.key();
+    assert_eq!(KeyRef::parse(first.as_str()), Ok(first.by_ref()));
+    let parsed = Reference::parse(first.as_str()).expect("a key parses");
+    for again in [parsed, first.by_ref().reference()] {
+        assert_eq!(again.key(), first);
+        assert_eq!(again.manifest_reference(), image.manifest_reference());
+    }
     Some(image)
-}
-
-fn key(image: &Reference<'_>) -> String {
-    let mut key = String::new();
-    image.write_key(&mut key);
-    key
 }
 
 fn mapping(registry: &str, template: &str) -> Option<Mapping> {
@@ -70,11 +67,16 @@ fn mapping(registry: &str, template: &str) -> Option<Mapping> {
 }
 
 /// Maps an image, and returns its key and that of its place.
-fn map(mapping: &Mapping, image: &Reference<'_>) -> Option<(String, String)> {
-    let mapped = mapping.map(image, None).ok()?;
+fn map(mapping: &Mapping, image: &Reference<'_>) -> Option<(ImageKey, ImageKey)> {
+    let mapped = mapping.map(image, Form::Written).ok()?;
     let place = Reference::parse(&mapped).expect("what is mapped parses");
     assert_eq!(place.to_string(), mapped, "what is mapped is complete");
-    assert_eq!(place.host(), mapping.registry.host(), "{mapped} is in {}", mapping.registry);
+    assert_eq!(
+        place.host(),
+        mapping.registry.host(),
+        "{mapped} is in {}",
+        mapping.registry
+    );
     assert_eq!((place.tag(), place.digest()), (image.tag(), image.digest()));
-    Some((key(image), key(&place)))
+    Some((image.key(), place.key()))
 }

@@ -96,6 +96,7 @@ async fn ask(url: &str, authority: &[u8], call: u8) {
     let endpoint = Endpoint {
         url: url.to_owned(),
         ca_bundle: Some(authority.to_vec()),
+        trust: kagami::domain::mirror::Trust::default(),
         credentials: None,
     };
     let client = Client::new(&endpoint).expect("the endpoint is a URL");

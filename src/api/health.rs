@@ -13,13 +13,14 @@ pub fn health(status: &ImageMirrorStatus) -> Option<Health> {
             HealthState::Unhealthy => State::Unhealthy,
         },
         fault: Fault::from_name(&told.reason),
+        cause: told.message.as_deref().map(Into::into),
         since: told.since.as_ref().map(timestamp).unwrap_or_default(),
         proven_since: timestamp(told.proven_since.as_ref()?),
     })
 }
 
 /// Returns what a status tells of a health, with its reason in one word.
-pub fn status(health: Health, reason: &str) -> HealthStatus {
+pub fn status(health: &Health, reason: &str) -> HealthStatus {
     HealthStatus {
         state: match health.state {
             State::Unknown => HealthState::Unknown,
@@ -27,6 +28,7 @@ pub fn status(health: Health, reason: &str) -> HealthStatus {
             State::Unhealthy => HealthState::Unhealthy,
         },
         reason: reason.to_owned(),
+        message: health.cause.as_deref().map(ToOwned::to_owned),
         since: Some(micro_time(health.since)),
         proven_since: Some(micro_time(health.proven_since)),
     }

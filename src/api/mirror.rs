@@ -10,14 +10,16 @@ use kube::ResourceExt as _;
 
 use super::{
     Fault,
-    rules::{self, Range},
+    rules::{self, Range, Rule},
     v1alpha1::{self as api, ImageMirror, ImageMirrorSpec},
 };
 use crate::domain::{
     mapping::{Mapping, MirrorRegistry, Template},
-    mirror::{Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags},
+    mirror::{
+        Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, Source, Tags, Trust,
+    },
     selector::{Operator, Requirement, Selector},
-    source::{check_glob, is_host, normalise_prefix},
+    source::{also_meant, check_glob, is_host, may_match_below, normalise_prefix},
 };
 
 /// How Kagami reaches a mirror.
@@ -27,6 +29,7 @@ pub struct Connection {
     pub endpoint: String,
     /// The authorities that may sign the endpoint's certificate, in PEM; none are the system's.
     pub ca_bundle: Option<Vec<u8>>,
+    pub trust: Trust,
     /// Name of the Secret with which the mirror may be read.
     pub probe_secret: Option<String>,
 }
@@ -80,6 +83,7 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             .ok()
             .filter(|rate| *rate > 0),
         tags,
+        read_secret: connection.probe_secret.clone(),
         pull_secret: spec.pull_secret.is_some(),
         exclude_owners: spec
             .exclude_owners
@@ -187,20 +191,16 @@ fn namespace_of(url: &str) -> Option<String> {
 /// Returns how the mirror is reached; nothing if neither an endpoint nor the registry tells.
 fn connection(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Connection> {
     let endpoint = spec.endpoint.clone().unwrap_or_default();
-    if endpoint.url.as_deref().is_some_and(|url| !is_base_url(url)) {
-        faults.add("spec.endpoint.url", rules::ENDPOINT_URL.message);
+    if let Some(rule) = endpoint.url.as_deref().and_then(broken_by_url) {
+        faults.add("spec.endpoint.url", rule.message);
+    }
+    if let Some(rule) = endpoint.ca_bundle.as_deref().and_then(broken_by_bundle) {
+        faults.add("spec.endpoint.caBundle", rule.message);
+    }
+    if endpoint.trust.is_some() && endpoint.ca_bundle.is_none() {
+        faults.add("spec.endpoint", rules::TRUST_NEEDS_BUNDLE.message);
     }
     let bundle = endpoint.ca_bundle.map(String::into_bytes);
-    let marker = b"-----BEGIN CERTIFICATE-----";
-    if bundle
-        .as_deref()
-        .is_some_and(|pem| !pem.windows(marker.len()).any(|part| part == marker))
-    {
-        faults.add(
-            "spec.endpoint.caBundle",
-            "must hold certificates in PEM: -----BEGIN CERTIFICATE-----",
-        );
-    }
     let own_url = || {
         let registry: MirrorRegistry = spec.registry.parse().ok()?;
         Some(format!("https://{}", registry.host().to_ascii_lowercase()))
@@ -211,21 +211,50 @@ fn connection(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Connection>
             None => own_url()?,
         },
         ca_bundle: bundle,
+        trust: match endpoint.trust {
+            None | Some(api::Trust::Bundle) => Trust::Bundle,
+            Some(api::Trust::BundleAndSystem) => Trust::BundleAndSystem,
+        },
         probe_secret: endpoint
             .credentials
             .map(|credentials| credentials.secret_ref.name),
     })
 }
 
-/// Whether this is `http[s]://host[:port]`, with or without a slash at the end.
-fn is_base_url(url: &str) -> bool {
+/// Returns the first of the rules of endpoints that a URL breaks: it is to be `http[s]://host[:port]`, with or
+/// without a slash at the end.
+fn broken_by_url(url: &str) -> Option<&'static Rule> {
+    let [scheme, user, query, path, dot, host] = &rules::ENDPOINT_URL;
     let rest = url
         .strip_prefix("https://")
         .or_else(|| url.strip_prefix("http://"));
-    rest.is_some_and(|rest| is_host(rest.strip_suffix('/').unwrap_or(rest)))
+    let Some(rest) = rest else { return Some(scheme) };
+    let (authority, tail) = rest
+        .find(['/', '?', '#'])
+        .map_or((rest, ""), |end| rest.split_at(end));
+    let name = authority.rsplit_once(':').map_or(authority, |(name, _)| name);
+    let broken = [
+        (user, authority.contains('@')),
+        (query, tail.contains(['?', '#'])),
+        (path, !matches!(tail, "" | "/")),
+        (dot, name.ends_with('.')),
+        (host, !is_host(authority)),
+    ];
+    broken
+        .into_iter()
+        .find_map(|(rule, broken)| broken.then_some(rule))
 }
 
-/// Returns an error and its causes in one line.
+/// Returns the first of the rules of bundles that this one breaks.
+fn broken_by_bundle(pem: &str) -> Option<&'static Rule> {
+    let [key, certificates] = &rules::CA_BUNDLE;
+    if pem.contains("PRIVATE KEY-----") {
+        return Some(key);
+    }
+    (!pem.contains("-----BEGIN CERTIFICATE-----")).then_some(certificates)
+}
+
+/// Returns an error and its causes in one line: they are ours, and none says another's text.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -256,7 +285,11 @@ fn freshness(spec: &api::FreshnessLimits, faults: &mut Faults) -> Freshness {
 
 fn tags(spec: &api::TagSettings, faults: &mut Faults) -> Tags {
     Tags {
-        pin_digest: spec.pin == api::Pin::Digest,
+        pin: match spec.pin {
+            api::Pin::None => Pin::None,
+            api::Pin::Digest => Pin::Digest,
+            api::Pin::DigestOnly => Pin::DigestOnly,
+        },
         refresh: faults.duration("spec.tags.refresh", &spec.refresh, &rules::FRESHNESS),
     }
 }
@@ -276,23 +309,58 @@ fn selects_all(selector: &LabelSelector) -> bool {
 }
 
 fn sources(spec: &ImageMirrorSpec, faults: &mut Faults) -> Vec<Source> {
+    let registry: Option<MirrorRegistry> = spec.registry.parse().ok();
+    let parsed: Vec<_> = spec
+        .sources
+        .iter()
+        .map(|source| normalise_prefix(&source.prefix))
+        .collect();
+    let prefixes = parsed.iter().zip(&spec.sources);
+    let prefixes: Vec<&str> = prefixes
+        .map(|(parsed, source)| parsed.as_deref().unwrap_or(&source.prefix))
+        .collect();
     let mut sources: Vec<Source> = Vec::new();
     for (index, source) in spec.sources.iter().enumerate() {
         let field = format!("spec.sources[{index}]");
-        let prefix = faults.take(format!("{field}.prefix"), normalise_prefix(&source.prefix));
-        let prefix = prefix.unwrap_or_else(|| source.prefix.clone());
-        if let Some(first) = sources.iter().position(|other| other.prefix == prefix) {
+        let is_prefix = faults
+            .take(format!("{field}.prefix"), parsed[index].as_ref())
+            .is_some();
+        let prefix = prefixes[index];
+        if let Some(first) = prefixes[..index].iter().position(|other| *other == prefix) {
+            // Two names of Docker Hub, which were two registries to earlier versions.
+            if differ_in_spelling(source, &spec.sources[first]) {
+                continue;
+            }
             faults.add(
                 format!("{field}.prefix"),
                 format!("{prefix} is there already, as sources[{first}]"),
             );
+        } else if is_prefix && registry.as_ref().is_some_and(|registry| registry.holds(prefix)) {
+            faults.add(
+                format!("{field}.prefix"),
+                format!(
+                    "{prefix} is in the mirror itself, whose images stay as they are: name the registry that it \
+                     mirrors"
+                ),
+            );
         }
+        let meant = [Some(prefix.to_owned()), also_meant(prefix)];
         for (index, glob) in source.exclude.iter().enumerate() {
-            faults.take(format!("{field}.exclude[{index}]"), check_glob(glob));
+            let field = format!("{field}.exclude[{index}]");
+            if faults.take(field.as_str(), check_glob(glob)).is_some()
+                && is_prefix
+                // One list for all sources of a mirror is fine.
+                && !meant.iter().flatten().chain(parsed.iter().flatten()).any(|prefix| may_match_below(glob, prefix))
+            {
+                faults.add(
+                    field,
+                    format!("{glob} excludes nothing, since nothing like it lies below {prefix}"),
+                );
+            }
         }
         let with_credentials = source.credentials.is_some();
         sources.push(Source {
-            prefix,
+            prefix: prefix.to_owned(),
             exclude: source.exclude.clone(),
             access: match source.access {
                 Some(api::Access::Private) => Access::Private,
@@ -302,7 +370,31 @@ fn sources(spec: &ImageMirrorSpec, faults: &mut Faults) -> Vec<Source> {
             with_credentials,
         });
     }
+    for index in 0..sources.len() {
+        if let Some(prefix) = also_meant(&sources[index].prefix)
+            && !sources.iter().any(|other| covers(&other.prefix, &prefix))
+        {
+            let source = sources[index].clone();
+            sources.push(Source { prefix, ..source });
+        }
+    }
     sources
+}
+
+/// Whether two sources of one meaning differ in how their prefixes are written, and in nothing else.
+fn differ_in_spelling(source: &api::Source, other: &api::Source) -> bool {
+    let as_written = api::Source {
+        prefix: source.prefix.clone(),
+        ..other.clone()
+    };
+    other.prefix != source.prefix && as_written == *source
+}
+
+/// Whether what one prefix names is named by another one too.
+fn covers(prefix: &str, other: &str) -> bool {
+    other
+        .strip_prefix(prefix)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 const fn default_access(with_credentials: bool) -> Access {

@@ -333,7 +333,7 @@ mod tests {
             &["spec.tags is off because of spec.tags.drift"],
         );
         check(
-            &json!({"tags": {"pin": "DigestOnly", "refresh": "5m"}}),
+            &json!({"tags": {"pin": "Signature", "refresh": "5m"}}),
             &off,
             &["spec.tags is off because of spec.tags.pin"],
         );

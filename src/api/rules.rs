@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 pub(super) struct Rule {
     pub(super) cel: &'static str,
     pub(super) message: &'static str,
+    /// CEL that makes the message of the value, where it has the value in it.
+    pub(super) expression: Option<&'static str>,
     /// The field that is at fault, below the value that carries the rule: `.namespaceSelector`.
     pub(super) field: Option<&'static str>,
 }
@@ -19,6 +21,9 @@ pub(super) struct Rule {
 impl Rule {
     fn to_json(&self) -> Value {
         let mut rule = json!({"rule": self.cel, "message": self.message});
+        if let Some(expression) = self.expression {
+            rule["messageExpression"] = expression.into();
+        }
         if let Some(field) = self.field {
             rule["fieldPath"] = field.into();
         }
@@ -34,12 +39,14 @@ pub(super) fn validations(rules: &[Rule]) -> Value {
 pub(super) const IMMUTABLE: Rule = Rule {
     cel: "self == oldSelf",
     message: "is immutable: create another ImageMirror instead",
+    expression: None,
     field: None,
 };
 
 pub(super) const IMMUTABLE_ENTRY: Rule = Rule {
     cel: "self == oldSelf",
     message: "is immutable: the object's name is made from it",
+    expression: None,
     field: None,
 };
 
@@ -49,6 +56,7 @@ pub(super) const PRIVATE_NEEDS_SELECTOR: Rule = Rule {
           || (has(self.namespaceSelector.matchExpressions) && size(self.namespaceSelector.matchExpressions) > 0)",
     message: "must select namespaces when a source is Private (the default of a source with credentials): \
               an empty selector would give private images to everybody",
+    expression: None,
     field: Some(".namespaceSelector"),
 };
 
@@ -56,18 +64,239 @@ pub(super) const TEMPLATE_NEEDS_REGISTRY: Rule = Rule {
     cel: "self.repository.contains('{registry}') || size(self.sources) == 1",
     message: "must contain {registry} when there is more than one source: else images of different \
               registries get one name",
+    expression: None,
     field: Some(".repository"),
 };
 
 pub(super) const TEMPLATE_NEEDS_REPOSITORY: Rule = Rule {
     cel: "self.contains('{repository}')",
     message: "must contain {repository}",
+    expression: None,
     field: None,
 };
 
-pub(super) const ENDPOINT_URL: Rule = Rule {
-    cel: "self.matches('^https?://[^/?#@ ]+/?$')",
-    message: "must be http:// or https:// with a host and at most a port: https://mirror.kagami.svc:5000",
+/// Whether an address is at fault already by what stands at its beginning.
+macro_rules! spoiled {
+    () => {
+        "self.contains('://') || self.contains('*') \
+         || !self.matches('^([^/]*[.:A-Z][^/]*|localhost)(/|$)') || self.matches('^[^/]*[.](/|$)')"
+    };
+}
+
+/// What follows the scheme in an address, without slashes at its end.
+macro_rules! rest {
+    () => {
+        "self.substring(self.indexOf('://') + 3).find('^.*[^/]')"
+    };
+}
+
+/// What to write instead of an address with a scheme: without what a registry's API has more.
+macro_rules! without_scheme {
+    () => {
+        concat!(
+            "(",
+            rest!(),
+            ".matches('^[^/]*/v[12]$') ? ",
+            rest!(),
+            ".find('^[^/]*') : ",
+            rest!(),
+            ")"
+        )
+    };
+}
+
+/// What is wrong with a prefix; `domain::source` says it in the same words. The first that is broken tells.
+pub(super) const PREFIX: [Rule; 7] = [
+    Rule {
+        cel: "!self.contains('://')",
+        message: "leave out the scheme",
+        expression: Some(concat!(
+            "'cannot use prefix \"' + self + '\": leave out the scheme: write ' + ",
+            without_scheme!()
+        )),
+        field: None,
+    },
+    Rule {
+        cel: "self.contains('://') || !self.contains('*')",
+        message: "a prefix has no wildcards",
+        expression: Some(
+            "'cannot use prefix \"' + self + '\": a prefix has no wildcards' + (self.matches('^[^*/][^*]*/[*/]+$') \
+             ? ', and covers all that lies below it: write ' + self.find('^[^*]*[^*/]') \
+             : ': name each registry by its host, as in docker.io')",
+        ),
+        field: None,
+    },
+    Rule {
+        cel: "self.contains('://') || self.contains('*') \
+              || self.matches('^([^/]*[.:A-Z][^/]*|localhost)(/|$)')",
+        message: "must begin with a registry's host",
+        expression: Some(
+            "'cannot use prefix \"' + self + '\": it must begin with a registry\\'s host: docker.io/' \
+             + (self.contains('/') || self == 'library' ? self : 'library/' + self) + ', for example'",
+        ),
+        field: None,
+    },
+    Rule {
+        cel: "self.contains('://') || self.contains('*') || !self.matches('^[^/]*[.](/|$)')",
+        message: "leave out the dot at the end of the host",
+        expression: Some(
+            "'cannot use prefix \"' + self + '\": leave out the \".\" at the end of the host: write ' \
+             + self.find('^[^/]*[^./]') + self.find('/.*$')",
+        ),
+        field: None,
+    },
+    Rule {
+        cel: concat!(spoiled!(), " || !self.endsWith('/')"),
+        message: "leave out the slash at the end",
+        expression: Some(
+            "'cannot use prefix \"' + self + '\": leave out the \"/\" at the end: write ' + self.find('^.*[^/]')",
+        ),
+        field: None,
+    },
+    Rule {
+        cel: concat!(spoiled!(), " || self.endsWith('/') || !self.matches('/.*[:@]')"),
+        message: "must have neither tag nor digest",
+        expression: Some(
+            "'cannot use prefix \"' + self + '\": it must have neither tag nor digest: write ' \
+             + self.find('^[^/]*/[^:@]*')",
+        ),
+        field: None,
+    },
+    Rule {
+        cel: concat!(
+            spoiled!(),
+            " || self.endsWith('/') || self.matches('/.*[:@]') || !self.matches('/.*[A-Z]')"
+        ),
+        message: "must be in lower case",
+        expression: Some("'cannot use prefix \"' + self + '\": the repository must be in lower case'"),
+        field: None,
+    },
+];
+
+/// What is wrong with a mirror's registry; `domain::mapping` says it in the same words.
+pub(super) const REGISTRY: [Rule; 7] = [
+    IMMUTABLE,
+    Rule {
+        cel: "!self.contains('://')",
+        message: "leave out the scheme",
+        expression: Some(concat!(
+            "'cannot use registry \"' + self + '\": leave out the scheme, it belongs to endpoint.url: write ' + ",
+            without_scheme!()
+        )),
+        field: None,
+    },
+    Rule {
+        cel: "self.contains('://') || self.matches('^([^/]*[.:A-Z][^/]*|localhost)(/|$)')",
+        message: "must begin with a host",
+        expression: Some(
+            "'cannot use registry \"' + self + '\": its first part must have a \".\" or a \":port\" or be \
+             \"localhost\", else it is taken for a repository on Docker Hub'",
+        ),
+        field: None,
+    },
+    Rule {
+        cel: "self.contains('://') || !self.matches('^[^/]*[.](/|$)')",
+        message: "leave out the dot at the end of the host",
+        expression: Some(
+            "'cannot use registry \"' + self + '\": leave out the \".\" at the end of the host: write ' \
+             + self.find('^[^/]*[^./]') + self.find('/.*$')",
+        ),
+        field: None,
+    },
+    Rule {
+        cel: "!self.matches('^(?i:docker[.]io|(index|registry-1)[.]docker[.]io|((registry[.])?hub[.])?docker[.]com)(/|$)')",
+        message: "cannot be Docker Hub",
+        expression: Some(
+            "'cannot use registry \"' + self + '\": Docker Hub cannot be a mirror, name a registry of your own'",
+        ),
+        field: None,
+    },
+    Rule {
+        cel: concat!(spoiled!(), " || !self.endsWith('/')"),
+        message: "leave out the slash at the end",
+        expression: Some(
+            "'cannot use registry \"' + self + '\": leave out the \"/\" at the end: write ' + self.find('^.*[^/]')",
+        ),
+        field: None,
+    },
+    Rule {
+        cel: concat!(
+            spoiled!(),
+            " || self.endsWith('/') || !self.matches('/[^:@]*[A-Z][^:@]*$')"
+        ),
+        message: "must be in lower case",
+        expression: Some("'cannot use registry \"' + self + '\": the repository must be in lower case'"),
+        field: None,
+    },
+];
+
+/// What is wrong with `endpoint.url`: the first that is broken tells, so each later one holds where an earlier
+/// one is broken.
+pub(super) const ENDPOINT_URL: [Rule; 6] = [
+    Rule {
+        cel: "self.matches('^https?://')",
+        message: "must begin with https:// or http://, as in https://mirror.kagami.svc:5000",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        cel: "!self.matches('^https?://[^/?#]*@')",
+        message: "must hold no user and no password: put them into a Secret, and name it in \
+                  spec.endpoint.credentials.secretRef",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        cel: "!self.matches('^https?://[^@?#]*(/[^?#]*)?[?#]')",
+        message: "must have no query and no fragment: nothing after the port",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        cel: "!self.matches('^https?://[^/?#@]*/[^?#]+$')",
+        message: "must have no path: that of spec.registry is used, and the registry's /v2/ comes by itself",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        cel: "!self.matches('^https?://[^/?#@]*[.](:[^/?#@]*)?/?$')",
+        message: "must not end its host with a dot",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        cel: "self.matches('^https?://([^/?#]*@|[^?#]*[?#]|[^/?#]*/[^?#]+$|[^/?#]*[.](:[^/?#]*)?/?$)') \
+              || !self.matches('^https?://') \
+              || self.matches('^https?://([[][0-9a-fA-F:]+[]]|[a-zA-Z0-9]+((-+|[.])[a-zA-Z0-9]+)*)' \
+              + '(:([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?/?$')",
+        message: "must have a host after the scheme, and at most a port up to 65535 after it",
+        expression: None,
+        field: None,
+    },
+];
+
+/// What is wrong with `endpoint.caBundle`, likewise.
+pub(super) const CA_BUNDLE: [Rule; 2] = [
+    Rule {
+        cel: "!self.contains('PRIVATE KEY-----')",
+        message: "must hold no private key, which everybody who reads this resource would have: make another \
+                  key, and leave this one out",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        cel: "self.contains('-----BEGIN CERTIFICATE-----') || self.contains('PRIVATE KEY-----')",
+        message: "must hold certificates in PEM: -----BEGIN CERTIFICATE-----",
+        expression: None,
+        field: None,
+    },
+];
+
+/// `endpoint.trust` says what counts beside a bundle.
+pub(super) const TRUST_NEEDS_BUNDLE: Rule = Rule {
+    cel: "!has(self.trust) || has(self.caBundle)",
+    message: "trust has no effect without caBundle: the system's authorities are trusted then",
+    expression: None,
     field: None,
 };
 

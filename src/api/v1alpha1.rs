@@ -63,7 +63,9 @@ impl JsonSchema for Duration {
     printcolumn = r#"{"name": "Registry", "type": "string", "jsonPath": ".spec.registry", "description": "What is written into Pods."}"#,
     printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status", "description": "Whether the resource is in force as it stands."}"#,
     printcolumn = r#"{"name": "Health", "type": "string", "jsonPath": ".status.health.state", "description": "What the companion knows of the mirror."}"#,
-    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.health.reason", "priority": 1, "description": "What was last observed of it."}"#,
+    printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".status.health.reason", "description": "What was last observed of it."}"#,
+    printcolumn = r#"{"name": "Credentials", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"CredentialsValid\")].reason", "description": "Whether the mirror takes Kagami's credentials, or why it does not."}"#,
+    printcolumn = r#"{"name": "Message", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].message", "priority": 1, "description": "Why it is not in force as it stands, if it is not."}"#,
     printcolumn = r#"{"name": "Kind", "type": "string", "jsonPath": ".spec.kind", "priority": 1}"#,
     printcolumn = r#"{"name": "Prefer", "type": "string", "jsonPath": ".spec.prefer", "priority": 1}"#,
     printcolumn = r#"{"name": "Images", "type": "integer", "jsonPath": ".status.images", "description": "Images seen in the mirror at the end of the last sweep."}"#,
@@ -84,7 +86,7 @@ pub struct ImageMirrorSpec {
 
     /// What is written into Pods: host, optional port, optional path, as in mirror.example.com or
     /// mirror.example.com:5000/cache. Nodes must be able to pull from here. Cannot be changed.
-    #[schemars(length(min = 1, max = 255), extend("x-kubernetes-validations" = rules::validations(&[rules::IMMUTABLE])))]
+    #[schemars(length(min = 1, max = 255), extend("x-kubernetes-validations" = rules::validations(&rules::REGISTRY)))]
     pub registry: String,
 
     /// Where an image lies in the mirror, below `registry`. {registry} stands for the upstream host
@@ -191,14 +193,23 @@ pub enum Prefer {
     Upstream,
 }
 
+/// Whose certificates are trusted at the endpoint.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    Bundle,
+    BundleAndSystem,
+}
+
 /// One part of the upstream world.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Source {
     /// A registry host, or a host and leading components of a path: docker.io, ghcr.io/kubewarden,
     /// docker.io/library. The longest matching prefix of a mirror wins; ghcr.io/kube does not match
-    /// ghcr.io/kubewarden.
-    #[schemars(length(min = 1, max = 255))]
+    /// ghcr.io/kubewarden. Docker Hub's other addresses (registry-1.docker.io, hub.docker.com) count as
+    /// docker.io, and docker.io/nginx as docker.io/library/nginx too; images that are written with such an
+    /// address themselves are not Docker Hub's.
+    #[schemars(length(min = 1, max = 255), extend("x-kubernetes-validations" = rules::validations(&rules::PREFIX)))]
     pub prefix: String,
 
     /// Images that this mirror leaves alone: globs on the full name without tag and digest, such as
@@ -245,19 +256,26 @@ pub struct SecretReference {
 /// How Kagami reaches a mirror.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::validations(&[rules::TRUST_NEEDS_BUNDLE])))]
 pub struct Endpoint {
     /// Scheme, host and port that Kagami connects to instead of those of `registry`; the path of
     /// `registry` stays. Plain http:// must be written out. Absent: https:// and the host of
     /// `registry`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512), extend("x-kubernetes-validations" = rules::validations(&[rules::ENDPOINT_URL])))]
+    #[schemars(length(max = 512), extend("x-kubernetes-validations" = rules::validations(&rules::ENDPOINT_URL)))]
     pub url: Option<String>,
 
-    /// Certificates, in PEM, of the authorities that may sign the endpoint's certificate. Absent:
-    /// the system's.
+    /// Certificates, in PEM, of the authorities that may sign the endpoint's certificate, or that
+    /// certificate itself. Other hosts that the mirror names, as its token service and storage, may
+    /// have one of these or of the system's. Absent: the system's everywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 262_144))]
+    #[schemars(length(max = 262_144), extend("x-kubernetes-validations" = rules::validations(&rules::CA_BUNDLE)))]
     pub ca_bundle: Option<String>,
+
+    /// Whether the endpoint's own host is trusted by `caBundle` alone. BundleAndSystem: by the system's
+    /// authorities as well. Absent: Bundle. Only with `caBundle`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<Trust>,
 
     /// Credentials that may read the mirror, for looking whether an image is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -306,7 +324,8 @@ pub struct FreshnessLimits {
     /// For images by tag. A PullThrough mirror uses tags.refresh instead.
     #[schemars(extend("x-kubernetes-validations" = rules::FRESHNESS.validations()))]
     pub tag: Duration,
-    /// For images by digest.
+    /// For images by digest, and for the images that an index names, whether the index is written by tag or by
+    /// digest.
     #[schemars(extend("x-kubernetes-validations" = rules::FRESHNESS.validations()))]
     pub digest: Duration,
     /// How long it is remembered that an image is not there.
@@ -347,7 +366,8 @@ impl Default for Sweep {
 #[serde(rename_all = "camelCase", default)]
 pub struct TagSettings {
     /// Digest: a rewritten tag gets the digest that was seen (name:tag@sha256:…), so that all nodes
-    /// run the same. None: the tag stays as it is.
+    /// run the same; CRI-O 1.31.0 and tools like skopeo and buildah refuse that form. DigestOnly: the
+    /// digest stands in the tag's place (name@sha256:…), which all take. None: the tag stays as it is.
     pub pin: Pin,
     /// How old the proof of an image by tag may be on a PullThrough mirror, which compares tags with
     /// upstream itself. Also how often upstream is asked who may read an image, where a source has
@@ -371,6 +391,7 @@ pub enum Pin {
     #[default]
     None,
     Digest,
+    DigestOnly,
 }
 
 /// The kind of an owner reference.
@@ -406,7 +427,7 @@ pub struct ImageMirrorStatus {
     pub images: Option<i64>,
     /// Namespaces in which the pull secret is in place.
     pub pull_secret_namespaces: Vec<String>,
-    /// Architectures of the cluster's nodes.
+    /// Platforms of the cluster's nodes: linux/amd64.
     pub platforms: Vec<String>,
     /// Hosts of the upstream registries that fail, where spec.prefer is Upstream: until they are back,
     /// Pods pull from the mirror.
@@ -426,6 +447,9 @@ pub struct HealthStatus {
     /// What was last observed, in one word.
     #[serde(default)]
     pub reason: String,
+    /// What else is known of it, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// When the mirror came into this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<MicroTime>,
@@ -514,8 +538,8 @@ pub struct MirroredImageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub media_type: Option<String>,
-    /// Platforms of which the mirror has the manifest: linux/amd64. Empty for an image that is not
-    /// an index: it counts for every platform.
+    /// Platforms of the nodes that could pull it: linux/amd64. For an image that is not an index its
+    /// operating system, empty where that is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 128), inner(length(max = 64)))]
     pub platforms: Vec<String>,

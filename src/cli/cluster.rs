@@ -15,12 +15,13 @@ use crate::telemetry::chain;
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// Returns a client of the cluster that a Pod runs in, or that a person's settings name. It never
-/// sends a request a second time by itself.
-pub(super) async fn client() -> anyhow::Result<Client> {
+/// sends a request a second time by itself. Also returns where the API server is.
+pub(super) async fn client() -> anyhow::Result<(Client, String)> {
     let config = Config::infer().await;
-    client_of(
-        config.map_err(|error| BadSettings::one(format!("no way to an API server: {}", chain(&error))))?,
-    )
+    let config =
+        config.map_err(|error| BadSettings::one(format!("no way to an API server: {}", chain(&error))))?;
+    let server = config.cluster_url.to_string();
+    Ok((client_of(config)?, server))
 }
 
 /// Returns a client of the cluster that a person means, and the namespace that its context names.

@@ -36,7 +36,7 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
         certificate_validity,
     } = arguments;
     let namespace = own.namespace;
-    let client = way::client().await?;
+    let (client, server) = way::client().await?;
     let listener = bind(admin.admin_listen).await?;
     let address = listener.local_addr()?;
     let identity = identity.unwrap_or_else(own_identity);
@@ -50,6 +50,7 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
         validity: certificate_validity,
     });
     let settings = Settings {
+        server,
         certificates,
         left_alone: left_alone
             .left_alone
@@ -117,11 +118,11 @@ fn own_identity() -> String {
 
 /// Returns what `/status` shows.
 fn status(view: &View, identity: &str) -> Value {
-    let store = view.store();
+    let led = view.led();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "identity": identity,
-        "leading": store.is_some(),
-        "mirrors": store.map(|store| mirrors(&store)),
+        "leading": led.is_some(),
+        "mirrors": led.map(|(store, reports)| mirrors(&store, Some(&reports), false)),
     })
 }

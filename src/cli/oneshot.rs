@@ -1,9 +1,8 @@
 //! What one-shot commands share: a state from a file or a cluster, mirrors looked at once, one
 //! decision.
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -13,15 +12,17 @@ use tokio_util::task::TaskTracker;
 use super::{
     BadSettings,
     arguments::{ClusterArguments, LeftAloneArguments, OnceArguments},
-    cluster,
+    cluster, input,
 };
 use crate::{
     api::MODE_LABEL,
     clock, companion,
     domain::{
         decision::{Decision, Operation, Probing, Request},
+        image::Reference,
         mirror::Mode,
         pod::{Place, PlaceKind, Pod},
+        reason::Reason,
         snapshot::Snapshot,
     },
     metrics::Metrics,
@@ -65,7 +66,7 @@ pub(super) struct Asked {
 /// Reads a configuration file.
 pub(super) fn read(path: &Path) -> anyhow::Result<Configuration> {
     let name = path.display().to_string();
-    let text = fs::read_to_string(path).map_err(|error| BadSettings::one(format!("{name}: {error}")))?;
+    let text = input::read_file(path)?;
     let faults = |faults: Vec<file::Fault>| BadSettings(faults.iter().map(ToString::to_string).collect());
     Ok(file::load(&text, &name).map_err(faults)?)
 }
@@ -118,6 +119,14 @@ pub(super) async fn read_cluster(
         namespace,
         notes,
     })
+}
+
+/// Returns how long ago a companion gave a sign of life, in words.
+pub(super) fn sign_of_life(age_seconds: Option<f64>) -> String {
+    match age_seconds {
+        Some(age) => format!("the companion's last sign of life was {age:.1} s ago"),
+        None => "no sign of life of a companion".to_owned(),
+    }
 }
 
 /// What was read of a cluster.
@@ -270,10 +279,30 @@ fn admission(store: &Store, budget: Duration, probing: Probing, heal: bool) -> A
     Admission::new(store.clone(), probes, metrics, None, limits)
 }
 
-/// Reads a file, or standard input for `-`.
-pub(super) fn read_input(path: &Path) -> anyhow::Result<String> {
-    if path == Path::new("-") {
-        return std::io::read_to_string(std::io::stdin()).context("cannot read standard input");
+/// Returns why an image was decided about as it was, in words; of one that is no reference, what is wrong
+/// with it.
+pub(super) fn cause(decision: &Decision<'_>) -> String {
+    let explanation = decision.reason.explanation();
+    match wrong_with(decision.image).filter(|_| decision.reason == Reason::InvalidReference) {
+        Some(wrong) => format!("{explanation} Namely: {wrong}."),
+        None => explanation.to_owned(),
     }
-    Ok(fs::read_to_string(path).map_err(|error| BadSettings::one(format!("{}: {error}", path.display())))?)
 }
+
+/// Returns what is wrong with an image that is no reference: what it is instead, or the parser's words.
+pub(super) fn wrong_with(image: &str) -> Option<String> {
+    let error = Reference::parse(image).err()?;
+    let is_blank = !image.is_empty() && image.trim().is_empty();
+    Some(if is_blank {
+        "it is blank: in OpenShift's templates a trigger fills it in".to_owned()
+    } else if image.contains("{{") {
+        format!("it is of a template: {RENDER_FIRST}")
+    } else if image.contains("${") || image.contains("$(") {
+        "it is a parameter that somebody has yet to fill in".to_owned()
+    } else {
+        error.to_string()
+    })
+}
+
+/// What to do with a raw template.
+pub(super) const RENDER_FIRST: &str = "render it first, as with `helm template`";

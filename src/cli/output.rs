@@ -1,6 +1,11 @@
 //! Printing: what is asked for on standard output, everything else on standard error.
 
-use std::io::{self, IsTerminal, Write as _};
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Write as _},
+};
+
+use crate::domain::foreign::visible;
 
 /// Whether colours may be used on a stream: a terminal, and NO_COLOR is not set.
 #[expect(clippy::disallowed_methods, reason = "settings enter in `cli`")]
@@ -18,10 +23,10 @@ pub(super) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Prints a line on standard error.
+/// Prints a line on standard error, one line whatever is in it.
 pub(super) fn complain(line: &str) {
     // There is nobody left to tell if this fails.
-    drop(writeln!(io::stderr(), "{line}"));
+    drop(writeln!(io::stderr(), "{}", visible(line)));
 }
 
 /// A table whose columns are as wide as their content.
@@ -38,9 +43,9 @@ impl Table {
         }
     }
 
-    /// Adds a row.
-    pub(super) fn row<const N: usize>(&mut self, cells: [&str; N]) {
-        self.rows.push(cells.map(ToOwned::to_owned).into());
+    /// Adds a row. What comes from outside is wrapped in [`crate::domain::foreign::Foreign`].
+    pub(super) fn row<const N: usize>(&mut self, cells: [&dyn Display; N]) {
+        self.rows.push(cells.map(ToString::to_string).into());
     }
 
     /// Whether there is nothing below the heading.

@@ -1,14 +1,21 @@
 //! `kagami resolve`: the reference to pull now, one a line.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
 use super::{
-    arguments::ResolveArguments,
-    oneshot::{Asked, Once},
+    arguments::{ReferenceForm, ResolveArguments},
+    oneshot::{self, Asked, Once},
     output,
 };
 use crate::{
-    domain::{decision::Probing, mirror::Mode, reason::Outcome},
+    domain::{
+        decision::{Decision, Probing},
+        foreign::Foreign,
+        image::Reference,
+        mirror::{Mode, Pin},
+        reason::Outcome,
+        snapshot::Snapshot,
+    },
     state::replica::Images,
 };
 
@@ -17,6 +24,7 @@ pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
         images,
         once: settings,
         namespace,
+        form,
         verbose,
     } = arguments;
     let asked = Asked {
@@ -38,36 +46,64 @@ pub(super) async fn run(arguments: ResolveArguments) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    let (text, mut why) = once
+    let (text, why) = once
         .decide(&images, Mode::Enforce, |snapshot, decisions| {
             let (mut text, mut why) = (String::new(), Vec::new());
             for decision in decisions {
-                let image = match (decision.outcome, &decision.rewritten) {
-                    (Outcome::Rewritten, Some(rewritten)) => rewritten,
-                    _ => decision.image,
-                };
+                let image = in_form(snapshot, decision, form);
+                let rewritten = decision.outcome == Outcome::Rewritten;
                 // Writing to a String cannot fail.
                 let _ = writeln!(text, "{image}");
                 let mirror = decision
                     .mirror
                     .map(|mirror| format!(" ({})", snapshot.routing.mirror(mirror).name));
-                why.push(format!(
+                let line = format!(
                     "{}: {} {}{}: {}",
-                    decision.image,
+                    Foreign(decision.image),
                     decision.outcome,
                     decision.reason,
                     mirror.unwrap_or_default(),
-                    decision.reason.explanation()
-                ));
+                    oneshot::cause(decision)
+                );
+                why.push((line, rewritten));
             }
             (text, why)
         })
         .await;
-    why.extend(once.notes);
-    if verbose {
-        for line in &why {
+    for (line, is_rewritten) in &why {
+        if verbose || !is_rewritten {
             output::complain(line);
         }
     }
+    if verbose {
+        once.notes.iter().for_each(|note| output::complain(note));
+    }
     output::print(&text)
+}
+
+/// Returns the reference to pull: the mirror's, or what was given.
+fn in_form<'d>(snapshot: &Snapshot, decision: &'d Decision<'_>, form: Option<ReferenceForm>) -> Cow<'d, str> {
+    let reference = Reference::parse(decision.image);
+    if let (Outcome::Rewritten, Some(rewritten)) = (decision.outcome, &decision.rewritten) {
+        let again = form.and_then(|form| {
+            let pin = match form {
+                ReferenceForm::Tag => Pin::None,
+                ReferenceForm::Digest => Pin::DigestOnly,
+                ReferenceForm::Both => Pin::Digest,
+            };
+            let mapping = &snapshot.routing.mirror(decision.mirror?).mapping;
+            mapping
+                .map(&reference.ok()?, pin.form(decision.digest.as_ref()?))
+                .ok()
+        });
+        return again.map_or(Cow::Borrowed(rewritten.as_str()), Cow::Owned);
+    }
+    let without_tag = reference.ok().filter(|_| form == Some(ReferenceForm::Digest));
+    let without_tag = without_tag.and_then(|reference| {
+        let (digest, tag) = (reference.digest()?, reference.tag()?);
+        let name = decision.image.strip_suffix(digest)?.strip_suffix('@')?;
+        let name = name.strip_suffix(tag)?.strip_suffix(':')?;
+        Some(format!("{name}@{digest}"))
+    });
+    without_tag.map_or(Cow::Borrowed(decision.image), Cow::Owned)
 }

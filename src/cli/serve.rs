@@ -26,8 +26,9 @@ use crate::{
     domain::{decision::Probing, time::Timestamp},
     metrics::Metrics,
     server::{admin::Readiness, tls},
-    state::feed::Feed,
+    state::{Store, feed::Feed},
     tasks::{Signals, Tasks, shutdown},
+    telemetry::chain,
     webhook::{Admission, Limits, Probes},
 };
 
@@ -51,6 +52,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         },
         None => tls::Source::Memory(make_pair(listen.listen, &tls_name, ca_out.as_deref())?),
     };
+    tell_overlaps(&store);
     let listening = Listening::open(&listen, pair).await?;
 
     let (metrics, registry) = Metrics::new();
@@ -73,8 +75,10 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     }));
 
     let (file, shown) = (config.display().to_string(), Arc::clone(&loaded));
+    let reports = Reports::default();
     let served = Served {
         store: store.clone(),
+        reports: Some(reports.clone()),
         admission,
         metrics: metrics.clone(),
         registry,
@@ -88,16 +92,9 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     };
     let mut signals = Signals::new().context("cannot take over signals")?;
     let mut tasks = Tasks::default();
-    let configuration = follow_configuration(config, feed, loaded, metrics.clone());
+    let configuration = follow_configuration(config, store.clone(), feed, loaded, metrics.clone());
     tasks.spawn("configuration", until_stopping(shutdown.clone(), configuration));
-    let companion = mirror::run(
-        store,
-        metrics,
-        Reports::default(),
-        BTreeSet::new(),
-        doubts,
-        demand,
-    );
+    let companion = mirror::run(store, metrics, reports, BTreeSet::new(), doubts, demand);
     tasks.spawn("companion", until_stopping(shutdown.clone(), companion));
     tasks.spawn("looks", serving::finish_looks(shutdown.clone(), looks));
     let drain = serving::drain(&listen);
@@ -130,6 +127,16 @@ fn make_pair(
     Ok(issued.pair)
 }
 
+/// Says where mirrors stand in each other's way, as the condition `MirrorsOverlap` does in a cluster.
+fn tell_overlaps(store: &Store) {
+    let routing = &store.snapshot().routing;
+    for (id, mirror) in routing.mirrors() {
+        for overlap in routing.overlaps(id) {
+            tracing::warn!(mirror = mirror.name, reason = overlap.as_str(), "{overlap}");
+        }
+    }
+}
+
 /// What became of the configuration file.
 #[derive(Debug)]
 struct Loaded {
@@ -141,6 +148,7 @@ struct Loaded {
 /// Reads the configuration again whenever its file changes. A bad edit keeps the last good one.
 async fn follow_configuration(
     path: PathBuf,
+    store: Store,
     feed: Feed,
     loaded: Arc<Mutex<Loaded>>,
     metrics: Metrics,
@@ -166,11 +174,12 @@ async fn follow_configuration(
                     faults: Vec::new(),
                 };
                 tracing::info!(file = %path.display(), "configuration changed");
+                tell_overlaps(&store);
             }
             Err(error) => {
                 let faults = match error.downcast::<BadSettings>() {
                     Ok(BadSettings(faults)) => faults,
-                    Err(error) => vec![format!("{error:#}")],
+                    Err(error) => vec![chain(&*error)],
                 };
                 for fault in &faults {
                     tracing::warn!(

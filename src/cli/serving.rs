@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::{BadSettings, arguments::ListenArguments, output};
 use crate::{
     clock,
+    companion::mirror::reports::{Refusal, Report, Reports},
     domain::{health::Fault, mirror::Mirror, routing::MirrorId},
     metrics::Metrics,
     server::{
@@ -53,6 +54,8 @@ pub(super) struct Listening {
 /// What is served.
 pub(super) struct Served {
     pub(super) store: Store,
+    /// What looks at mirrors tell, where this process makes them.
+    pub(super) reports: Option<Reports>,
     pub(super) admission: Admission,
     pub(super) metrics: Metrics,
     pub(super) registry: Registry,
@@ -173,6 +176,7 @@ impl Served {
     fn admin(self, tls: Tls) -> AdminService {
         let Self {
             store,
+            reports,
             admission,
             metrics: _,
             registry,
@@ -200,7 +204,7 @@ impl Served {
                 "version": env!("CARGO_PKG_VERSION"),
                 name: origin,
                 "certificate": {"notAfter": certificate.not_after.to_string(), "fault": certificate.fault},
-                "mirrors": mirrors(&store),
+                "mirrors": mirrors(&store, reports.as_ref(), show_decisions),
                 // None where they are not to be shown.
                 "decisions": show_decisions.then(|| admission.recent()),
             })
@@ -213,13 +217,28 @@ impl Served {
     }
 }
 
-/// Returns what `/status` shows of the mirrors, as decisions see them.
-pub(super) fn mirrors(store: &Store) -> Map<String, Value> {
+/// Returns what `/status` shows of the mirrors, as decisions see them, and of what looks at them told.
+/// With `show_images` the last image that could not be read is named, as whoever may ask may know of it.
+pub(super) fn mirrors(store: &Store, reports: Option<&Reports>, show_images: bool) -> Map<String, Value> {
     let snapshot = store.snapshot();
     let counts = store.index().counts();
     let mirror = |(id, mirror): (MirrorId, &Mirror)| {
         let health = snapshot.health_of(id);
         let images = counts.get(&mirror.name).copied().unwrap_or_default();
+        let report = reports.map(|reports| reports.of(&mirror.name));
+        let credentials = report.as_ref().and_then(Report::credentials).map(|taken| {
+            let client = store.client(&mirror.name);
+            let secret = mirror.read_secret.as_deref();
+            let refusal = taken.err();
+            json!({
+                "valid": refusal.is_none(),
+                "reason": refusal.as_ref().map(Refusal::reason),
+                "cause": refusal.as_ref().map(|refusal| match &client {
+                    Some(client) => refusal.tell_of(client, secret),
+                    None => refusal.tell("the mirror", secret),
+                }),
+            })
+        });
         let value = json!({
             "mode": mirror.mode.as_label(),
             "registry": mirror.mapping.registry.to_string(),
@@ -227,10 +246,16 @@ pub(super) fn mirrors(store: &Store) -> Map<String, Value> {
             "health": {
                 "state": health.state.as_str(),
                 "reason": health.fault.map(Fault::as_str),
+                "cause": health.cause.as_deref(),
                 "since": health.since.to_string(),
                 "provenSince": health.proven_since.to_string(),
                 "stale": snapshot.is_stale(id),
             },
+            "credentials": credentials,
+            "unproven": report
+                .as_ref()
+                .filter(|_| show_images)
+                .and_then(|report| report.unproven.as_deref()),
             "images": BTreeMap::from(images.by_name()),
         });
         (mirror.name.clone(), value)

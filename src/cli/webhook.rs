@@ -36,7 +36,7 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
         probe_credentials,
     } = arguments;
     let namespace = own.namespace;
-    let client = cluster::client().await?;
+    let (client, _) = cluster::client().await?;
     let pair = tls::Source::Files {
         certificate: tls_cert,
         key: tls_key,
@@ -79,6 +79,7 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     let shown = cluster.clone();
     let served = Served {
         store,
+        reports: None,
         admission,
         metrics,
         registry,

@@ -77,6 +77,16 @@ impl<V: PartialEq> Collection<V> {
     }
 }
 
+impl<V: Clone + PartialEq> Collection<V> {
+    /// Returns a copy of everything.
+    pub fn all(&self) -> BTreeMap<String, V> {
+        let objects = self.iter();
+        objects
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

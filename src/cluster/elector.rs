@@ -21,6 +21,7 @@ use crate::{
     api::{LEADER_LEASE, v1alpha1::micro_time},
     clock,
     domain::lease::{Candidate, DURATION, RENEW_DEADLINE, RETRY, Record, may_act},
+    telemetry::{Reminder, chain},
 };
 
 /// Until when this process leads, as others see it.
@@ -48,6 +49,8 @@ impl Held {
 #[derive(Debug)]
 pub struct Elector {
     leases: Api<Lease>,
+    /// The API server's address, for people.
+    server: String,
     identity: String,
     candidate: Candidate,
     started: Instant,
@@ -59,15 +62,18 @@ pub struct Elector {
 }
 
 impl Elector {
-    /// Returns a candidate; `identity` must be another one for each process.
+    /// Returns a candidate; `identity` must be another one for each process. `server` is where the API server
+    /// is, for people.
     pub fn new(
         client: Client,
+        server: String,
         namespace: &str,
         identity: String,
         reached: watch::Sender<Option<Instant>>,
     ) -> Self {
         Self {
             leases: Api::namespaced(client, namespace),
+            server,
             identity,
             candidate: Candidate::default(),
             started: Instant::now(),
@@ -83,14 +89,19 @@ impl Elector {
 
     /// Waits until this process leads.
     pub async fn acquire(&mut self) {
+        let mut failures = Reminder::default();
         loop {
             match self.try_take().await {
-                Ok(true) => {
-                    tracing::info!(identity = self.identity, "leading");
-                    return;
+                Ok(leads) => {
+                    if failures.ended() {
+                        tracing::info!(server = self.server, "the API server answers");
+                    }
+                    if leads {
+                        tracing::info!(identity = self.identity, "leading");
+                        return;
+                    }
                 }
-                Ok(false) => {}
-                Err(error) => tracing::debug!(%error, "cannot look at the lease"),
+                Err(error) => self.log(&mut failures, "the API server does not give the lease", &error),
             }
             sleep(RETRY).await;
         }
@@ -114,13 +125,23 @@ impl Elector {
 
     /// Renews the lease until somebody else has it.
     async fn renewals(&mut self) {
+        let mut failures = Reminder::default();
         loop {
             sleep(RETRY).await;
             match self.renew().await {
-                Ok(true) => {}
+                Ok(true) => drop(failures.ended()),
                 Ok(false) => return,
-                Err(error) => tracing::warn!(%error, "cannot renew the lease"),
+                Err(error) => self.log(&mut failures, "cannot renew the lease", &error),
             }
+        }
+    }
+
+    /// Says whom this process asked and what came of it, unless that was said not long ago.
+    fn log(&self, failures: &mut Reminder, what: &str, error: &kube::Error) {
+        let error = chain(error);
+        if failures.failed(&error, std::time::Instant::now()) {
+            let (server, lease) = (self.server.as_str(), LEADER_LEASE);
+            tracing::warn!(server, lease, error, "{what}; trying again");
         }
     }
 
@@ -248,4 +269,46 @@ fn is_conflict(error: &kube::Error) -> bool {
 
 fn seconds(seconds: Option<i32>) -> Option<Duration> {
     Some(Duration::from_secs(u64::try_from(seconds?).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::instrument::WithSubscriber as _;
+
+    use super::*;
+    use crate::telemetry::{Format, Settings, examples::Lines, subscriber};
+
+    /// Nobody answers for a minute, in which it is tried some thirty times.
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_answer_is_said_once() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let settings = Settings {
+            format: Format::Human,
+            filter: "info,kube_client=off".to_owned(),
+            colour: false,
+        };
+        let log = subscriber(&settings, move || writer.clone()).unwrap();
+        let server = "http://127.0.0.1:1/".to_owned();
+        let client = Client::try_from(kube::Config::new(server.parse().unwrap())).unwrap();
+        let mut elector = Elector::new(
+            client,
+            server,
+            "kagami-system",
+            "companion-a".to_owned(),
+            watch::Sender::new(None),
+        );
+        let minute = tokio::time::timeout(Duration::from_mins(1), elector.acquire());
+        assert!(minute.with_subscriber(log).await.is_err());
+        let text = lines.text();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        for part in [
+            "the API server does not give the lease; trying again",
+            "http://127.0.0.1:1/",
+            "kagami-companion",
+            "refused",
+        ] {
+            assert_eq!(text.matches(part).count(), 1, "{part}: {text}");
+        }
+    }
 }

@@ -10,7 +10,12 @@ use kube::{
 };
 
 use super::writer::{NotWritten, Writer};
-use crate::{api::v1alpha1::micro_time, clock, telemetry::chain};
+use crate::{
+    api::v1alpha1::micro_time,
+    clock,
+    domain::{foreign::visible, time::Timestamp},
+    telemetry::chain,
+};
 
 /// Namespace of Events about objects without one (apimachinery's event validation asks for it).
 const NAMESPACE: &str = "default";
@@ -66,14 +71,13 @@ impl Events {
         let name = regarding.name.as_deref().unwrap_or_default();
         let event = Event {
             metadata: ObjectMeta {
-                // Unlike the object's, an Event's name may be cut.
-                name: Some(format!("{name:.200}.{:x}", clock::now().as_millis())),
+                name: Some(event_name(name, message.reason, clock::now())),
                 ..ObjectMeta::default()
             },
             action: Some(message.action.to_owned()),
             event_time: Some(micro_time(clock::now())),
             // Longer ones are refused.
-            note: Some(message.note.chars().take(LONGEST_NOTE).collect()),
+            note: Some(note(&message.note)),
             reason: Some(message.reason.to_owned()),
             regarding: Some(regarding),
             reporting_controller: Some(REPORTER.to_owned()),
@@ -91,5 +95,37 @@ impl Events {
             }
             Ok(_) => Ok(()),
         }
+    }
+}
+
+/// Returns the name of an Event. Unlike the object's it may be cut, and two of one moment have two reasons.
+fn event_name(object: &str, reason: &str, now: Timestamp) -> String {
+    let reason = reason.to_ascii_lowercase();
+    format!("{object:.200}.{reason:.32}.{:x}", now.as_millis())
+}
+
+/// Returns a note as people may see it in a terminal, and no longer than notes may be.
+fn note(text: &str) -> String {
+    visible(text).chars().take(LONGEST_NOTE).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_of_one_moment_have_names_of_their_own() {
+        let name = |object: &str, reason| event_name(object, reason, Timestamp::from_millis(255));
+        assert_eq!(name("main", "CredentialsInvalid"), "main.credentialsinvalid.ff");
+        assert_eq!(name(&"m".repeat(253), "Unhealthy").len(), 200 + 1 + 9 + 3);
+    }
+
+    #[test]
+    fn a_note_is_one_line_and_has_a_bound() {
+        assert_eq!(
+            note("it said \u{1b}[2Ka\nb: \"é\""),
+            r#"it said \u{1b}[2Ka\nb: "é""#
+        );
+        assert_eq!(note(&"\n".repeat(LONGEST_NOTE)).len(), LONGEST_NOTE);
     }
 }

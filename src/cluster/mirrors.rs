@@ -3,6 +3,8 @@
 //! One that cannot be used, or not even be read, is told with its faults; what it said when it last was
 //! good stays in force. No object stops the watch.
 
+use std::sync::Arc;
+
 use super::{
     collection::Collection,
     objects::{Object, Reader},
@@ -17,15 +19,18 @@ use crate::{
     domain::{mirror::Mirror, presence::Version},
 };
 
+/// What an ImageMirror says.
+pub type Form = (Mirror, Connection);
+
 /// An ImageMirror as it stands in the cluster.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Document {
     pub uid: String,
     pub version: Option<Version>,
     pub generation: i64,
     pub status: ImageMirrorStatus,
     /// What it says, or said when it last was good; none if it never was since it is watched.
-    pub form: Option<(Mirror, Connection)>,
+    pub form: Option<Form>,
     /// What is wrong with it as it is now.
     pub faults: Vec<String>,
     /// What this program does not know of it.
@@ -45,29 +50,30 @@ pub struct Change {
 #[derive(Debug, Default)]
 pub struct Mirrors {
     reader: Reader,
-    documents: Collection<Document>,
+    documents: Collection<Arc<Document>>,
 }
 
 impl Document {
     /// Reads an ImageMirror, given what it was `before`. `check` says why something that can be read
-    /// cannot be used.
-    pub fn read(
+    /// cannot be used, given what was in force before.
+    fn read(
         reader: &Reader,
         object: &Object,
         before: Option<&Self>,
-        check: impl FnOnce(&Mirror, &Connection) -> Result<(), String>,
+        check: impl FnOnce(Option<&Form>, &Form) -> Result<(), String>,
     ) -> Self {
-        let status = reader.status(object);
+        let status = reader.status(&object.status);
+        let before = before.and_then(|before| before.form.as_ref());
         let Reading { taken, unknown } = reader.mirror(object);
         let taken = taken
             .map_err(|faults| faults.iter().map(ToString::to_string).collect())
-            .and_then(|(mirror, connection)| match check(&mirror, &connection) {
-                Ok(()) => Ok((mirror, connection)),
+            .and_then(|form| match check(before, &form) {
+                Ok(()) => Ok(form),
                 Err(fault) => Err(vec![fault]),
             });
         let (form, faults) = match taken {
             Ok(form) => (Some(form), Vec::new()),
-            Err(faults) => (before.and_then(|before| before.form.clone()), faults),
+            Err(faults) => (before.cloned(), faults),
         };
         Self {
             uid: object.metadata.uid.clone(),
@@ -82,19 +88,20 @@ impl Document {
 }
 
 impl Mirrors {
-    /// Takes in an event; `check` as for [`Document::read`].
+    /// Takes in an event. `check` says why something that can be read cannot be used, given what was in force
+    /// before.
     pub fn take(
         &mut self,
         event: Event<Object>,
-        check: impl FnOnce(&Mirror, &Connection) -> Result<(), String>,
+        check: impl FnOnce(Option<&Form>, &Form) -> Result<(), String>,
     ) -> Change {
         let documents = &self.documents;
         let mut same_form = false;
         let event = event.map(|object| {
-            let before = documents.get(&object.metadata.name);
+            let before = documents.get(&object.metadata.name).map(AsRef::as_ref);
             let document = Document::read(&self.reader, &object, before, check);
             same_form = before.is_some_and(|before| before.form == document.form);
-            (object.metadata.name, document)
+            (object.metadata.name, Arc::new(document))
         });
         let goes = matches!(event, Event::Deleted(_) | Event::ListedAll { .. });
         let documents = self.documents.take(event);
@@ -109,13 +116,17 @@ impl Mirrors {
         self.documents.is_complete()
     }
 
+    pub fn get(&self, name: &str) -> Option<&Arc<Document>> {
+        self.documents.get(name)
+    }
+
     /// Returns every ImageMirror by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &Document)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Arc<Document>)> {
         self.documents.iter()
     }
 
     /// Returns what is in force.
-    pub fn forms(&self) -> impl Iterator<Item = &(Mirror, Connection)> {
+    pub fn forms(&self) -> impl Iterator<Item = &Form> {
         self.iter().filter_map(|(_, document)| document.form.as_ref())
     }
 }
@@ -150,7 +161,7 @@ mod tests {
     #[test]
     fn the_last_good_form_stays_in_force() {
         let mut mirrors = Mirrors::default();
-        let refused = |mirror: &Mirror, _: &Connection| {
+        let refused = |_: Option<&Form>, (mirror, _): &Form| {
             (mirror.priority != 13)
                 .then_some(())
                 .ok_or_else(|| "unlucky".to_owned())

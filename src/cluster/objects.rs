@@ -1,7 +1,8 @@
 //! Objects as they come from the API server, read so that none of them can stop a watch.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use k8s_openapi::ByteString;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -16,7 +17,9 @@ use crate::{
     },
     domain::{
         health::Health,
+        image::{ImageKey, KeyRef},
         mirror::Mirror,
+        platform::Platforms,
         presence::{Presence, Swept, Version},
         selector::Labels,
         standing::Standing,
@@ -71,6 +74,39 @@ impl Versioned for Outline {
     }
 }
 
+/// The part of a Secret that is read. `Debug` names it only.
+#[derive(Clone, Deserialize)]
+pub struct Secret {
+    #[serde(default)]
+    pub metadata: Metadata,
+    #[serde(default, rename = "type")]
+    pub type_: String,
+    #[serde(default)]
+    pub data: Option<BTreeMap<String, ByteString>>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret")
+            .field("name", &self.metadata.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Versioned for Secret {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+impl Outline {
+    /// Returns the object's name and labels.
+    pub fn into_labels(self) -> (String, Labels) {
+        let Metadata { name, labels, .. } = self.metadata;
+        (name, labels.unwrap_or_default())
+    }
+}
+
 /// Reads ImageMirrors with the schemas that this program knows.
 #[derive(Debug)]
 pub struct Reader {
@@ -107,14 +143,12 @@ impl Reader {
         }
     }
 
-    /// Returns the status. What cannot be read, as of a newer companion, is as if it were not there.
-    pub fn status(&self, object: &Object) -> ImageMirrorStatus {
-        let status = if object.status.is_object() {
-            schema::decode(&self.status, object.status.clone()).0
-        } else {
-            None
-        };
-        status.unwrap_or_default()
+    /// Returns a status. What cannot be read, as of a newer companion, is as if it were not there.
+    pub fn status(&self, status: &Value) -> ImageMirrorStatus {
+        let status = status
+            .is_object()
+            .then(|| schema::decode(&self.status, status.clone()).0);
+        status.flatten().unwrap_or_default()
     }
 }
 
@@ -126,13 +160,22 @@ impl From<ImageMirrorStatus> for SharedStatus {
             tags: status.sweeps.tag.as_ref().and_then(swept),
             digests: status.sweeps.digest.as_ref().and_then(swept),
             standing: Arc::new(Standing {
-                platforms: status.platforms.iter().map(String::as_str).collect(),
+                platforms: nodes(&status.platforms),
                 pull_secret_namespaces: status.pull_secret_namespaces.into_iter().collect(),
                 owners_left_alone: status.owners_left_alone.into_iter().collect(),
             }),
             failing_upstreams: status.failing_upstreams,
         }
     }
+}
+
+/// Returns the platforms of nodes. An older companion told no operating systems: what it named is taken for
+/// Linux nodes, as there hardly is an architecture without any.
+fn nodes(names: &[String]) -> Platforms {
+    let named = names
+        .iter()
+        .map(|name| Platforms::parse(name).unwrap_or_else(|| Platforms::of("linux", name, "")));
+    named.fold(Platforms::NONE, Platforms::or)
 }
 
 fn swept(status: &SweepStatus) -> Option<Swept> {
@@ -143,39 +186,40 @@ fn swept(status: &SweepStatus) -> Option<Swept> {
 }
 
 /// What a MirroredImage tells of one image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub mirror: String,
-    /// The image's key in the presence index.
-    pub key: String,
+    pub key: ImageKey,
     pub presence: Presence,
     pub verified_at: Timestamp,
+    /// When a Pod last used it.
+    pub last_used: Timestamp,
     pub version: Version,
+    /// All that it says. None if this program cannot read it, as of a newer companion; then the rest is as if
+    /// nobody had looked.
+    pub spec: Option<MirroredImageSpec>,
 }
 
-/// Returns what a MirroredImage tells; nothing if it is not the one of its mirror and image.
+/// Returns what a MirroredImage tells. Nothing if its image is no key, or its name is not the one that belongs
+/// to its mirror and image, so that there is never a second one for the same.
 pub fn entry(object: &Object) -> Option<Entry> {
-    let (mirror, key, spec) = image(object)?;
+    let text = |field: &str| object.spec[field].as_str();
+    let (mirror, image) = (text("mirror")?, text("image")?);
+    if object.metadata.name != MirroredImage::object_name(mirror, image) {
+        return None;
+    }
+    let key = KeyRef::parse(image).ok()?;
+    let spec = MirroredImageSpec::deserialize(&object.spec).ok();
     let presence = spec.as_ref().map(api::image::presence);
     Some(Entry {
         mirror: mirror.to_owned(),
-        key: key.to_owned(),
+        key: key.into(),
         presence: presence.unwrap_or(Presence::Unknown(None)),
         verified_at: spec.as_ref().map(api::image::verified_at).unwrap_or_default(),
+        last_used: spec.as_ref().map(api::image::last_used).unwrap_or_default(),
         version: version(&object.metadata.resource_version).unwrap_or(Version::NEVER_SWEPT),
+        spec,
     })
-}
-
-/// Returns the mirror and the image that a MirroredImage speaks of, and what it says if that can be read:
-/// one of a newer companion may tell what this program does not know. Nothing if its name is not the one
-/// that belongs to its mirror and image, so that there is never a second one for the same.
-pub fn image(object: &Object) -> Option<(&str, &str, Option<MirroredImageSpec>)> {
-    let text = |field: &str| object.spec[field].as_str();
-    let (mirror, key) = (text("mirror")?, text("image")?);
-    if object.metadata.name != MirroredImage::object_name(mirror, key) {
-        return None;
-    }
-    Some((mirror, key, MirroredImageSpec::deserialize(&object.spec).ok()))
 }
 
 #[cfg(test)]
@@ -183,7 +227,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::domain::{health::State, platform::Architectures};
+    use crate::domain::health::State;
 
     const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -220,13 +264,13 @@ mod tests {
         let Presence::Present(proof) = &entry.presence else {
             panic!("{entry:?}")
         };
-        assert_eq!(entry.key, "docker.io/library/nginx:1.27");
+        assert_eq!(entry.key.as_str(), "docker.io/library/nginx:1.27");
         assert_eq!(entry.version, Version(17));
         assert_eq!(entry.verified_at.to_string(), "2026-01-02T03:04:05.678Z");
         assert_eq!(proof.digest.to_string(), DIGEST);
         assert_eq!(
-            proof.architectures.names().collect::<Vec<_>>(),
-            ["amd64", "arm64"]
+            proof.platforms.names().collect::<Vec<_>>(),
+            ["linux/amd64", "linux/arm64"]
         );
         assert_eq!(proof.public, Some(true));
     }
@@ -257,30 +301,47 @@ mod tests {
         assert_eq!(entry(&image(|image| image["spec"] = Value::Null)), None);
     }
 
+    /// There is one object for an image, and it is known by the image's key.
+    #[test]
+    fn an_image_that_is_not_written_as_its_key_is_none() {
+        for written in [
+            "nginx:1.27",
+            "docker.io/library/nginx",
+            "docker.io/nginx:1.27",
+            "Docker.io/library/nginx:1.27",
+            "not an image",
+            "",
+        ] {
+            let object = image(|image| {
+                image["spec"]["image"] = written.into();
+                image["metadata"]["name"] = MirroredImage::object_name("main", written).into();
+            });
+            assert_eq!(entry(&object), None, "{written}");
+        }
+    }
+
     #[test]
     fn a_status_of_a_newer_companion_is_read_as_far_as_it_is_known() {
-        let told = |status: Value| {
-            let object = object(json!({"metadata": {"name": "main"}, "spec": {}, "status": status}));
-            SharedStatus::from(Reader::default().status(&object))
-        };
+        let told = |status: Value| SharedStatus::from(Reader::default().status(&status));
         let status = told(json!({
             "health": {"state": "Healthy", "provenSince": "2026-01-02T03:04:05.000000Z", "mood": "good"},
             "sweeps": {"tag": {
                 "startedAt": "2026-01-02T03:05:05.000000Z", "finishedAt": "2026-01-02T03:05:06.000000Z",
                 "throughResourceVersion": "99", "present": 1, "missing": 0, "unknown": 0,
             }},
-            "platforms": ["amd64"],
+            "platforms": ["arm64", "linux/amd64"],
             "weather": {"sunny": true},
         }));
         assert_eq!(status.health.state, State::Healthy);
         assert_eq!(status.tags.unwrap().through, Version(99));
-        assert_eq!(status.standing.platforms, Architectures::of("amd64"));
+        let both = ["arm64", "amd64"].map(|architecture| Platforms::of("linux", architecture, ""));
+        assert_eq!(status.standing.platforms, both[0].or(both[1]));
         // A state that this program does not know, or a health without its date, is none.
         let unknown = json!({"state": "Splendid", "provenSince": "2026-01-02T03:04:05.000000Z"});
-        let status = told(json!({"health": unknown, "platforms": ["arm64"]}));
+        let status = told(json!({"health": unknown, "platforms": ["windows/amd64"]}));
         assert_eq!(
             (status.health.state, status.standing.platforms),
-            (State::Unknown, Architectures::of("arm64"))
+            (State::Unknown, Platforms::of("windows", "amd64", ""))
         );
         for status in [json!({"health": {"state": "Healthy"}}), json!("?"), Value::Null] {
             assert_eq!(told(status).health.state, State::Unknown);

@@ -9,6 +9,7 @@
 //! (KEP-3157), and else in pages: neither side then ever holds a whole list.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,7 +28,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::domain::presence::Version;
+use crate::{domain::presence::Version, metrics::Metrics};
 
 /// How many objects one page of a list has at most.
 const PAGE: u32 = 500;
@@ -132,6 +133,13 @@ impl Pulse {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Shows in the metrics how the watch fares.
+    pub fn show(&self, name: &'static str, metrics: &Metrics) {
+        let beat = self.beat();
+        let silence = beat.contact.map(|contact| contact.elapsed());
+        metrics.set_watch(name, silence, beat.failures);
+    }
+
     fn contact(&self, name: &str) {
         let mut beat = self.beat();
         beat.contact = Some(Instant::now());
@@ -148,6 +156,26 @@ impl Pulse {
             tracing::warn!(watch = name, error = why, "the watch failed and is tried again");
         }
         beat.failure = Some(why);
+    }
+}
+
+/// The pulses of several watches, by name. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Pulses(Arc<Mutex<BTreeMap<&'static str, Pulse>>>);
+
+impl Pulses {
+    /// Returns the pulse of a watch; it goes on where another watch of that name ended.
+    pub fn of(&self, source: &Source) -> Pulse {
+        let mut pulses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pulses.entry(source.name).or_default().clone()
+    }
+
+    /// Shows in the metrics how the watches fare.
+    pub fn show(&self, metrics: &Metrics) {
+        let pulses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, pulse) in &*pulses {
+            pulse.show(name, metrics);
+        }
     }
 }
 

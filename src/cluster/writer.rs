@@ -121,6 +121,7 @@ mod tests {
     use kube::core::Status;
 
     use super::*;
+    use crate::telemetry::chain;
 
     #[test]
     fn what_may_not_be_written_now_may_be_written_later() {
@@ -136,5 +137,12 @@ mod tests {
         }
         assert!(matches!(answer(404), NotWritten::Gone));
         assert!(matches!(answer(409), NotWritten::Conflict));
+    }
+
+    #[test]
+    fn what_the_api_server_says_is_said_once() {
+        let status = Status::failure("create not allowed", "Forbidden").with_code(403);
+        let told = NotWritten::from(kube::Error::Api(Box::new(status)));
+        assert_eq!(chain(&told), "no success: create not allowed (403)");
     }
 }

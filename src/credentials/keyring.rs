@@ -13,6 +13,7 @@ use base64::{
 use serde::Deserialize;
 
 use super::Credentials;
+use crate::domain::source::is_hub_for_people;
 
 /// The credentials of one Docker configuration, the most specific first.
 #[derive(Clone, Debug, Default)]
@@ -95,28 +96,25 @@ impl Keyring {
         Ok(Self(entries))
     }
 
-    /// Returns the credentials for an image, written `registry/repository` without tag or digest: those
-    /// of the most specific key that matches, where the kubelet would try all that match in this order.
-    pub fn lookup(&self, image: &str) -> Option<&Credentials> {
-        self.named(image)
-            .or_else(|| self.hub().filter(|_| is_docker_hub(image)))
-    }
-
-    /// Returns the credentials for a registry, written `host[:port][/path]`. Unlike an image, one without
-    /// a path is not Docker Hub's, whose credentials are for nobody else.
+    /// Returns the credentials for a registry, written `host[:port][/path]`: those of the most specific key
+    /// that matches, where the kubelet would try all that match in this order. Unlike an image, one without
+    /// a host is not Docker Hub's, whose credentials are for nobody else.
+    ///
+    /// Beyond the kubelet's rules the port of TLS may be written or left out, and Docker Hub has all the names
+    /// by which people know it.
     pub fn for_registry(&self, registry: &str) -> Option<&Credentials> {
-        let is_hub = matches!(split_path(registry).0, "docker.io" | "index.docker.io");
-        self.named(registry).or_else(|| self.hub().filter(|_| is_hub))
+        let registry = lower_host(registry);
+        let find = |fits: &dyn Fn(&str) -> bool| self.0.iter().find(|entry| fits(&entry.key));
+        let is_hub = is_hub_for_people(split_path(&registry).0);
+        find(&|key| matches(key, &registry))
+            .or_else(|| find(&|key| matches(&without_default_port(key), &without_default_port(&registry))))
+            .or_else(|| find(&|key| is_hub && is_hub_for_people(key)))
+            .map(|entry| &entry.credentials)
     }
 
-    fn named(&self, name: &str) -> Option<&Credentials> {
-        let found = self.0.iter().find(|entry| matches(&entry.key, name));
-        found.map(|entry| &entry.credentials)
-    }
-
-    fn hub(&self) -> Option<&Credentials> {
-        let found = self.0.iter().find(|entry| entry.key == "index.docker.io");
-        found.map(|entry| &entry.credentials)
+    /// Returns what registries there are credentials for.
+    pub fn registries(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().rev().map(|entry| entry.key.as_str())
     }
 }
 
@@ -143,8 +141,8 @@ impl User {
     }
 }
 
-/// Returns an entry's name without the scheme, and without the version that begins the path of a
-/// registry's own API.
+/// Returns an entry's name without the scheme, without the version that begins the path of a registry's own
+/// API, and with its host in lower case.
 fn key(location: &str) -> String {
     let rest = location
         .strip_prefix("https://")
@@ -153,13 +151,26 @@ fn key(location: &str) -> String {
     let (host, path) = split_path(rest);
     let path = match path.get(..4) {
         Some("/v1/" | "/v2/") => &path[3..],
+        _ if matches!(path, "/v1" | "/v2") => "",
         _ => path,
     };
-    if path == "/" {
-        host.to_owned()
-    } else {
-        format!("{host}{path}")
-    }
+    let path = path.trim_end_matches('/');
+    lower_host(&format!("{host}{path}"))
+}
+
+/// Returns a name with its host in lower case, and without a dot at its end.
+fn lower_host(name: &str) -> String {
+    let (host, path) = split_path(name);
+    let (host, port) = split_port(host);
+    let colon = if port.is_empty() { "" } else { ":" };
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    format!("{host}{colon}{port}{path}")
+}
+
+/// Returns a name without the port that TLS has where none is written.
+fn without_default_port(name: &str) -> String {
+    let (host, path) = split_path(name);
+    format!("{}{path}", host.strip_suffix(":443").unwrap_or(host))
 }
 
 fn matches(key: &str, image: &str) -> bool {
@@ -210,16 +221,6 @@ fn label_matches(glob: &str, label: &str) -> bool {
     })
 }
 
-/// Whether an image comes from Docker Hub: its first component is no registry, or the Hub's name.
-fn is_docker_hub(image: &str) -> bool {
-    match image.split_once('/') {
-        None => !image.is_empty(),
-        Some(("", _)) => false,
-        Some(("docker.io" | "index.docker.io", _)) => true,
-        Some((first, _)) => !first.contains(['.', ':']),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     //! The tables are those of kubernetes v1.36 `pkg/credentialprovider/keyring_test.go`
@@ -243,13 +244,13 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(entries: &[(&str, &str)], image: &str, expected: Option<&str>) {
+    fn check(entries: &[(&str, &str)], registry: &str, expected: Option<&str>) {
         let keyring = keyring(entries);
-        let found = keyring.lookup(image);
+        let found = keyring.for_registry(registry);
         assert_eq!(
             found.map(|c| c.username.as_str()),
             expected,
-            "{entries:?} for {image}"
+            "{entries:?} for {registry}"
         );
         assert_eq!(
             found.map(|c| c.password.clone()),
@@ -341,33 +342,15 @@ mod tests {
 
     #[test]
     fn keyring_hit_with_docker_hub() {
-        for image in [
-            "google/docker-registry",
-            "jenkins",
+        for registry in [
             "index.docker.io/v1/google/docker-registry",
             "docker.io/library/nginx",
         ] {
-            check(&[("https://index.docker.io/v1/", "foo")], image, Some("foo"));
+            check(&[("https://index.docker.io/v1/", "foo")], registry, Some("foo"));
         }
         // What matches by name goes before the default.
         let both = [("index.docker.io", "old"), ("docker.io", "new")];
         check(&both, "docker.io/library/nginx", Some("new"));
-    }
-
-    #[test]
-    fn is_default_registry_match() {
-        for (image, expected) in [
-            ("foo/bar", true),
-            ("docker.io/foo/bar", true),
-            ("index.docker.io/foo/bar", true),
-            ("foo", true),
-            ("", false),
-            ("registry.tld/foo/bar", false),
-            ("registry:5000/foo/bar", false),
-            ("myhostdocker.io/foo/bar", false),
-        ] {
-            assert_eq!(is_docker_hub(image), expected, "{image}");
-        }
     }
 
     #[test]
@@ -402,11 +385,52 @@ mod tests {
             "localhost",
             "localhost/cache",
             "[::1]:5000",
+            "registry:5000/foo",
+            "myhostdocker.io/foo/bar",
         ] {
             assert_eq!(user(other), None, "{other}");
         }
         assert_eq!(user("docker.io"), Some("hub"));
         assert_eq!(user("index.docker.io/library"), Some("hub"));
+    }
+
+    #[test]
+    fn keys_as_people_write_them() {
+        for (key, registry) in [
+            ("mirror.example.com", "mirror.example.com:443"),
+            ("mirror.example.com:443", "mirror.example.com"),
+            ("https://mirror.example.com:443/v2/", "mirror.example.com/cache"),
+            ("https://mirror.example.com/v2/", "mirror.example.com:443"),
+            ("https://mirror.example.com/v1", "mirror.example.com:443"),
+            ("https://mirror.example.com/v2", "mirror.example.com"),
+            ("https://mirror.example.com/", "mirror.example.com/cache"),
+            ("mirror.example.com/cache/", "mirror.example.com/cache"),
+            ("MIRROR.example.com", "mirror.example.com"),
+            ("mirror.example.com", "Mirror.example.com/cache"),
+            ("mirror.example.com.", "mirror.example.com"),
+            ("*.example.com:443", "mirror.example.com"),
+            ("[::1]:443", "[::1]"),
+            ("https://registry-1.docker.io/v2/", "docker.io"),
+            ("hub.docker.com", "docker.io/bitnami"),
+            ("docker.io", "index.docker.io"),
+        ] {
+            check(&[(key, "a")], registry, Some("a"));
+        }
+        for (key, registry) in [
+            ("mirror.example.com:5000", "mirror.example.com"),
+            ("mirror.example.com:80", "mirror.example.com"),
+            ("mirror.example.com", "mirror.example.com:5000"),
+            ("mirror.example.com/v1", "mirror.example.com:4430"),
+        ] {
+            check(&[(key, "a")], registry, None);
+        }
+        // What is written alike goes before what means the same.
+        let both = [
+            ("mirror.example.com:443", "with"),
+            ("mirror.example.com", "without"),
+        ];
+        check(&both, "mirror.example.com", Some("without"));
+        check(&both, "mirror.example.com:443", Some("with"));
     }
 
     #[test]
@@ -420,7 +444,7 @@ mod tests {
     fn both_secret_types_and_both_paddings_are_read() {
         let user = |bytes: &[u8]| {
             let keyring = Keyring::from_dockercfg(bytes).unwrap();
-            keyring.lookup("a.io/x").map(|found| found.username.clone())
+            keyring.for_registry("a.io/x").map(|found| found.username.clone())
         };
         assert_eq!(
             user(br#"{"a.io":{"auth":"dXNlcjpwYXNz"}}"#).as_deref(),

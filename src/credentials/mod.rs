@@ -26,6 +26,9 @@ const CFG_KEY: &str = ".dockercfg";
 /// How long the last good credentials stay in use once their Secret has a fault.
 const GRACE: Duration = Duration::from_hours(1);
 
+/// How many registries are named that a Secret has credentials for.
+const SHOWN: usize = 3;
+
 /// A user's name and password. `Debug` shows neither: some registries take a token as the name.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
@@ -69,8 +72,59 @@ pub enum Fault {
         #[source]
         source: ParseKeyringError,
     },
-    #[error("Secret {secret} has no credentials for {registry}")]
-    NoEntry { secret: String, registry: String },
+    #[error("Secret {secret} has no credentials for {registry}, {}", but(others))]
+    NoEntry {
+        secret: String,
+        registry: String,
+        /// What it has some for.
+        others: Vec<String>,
+    },
+    /// It is another kind of Secret.
+    #[error(
+        "Secret {secret} has no Docker configuration, {}: kubectl create secret docker-registry makes one",
+        instead(keys)
+    )]
+    NotOfDocker {
+        secret: String,
+        /// What it has, if anything.
+        keys: Vec<String>,
+    },
+    /// No registry takes these (RFC 7617, section 2), and nobody sees why.
+    #[error(
+        "{what} for {registry} in Secret {secret} {}: write it anew, by printf instead of echo, for example",
+        if *.at_end { "ends with a line feed" } else { "has a control character in it" }
+    )]
+    Control {
+        secret: String,
+        registry: String,
+        /// The password or the user's name.
+        what: &'static str,
+        /// Whether it is but a line feed at the end.
+        at_end: bool,
+    },
+}
+
+/// Returns what keys a Secret has instead of those of a Docker configuration.
+fn instead(keys: &[String]) -> String {
+    some(keys).map_or_else(|| "as nothing is in it".to_owned(), |keys| format!("only {keys}"))
+}
+
+/// Returns what a Secret has credentials for instead of what was looked for, as the end of a sentence.
+fn but(others: &[String]) -> String {
+    some(others).map_or_else(
+        || "or for any other registry".to_owned(),
+        |others| format!("only for {others}"),
+    )
+}
+
+/// Returns the first of some names, and how many there are besides; none if there is none.
+fn some(names: &[String]) -> Option<String> {
+    let (shown, more) = names.split_at(names.len().min(SHOWN));
+    match (shown, more.len()) {
+        ([], _) => None,
+        (shown, 0) => Some(shown.join(", ")),
+        (shown, more) => Some(format!("{} and {more} more", shown.join(", "))),
+    }
 }
 
 /// The credentials that are in use for one registry, as its Secret changes.
@@ -130,17 +184,38 @@ impl Secret {
         let keyring = match (data(CONFIG_JSON_KEY), data(CFG_KEY)) {
             (Some(json), _) => Keyring::from_docker_config_json(json),
             (None, Some(cfg)) => Keyring::from_dockercfg(cfg),
-            (None, None) => Ok(Keyring::default()),
+            (None, None) => {
+                return Err(Fault::NotOfDocker {
+                    secret: secret.to_owned(),
+                    keys: self.data.keys().cloned().collect(),
+                });
+            }
         };
         let keyring = keyring.map_err(|source| Fault::Unreadable {
             secret: secret.to_owned(),
             source,
         })?;
         let found = names.iter().find_map(|name| keyring.for_registry(name));
-        found.cloned().ok_or_else(|| Fault::NoEntry {
+        let found = found.cloned().ok_or_else(|| Fault::NoEntry {
             secret: secret.to_owned(),
             registry: names[0].to_owned(),
-        })
+            others: keyring.registries().map(str::to_owned).collect(),
+        })?;
+        for (what, text) in [
+            ("the password", &found.password),
+            ("the user's name", &found.username),
+        ] {
+            if text.contains(|character: char| character.is_ascii_control()) {
+                let is_inside = |character: char| character.is_ascii_control();
+                return Err(Fault::Control {
+                    secret: secret.to_owned(),
+                    registry: names[0].to_owned(),
+                    what,
+                    at_end: !text.trim_end_matches(['\r', '\n']).contains(is_inside),
+                });
+            }
+        }
+        Ok(found)
     }
 
     /// Returns the key of this Secret that is not of the form that its type asks for, and what is wrong
@@ -189,6 +264,7 @@ mod tests {
             Err(Fault::NoEntry {
                 secret: "read".to_owned(),
                 registry: "mirror.test".to_owned(),
+                others: Vec::new(),
             })
         };
         let good = |name| Ok(Some(user(name)));
@@ -231,12 +307,74 @@ mod tests {
         let outer = r#""mirror.test": {"username": "outer", "password": "p"}"#;
         check(&format!(r#"{{"auths": {{{inner}}}}}"#), Ok("inner"));
         check(&format!(r#"{{"auths": {{{inner}, {outer}}}}}"#), Ok("outer"));
-        let without = "Secret read has no credentials for mirror.test/cache";
         check(
             r#"{"auths": {"mirror.svc": {"username": "inner", "password": "p"}}}"#,
-            Err(without),
+            Err("Secret read has no credentials for mirror.test/cache, only for mirror.svc"),
         );
-        check("{}", Err(without));
+        let user = |host: &str| format!(r#""{host}": {{"username": "u", "password": "p"}}"#);
+        let many = ["a.test", "b.test", "c.test", "d.test"].map(user).join(", ");
+        check(
+            &format!(r#"{{"auths": {{{many}}}}}"#),
+            Err(
+                "Secret read has no credentials for mirror.test/cache, only for a.test, b.test, c.test and 1 more",
+            ),
+        );
+        for none in ["{}", r#"{"auths": {}}"#] {
+            check(
+                none,
+                Err("Secret read has no credentials for mirror.test/cache, or for any other registry"),
+            );
+        }
         check("{", Err("cannot read Secret read"));
+    }
+
+    #[test]
+    fn another_kind_of_secret_is_told_by_its_keys() {
+        let check = |keys: &[&str], expected: &str| {
+            let data = keys.iter().map(|key| ((*key).to_owned(), b"geheim".to_vec()));
+            let secret = Secret {
+                namespace: None,
+                type_: "kubernetes.io/basic-auth".to_owned(),
+                data: data.collect(),
+            };
+            let fault = secret.credentials("read", ["mirror.test"; 2]).unwrap_err();
+            let makes = "kubectl create secret docker-registry makes one";
+            assert_eq!(
+                fault.to_string(),
+                format!("Secret read has no Docker configuration, {expected}: {makes}")
+            );
+        };
+        check(&["password", "username"], "only password, username");
+        check(&["a", "b", "c", "d", "e"], "only a, b, c and 2 more");
+        check(&[], "as nothing is in it");
+    }
+
+    #[test]
+    fn what_no_registry_takes_is_a_fault() {
+        let check = |username: &str, password: &str, expected: Result<(), &str>| {
+            let entry = serde_json::json!({"username": username, "password": password});
+            let content =
+                serde_json::json!({"auths": {"mirror.test": entry, "other.test": {"username": "a\n"}}});
+            let secret = Secret::docker_config(content.to_string().into_bytes());
+            let found = secret
+                .credentials("read", ["mirror.test", "mirror.svc"])
+                .map(drop);
+            assert_eq!(
+                found.map_err(|fault| fault.to_string()),
+                expected.map_err(str::to_owned)
+            );
+        };
+        check("reader", "geheim", Ok(()));
+        check("reader", " gehéim ", Ok(()));
+        let anew = "write it anew, by printf instead of echo, for example";
+        for password in ["geheim\n", "geheim\r\n"] {
+            let told = format!("the password for mirror.test in Secret read ends with a line feed: {anew}");
+            check("reader", password, Err(&told));
+        }
+        let told =
+            format!("the password for mirror.test in Secret read has a control character in it: {anew}");
+        check("reader", "ge\theim\n", Err(&told));
+        let told = format!("the user's name for mirror.test in Secret read ends with a line feed: {anew}");
+        check("reader\n", "geheim", Err(&told));
     }
 }

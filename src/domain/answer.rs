@@ -5,43 +5,54 @@
 
 use std::{fmt, time::Duration};
 
-use super::digest::Digest;
+use super::{digest::Digest, platform::Platforms};
 
 /// The classified answer to looking for one manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The manifest is there; its digest was seen or computed, and is the one asked for, if any.
     Exists(Manifest),
-    /// 404 with a registry's error body or an empty one.
+    /// 404 with a registry's error body or an empty one, or with any other text from something known to be
+    /// a registry; or a registry's word that there can be no such name.
     Missing,
-    /// 401 or 403 (or a token service that refuses), also after one try with a new token.
+    /// 401 or 403 of the registry itself (or a token service that refuses), also after one try with a new
+    /// token.
     Unauthorized,
-    /// 429, or a wait that an earlier 429 asked for is not over.
+    /// 429, or the wait after an earlier 429 is not over.
     RateLimited {
-        /// What `Retry-After` asked for.
+        of: Limit,
+        /// What `Retry-After` asked for, or an own wait where it asked for none.
         retry_after: Option<Duration>,
     },
     /// Any 5xx, with its status code.
-    ServerError(u16),
+    ServerError(u16, Particulars),
     /// No HTTP answer at all.
-    Unreachable(Unreachable),
+    Unreachable(Unreachable, Particulars),
     /// An HTTP answer that proves nothing.
     Ambiguous(Ambiguity),
+}
+
+impl Answer {
+    /// Whether this is an HTTP answer where a registry's should have come: somebody has to look after it.
+    pub const fn proves_nothing(&self) -> bool {
+        matches!(self, Self::ServerError(..) | Self::Ambiguous(_))
+    }
 }
 
 /// An [`Answer`] that is not `Exists`: also what a ping or the read of a blob ends with.
 ///
 /// After a ping, `Unauthorized` means alive: a registry that asks for credentials.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     Missing,
     Unauthorized,
     RateLimited {
-        /// What `Retry-After` asked for, less the time since.
+        of: Limit,
+        /// What `Retry-After` asked for, or an own wait where it asked for none, less the time since.
         retry_after: Option<Duration>,
     },
-    ServerError(u16),
-    Unreachable(Unreachable),
+    ServerError(u16, Particulars),
+    Unreachable(Unreachable, Particulars),
     Ambiguous(Ambiguity),
 }
 
@@ -50,9 +61,9 @@ impl From<Failure> for Answer {
         match failure {
             Failure::Missing => Self::Missing,
             Failure::Unauthorized => Self::Unauthorized,
-            Failure::RateLimited { retry_after } => Self::RateLimited { retry_after },
-            Failure::ServerError(status) => Self::ServerError(status),
-            Failure::Unreachable(why) => Self::Unreachable(why),
+            Failure::RateLimited { of, retry_after } => Self::RateLimited { of, retry_after },
+            Failure::ServerError(status, particulars) => Self::ServerError(status, particulars),
+            Failure::Unreachable(why, particulars) => Self::Unreachable(why, particulars),
             Failure::Ambiguous(why) => Self::Ambiguous(why),
         }
     }
@@ -65,6 +76,17 @@ impl From<Result<Manifest, Failure>> for Answer {
             Err(failure) => failure.into(),
         }
     }
+}
+
+/// What a limit of requests holds for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// The whole registry, or every image of it.
+    Registry,
+    /// One repository, as far as is known.
+    Repository,
+    /// Tokens for one repository: the registry itself limits nothing.
+    Token,
 }
 
 /// Why no HTTP answer came.
@@ -82,13 +104,71 @@ pub enum Unreachable {
     Reset,
 }
 
+/// What is known of an answer that proves nothing, or of why none came: for people, who look for the one to
+/// mend it. Texts from outside stand here as they may be shown, and with a bound.
+///
+/// Answers that differ in nothing else are the same answer.
+#[derive(Clone, Debug, Default)]
+pub struct Particulars {
+    /// Who gave it or should have, where that is not the registry itself.
+    pub party: Option<Party>,
+    pub content_type: Option<Box<str>>,
+    /// The code in a registry's error body.
+    pub code: Option<Box<str>>,
+    /// What is wrong, in words: with a certificate, with the address of a token service.
+    pub words: Option<Box<str>>,
+}
+
+/// Somebody whom a registry sends its clients to: host and port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// Who a redirect leads to: storage.
+    Redirect(Box<str>),
+    TokenService(Box<str>),
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Redirect(host) => write!(f, "{host}, where the registry redirects to"),
+            Self::TokenService(host) => write!(f, "{host}, the registry's token service"),
+        }
+    }
+}
+
+impl PartialEq for Particulars {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Particulars {}
+
+impl fmt::Display for Particulars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(code) = &self.code {
+            write!(f, " {code}")?;
+        }
+        if let Some(party) = &self.party {
+            write!(f, " from {party}")?;
+        }
+        if let Some(content_type) = &self.content_type {
+            write!(f, ", of type {content_type}")?;
+        }
+        match &self.words {
+            Some(words) => write!(f, ": {words}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Why an HTTP answer proves nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ambiguity {
     /// HTML, as login pages and proxies send it: not a registry's answer.
-    Html,
+    Html(Particulars),
     /// 200 with another media type than a manifest's, or none.
-    NotAManifest,
+    NotAManifest(Particulars),
     /// The body's media type or form is not what the headers said.
     Malformed,
     /// The digest seen is not the digest asked for, or not that of the body.
@@ -96,14 +176,16 @@ pub enum Ambiguity {
     /// More bytes than a manifest may have.
     Oversized,
     /// Too many redirects, a loop, one without a target, or one from HTTPS to plain HTTP.
-    Redirect,
-    /// A challenge that cannot be met: no token service, one reached over plain HTTP only, or one
-    /// whose answer holds no token.
-    Challenge,
+    Redirect(Particulars),
+    /// A challenge that cannot be met: no token service, or one that is not asked because it is reached over
+    /// plain HTTP only.
+    Challenge(Particulars),
+    /// The token service's answer holds no token.
+    NoToken(Particulars),
     /// Not asked: the repository or reference cannot stand in a URL.
     InvalidName,
-    /// Another status code.
-    Status(u16),
+    /// Another status code; also 401 and 403 of who a redirect led to, which say nothing of credentials.
+    Status(u16, Particulars),
 }
 
 /// A manifest that was seen in a registry.
@@ -118,14 +200,19 @@ pub struct Manifest {
     /// A blob of a single manifest (the smallest one), for looking at the data path; none where only
     /// headers were seen.
     pub blob: Option<Blob>,
+    /// The configuration of a single manifest; none where only headers were seen.
+    pub config: Option<Blob>,
 }
 
 /// An entry of an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Child {
     pub digest: Digest,
-    /// `architecture` of `platform`; absent for what names none (attestations say `unknown`).
-    pub architecture: Option<String>,
+    /// The nodes that take this one of all entries: none for attestations and what else is no image.
+    pub takers: Platforms,
+    /// Whether all of them are served if it is there. Of one that names no platform, or is an index itself,
+    /// only what it holds can tell.
+    pub is_whole: bool,
 }
 
 /// A blob that a manifest names.
@@ -192,22 +279,25 @@ impl fmt::Display for Unreachable {
 impl fmt::Display for Ambiguity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Html => f.write_str("the answer is HTML"),
-            Self::NotAManifest => f.write_str("the answer is no manifest"),
+            Self::Html(particulars) => write!(f, "the answer is HTML{particulars}"),
+            Self::NotAManifest(particulars) => write!(f, "the answer is no manifest{particulars}"),
             Self::Malformed => f.write_str("malformed manifest"),
             Self::DigestMismatch => f.write_str("another digest than asked for"),
             Self::Oversized => f.write_str("oversized manifest"),
-            Self::Redirect => f.write_str("redirects that lead nowhere"),
-            Self::Challenge => f.write_str("an authentication challenge that cannot be met"),
+            Self::Redirect(particulars) => write!(f, "redirects that lead nowhere{particulars}"),
+            Self::Challenge(particulars) => {
+                write!(f, "an authentication challenge that cannot be met{particulars}")
+            }
+            Self::NoToken(particulars) => write!(f, "no token in the answer{particulars}"),
             Self::InvalidName => f.write_str("invalid repository or reference"),
-            Self::Status(status) => write!(f, "unexpected status {status}"),
+            Self::Status(status, particulars) => write!(f, "unexpected status {status}{particulars}"),
         }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Answer::from(*self).fmt(f)
+        Answer::from(self.clone()).fmt(f)
     }
 }
 
@@ -217,12 +307,28 @@ impl fmt::Display for Answer {
             Self::Exists(manifest) => write!(f, "exists as {}", manifest.digest),
             Self::Missing => f.write_str("missing"),
             Self::Unauthorized => f.write_str("unauthorized"),
-            Self::RateLimited {
-                retry_after: Some(wait),
-            } => write!(f, "rate limited for {} s", wait.as_secs()),
-            Self::RateLimited { retry_after: None } => f.write_str("rate limited"),
-            Self::ServerError(status) => write!(f, "server error {status}"),
-            Self::Unreachable(why) => why.fmt(f),
+            Self::RateLimited { of, retry_after } => {
+                let by = match of {
+                    Limit::Registry | Limit::Repository => "",
+                    Limit::Token => " by the token service",
+                };
+                write!(f, "rate limited{by}")?;
+                match retry_after {
+                    Some(wait) => write!(f, " for {} s", wait.as_secs()),
+                    None => Ok(()),
+                }
+            }
+            Self::ServerError(status, particulars) => write!(f, "server error {status}{particulars}"),
+            Self::Unreachable(why, Particulars { party, words, .. }) => {
+                why.fmt(f)?;
+                if let Some(party) = party {
+                    write!(f, " at {party}")?;
+                }
+                match words {
+                    Some(words) => write!(f, ": {words}"),
+                    None => Ok(()),
+                }
+            }
             Self::Ambiguous(why) => why.fmt(f),
         }
     }

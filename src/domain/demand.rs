@@ -8,17 +8,18 @@
 use std::{
     collections::{BTreeMap, HashMap},
     ops::Bound,
-    sync::Arc,
 };
+
+use super::image::ImageKey;
 
 /// How many different images of one namespace are kept in mind.
 pub const NAMESPACE_LIMIT: usize = 2000;
 
-/// The images in use, by namespace. Images are keys of the presence index.
+/// The images in use, by namespace.
 #[derive(Debug, Default)]
 pub struct Used {
     /// Every key, once, with the number of namespaces in which its image is used.
-    keys: HashMap<Arc<str>, u32>,
+    keys: HashMap<ImageKey, u32>,
     namespaces: BTreeMap<Box<str>, Namespace>,
     /// The number of the last list of all Pods.
     listing: u32,
@@ -28,12 +29,12 @@ pub struct Used {
 struct Namespace {
     pods: HashMap<Box<str>, PodImages>,
     /// How many times Pods use an image.
-    images: HashMap<Arc<str>, u32>,
+    images: HashMap<ImageKey, u32>,
 }
 
 #[derive(Debug)]
 struct PodImages {
-    images: Box<[Arc<str>]>,
+    images: Box<[ImageKey]>,
     /// The list that last named the Pod.
     listing: u32,
 }
@@ -58,7 +59,7 @@ impl Used {
 
     /// Takes in what a Pod uses now and returns that where it changed; nothing where it did not. Images
     /// past the namespace's limit are left out.
-    pub fn set(&mut self, namespace: &str, pod: &str, images: &[String]) -> &[Arc<str>] {
+    pub fn set(&mut self, namespace: &str, pod: &str, images: &[ImageKey]) -> &[ImageKey] {
         if images.is_empty() {
             self.remove(namespace, pod);
             return &[];
@@ -71,20 +72,20 @@ impl Used {
         };
         if let Some(before) = entry.pods.get_mut(pod) {
             before.listing = self.listing;
-            if before.images.iter().map(|image| &**image).eq(images) {
+            if *before.images == *images {
                 return &[];
             }
         }
         // The new ones first, so that what stays is not let go in between.
         let mut kept = Vec::with_capacity(images.len());
         for image in images {
-            if let Some((known, times)) = entry.images.get_key_value(image.as_str()) {
-                let (known, times) = (Arc::clone(known), times + 1);
-                entry.images.insert(Arc::clone(&known), times);
+            if let Some((known, times)) = entry.images.get_key_value(image) {
+                let (known, times) = (known.clone(), times + 1);
+                entry.images.insert(known.clone(), times);
                 kept.push(known);
             } else if entry.images.len() < NAMESPACE_LIMIT {
                 let key = intern(&mut self.keys, image);
-                entry.images.insert(Arc::clone(&key), 1);
+                entry.images.insert(key.clone(), 1);
                 kept.push(key);
             }
         }
@@ -116,7 +117,7 @@ impl Used {
     pub fn next_namespace<'a>(
         &'a self,
         after: Option<&str>,
-    ) -> Option<(&'a str, impl Iterator<Item = &'a Arc<str>> + use<'a>)> {
+    ) -> Option<(&'a str, impl Iterator<Item = &'a ImageKey> + use<'a>)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let (name, namespace) = self.namespaces.range::<str, _>((from, Bound::Unbounded)).next()?;
         Some((name, namespace.images.keys()))
@@ -124,16 +125,15 @@ impl Used {
 }
 
 /// Returns a key as it is held, for one namespace more.
-fn intern(keys: &mut HashMap<Arc<str>, u32>, key: &str) -> Arc<str> {
-    let known = keys.get_key_value(key);
-    let (key, namespaces) =
-        known.map_or_else(|| (Arc::from(key), 0), |(key, count)| (Arc::clone(key), *count));
-    keys.insert(Arc::clone(&key), namespaces + 1);
+fn intern(keys: &mut HashMap<ImageKey, u32>, key: &ImageKey) -> ImageKey {
+    let (key, namespaces) = keys.get_key_value(key).unwrap_or((key, &0));
+    let (key, namespaces) = (key.clone(), *namespaces);
+    keys.insert(key.clone(), namespaces + 1);
     key
 }
 
 /// Lets go of what a Pod used in its namespace, and of the keys that nobody uses any more.
-fn release(keys: &mut HashMap<Arc<str>, u32>, images: &mut HashMap<Arc<str>, u32>, pod: PodImages) {
+fn release(keys: &mut HashMap<ImageKey, u32>, images: &mut HashMap<ImageKey, u32>, pod: PodImages) {
     for image in pod.images {
         let Some(times) = images.get_mut(&image) else {
             continue;
@@ -156,24 +156,33 @@ fn release(keys: &mut HashMap<Arc<str>, u32>, images: &mut HashMap<Arc<str>, u32
 mod tests {
     use super::*;
 
+    /// What tests call by the tag alone.
+    fn key(tag: &str) -> ImageKey {
+        format!("docker.io/library/app:{tag}").parse().unwrap()
+    }
+
+    fn tag(key: &ImageKey) -> &str {
+        key.by_ref().reference().tag().unwrap()
+    }
+
     fn set<'a>(used: &'a mut Used, namespace: &str, pod: &str, images: &[&str]) -> Vec<&'a str> {
-        let images: Vec<_> = images.iter().map(|image| (*image).to_owned()).collect();
+        let images: Vec<_> = images.iter().map(|image| key(image)).collect();
         let changed = used.set(namespace, pod, &images);
-        changed.iter().map(|image| &**image).collect()
+        changed.iter().map(tag).collect()
     }
 
     fn all(used: &Used) -> Vec<(&str, &str)> {
         let mut all = Vec::new();
         let mut at = None;
         while let Some((namespace, images)) = used.next_namespace(at) {
-            all.extend(images.map(|image| (namespace, &**image)));
+            all.extend(images.map(|image| (namespace, tag(image))));
             at = Some(namespace);
         }
         all.sort_unstable();
         let mut keys: Vec<_> = all.iter().map(|(_, image)| *image).collect();
         keys.sort_unstable();
         keys.dedup();
-        let mut held: Vec<_> = used.keys.keys().map(|key| &**key).collect();
+        let mut held: Vec<_> = used.keys.keys().map(tag).collect();
         held.sort_unstable();
         assert_eq!(keys, held, "a key is held once, and while it is used");
         all

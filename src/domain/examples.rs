@@ -6,9 +6,10 @@ use super::{
     answer::{Manifest, MediaType},
     digest::Digest,
     health::{Health, State},
+    image::KeyRef,
     mapping::Mapping,
     mirror::{Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags},
-    platform::Architectures,
+    platform::Platforms,
     pod::{Place, PlaceKind},
     presence::Proof,
     routing::Routing,
@@ -38,6 +39,7 @@ pub(crate) fn mirror(name: &str, prefixes: &[&str]) -> Mirror {
         freshness: Freshness::default(),
         sweep_rate: None,
         tags: Tags::default(),
+        read_secret: None,
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
         runs_in: Vec::new(),
@@ -61,6 +63,7 @@ pub(crate) fn snapshot(mirrors: Vec<Mirror>) -> Snapshot {
     let health = Health {
         state: State::Healthy,
         fault: None,
+        cause: None,
         since: proven_since,
         proven_since,
     };
@@ -84,6 +87,7 @@ pub(crate) fn manifest(hex: char) -> Manifest {
         size: None,
         children: Vec::new(),
         blob: None,
+        config: None,
     }
 }
 
@@ -92,10 +96,16 @@ pub(crate) fn proof(hex: char) -> Proof {
     Proof {
         digest: digest(hex),
         media_type: MediaType::OciManifest,
-        architectures: Architectures::ALL,
+        platforms: Platforms::ALL,
         size: Some(1234),
         public: None,
     }
+}
+
+/// Returns the key that a text is.
+#[track_caller]
+pub(crate) fn key(text: &str) -> KeyRef<'_> {
+    KeyRef::parse(text).unwrap()
 }
 
 /// Returns a place in a Pod.

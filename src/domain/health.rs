@@ -5,10 +5,11 @@
 //! its endpoint changes, and when three different images that were known to be there are missing
 //! in a row.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
-    answer::{Ambiguity, Answer, Failure, Unreachable},
+    answer::{Ambiguity, Answer, Failure, Limit, Unreachable},
+    image::{ImageKey, KeyRef},
     mirror::HealthSettings,
     time::Timestamp,
 };
@@ -93,16 +94,21 @@ impl Fault {
 }
 
 impl Observation {
-    /// Returns what a ping tells. One that is refused for want of credentials means alive: images
-    /// will be answered the same, and tell.
-    pub fn of_ping(answer: Result<(), Failure>) -> Self {
-        Self::Bad(match answer {
-            Ok(()) | Err(Failure::Unauthorized) => return Self::Good,
-            Err(Failure::Unreachable(why)) => why.into(),
-            Err(Failure::ServerError(_)) => Fault::ServerError,
-            Err(Failure::RateLimited { .. }) => Fault::RateLimited,
-            Err(Failure::Missing | Failure::Ambiguous(_)) => Fault::NotARegistry,
-        })
+    /// Returns what a ping tells. One that is refused for want of credentials, or of a token that nobody
+    /// gives now or that is not asked for, means alive: images will be answered the same, and tell.
+    pub fn of_ping(answer: &Result<(), Failure>) -> Self {
+        let Err(failure) = answer else { return Self::Good };
+        let fault = match failure {
+            Failure::Unauthorized
+            | Failure::Ambiguous(Ambiguity::Challenge(_))
+            | Failure::RateLimited { of: Limit::Token, .. } => return Self::Good,
+            Failure::Unreachable(why, _) => (*why).into(),
+            Failure::ServerError(..) => Fault::ServerError,
+            // How long it asks to wait is another time with each answer.
+            Failure::RateLimited { .. } => return Self::Bad(Fault::RateLimited, None),
+            Failure::Missing | Failure::Ambiguous(_) => Fault::NotARegistry,
+        };
+        Self::Bad(fault, Some(failure.to_string().into()))
     }
 }
 
@@ -119,36 +125,49 @@ impl From<Unreachable> for Fault {
 }
 
 /// One thing seen of a mirror that speaks of its health.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
     Good,
-    Bad(Fault),
+    /// With what else is known of the cause, in words.
+    Bad(Fault, Option<Arc<str>>),
 }
 
 impl Observation {
-    /// Returns what the answer to looking for any one manifest tells of the mirror's health.
+    /// Returns what the answer to looking for any one manifest may tell of the mirror's health, if other
+    /// images are answered alike.
     ///
     /// A missing image, a refused credential or a rate limit for one image tells nothing: only
     /// what every image would meet does.
     pub fn of(answer: &Answer) -> Option<Self> {
         match answer {
             Answer::Exists(_) => Some(Self::Good),
-            Answer::ServerError(_) => Some(Self::Bad(Fault::ServerError)),
-            Answer::Unreachable(why) => Some(Self::Bad((*why).into())),
-            Answer::Ambiguous(Ambiguity::Redirect) => Some(Self::Bad(Fault::NotARegistry)),
+            Answer::ServerError(..) => Some(Self::images(Fault::ServerError, answer)),
+            Answer::Unreachable(why, _) => Some(Self::images((*why).into(), answer)),
+            Answer::Ambiguous(Ambiguity::Redirect(_)) => Some(Self::images(Fault::NotARegistry, answer)),
             Answer::Missing | Answer::Unauthorized | Answer::RateLimited { .. } | Answer::Ambiguous(_) => {
                 None
             }
         }
     }
+
+    /// Returns a fault that known images show.
+    pub fn images(fault: Fault, answer: &Answer) -> Self {
+        let what = match fault {
+            Fault::DataPath => "data of known images",
+            _ => "known images",
+        };
+        Self::Bad(fault, Some(format!("{what}: {answer}").into()))
+    }
 }
 
 /// What is known of a mirror's health, as others see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
     pub state: State,
     /// The last fault; none while healthy or never observed.
     pub fault: Option<Fault>,
+    /// What else is known of its cause, in words.
+    pub cause: Option<Arc<str>>,
     /// Since when the state is what it is.
     pub since: Timestamp,
     /// Proofs older than this are void.
@@ -161,6 +180,7 @@ impl Health {
         Self {
             state: State::Unknown,
             fault: None,
+            cause: None,
             since: now,
             proven_since: now,
         }
@@ -183,7 +203,7 @@ pub struct Machine {
     health: Health,
     successes: u32,
     failures: u32,
-    missing_canaries: Vec<String>,
+    missing_canaries: Vec<ImageKey>,
 }
 
 impl Machine {
@@ -199,8 +219,8 @@ impl Machine {
     }
 
     /// Returns what is known now.
-    pub const fn health(&self) -> Health {
-        self.health
+    pub const fn health(&self) -> &Health {
+        &self.health
     }
 
     /// Takes in new thresholds; the state stays.
@@ -210,9 +230,10 @@ impl Machine {
 
     /// Returns a machine that goes on from what is known already.
     pub fn resume(settings: HealthSettings, health: Health) -> Self {
+        let since = health.since;
         Self {
             health,
-            ..Self::new(settings, health.since)
+            ..Self::new(settings, since)
         }
     }
 
@@ -248,6 +269,7 @@ impl Machine {
                 self.health = Health {
                     state: State::Healthy,
                     fault: None,
+                    cause: None,
                     since: now,
                     // Who was told an earliest time, because clocks differ, keeps to it.
                     proven_since: now.max(self.health.proven_since),
@@ -258,7 +280,7 @@ impl Machine {
                     confirm_now: false,
                 }
             }
-            Observation::Bad(fault) => {
+            Observation::Bad(fault, cause) => {
                 self.successes = 0;
                 self.failures = self.failures.saturating_add(1);
                 let confirmed = self.failures >= self.settings.failure_threshold;
@@ -270,6 +292,7 @@ impl Machine {
                 }
                 let changed = self.health.state != State::Unhealthy;
                 self.health.fault = Some(fault);
+                self.health.cause = cause;
                 if changed {
                     self.health.state = State::Unhealthy;
                     self.health.since = now;
@@ -284,13 +307,17 @@ impl Machine {
 
     /// Takes in whether an image that was known to be there still is. Returns whether every proof
     /// just became void. A missing one never speaks of health.
-    pub fn canary(&mut self, image: &str, found: bool, now: Timestamp) -> bool {
+    pub fn canary(&mut self, image: KeyRef<'_>, found: bool, now: Timestamp) -> bool {
         if found {
             self.missing_canaries.clear();
             return false;
         }
-        if !self.missing_canaries.iter().any(|missing| missing == image) {
-            self.missing_canaries.push(image.to_owned());
+        if !self
+            .missing_canaries
+            .iter()
+            .any(|missing| missing.by_ref() == image)
+        {
+            self.missing_canaries.push(image.into());
         }
         if self.missing_canaries.len() < MISSING_CANARIES {
             return false;
@@ -304,9 +331,12 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::examples::manifest;
+    use crate::domain::{
+        answer::Particulars,
+        examples::{key, manifest},
+    };
 
-    const BAD: Observation = Observation::Bad(Fault::Timeout);
+    const BAD: Observation = Observation::Bad(Fault::Timeout, None);
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
@@ -337,20 +367,51 @@ mod tests {
 
     #[test]
     fn one_images_answer_speaks_of_health_only_where_every_image_would_meet_it() {
-        let bad = |fault| Some(Observation::Bad(fault));
-        let retry_after = None;
+        let (of, retry_after) = (Limit::Registry, None);
         for (answer, expected) in [
-            (Answer::Exists(manifest('a')), Some(Observation::Good)),
-            (Answer::ServerError(503), bad(Fault::ServerError)),
-            (Answer::Unreachable(Unreachable::Dns), bad(Fault::Dns)),
-            (Answer::Ambiguous(Ambiguity::Redirect), bad(Fault::NotARegistry)),
-            (Answer::Ambiguous(Ambiguity::Html), None),
+            (Answer::Exists(manifest('a')), None),
+            (
+                Answer::ServerError(503, Particulars::default()),
+                Some(Fault::ServerError),
+            ),
+            (
+                Answer::Unreachable(Unreachable::Dns, Particulars::default()),
+                Some(Fault::Dns),
+            ),
+            (
+                Answer::Ambiguous(Ambiguity::Redirect(Particulars::default())),
+                Some(Fault::NotARegistry),
+            ),
+            (Answer::Ambiguous(Ambiguity::Html(Particulars::default())), None),
             (Answer::Missing, None),
             (Answer::Unauthorized, None),
-            (Answer::RateLimited { retry_after }, None),
+            (Answer::RateLimited { of, retry_after }, None),
         ] {
-            assert_eq!(Observation::of(&answer), expected, "{answer:?}");
+            let observation = Observation::of(&answer);
+            let fault = observation.and_then(|observation| match observation {
+                Observation::Good => None,
+                Observation::Bad(fault, cause) => {
+                    assert_eq!(cause.as_deref(), Some(&*format!("known images: {answer}")));
+                    Some(fault)
+                }
+            });
+            assert_eq!(fault, expected, "{answer:?}");
         }
+    }
+
+    #[test]
+    fn a_token_service_that_limits_says_nothing_of_the_mirror() {
+        let limited = |of| {
+            Observation::of_ping(&Err(Failure::RateLimited {
+                of,
+                retry_after: None,
+            }))
+        };
+        assert_eq!(limited(Limit::Token), Observation::Good);
+        assert_eq!(
+            limited(Limit::Registry),
+            Observation::Bad(Fault::RateLimited, None)
+        );
     }
 
     #[test]
@@ -368,16 +429,17 @@ mod tests {
 
     #[test]
     fn whoever_resumes_goes_on_from_what_is_known() {
-        let known = healthy().health();
-        let mut machine = Machine::resume(HealthSettings::default(), known);
-        assert_eq!(machine.health(), known);
+        let known = healthy().health().clone();
+        let mut machine = Machine::resume(HealthSettings::default(), known.clone());
+        assert_eq!(*machine.health(), known);
         assert!(!machine.observe(Observation::Good, at(9)).changed);
         assert_eq!(machine.health().proven_since, at(1), "its proofs still hold");
     }
 
     #[test]
     fn the_first_good_look_makes_an_unknown_mirror_healthy() {
-        let health = healthy().health();
+        let machine = healthy();
+        let health = machine.health();
         assert_eq!(
             (health.state, health.since, health.proven_since),
             (State::Healthy, at(1), at(1))
@@ -412,8 +474,8 @@ mod tests {
     #[test]
     fn a_refused_connection_is_confirmed_at_once() {
         let mut machine = healthy();
-        let refused = Observation::Bad(Fault::Refused);
-        assert!(machine.observe(refused, at(2)).confirm_now);
+        let refused = Observation::Bad(Fault::Refused, None);
+        assert!(machine.observe(refused.clone(), at(2)).confirm_now);
         let observed = machine.observe(refused, at(2));
         assert!(observed.changed && !observed.confirm_now);
         assert_eq!(machine.health().fault, Some(Fault::Refused));
@@ -447,16 +509,17 @@ mod tests {
     #[test]
     fn three_different_missing_canaries_in_a_row_void_every_proof() {
         let mut machine = healthy();
-        assert!(!machine.canary("a", false, at(2)));
-        assert!(!machine.canary("a", false, at(3)));
-        assert!(!machine.canary("b", false, at(4)));
+        let [a, b, c] = ["x.io/a:1", "x.io/b:1", "x.io/c:1"].map(key);
+        assert!(!machine.canary(a, false, at(2)));
+        assert!(!machine.canary(a, false, at(3)));
+        assert!(!machine.canary(b, false, at(4)));
         assert!(
-            !machine.canary("c", true, at(5)),
+            !machine.canary(c, true, at(5)),
             "one that is there breaks the row"
         );
-        assert!(!machine.canary("a", false, at(6)));
-        assert!(!machine.canary("b", false, at(7)));
-        assert!(machine.canary("c", false, at(8)));
+        assert!(!machine.canary(a, false, at(6)));
+        assert!(!machine.canary(b, false, at(7)));
+        assert!(machine.canary(c, false, at(8)));
         assert_eq!(
             (machine.health().state, machine.health().proven_since),
             (State::Healthy, at(8))

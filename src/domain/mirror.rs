@@ -5,7 +5,11 @@
 
 use std::time::Duration;
 
-use super::{mapping::Mapping, selector::Selector};
+use super::{
+    digest::Digest,
+    mapping::{Form, Mapping},
+    selector::Selector,
+};
 
 /// How far a mirror, a namespace or a Pod lets Kagami go; a later variant allows more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,6 +83,14 @@ pub enum Prefer {
     Upstream,
 }
 
+/// Whose certificates are trusted at a mirror's own host, where a CA bundle is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Trust {
+    #[default]
+    Bundle,
+    BundleAndSystem,
+}
+
 /// Who may read an image upstream, and so who may get it from the mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
@@ -140,18 +152,39 @@ impl Default for Freshness {
     }
 }
 
+/// `spec.tags.pin`: whether rewritten tags get the digest that was proven.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pin {
+    #[default]
+    None,
+    /// `name:tag@digest`, which not every runtime takes.
+    Digest,
+    /// `name@digest`.
+    DigestOnly,
+}
+
+impl Pin {
+    /// Returns the form in which an image is written whose digest was proven.
+    pub const fn form(self, proven: &Digest) -> Form<'_> {
+        match self {
+            Self::None => Form::Written,
+            Self::Digest => Form::TagAndDigest(proven),
+            Self::DigestOnly => Form::Digest(proven),
+        }
+    }
+}
+
 /// `spec.tags`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tags {
-    /// Whether rewritten tags get the digest that was proven (`name:tag@digest`).
-    pub pin_digest: bool,
+    pub pin: Pin,
     pub refresh: Duration,
 }
 
 impl Default for Tags {
     fn default() -> Self {
         Self {
-            pin_digest: false,
+            pin: Pin::None,
             refresh: Duration::from_hours(1),
         }
     }
@@ -203,6 +236,8 @@ pub struct Mirror {
     /// Requests a second that sweeps may make; none is unbounded.
     pub sweep_rate: Option<u32>,
     pub tags: Tags,
+    /// Name of the Secret with which Kagami reads it, for who tells of it.
+    pub read_secret: Option<String>,
     /// Whether Pods need a pull secret for this mirror.
     pub pull_secret: bool,
     pub exclude_owners: Vec<OwnerPattern>,

@@ -9,6 +9,7 @@ pub mod bucket;
 pub mod decision;
 pub mod demand;
 pub mod digest;
+pub mod foreign;
 pub mod health;
 pub mod image;
 pub mod json;

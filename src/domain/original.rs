@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 use serde::Deserialize;
 
 use super::{
-    image::Reference,
+    image::{ImageKey, Reference},
     names::DECISIONS_ANNOTATION,
     pod::{ANNOTATIONS_LIMIT, PlaceLabel, Pod},
     routing::{MirrorId, Routing},
@@ -90,10 +90,9 @@ impl<'r> Original<'r> {
     ) -> Option<Self> {
         let present = Reference::parse(image).ok()?;
         let reference = Reference::parse(recorded).ok()?;
-        let mut key = String::new();
-        present.write_key(&mut key);
+        let mut room = String::new();
         let mut mirrors = routing
-            .mirrors_named_by(present.name_in(&key))
+            .mirrors_named_by(present.write_key(&mut room).name())
             .filter(|mirror| routing.mirror(*mirror).maps_to(&reference, image));
         let first = mirrors.next()?;
         let mirror = match mirrors.next() {
@@ -117,23 +116,21 @@ pub fn key_of<'d>(
     image: &str,
     recorded: Option<&str>,
     decided: impl FnOnce() -> Option<&'d str>,
-) -> Option<(String, Option<MirrorId>)> {
-    let mut key = String::new();
-    Reference::parse(image).ok()?.write_key(&mut key);
-    if mirror_named_by(routing, image).is_none() {
+) -> Option<(ImageKey, Option<MirrorId>)> {
+    let key = Reference::parse(image).ok()?.key();
+    if routing.mirrors_named_by(key.by_ref().name()).next().is_none() {
         return Some((key, None));
     }
     let original = Original::prove(routing, image, recorded?, decided)?;
-    original.reference.write_key(&mut key);
-    Some((key, Some(original.mirror)))
+    Some((original.reference.key(), Some(original.mirror)))
 }
 
 /// Returns a mirror that an image names.
 fn mirror_named_by(routing: &Routing, image: &str) -> Option<MirrorId> {
     let reference = Reference::parse(image).ok()?;
-    let mut key = String::new();
-    reference.write_key(&mut key);
-    routing.mirrors_named_by(reference.name_in(&key)).next()
+    let mut room = String::new();
+    let key = reference.write_key(&mut room);
+    routing.mirrors_named_by(key.name()).next()
 }
 
 /// Puts back what the user wrote wherever Kagami rewrote it. Returns the mirror that each place names
@@ -172,7 +169,7 @@ mod tests {
         let routing = Routing::compile(vec![mirror("a", &["docker.io"])]);
         let check = |image: &str, recorded: Option<&str>, expected: Option<(&str, bool)>| {
             let found = key_of(&routing, image, recorded, || None);
-            let found = found.map(|(key, mirror)| (key, mirror.is_some()));
+            let found = found.map(|(key, mirror)| (key.to_string(), mirror.is_some()));
             let expected = expected.map(|(key, mirrored)| (key.to_owned(), mirrored));
             assert_eq!(found, expected, "{image} {recorded:?}");
         };

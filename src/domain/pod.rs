@@ -8,7 +8,7 @@ use std::{borrow::Cow, fmt};
 use super::{
     mirror::Mode,
     names::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
-    platform::Architectures,
+    platform::Landing,
 };
 
 /// The Pods that run, as a field selector of the API server: they pull images, or may. One that is done
@@ -31,8 +31,8 @@ pub struct Pod<'a> {
     pub places: Vec<Place<'a>>,
     /// Absent where the Pod has no `spec.imagePullSecrets` at all.
     pub pull_secrets: Option<Vec<Cow<'a, str>>>,
-    /// The architectures that node selector or affinity allow; none if they say nothing.
-    pub architectures: Architectures,
+    /// Where node selector, affinity and `spec.os` let it land.
+    pub landing: Landing,
     /// Size of the Pod's JSON in bytes.
     pub size: usize,
 }
@@ -143,6 +143,11 @@ impl Place<'_> {
     pub fn label(&self) -> PlaceLabel<'_> {
         PlaceLabel::new(self.kind, &self.name)
     }
+
+    /// Whether no image stands there yet.
+    pub fn is_placeholder(&self) -> bool {
+        self.label().holds_placeholder(&self.image)
+    }
 }
 
 /// A place's name, as [`Place::label`] gives it.
@@ -153,6 +158,12 @@ impl<'a> PlaceLabel<'a> {
     /// Returns the label of an entry of that name in that list.
     pub const fn new(kind: PlaceKind, name: &'a str) -> Self {
         Self(kind, name)
+    }
+
+    /// Whether an image there is none yet: Istio's injector puts its own in place of this one. Else it would
+    /// be taken for an image of Docker Hub.
+    pub fn holds_placeholder(self, image: &str) -> bool {
+        self.1 == "istio-proxy" && image == "auto"
     }
 
     /// Returns what stands one after the other in the label: the list and a dot, which need no escapes

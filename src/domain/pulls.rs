@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::time::Timestamp;
+use super::{
+    image::{ImageKey, KeyRef},
+    time::Timestamp,
+};
 
 /// How one container stands with its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +27,7 @@ pub enum Pull {
 pub struct Pulled {
     pub mirror: Box<str>,
     /// The key of what the user wrote.
-    pub key: Box<str>,
+    pub key: ImageKey,
     pub pull: Pull,
 }
 
@@ -43,7 +46,7 @@ pub struct Pulls {
 #[derive(Debug)]
 struct Failing {
     /// By mirror and key.
-    images: BTreeMap<(Box<str>, Box<str>), Attempts>,
+    images: BTreeMap<(Box<str>, ImageKey), Attempts>,
     /// The list that last named the Pod.
     listing: u32,
 }
@@ -71,7 +74,7 @@ impl Pulls {
     /// Takes in how a Pod stands now.
     pub fn set(&mut self, namespace: &str, pod: &str, seen: &[Pulled], now: Timestamp) {
         // Two containers may have one image: it is pulled once for both.
-        let mut failed: BTreeMap<(&str, &str), bool> = BTreeMap::new();
+        let mut failed: BTreeMap<(&str, &ImageKey), bool> = BTreeMap::new();
         for Pulled { mirror, key, pull } in seen {
             if *pull != Pull::Done {
                 *failed.entry((mirror, key)).or_default() |= *pull == Pull::Failed;
@@ -86,7 +89,7 @@ impl Pulls {
         }
         let before = before.map(|pod| pod.images).unwrap_or_default();
         let images = failed.into_iter().map(|((mirror, key), failed)| {
-            let image = (Box::from(mirror), Box::from(key));
+            let image = (Box::from(mirror), key.clone());
             let attempts = match before.get(&image).copied() {
                 Some(known) if failed && !known.told => Attempts {
                     before: Some(known.last),
@@ -123,11 +126,11 @@ impl Pulls {
         &self,
         mirror: &str,
         healthy_since: Timestamp,
-        is_there: impl Fn(&str) -> bool,
+        is_there: impl Fn(KeyRef<'_>) -> bool,
     ) -> Option<bool> {
         let mut images = self.failing.values().flat_map(|pod| &pod.images);
         let in_vain = images.any(|((of, key), attempts)| {
-            &**of == mirror && attempts.before.is_some_and(|at| at >= healthy_since) && is_there(key)
+            &**of == mirror && attempts.before.is_some_and(|at| at >= healthy_since) && is_there(key.by_ref())
         });
         if in_vain {
             return Some(false);
@@ -147,7 +150,7 @@ mod tests {
     fn web(pull: Pull) -> [Pulled; 1] {
         [Pulled {
             mirror: "main".into(),
-            key: "docker.io/library/web:1".into(),
+            key: "docker.io/library/web:1".parse().unwrap(),
             pull,
         }]
     }

@@ -75,13 +75,14 @@ reasons! {
     ImageMoved,
     /// The mirror answered with another digest than asked for.
     DigestMismatch,
-    /// The mirror holds this image, but not for an architecture that the Pod may land on.
+    /// The mirror holds this image, but not for a platform that the Pod
+    /// may land on, as far as is known.
     PlatformMissing,
     /// Upstream does not give this image to everybody.
     Private,
     /// The mirror refused Kagami's credentials, or asks for some.
     Unauthorized,
-    /// The mirror asked to be asked less often.
+    /// The mirror, or its token service, asked to be asked less often.
     RateLimited,
     /// The mirror's answer proves nothing.
     RegistryError,
@@ -103,6 +104,8 @@ reasons! {
     PodTooLarge,
     /// The image is no valid reference, or one that cannot be proven.
     InvalidReference,
+    /// The image is a placeholder that an injector replaces before anybody pulls.
+    Placeholder,
     /// A fault inside Kagami.
     Internal,
 }

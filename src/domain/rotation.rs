@@ -26,7 +26,16 @@ impl Period {
     /// Whether it is time for a new one.
     fn is_due(self, now: Timestamp) -> bool {
         let left = self.not_after.since(now);
-        left <= self.not_after.since(self.not_before) / RENEW_AT || now < self.not_before
+        left <= self.not_after.since(self.not_before) / RENEW_AT || self.is_ahead(now)
+    }
+
+    /// Whether it begins later.
+    fn is_ahead(self, now: Timestamp) -> bool {
+        now < self.not_before
+    }
+
+    fn is_valid(self, now: Timestamp) -> bool {
+        !self.is_ahead(now) && now < self.not_after
     }
 
     /// Whether it should have been renewed for some time.
@@ -89,6 +98,9 @@ pub enum Action {
 }
 
 /// Returns what to do next; `step` lies between two steps of a renewal.
+///
+/// What was made later than `now`, before a clock was set back, nobody believes whose clock agrees; but it may be
+/// this clock alone that is wrong, so it is replaced in steps like what ends.
 pub fn next(facts: &Facts, step: Duration, now: Timestamp) -> Action {
     let Some(current) = facts.current.filter(|current| current.not_after > now) else {
         let usable = facts.former.is_some_and(|former| former.not_after > now);
@@ -117,8 +129,13 @@ pub fn next(facts: &Facts, step: Duration, now: Timestamp) -> Action {
     if !leaf.by_current && facts.previous && now < settled_at {
         return Action::Wait(settled_at);
     }
-    if !leaf.by_current || leaf.period.is_due(now) {
+    // What an authority of the future signs is of no use before the next one does.
+    let is_due = leaf.period.is_due(now) && !current.is_ahead(now);
+    if !leaf.by_current || is_due {
         return Action::Issue;
+    }
+    if facts.next.is_some_and(|next| !next.is_valid(now)) {
+        return Action::Announce;
     }
     if facts.next.is_some() || facts.previous {
         if now < settled_at {
@@ -177,7 +194,7 @@ mod tests {
                     *facts = Facts {
                         current: Some(authority),
                         leaf,
-                        stranger: leaf.is_some(),
+                        stranger: leaf.is_some_and(|leaf| leaf.period.not_after > at(now)),
                         ..Facts::default()
                     };
                 }
@@ -251,6 +268,62 @@ mod tests {
                 (start + step, Action::Issue),
                 (start + 2 * step, Action::Retire),
                 (start + 2 * step, Action::Publish),
+            ]
+        );
+    }
+
+    /// All in the middle of a renewal, or not: what was made later than now is of no use, and replaced in steps.
+    #[test]
+    fn a_clock_that_is_set_back_and_forth_costs_one_renewal_of_each() {
+        let step = STEP.as_secs();
+        let renewal = |start: u64| {
+            [
+                (start, Action::Announce),
+                (start, Action::Publish),
+                (start + step, Action::Switch),
+                (start + step, Action::Issue),
+                (start + 2 * step, Action::Retire),
+                (start + 2 * step, Action::Publish),
+            ]
+        };
+        let (made, back) = (100 * DAY, 50 * DAY);
+        let mut facts = Facts::default();
+        play(&mut facts, made, made + 1);
+        let mut announced = facts;
+        assert_eq!(play(&mut facts, back, back + 3 * step), renewal(back));
+        assert_eq!(
+            play(&mut facts, made, made + 3 * step),
+            [],
+            "all is valid then too"
+        );
+
+        announced.next = Some(period(made, made + 360 * DAY));
+        announced.changed_at = at(made);
+        assert_eq!(play(&mut announced, back, back + 3 * step), renewal(back));
+
+        // Forth again before what was made meanwhile signs anything: it has expired by then.
+        let mut facts = Facts::default();
+        play(&mut facts, made, made + 1);
+        facts.next = Some(period(0, DAY));
+        facts.changed_at = at(0);
+        assert_eq!(play(&mut facts, made, made + 3 * step), renewal(made));
+    }
+
+    /// Each of them ends while nobody looks.
+    #[test]
+    fn what_ended_in_a_sleep_is_renewed_once_and_at_once() {
+        let (step, late) = (STEP.as_secs(), 100 * DAY);
+        let mut facts = Facts::default();
+        play(&mut facts, 0, 1);
+        let mut longer = facts;
+        assert_eq!(play(&mut facts, late, late + 3 * step), [(late, Action::Issue)]);
+        let late = 400 * DAY;
+        assert_eq!(
+            play(&mut longer, late, late + 3 * step),
+            [
+                (late, Action::Found),
+                (late, Action::Publish),
+                (late, Action::Issue)
             ]
         );
     }

@@ -16,6 +16,9 @@ use super::{
 /// The standing of a mirror of which nothing is told.
 static NOTHING_TOLD: Standing = Standing::NONE;
 
+/// The health of such a one.
+static NOBODY_TOLD: Health = Health::unknown(Timestamp::from_millis(0));
+
 /// Routing, what is known of mirrors, and namespaces at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -38,9 +41,8 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Returns the health of a mirror; unknown if nobody told.
-    pub fn health_of(&self, mirror: MirrorId) -> Health {
-        let nobody_told = Health::unknown(Timestamp::default());
-        self.health.get(mirror.index()).copied().unwrap_or(nobody_told)
+    pub fn health_of(&self, mirror: MirrorId) -> &Health {
+        self.health.get(mirror.index()).unwrap_or(&NOBODY_TOLD)
     }
 
     /// Whether the shared state of a mirror is too old to be believed.

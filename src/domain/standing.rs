@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::platform::Architectures;
+use super::platform::Platforms;
 
 /// What one mirror's status tells. All of it is observed, so it comes and goes without its settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// `status.platforms`: the architectures of the cluster's nodes; none if not known.
-    pub platforms: Architectures,
+    /// `status.platforms`: the platforms of the cluster's nodes; none if not known.
+    pub platforms: Platforms,
     /// `status.pullSecretNamespaces`: where the pull secret is in place.
     pub pull_secret_namespaces: BTreeSet<String>,
     /// `status.ownersLeftAlone`: UIDs of owners that kept recreating rewritten Pods.
@@ -18,7 +18,7 @@ pub struct Standing {
 impl Standing {
     /// Nothing is told.
     pub const NONE: Self = Self {
-        platforms: Architectures::NONE,
+        platforms: Platforms::NONE,
         pull_secret_namespaces: BTreeSet::new(),
         owners_left_alone: BTreeSet::new(),
     };

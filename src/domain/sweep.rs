@@ -16,9 +16,10 @@ use std::{
 
 use super::{
     answer::Answer,
-    image::Class,
+    image::{Class, ImageKey, KeyRef},
     mirror::Kind,
-    presence::{Entry, FUTURE, Index, Presence, Rules, Swept, Version, class_of, reason_of},
+    platform::Platforms,
+    presence::{Entry, FUTURE, Index, Presence, Rules, Swept, Version, reason_of},
     reason::Reason,
     time::Timestamp,
 };
@@ -61,7 +62,7 @@ impl Tenure {
     /// before this one saw to that, if the outage was longer ago than proofs last.
     pub fn children_are_due(
         &self,
-        key: &str,
+        key: KeyRef<'_>,
         entry: &Entry,
         rules: &Rules,
         period: Duration,
@@ -71,7 +72,11 @@ impl Tenure {
             return false;
         };
         // A pull-through mirror fetches what it lacks; looking would be a download.
-        if rules.kind == Kind::PullThrough || !proof.media_type.is_index() {
+        if rules.kind == Kind::PullThrough {
+            return false;
+        }
+        // Of a single manifest there is something to look at as long as its operating system is not known.
+        if !proof.media_type.is_index() && proof.platforms != Platforms::ASSUMED {
             return false;
         }
         let bound = rules.freshness.digest;
@@ -88,17 +93,17 @@ impl Tenure {
 
     /// Returns an image's place among all, another one in each process: if the process is replaced often,
     /// everything still has its turn.
-    fn share(&self, key: &str) -> u32 {
+    fn share(&self, key: KeyRef<'_>) -> u32 {
         let mut hasher = DefaultHasher::new();
         (key, self.since).hash(&mut hasher);
         u32::try_from(hasher.finish() % u64::from(SHARES)).unwrap_or_default()
     }
 
     /// Returns the images of a class that are not there and that no Pod has named for long.
-    pub fn to_forget(&self, index: &Index, mirror: &str, class: Class, now: Timestamp) -> Vec<Box<str>> {
+    pub fn to_forget(&self, index: &Index, mirror: &str, class: Class, now: Timestamp) -> Vec<ImageKey> {
         let entries = index.entries(mirror).filter(|(key, entry)| {
             !matches!(entry.presence, Presence::Present(_))
-                && class_of(key) == class
+                && key.class() == class
                 && self.age(entry.last_used(), now) > UNUSED
         });
         entries.map(|(key, _)| key.into()).collect()
@@ -109,7 +114,7 @@ impl Tenure {
         rules.kind == Kind::PullThrough
             && index.entries(mirror).any(|(key, entry)| {
                 matches!(entry.presence, Presence::Present(_))
-                    && class_of(key) == Class::Tag
+                    && key.class() == Class::Tag
                     && self.age(entry.verified_at, now) > rules.refresh
             })
     }
@@ -117,7 +122,7 @@ impl Tenure {
 
 /// When to look again at what was looked for in vain: each time twice as late as the last time.
 #[derive(Debug, Default)]
-pub struct Retries(HashMap<Box<str>, Retry>);
+pub struct Retries(HashMap<ImageKey, Retry>);
 
 #[derive(Clone, Copy, Debug)]
 struct Retry {
@@ -128,29 +133,29 @@ struct Retry {
 impl Retries {
     /// Whether an image is to be looked at: it is there, nobody has looked yet, or the pause since the last
     /// look in vain is over.
-    pub fn is_due(&self, key: &str, entry: &Entry, now: Timestamp) -> bool {
+    pub fn is_due(&self, key: KeyRef<'_>, entry: &Entry, now: Timestamp) -> bool {
         let is_over = |retry: &Retry| {
             // Sweeps do not begin to the millisecond.
             retry.looked_at > now.after(FUTURE) || now.since(retry.looked_at) >= retry.pause * 3 / 4
         };
-        !is_in_vain(entry) || self.0.get(key).is_none_or(is_over)
+        !is_in_vain(entry) || self.0.get(key.as_str()).is_none_or(is_over)
     }
 
     /// Notes a look in vain; `first` is the pause after the first one.
-    pub fn in_vain(&mut self, key: &str, first: Duration, now: Timestamp) {
+    pub fn in_vain(&mut self, key: &ImageKey, first: Duration, now: Timestamp) {
         let longest = LONGEST_PAUSE.max(first);
         let pause = self.0.get(key).map_or(first, |retry| retry.pause * 2);
         let retry = Retry {
             looked_at: now,
             pause: pause.min(longest),
         };
-        self.0.insert(key.into(), retry);
+        self.0.insert(key.clone(), retry);
     }
 
     /// Forgets what is there by now, or not known any more.
     pub fn tidy(&mut self, index: &Index, mirror: &str) {
         self.0.retain(|key, _| {
-            let entry = index.get(mirror, key);
+            let entry = index.get(mirror, key.by_ref());
             entry.is_some_and(|entry| !matches!(entry.presence, Presence::Present(_)))
         });
     }
@@ -175,21 +180,23 @@ pub fn unresolved(
     rules: &Rules,
     retries: &Retries,
     now: Timestamp,
-) -> Vec<Box<str>> {
+) -> Vec<ImageKey> {
     let is_old = |at: Timestamp| at > now.after(FUTURE) || now.since(at) >= rules.refresh / 2;
     let mut tags: Vec<_> = index
         .entries(mirror)
         .filter(|(key, entry)| match entry.presence {
-            _ if class_of(key) != Class::Tag => false,
+            _ if key.class() != Class::Tag => false,
             Presence::Present(_) => is_old(entry.verified_at),
-            Presence::Missing | Presence::Unknown(_) => retries.is_due(key, entry, now),
+            Presence::Missing | Presence::Unknown(_) => retries.is_due(*key, entry, now),
         })
         .map(|(key, entry)| {
             let was_asked = match entry.presence {
                 Presence::Present(_) => true,
-                Presence::Missing | Presence::Unknown(_) => is_in_vain(entry) && retries.0.contains_key(key),
+                Presence::Missing | Presence::Unknown(_) => {
+                    is_in_vain(entry) && retries.0.contains_key(key.as_str())
+                }
             };
-            (was_asked, entry.verified_at, Box::<str>::from(key))
+            (was_asked, entry.verified_at, ImageKey::from(key))
         })
         .collect();
     tags.sort_unstable();
@@ -203,7 +210,7 @@ pub struct Sweep {
     pub started_at: Timestamp,
     through: Version,
     /// Most used first.
-    queue: Vec<Box<str>>,
+    queue: Vec<ImageKey>,
 }
 
 /// What a sweep does with one answer.
@@ -226,12 +233,12 @@ impl Sweep {
         mirror: &str,
         class: Class,
         now: Timestamp,
-        is_due: impl Fn(&str, &Entry) -> bool,
+        is_due: impl Fn(KeyRef<'_>, &Entry) -> bool,
     ) -> Self {
         let mut queue: Vec<_> = index
             .entries(mirror)
-            .filter(|(key, entry)| class_of(key) == class && is_due(key, entry))
-            .map(|(key, entry)| (std::cmp::Reverse(entry.last_used()), Box::<str>::from(key)))
+            .filter(|(key, entry)| key.class() == class && is_due(*key, entry))
+            .map(|(key, entry)| (std::cmp::Reverse(entry.last_used()), ImageKey::from(key)))
             .collect();
         queue.sort_unstable();
         Self {
@@ -243,7 +250,7 @@ impl Sweep {
     }
 
     /// Returns the images to look at, most used first.
-    pub fn images(&self) -> &[Box<str>] {
+    pub fn images(&self) -> &[ImageKey] {
         &self.queue
     }
 
@@ -266,7 +273,7 @@ pub fn step(entry: &Entry, answer: &Answer) -> Step {
         (Answer::Missing, Presence::Missing) => Step::Confirmed,
         (Answer::Missing, _) => Step::Write(Presence::Missing),
         (Answer::Unauthorized | Answer::Ambiguous(_), _) => Step::Write(Presence::Unknown(reason_of(answer))),
-        (Answer::RateLimited { .. } | Answer::ServerError(_) | Answer::Unreachable(_), _) => {
+        (Answer::RateLimited { .. } | Answer::ServerError(..) | Answer::Unreachable(..), _) => {
             Step::Again(reason_of(answer).unwrap_or(Reason::Internal))
         }
     }
@@ -278,12 +285,14 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        answer::{Ambiguity, MediaType, Unreachable},
-        examples::{NOW, digest, manifest, mirror, proof},
+        answer::{Ambiguity, Limit, MediaType, Particulars, Unreachable},
+        examples::{NOW, digest, key, manifest, mirror, proof},
         presence::{Judgement, Proof, Rules},
     };
 
-    const TAGGED: &str = "docker.io/library/nginx:1";
+    fn tagged() -> KeyRef<'static> {
+        key("docker.io/library/nginx:1")
+    }
 
     fn exists(hex: char) -> Answer {
         Answer::Exists(manifest(hex))
@@ -291,7 +300,7 @@ mod tests {
 
     fn index(presence: Presence) -> Index {
         let mut index = Index::default();
-        index.write("a", TAGGED, presence, NOW, NOW);
+        index.write("a", tagged(), presence, NOW, NOW);
         index
     }
 
@@ -299,7 +308,7 @@ mod tests {
     fn check(known: &Presence, answer: &Answer, expected: &Step) {
         let index = index(known.clone());
         assert_eq!(
-            step(index.get("a", TAGGED).unwrap(), answer),
+            step(index.get("a", tagged()).unwrap(), answer),
             *expected,
             "{known:?} {answer:?}"
         );
@@ -321,22 +330,25 @@ mod tests {
         let ambiguous = Presence::Unknown(Some(Reason::RegistryError));
         check(
             &present,
-            &Answer::Ambiguous(Ambiguity::Html),
+            &Answer::Ambiguous(Ambiguity::Html(Particulars::default())),
             &Step::Write(ambiguous),
         );
         check(
             &present,
-            &Answer::RateLimited { retry_after: None },
+            &Answer::RateLimited {
+                of: Limit::Registry,
+                retry_after: None,
+            },
             &Step::Again(Reason::RateLimited),
         );
         check(
             &present,
-            &Answer::ServerError(500),
+            &Answer::ServerError(500, Particulars::default()),
             &Step::Again(Reason::RegistryError),
         );
         check(
             &present,
-            &Answer::Unreachable(Unreachable::Timeout),
+            &Answer::Unreachable(Unreachable::Timeout, Particulars::default()),
             &Step::Again(Reason::MirrorUnhealthy),
         );
     }
@@ -344,10 +356,10 @@ mod tests {
     #[test]
     fn a_sweep_walks_the_images_of_its_class_most_used_first() {
         let mut index = Index::default();
-        let mut used = |mirror: &str, key: &str, ago: u64| {
+        let mut used = |mirror: &str, image: &str, ago: u64| {
             index.write(
                 mirror,
-                key,
+                key(image),
                 Presence::Missing,
                 NOW,
                 NOW.before(Duration::from_secs(ago)),
@@ -365,11 +377,11 @@ mod tests {
             "docker.io/library/between:1",
             "docker.io/library/old:1",
         ];
-        assert_eq!(images(Class::Tag), tags.map(Box::from));
-        assert_eq!(images(Class::Digest), [Box::from(pinned)]);
+        assert_eq!(images(Class::Tag), tags.map(|tag| ImageKey::from(key(tag))));
+        assert_eq!(images(Class::Digest), [key(&pinned).into()]);
     }
 
-    const fn all(_: &str, _: &Entry) -> bool {
+    const fn all(_: KeyRef<'_>, _: &Entry) -> bool {
         true
     }
 
@@ -399,9 +411,15 @@ mod tests {
     /// Whether the children of a thing seen then are due so many minutes after `NOW`, at a sweep of tags.
     fn due(presence: Presence, seen_at: Timestamp, rules: &Rules, minutes: u32) -> bool {
         let mut index = Index::default();
-        index.write("a", TAGGED, presence, seen_at, seen_at);
+        index.write("a", tagged(), presence, seen_at, seen_at);
         let (tenure, now) = tenure(minutes);
-        tenure.children_are_due(TAGGED, index.get("a", TAGGED).unwrap(), rules, 5 * MINUTE, now)
+        tenure.children_are_due(
+            tagged(),
+            index.get("a", tagged()).unwrap(),
+            rules,
+            5 * MINUTE,
+            now,
+        )
     }
 
     #[test]
@@ -418,6 +436,13 @@ mod tests {
         // What lists nothing has no children, and a pull-through mirror fetches what it lacks.
         assert!(!due(Presence::Present(proof('a')), NOW, &hosted, 500));
         assert!(!due(an_index(), NOW, &rules(Kind::PullThrough, NOW), 500));
+        // Whose operating system is only assumed is looked at until it is known.
+        let assumed = Presence::Present(Proof {
+            platforms: Platforms::ASSUMED,
+            ..proof('a')
+        });
+        assert!(due(assumed.clone(), NOW, &hosted, 55));
+        assert!(!due(assumed, NOW, &hosted, 27));
         // The clock was set back by a day.
         assert!(due(an_index(), NOW.after(Duration::from_hours(24)), &hosted, 55));
     }
@@ -449,7 +474,8 @@ mod tests {
             let mut index = Index::default();
             for number in 0..2000 {
                 let at = seen_at(taken_over);
-                index.write("a", &format!("docker.io/library/i:{number}"), an_index(), at, at);
+                let image = format!("docker.io/library/i:{number}");
+                index.write("a", key(&image), an_index(), at, at);
             }
             let mut looks = Vec::new();
             for minutes in (0..180).step_by(5) {
@@ -458,7 +484,7 @@ mod tests {
                     tenure.children_are_due(key, entry, &rules, 5 * MINUTE, now)
                 });
                 for key in due.images() {
-                    index.write("a", key, an_index(), now, now);
+                    index.write("a", key.by_ref(), an_index(), now, now);
                 }
                 looks.push(due.images().len());
             }
@@ -473,14 +499,14 @@ mod tests {
     #[test]
     fn what_is_not_there_is_looked_for_ever_more_seldom() {
         let (index, period) = (index(Presence::Missing), 5 * MINUTE);
-        let entry = index.get("a", TAGGED).unwrap();
+        let entry = index.get("a", tagged()).unwrap();
         let mut retries = Retries::default();
         let mut looks = Vec::new();
         for minutes in (0..400).step_by(5) {
             let now = NOW.after(MINUTE * minutes);
-            if retries.is_due(TAGGED, entry, now) {
+            if retries.is_due(tagged(), entry, now) {
                 looks.push(minutes);
-                retries.in_vain(TAGGED, period, now);
+                retries.in_vain(&tagged().into(), period, now);
             }
         }
         let pauses: Vec<_> = looks.windows(2).map(|pair| pair[1] - pair[0]).collect();
@@ -491,18 +517,22 @@ mod tests {
         );
         // Somebody wrote that nothing is known of it any more.
         let unknown = self::index(Presence::Unknown(None));
-        assert!(!retries.is_due(TAGGED, entry, NOW.after(400 * MINUTE)));
-        assert!(retries.is_due(TAGGED, unknown.get("a", TAGGED).unwrap(), NOW.after(400 * MINUTE)));
+        assert!(!retries.is_due(tagged(), entry, NOW.after(400 * MINUTE)));
+        assert!(retries.is_due(
+            tagged(),
+            unknown.get("a", tagged()).unwrap(),
+            NOW.after(400 * MINUTE)
+        ));
         // An outage later it may be there.
         retries.clear();
-        assert!(retries.is_due(TAGGED, entry, NOW));
+        assert!(retries.is_due(tagged(), entry, NOW));
     }
 
     #[test]
     fn only_what_is_still_not_there_is_kept_in_mind() {
         let mut retries = Retries::default();
-        retries.in_vain(TAGGED, MINUTE, NOW);
-        retries.in_vain("gone", MINUTE, NOW);
+        retries.in_vain(&tagged().into(), MINUTE, NOW);
+        retries.in_vain(&key("x.io/gone:1").into(), MINUTE, NOW);
         retries.tidy(&index(Presence::Missing), "a");
         assert_eq!(retries.0.len(), 1);
         retries.tidy(&index(Presence::Present(proof('a'))), "a");
@@ -514,7 +544,7 @@ mod tests {
         let day = 24 * 60;
         let forgotten = |presence: Presence, used_at: u32, minutes: u32| {
             let mut index = Index::default();
-            index.write("a", TAGGED, presence, NOW, NOW.after(MINUTE * used_at));
+            index.write("a", tagged(), presence, NOW, NOW.after(MINUTE * used_at));
             let (tenure, now) = tenure(minutes);
             assert!(tenure.to_forget(&index, "a", Class::Digest, now).is_empty());
             !tenure.to_forget(&index, "a", Class::Tag, now).is_empty()
@@ -529,7 +559,7 @@ mod tests {
         // What was written of its use before this process began may be old.
         let mut index = Index::default();
         let old = NOW.before(Duration::from_hours(100));
-        index.write("a", TAGGED, Presence::Missing, old, old);
+        index.write("a", tagged(), Presence::Missing, old, old);
         let (tenure, now) = tenure(day);
         assert!(tenure.to_forget(&index, "a", Class::Tag, now).is_empty());
     }
@@ -539,32 +569,40 @@ mod tests {
         let rules = rules(Kind::PullThrough, NOW);
         let mut index = Index::default();
         let now = NOW.after(100 * MINUTE);
-        let mut known = |name: &str, presence: Presence, ago: u32| {
-            index.write("a", name, presence, now.before(MINUTE * ago), now);
+        let mut known = |image: &str, presence: Presence, ago: u32| {
+            index.write("a", key(image), presence, now.before(MINUTE * ago), now);
         };
-        known("younger:1", Presence::Present(proof('a')), 29);
-        known("due:1", Presence::Present(proof('a')), 30);
-        known("oldest:1", Presence::Present(proof('a')), 90);
-        known("missing:1", Presence::Missing, 1);
-        let pinned = format!("pinned@{}", digest('a'));
+        known("x.io/younger:1", Presence::Present(proof('a')), 29);
+        known("x.io/due:1", Presence::Present(proof('a')), 30);
+        known("x.io/oldest:1", Presence::Present(proof('a')), 90);
+        known("x.io/missing:1", Presence::Missing, 1);
+        let pinned = format!("x.io/pinned@{}", digest('a'));
         known(&pinned, Presence::Present(proof('a')), 90);
         let mut retries = Retries::default();
         let tags = |retries: &Retries, now| unresolved(&index, "a", &rules, retries, now);
-        let of = |names: &[&str]| -> Vec<Box<str>> { names.iter().map(|name| (*name).into()).collect() };
-        assert_eq!(tags(&retries, now), of(&["missing:1", "oldest:1", "due:1"]));
-        retries.in_vain("missing:1", 5 * MINUTE, now);
-        assert_eq!(tags(&retries, now), of(&["oldest:1", "due:1"]));
+        let of =
+            |images: &[&str]| -> Vec<ImageKey> { images.iter().map(|image| key(image).into()).collect() };
+        assert_eq!(
+            tags(&retries, now),
+            of(&["x.io/missing:1", "x.io/oldest:1", "x.io/due:1"])
+        );
+        retries.in_vain(&key("x.io/missing:1").into(), 5 * MINUTE, now);
+        assert_eq!(tags(&retries, now), of(&["x.io/oldest:1", "x.io/due:1"]));
         // The digest that is known of it is gone from upstream, where the tag has moved.
         let noted = {
             let mut index = Index::default();
-            index.write("a", "missing:1", Presence::Unknown(None), now, now);
-            index.write("a", "oldest:1", Presence::Present(proof('a')), NOW, now);
+            index.write("a", key("x.io/missing:1"), Presence::Unknown(None), now, now);
+            index.write("a", key("x.io/oldest:1"), Presence::Present(proof('a')), NOW, now);
             index
         };
         let first = &unresolved(&noted, "a", &rules, &retries, now)[0];
-        assert_eq!(&**first, "missing:1", "nobody knows anything of it any more");
+        assert_eq!(
+            first.as_str(),
+            "x.io/missing:1",
+            "nobody knows anything of it any more"
+        );
         let later = now.after(5 * MINUTE);
-        let expected = of(&["oldest:1", "due:1", "younger:1", "missing:1"]);
+        let expected = of(&["x.io/oldest:1", "x.io/due:1", "x.io/younger:1", "x.io/missing:1"]);
         assert_eq!(tags(&retries, later), expected);
     }
 
@@ -573,7 +611,7 @@ mod tests {
         let rules = rules(Kind::PullThrough, NOW);
         let wait = |presence: Presence, seen_at: Timestamp, minutes| {
             let mut index = Index::default();
-            index.write("a", TAGGED, presence, seen_at, seen_at);
+            index.write("a", tagged(), presence, seen_at, seen_at);
             let (tenure, now) = tenure(minutes);
             tenure.tags_wait(&index, "a", &rules, now)
         };
@@ -591,20 +629,15 @@ mod tests {
     fn a_complete_sweep_proves_what_it_covered_from_its_start_on() {
         let later = NOW.after(Duration::from_hours(1));
         let rules = Rules::of(&mirror("a", &["docker.io"]), NOW);
-        let proven = |index: &Index, key: &str| matches!(index.judge("a", key, &rules, later), Judgement::Proven(_, at) if at == later);
+        let proven = |index: &Index, key: KeyRef<'_>| matches!(index.judge("a", key, &rules, later), Judgement::Proven(_, at) if at == later);
         let mut index = index(Presence::Present(proof('a')));
         let sweep = Sweep::plan(&index, "a", Class::Tag, later, all);
         // Written while the sweep ran, so it cannot say that it saw it.
-        index.write(
-            "a",
-            "docker.io/library/late:1",
-            Presence::Present(proof('a')),
-            NOW,
-            NOW,
-        );
-        assert!(!proven(&index, TAGGED));
+        let late = key("docker.io/library/late:1");
+        index.write("a", late, Presence::Present(proof('a')), NOW, NOW);
+        assert!(!proven(&index, tagged()));
         index.swept("a", Class::Tag, sweep.complete());
-        assert!(proven(&index, TAGGED));
-        assert!(!proven(&index, "docker.io/library/late:1"));
+        assert!(proven(&index, tagged()));
+        assert!(!proven(&index, late));
     }
 }

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         decision::Operation,
-        examples::{NOW, mirror, place, proof, snapshot},
+        examples::{NOW, key, mirror, place, proof, snapshot},
         mirror::Mode,
         names::ORIGINAL_IMAGE_PREFIX,
         original::restore,
@@ -96,7 +96,7 @@ mod tests {
     fn check(mode: Mode, known: &str, mut pod: Pod<'_>, expected: &str) {
         let snapshot = snapshot(vec![mirror("a", &["docker.io"])]);
         let mut index = Index::default();
-        index.write("a", known, Presence::Present(proof('a')), NOW, NOW);
+        index.write("a", key(known), Presence::Present(proof('a')), NOW, NOW);
         let on = restore(&mut pod, &snapshot.routing);
         let request = Request {
             namespace: "team",
@@ -147,10 +147,11 @@ mod tests {
         check(Mode::Enforce, "docker.io/library/redis:1", forged, &told);
         let upstream = pod("nginx:1", Some("redis:1"));
         let told = "nginx:1 on upstream: Rewritten Mirrored";
-        check(Mode::Enforce, "docker.io/library/nginx:1", upstream, told);
+        let nginx = "docker.io/library/nginx:1";
+        check(Mode::Enforce, nginx, upstream, told);
         let invalid = pod("Not An Image", None);
         let told = "Not An Image on upstream: Kept InvalidReference";
-        check(Mode::Enforce, "x", invalid, told);
+        check(Mode::Enforce, nginx, invalid, told);
     }
 
     #[test]
@@ -158,7 +159,7 @@ mod tests {
         let snapshot = snapshot(vec![mirror("a", &["docker.io"])]);
         let mut index = Index::default();
         let known = Presence::Present(proof('a'));
-        index.write("a", "docker.io/library/nginx:1", known, NOW, NOW);
+        index.write("a", key("docker.io/library/nginx:1"), known, NOW, NOW);
         let mut pod = pod(MIRRORED, Some("nginx:1"));
         for (number, image) in [MIRRORED, "nginx:1", "redis:1", "ghcr.io/x/y:1", "redis:2"]
             .into_iter()

@@ -14,7 +14,7 @@ use super::{
 };
 
 /// What to decide by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     pub health: Health,
     /// The shared state is too old: `health` is the replica's own.
@@ -106,9 +106,9 @@ impl Witness {
     /// Returns what to decide by.
     pub fn view(&self) -> View {
         let mut health = if self.stale || self.shared.state == State::Healthy {
-            self.own.health()
+            self.own.health().clone()
         } else {
-            self.shared
+            self.shared.clone()
         };
         if !self.stale {
             health.proven_since = health.proven_since.max(self.shared.proven_since);
@@ -126,7 +126,7 @@ impl Witness {
         self.own = if self.stale {
             Machine::new(self.settings, now)
         } else {
-            Machine::resume(self.settings, self.shared)
+            Machine::resume(self.settings, self.shared.clone())
         };
     }
 }
@@ -137,7 +137,7 @@ mod tests {
     use crate::domain::health::Fault;
 
     const GOOD: Observation = Observation::Good;
-    const BAD: Observation = Observation::Bad(Fault::Timeout);
+    const BAD: Observation = Observation::Bad(Fault::Timeout, None);
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
@@ -147,6 +147,7 @@ mod tests {
         Health {
             state,
             fault: (state == State::Unhealthy).then_some(Fault::Refused),
+            cause: None,
             since: at(proven_since),
             proven_since: at(proven_since),
         }

@@ -8,7 +8,6 @@
 //! Docker's form do not need.
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
@@ -22,20 +21,29 @@ use reqwest::{
     Method, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
 };
-use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::wire::{Call, REDIRECTS, Reply, Wire};
+use super::{
+    waits::Matter,
+    wire::{Call, REDIRECTS, Reply, Wire, address_for_people, for_people},
+};
 use crate::{
     credentials::Credentials,
-    domain::answer::{Ambiguity, Failure},
+    domain::{
+        answer::{Ambiguity, Failure, Particulars},
+        foreign::Foreign,
+    },
 };
 
-/// The life of a token whose service names none (distribution `docs/content/spec/auth/token.md`).
+/// The life of a token whose service names none, and the shortest that clients are promised
+/// (distribution `docs/content/spec/auth/token.md`).
 const DEFAULT_LIFE: Duration = Duration::from_mins(1);
 
 /// No token is trusted longer, whatever its service says.
 const LONGEST_LIFE: Duration = Duration::from_hours(24);
+
+/// Nobody means a life as long as that: it counts in another unit, or is a date.
+const ODD_LIFE: Duration = Duration::from_hours(24 * 366);
 
 /// Tokens kept at once; each may be some kilobytes long.
 const TOKENS: usize = 1024;
@@ -163,13 +171,16 @@ impl Authority {
         }
     }
 
-    /// Takes other credentials for the requests to come, or the same for another time.
-    pub(super) fn set_credentials(&self, credentials: Option<&Credentials>, until: Option<Instant>) {
+    /// Takes other credentials for the requests to come, or the same for another time. Returns whether they
+    /// are others.
+    pub(super) fn set_credentials(&self, credentials: Option<&Credentials>, until: Option<Instant>) -> bool {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.login.credentials.as_ref() != credentials {
+        let others = current.login.credentials.as_ref() != credentials;
+        if others {
             current.login = Arc::new(Login::new(credentials.cloned()));
         }
         current.until = until;
+        others
     }
 
     fn login(&self) -> Arc<Login> {
@@ -243,9 +254,8 @@ impl Authority {
     async fn learn(&self, wire: &Wire) -> Result<(), Failure> {
         let reply = wire.send(&self.ping_call(), None).await?;
         match reply.status() {
-            StatusCode::UNAUTHORIZED => {
-                self.challenged(&reply);
-            }
+            // Whether it can be met, the request itself will tell.
+            StatusCode::UNAUTHORIZED => drop(self.challenged(&reply)),
             StatusCode::OK if !reply.is_html() => self.opened(),
             status if status.is_server_error() => return Err(reply.failure()),
             // What is no registry's answer says nothing of challenges; the request itself will tell.
@@ -260,7 +270,8 @@ impl Authority {
             url: self.base.join("/v2/").unwrap_or_else(|_| self.base.clone()),
             accept: HeaderValue::from_static("application/json"),
             redirects: 0,
-            of_image: false,
+            matter: Matter::Registry,
+            anew: false,
         }
     }
 
@@ -272,17 +283,25 @@ impl Authority {
         }
     }
 
-    /// Notes the challenge that an answer holds; returns whether it holds one that can be met.
-    pub(super) fn challenged(&self, reply: &Reply) -> bool {
-        match Challenge::read(reply.response.headers()) {
-            Some(Challenge::Basic) => self.set_known(Known::Basic),
-            Some(Challenge::Bearer { realm, service, .. }) => match self.realm(&realm, service) {
-                Ok(realm) => self.set_known(Known::Bearer(realm)),
-                Err(_) => return false,
-            },
-            None => return false,
-        }
-        true
+    /// Notes the challenge that an answer holds, or returns why it cannot be met.
+    pub(super) fn challenged(&self, reply: &Reply) -> Result<(), Failure> {
+        let known = match Challenge::read(reply.response.headers()) {
+            Some(Challenge::Basic) => Known::Basic,
+            Some(Challenge::Bearer { realm, service, .. }) => Known::Bearer(self.realm(&realm, service)?),
+            None => {
+                let asked = reply.header(header::WWW_AUTHENTICATE).map(challenges);
+                let scheme = asked.and_then(|asked| Some(asked.first()?.0));
+                return Err(scheme.map_or(Failure::Unauthorized, |scheme| {
+                    let scheme = for_people(scheme);
+                    unmet(&format!(
+                        "the registry asks for authentication by {}, and Kagami knows Basic and Bearer",
+                        Foreign(&scheme)
+                    ))
+                }));
+            }
+        };
+        self.set_known(known);
+        Ok(())
     }
 
     /// Returns what to try a refused request with, if anything.
@@ -346,16 +365,45 @@ impl Authority {
 
     /// Returns the realm of a challenge if it may be asked: over HTTPS, or plain on the registry's own
     /// host where the registry itself is reached over plain HTTP.
-    fn realm(&self, url: &str, service: Option<String>) -> Result<Arc<Realm>, Failure> {
-        Url::parse(url)
-            .ok()
-            .filter(|url| match url.scheme() {
-                "https" => url.has_host(),
-                "http" => self.base.scheme() == "http" && url.host() == self.base.host(),
-                _ => false,
-            })
-            .map(|url| Arc::new(Realm { url, service }))
-            .ok_or(Failure::Ambiguous(Ambiguity::Challenge))
+    fn realm(&self, text: &str, service: Option<String>) -> Result<Arc<Realm>, Failure> {
+        if text.is_empty() {
+            return Err(unmet("the registry asks for a token, and names no token service"));
+        }
+        let url = Url::parse(text).ok();
+        let Some(url) = url.filter(|url| matches!(url.scheme(), "https" | "http") && url.has_host()) else {
+            let named = address_for_people(text);
+            return Err(unmet(&format!(
+                "the registry names the token service {}, which is no https:// or http:// address",
+                Foreign(&named)
+            )));
+        };
+        let objection = match (url.scheme(), self.base.scheme()) {
+            ("https", _) => None,
+            (_, "https") => Some(
+                "the registry itself is reached over https, and over plain http others on the way could read \
+                 passwords and tokens. Behind a proxy that ends TLS a registry has to be told its own https \
+                 address",
+            ),
+            _ if url.host() != self.base.host() => Some(
+                "it is another host than the registry, and over plain http others on the way could read \
+                 passwords and tokens",
+            ),
+            _ => None,
+        };
+        match objection {
+            None => Ok(Arc::new(Realm { url, service })),
+            Some(objection) => {
+                let mut named = url;
+                // What stands there besides is nobody's business.
+                named.set_query(None);
+                named.set_fragment(None);
+                let _ = (named.set_username(""), named.set_password(None));
+                let named = for_people(named.as_str());
+                Err(unmet(&format!(
+                    "the registry names the token service {named}, which is not asked: {objection}"
+                )))
+            }
+        }
     }
 
     /// Notes that a realm gave no token: the registry may have another one by now, or none.
@@ -444,14 +492,14 @@ impl Login {
         if let Some(token) = usable() {
             return Ok(Pass::New(token));
         }
-        if let Some(failure) = *failure
+        if let Some(failure) = &*failure
             && attempts != slot.attempts.load(Ordering::Relaxed)
         {
-            return Err(failure);
+            return Err(failure.clone());
         }
         let result = Box::pin(self.fetch(wire, realm, scope)).await;
         slot.attempts.fetch_add(1, Ordering::Relaxed);
-        *failure = result.as_ref().err().copied();
+        *failure = result.as_ref().err().cloned();
         result.map(|token| Pass::New(keep(token)))
     }
 
@@ -470,33 +518,26 @@ impl Login {
         }
         let call = Call {
             method: Method::GET,
+            matter: Matter::Token(url.as_str().into()),
+            anew: false,
             url,
             accept: HeaderValue::from_static("application/json"),
             redirects: REDIRECTS,
-            of_image: false,
         };
         let asked_at = Instant::now();
         let reply = wire.send(&call, self.basic.as_ref()).await?;
         if reply.status() != StatusCode::OK {
             return Err(reply.failure());
         }
-        if reply.is_html() {
-            return Err(Failure::Ambiguous(Ambiguity::Html));
-        }
+        let (html, particulars) = (reply.is_html(), reply.particulars());
         let body = reply.body(TOKEN_BYTES).await?;
-        let no_token = Failure::Ambiguous(Ambiguity::Challenge);
-        let answer: TokenAnswer<'_> = serde_json::from_slice(&body).map_err(|_| no_token)?;
-        let token = [answer.token, answer.access_token]
-            .into_iter()
-            .flatten()
-            .find(|token| !token.is_empty())
-            .ok_or(no_token)?;
-        let life = answer
-            .expires_in
-            .map_or(DEFAULT_LIFE, Duration::from_secs)
-            .min(LONGEST_LIFE);
+        let (header, life) = read_token(&body).ok_or(Failure::Ambiguous(if html {
+            Ambiguity::Html(particulars)
+        } else {
+            Ambiguity::NoToken(particulars)
+        }))?;
         Ok(Token {
-            header: secret(&format!("Bearer {token}")).ok_or(no_token)?,
+            header,
             realm: Arc::clone(realm),
             scope,
             refresh_at: asked_at + life * 4 / 5,
@@ -525,6 +566,14 @@ impl Login {
     }
 }
 
+/// Returns the failure of a challenge that cannot be met.
+fn unmet(words: &str) -> Failure {
+    Failure::Ambiguous(Ambiguity::Challenge(Particulars {
+        words: Some(words.into()),
+        ..Particulars::default()
+    }))
+}
+
 /// Whether an answer may mean that other authentication is wanted.
 fn is_refusal(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 403)
@@ -536,13 +585,31 @@ fn secret(value: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-#[derive(Deserialize)]
-struct TokenAnswer<'a> {
-    #[serde(borrow)]
-    token: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    access_token: Option<Cow<'a, str>>,
-    expires_in: Option<u64>,
+/// Returns the value of `Authorization` and the life that a token service's answer gives. Whatever else
+/// is wrong with the answer, a token that is there is taken.
+fn read_token(body: &[u8]) -> Option<(HeaderValue, Duration)> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let token = ["token", "access_token"]
+        .into_iter()
+        .filter_map(|name| answer.get(name)?.as_str())
+        .find(|token| !token.is_empty())?;
+    Some((
+        secret(&format!("Bearer {token}"))?,
+        life(answer.get("expires_in")),
+    ))
+}
+
+/// Returns how long a token lives whose service says this: a number of seconds, which some write as text.
+fn life(expires_in: Option<&serde_json::Value>) -> Duration {
+    let seconds = expires_in.and_then(|said| match said {
+        serde_json::Value::String(text) => text.trim().parse().ok(),
+        other => other.as_f64(),
+    });
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|life| *life < ODD_LIFE)
+        .map_or(DEFAULT_LIFE, |life| life.clamp(DEFAULT_LIFE, LONGEST_LIFE))
 }
 
 /// A challenge that can be met.
@@ -667,6 +734,66 @@ mod tests {
         assert!(!Arc::ptr_eq(&pull, &slot("other", "pull")));
         assert!(!Arc::ptr_eq(&pull, &slot("", "")));
         assert_eq!(Right::NONE.scope(), None);
+    }
+
+    #[test]
+    fn a_token_that_is_there_is_taken_and_odd_lives_are_a_minute() {
+        let life_of = |body: &str| {
+            let (header, life) = read_token(body.as_bytes())?;
+            assert_eq!(header, "Bearer t", "{body}");
+            Some(life.as_secs())
+        };
+        for (expires_in, expected) in [
+            ("300", 300),
+            ("300.0", 300),
+            ("3e2", 300),
+            (r#""300""#, 300),
+            (r#"" 300.5 ""#, 300),
+            ("59", 60),
+            ("0", 60),
+            (r#""0""#, 60),
+            ("-1", 60),
+            ("-0.5", 60),
+            ("null", 60),
+            ("true", 60),
+            ("[300]", 60),
+            (r#""soon""#, 60),
+            (r#""NaN""#, 60),
+            (r#""inf""#, 60),
+            (r#""""#, 60),
+            // A week is meant, and not relied on; nanoseconds are not meant as seconds.
+            ("604800", 24 * 3600),
+            ("300000000000", 60),
+            ("1e12", 60),
+            ("1e300", 60),
+            ("18446744073709551616", 60),
+        ] {
+            let body = format!(r#"{{"token":"t","expires_in":{expires_in}}}"#);
+            assert_eq!(life_of(&body), Some(expected), "{body}");
+        }
+        for body in [
+            r#"{"token":"t"}"#,
+            r#"{"access_token":"t","token":null}"#,
+            r#"{"access_token":"t","token":""}"#,
+            r#"{"access_token":"t","token":7}"#,
+            r#"{"token":"t","access_token":{}}"#,
+            r#"{"token":"t","token":"t"}"#,
+            r#"{"token":"t","issued_at":"soon","expires_in":null,"scope":7}"#,
+            "\u{feff}{\"token\":\"t\"}",
+        ] {
+            assert_eq!(life_of(body), Some(60), "{body}");
+        }
+        for body in [
+            "",
+            "t",
+            "[]",
+            r#""t""#,
+            "{}",
+            r#"{"token":7}"#,
+            r#"{"token":"a\nb"}"#,
+        ] {
+            assert_eq!(read_token(body.as_bytes()), None, "{body}");
+        }
     }
 
     #[test]

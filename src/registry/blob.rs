@@ -7,9 +7,9 @@ use reqwest::{Method, StatusCode, header::HeaderValue};
 use sha2::digest::DynDigest;
 use tokio::time::Instant;
 
-use super::{Client, Inner, auth::Right, manifest, not_found, wire::Chunks, within};
+use super::{Client, Inner, auth::Right, manifest, wire::Chunks, within};
 use crate::domain::{
-    answer::{Ambiguity, Failure},
+    answer::{Ambiguity, Blob, Failure},
     digest::Digest,
 };
 
@@ -79,6 +79,28 @@ impl Client {
         };
         within(deadline, read).await
     }
+
+    /// Reads a small blob whole.
+    pub(super) async fn small(
+        &self,
+        repository: &str,
+        blob: &Blob,
+        at_most: usize,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Failure> {
+        let read = async {
+            let mut stream = self.blob(repository, &blob.digest, deadline).await?;
+            let mut bytes = Vec::new();
+            while let Some(chunk) = stream.next().await? {
+                if bytes.len() + chunk.len() > at_most {
+                    return Err(Failure::Ambiguous(Ambiguity::Oversized));
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(bytes)
+        };
+        within(deadline, read).await
+    }
 }
 
 impl Inner {
@@ -88,13 +110,15 @@ impl Inner {
         let right = Right::pull(repository);
         let reply = self.authority.send(&self.wire, &call, right, deadline).await?;
         match reply.status() {
-            StatusCode::OK if reply.is_html() => Err(Failure::Ambiguous(Ambiguity::Html)),
+            StatusCode::OK if reply.is_html() => {
+                Err(Failure::Ambiguous(Ambiguity::Html(reply.particulars())))
+            }
             StatusCode::OK => Ok(Stream {
                 chunks: reply.into_chunks(),
                 digest: digest.clone(),
                 hasher: Some(manifest::hasher(digest.algorithm())),
             }),
-            StatusCode::NOT_FOUND => Err(not_found(reply).await),
+            StatusCode::NOT_FOUND => Err(self.not_found(reply).await),
             _ => Err(reply.failure()),
         }
     }

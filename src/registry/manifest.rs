@@ -8,6 +8,7 @@ use sha2::{Sha256, Sha512, digest::DynDigest};
 use crate::domain::{
     answer::{Ambiguity, Blob, Child, Manifest, MediaType},
     digest::{Algorithm, Digest},
+    platform::{self, Platforms},
 };
 
 /// Returns the hash function of a digest, to be fed.
@@ -58,10 +59,12 @@ pub(super) fn read(
     {
         return Err(Ambiguity::Malformed);
     }
-    let (children, blob) = match (document.manifests, document.config, document.layers) {
-        (Some(entries), None, None) if media_type.is_index() => (children(&entries)?, None),
+    let (children, blob, config) = match (document.manifests, document.config, document.layers) {
+        (Some(entries), None, None) if media_type.is_index() => (children(&entries)?, None, None),
         (None, Some(config), layers) if !media_type.is_index() => {
-            (Vec::new(), smallest_blob(config, layers.unwrap_or_default()))
+            let read = blob(&config);
+            let layers = layers.unwrap_or_default();
+            (Vec::new(), smallest_blob(config, layers), read)
         }
         _ => return Err(Ambiguity::Malformed),
     };
@@ -71,26 +74,44 @@ pub(super) fn read(
         size: Some(body.len() as u64),
         children,
         blob,
+        config,
     })
 }
 
+/// Returns the platform that an image's configuration says it is for; none if it is none of an image.
+pub(super) fn platform_of(config: &[u8]) -> Option<Platforms> {
+    let config: Platform<'_> = serde_json::from_slice(config).ok()?;
+    config.platform()
+}
+
 fn children(entries: &[Entry<'_>]) -> Result<Vec<Child>, Ambiguity> {
-    entries
-        .iter()
-        .map(|entry| {
-            let digest = entry.digest.parse().map_err(|_| Ambiguity::Malformed)?;
-            let architecture = entry
-                .platform
-                .as_ref()
-                .and_then(|platform| platform.architecture.as_deref());
-            Ok(Child {
-                digest,
-                architecture: architecture
-                    .filter(|name| !name.is_empty() && *name != "unknown")
-                    .map(str::to_owned),
-            })
+    let named = |entry: &Entry<'_>| {
+        let platform = entry.platform.as_ref()?;
+        // What names something that is no platform is for no node.
+        Some(platform.platform().unwrap_or(Platforms::NONE))
+    };
+    let platforms: Vec<_> = entries.iter().map(named).collect();
+    let of_entry = |(entry, takers): (&Entry<'_>, Platforms)| {
+        let digest = entry.digest.parse().map_err(|_| Ambiguity::Malformed)?;
+        // Caches list what is no manifest at all. Whoever takes that pulls nothing.
+        let media_type = entry.media_type.as_deref().map(MediaType::from_content_type);
+        let is_manifest = media_type.is_none_or(|known| known.is_some());
+        let is_index = media_type.flatten().is_some_and(MediaType::is_index);
+        Ok(Child {
+            digest,
+            takers: if is_manifest { takers } else { Platforms::NONE },
+            is_whole: entry.platform.is_some() && !is_index,
         })
-        .collect()
+    };
+    let takers = platform::takers(&platforms);
+    entries.iter().zip(takers).map(of_entry).collect()
+}
+
+fn blob(descriptor: &Descriptor<'_>) -> Option<Blob> {
+    Some(Blob {
+        digest: descriptor.digest.parse().ok()?,
+        size: descriptor.size,
+    })
 }
 
 /// Layers with `urls` are kept elsewhere (foreign layers) and no registry need hold them.
@@ -99,12 +120,7 @@ fn smallest_blob(config: Descriptor<'_>, layers: Vec<Descriptor<'_>>) -> Option<
         .into_iter()
         .chain([config])
         .filter(|descriptor| descriptor.urls.as_ref().is_none_or(Vec::is_empty))
-        .filter_map(|descriptor| {
-            Some(Blob {
-                digest: descriptor.digest.parse().ok()?,
-                size: descriptor.size,
-            })
-        })
+        .filter_map(|descriptor| blob(&descriptor))
         .min_by_key(|blob| blob.size)
 }
 
@@ -122,17 +138,33 @@ struct Document<'a> {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Entry<'a> {
+    #[serde(borrow)]
+    media_type: Option<Cow<'a, str>>,
     #[serde(borrow)]
     digest: Cow<'a, str>,
     #[serde(borrow)]
     platform: Option<Platform<'a>>,
 }
 
+/// Of an entry, or of an image's configuration, which has the same fields among others.
 #[derive(Deserialize)]
 struct Platform<'a> {
     #[serde(borrow)]
+    os: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     architecture: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    variant: Option<Cow<'a, str>>,
+}
+
+impl Platform<'_> {
+    fn platform(&self) -> Option<Platforms> {
+        let architecture = self.architecture.as_deref().filter(|name| !name.is_empty())?;
+        let text = |field: &Option<Cow<'_, str>>| field.as_deref().unwrap_or_default().to_owned();
+        Some(Platforms::of(&text(&self.os), architecture, &text(&self.variant)))
+    }
 }
 
 #[derive(Deserialize)]
@@ -159,9 +191,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(media_type: MediaType, body: &str, expected: Result<(), Ambiguity>) {
+    fn check(media_type: MediaType, body: &str, expected: &Result<(), Ambiguity>) {
         assert_eq!(
-            read(media_type, body.as_bytes(), None, None).map(|_| ()),
+            &read(media_type, body.as_bytes(), None, None).map(|_| ()),
             expected
         );
     }
@@ -169,38 +201,38 @@ mod tests {
     #[test]
     fn body_must_have_the_form_that_its_media_type_promises() {
         let oci = r#""mediaType":"application/vnd.oci.image.manifest.v1+json","#;
-        check(MediaType::OciManifest, &image(""), Ok(()));
-        check(MediaType::OciManifest, &image(oci), Ok(()));
-        check(MediaType::DockerManifest, &image(oci), Err(Ambiguity::Malformed));
-        check(MediaType::OciIndex, &image(""), Err(Ambiguity::Malformed));
-        check(MediaType::OciIndex, r#"{"manifests":[]}"#, Ok(()));
+        check(MediaType::OciManifest, &image(""), &Ok(()));
+        check(MediaType::OciManifest, &image(oci), &Ok(()));
+        check(MediaType::DockerManifest, &image(oci), &Err(Ambiguity::Malformed));
+        check(MediaType::OciIndex, &image(""), &Err(Ambiguity::Malformed));
+        check(MediaType::OciIndex, r#"{"manifests":[]}"#, &Ok(()));
         check(
             MediaType::OciManifest,
             r#"{"manifests":[]}"#,
-            Err(Ambiguity::Malformed),
+            &Err(Ambiguity::Malformed),
         );
         // Both forms at once (CVE-2021-41190).
         check(
             MediaType::OciManifest,
             &image(r#""manifests":[],"#),
-            Err(Ambiguity::Malformed),
+            &Err(Ambiguity::Malformed),
         );
         check(
             MediaType::OciIndex,
             &image(r#""manifests":[],"#),
-            Err(Ambiguity::Malformed),
+            &Err(Ambiguity::Malformed),
         );
         check(
             MediaType::OciIndex,
             r#"{"manifests":[{"digest":"md5:0"}]}"#,
-            Err(Ambiguity::Malformed),
+            &Err(Ambiguity::Malformed),
         );
-        check(MediaType::OciManifest, "{", Err(Ambiguity::Malformed));
-        check(MediaType::OciManifest, "", Err(Ambiguity::Malformed));
+        check(MediaType::OciManifest, "{", &Err(Ambiguity::Malformed));
+        check(MediaType::OciManifest, "", &Err(Ambiguity::Malformed));
         check(
             MediaType::OciManifest,
             &"[".repeat(100_000),
-            Err(Ambiguity::Malformed),
+            &Err(Ambiguity::Malformed),
         );
     }
 
@@ -214,20 +246,77 @@ mod tests {
         assert_eq!(manifest.blob, Some(expected));
     }
 
-    #[test]
-    fn attestations_have_no_architecture() {
-        let body = format!(
-            r#"{{"manifests":[{{"digest":"{ONES}","platform":{{"architecture":"arm64","os":"linux"}}}},
-                {{"digest":"{ZEROS}","platform":{{"architecture":"unknown","os":"unknown"}}}},
-                {{"digest":"{ZEROS}"}}]}}"#
-        );
+    /// Checks which nodes take each entry, and whether it tells by itself.
+    #[track_caller]
+    fn check_children(entries: &str, expected: &[(&[&str], bool)]) {
+        let body = format!(r#"{{"manifests":[{}]}}"#, entries.replace("DIGEST", ONES));
         let manifest = read(MediaType::OciIndex, body.as_bytes(), None, None).unwrap();
-        let architectures: Vec<_> = manifest
+        let children: Vec<(Vec<_>, bool)> = manifest
             .children
             .iter()
-            .map(|child| child.architecture.as_deref())
+            .map(|child| (child.takers.names().collect(), child.is_whole))
             .collect();
-        assert_eq!(architectures, [Some("arm64"), None, None]);
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(names, is_whole)| (names.to_vec(), *is_whole))
+            .collect();
+        assert_eq!(children, expected);
+    }
+
+    #[test]
+    fn no_node_takes_an_attestation() {
+        check_children(
+            r#"{"digest":"DIGEST","platform":{"architecture":"s390x","os":"linux"}},
+               {"digest":"DIGEST","platform":{"architecture":"unknown","os":"unknown"}},
+               {"digest":"DIGEST","platform":{}}"#,
+            &[(&["linux/s390x"], true), (&[], true), (&[], true)],
+        );
+    }
+
+    #[test]
+    fn entries_are_told_apart_by_operating_system_and_variant() {
+        check_children(
+            r#"{"digest":"DIGEST","platform":{"architecture":"amd64","os":"windows","os.version":"10.0"}},
+               {"digest":"DIGEST","platform":{"architecture":"386","os":"linux"}},
+               {"digest":"DIGEST","platform":{"architecture":"arm","os":"linux","variant":"v6"}}"#,
+            &[
+                (&["windows/amd64"], true),
+                (&["linux/amd64", "linux/386"], true),
+                (
+                    &["linux/arm64", "linux/arm/v6", "linux/arm/v7", "linux/arm/v8"],
+                    true,
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn what_names_no_platform_or_is_an_index_is_not_known_by_its_entry() {
+        let index = "application/vnd.oci.image.index.v1+json";
+        check_children(
+            &format!(
+                r#"{{"digest":"DIGEST","mediaType":"{index}","platform":{{"architecture":"s390x","os":"linux"}}}},
+                   {{"digest":"DIGEST","mediaType":"application/vnd.buildkit.cacheconfig.v0"}}"#
+            ),
+            &[(&["linux/s390x"], false), (&[], false)],
+        );
+        let body = format!(r#"{{"manifests":[{{"digest":"{ONES}"}}]}}"#);
+        let manifest = read(MediaType::OciIndex, body.as_bytes(), None, None).unwrap();
+        let child = &manifest.children[0];
+        assert!(child.takers.contains(Platforms::of("linux", "amd64", "")) && !child.is_whole);
+    }
+
+    #[test]
+    fn a_configuration_tells_its_platform() {
+        let of = |config: &str| platform_of(config.as_bytes());
+        assert_eq!(
+            of(r#"{"os":"linux","architecture":"arm","variant":"v6","history":[]}"#),
+            Some(Platforms::of("linux", "arm", "v6"))
+        );
+        assert_eq!(of(r#"{"os":"linux"}"#), None);
+        assert_eq!(of(r#"{"architecture":"amd64","os":7}"#), None);
+        assert_eq!(of("[]"), None);
+        assert_eq!(of(""), None);
     }
 
     #[test]

@@ -7,35 +7,58 @@
 
 mod auth;
 pub mod blob;
-mod look;
+mod certificate;
+mod heads;
+pub mod look;
 mod manifest;
 pub mod pace;
 pub mod pool;
+mod resolver;
+mod trust;
+mod waits;
 mod wire;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use reqwest::{
-    Certificate, Method, StatusCode, Url,
+    Method, StatusCode, Url,
     header::{self, HeaderValue},
+};
+use rustls::pki_types::{
+    CertificateDer,
+    pem::{self, PemObject as _},
 };
 use tokio::time::{Instant, timeout_at};
 
 use self::{
     auth::{Authority, Right},
-    wire::{Call, REDIRECTS, Reply, Wire},
+    heads::Heads,
+    waits::Matter,
+    wire::{Call, ErrorBody, REDIRECTS, Reply, Wire},
 };
 pub use crate::credentials::Credentials;
 use crate::domain::{
-    answer::{Ambiguity, Answer, Failure, Manifest, MediaType, Unreachable},
+    answer::{Ambiguity, Answer, Failure, Manifest, MediaType, Particulars, Unreachable},
     digest::Digest,
+    mirror::Trust,
 };
 
 /// The longest manifest that is read: what containerd reads. A node could not pull a longer one.
 pub const MANIFEST_BYTES: usize = 4 * 1048 * 1048;
 
-/// The longest error body that is read.
-const ERROR_BYTES: usize = 64 * 1024;
+/// The header by which registries make themselves known.
+const API_VERSION: &str = "docker-distribution-api-version";
+
+/// How long it is known whether a registry answers.
+const KNOWN_FOR: Duration = Duration::from_mins(1);
+
+/// The codes by which a registry says that nothing can be there under such a name (distribution-spec, error
+/// codes).
+const NO_SUCH_NAME: [&str; 4] = ["NAME_INVALID", "NAME_UNKNOWN", "TAG_INVALID", "DIGEST_INVALID"];
 
 /// All four types, always: without them distribution 2.8 answers 404 for what it holds, or with
 /// another manifest.
@@ -50,8 +73,11 @@ const ACCEPT: HeaderValue = HeaderValue::from_static(
 pub struct Endpoint {
     /// `https://host[:port]`, or `http://host[:port]` for plain HTTP.
     pub url: String,
-    /// The only certificates to trust, in PEM; those of the system if absent.
+    /// The certificates to trust, in PEM; those of the system if absent.
     pub ca_bundle: Option<Vec<u8>>,
+    /// Whether they alone are trusted at the endpoint itself. At other hosts that it names the system's
+    /// are trusted too.
+    pub trust: Trust,
     /// What it is asked with at first.
     pub credentials: Option<Credentials>,
 }
@@ -76,9 +102,11 @@ pub enum Error {
     #[error("the endpoint's CA bundle holds no certificate")]
     NoCertificate,
     #[error("cannot read the endpoint's CA bundle")]
-    CaBundle(#[source] reqwest::Error),
+    CaBundle(#[source] pem::Error),
     #[error("cannot set up TLS")]
-    Tls(#[source] reqwest::Error),
+    Tls(#[source] rustls::Error),
+    #[error("cannot set up HTTP")]
+    Http(#[source] reqwest::Error),
 }
 
 /// A client of one endpoint. Clones share its connections, credentials, tokens, and the waits asked of it.
@@ -89,6 +117,11 @@ struct Inner {
     base: Url,
     wire: Wire,
     authority: Authority,
+    heads: Heads,
+    /// Whether a registry answered `/v2/`, and when it was asked.
+    registry: Mutex<Option<(bool, Instant)>>,
+    /// Held while that is being asked for the sake of something else, so that one asks for all.
+    asking: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for Client {
@@ -110,16 +143,23 @@ impl Client {
         if !matches!(base.scheme(), "https" | "http") || !plain {
             return Err(Error::Url);
         }
-        let certificates = match &endpoint.ca_bundle {
-            None => None,
-            Some(pem) => match Certificate::from_pem_bundle(pem).map_err(Error::CaBundle)? {
-                certificates if certificates.is_empty() => return Err(Error::NoCertificate),
-                certificates => Some(certificates),
-            },
+        let bundle = match &endpoint.ca_bundle {
+            None => Vec::new(),
+            Some(pem) => {
+                let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+                match certificates.map_err(Error::CaBundle)? {
+                    certificates if certificates.is_empty() => return Err(Error::NoCertificate),
+                    certificates => certificates,
+                }
+            }
         };
+        let tls = trust::config(&base, bundle, endpoint.trust).map_err(Error::Tls)?;
         Ok(Self(Arc::new(Inner {
-            wire: Wire::new(certificates, base.scheme() == "https").map_err(Error::Tls)?,
+            wire: Wire::new(tls).map_err(Error::Http)?,
             authority: Authority::new(base.clone(), endpoint.credentials.as_ref()),
+            heads: Heads::default(),
+            registry: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
             base,
         })))
     }
@@ -129,10 +169,24 @@ impl Client {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// Returns the host that is asked, with its port.
+    pub fn host(&self) -> &str {
+        let base = self.0.base.as_str();
+        base.split_once("://")
+            .map_or(base, |(_, host)| host.trim_end_matches('/'))
+    }
+
     /// Asks with these credentials from now on, or with none; from `until` on, if there is such a time, with
-    /// none. Tokens that others were given are dropped.
+    /// none. Tokens that others were given are dropped, and so are limits of their tokens.
     pub fn set_credentials(&self, credentials: Option<&Credentials>, until: Option<Instant>) {
-        self.0.authority.set_credentials(credentials, until);
+        if self.0.authority.set_credentials(credentials, until) {
+            self.0.wire.forget_limits_of_tokens();
+        }
+    }
+
+    /// Whether there are credentials to ask with now.
+    pub fn has_credentials(&self) -> bool {
+        self.0.authority.has_credentials()
     }
 
     /// Asks whether a registry is there, with authentication if there are credentials.
@@ -140,7 +194,13 @@ impl Client {
     /// `Unauthorized` means alive: there is a registry, which wants credentials or other ones. `Missing`
     /// is never returned: whoever has no `/v2/` is no registry.
     pub async fn ping(&self, deadline: Instant) -> Result<(), Failure> {
-        within(deadline, self.0.ping(deadline)).await
+        within(deadline, self.0.ping(false, deadline)).await
+    }
+
+    /// Asks likewise, over a connection of its own, as nodes do: one that is kept goes on where no new one
+    /// would be opened, as with a certificate that has ended since.
+    pub async fn ping_anew(&self, deadline: Instant) -> Result<(), Failure> {
+        within(deadline, self.0.ping(true, deadline)).await
     }
 
     /// Looks for a manifest by tag or digest, by its headers where they suffice.
@@ -162,22 +222,22 @@ impl Client {
 async fn within<T>(deadline: Instant, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     timeout_at(deadline, call)
         .await
-        .unwrap_or(Err(Failure::Unreachable(Unreachable::Timeout)))
+        .unwrap_or_else(|_| Err(Failure::Unreachable(Unreachable::Timeout, Particulars::default())))
 }
 
 impl Inner {
-    async fn ping(&self, deadline: Instant) -> Result<(), Failure> {
+    async fn ping(&self, anew: bool, deadline: Instant) -> Result<(), Failure> {
         let call = self.authority.ping_call();
-        // Without authentication first: that is how a change of the challenge is noticed.
-        let mut reply = self.wire.send(&call, None).await?;
+        // It shows the door; what follows need not pay for another one.
+        let knock = Call { anew, ..call.clone() };
+        let (mut reply, is_registry) = self.knock(&knock).await?;
         if reply.status() == StatusCode::UNAUTHORIZED {
             let met = self.authority.challenged(&reply);
-            let is_registry = reply.header("docker-distribution-api-version").is_some()
-                || reply.header(header::WWW_AUTHENTICATE).is_some();
             if !is_registry {
-                return Err(Failure::Ambiguous(Ambiguity::Status(401)));
+                return Err(Failure::Ambiguous(Ambiguity::Status(401, reply.particulars())));
             }
-            if !met || !self.authority.has_credentials() {
+            met?;
+            if !self.authority.has_credentials() {
                 return Err(Failure::Unauthorized);
             }
             reply = Box::pin(self.authority.send(&self.wire, &call, Right::NONE, deadline)).await?;
@@ -186,56 +246,72 @@ impl Inner {
             }
         } else if reply.status() == StatusCode::FORBIDDEN {
             // No registry forbids `/v2/` without asking for credentials: something in between does.
-            return Err(Failure::Ambiguous(Ambiguity::Status(403)));
+            return Err(Failure::Ambiguous(Ambiguity::Status(403, reply.particulars())));
         }
         if reply.status() != StatusCode::OK {
             return Err(reply.failure());
         }
-        // Not every login page says that it is HTML.
-        let html = reply.is_html();
-        let body = reply.body(ERROR_BYTES).await?;
-        if html || body.trim_ascii_start().starts_with(b"<") {
-            return Err(Failure::Ambiguous(Ambiguity::Html));
+        let (html, particulars) = (reply.is_html(), reply.particulars());
+        let body = reply.body(wire::ERROR_BYTES).await?;
+        if html || is_page(&body) {
+            return Err(Failure::Ambiguous(Ambiguity::Html(particulars)));
         }
         self.authority.opened();
         Ok(())
     }
 
+    /// Asks `/v2/` without authentication, which is how a change of the challenge is noticed. Returns whether
+    /// it is a registry that answers.
+    async fn knock(&self, call: &Call) -> Result<(Reply, bool), Failure> {
+        let asked_at = Instant::now();
+        let reply = self.wire.send(call, None).await?;
+        let shows = match reply.status() {
+            StatusCode::UNAUTHORIZED => reply.header(header::WWW_AUTHENTICATE).is_some(),
+            StatusCode::OK => reply.content_type().is_some_and(is_json),
+            _ => false,
+        };
+        let is_registry = shows
+            || matches!(reply.status(), StatusCode::UNAUTHORIZED | StatusCode::OK)
+                && reply.header(API_VERSION).is_some();
+        *self.registry.lock().unwrap_or_else(PoisonError::into_inner) = Some((is_registry, asked_at));
+        Ok((reply, is_registry))
+    }
+
+    /// Whether it is a registry that answers at this endpoint: as it was lately, or as `/v2/` says now.
+    async fn is_registry(&self) -> bool {
+        let _asking = self.asking.lock().await;
+        let known = *self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((is_registry, asked_at)) = known
+            && asked_at.elapsed() < KNOWN_FOR
+        {
+            return is_registry;
+        }
+        let knocked = self.knock(&self.authority.ping_call()).await;
+        knocked.is_ok_and(|(_, is_registry)| is_registry)
+    }
+
     async fn head(&self, repository: &str, reference: &str, deadline: Instant) -> Result<Manifest, Failure> {
+        let by_get = || Box::pin(self.get(repository, reference, deadline));
+        if !self.heads.may_ask() {
+            return by_get().await;
+        }
         let reply = self
             .manifest(Method::HEAD, repository, reference, deadline)
             .await?;
-        match reply.status() {
-            StatusCode::OK => {}
-            StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
-                return Box::pin(self.get(repository, reference, deadline)).await;
+        match Headers::read(&reply, reference)? {
+            Headers::Manifest(manifest) => {
+                self.heads.answered();
+                Ok(manifest)
             }
-            // A HEAD has no body, so its type must speak: registries answer in JSON, proxies in text.
-            StatusCode::NOT_FOUND if reply.content_type().is_none_or(is_json) => {
-                return Err(Failure::Missing);
+            Headers::Insufficient => by_get().await,
+            Headers::Refused => {
+                let found = by_get().await;
+                if found.is_ok() {
+                    self.heads.refused();
+                }
+                found
             }
-            _ => return Err(reply.failure()),
         }
-        let media_type = media_type(&reply)?;
-        let asked: Option<Digest> = reference.parse().ok();
-        let digest = match (told(&reply)?, asked) {
-            (Some(told), None) => told,
-            (Some(told), Some(asked)) if told == asked => told,
-            (Some(told), Some(asked)) if told.algorithm() == asked.algorithm() => {
-                return Err(Failure::Ambiguous(Ambiguity::DigestMismatch));
-            }
-            // No digest, or one that only the body can be compared with.
-            _ => return Box::pin(self.get(repository, reference, deadline)).await,
-        };
-        Ok(Manifest {
-            digest,
-            media_type,
-            size: reply
-                .header(header::CONTENT_LENGTH)
-                .and_then(|length| length.parse().ok()),
-            children: Vec::new(),
-            blob: None,
-        })
     }
 
     async fn get(&self, repository: &str, reference: &str, deadline: Instant) -> Result<Manifest, Failure> {
@@ -244,14 +320,37 @@ impl Inner {
             .await?;
         match reply.status() {
             StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Err(not_found(reply).await),
-            _ => return Err(reply.failure()),
+            StatusCode::NOT_FOUND => return Err(self.not_found(reply).await),
+            StatusCode::BAD_REQUEST if reply.direct => return Err(refused_name(reply).await),
+            _ => return Err(reply.failure_with_code().await),
         }
         let media_type = media_type(&reply)?;
         let told = told(&reply)?;
         let asked: Option<Digest> = reference.parse().ok();
         let body = reply.body(MANIFEST_BYTES).await?;
         manifest::read(media_type, &body, asked.as_ref(), told.as_ref()).map_err(Failure::Ambiguous)
+    }
+
+    /// Returns what a 404 to a GET means. A registry says it with its own error body or with none; other
+    /// texts are a registry's only where one answers `/v2/`, and pages are those of logins and proxies.
+    /// Storage that a redirect led to has empty answers and texts of its own.
+    async fn not_found(&self, reply: Reply) -> Failure {
+        let other = reply.failure();
+        if reply.is_html() {
+            return other;
+        }
+        let (direct, is_xml) = (reply.direct, reply.content_type().is_some_and(is_xml));
+        let shows = reply.header(API_VERSION).is_some();
+        let particulars = reply.particulars();
+        match reply.body(wire::ERROR_BYTES).await {
+            Ok(body) if ErrorBody::read(&body).is_some() => Failure::Missing,
+            Ok(_) if !direct => other,
+            Ok(body) if body.trim_ascii().is_empty() => Failure::Missing,
+            Ok(body) if is_page(&body) && !is_xml => Failure::Ambiguous(Ambiguity::Html(particulars)),
+            Ok(_) if shows || self.is_registry().await => Failure::Missing,
+            Ok(_) | Err(Failure::Ambiguous(_)) => other,
+            Err(failure) => failure,
+        }
     }
 
     async fn manifest(
@@ -284,8 +383,59 @@ impl Inner {
             url,
             accept,
             redirects: REDIRECTS,
-            of_image: true,
+            matter: Matter::Repository(repository.into()),
+            anew: false,
         })
+    }
+}
+
+/// What the answer to a HEAD tells.
+enum Headers {
+    Manifest(Manifest),
+    /// Only the body can tell.
+    Insufficient,
+    /// HEADs are not answered here, which says nothing of what is there.
+    Refused,
+}
+
+impl Headers {
+    fn read(reply: &Reply, reference: &str) -> Result<Self, Failure> {
+        match reply.status().as_u16() {
+            200 => {}
+            // Most registries answer in JSON, and proxies in text; but so do some registries. Which names
+            // are refused, the body tells.
+            404 if reply.direct && reply.content_type().is_some_and(is_json) => return Err(Failure::Missing),
+            404 => return Ok(Self::Insufficient),
+            400 if reply.direct => return Ok(Self::Insufficient),
+            405 | 501 => return Ok(Self::Refused),
+            // An address that was signed for GET is good for GET alone.
+            400..=499 if !reply.direct => return Ok(Self::Refused),
+            _ => return Err(reply.failure()),
+        }
+        if reply.content_type().is_none() {
+            return Ok(Self::Insufficient);
+        }
+        let media_type = media_type(reply)?;
+        let asked: Option<Digest> = reference.parse().ok();
+        let digest = match (told(reply)?, asked) {
+            (Some(told), None) => told,
+            (Some(told), Some(asked)) if told == asked => told,
+            (Some(told), Some(asked)) if told.algorithm() == asked.algorithm() => {
+                return Err(Failure::Ambiguous(Ambiguity::DigestMismatch));
+            }
+            // No digest, or one that only the body can be compared with.
+            _ => return Ok(Self::Insufficient),
+        };
+        Ok(Self::Manifest(Manifest {
+            digest,
+            media_type,
+            size: reply
+                .header(header::CONTENT_LENGTH)
+                .and_then(|length| length.parse().ok()),
+            children: Vec::new(),
+            blob: None,
+            config: None,
+        }))
     }
 }
 
@@ -303,9 +453,9 @@ fn media_type(reply: &Reply) -> Result<MediaType, Failure> {
         .and_then(MediaType::from_content_type)
         .ok_or_else(|| {
             Failure::Ambiguous(if reply.is_html() {
-                Ambiguity::Html
+                Ambiguity::Html(reply.particulars())
             } else {
-                Ambiguity::NotAManifest
+                Ambiguity::NotAManifest(reply.particulars())
             })
         })
 }
@@ -324,26 +474,27 @@ fn is_json(media_type: &str) -> bool {
     media_type == "application/json" || media_type.ends_with("+json")
 }
 
-/// Returns what a 404 to a GET means: a registry says it with its own error body or with none.
-async fn not_found(reply: Reply) -> Failure {
-    if reply.is_html() {
-        return reply.failure();
-    }
-    let other = reply.failure();
-    match reply.body(ERROR_BYTES).await {
-        Ok(body) if body.trim_ascii().is_empty() || is_error_body(&body) => Failure::Missing,
-        Ok(_) | Err(Failure::Ambiguous(_)) => other,
-        Err(failure) => failure,
-    }
+fn is_xml(media_type: &str) -> bool {
+    let media_type = media_type.to_ascii_lowercase();
+    media_type.ends_with("/xml") || media_type.ends_with("+xml")
 }
 
-fn is_error_body(body: &[u8]) -> bool {
-    #[derive(serde::Deserialize)]
-    struct ErrorBody {
-        #[serde(rename = "errors")]
-        _errors: Vec<serde::de::IgnoredAny>,
+/// Whether a body is a page: not every login page says that it is HTML.
+fn is_page(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"<")
+}
+
+/// Returns what a 400 to a GET means: some registries answer so to names that they cannot have.
+async fn refused_name(reply: Reply) -> Failure {
+    let failure = reply.failure_with_code().await;
+    match &failure {
+        Failure::Ambiguous(Ambiguity::Status(_, Particulars { code: Some(code), .. }))
+            if NO_SUCH_NAME.contains(&&**code) =>
+        {
+            Failure::Missing
+        }
+        _ => failure,
     }
-    serde_json::from_slice::<ErrorBody>(body).is_ok()
 }
 
 #[cfg(test)]

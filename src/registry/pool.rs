@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Client, Endpoint, pace::Pace};
-use crate::domain::image::DOCKER_HUB;
+use crate::domain::{image::DOCKER_HUB, mirror::Trust};
 
 /// How many images a second one registry is asked for: Docker Hub limits whoever asks more.
 const RATE: u32 = 5;
@@ -34,6 +34,7 @@ impl Pool {
         let endpoint = Endpoint {
             url: url(host),
             ca_bundle: None,
+            trust: Trust::default(),
             credentials: None,
         };
         let upstream = Upstream {

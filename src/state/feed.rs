@@ -13,7 +13,7 @@ use crate::{
     credentials::{Credentials, Fault, Held, Secret},
     domain::{
         mapping::Mapping,
-        mirror::{Kind, Mirror},
+        mirror::{Kind, Mirror, Trust},
         routing::Routing,
         time::Timestamp,
     },
@@ -65,6 +65,7 @@ pub struct Feed {
 pub(super) struct Identity {
     endpoint: String,
     ca_bundle: Option<Vec<u8>>,
+    trust: Trust,
     kind: Kind,
     mapping: Mapping,
 }
@@ -74,6 +75,7 @@ impl Identity {
         Self {
             endpoint: connection.endpoint.clone(),
             ca_bundle: connection.ca_bundle.clone(),
+            trust: connection.trust,
             kind: mirror.kind,
             mapping: mirror.mapping.clone(),
         }
@@ -159,17 +161,23 @@ impl Feed {
         take_secrets(&mut self.mirrors(), secrets)
     }
 
-    /// Returns why a mirror cannot be used, if it cannot.
-    pub fn check(mirror: &Mirror, connection: &Connection) -> Result<(), Unusable> {
-        client(mirror, connection).map(drop)
+    /// Returns why a mirror cannot be used, if it cannot. One that is reached as it was `before`, when it was
+    /// in force, needs no look.
+    pub fn check(before: Option<&(Mirror, Connection)>, form: &(Mirror, Connection)) -> Result<(), Unusable> {
+        let identity = |(mirror, connection): &(Mirror, Connection)| Identity::of(mirror, connection);
+        if before.is_some_and(|before| identity(before) == identity(form)) {
+            return Ok(());
+        }
+        client(&form.0, &form.1).map(drop)
     }
 
     /// Returns everything that is wrong with a configuration whose Secrets come with it, so that one
     /// with a fault is a fault of the whole.
     pub fn check_whole(configuration: &Configuration) -> Vec<Unusable> {
         let Configuration { mirrors, secrets, .. } = configuration;
-        let fault = |(mirror, connection): &(Mirror, Connection)| {
-            Self::check(mirror, connection).err().or_else(|| {
+        let fault = |form: &(Mirror, Connection)| {
+            let (mirror, connection) = form;
+            Self::check(None, form).err().or_else(|| {
                 let identity = Identity::of(mirror, connection);
                 let source = found(&identity, connection.probe_secret.as_deref(), secrets).err()?;
                 Some(Unusable {
@@ -238,6 +246,7 @@ fn client(mirror: &Mirror, connection: &Connection) -> Result<Client, Unusable> 
     let endpoint = Endpoint {
         url: connection.endpoint.clone(),
         ca_bundle: connection.ca_bundle.clone(),
+        trust: connection.trust,
         credentials: None,
     };
     Client::new(&endpoint).map_err(|error| Unusable {
@@ -269,7 +278,28 @@ fn credentials(mirror: &Identity, name: &str, secret: &Secret) -> Result<Credent
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{domain::presence::Presence, state::file};
+    use crate::{
+        domain::{examples::key, presence::Presence},
+        state::file,
+    };
+
+    /// A form that no client could be made for tells whether one was tried.
+    #[test]
+    fn what_is_reached_as_before_is_not_tried_again() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let text = "{apiVersion: kagami.dev/v1alpha1, kind: ImageMirror, metadata: {name: a}, \
+                    spec: {registry: mirror.test, kind: Hosted, sources: [{prefix: docker.io}]}}";
+        let (mirror, mut connection) = file::load(text, "mirrors.yaml").unwrap().mirrors.remove(0);
+        connection.ca_bundle = Some(b"no certificate".to_vec());
+        let before = (mirror, connection);
+        assert!(Feed::check(None, &before).is_err());
+        let mut now = before.clone();
+        now.0.priority += 1;
+        now.1.probe_secret = Some("read".to_owned());
+        assert!(Feed::check(Some(&before), &now).is_ok());
+        now.1.endpoint = "https://other.test".to_owned();
+        assert!(Feed::check(Some(&before), &now).is_err());
+    }
 
     #[test]
     fn images_are_forgotten_only_of_mirrors_that_nobody_has() {
@@ -277,7 +307,7 @@ mod tests {
         let text = "{apiVersion: kagami.dev/v1alpha1, kind: ImageMirror, metadata: {name: a}, \
                     spec: {registry: mirror.test, kind: Hosted, sources: [{prefix: docker.io}]}}";
         let configuration = file::load(text, "mirrors.yaml").unwrap();
-        let now = Timestamp::from_millis(1);
+        let (nginx, now) = (key("docker.io/library/nginx:1"), Timestamp::from_millis(1));
         let others = BTreeSet::from(["b".to_owned()]);
         for (keep, expected) in [
             (Keep::All, "abc"),
@@ -287,11 +317,11 @@ mod tests {
             let store = Store::default();
             for mirror in ["a", "b", "c"] {
                 let mut index = store.index_mut();
-                index.write(mirror, "docker.io/library/nginx:1", Presence::Missing, now, now);
+                index.write(mirror, nginx, Presence::Missing, now, now);
             }
             let feed = Feed::new(store.clone(), BTreeSet::new());
             feed.apply(configuration.clone(), keep, now).unwrap();
-            let known = |mirror: &&str| store.index().get(mirror, "docker.io/library/nginx:1").is_some();
+            let known = |mirror: &&str| store.index().get(mirror, nginx).is_some();
             let left: String = ["a", "b", "c"].into_iter().filter(known).collect();
             assert_eq!(left, expected, "{keep:?}");
         }

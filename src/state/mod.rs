@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::{
     domain::{
         health::{Health, State},
+        image::{ImageKey, KeyRef},
         presence::{Index, Presence},
         routing::Routing,
         selector::Labels,
@@ -48,8 +49,7 @@ struct Inner {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demand {
     pub mirror: String,
-    /// The image's key in the presence index.
-    pub key: String,
+    pub key: ImageKey,
 }
 
 /// A look for an image on this mirror failed in a way that every image may meet: a reason to ping it.
@@ -111,7 +111,7 @@ impl Store {
     pub fn see(
         &self,
         mirror: &str,
-        key: &str,
+        key: KeyRef<'_>,
         presence: Presence,
         asked_at: Timestamp,
         proven_since: Timestamp,
@@ -167,10 +167,10 @@ impl Store {
             }
             let known = current.routing.by_name();
             let health_of = |name: &str| {
-                known
-                    .get(name)
-                    .filter(|_| staying.contains(name))
-                    .map_or_else(|| Health::unknown(now), |mirror| current.health_of(*mirror))
+                known.get(name).filter(|_| staying.contains(name)).map_or_else(
+                    || Health::unknown(now),
+                    |mirror| current.health_of(*mirror).clone(),
+                )
             };
             let health = routing
                 .mirrors()
@@ -230,7 +230,7 @@ impl Store {
             };
             known = true;
             let View { health, stale } = view;
-            if current.health_of(id) == health && current.is_stale(id) == stale {
+            if *current.health_of(id) == health && current.is_stale(id) == stale {
                 return false;
             }
             begins_anew = health.proven_since > current.health_of(id).proven_since;
@@ -328,7 +328,7 @@ fn as_before_or<T>(same: bool, before: &Arc<T>, now: T) -> Arc<T> {
 mod tests {
     use super::*;
     use crate::domain::{
-        examples::{mirror, proof},
+        examples::{key, mirror, proof},
         presence::{Judgement, Presence, Rules},
     };
 
@@ -342,6 +342,7 @@ mod tests {
         Health {
             state: State::Healthy,
             fault: None,
+            cause: None,
             since: at(proven_since),
             proven_since: at(proven_since),
         }
@@ -352,7 +353,10 @@ mod tests {
         let id = snapshot.routing.find("main").unwrap();
         let rules = Rules::of(snapshot.routing.mirror(id), snapshot.health_of(id).proven_since);
         let index = store.index();
-        matches!(index.judge("main", KEY, &rules, at(130)), Judgement::Proven(..))
+        matches!(
+            index.judge("main", key(KEY), &rules, at(130)),
+            Judgement::Proven(..)
+        )
     }
 
     /// The clock of this replica is a minute ahead of the companion's: what it saw at 70 bears 130.
@@ -379,7 +383,7 @@ mod tests {
             publish(&store, healthy(1));
             store
                 .index_mut()
-                .see("main", KEY, Presence::Present(proof('a')), at(130));
+                .see("main", key(KEY), Presence::Present(proof('a')), at(130));
             publish(&store, healthy(1));
             assert!(proven(&store));
             publish(&store, healthy(120));

@@ -189,6 +189,25 @@ impl Admission {
         self.0.decide(request, dry_run, deadline).await
     }
 
+    /// Returns an admission that shares everything with this one but the decisions kept for people.
+    pub fn apart(&self) -> Self {
+        let Inner {
+            store,
+            probes,
+            metrics,
+            demand,
+            limits,
+            ..
+        } = &*self.0;
+        Self::new(
+            store.clone(),
+            probes.clone(),
+            metrics.clone(),
+            demand.clone(),
+            *limits,
+        )
+    }
+
     /// Returns the latest decisions, newest last.
     pub fn recent(&self) -> Vec<RecentDecision> {
         let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);

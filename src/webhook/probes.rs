@@ -23,13 +23,16 @@ use crate::{
         answer::Answer,
         decision::{Finding, Probe},
         health::Observation,
+        image::ImageKey,
         presence::Presence,
         reason::Reason,
         snapshot::Snapshot,
         time::Timestamp,
     },
     metrics::Metrics,
+    registry::look::{Extent, Manner},
     state::{Doubt, Store},
+    telemetry::Throttle,
 };
 
 /// How many probes of one mirror this replica makes at once.
@@ -37,6 +40,9 @@ const IN_FLIGHT: usize = 64;
 
 /// How long an answer that tells nothing is remembered.
 const INCONCLUSIVE: Duration = Duration::from_secs(3);
+
+/// How many answers of one kind that tell nothing are logged in a second.
+const FAULTS_PER_SECOND: u32 = 1;
 
 /// How many of those are remembered.
 const INCONCLUSIVE_LIMIT: usize = 1000;
@@ -52,9 +58,10 @@ struct Inner {
     doubts: mpsc::Sender<Doubt>,
     tasks: TaskTracker,
     flights: Mutex<Flights>,
+    faults: Throttle<Reason>,
 }
 
-type FlightKey = (String, String);
+type FlightKey = (String, ImageKey);
 
 /// A probe under way, or one that has landed and is remembered.
 #[derive(Clone, Debug)]
@@ -115,6 +122,7 @@ impl Probes {
             doubts,
             tasks,
             flights: Mutex::default(),
+            faults: Throttle::new(FAULTS_PER_SECOND),
         }))
     }
 
@@ -213,8 +221,14 @@ impl Inner {
         };
         // What is seen is as old as the question: the mirror may have gone and come in between.
         let asked_at = clock::now();
-        let (answer, architectures) = client.look(&probe.repository, &probe.reference, deadline).await;
-        let finding = Finding::of(&answer, architectures);
+        let manner = Manner::AtOnce(deadline);
+        let (answer, platforms) = client
+            .look(&probe.repository, &probe.reference, manner, Extent::Manifests)
+            .await;
+        let mut finding = Finding::of(&answer, platforms);
+        if let Finding::Present(proof) = &mut finding {
+            self.store.index().complete(mirror, key.by_ref(), proof);
+        }
         let seen = match (&finding, &answer) {
             (Finding::Present(proof), _) => Some(Presence::Present(proof.clone())),
             (_, Answer::Missing) => Some(Presence::Missing),
@@ -222,10 +236,10 @@ impl Inner {
         };
         let conclusive = seen.is_some();
         if let Some(seen) = seen {
-            self.store.see(mirror, key, seen, asked_at, proven_since);
+            self.store.see(mirror, key.by_ref(), seen, asked_at, proven_since);
         }
         // What is well is no news; only pings heal a mirror.
-        if let Some(Observation::Bad(_)) = Observation::of(&answer) {
+        if let Some(Observation::Bad(..)) = Observation::of(&answer) {
             // A full queue means that there is doubt enough already.
             let doubt = Doubt {
                 mirror: mirror.clone(),
@@ -234,9 +248,15 @@ impl Inner {
         }
         let result = match &finding {
             Finding::Present(_) => "present",
-            Finding::Not(reason) => reason.as_str(),
+            Finding::Not(reason) | Finding::Failed(reason, _) => reason.as_str(),
         };
         self.metrics.probed(mirror, result);
+        if let Finding::Failed(reason, words) = &finding
+            && answer.proves_nothing()
+            && let Some(suppressed) = self.faults.admit(*reason, Instant::now().into_std())
+        {
+            tracing::warn!(mirror, image = %key, %reason, answer = %words, suppressed, "a look for an image proved nothing");
+        }
         (finding, conclusive)
     }
 }
@@ -253,7 +273,7 @@ struct Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        let key = std::mem::take(&mut self.key);
+        let key = self.key.clone();
         let mut flights = self.inner.flights();
         // Another one may have taken its place, because this one asked before an outage.
         if flights

@@ -9,6 +9,7 @@ use base64_simd::STANDARD;
 
 use crate::domain::{
     decision::{Decision, Earlier, Operation},
+    foreign::Foreign,
     json,
     mirror::Mode,
     pod::{PlaceKind, PlaceLabel},
@@ -224,6 +225,7 @@ fn warning(decision: &Decision<'_>) -> String {
         reason,
         ..
     } = decision;
+    let (name, image) = (Foreign(name), Foreign(image));
     let full = match (decision.outcome, rewritten) {
         (Outcome::Rewritten, Some(rewritten)) => format!("kagami: {name}: {image} comes from {rewritten}"),
         (Outcome::WouldRewrite, Some(rewritten)) => {
@@ -248,7 +250,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         decision::{Probing, Request, decide},
-        examples::{NOW, mirror, place, proof, snapshot},
+        examples::{NOW, key, mirror, place, proof, snapshot},
         mirror::Mirror,
         pod::Pod,
         presence::{Index, Presence},
@@ -332,7 +334,7 @@ mod tests {
         let mut index = Index::default();
         index.write(
             "a",
-            "docker.io/library/nginx:1",
+            key("docker.io/library/nginx:1"),
             Presence::Present(proof('a')),
             NOW,
             NOW,
@@ -368,6 +370,33 @@ mod tests {
                 "{mode:?} {operation:?} {of_mirror:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_name_forges_no_warning() {
+        let decision = Decision {
+            kind: PlaceKind::Container,
+            index: 0,
+            name: "a\nWarning: forged\u{1b}[2K",
+            image: "nginx:1",
+            present: "nginx:1",
+            outcome: Outcome::Kept,
+            reason: Reason::ImageMissing,
+            mirror: None,
+            rewritten: None,
+            digest: None,
+            candidates: smallvec::SmallVec::new(),
+            mode: Mode::Warn,
+            carried: false,
+            cause: None,
+            earlier: Earlier::Absent,
+            left_alone: false,
+            wants_pull_secret: false,
+        };
+        assert_eq!(
+            warning(&decision),
+            r#"kagami: "a\nWarning: forged\u{1b}[2K": nginx:1 stays upstream: ImageMissing"#
+        );
     }
 
     #[test]

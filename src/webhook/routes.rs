@@ -124,6 +124,8 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let mut body = pin!(Limited::new(body, BODY_LIMIT));
+    // Not all that is announced of a large one: it is resident before it comes, and may never come.
+    let announced = body.size_hint().lower().try_into().unwrap_or(SMALL).min(SMALL);
     let (mut first, mut whole) = (Bytes::new(), Vec::new());
     let (mut length, mut cost) = (0, 0);
     let mut permit: Option<SemaphorePermit<'_>> = None;
@@ -164,8 +166,7 @@ where
             continue;
         }
         if whole.is_empty() {
-            // Not for all that was announced: it is resident before it comes, and may never come.
-            whole.reserve(length);
+            whole.reserve_exact(announced.max(length));
             whole.extend_from_slice(&std::mem::take(&mut first));
         }
         while data.has_remaining() {

@@ -102,10 +102,7 @@ pub(crate) fn few_rights_are_enough_for_an_explanation(cluster: &Cluster) {
     reader.share_healthy(clock::now().before(Duration::from_mins(1)));
     reader.know(&image, clock::now());
     let served = cluster.namespace(Some("enforce"));
-    let as_webhook = cluster
-        .folder()
-        .join(format!("{}.kubeconfig", reader.namespace.name));
-    let as_webhook = as_webhook.to_str().unwrap();
+    let as_webhook = reader.kubeconfig.to_str().unwrap();
     let told = explain(&reader, &["--kubeconfig", as_webhook, "-n", &served.name, &image]);
     assert_eq!(told["decision"]["outcome"], "Rewritten", "{told}");
     let notes = told["notes"].to_string();
@@ -128,12 +125,8 @@ pub(crate) fn few_rights_are_enough_for_an_explanation(cluster: &Cluster) {
 }
 
 pub(crate) fn resolve_answers_whatever_the_cluster_does(cluster: &Cluster) {
-    let mut reader = Reader::start(cluster, "Hosted", |_| ());
-    let _heart = Heart::start(&reader);
-    let (known, other) = (reader.image("known:1"), reader.image("other:1"));
-    reader.wait_until_fresh();
-    reader.share_healthy(clock::now().before(Duration::from_mins(1)));
-    reader.know(&known, clock::now());
+    let (reader, _heart, known) = Reader::fresh(cluster);
+    let other = reader.image("other:1");
     let text = stdout(&kagami(&reader, &["resolve", &known, &other, "nginx"]));
     let registry = crate::support::mirror::REGISTRY;
     assert_eq!(text, format!("{registry}/{known}\n{other}\nnginx\n"));
@@ -152,12 +145,7 @@ pub(crate) fn resolve_answers_whatever_the_cluster_does(cluster: &Cluster) {
 }
 
 pub(crate) fn review_answers_as_the_namespaces_labels_say(cluster: &Cluster) {
-    let mut reader = Reader::start(cluster, "Hosted", |_| ());
-    let _heart = Heart::start(&reader);
-    let image = reader.image("known:1");
-    reader.wait_until_fresh();
-    reader.share_healthy(clock::now().before(Duration::from_mins(1)));
-    reader.know(&image, clock::now());
+    let (reader, _heart, image) = Reader::fresh(cluster);
     let modes = ["enforce", "audit"].map(|mode| cluster.namespace(Some(mode)));
     let unlabelled = cluster.namespace(None);
     let documents = modes.iter().chain([&unlabelled]).map(|namespace| {
@@ -209,4 +197,177 @@ pub(crate) fn without_a_cluster_one_line_says_so(cluster: &Cluster) {
 fn explain(reader: &Reader<'_>, arguments: &[&str]) -> Value {
     let output = kagami(reader, &[&["explain", "--output", "json"], arguments].concat());
     serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+/// Manifests that other readers of YAML take for something else than Kubernetes does; IMAGE stands for one
+/// that the mirror has.
+const ODD: [&str; 3] = [
+    "\
+# A head, and a byte order mark before it.
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: modes   # a name
+  annotations: {a: \"0644\", b: \"1_000\", c: \"on\", d: \"12e3\", e: \"0x1F\", f: \"22:22\", g: \"~\"}
+spec:
+  # one
+  containers:
+  - name: app
+    image: IMAGE  # ours
+    env: [{name: \"N\", value: \"007\"}, {name: \"Y\", value: \"y\"}]
+    ports: [{containerPort: 0x1F90}]
+    stdin: on
+  - image: 'IMAGE'
+    name: second
+    command:
+    - sh
+    - -c
+    - |
+      # no comment
+      image: IMAGE
+    tty: no
+  volumes:
+  - {name: s, secret: {secretName: s, defaultMode: 0400}}
+  - {name: c, configMap: {name: c, defaultMode: 0644, items: [{key: k, path: p, mode: 0755}]}}
+---
+# Nothing to rewrite.
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: odd}
+data: {on: \"off\", 0400: \"0400\"}
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: often}
+spec:
+  schedule: '* * * * *'
+  startingDeadlineSeconds: 1_000
+  suspend: yes
+  jobTemplate:
+    spec:
+      template:
+        spec:
+          restartPolicy: Never
+          initContainers: [{name: i, image: \"IMAGE\"}]
+          containers:
+            - name: c
+              image: >-
+                IMAGE
+
+              workingDir: /x
+...
+",
+    "\
+{
+\t\"apiVersion\": \"v1\", \"kind\": \"List\",
+\t\"items\": [
+\t\t{
+\t\t\t\"apiVersion\": \"apps/v1\", \"kind\": \"DaemonSet\", \"metadata\": {\"name\": \"tabs\", \"annotations\": {\"a\": \"\\ud83d\\ude00\"}},
+\t\t\t\"spec\": {
+\t\t\t\t\"selector\": {\"matchLabels\": {\"a\": \"b\"}},
+\t\t\t\t\"template\": {
+\t\t\t\t\t\"metadata\": {\"labels\": {\"a\": \"b\"}},
+\t\t\t\t\t\"spec\": {\"containers\": [{\"name\": \"a\", \"image\": \"IMAGE\"}], \"terminationGracePeriodSeconds\": 1e2}
+\t\t\t\t}
+\t\t\t}
+\t\t}
+\t]
+}
+",
+    // What no edit can change alone.
+    "\
+apiVersion: v1
+kind: Pod
+metadata: {name: anchors}
+spec:
+  containers:
+  - &app
+    name: app
+    image: IMAGE
+    env: [{name: \"N\", value: \"0400\"}, {name: O, value: \"on\"}]
+  initContainers:
+  - <<: *app
+    name: init
+  volumes:
+  - {name: s, secret: {secretName: \"1_000\", defaultMode: 0400}}
+",
+];
+
+pub(crate) fn what_review_writes_is_read_as_what_it_read(cluster: &Cluster) {
+    let (reader, _heart, image) = Reader::fresh(cluster);
+    // No webhook is asked there.
+    let namespace = cluster.namespace(None);
+    for (index, text) in ODD.into_iter().enumerate() {
+        let mark = if index == 0 { "\u{feff}" } else { "" };
+        let text = format!("{mark}{}", text.replace("IMAGE", &image));
+        let [before, after] = ["before", "after"].map(|when| {
+            let name = format!("{}-{index}-{when}.yaml", namespace.name);
+            cluster.folder().join(name)
+        });
+        fs::write(&before, &text).unwrap();
+        let arguments = ["review", before.to_str().unwrap(), "--mode", "enforce"];
+        let output = kagami(&reader, &[&arguments[..], &["-n", &namespace.name]].concat());
+        fs::write(&after, stdout(&output)).unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("Rewritten"), "{told}");
+        let [before, after] = [before, after].map(|file| {
+            let arguments = ["create", "--dry-run=server", "--output", "json", "--filename"];
+            let output = namespace.kubectl(&[&arguments[..], &[file.to_str().unwrap()]].concat());
+            let objects = serde_json::Deserializer::from_slice(stdout(&output).as_bytes())
+                .into_iter::<Value>()
+                .map(|object| object.map(comparable))
+                .collect::<Result<Vec<_>, _>>();
+            objects.unwrap()
+        });
+        let mirrored = format!("{}/{image}", crate::support::mirror::REGISTRY);
+        let images = |objects: &[Value], image: &str| {
+            let text = serde_json::to_string(objects).unwrap();
+            text.matches(&format!("\"image\":\"{image}\"")).count()
+        };
+        let expected = images(&before, &image);
+        assert!(expected > 0 && images(&after, &image) == 0, "{after:#?}");
+        assert_eq!(images(&after, &mirrored), expected);
+        let back = serde_json::to_string(&after).unwrap();
+        let back = back.replace(
+            &format!("\"image\":\"{mirrored}\""),
+            &format!("\"image\":\"{image}\""),
+        );
+        let back: Vec<Value> = serde_json::from_str(&back).unwrap();
+        assert_eq!(back, before);
+    }
+}
+
+/// Returns an object without what differs from one creation to the next, and without Kagami's annotations.
+pub(crate) fn comparable(mut object: Value) -> Value {
+    match &mut object {
+        Value::Object(fields) => {
+            let given = [
+                "uid",
+                "creationTimestamp",
+                "managedFields",
+                "clusterIP",
+                "clusterIPs",
+                "nodePort",
+                "controller-uid",
+                "batch.kubernetes.io/controller-uid",
+            ];
+            fields.retain(|name, _| !given.contains(&name.as_str()));
+            for (name, field) in fields.iter_mut() {
+                if let ("annotations", Some(annotations)) = (name.as_str(), field.as_object_mut()) {
+                    annotations.retain(|name, _| !name.contains("kagami.dev/"));
+                }
+                *field = comparable(field.take());
+            }
+            // One that was made for them alone.
+            fields.retain(|name, field| name != "annotations" || field != &json!({}));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = comparable(item.take())),
+        // The API server draws the rest of it.
+        Value::String(text) if text.starts_with("kube-api-access-") => {
+            text.truncate("kube-api-access-".len());
+        }
+        _ => {}
+    }
+    object
 }

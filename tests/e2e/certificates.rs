@@ -15,8 +15,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    clouds::enforced,
     companion::assert_only_allowed,
     support::{
+        chart::stdout,
         cluster::{Cluster, User},
         companion::Place,
         eventually, within,
@@ -49,6 +51,18 @@ pub(crate) fn what_cert_manager_left_behind_is_replaced_in_steps(cluster: &Clust
         theirs.certificate(),
     );
     configure(&place, Some(theirs.certificate()));
+    // As an enforcer of others' would have it (AKS).
+    let selector = enforced(&stored(&place)["webhooks"][0])["namespaceSelector"].clone();
+    let patch = json!([{"op": "replace", "path": "/webhooks/0/namespaceSelector", "value": selector}]);
+    stdout(&cluster.kubectl(&[
+        "patch",
+        "mutatingwebhookconfiguration",
+        &place.name,
+        "--type=json",
+        &format!("--patch={patch}"),
+    ]));
+    let generation = |stored: Value| stored["metadata"]["generation"].as_u64().unwrap();
+    let before = generation(stored(&place));
     let companion = start(&place, "companion-a");
 
     let mut seen: Vec<(usize, bool)> = Vec::new();
@@ -71,6 +85,10 @@ pub(crate) fn what_cert_manager_left_behind_is_replaced_in_steps(cluster: &Clust
         thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(seen, [(1, true), (2, true), (2, false), (1, false)]);
+    // Nothing but the bundle is ours, written when it changed.
+    let after = stored(&place);
+    assert_eq!(after["webhooks"][0]["namespaceSelector"], selector);
+    assert_eq!(generation(after), before + 2);
     let ours = secret(&place, "kagami-authority").unwrap();
     assert_eq!(ours["type"], "Opaque");
     // It is not ours to change or to delete.
@@ -111,7 +129,7 @@ pub(crate) fn the_authority_of_an_earlier_version_stays_in_use(cluster: &Cluster
         authority["metadata"]["annotations"]
     );
     // Long enough for several looks.
-    let (_, before) = place.ask(&second, "metrics");
+    let (_, before) = second.listeners.get("/metrics").unwrap();
     assert!(
         !before.contains("kagami_writes_total{kind=\"MutatingWebhookConfiguration\""),
         "{before}"
@@ -155,7 +173,7 @@ fn start(place: &Place<'_>, user: &'static str) -> crate::support::companion::Co
 }
 
 /// Makes a webhook configuration that nobody is ever called by.
-fn configure(place: &Place<'_>, bundle: Option<&str>) {
+pub(crate) fn configure(place: &Place<'_>, bundle: Option<&str>) {
     let mut client = json!({
         "service": {"name": "kagami-webhook", "namespace": place.own.name, "path": "/"},
     });
@@ -189,7 +207,7 @@ fn tls_secret(place: &Place<'_>, name: &str, certificate: &str, key: &str, autho
         .success()
 }
 
-fn secret(place: &Place<'_>, name: &str) -> Option<Value> {
+pub(crate) fn secret(place: &Place<'_>, name: &str) -> Option<Value> {
     let path = place.own.path(&format!("secrets/{name}"));
     let answer = place.cluster.request(User::Admin, Method::GET, &path, None);
     (answer.status == 200).then(|| answer.success())
@@ -202,13 +220,17 @@ fn served_by(place: &Place<'_>) -> String {
 }
 
 /// The authorities that are trusted.
-fn bundle(place: &Place<'_>) -> String {
-    let path = format!("{CONFIGURATIONS}/{}", place.name);
-    let stored = place.cluster.get(&path).success();
-    decode(&stored["webhooks"][0]["clientConfig"]["caBundle"])
+pub(crate) fn bundle(place: &Place<'_>) -> String {
+    decode(&stored(place)["webhooks"][0]["clientConfig"]["caBundle"])
 }
 
-fn decode(value: &Value) -> String {
+/// The webhook configuration.
+fn stored(place: &Place<'_>) -> Value {
+    let path = format!("{CONFIGURATIONS}/{}", place.name);
+    place.cluster.get(&path).success()
+}
+
+pub(crate) fn decode(value: &Value) -> String {
     let bytes = BASE64.decode(value.as_str().unwrap_or_default()).unwrap();
     String::from_utf8(bytes).unwrap()
 }

@@ -26,7 +26,11 @@ const VALUES: &[(&str, &str)] = &[
     ),
     (
         "monitoring",
-        "{serviceMonitor: {enabled: true, labels: {release: prometheus}}, dashboard: {enabled: true}}",
+        "
+serviceMonitor: {enabled: true, labels: {release: prometheus}}
+prometheusRule: {enabled: true, labels: {release: prometheus}}
+dashboard: {enabled: true}
+",
     ),
     (
         "mirrors",
@@ -48,12 +52,19 @@ mirrors:
         "
 fullnameOverride: images
 image: {repository: registry.example.com/kagami, tag: v1, digest: 'sha256:4a5f4f5b1b0d8d8c7b7f2f6f9e9e4d3c2b1a09f8e7d6c5b4a3928170605f4e3d', pullSecrets: [own]}
-webhook: {replicas: 5, port: 10250, budget: 500ms, drainSeconds: 120, clientCA: {configMap: api-server-ca}}
-companion: {replicas: 1}
+webhook: {replicas: 5, port: 10250, adminPort: 9090, budget: 500ms, drainSeconds: 120, clientCA: {configMap: api-server-ca}}
+companion: {replicas: 1, adminPort: 9091}
+webhookConfiguration: {name: yy, labels: {team: platform}, annotations: {admissions.enforcer/disabled: 'true'}}
 heal: false
 bindAddress: '[::]'
 priorityClassName: ''
 nodeSelector: {}
+userAndGroup: cluster
+podSecurityContext: {fsGroupChangePolicy: OnRootMismatch}
+securityContext: {privileged: false}
+dnsPolicy: None
+dnsConfig: {nameservers: [10.0.0.10], options: [{name: ndots, value: '2'}]}
+hostAliases: [{ip: 10.1.2.3, hostnames: [mirror.example.com]}]
 tolerations: [{operator: Exists}]
 podLabels: {team: platform}
 podAnnotations: {example.com/note: 'yes'}
@@ -63,8 +74,29 @@ networkPolicy:
 ",
     ),
     ("no-network-policy", "networkPolicy: {enabled: false}"),
+    (
+        "quota",
+        "{priorityQuota: {pods: 50}, certManager: {enabled: true}, webhookConfiguration: {annotations: {a: b}}}",
+    ),
     // As a release has them that keeps its former values: without what came later.
-    ("former", "heal: null"),
+    (
+        "former",
+        "
+heal: null
+webhook: {adminPort: null}
+companion: {adminPort: null}
+webhookConfiguration: null
+priorityQuota: null
+userAndGroup: null
+podSecurityContext: null
+securityContext: null
+hostNetwork: null
+dnsPolicy: null
+dnsConfig: null
+hostAliases: null
+prometheusRule: null
+",
+    ),
 ];
 
 pub(crate) fn every_set_of_values_is_valid(cluster: &Cluster) {
@@ -110,6 +142,21 @@ pub(crate) fn every_set_of_values_is_valid(cluster: &Cluster) {
         let linted = chart.lint();
         assert!(linted.status.success(), "{release}: {linted:?}");
     }
+}
+
+/// Every block of YAML there is one of values.
+pub(crate) fn the_values_of_the_install_pages_are_valid(cluster: &Cluster) {
+    let mut seen = 0;
+    for page in ["gke", "openshift", "aks", "eks"] {
+        let text = fs::read_to_string(format!("{ROOT}/docs/install-{page}.md")).unwrap();
+        for block in text.split("```yaml\n").skip(1) {
+            let values = block.split("```").next().unwrap();
+            let release = format!("page-{seen}");
+            Chart::new(cluster, &release, "kagami-system", values).manifests();
+            seen += 1;
+        }
+    }
+    assert!(seen > 4, "{seen}");
 }
 
 pub(crate) fn the_programs_take_the_arguments_of_every_set_of_values(cluster: &Cluster) {
@@ -278,10 +325,18 @@ pub(crate) fn install_upgrade_and_removal(shared: &Cluster) {
         assert_pods(&cluster, replicas);
     }
 
+    // As versions had it that named it like all else.
+    stdout(&chart.helm("upgrade", &["--set", "webhookConfiguration.name=kagami"]));
+    assert_eq!(configurations(&cluster), ["kagami"]);
+    stdout(&chart.helm("upgrade", &["--reset-values"]));
+    assert_eq!(configurations(&cluster), ["zz-kagami"]);
+    write_bundles(&cluster);
+
     stdout(&cluster.helm(&["uninstall", "kagami", "--namespace", "kagami-system"]));
     let rest = stdout(&cluster.kubectl(&[
         "get",
-        "mutatingwebhookconfigurations,validatingadmissionpolicies,clusterroles,clusterrolebindings,deployments,roles",
+        "mutatingwebhookconfigurations,validatingadmissionpolicies,clusterroles,clusterrolebindings,deployments,roles,\
+         resourcequotas",
         "--all-namespaces",
         "--selector=app.kubernetes.io/name=kagami",
     ]));
@@ -295,6 +350,15 @@ pub(crate) fn install_upgrade_and_removal(shared: &Cluster) {
     write_bundles(&cluster);
     apply_all();
     assert_bundles(&cluster);
+}
+
+/// The names of all webhook configurations.
+fn configurations(cluster: &Cluster) -> Vec<String> {
+    let all = cluster
+        .get("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations")
+        .success();
+    let name = |item: &Value| item["metadata"]["name"].as_str().unwrap().to_owned();
+    all["items"].as_array().unwrap().iter().map(name).collect()
 }
 
 /// Waits until so many Pods of the webhook, and two of the companion, were let in.
@@ -314,10 +378,10 @@ fn assert_pods(cluster: &Cluster, webhooks: usize) {
     }
 }
 
-const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/kagami";
+const CONFIGURATION: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/zz-kagami";
 
 /// Writes `caBundle` of every webhook, with the companion's rights.
-fn write_bundles(cluster: &Cluster) {
+pub(crate) fn write_bundles(cluster: &Cluster) {
     let patch: Vec<_> = (0..3)
         .map(|index| {
             let path = format!("/webhooks/{index}/clientConfig/caBundle");
@@ -332,7 +396,7 @@ fn write_bundles(cluster: &Cluster) {
 }
 
 #[track_caller]
-fn assert_bundles(cluster: &Cluster) {
+pub(crate) fn assert_bundles(cluster: &Cluster) {
     let configuration = configuration(cluster);
     let webhooks = configuration["webhooks"].as_array().unwrap();
     let kept = webhooks
@@ -341,6 +405,6 @@ fn assert_bundles(cluster: &Cluster) {
     assert_eq!(kept.count(), 3, "{configuration}");
 }
 
-fn configuration(cluster: &Cluster) -> Value {
+pub(crate) fn configuration(cluster: &Cluster) -> Value {
     cluster.get(CONFIGURATION).success()
 }

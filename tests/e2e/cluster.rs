@@ -280,7 +280,6 @@ pub(crate) fn a_restarted_api_server_is_followed_again(shared: &Cluster) {
     };
     until_watches("the watches have failed", |watch| watch["failure"].is_string());
     drop(outage);
-    // A look of its own, at an image that it has not heard of, would find that the mirror lacks it.
     until_watches("the watches go on", |watch| watch["failure"].is_null());
     reader.wait_until_fresh();
     reader.know(&gone, clock::now());

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     admission::pod,
+    certificates::Authority,
     chart::stdout,
     cluster::{Cluster, User, received_at},
     companion::{Companion, DEFINITIONS, IMAGES, MIRRORS, Place},
@@ -60,19 +61,21 @@ pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
         assert_eq!(state_of(&mirror, condition), "True", "{condition}: {status}");
     }
     assert!(
-        status["platforms"].as_array().unwrap().contains(&json!("arm64")),
+        status["platforms"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("linux/arm64")),
         "{status}"
     );
-    // Readers must be able to reach the version: it is one that a MirroredImage has.
+    // Readers must be able to reach the version: a MirroredImage has it, or was written again since.
+    let number = |version: &Value| version.as_str().unwrap().parse::<u64>().unwrap();
+    let through = number(&status["sweeps"]["tag"]["throughResourceVersion"]);
     let images = cluster.get(IMAGES).success();
-    let versions: BTreeSet<_> = images["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|item| item["metadata"]["resourceVersion"].to_string())
-        .collect();
-    let through = status["sweeps"]["tag"]["throughResourceVersion"].to_string();
-    assert!(versions.contains(&through), "{through} is not among {versions:?}");
+    let items = images["items"].as_array().unwrap().iter();
+    let newest = items
+        .map(|item| number(&item["metadata"]["resourceVersion"]))
+        .max();
+    assert!(newest >= Some(through), "{through} is past {newest:?}");
 
     let shown = kubectl(&place, &["get", "imagemirrors"]);
     assert!(shown.contains("Enforce") && shown.contains("Healthy"), "{shown}");
@@ -83,13 +86,67 @@ pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
         shown.contains("The mirror went from Unknown to Healthy"),
         "{shown}"
     );
-    let (_, metrics) = place.ask(&companion, "metrics");
+    let (_, metrics) = companion.listeners.get("/metrics").unwrap();
     assert!(
         metrics.contains("kagami_writes_total{kind=\"ImageMirror\",result=\"ok\"}"),
         "{metrics}"
     );
-    let (_, status) = place.ask(&companion, "status");
+    // The leader shows them every few seconds.
+    for watch in [
+        "imagemirrors",
+        "mirroredimages",
+        "namespaces",
+        "nodes",
+        "pods",
+        "secrets",
+    ] {
+        let silence = format!("kagami_watch_silence_seconds{{watch=\"{watch}\"}} ");
+        eventually(&format!("{watch} was heard of"), || {
+            let (_, metrics) = companion.listeners.get("/metrics").unwrap();
+            let (_, seconds) = metrics.split_once(&silence)?;
+            (!seconds.starts_with('-')).then_some(())
+        });
+    }
+    let (_, status) = companion.listeners.get("/status").unwrap();
     assert!(status.contains("\"leading\":true"), "{status}");
+    assert_only_allowed(&place, &companion);
+}
+
+/// A certificate that is no good is told with what is wrong with it, where people look.
+pub(crate) fn a_bad_certificate_is_told_in_condition_and_event(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    // The API server's own port: its certificate is signed by nobody whom this bundle has.
+    let patch = json!({"spec": {"endpoint": {
+        "url": cluster.url,
+        "caBundle": Authority::new().pem(),
+    }}});
+    place.patch_mirror(&patch);
+    let companion = place.start("companion-a", &[]);
+    let mirror = place.wait_for_health("Unhealthy");
+    let status = &mirror["status"];
+    let words = "the certificate is not signed by an authority in caBundle";
+    let condition = status["conditions"].as_array().unwrap().iter();
+    let mut condition = condition.filter(|condition| condition["type"] == "Healthy");
+    let condition = condition.next().unwrap();
+    assert_eq!(condition["reason"], "TLSHandshakeFailed", "{status}");
+    for message in [&condition["message"], &status["health"]["message"]] {
+        let message = message.as_str().unwrap();
+        assert!(
+            message.contains(words)
+                && message.contains("valid from")
+                && message.contains("kubernetes.default.svc"),
+            "{message}"
+        );
+    }
+    eventually("an Event tells of it", || {
+        let shown = kubectl(&place, &["events", "--namespace", "default"]);
+        let mut lines = shown.lines().filter(|line| line.contains(&place.name));
+        lines
+            .any(|line| line.contains("to Unhealthy: TLSHandshakeFailed") && line.contains(words))
+            .then_some(())
+    });
+    let (_, status) = companion.listeners.get("/status").unwrap();
+    assert!(status.contains(words), "{status}");
     assert_only_allowed(&place, &companion);
 }
 
@@ -181,7 +238,7 @@ pub(crate) fn a_second_replica_takes_over_after_a_kill(cluster: &Cluster) {
     let second = place.start("companion-b", &[]);
     let killed = Instant::now();
     drop(first);
-    place.wait_for_lead(&second);
+    second.wait_for_lead();
     let took = killed.elapsed();
     assert!(took < Duration::from_secs(20), "{took:?}");
 
@@ -202,7 +259,7 @@ pub(crate) fn a_second_replica_takes_over_after_a_kill(cluster: &Cluster) {
     stdout(&place.own.kubectl(&touch));
     let asked = Instant::now();
     second.process.terminate();
-    place.wait_for_lead(&third);
+    third.wait_for_lead();
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
 
     // Whoever only waits has nothing to give back, and ends as well as a leader.
@@ -226,11 +283,11 @@ pub(crate) fn a_paused_leader_never_writes_again(cluster: &Cluster) {
             .success();
     }
     first.process.freeze();
-    place.wait_for_lead(&second);
+    second.wait_for_lead();
     place.wait_for_image("docker.io/library/nginx:none-29", "Missing");
     let thawed_at = newest(&writes(&place, &second));
     first.process.thaw();
-    place.wait_for_end_of_lead(&first);
+    first.wait_for_end_of_lead();
     // Long enough for whatever it had in mind.
     let beats = heartbeat(&place);
     eventually("the heart beats on", || {
@@ -253,9 +310,9 @@ pub(crate) fn a_restarted_api_server_finds_the_companion_at_work(shared: &Cluste
     eventually("the heart beats", || (!heartbeat(&place).is_null()).then_some(()));
 
     let outage = cluster.without_control_plane();
-    place.wait_for_end_of_lead(&companion);
+    companion.wait_for_end_of_lead();
     drop(outage);
-    place.wait_for_lead(&companion);
+    companion.wait_for_lead();
     let beats = heartbeat(&place);
     eventually("the heart beats on", || {
         (heartbeat(&place) != beats).then_some(())
@@ -388,7 +445,7 @@ pub(crate) fn a_failing_upstream_is_told_to_the_webhooks(cluster: &Cluster) {
     let before = told().len();
     let second = place.start("companion-b", &[]);
     first.process.terminate();
-    place.wait_for_lead(&second);
+    second.wait_for_lead();
     let beats = heartbeat(&place);
     eventually("the heart beats on", || {
         (heartbeat(&place) != beats).then_some(())
@@ -700,7 +757,7 @@ fn rewritten(name: &str, image: &str) -> Value {
 }
 
 fn create_node(cluster: &Cluster, name: &str) {
-    let node = json!({"metadata": {"name": name, "labels": {"kubernetes.io/arch": "arm64"}}});
+    let node = json!({"metadata": {"name": name, "labels": {"kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64"}}});
     cluster.create("/api/v1/nodes", &node).success();
 }
 

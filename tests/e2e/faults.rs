@@ -6,15 +6,18 @@ use std::{
 };
 
 use serde_json::json;
+use tokio::time::timeout;
 
 use crate::support::{
+    PATIENCE,
     admission::{Calls, decision, image, original, pod},
     cluster::Cluster,
-    connection::Connection,
     eventually,
-    kagami::review,
+    kagami::PATH,
     mirror::Mirror,
+    reviews::review,
     scene::Scene,
+    tls_client::{Client, Reply, Settings},
 };
 
 const NGINX: &str = "mirror.test/docker.io/library/nginx:1.29";
@@ -23,15 +26,23 @@ const NGINX: &str = "mirror.test/docker.io/library/nginx:1.29";
 /// Kagami must keep them longer.
 pub(crate) fn connections_idle_for_95_seconds_are_still_usable(cluster: &Cluster) {
     let scene = Scene::new(cluster, "enforce");
-    let mut connection = Connection::open(&cluster.authority, scene.kagami.address());
-    let mut post = || connection.post("/mutate/enforce?timeout=2s", &review("nginx:1.29"));
-    let (head, _) = post().unwrap();
-    assert!(head.starts_with("http/1.1 200"), "{head}");
+    let (address, trust) = (
+        scene.kagami.listeners.admission(),
+        Settings::trusting(&cluster.authority.pem()),
+    );
+    let mut client = cluster.http.wait(Client::connect(address, &trust)).unwrap();
+    let review = review(&["nginx:1.29"]).to_string();
+    let mut post = || {
+        let answer = async { timeout(PATIENCE, client.post(PATH, &review)).await };
+        cluster.http.wait(answer)
+    };
+    let reply = post().unwrap().unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.body);
 
     thread::sleep(Duration::from_secs(95));
 
-    let (head, body) = post().unwrap();
-    assert!(head.starts_with("http/1.1 200"), "{head}");
+    let Reply { status, body, .. } = post().unwrap().unwrap();
+    assert_eq!(status, 200, "{body}");
     assert!(body.contains("JSONPatch"), "{body}");
     // The API server's own connection has been idle as long.
     let created = scene.namespace.create_pod(&pod("web", "nginx:1.29")).success();
@@ -92,7 +103,7 @@ pub(crate) fn a_dead_webhook_does_not_stop_pods(cluster: &Cluster) {
         }
     );
     registration.announce_failures();
-    kagami.kill();
+    drop(kagami);
 
     let created = namespace.create_pod(&pod("web", "nginx:1.29")).success();
     assert_eq!(image(&created, "app"), "nginx:1.29");
@@ -115,7 +126,7 @@ pub(crate) fn a_dead_webhook_does_not_stop_pods(cluster: &Cluster) {
 pub(crate) fn a_hanging_webhook_delays_pods_by_its_timeout_only(cluster: &Cluster) {
     let scene = Scene::new(cluster, "enforce");
     scene.registration.announce_failures();
-    scene.kagami.freeze();
+    scene.kagami.process.freeze();
 
     let begin = Instant::now();
     let created = scene.namespace.create_pod(&pod("web", "nginx:1.29")).success();

@@ -14,11 +14,15 @@
 mod asked;
 mod certificates;
 mod chart;
+mod clocks;
+mod clouds;
 mod cluster;
 mod companion;
 mod definitions;
 mod faults;
+mod manifests;
 mod modes;
+mod neighbours;
 mod places;
 mod report;
 mod rights;
@@ -42,28 +46,40 @@ use support::{
 /// Every test; the long one first, because tests start in this order.
 const TESTS: &[Test<Cluster>] = tests![
     faults::connections_idle_for_95_seconds_are_still_usable,
+    clocks::what_ended_while_all_slept_is_renewed_at_once,
+    clocks::a_clock_set_back_and_forth_renews_each_once,
     companion::a_paused_leader_never_writes_again,
     companion::a_second_replica_takes_over_after_a_kill,
     companion::a_restarted_api_server_finds_the_companion_at_work,
     companion::what_is_known_can_be_read_with_kubectl,
     companion::a_pod_that_is_done_uses_nothing,
+    companion::a_bad_certificate_is_told_in_condition_and_event,
     companion::health_is_written_once_for_each_change,
     companion::certificates_are_made_and_renewed_in_steps,
     companion::an_older_definition_is_told_until_it_is_upgraded,
     certificates::a_certificate_that_nobody_can_renew_is_told,
     certificates::what_cert_manager_left_behind_is_replaced_in_steps,
     certificates::the_authority_of_an_earlier_version_stays_in_use,
+    definitions::definitions_deleted_and_made_again_are_followed,
     definitions::a_field_of_a_newer_definition_does_what_its_part_says,
+    definitions::the_api_server_refuses_in_the_words_of_the_program,
     companion::a_failing_upstream_is_told_to_the_webhooks,
     companion::what_came_by_other_hands_is_looked_at_before_a_sweep_covers_it,
     companion::a_deleted_image_comes_back_while_pods_use_it,
     companion::an_image_of_next_year_is_proven_again_by_the_next_leader,
     companion::a_deleted_mirror_holds_up_no_other,
     companion::a_mirror_made_again_under_its_name_inherits_no_proof,
+    secrets::a_secret_of_somebody_else_is_left_alone,
     secrets::a_secret_that_changes_voids_and_rewrites_nothing,
     secrets::images_of_a_mirror_that_is_out_of_force_stay,
     chart::install_upgrade_and_removal,
+    clouds::gke_admits_pods_of_the_systems_priority_by_the_charts_quota,
+    clouds::openshift_chooses_users_and_groups,
+    clouds::aks_is_told_to_leave_the_selectors_alone,
+    clouds::on_the_network_of_nodes_no_two_pods_want_one_port,
+    clouds::windows_nodes_get_no_pod,
     chart::every_set_of_values_is_valid,
+    chart::the_values_of_the_install_pages_are_valid,
     chart::wrong_values_are_refused_with_their_place,
     chart::the_programs_take_the_arguments_of_every_set_of_values,
     chart::plain_manifests_are_what_the_chart_makes,
@@ -82,6 +98,8 @@ const TESTS: &[Test<Cluster>] = tests![
     places::pods_of_a_deployment_are_rewritten,
     places::server_side_dry_run_shows_the_rewrite,
     places::a_sidecar_injected_later_is_rewritten,
+    places::a_placeholder_is_left_to_its_injector,
+    places::a_sidecar_injected_before_is_rewritten_in_the_first_round,
     modes::warn_mode_warns_and_changes_nothing,
     modes::audit_mode_only_writes_the_audit_log,
     modes::a_pods_label_weakens_its_namespace,
@@ -108,14 +126,30 @@ const TESTS: &[Test<Cluster>] = tests![
     asked::few_rights_are_enough_for_an_explanation,
     asked::resolve_answers_whatever_the_cluster_does,
     asked::review_answers_as_the_namespaces_labels_say,
+    asked::what_review_writes_is_read_as_what_it_read,
     asked::without_a_cluster_one_line_says_so,
     report::audit_log_and_report_tell_the_same,
     report::every_namespace_is_told_by_its_mode,
     report::who_may_not_list_pods_is_told,
+    report::a_silent_companion_is_told,
+    report::what_policies_refuse_is_told,
+    report::who_may_not_read_events_is_told,
 ];
 
 /// What `scripts/upgrade` runs beside a build of an earlier version.
 const UPGRADE: &[Test<Cluster>] = tests![upgrade::there_and_back_and_here_again];
+
+/// What `scripts/manifests-of-others` runs over a folder.
+const MANIFESTS: &[Test<Cluster>] = tests![manifests::of_others_mean_the_same_afterwards];
+
+/// What `scripts/neighbours` runs beside the programs of others.
+const NEIGHBOURS: &[Test<Cluster>] = tests![
+    neighbours::kyverno,
+    neighbours::admission_policies,
+    neighbours::gatekeeper,
+    neighbours::flux,
+    neighbours::cert_manager,
+];
 
 /// The API servers of this run.
 #[derive(Debug)]
@@ -164,6 +198,12 @@ fn main() -> ExitCode {
     if env::var_os(upgrade::FORMER).is_some() {
         // It needs an earlier version, which nobody builds but the script for it.
         tests.extend_from_slice(UPGRADE);
+    }
+    if env::var_os(manifests::FOLDER).is_some() {
+        tests.extend_from_slice(MANIFESTS);
+    }
+    if env::var_os(neighbours::LINES).is_some() {
+        tests.extend_from_slice(NEIGHBOURS);
     }
     let trials = trials(&tests, &state, Clusters::of);
     if runs(&arguments, &trials, |_| true) {

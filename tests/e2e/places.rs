@@ -6,7 +6,7 @@ use crate::support::{
     admission::{annotation, decision, image, original, pod},
     cluster::Cluster,
     eventually,
-    injector::{Injector, SIDECAR},
+    injector::{Injector, SIDECAR, WAITING},
     scene::Scene,
 };
 
@@ -178,7 +178,7 @@ pub(crate) fn server_side_dry_run_shows_the_rewrite(cluster: &Cluster) {
 
 pub(crate) fn a_sidecar_injected_later_is_rewritten(cluster: &Cluster) {
     let scene = Scene::new(cluster, "enforce");
-    let _injector = Injector::start(&scene.namespace, "busybox:1.37");
+    let _injector = Injector::start(&scene.namespace, "zzz-sidecar-injector", "busybox:1.37");
     let pod = eventually("the sidecar is injected", || {
         let dry_run = format!("{}?dryRun=All", scene.namespace.path("pods"));
         let created = cluster.create(&dry_run, &pod("web", "nginx:1.29")).success();
@@ -192,4 +192,44 @@ pub(crate) fn a_sidecar_injected_later_is_rewritten(cluster: &Cluster) {
     assert_eq!(original(&pod, "app"), Some("nginx:1.29"));
     assert_eq!(decision(&pod, "app")["outcome"], "Rewritten");
     assert_eq!(decision(&pod, SIDECAR)["outcome"], "Rewritten");
+}
+
+pub(crate) fn a_placeholder_is_left_to_its_injector(cluster: &Cluster) {
+    let scene = Scene::new(cluster, "enforce");
+    let _injector = Injector::start(&scene.namespace, "zzz-sidecar-injector", "busybox:1.37");
+    let (name, placeholder) = WAITING;
+    let pod = eventually("the image is injected", || {
+        let dry_run = format!("{}?dryRun=All", scene.namespace.path("pods"));
+        let mut pod = pod("web", placeholder);
+        pod["spec"]["containers"][0]["name"] = name.into();
+        let created = cluster.create(&dry_run, &pod).success();
+        (created["spec"]["containers"][0]["image"] != placeholder).then_some(created)
+    });
+    assert_eq!(image(&pod, name), BUSYBOX);
+    assert_eq!(original(&pod, name), Some("busybox:1.37"));
+    assert_eq!(decision(&pod, name)["outcome"], "Rewritten");
+    // Nobody asked for the placeholder, and nothing tells of it.
+    assert_eq!(cluster.mirror.requests("library/auto"), 0);
+    let annotations = pod["metadata"]["annotations"].to_string();
+    assert!(!annotations.contains(placeholder), "{annotations}");
+}
+
+/// Of those that people run, none sorts after Kagami.
+pub(crate) fn a_sidecar_injected_before_is_rewritten_in_the_first_round(cluster: &Cluster) {
+    let scene = Scene::new(cluster, "enforce");
+    let prefix = "webhook.example.com";
+    let _injector = Injector::start(&scene.namespace, prefix, "busybox:1.37");
+    let dry_run = format!("{}?dryRun=All", scene.namespace.path("pods"));
+    let mut wanted = pod("web", "nginx:1.29");
+    // Else the API server itself changes the sidecar, and asks Kagami again for that.
+    wanted["spec"]["automountServiceAccountToken"] = false.into();
+    let create = || cluster.create(&dry_run, &wanted).success();
+    eventually("the sidecar is injected", || {
+        (create()["spec"]["containers"].as_array()?.len() == 2).then_some(())
+    });
+    let before = scene.registration.calls("enforce").answered;
+    let created = create();
+    assert_eq!(image(&created, SIDECAR), BUSYBOX);
+    assert_eq!(image(&created, "app"), NGINX);
+    assert_eq!(scene.registration.calls("enforce").answered, before + 1);
 }

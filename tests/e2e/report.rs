@@ -1,42 +1,32 @@
 //! `kagami report` against a cluster; the test is the companion.
 
-use std::time::Duration;
-
-use kagami::clock;
 use serde_json::{Value, json};
 
 use crate::support::{
     admission::{image, original, pod},
     chart::stdout,
-    cluster::Cluster,
+    cluster::{Cluster, RBAC},
     command::{assert_fails, kagami},
+    eventually,
     kagami::Registration,
     mirror::REGISTRY,
-    reader::{Heart, Reader},
+    policy::{AdmissionPolicy, failed_create},
+    reader::Reader,
 };
 
-/// A state that is fresh, with a healthy mirror that has one image.
-fn fresh(cluster: &Cluster) -> (Reader<'_>, Heart, String) {
-    let mut reader = Reader::start(cluster, "Hosted", |_| ());
-    let heart = Heart::start(&reader);
-    let known = reader.image("known:1");
-    reader.wait_until_fresh();
-    reader.share_healthy(clock::now().before(Duration::from_mins(1)));
-    reader.know(&known, clock::now());
-    (reader, heart, known)
-}
-
 pub(crate) fn audit_log_and_report_tell_the_same(cluster: &Cluster) {
-    let (reader, _heart, known) = fresh(cluster);
+    let (reader, _heart, known) = Reader::fresh(cluster);
     let other = reader.image("other:1");
     let audited = cluster.namespace(Some("audit"));
-    let registration = Registration::of(&audited, &[], &reader.admission());
+    let registration = Registration::new(&audited, &[], &reader.kagami);
     let mut switched_off = pod("off", &known);
     switched_off["metadata"]["labels"] = json!({"kagami.dev/mode": "off"});
     // No Pod strengthens its namespace.
     let mut stronger = pod("stronger", &known);
     stronger["metadata"]["labels"] = json!({"kagami.dev/mode": "enforce"});
-    let pods = [pod("known", &known), pod("other", &other), switched_off, stronger];
+    let mut passing_on = pod("known", &known);
+    passing_on["spec"]["containers"][0]["env"] = json!([{"name": "SELF", "value": known}]);
+    let pods = [passing_on, pod("other", &other), switched_off, stronger];
     for wanted in &pods {
         let name = wanted["metadata"]["name"].as_str().unwrap();
         let answer = audited.create_pod(wanted);
@@ -69,6 +59,9 @@ pub(crate) fn audit_log_and_report_tell_the_same(cluster: &Cluster) {
         let told = expected.replace("ImageMissing", "ImageUnknown");
         assert_eq!(decision(&report, name), told, "{report}");
     }
+    let passed_on = json!([{"place": "containers.app", "by": "SELF", "image": known}]);
+    assert_eq!(find(&report, "known")["passedOn"], passed_on);
+    assert_eq!(find(&report, "other")["passedOn"], Value::Null);
     let counts = json!({
         "namespace": audited.name, "mode": "audit", "pods": 4, "images": 4,
         "onMirror": 0, "wouldUseMirror": 2, "kept": {"ImageUnknown": 1, "ModeOff": 1},
@@ -77,9 +70,9 @@ pub(crate) fn audit_log_and_report_tell_the_same(cluster: &Cluster) {
 }
 
 pub(crate) fn every_namespace_is_told_by_its_mode(cluster: &Cluster) {
-    let (reader, _heart, known) = fresh(cluster);
+    let (reader, _heart, known) = Reader::fresh(cluster);
     let enforced = cluster.namespace(Some("enforce"));
-    let registration = Registration::of(&enforced, &[], &reader.admission());
+    let registration = Registration::new(&enforced, &[], &reader.kagami);
     let created = enforced.create_pod(&pod("web", &known)).success();
     assert_eq!(image(&created, "app"), format!("{REGISTRY}/{known}"));
     assert_eq!(original(&created, "app"), Some(&*known));
@@ -143,12 +136,132 @@ pub(crate) fn every_namespace_is_told_by_its_mode(cluster: &Cluster) {
 }
 
 pub(crate) fn who_may_not_list_pods_is_told(cluster: &Cluster) {
-    let (reader, _heart, _) = fresh(cluster);
-    let as_webhook = cluster
-        .folder()
-        .join(format!("{}.kubeconfig", reader.namespace.name));
-    let output = kagami(&reader, &["report", "--kubeconfig", as_webhook.to_str().unwrap()]);
+    let (reader, _heart, _) = Reader::fresh(cluster);
+    let as_webhook = reader.kubeconfig.to_str().unwrap();
+    let output = kagami(&reader, &["report", "--kubeconfig", as_webhook]);
     assert_fails(&output, 1, "cannot read pods: pods is forbidden");
+}
+
+pub(crate) fn a_silent_companion_is_told(cluster: &Cluster) {
+    let reader = Reader::start(cluster, "Hosted", |_| ());
+    let notes = report(&reader, &["--namespace", &reader.namespace.name])["notes"].to_string();
+    assert!(notes.contains("no sign of life of a companion"), "{notes}");
+    // Of many, as others' tests have some here, only the first are named.
+    let is_named = notes.contains(&format!("what it knows of {}", reader.name))
+        || notes.contains(&format!(", {}", reader.name))
+        || notes.contains(" more is too old");
+    assert!(is_named, "{notes}");
+    let (fresh, _heart, _) = Reader::fresh(cluster);
+    let notes = report(&fresh, &["--namespace", &fresh.namespace.name])["notes"].to_string();
+    assert!(!notes.contains("sign of life"), "{notes}");
+}
+
+pub(crate) fn what_policies_refuse_is_told(cluster: &Cluster) {
+    let (reader, _heart, known) = Reader::fresh(cluster);
+    let enforced = cluster.namespace(Some("enforce"));
+    let audited = cluster.namespace(Some("audit"));
+    let _registration = Registration::new(&enforced, &[&audited.name], &reader.kagami);
+    let names = [&enforced, &audited].map(|namespace| namespace.name.as_str());
+    // Whoever may not read the mirror's name denies what was rewritten, and there even what was not.
+    let policy = AdmissionPolicy::new(
+        cluster,
+        &format!("upstream-only-{}", enforced.name),
+        &names,
+        "Deny",
+        &json!({
+            "expression": format!(
+                "namespaceObject.metadata.name == '{}' ? false : \
+                 object.spec.containers.all(c, !c.image.startsWith('{REGISTRY}/'))",
+                audited.name
+            ),
+            "messageExpression": "'no images but upstream\\'s: ' + object.spec.containers[0].image",
+        }),
+    );
+    policy.until(&enforced, &pod("probe", &format!("{REGISTRY}/probe")), |answer| {
+        answer.status == 422
+    });
+    policy.until(&audited, &pod("probe", "probe"), |answer| answer.status == 422);
+    // What a quota refuses is no policy's word.
+    let limited = cluster.namespace(Some("enforce"));
+    let quota = json!({"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}});
+    cluster.create(&limited.path("resourcequotas"), &quota).success();
+    eventually("the quota is in force", || {
+        (limited.create_pod(&pod("probe", "probe")).status == 403).then_some(())
+    });
+    for namespace in [&enforced, &audited, &limited] {
+        stdout(&namespace.kubectl(&["create", "deployment", "web", "--image", &known]));
+    }
+    for namespace in [&enforced, &audited, &limited] {
+        failed_create(namespace);
+    }
+
+    let told = report(&reader, &[]);
+    let refusals: Vec<_> = told["refusals"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|refusal| {
+            names.contains(&refusal["namespace"].as_str().unwrap()) || refusal["namespace"] == limited.name
+        })
+        .collect();
+    assert_eq!(refusals.len(), 1, "{told}");
+    let refusal = refusals[0];
+    assert_eq!(refusal["namespace"], enforced.name);
+    assert_eq!(refusal["kind"], "ReplicaSet");
+    assert!(refusal["name"].as_str().unwrap().starts_with("web-"), "{refusal}");
+    assert_eq!(
+        refusal["policy"],
+        format!("ValidatingAdmissionPolicy {}", policy.name)
+    );
+    assert_eq!(refusal["namesMirror"], true);
+    assert!(refusal["count"].as_u64() > Some(0), "{refusal}");
+
+    let output = kagami(&reader, &["report", "--namespace", &enforced.name]);
+    stdout(&output);
+    let note = String::from_utf8(output.stderr).unwrap();
+    for expected in [
+        &*format!(
+            "ValidatingAdmissionPolicy {} refuses the Pods of ReplicaSet web-",
+            policy.name
+        ),
+        &format!("no images but upstream's: {REGISTRY}/{known}"),
+        "let it match both names",
+    ] {
+        assert!(note.contains(expected), "no {expected} in {note}");
+    }
+    let told = report(&reader, &["--namespace", &audited.name]);
+    assert_eq!(told["refusals"], Value::Null, "{told}");
+}
+
+pub(crate) fn who_may_not_read_events_is_told(cluster: &Cluster) {
+    let (reader, _heart, _) = Reader::fresh(cluster);
+    let home = &reader.namespace;
+    let pods = json!([{"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}]);
+    let name = format!("pods-{}", home.name);
+    cluster
+        .create(
+            &format!("{RBAC}/clusterroles"),
+            &json!({"metadata": {"name": name}, "rules": pods}),
+        )
+        .success();
+    let binding = json!({
+        "metadata": {"name": name},
+        "subjects": [{"kind": "ServiceAccount", "name": "kagami-webhook", "namespace": home.name}],
+        "roleRef": {"kind": "ClusterRole", "name": name, "apiGroup": "rbac.authorization.k8s.io"},
+    });
+    cluster
+        .create(&format!("{RBAC}/clusterrolebindings"), &binding)
+        .success();
+    let as_webhook = reader.kubeconfig.to_str().unwrap();
+    let output = eventually("Pods may be listed", || {
+        let output = kagami(&reader, &["report", "--kubeconfig", as_webhook]);
+        output.status.success().then_some(output)
+    });
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        told.contains("cannot read events: events is forbidden") && told.contains("whether a policy refuses"),
+        "{told}"
+    );
 }
 
 fn report(reader: &Reader<'_>, arguments: &[&str]) -> Value {

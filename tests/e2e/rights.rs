@@ -39,7 +39,7 @@ const COMPANION: &[&str] = &[
 ];
 
 const COMPANION_WRITES_BUNDLES: &[&str] =
-    &["get patch mutatingwebhookconfigurations.admissionregistration.k8s.io/rights-kagami"];
+    &["get patch mutatingwebhookconfigurations.admissionregistration.k8s.io/zz-rights-kagami"];
 
 const COMPANION_AT_HOME: &[&str] = &[
     "create leases.coordination.k8s.io",
@@ -122,7 +122,7 @@ pub(crate) fn each_account_has_its_rights_and_no_other(cluster: &Cluster) {
         (&companion, "get secrets --namespace=kube-system", "no"),
         (
             &companion,
-            "patch mutatingwebhookconfigurations/rights-kagami",
+            "patch mutatingwebhookconfigurations/zz-rights-kagami",
             "yes",
         ),
         (&companion, "patch mutatingwebhookconfigurations/other", "no"),
@@ -177,6 +177,7 @@ pub(crate) fn viewers_of_a_namespace_read_what_kagami_knows(cluster: &Cluster) {
         "get leases.coordination.k8s.io/kagami-health",
         // What `kagami report` asks for besides.
         "list pods",
+        "list events",
         "list namespaces",
     ] {
         let words: Vec<_> = ["auth", "can-i", "--as=viewer"]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::{
     admission::pod,
     cluster::{Cluster, User},
-    companion::{IMAGES, Place},
+    companion::{Companion, IMAGES, Place},
     eventually,
     mirror::REGISTRY,
 };
@@ -35,15 +35,29 @@ pub(crate) fn a_secret_that_changes_voids_and_rewrites_nothing(cluster: &Cluster
         put(&place, &content);
         until(&place, reason);
         assert_eq!(everything(&place), before, "{reason}");
+        until_shown(&place, &companion, i32::from(reason == "Accepted"));
         // The webhooks' file stays too, so that they keep the last good credentials as long.
         let expected = usize::from(reason == "Accepted");
         eventually("the webhooks' file follows", || {
             (users(&handed_on(&place)?) == expected).then_some(())
         });
     }
+    // Another kind of Secret is told by what it has.
+    let path = place.own.path(&format!("secrets/{SECRET}"));
+    let basic = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET},
+        "stringData": {"username": "reader", "password": "geheim"},
+    });
     cluster
-        .delete(&place.own.path(&format!("secrets/{SECRET}")))
+        .request(User::Admin, Method::PUT, &path, Some(&basic))
         .success();
+    until(&place, "SecretFaulty");
+    let told = condition(&place.mirror(), "CredentialsValid")["message"].to_string();
+    assert!(
+        told.contains("no Docker configuration, only password, username"),
+        "{told}"
+    );
+    cluster.delete(&path).success();
     until(&place, "SecretNotFound");
     assert_eq!(everything(&place), before);
     eventually("the webhooks' file goes", || {
@@ -56,7 +70,8 @@ pub(crate) fn a_secret_that_changes_voids_and_rewrites_nothing(cluster: &Cluster
     // Who takes over has no last good one to fall back on.
     let second = place.start("companion-b", &[]);
     drop(companion);
-    place.wait_for_lead(&second);
+    second.wait_for_lead();
+    until_shown(&place, &second, 0);
     place.served.create_pod(&pod("more", "redis:8")).success();
     place.wait_for_image("docker.io/library/redis:8", "Present");
     let mut after = everything(&place);
@@ -78,7 +93,7 @@ pub(crate) fn images_of_a_mirror_that_is_out_of_force_stay(cluster: &Cluster) {
     let before = everything(&place).images;
     let set_bundle = |bundle: &Value| {
         let patch = json!({"spec": {"endpoint": {"caBundle": bundle}}});
-        patch_mirror(&place, &patch);
+        place.patch_mirror(&patch);
     };
     set_bundle(&json!(
         "-----BEGIN CERTIFICATE-----\nno certificate\n-----END CERTIFICATE-----\n"
@@ -87,7 +102,7 @@ pub(crate) fn images_of_a_mirror_that_is_out_of_force_stay(cluster: &Cluster) {
     assert_eq!(everything(&place).images, before);
     let second = place.start("companion-b", &[]);
     drop(companion);
-    place.wait_for_lead(&second);
+    second.wait_for_lead();
     until_ready(&place, "False", "Nothing is in force");
     set_bundle(&Value::Null);
     until_ready(&place, "True", "in force");
@@ -103,8 +118,7 @@ pub(crate) fn images_of_a_mirror_that_is_out_of_force_stay(cluster: &Cluster) {
 fn with_known_images(cluster: &Cluster) -> Place<'_> {
     let place = Place::new(cluster, &cluster.mirror.url);
     put(&place, &config(REGISTRY, "first"));
-    let credentials = json!({"spec": {"endpoint": {"credentials": {"secretRef": {"name": SECRET}}}}});
-    patch_mirror(&place, &credentials);
+    place.patch_mirror(&credentials());
     for (number, (image, _)) in KNOWN.iter().enumerate() {
         place
             .served
@@ -114,21 +128,41 @@ fn with_known_images(cluster: &Cluster) -> Place<'_> {
     place
 }
 
-fn patch_mirror(place: &Place<'_>, patch: &Value) {
-    let patch = patch.to_string();
-    let arguments = [
-        "patch",
-        "imagemirror",
-        &place.name,
-        "--type=merge",
-        "--patch",
-        &patch,
-    ];
-    crate::support::chart::stdout(&place.cluster.kubectl(&arguments));
+/// The mirror is asked with what Secret `read` holds.
+fn credentials() -> Value {
+    json!({"spec": {"endpoint": {"credentials": {"secretRef": {"name": SECRET}}}}})
 }
 
 fn config(registry: &str, password: &str) -> String {
     json!({"auths": {registry: {"username": "reader", "password": password}}}).to_string()
+}
+
+/// Somebody's own Secret may have the name that Kagami keeps its own under.
+pub(crate) fn a_secret_of_somebody_else_is_left_alone(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let path = place.own.path("secrets/kagami-probe");
+    let theirs = json!({
+        "apiVersion": "v1", "kind": "Secret",
+        "metadata": {"name": "kagami-probe"},
+        "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": config(REGISTRY, "theirs")},
+    });
+    cluster.create(&place.own.path("secrets"), &theirs).success();
+    let data = || cluster.get(&path).success()["data"].clone();
+    let before = data();
+    put(&place, &config(REGISTRY, "reader"));
+    place.patch_mirror(&credentials());
+    let companion = place.start("companion-a", &[]);
+    eventually("the log tells of it", || {
+        companion
+            .process
+            .log()
+            .contains("it holds what Kagami did not write")
+            .then_some(())
+    });
+    assert_eq!(data(), before);
+    cluster.delete(&path).success();
+    eventually("the webhooks' file is made", || handed_on(&place).map(drop));
 }
 
 /// Makes the Secret have this content.
@@ -211,6 +245,18 @@ fn until(place: &Place<'_>, reason: &str) {
     eventually(&format!("CredentialsValid is {reason}"), || {
         let told = condition(&place.mirror(), "CredentialsValid");
         (told["reason"] == reason).then_some(())
+    });
+}
+
+/// Waits until the leader's metrics say the same.
+fn until_shown(place: &Place<'_>, companion: &Companion, value: i32) {
+    let sample = format!(
+        "kagami_mirror_condition{{mirror=\"{}\",condition=\"CredentialsValid\"}} {value}\n",
+        place.name
+    );
+    eventually(&sample, || {
+        let (_, metrics) = companion.listeners.get("/metrics").unwrap();
+        metrics.contains(&sample).then_some(())
     });
 }
 

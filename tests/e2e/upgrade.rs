@@ -10,6 +10,7 @@ use std::{
     env, fs, io,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -27,6 +28,8 @@ use crate::support::{
     cluster::{Cluster, Namespace},
     companion::MIRRORS,
     eventually,
+    kagami::{ADMIN_LISTEN, Kagami, LISTEN},
+    mirror::{REGISTRY, image_mirror},
     process::Process,
 };
 
@@ -62,6 +65,9 @@ struct Installation<'a> {
     webhook: Option<Process>,
     /// By their identities.
     companions: Vec<(String, Process)>,
+    /// The webhook configuration's name, which the present version is told to keep: a new one has no authority
+    /// until the next companion leads, and meanwhile calls fail.
+    configuration: String,
 }
 
 pub(crate) fn there_and_back_and_here_again(cluster: &Cluster) {
@@ -82,13 +88,8 @@ pub(crate) fn there_and_back_and_here_again(cluster: &Cluster) {
     let own = cluster.namespace_named("kagami-system", None);
     let served = cluster.namespace(Some("enforce"));
     install_definitions(cluster, &former);
-    let mirror = json!({
-        "apiVersion": "kagami.dev/v1alpha1", "kind": "ImageMirror", "metadata": {"name": "main"},
-        "spec": {
-            "registry": crate::support::mirror::REGISTRY, "kind": "Hosted",
-            "sources": [{"prefix": "docker.io"}], "endpoint": {"url": cluster.mirror.url},
-        },
-    });
+    let url = &cluster.mirror.url;
+    let mirror = image_mirror("main", REGISTRY, &["docker.io"], url, &json!({}));
     cluster.create(MIRRORS, &mirror).success();
     for (name, image) in [("here", HERE), ("not-here", NOT_HERE)] {
         served.create_pod(&pod(name, image)).success();
@@ -99,6 +100,7 @@ pub(crate) fn there_and_back_and_here_again(cluster: &Cluster) {
         started: 0,
         webhook: None,
         companions: Vec::new(),
+        configuration: configuration(cluster, &former),
     };
     let secrets = cluster.folder().join("serving");
     fs::create_dir_all(&secrets).unwrap();
@@ -181,26 +183,18 @@ impl Installation<'_> {
         eventually("there is a certificate", || {
             secrets.join("tls.key").exists().then_some(())
         });
-        self.started += 1;
         let (certificate, key) = (secrets.join("tls.crt"), secrets.join("tls.key"));
-        let arguments = [
-            "webhook",
-            "--namespace",
-            &self.own.name,
-            "--listen=127.0.0.1:0",
-            "--admin-listen=127.0.0.1:0",
-            "--tls-cert",
-            certificate.to_str().unwrap(),
-            "--tls-key",
-            key.to_str().unwrap(),
-            "--drain-delay=5s",
-        ];
-        let name = format!("webhook-{}-{}", version.name, self.started);
-        let (next, lines) = self.start(version, &name, "kagami-webhook", &arguments, 2);
-        self.await_ready(&lines[1]);
-        let address = lines[0].split("https://").nth(1).unwrap().parse().unwrap();
-        *self.front.target.lock().unwrap() = Some(address);
-        if let Some(last) = self.webhook.replace(next) {
+        let mut command = Command::new(&version.program);
+        command
+            .args(["webhook", "--namespace", &self.own.name, "--drain-delay=5s"])
+            .args(LISTEN)
+            .arg("--tls-cert")
+            .arg(certificate)
+            .arg("--tls-key")
+            .arg(key);
+        let next = self.start(version, "webhook", &mut command);
+        *self.front.target.lock().unwrap() = Some(next.listeners.admission());
+        if let Some(last) = self.webhook.replace(next.process) {
             last.terminate();
         }
     }
@@ -229,59 +223,44 @@ impl Installation<'_> {
     }
 
     fn start_companion(&mut self, version: &Version) -> (String, Process) {
-        self.started += 1;
-        let name = format!("companion-{}-{}", version.name, self.started);
-        let arguments = [
+        // The next one to be started.
+        let name = format!("companion-{}-{}", version.name, self.started + 1);
+        let mut command = Command::new(&version.program);
+        command.args([
             "companion",
             "--namespace",
             &self.own.name,
-            "--admin-listen=127.0.0.1:0",
             "--identity",
             &name,
-            "--webhook-configuration=kagami",
+            &format!("--webhook-configuration={}", self.configuration),
             "--certificate-step=5s",
-        ];
-        let (process, lines) = self.start(version, &name, "kagami-companion", &arguments, 1);
-        self.await_ready(&lines[0]);
-        (name, process)
+        ]);
+        let companion = self.start(version, "companion", &mut command);
+        (name, companion.process)
     }
 
-    fn start(
-        &self,
-        version: &Version,
-        name: &str,
-        account: &str,
-        arguments: &[&str],
-        lines: usize,
-    ) -> (Process, Vec<String>) {
-        let kubeconfig = kubeconfig(self.own, account);
-        let words = [
-            &*format!("KUBECONFIG={}", kubeconfig.display()),
-            version.program.to_str().unwrap(),
-        ];
-        let words: Vec<_> = words
-            .iter()
-            .chain(arguments)
-            .map(|&word| word.to_owned())
-            .collect();
-        Process::start_and_read(name, Path::new("env"), &words, self.own.cluster.folder(), lines)
-    }
-
-    fn await_ready(&self, admin: &str) {
-        let http = &self.own.cluster.http;
-        let url = format!("http://{}/readyz", admin.split("http://").nth(1).unwrap());
-        eventually("it is ready", || {
-            let answer = http.send(http.client.get(&url)).ok()?;
-            (answer.status == 200).then_some(())
-        });
+    /// Starts a process of a version, called after both, and waits until it is ready.
+    fn start(&mut self, version: &Version, component: &str, command: &mut Command) -> Kagami {
+        self.started += 1;
+        let name = format!("{component}-{}-{}", version.name, self.started);
+        let account = format!("kagami-{component}");
+        command
+            .env("KUBECONFIG", self.own.kubeconfig_of(&account))
+            .args(ADMIN_LISTEN);
+        Kagami::launch(&name, command, self.own.cluster.folder()).until_ready()
     }
 
     /// Applies the version's objects, with the Service leading to the test.
     fn apply(&self, version: &Version) {
         let cluster = self.own.cluster;
         let chart = version.chart.to_str().unwrap();
-        let rendered = stdout(&cluster.helm(&["template", "kagami", chart, "--namespace", &self.own.name]));
-        let mut items = kagami::state::file::decode_documents(&rendered).unwrap();
+        let mut template = vec!["template", "kagami", chart, "--namespace", &self.own.name];
+        let name = format!("webhookConfiguration.name={}", self.configuration);
+        if configuration(cluster, version) != self.configuration {
+            template.extend(["--set", &name]);
+        }
+        let rendered = stdout(&cluster.helm(&template));
+        let mut items = ::kagami::state::file::decode_documents(&rendered).unwrap();
         items.retain(|item| KINDS.contains(&item["kind"].as_str().unwrap()));
         let port = self.front.address.port();
         for item in &mut items {
@@ -304,28 +283,20 @@ impl Installation<'_> {
     }
 }
 
+/// The name that a version's chart gives to its webhook configuration.
+fn configuration(cluster: &Cluster, version: &Version) -> String {
+    let rendered = stdout(&cluster.helm(&["template", "kagami", version.chart.to_str().unwrap()]));
+    let items = ::kagami::state::file::decode_documents(&rendered).unwrap();
+    let mut items = items.into_iter();
+    let found = items.find(|item| item["kind"] == "MutatingWebhookConfiguration");
+    found.unwrap()["metadata"]["name"].as_str().unwrap().to_owned()
+}
+
 fn install_definitions(cluster: &Cluster, version: &Version) {
     apply(cluster, &[version.chart.join("crds").to_str().unwrap()]);
     eventually("the resources are served", || {
         (cluster.get(MIRRORS).status == 200).then_some(())
     });
-}
-
-fn kubeconfig(own: &Namespace<'_>, account: &str) -> PathBuf {
-    let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
-    let path = own.path(&format!("serviceaccounts/{account}/token"));
-    let token = own.cluster.create(&path, &request).success();
-    let config = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "e2e",
-        "clusters": [{"name": "e2e", "cluster": {
-            "server": own.cluster.url, "certificate-authority-data": own.cluster.authority.bundle(),
-        }}],
-        "users": [{"name": "account", "user": {"token": token["status"]["token"]}}],
-        "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "account"}}],
-    });
-    let file = own.cluster.folder().join(format!("{account}.kubeconfig"));
-    fs::write(&file, config.to_string()).unwrap();
-    file
 }
 
 /// Keeps the serving pair in files, a moment late, as a kubelet does.

@@ -20,8 +20,9 @@ use kagami::{
     domain::{
         answer::MediaType,
         health::{Health, State},
+        image::KeyRef,
         mirror::Mirror,
-        platform::Architectures,
+        platform::Platforms,
         presence::{Presence, Proof},
         routing::Routing,
         standing::Standing,
@@ -36,7 +37,10 @@ use kagami::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::reviews::{admission, healing, patched, response};
+use crate::{
+    shared::reviews::{patched, response},
+    support::reviews::{admission, healing},
+};
 
 const FILES: [&str; 4] = ["expected.json", "mirrors.yaml", "review.json", "state.json"];
 
@@ -88,7 +92,9 @@ enum Absent {
 struct ToldPresent {
     digest: String,
     /// Absent for a single manifest.
-    architectures: Option<Vec<String>>,
+    platforms: Option<Vec<String>>,
+    /// The operating system of a single manifest; absent where nobody knows.
+    os: Option<String>,
     /// Whether everybody gets it upstream.
     public: Option<bool>,
 }
@@ -105,24 +111,32 @@ impl ToldImage {
     fn presence(&self) -> Presence {
         let ToldPresent {
             digest,
-            architectures,
+            platforms,
+            os,
             public,
         } = match self {
             Self::Absent(Absent::Missing) => return Presence::Missing,
             Self::Absent(Absent::Unknown) => return Presence::Unknown(None),
             Self::Present(present) => present,
         };
-        let architectures = architectures.as_ref();
+        let of_single = os.as_deref().map_or(Platforms::ASSUMED, Platforms::of_os);
         Presence::Present(Proof {
             digest: digest.parse().unwrap(),
-            media_type: architectures.map_or(MediaType::OciManifest, |_| MediaType::OciIndex),
-            architectures: architectures.map_or(Architectures::ALL, |names| {
-                names.iter().map(String::as_str).collect()
-            }),
+            media_type: platforms
+                .as_ref()
+                .map_or(MediaType::OciManifest, |_| MediaType::OciIndex),
+            platforms: platforms.as_deref().map_or(of_single, set),
             size: None,
             public: *public,
         })
     }
+}
+
+fn set(names: &[String]) -> Platforms {
+    names
+        .iter()
+        .map(|name| Platforms::parse(name).unwrap_or_else(|| panic!("{name} is no platform")))
+        .fold(Platforms::NONE, Platforms::or)
 }
 
 fn store(mirrors: &str, told: &Told) -> Store {
@@ -133,7 +147,7 @@ fn store(mirrors: &str, told: &Told) -> Store {
             .get(&mirror.name)
             .expect("state.json tells of every mirror");
         let standing = Standing {
-            platforms: told.platforms.iter().map(String::as_str).collect(),
+            platforms: set(&told.platforms),
             pull_secret_namespaces: told.pull_secret_namespaces.clone(),
             ..Standing::NONE
         };
@@ -162,11 +176,13 @@ fn store(mirrors: &str, told: &Told) -> Store {
             Health {
                 state,
                 fault: None,
+                cause: None,
                 since: long_ago,
                 proven_since: long_ago
             }
         ));
         for (key, image) in &mirror.images {
+            let key = KeyRef::parse(key).expect("images are told by their keys");
             store.index_mut().write(name, key, image.presence(), now, now);
         }
     }
@@ -236,7 +252,7 @@ async fn every_case_is_answered_as_expected() {
         let object = review["request"]["object"].take();
         review["request"]["object"] = patched(&object, &response);
         let (_, again) = post(&admission, &told.mode, review.to_string()).await;
-        let again = crate::support::reviews::response(&again, &review);
+        let again = crate::shared::reviews::response(&again, &review);
         if again.get("patch").is_some() {
             faults.push(format!("{case}: not final, its own output is answered {again:#}"));
         }

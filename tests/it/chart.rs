@@ -1,21 +1,17 @@
 //! The chart's side of what the code promises. What helm and an API server think of it is tested in tests/e2e.
 
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_json::{Value, json};
 
 use kagami::{
     api,
-    domain::{
-        health::State,
-        mirror::Mode,
-        presence::Counts,
-        reason::{Outcome, Reason},
-    },
-    metrics::{Metrics, ReviewAnswer},
+    domain::{mirror::Mode, reason::Reason},
     state::file::decode_documents,
     webhook::routes::PATHS,
 };
+
+use crate::support::metrics::{all_metrics, samples};
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -72,6 +68,22 @@ fn webhooks_are_registered_as_the_code_answers() {
         })
         .collect();
     assert_eq!(configuration["webhooks"], Value::from(expected));
+    // Webhooks are called in the order of these names. Those of others, as their charts give them:
+    for earlier in [
+        "cert-manager-webhook",
+        "gatekeeper-mutating-webhook-configuration",
+        "istio-sidecar-injector",
+        "kyverno-resource-mutating-webhook-cfg",
+        "linkerd-proxy-injector-webhook-config",
+        "policy.sigstore.dev",
+        "vault-agent-injector-cfg",
+        "webhook.pipeline.tekton.dev",
+    ] {
+        assert!(
+            configuration["metadata"]["name"].as_str().unwrap() > earlier,
+            "{earlier}"
+        );
+    }
 }
 
 /// What helm makes of other values is looked at in tests/e2e.
@@ -193,17 +205,8 @@ fn check(schema: &Value, values: &Value, path: &str, faults: &mut Vec<String>) {
 
 #[test]
 fn the_dashboard_shows_metrics_that_there_are() {
-    let (metrics, registry) = Metrics::new();
-    metrics.decided(Mode::Enforce, Outcome::Kept, Reason::NoMirror, 1);
-    metrics.reviewed(Mode::Enforce, ReviewAnswer::Unchanged, Duration::ZERO);
-    metrics.probed("main", "exists");
-    metrics.set_health("main", State::Healthy);
-    metrics.set_images("main", Counts::default());
-    metrics.swept("main", "tag", true);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-    let known: BTreeSet<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
-
+    let text = all_metrics();
+    let known = samples(&text);
     let dashboard = json("chart/dashboards/kagami.json");
     let panels = dashboard["panels"].as_array().unwrap();
     let mut shown = 0;
@@ -214,12 +217,138 @@ fn the_dashboard_shows_metrics_that_there_are() {
         let expression = target["expr"].as_str().unwrap();
         let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
         for name in words.filter(|word| word.starts_with("kagami_")) {
-            let found = known
-                .iter()
-                .any(|line| line.split(['{', ' ']).next() == Some(name));
-            assert!(found, "{name} of {expression} is not in\n{text}");
+            assert!(
+                known.contains_key(name),
+                "{name} of {expression} is not in\n{text}"
+            );
             shown += 1;
         }
     }
     assert!(shown > 5, "{shown}");
+}
+
+/// Returns what stands between pairs of quotes after `key` in an expression, and the operators before it.
+fn matched<'e>(expression: &'e str, key: &str) -> Vec<&'e str> {
+    let key = format!("{key}=");
+    let parts = expression.split(&*key).skip(1);
+    let values = parts.filter_map(|rest| rest.trim_start_matches('~').strip_prefix('"')?.split('"').next());
+    values.flat_map(|values| values.split('|')).collect()
+}
+
+#[test]
+fn alerts_watch_metrics_that_there_are_and_have_their_place_in_troubleshooting() {
+    let page = read("docs/troubleshooting.md");
+    let (_, section) = page.split_once("\n## Alerts\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut told: BTreeSet<_> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'))
+        .collect();
+
+    let text = all_metrics();
+    let known = samples(&text);
+    let documents = decode_documents(&read("chart/alerts/kagami.yaml")).unwrap();
+    let rules = documents[0]["groups"][0]["rules"].as_array().unwrap();
+    for rule in rules {
+        let alert = rule["alert"].as_str().unwrap();
+        assert!(told.remove(alert), "{alert} is not told in {told:?}");
+        let annotations = &rule["annotations"];
+        let runbook = format!("docs/troubleshooting.md#{}", alert.to_lowercase());
+        assert_eq!(annotations["runbook"], runbook.as_str(), "{alert}");
+        assert!(annotations["summary"].as_str().unwrap().ends_with('.'), "{alert}");
+        assert!(rule["for"].is_string(), "{alert}");
+        let severity = &rule["labels"]["severity"];
+        assert!(severity == "critical" || severity == "warning", "{alert}");
+
+        let expression = rule["expr"].as_str().unwrap();
+        let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let names: Vec<_> = words.filter(|word| word.starts_with("kagami_")).collect();
+        assert!(!names.is_empty() || expression.contains("up{"), "{alert}");
+        for name in &names {
+            assert!(known.contains_key(*name), "{name} of {alert} is not in\n{text}");
+        }
+        // What it matches and groups by are labels, and values, that there are.
+        let labels: BTreeSet<&str> = names
+            .iter()
+            .flat_map(|name| known[*name].iter().copied())
+            .collect();
+        let parts = expression
+            .split('{')
+            .skip(1)
+            .filter_map(|rest| rest.split('}').next());
+        let matchers = parts
+            .flat_map(|part| part.split(','))
+            .filter_map(|matcher| matcher.split('=').next());
+        let groups = expression
+            .split(" by (")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next());
+        for label in matchers.chain(groups.flat_map(|group| group.split(", "))) {
+            // The scrape gives these, and histograms the last.
+            let is_known = ["job", "pod", "le"].contains(&label) || labels.contains(label);
+            assert!(is_known, "{label} of {alert} is not among {labels:?}");
+        }
+        for reason in matched(expression, "reason") {
+            assert!(
+                Reason::ALL.iter().any(|known| known.as_str() == reason),
+                "{reason} of {alert}"
+            );
+        }
+        for condition in matched(expression, "condition") {
+            assert!(
+                page.contains(&format!("### `{condition}`\n")),
+                "{condition} of {alert}"
+            );
+        }
+        for (key, value) in [("answer", "fault|refused|no_room"), ("state", "Healthy")] {
+            for matched in matched(expression, key) {
+                assert!(
+                    value.split('|').any(|known| known == matched),
+                    "{matched} of {alert}"
+                );
+            }
+        }
+    }
+    assert!(told.is_empty(), "no alerts: {told:?}");
+    assert!(rules.len() > 10, "{rules:?}");
+}
+
+#[test]
+fn the_page_of_sizes_has_the_charts_defaults() {
+    let values = decode_documents(&read("chart/values.yaml")).unwrap();
+    let page = read("docs/sizing.md");
+    let row = page.lines().find(|line| line.contains("(the defaults)")).unwrap();
+    let cells: Vec<_> = row.split('|').map(str::trim).collect();
+    for (process, cell) in [("webhook", cells[2]), ("companion", cells[3])] {
+        let Value::Object(settings) = &values[0][process] else {
+            panic!("{process}")
+        };
+        let resources = &settings["resources"];
+        let text = |path: &str| resources.pointer(path).and_then(Value::as_str).unwrap();
+        let expected = format!(
+            "{} replicas; requests {}, {}; limit {}",
+            settings["replicas"],
+            text("/requests/cpu"),
+            text("/requests/memory"),
+            text("/limits/memory"),
+        );
+        assert_eq!(cell, expected, "{process}");
+    }
+}
+
+#[test]
+fn chart_program_and_changelog_have_one_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let chart = decode_documents(&read("chart/Chart.yaml")).unwrap();
+    assert_eq!(chart[0]["version"], version);
+    assert_eq!(chart[0]["appVersion"], version);
+    // What is not released has its place, and is to be this version, or the newest below it is.
+    let changelog = read("CHANGELOG.md");
+    let mut sections = changelog.split("\n## ").skip(1);
+    let unreleased = sections.next().unwrap_or_default();
+    assert!(unreleased.starts_with("[Unreleased]\n"), "{unreleased}");
+    let newest = sections.next().unwrap_or_default();
+    let is_told = newest.starts_with(&format!("[{version}] - "))
+        || unreleased.contains(&format!("\nTo be version {version}"));
+    assert!(is_told, "{version} is neither released nor to be");
 }

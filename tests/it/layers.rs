@@ -73,8 +73,8 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "telemetry",
-        parts: &[],
-        crates: Some(&["thiserror", "tracing", "tracing_subscriber"]),
+        parts: &["domain"],
+        crates: Some(&["kube", "thiserror", "tracing", "tracing_subscriber"]),
     },
     Layer {
         name: "metrics",
@@ -83,7 +83,7 @@ const LAYERS: &[Layer] = &[
     },
     Layer {
         name: "credentials",
-        parts: &[],
+        parts: &["domain"],
         crates: Some(&["base64", "serde", "serde_json", "thiserror", "tokio"]),
     },
     Layer {

@@ -13,12 +13,15 @@
 mod admission;
 mod chart;
 mod failures;
+mod foreign;
 mod generated;
 mod image;
 mod layers;
 mod patch_property;
+mod registries;
 mod registry;
 mod resolve;
+mod review;
 mod server;
 #[allow(
     dead_code,
@@ -29,4 +32,6 @@ mod server;
 #[path = "../support/mod.rs"]
 mod shared;
 mod support;
+mod tools;
+mod versions;
 mod watch;

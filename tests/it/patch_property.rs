@@ -12,10 +12,12 @@ use kagami::{
         answer::MediaType,
         digest::Digest,
         health::{Health, State},
-        image::Reference,
+        image::{ImageKey, Reference},
         mapping::Mapping,
-        mirror::{Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags},
-        platform::Architectures,
+        mirror::{
+            Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, Source, Tags,
+        },
+        platform::Platforms,
         presence::{Presence, Proof},
         reason::Reason,
         routing::Routing,
@@ -28,9 +30,12 @@ use kagami::{
 use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
 use serde_json::Value;
 
-use crate::support::{
-    pods::{self, DIGESTS, NAMES, REGISTRIES},
-    reviews::{admission, ask, patched, review_of},
+use crate::{
+    shared::reviews::{patched, review_of},
+    support::{
+        pods::{self, DIGESTS, NAMES, REGISTRIES},
+        reviews::{admission, ask},
+    },
 };
 
 const LISTS: [(&str, &str); 4] = [
@@ -46,11 +51,11 @@ struct Peer {
     mirror: Mirror,
     standing: Arc<Standing>,
     state: State,
-    images: Vec<(String, Presence)>,
+    images: Vec<(ImageKey, Presence)>,
 }
 
 /// Returns the keys of all images that random Pods name.
-fn keys() -> Vec<String> {
+fn keys() -> Vec<ImageKey> {
     let mut keys = Vec::new();
     for name in NAMES {
         for suffix in [
@@ -60,11 +65,7 @@ fn keys() -> Vec<String> {
             format!("@{}", DIGESTS[0]),
             format!("@{}", DIGESTS[1]),
         ] {
-            let mut key = String::new();
-            Reference::parse(&format!("{name}{suffix}"))
-                .unwrap()
-                .write_key(&mut key);
-            keys.push(key);
+            keys.push(Reference::parse(&format!("{name}{suffix}")).unwrap().key());
         }
     }
     keys.sort();
@@ -74,11 +75,11 @@ fn keys() -> Vec<String> {
 
 /// Returns what a mirror knows of an image; `chance` is any number.
 fn presence(chance: u8) -> Option<Presence> {
-    let (digest, architectures) = match chance % 16 {
-        0..6 => (DIGESTS[0], Architectures::ALL),
-        6..8 => (DIGESTS[0], Architectures::of("amd64")),
-        8..11 => (DIGESTS[1], Architectures::ALL),
-        11 => (DIGESTS[1], Architectures::NONE),
+    let (digest, platforms) = match chance % 16 {
+        0..6 => (DIGESTS[0], Platforms::ALL),
+        6..8 => (DIGESTS[0], Platforms::of("linux", "amd64", "")),
+        8..11 => (DIGESTS[1], Platforms::ALL),
+        11 => (DIGESTS[1], Platforms::NONE),
         12 => return Some(Presence::Missing),
         13 => return Some(Presence::Unknown(Some(Reason::RegistryError))),
         _ => return None,
@@ -88,7 +89,7 @@ fn presence(chance: u8) -> Option<Presence> {
     Some(Presence::Present(Proof {
         digest,
         media_type,
-        architectures,
+        platforms,
         size: None,
         public: None,
     }))
@@ -112,14 +113,15 @@ fn source() -> impl Strategy<Value = Source> {
     })
 }
 
-fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
+fn peer(number: usize, keys: &[ImageKey]) -> impl Strategy<Value = Peer> + use<> {
     let mode = prop_oneof![6 => Just(Mode::Enforce), 1 => Just(Mode::Warn), 1 => Just(Mode::Audit), 1 => Just(Mode::Off)];
     let kind = prop_oneof![3 => Just(Kind::Hosted), 1 => Just(Kind::PullThrough)];
     let place = (
         select(REGISTRIES.to_vec()),
         select(vec!["{registry}/{repository}", "copy/{registry}/{repository}"]),
     );
-    let wants = (mode, kind, -1..2_i32, prop::bool::weighted(0.1), any::<bool>());
+    let pin = select(vec![Pin::None, Pin::Digest, Pin::DigestOnly]);
+    let wants = (mode, kind, -1..2_i32, prop::bool::weighted(0.1), pin);
     let secret = (prop::bool::weighted(0.3), prop::bool::weighted(0.7));
     let state =
         prop_oneof![6 => Just(State::Healthy), 1 => Just(State::Unhealthy), 1 => Just(State::Unknown)];
@@ -141,6 +143,7 @@ fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
                     registry: registry.parse().unwrap(),
                     template: template.parse().unwrap(),
                 },
+                read_secret: None,
                 kind,
                 priority,
                 prefer: if upstream {
@@ -154,7 +157,7 @@ fn peer(number: usize, keys: &[String]) -> impl Strategy<Value = Peer> + use<> {
                 freshness: Freshness::default(),
                 sweep_rate: None,
                 tags: Tags {
-                    pin_digest: pin,
+                    pin,
                     ..Tags::default()
                 },
                 pull_secret,
@@ -190,7 +193,7 @@ fn later(keys: usize) -> impl Strategy<Value = Later> {
     (mode, state, vec(any::<u8>(), keys))
 }
 
-fn changed(peers: &[Peer], later: &[Later], keys: &[String]) -> Vec<Peer> {
+fn changed(peers: &[Peer], later: &[Later], keys: &[ImageKey]) -> Vec<Peer> {
     let changed = peers.iter().zip(later).map(|(peer, (mode, state, chances))| {
         let mirror = Mirror {
             mode: *mode,
@@ -236,6 +239,7 @@ fn store(peers: &[Peer]) -> Store {
             Health {
                 state: *state,
                 fault: None,
+                cause: None,
                 since: long_ago,
                 proven_since: long_ago,
             },
@@ -243,7 +247,7 @@ fn store(peers: &[Peer]) -> Store {
         for (key, presence) in images {
             store
                 .index_mut()
-                .write(&mirror.name, key, presence.clone(), now, now);
+                .write(&mirror.name, key.by_ref(), presence.clone(), now, now);
         }
     }
     store
@@ -252,8 +256,7 @@ fn store(peers: &[Peer]) -> Store {
 /// Whether some healthy mirror in enforce mode holds `original` and has it as `current`.
 fn is_proven(peers: &[Peer], original: &str, current: &str) -> bool {
     let reference = Reference::parse(original).unwrap();
-    let mut key = String::new();
-    reference.write_key(&mut key);
+    let key = reference.key();
     peers.iter().any(
         |Peer {
              mirror,

@@ -11,6 +11,7 @@ use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use hyper_util::service::TowerToHyperService;
 use kagami::{
     clock,
+    domain::answer::MediaType,
     server::{Counts, Limits, Server},
     tasks::shutdown,
 };
@@ -21,7 +22,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::faulty::{Behaviour, Faulty};
+use crate::support::{
+    faulty::{Action, Behaviour, Faulty, Reply},
+    images,
+};
 
 const BUDGET: Duration = Duration::from_secs(4);
 
@@ -160,4 +164,65 @@ async fn a_slow_cluster_and_a_silent_mirror_share_one_budget() {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(told.contains("BudgetExhausted"), "{told}");
     assert!(took < BUDGET + SLACK, "{took:?}\n{told}");
+}
+
+#[tokio::test]
+async fn the_form_is_the_one_that_is_asked_for() {
+    let image = images::single(MediaType::OciManifest, "nginx");
+    let served = image.clone();
+    let registry = Faulty::start(Behaviour::answer(move |request| {
+        let reply = match request.target.as_str() {
+            "/v2/" => Reply::json(200, &json!({})),
+            target if target.contains("/library/nginx/") => Reply::new(200)
+                .content_type(served.media_type.as_str())
+                .header("Docker-Content-Digest", &served.digest.to_string())
+                .body(served.manifest.clone()),
+            _ => Reply::error(404, "MANIFEST_UNKNOWN"),
+        };
+        Action::Reply(reply)
+    }))
+    .await;
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("mirrors.yaml");
+    let mirror = json!({
+        "apiVersion": "kagami.dev/v1alpha1", "kind": "ImageMirror", "metadata": {"name": "main"},
+        "spec": {
+            "registry": "mirror.test", "kind": "Hosted", "sources": [{"prefix": "docker.io"}],
+            "endpoint": {"url": registry.url()}, "tags": {"pin": "Digest"},
+        },
+    });
+    fs::write(&file, mirror.to_string()).unwrap();
+    let digest = &image.digest;
+    let pinned = format!("nginx:1@{digest}");
+    let other = format!("redis:8@{digest}");
+    let nginx = "mirror.test/docker.io/library/nginx";
+    let both = format!("{nginx}:1@{digest}");
+    for (form, expected) in [
+        ("", [both.clone(), both.clone(), other.clone()]),
+        ("--form=tag", [format!("{nginx}:1"), both.clone(), other.clone()]),
+        ("--form=both", [both.clone(), both.clone(), other.clone()]),
+        // What is not on the mirror too: whoever asks for a digest has a tool that refuses both.
+        (
+            "--form=digest",
+            [
+                format!("{nginx}@{digest}"),
+                format!("{nginx}@{digest}"),
+                format!("redis@{digest}"),
+            ],
+        ),
+    ] {
+        let mut arguments = vec![
+            "resolve",
+            "--config",
+            file.to_str().unwrap(),
+            "nginx:1",
+            &pinned,
+            &other,
+        ];
+        arguments.extend(Some(form).filter(|form| !form.is_empty()));
+        let output = run(home.path(), &arguments).await;
+        let told = String::from_utf8_lossy(&output.stderr);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected, "{form}: {told}");
+    }
 }

@@ -17,7 +17,7 @@ mkdir -p /run/netns "$folder"/{etc,changes,work}
 mount -t overlay -o "lowerdir=/var/lib,upperdir=$folder/changes,workdir=$folder/work" node /var/lib
 for place in /var/lib/{kubelet,containerd,cni}; do mkdir -p "$place" && in_memory "$place"; done
 
-# Names are those that the tests give (support/dns.rs); any other fails at once.
+# Names are those that the tests give (tests/support/dns.rs); any other fails at once.
 printf '127.0.0.1 localhost\n10.200.0.1 node1\n' >"$folder/etc/hosts"
 printf 'nameserver 10.200.0.1\noptions timeout:1 attempts:1\n' >"$folder/etc/resolv.conf"
 for file in hosts resolv.conf; do

@@ -99,7 +99,7 @@ fn renew_certificates(node: &Node) {
     let after = text_of(&serving(), "ca.crt");
     assert_ne!(after, before);
     eventually("the old authority is not trusted any more", || {
-        let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/kagami";
+        let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/zz-kagami";
         let webhooks = node.cluster.get(path).success()["webhooks"].clone();
         let trusted = |webhook: &Value| text_of(&webhook["clientConfig"], "caBundle");
         webhooks

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
@@ -25,7 +25,9 @@ pub(crate) struct Pair {
 impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "kagami e2e");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Kagami test CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Self {
@@ -49,8 +51,23 @@ impl Authority {
 
     /// A serving certificate for these names and addresses.
     pub(crate) fn issue_for(&self, names: &[&str]) -> Pair {
-        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
-        self.sign(&CertificateParams::new(names).unwrap())
+        self.sign(&Self::params(names))
+    }
+
+    /// The same, but it ended long ago.
+    pub(crate) fn expired(&self, names: &[&str]) -> Pair {
+        let mut params = Self::params(names);
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(2002, 1, 1);
+        self.sign(&params)
+    }
+
+    /// The same, but it begins in a far future.
+    pub(crate) fn not_valid_yet(&self, names: &[&str]) -> Pair {
+        let mut params = Self::params(names);
+        params.not_before = date_time_ymd(2901, 1, 1);
+        params.not_after = date_time_ymd(2902, 1, 1);
+        self.sign(&params)
     }
 
     /// A certificate with which a client shows that it is this user of this group.
@@ -60,6 +77,39 @@ impl Authority {
         params.distinguished_name.push(DnType::OrganizationName, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(&params)
+    }
+
+    /// A serving certificate for these names that its own key signed, and that may be an authority's.
+    pub(crate) fn of_its_own(names: &[&str], is_authority: bool) -> Pair {
+        let mut params = Self::params(names);
+        params.distinguished_name.push(DnType::CommonName, "mirror");
+        params.is_ca = if is_authority {
+            IsCa::Ca(BasicConstraints::Unconstrained)
+        } else {
+            IsCa::ExplicitNoCa
+        };
+        Self::self_sign(&params)
+    }
+
+    /// The same, but it ended long ago.
+    pub(crate) fn of_its_own_and_expired(names: &[&str]) -> Pair {
+        let mut params = Self::params(names);
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(2002, 1, 1);
+        Self::self_sign(&params)
+    }
+
+    fn self_sign(params: &CertificateParams) -> Pair {
+        let key = KeyPair::generate().unwrap();
+        Pair {
+            certificate: params.self_signed(&key).unwrap(),
+            key,
+        }
+    }
+
+    fn params(names: &[&str]) -> CertificateParams {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        CertificateParams::new(names).unwrap()
     }
 
     fn sign(&self, params: &CertificateParams) -> Pair {
@@ -83,6 +133,10 @@ impl Authority {
 }
 
 impl Pair {
+    pub(crate) fn pem(&self) -> String {
+        self.certificate.pem()
+    }
+
     /// Writes `<name>.crt` and `<name>.key` and returns their paths.
     pub(crate) fn write(&self, folder: &Path, name: &str) -> (String, String) {
         let path = |extension| {

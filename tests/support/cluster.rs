@@ -6,7 +6,7 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{
         Mutex,
@@ -26,6 +26,9 @@ use super::{
     process::{Process, reserve_port},
     tools::Tools,
 };
+
+/// Where roles and their bindings are.
+pub(crate) const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
 /// Who makes a request; static tokens of the API server.
 #[derive(Clone, Copy, Debug)]
@@ -62,10 +65,9 @@ pub(crate) struct Namespace<'a> {
 }
 
 #[derive(Debug)]
-#[expect(dead_code, reason = "held for their drop")]
 struct ControlPlane {
     // Dropped in this order.
-    controller_manager: Process,
+    _controller_manager: Process,
     api_server: Process,
 }
 
@@ -129,9 +131,15 @@ impl Cluster {
         let (tools, folder) = (&self.tools, self.folder());
         let api_server = start_api_server(tools, &self.http, folder, &self.etcd_url, self.address, &self.url);
         *self.control_plane.lock().unwrap() = Some(ControlPlane {
-            controller_manager: start_controller_manager(tools, folder, self.address),
+            _controller_manager: start_controller_manager(tools, folder, self.address),
             api_server,
         });
+    }
+
+    /// The process of the API server.
+    pub(crate) fn api_server(&self) -> u32 {
+        let control_plane = self.control_plane.lock().unwrap();
+        control_plane.as_ref().unwrap().api_server.id()
     }
 
     /// A folder for the files of this run.
@@ -296,6 +304,37 @@ impl Namespace<'_> {
         })
     }
 
+    /// Makes a token for a service account of this namespace, and returns the path of its kubeconfig.
+    pub(crate) fn kubeconfig_of(&self, account: &str) -> PathBuf {
+        let cluster = self.cluster;
+        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+        let path = self.path(&format!("serviceaccounts/{account}/token"));
+        let answer = cluster.create(&path, &request).success();
+        let token = answer["status"]["token"].as_str().unwrap();
+        let user = format!("{}-{account}", self.name);
+        write_kubeconfig(cluster.folder(), &cluster.url, &cluster.authority, &user, token)
+    }
+
+    /// Gives a subject these rights and no others: some in the whole cluster, where `name` is their role's, and some
+    /// in this namespace.
+    pub(crate) fn grant(&self, subject: &Value, name: &str, everywhere: &Value, here: &Value) {
+        let namespace = format!("{RBAC}/namespaces/{}", self.name);
+        for (path, kind, roles, name, rules) in [
+            (RBAC, "ClusterRole", "clusterroles", name, everywhere),
+            (&namespace, "Role", "roles", "kagami", here),
+        ] {
+            let role = json!({"metadata": {"name": name}, "rules": rules});
+            self.cluster.create(&format!("{path}/{roles}"), &role).success();
+            let binding = json!({
+                "metadata": {"name": name},
+                "subjects": [subject],
+                "roleRef": {"kind": kind, "name": name, "apiGroup": "rbac.authorization.k8s.io"},
+            });
+            let path = format!("{path}/{}bindings", &roles[..roles.len() - 1]);
+            self.cluster.create(&path, &binding).success();
+        }
+    }
+
     /// The path of a resource of the core group in this namespace.
     pub(crate) fn path(&self, resource: &str) -> String {
         format!("/api/v1/namespaces/{}/{resource}", self.name)
@@ -329,7 +368,7 @@ fn start_etcd(tools: &Tools, folder: &Path, url: &str) -> Process {
         format!("--initial-advertise-peer-urls={peer}"),
         format!("--initial-cluster=default={peer}"),
     ];
-    Process::start("etcd", &tools.path("etcd"), &arguments, folder)
+    Process::start("etcd", Command::new(tools.path("etcd")).args(arguments), folder)
 }
 
 fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
@@ -379,28 +418,55 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
         })
         .to_string(),
     );
+    // As managed clusters have it: these classes only where a quota speaks of them.
+    let classes = ["system-node-critical", "system-cluster-critical"];
+    write(
+        "admission.yaml",
+        json!({
+            "apiVersion": "apiserver.config.k8s.io/v1",
+            "kind": "AdmissionConfiguration",
+            "plugins": [{"name": "ResourceQuota", "configuration": {
+                "apiVersion": "apiserver.config.k8s.io/v1",
+                "kind": "ResourceQuotaConfiguration",
+                "limitedResources": [{"resource": "pods", "matchScopes": [
+                    {"scopeName": "PriorityClass", "operator": "In", "values": classes},
+                ]}],
+            }}],
+        })
+        .to_string(),
+    );
     let users = [
         ("admin", User::Admin.token()),
         ("node", User::Node.token()),
         ("companion-a", "companion-a"),
         ("companion-b", "companion-b"),
     ];
-    for (name, token) in users {
-        write(
-            &format!("{name}.kubeconfig"),
-            json!({
-                "apiVersion": "v1",
-                "kind": "Config",
-                "clusters": [{"name": "e2e", "cluster": {
-                    "server": url, "certificate-authority-data": authority.bundle(),
-                }}],
-                "users": [{"name": name, "user": {"token": token}}],
-                "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": name}}],
-                "current-context": "e2e",
-            })
-            .to_string(),
-        );
+    for (user, token) in users {
+        write_kubeconfig(folder, url, authority, user, token);
     }
+}
+
+/// Writes how a user reaches the API server, and returns the file's path.
+pub(crate) fn write_kubeconfig(
+    folder: &Path,
+    url: &str,
+    authority: &Authority,
+    user: &str,
+    token: &str,
+) -> PathBuf {
+    let kubeconfig = json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "e2e", "cluster": {
+            "server": url, "certificate-authority-data": authority.bundle(),
+        }}],
+        "users": [{"name": user, "user": {"token": token}}],
+        "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": user}}],
+        "current-context": "e2e",
+    });
+    let path = folder.join(format!("{user}.kubeconfig"));
+    fs::write(&path, kubeconfig.to_string()).unwrap();
+    path
 }
 
 /// Starts it and waits until it is ready.
@@ -427,6 +493,8 @@ fn start_api_server(
         format!("--secure-port={port}"),
         format!("--etcd-servers={etcd_url}"),
         "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
+        // Without it, an API server before 1.35 drops a volume's image.
+        "--feature-gates=ImageVolume=true".to_owned(),
         "--authorization-mode=Node,RBAC".to_owned(),
         format!("--token-auth-file={}", file("tokens.csv")),
         format!("--tls-cert-file={}", file("api-server.crt")),
@@ -437,11 +505,12 @@ fn start_api_server(
             file("service-account.key")
         ),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--admission-control-config-file={}", file("admission.yaml")),
         format!("--audit-policy-file={}", file("audit-policy.yaml")),
         format!("--audit-log-path={}", file("audit.log")),
     ];
-    let program = tools.path("kube-apiserver");
-    let mut process = Process::start("kube-apiserver", &program, &arguments, folder);
+    let mut command = Command::new(tools.path("kube-apiserver"));
+    let mut process = Process::start("kube-apiserver", command.args(arguments), folder);
     eventually("kube-apiserver is ready", || {
         process.assert_alive();
         let request = http
@@ -453,11 +522,12 @@ fn start_api_server(
     process
 }
 
-const CONTROLLERS: [&str; 5] = [
+const CONTROLLERS: [&str; 6] = [
     "clusterrole-aggregation-controller",
     "deployment-controller",
     "namespace-controller",
     "replicaset-controller",
+    "resourcequota-controller",
     "serviceaccount-controller",
 ];
 
@@ -481,10 +551,6 @@ fn start_controller_manager(tools: &Tools, folder: &Path, address: Ipv4Addr) -> 
         // What Pods trust when they call the API server.
         format!("--root-ca-file={}", file("ca.crt")),
     ];
-    Process::start(
-        "kube-controller-manager",
-        &tools.path("kube-controller-manager"),
-        &arguments,
-        folder,
-    )
+    let mut command = Command::new(tools.path("kube-controller-manager"));
+    Process::start("kube-controller-manager", command.args(arguments), folder)
 }

@@ -1,7 +1,7 @@
 //! `kagami companion` with exactly the rights that the chart gives it.
 
 use std::{
-    path::Path,
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -9,15 +9,15 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
-    cluster::{Cluster, Namespace, User},
+    cluster::{Cluster, Namespace, RBAC, User},
     eventually,
+    kagami::{self, ADMIN_LISTEN, Kagami, Listeners},
+    mirror::{REGISTRY, image_mirror},
     process::Process,
 };
 
 /// Companions share the cluster's mirrors, so only one test at a time has some.
 static ALONE: Mutex<()> = Mutex::new(());
-
-const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
 pub(crate) const MIRRORS: &str = "/apis/kagami.dev/v1alpha1/imagemirrors";
 pub(crate) const IMAGES: &str = "/apis/kagami.dev/v1alpha1/mirroredimages";
@@ -32,13 +32,13 @@ pub(crate) struct Place<'a> {
     pub(crate) served: Namespace<'a>,
     /// The name of the ImageMirror, and of everything else that is cluster-wide.
     pub(crate) name: String,
-    _alone: MutexGuard<'static, ()>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 /// A running `kagami companion`.
 pub(crate) struct Companion {
     pub(crate) process: Process,
-    pub(crate) admin: String,
+    pub(crate) listeners: Listeners,
     /// Who it is for the API server.
     pub(crate) user: &'static str,
 }
@@ -47,6 +47,15 @@ impl<'a> Place<'a> {
     /// Sets everything up for a mirror at `url`.
     pub(crate) fn new(cluster: &'a Cluster, url: &str) -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::begin(cluster, url, Some(alone))
+    }
+
+    /// The same on a cluster that no other test has.
+    pub(crate) fn apart(cluster: &'a Cluster, url: &str) -> Self {
+        Self::begin(cluster, url, None)
+    }
+
+    fn begin(cluster: &'a Cluster, url: &str, alone: Option<MutexGuard<'static, ()>>) -> Self {
         install_definitions(cluster);
         let own = cluster.namespace(None);
         let served = cluster.namespace(Some("audit"));
@@ -63,23 +72,31 @@ impl<'a> Place<'a> {
         place
     }
 
-    fn create_mirror(&self, url: &str) {
-        let mirror = json!({
-            "apiVersion": "kagami.dev/v1alpha1",
-            "kind": "ImageMirror",
-            "metadata": {"name": self.name},
-            "spec": {
-                "registry": super::mirror::REGISTRY,
-                "kind": "Hosted",
-                "sources": [{"prefix": "docker.io"}],
-                // Other tests have Pods too.
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.served.name}},
-                "endpoint": {"url": url},
-                "health": {"interval": "1s", "timeout": "1s"},
-                "freshness": {"tag": "4s", "digest": "1h", "missing": "1s"},
-            },
+    /// Creates its mirror, at `url`.
+    pub(crate) fn create_mirror(&self, url: &str) {
+        let settings = json!({
+            // Other tests have Pods too.
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": self.served.name}},
+            "health": {"interval": "1s", "timeout": "1s"},
+            "freshness": {"tag": "4s", "digest": "1h", "missing": "1s"},
         });
+        let mirror = image_mirror(&self.name, REGISTRY, &["docker.io"], url, &settings);
         self.cluster.create(MIRRORS, &mirror).success();
+    }
+
+    /// Changes the mirror by a merge patch.
+    pub(crate) fn patch_mirror(&self, patch: &Value) {
+        let patch = patch.to_string();
+        let arguments = [
+            "patch",
+            "imagemirror",
+            &self.name,
+            "--type=merge",
+            "--patch",
+            &patch,
+        ];
+        let patched = self.cluster.kubectl(&arguments);
+        assert!(patched.status.success(), "{patched:?}");
     }
 
     /// The ImageMirror as it stands.
@@ -89,81 +106,40 @@ impl<'a> Place<'a> {
 
     /// Waits until the status says this of the mirror's health.
     pub(crate) fn wait_for_health(&self, state: &str) -> Value {
-        eventually(&format!("the mirror is {state}"), || {
-            let mirror = self.mirror();
-            (mirror["status"]["health"]["state"] == state).then_some(mirror)
-        })
+        wait_for_health(self.cluster, &self.name, state)
     }
 
     /// Waits until there is a MirroredImage that says this of an image.
     pub(crate) fn wait_for_image(&self, image: &str, presence: &str) -> Value {
-        eventually(&format!("{image} is {presence}"), || {
-            let images = self.cluster.get(IMAGES).success();
-            let mut items = images["items"].as_array()?.clone().into_iter();
-            items.find(|item| {
-                let spec = &item["spec"];
-                spec["mirror"] == self.name && spec["image"] == image && spec["presence"] == presence
-            })
-        })
+        wait_for_image(self.cluster, &self.name, image, presence)
     }
 
     /// Starts a companion and waits until it is ready.
     pub(crate) fn start(&self, user: &'static str, more: &[&str]) -> Companion {
+        self.start_as(user, more, |_| ())
+    }
+
+    /// The same with something done to the command.
+    pub(crate) fn start_as(
+        &self,
+        user: &'static str,
+        more: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Companion {
         let folder = self.cluster.folder();
-        let kubeconfig = folder.join(format!("{user}.kubeconfig"));
-        let mut arguments = vec![format!("KUBECONFIG={}", kubeconfig.display())];
-        let fixed = [
-            env!("CARGO_BIN_EXE_kagami"),
-            "companion",
-            "--namespace",
-            &self.own.name,
-            "--admin-listen",
-            "127.0.0.1:0",
-            "--log",
-            "info,kagami=debug",
-        ];
-        arguments.extend(fixed.iter().chain(more).map(|&argument| argument.to_owned()));
+        let mut command = kagami::command("companion");
+        command
+            .env("KUBECONFIG", folder.join(format!("{user}.kubeconfig")))
+            .args(["--namespace", &self.own.name, "--log", "info,kagami=debug"])
+            .args(ADMIN_LISTEN)
+            .args(more);
+        prepare(&mut command);
         let name = format!("{user}-{}", self.own.name);
-        let (process, lines) = Process::start_and_read(&name, Path::new("env"), &arguments, folder, 1);
-        let admin = lines[0].strip_prefix("admin ").unwrap().to_owned();
-        let mut companion = Companion { process, admin, user };
-        eventually("the companion is ready", || {
-            companion.process.assert_alive();
-            (self.ask(&companion, "readyz").0 == 200).then_some(())
-        });
-        companion
-    }
-
-    /// Asks a companion's admin listener.
-    pub(crate) fn ask(&self, companion: &Companion, path: &str) -> (u16, String) {
-        let http = &self.cluster.http;
-        let answer = http
-            .send(http.client.get(format!("{}/{path}", companion.admin)))
-            .unwrap();
-        (answer.status, answer.body)
-    }
-
-    /// Waits until a companion leads.
-    pub(crate) fn wait_for_lead(&self, companion: &Companion) {
-        eventually("the companion leads", || self.leads(companion).then_some(()));
-    }
-
-    /// Waits until a companion does not lead any more.
-    pub(crate) fn wait_for_end_of_lead(&self, companion: &Companion) {
-        eventually("the companion steps down", || {
-            (!self.leads(companion)).then_some(())
-        });
-    }
-
-    fn leads(&self, companion: &Companion) -> bool {
-        let (_, metrics) = self.ask(companion, "metrics");
-        let mut values = metrics
-            .lines()
-            .filter_map(|line| line.strip_prefix("kagami_leading "));
-        match values.next() {
-            Some("1") => true,
-            Some("0") => false,
-            other => panic!("kagami_leading is {other:?}"),
+        let Kagami { process, listeners } = Kagami::launch(&name, &command, folder).until_ready();
+        Companion {
+            process,
+            listeners,
+            user,
         }
     }
 
@@ -190,31 +166,33 @@ impl<'a> Place<'a> {
             {"apiGroups": [""], "resources": ["secrets"],
              "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-authority"], "verbs": ["update"]},
         ]);
-        let subjects =
-            json!([{"kind": "Group", "name": "companions", "apiGroup": "rbac.authorization.k8s.io"}]);
-        let role = json!({"metadata": {"name": self.name}, "rules": cluster_wide});
-        self.cluster
-            .create(&format!("{RBAC}/clusterroles"), &role)
-            .success();
-        let binding = json!({
-            "metadata": {"name": self.name},
-            "subjects": subjects,
-            "roleRef": {"kind": "ClusterRole", "name": self.name, "apiGroup": "rbac.authorization.k8s.io"},
-        });
-        self.cluster
-            .create(&format!("{RBAC}/clusterrolebindings"), &binding)
-            .success();
-        let folder = format!("{RBAC}/namespaces/{}", self.own.name);
-        let role = json!({"metadata": {"name": "companion"}, "rules": own});
-        self.cluster.create(&format!("{folder}/roles"), &role).success();
-        let binding = json!({
-            "metadata": {"name": "companion"},
-            "subjects": subjects,
-            "roleRef": {"kind": "Role", "name": "companion", "apiGroup": "rbac.authorization.k8s.io"},
-        });
-        self.cluster
-            .create(&format!("{folder}/rolebindings"), &binding)
-            .success();
+        let companions =
+            json!({"kind": "Group", "name": "companions", "apiGroup": "rbac.authorization.k8s.io"});
+        self.own.grant(&companions, &self.name, &cluster_wide, &own);
+    }
+}
+
+impl Companion {
+    /// Waits until it leads.
+    pub(crate) fn wait_for_lead(&self) {
+        eventually("the companion leads", || self.leads().then_some(()));
+    }
+
+    /// Waits until it does not lead any more.
+    pub(crate) fn wait_for_end_of_lead(&self) {
+        eventually("the companion steps down", || (!self.leads()).then_some(()));
+    }
+
+    fn leads(&self) -> bool {
+        let (_, metrics) = self.listeners.get("/metrics").unwrap();
+        let mut values = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix("kagami_leading "));
+        match values.next() {
+            Some("1") => true,
+            Some("0") => false,
+            other => panic!("kagami_leading is {other:?}"),
+        }
     }
 }
 
@@ -230,7 +208,7 @@ impl Drop for Place<'_> {
 
 /// Installs the definitions that `kagami crds` prints, unless they are there.
 pub(crate) fn install_definitions(cluster: &Cluster) {
-    for definition in kagami::api::crds() {
+    for definition in ::kagami::api::crds() {
         let answer = cluster.create(DEFINITIONS, &serde_json::to_value(&definition).unwrap());
         assert!([201, 409].contains(&answer.status), "{}", answer.body);
     }
@@ -239,4 +217,24 @@ pub(crate) fn install_definitions(cluster: &Cluster) {
             (cluster.request(User::Admin, Method::GET, path, None).status == 200).then_some(())
         });
     }
+}
+
+/// Waits until a mirror's status says this of its health.
+pub(crate) fn wait_for_health(cluster: &Cluster, mirror: &str, state: &str) -> Value {
+    eventually(&format!("the mirror is {state}"), || {
+        let mirror = cluster.get(&format!("{MIRRORS}/{mirror}")).success();
+        (mirror["status"]["health"]["state"] == state).then_some(mirror)
+    })
+}
+
+/// Waits until there is a MirroredImage that says this of an image, as users write it.
+pub(crate) fn wait_for_image(cluster: &Cluster, mirror: &str, image: &str, presence: &str) -> Value {
+    eventually(&format!("{image} is {presence}"), || {
+        let images = cluster.get(IMAGES).success();
+        let mut items = images["items"].as_array()?.clone().into_iter();
+        items.find(|item| {
+            let spec = &item["spec"];
+            spec["mirror"] == mirror && spec["image"] == image && spec["presence"] == presence
+        })
+    })
 }

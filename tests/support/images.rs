@@ -38,18 +38,25 @@ pub(crate) fn single(media_type: MediaType, seed: &str) -> Image {
     };
     let config = json!({"architecture": "amd64", "os": "linux", "author": seed}).to_string();
     let layer = format!("layer of {seed}").repeat(50);
-    let descriptor = |media_type: &str, blob: &str| json!({"mediaType": media_type, "digest": digest(blob.as_bytes()).to_string(), "size": blob.len()});
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": media_type.as_str(),
-        "config": descriptor(config_type, &config),
-        "layers": [descriptor(layer_type, &layer)],
-    });
-    Image::new(
+    of_blobs(
         media_type,
-        &manifest,
-        vec![config.into_bytes(), layer.into_bytes()],
-        Vec::new(),
+        (config_type, config.into_bytes()),
+        (layer_type, layer.into_bytes()),
+    )
+}
+
+/// Returns a manifest of what is no image: a Helm chart.
+pub(crate) fn chart(seed: &str) -> Image {
+    of_blobs(
+        MediaType::OciManifest,
+        (
+            "application/vnd.cncf.helm.config.v1+json",
+            json!({"name": seed}).to_string().into_bytes(),
+        ),
+        (
+            "application/vnd.cncf.helm.chart.content.v1.tar+gzip",
+            format!("chart of {seed}").repeat(50).into_bytes(),
+        ),
     )
 }
 
@@ -58,15 +65,26 @@ pub(crate) fn single(media_type: MediaType, seed: &str) -> Image {
 pub(crate) fn of_layer(layer: Vec<u8>, config: &Value) -> Image {
     let mut config = config.clone();
     config["rootfs"] = json!({"type": "layers", "diff_ids": [digest(&layer).to_string()]});
-    let config = config.to_string().into_bytes();
-    let descriptor = |media_type: &str, blob: &[u8]| json!({"mediaType": media_type, "digest": digest(blob).to_string(), "size": blob.len()});
+    of_blobs(
+        MediaType::OciManifest,
+        (
+            "application/vnd.oci.image.config.v1+json",
+            config.to_string().into_bytes(),
+        ),
+        ("application/vnd.oci.image.layer.v1.tar", layer),
+    )
+}
+
+/// Returns an image of a configuration and a layer, each with its media type.
+fn of_blobs(media_type: MediaType, config: (&str, Vec<u8>), layer: (&str, Vec<u8>)) -> Image {
+    let descriptor = |(media_type, blob): &(&str, Vec<u8>)| json!({"mediaType": media_type, "digest": digest(blob).to_string(), "size": blob.len()});
     let manifest = json!({
         "schemaVersion": 2,
-        "mediaType": MediaType::OciManifest.as_str(),
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        "mediaType": media_type.as_str(),
+        "config": descriptor(&config),
+        "layers": [descriptor(&layer)],
     });
-    Image::new(MediaType::OciManifest, &manifest, vec![config, layer], Vec::new())
+    Image::new(media_type, &manifest, vec![config.1, layer.1], Vec::new())
 }
 
 /// Returns an image that nobody runs; the same text makes the same digest.
@@ -79,19 +97,12 @@ pub(crate) fn named(text: &str) -> Image {
 
 /// Returns an index of images, each for the platform that its configuration names.
 pub(crate) fn index_of(children: Vec<Image>) -> Image {
-    let entry = |child: &Image| {
+    let platform = |child: &Image| {
         let config: Value = serde_json::from_slice(&child.blobs[0]).unwrap();
-        json!({
-            "mediaType": child.media_type.as_str(),
-            "digest": child.digest.to_string(),
-            "size": child.manifest.len(),
-            "platform": {"architecture": config["architecture"], "os": config["os"]},
-        })
+        json!({"architecture": config["architecture"], "os": config["os"]})
     };
-    let entries: Vec<Value> = children.iter().map(entry).collect();
-    let media_type = MediaType::OciIndex;
-    let manifest = json!({"schemaVersion": 2, "mediaType": media_type.as_str(), "manifests": entries});
-    Image::new(media_type, &manifest, Vec::new(), children)
+    let platforms = children.iter().map(platform).collect();
+    of_children(MediaType::OciIndex, children, platforms)
 }
 
 /// Returns an index with an image per architecture.
@@ -100,22 +111,34 @@ pub(crate) fn index(media_type: MediaType, architectures: &[&str], seed: &str) -
         MediaType::DockerList => MediaType::DockerManifest,
         _ => MediaType::OciManifest,
     };
-    let children: Vec<Image> = architectures
+    let children = architectures
         .iter()
-        .map(|architecture| single(of_child, &format!("{seed} for {architecture}")))
-        .collect();
-    let entries: Vec<Value> = children
+        .map(|architecture| single(of_child, &format!("{seed} for {architecture}")));
+    let platforms = architectures
         .iter()
-        .zip(architectures)
-        .map(|(child, architecture)| {
-            json!({
-                "mediaType": of_child.as_str(),
-                "digest": child.digest.to_string(),
-                "size": child.manifest.len(),
-                "platform": {"architecture": architecture, "os": "linux"},
-            })
-        })
-        .collect();
+        .map(|architecture| json!({"architecture": architecture, "os": "linux"}));
+    of_children(media_type, children.collect(), platforms.collect())
+}
+
+/// Returns an index with an entry per image, for the platform that is given with it; with null it names none.
+pub(crate) fn listing(entries: Vec<(Image, Value)>) -> Image {
+    let (children, platforms) = entries.into_iter().unzip();
+    of_children(MediaType::OciIndex, children, platforms)
+}
+
+fn of_children(media_type: MediaType, children: Vec<Image>, platforms: Vec<Value>) -> Image {
+    let entry = |(child, platform): (&Image, Value)| {
+        let mut entry = json!({
+            "mediaType": child.media_type.as_str(),
+            "digest": child.digest.to_string(),
+            "size": child.manifest.len(),
+        });
+        if !platform.is_null() {
+            entry["platform"] = platform;
+        }
+        entry
+    };
+    let entries: Vec<Value> = children.iter().zip(platforms).map(entry).collect();
     let manifest = json!({"schemaVersion": 2, "mediaType": media_type.as_str(), "manifests": entries});
     Image::new(media_type, &manifest, Vec::new(), children)
 }
@@ -144,17 +167,21 @@ pub(crate) struct Target {
 
 /// Pushes an image that nobody runs, named after where it goes, and returns its digest.
 pub(crate) fn push(http: &Http, registry: &str, repository: &str, tag: &str) -> String {
-    let target = Target {
-        http: http.client.clone(),
-        url: registry.to_owned(),
-        authorization: None,
-    };
     let image = named(&format!("{repository}:{tag}"));
-    http.wait(target.push(repository, tag, &image));
+    http.wait(Target::of(http, registry).push(repository, tag, &image));
     image.digest.to_string()
 }
 
 impl Target {
+    /// A registry for everybody.
+    pub(crate) fn of(http: &Http, registry: &str) -> Self {
+        Self {
+            http: http.client.clone(),
+            url: registry.to_owned(),
+            authorization: None,
+        }
+    }
+
     /// Pushes an image under a tag, what it names first.
     pub(crate) async fn push(&self, repository: &str, tag: &str, image: &Image) {
         for child in &image.children {
@@ -171,55 +198,40 @@ impl Target {
             .send()
             .await
             .unwrap();
-        assert_eq!(
-            response.status(),
-            StatusCode::CREATED,
-            "{}",
-            response.text().await.unwrap()
-        );
+        check(response, StatusCode::CREATED).await;
     }
 
     async fn push_blob(&self, repository: &str, blob: &[u8]) {
         let url = format!("{}/v2/{repository}/blobs/uploads/", self.url);
         let response = self.request(Method::POST, &url).send().await.unwrap();
-        assert_eq!(
-            response.status(),
-            StatusCode::ACCEPTED,
-            "{}",
-            response.text().await.unwrap()
-        );
-        let location = response.headers()[header::LOCATION].to_str().unwrap();
-        let mut location = response.url().join(location).unwrap();
+        let location = response.headers().get(header::LOCATION);
+        let location = location.map(|location| response.url().join(location.to_str().unwrap()).unwrap());
+        check(response, StatusCode::ACCEPTED).await;
+        let mut location = location.unwrap();
         location
             .query_pairs_mut()
             .append_pair("digest", &digest(blob).to_string());
         let request = self.request(Method::PUT, location.as_str());
         let response = request.body(blob.to_vec()).send().await.unwrap();
-        assert_eq!(
-            response.status(),
-            StatusCode::CREATED,
-            "{}",
-            response.text().await.unwrap()
-        );
+        check(response, StatusCode::CREATED).await;
     }
 
     /// Deletes a manifest.
     pub(crate) async fn delete(&self, repository: &str, digest: &Digest) {
         let url = format!("{}/v2/{repository}/manifests/{digest}", self.url);
         let response = self.request(Method::DELETE, &url).send().await.unwrap();
-        assert_eq!(
-            response.status(),
-            StatusCode::ACCEPTED,
-            "{}",
-            response.text().await.unwrap()
-        );
+        check(response, StatusCode::ACCEPTED).await;
     }
 
-    fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, url);
         match &self.authorization {
             Some(authorization) => request.header(header::AUTHORIZATION, authorization),
             None => request,
         }
     }
+}
+
+async fn check(response: reqwest::Response, expected: StatusCode) {
+    assert_eq!(response.status(), expected, "{}", response.text().await.unwrap());
 }

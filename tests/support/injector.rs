@@ -1,4 +1,5 @@
-//! Somebody else's webhook: it injects a sidecar, as service meshes do.
+//! Somebody else's webhook: it injects a sidecar, or puts its image in place of a placeholder, as service meshes
+//! do.
 
 use std::{convert::Infallible, net::Ipv4Addr};
 
@@ -18,9 +19,12 @@ use super::cluster::{Cluster, Namespace};
 /// The name of the container that it adds.
 pub(crate) const SIDECAR: &str = "injected";
 
+/// The name of the container that waits for its image, and what stands there.
+pub(crate) const WAITING: (&str, &str) = ("istio-proxy", "auto");
+
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
-/// An injecting webhook, registered for one namespace so that it is called after Kagami.
+/// An injecting webhook, registered for one namespace.
 #[derive(Debug)]
 pub(crate) struct Injector<'a> {
     cluster: &'a Cluster,
@@ -29,8 +33,10 @@ pub(crate) struct Injector<'a> {
 }
 
 impl<'a> Injector<'a> {
-    /// Serves and registers a webhook that adds a container with this image where it is not there yet.
-    pub(crate) fn start(namespace: &Namespace<'a>, image: &'static str) -> Self {
+    /// Serves and registers a webhook that adds a container with this image where it is not there yet, or
+    /// puts the image where one waits for it. The API server calls webhooks in the order of their
+    /// configurations' names, and this one's begins with `prefix`.
+    pub(crate) fn start(namespace: &Namespace<'a>, prefix: &str, image: &'static str) -> Self {
         let cluster = namespace.cluster;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
@@ -53,8 +59,7 @@ impl<'a> Injector<'a> {
             }
         });
 
-        // The API server calls webhooks in the order of their configurations' names: kagami-… comes first.
-        let name = format!("sidecar-injector-{}", namespace.name);
+        let name = format!("{prefix}-{}", namespace.name);
         let manifest = json!({
             "apiVersion": "admissionregistration.k8s.io/v1",
             "kind": "MutatingWebhookConfiguration",
@@ -96,9 +101,19 @@ async fn answer(
         .as_array()
         .unwrap();
     let mut response = json!({"uid": review["request"]["uid"], "allowed": true});
-    if containers.iter().all(|container| container["name"] != SIDECAR) {
-        let sidecar = json!({"name": SIDECAR, "image": image});
-        let patch = json!([{"op": "add", "path": "/spec/containers/-", "value": sidecar}]);
+    let named = |name| containers.iter().position(|container| container["name"] == name);
+    let operation = match (named(WAITING.0), named(SIDECAR)) {
+        (Some(index), _) => (containers[index]["image"] == WAITING.1).then(
+            || json!({"op": "replace", "path": format!("/spec/containers/{index}/image"), "value": image}),
+        ),
+        (None, Some(_)) => None,
+        (None, None) => {
+            let sidecar = json!({"name": SIDECAR, "image": image});
+            Some(json!({"op": "add", "path": "/spec/containers/-", "value": sidecar}))
+        }
+    };
+    if let Some(operation) = operation {
+        let patch = json!([operation]);
         response["patchType"] = "JSONPatch".into();
         response["patch"] = BASE64.encode(patch.to_string()).into();
     }

@@ -1,15 +1,27 @@
 //! The program under test, and its registration with the API server.
 
-use std::{cell::Cell, fs, net::SocketAddr, path::Path, thread};
+use std::{
+    cell::Cell,
+    fs,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::Command,
+    thread,
+};
 
 use serde_json::{Value, json};
+use tokio::{runtime::Builder, time::timeout};
 
 use super::{
+    PATIENCE,
     admission::{Calls, pod},
     cluster::{Cluster, Namespace},
-    connection::Connection,
     eventually,
-    process::Process,
+    mirror::{REGISTRY, image_mirror},
+    process::{Output, Process},
+    reviews::{decided, review},
+    tls_client::{Client, Settings},
 };
 
 /// The manifest that users apply; the tests change nothing in it but addresses, names and namespaces.
@@ -19,12 +31,26 @@ const MODES: [&str; 3] = ["enforce", "warn", "audit"];
 
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
-/// A running `kagami serve`.
+/// Where the API server sends reviews.
+pub(crate) const PATH: &str = "/mutate/enforce?timeout=2s";
+
+/// Where Kagami listens: at ports that the kernel chooses.
+pub(crate) const LISTEN: [&str; 2] = ["--listen", "127.0.0.1:0"];
+pub(crate) const ADMIN_LISTEN: [&str; 2] = ["--admin-listen", "127.0.0.1:0"];
+
+/// A running `kagami serve`, `kagami webhook` or `kagami companion`.
 #[derive(Debug)]
 pub(crate) struct Kagami {
-    process: Process,
-    /// Where the API server calls it, an `https://` address.
-    pub(crate) admission: String,
+    pub(crate) process: Process,
+    pub(crate) listeners: Listeners,
+}
+
+/// Where a running Kagami can be reached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listeners {
+    /// Companions admit nothing.
+    admission: Option<SocketAddr>,
+    pub(crate) admin: SocketAddr,
 }
 
 /// Kagami's webhooks, registered for one namespace.
@@ -33,83 +59,131 @@ pub(crate) struct Kagami {
 #[derive(Debug)]
 pub(crate) struct Registration<'a> {
     cluster: &'a Cluster,
+    /// Of the configuration; the API server calls webhooks in the order of these.
+    name: String,
     namespace: String,
     announced: Cell<bool>,
 }
 
+/// Asks for a review as the API server does, on a new connection; returns the outcome and the reason of its first
+/// image.
+#[track_caller]
+pub(crate) fn ask(address: SocketAddr, settings: &Settings, review: &Value) -> String {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let asked = async {
+        let mut client = Client::connect(address, settings).await?;
+        client.post(PATH, review.to_string()).await
+    };
+    let reply = runtime.block_on(async { timeout(PATIENCE, asked).await });
+    decided(&reply.unwrap().unwrap().body)
+}
+
+/// A command of this build.
+pub(crate) fn command(role: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kagami"));
+    command.arg(role);
+    command
+}
+
+impl Listeners {
+    /// Reads them from what the program prints once it listens.
+    pub(crate) fn read(output: &Output) -> Self {
+        let mut admission = None;
+        loop {
+            let line = output.line();
+            let address = line.split("://").nth(1).and_then(|address| address.parse().ok());
+            match (line.split(' ').next(), address) {
+                (Some("admission"), Some(_)) => admission = address,
+                (Some("admin"), Some(admin)) => return Self { admission, admin },
+                _ => panic!("no address in {line:?}"),
+            }
+        }
+    }
+
+    /// Where reviews are taken.
+    pub(crate) fn admission(self) -> SocketAddr {
+        self.admission.unwrap()
+    }
+
+    /// Asks the admin listener; returns code and body of the answer.
+    pub(crate) fn get(self, path: &str) -> io::Result<(u16, String)> {
+        let mut stream = TcpStream::connect(self.admin)?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer
+            .split_once("\r\n\r\n")
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let code = head[9..12].parse().map_err(io::Error::other)?;
+        Ok((code, body.to_owned()))
+    }
+
+    /// What `/status` shows.
+    pub(crate) fn status(self) -> Value {
+        let (code, body) = self.get("/status").unwrap();
+        assert_eq!(code, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+}
+
 impl Kagami {
-    /// Starts Kagami with one mirror at `mirror` and waits until it rewrites `docker.io/library/nginx:1.29`.
+    /// Starts a command that runs Kagami in some role, and waits until it listens.
+    pub(crate) fn launch(name: &str, command: &Command, folder: &Path) -> Self {
+        let (process, output) = Process::start_and_read(name, command, folder);
+        Self {
+            process,
+            listeners: Listeners::read(&output),
+        }
+    }
+
+    /// Waits until it is ready.
+    pub(crate) fn until_ready(mut self) -> Self {
+        eventually("Kagami is ready", || {
+            self.process.assert_alive();
+            (self.listeners.get("/readyz").ok()?.0 == 200).then_some(())
+        });
+        self
+    }
+
+    /// Starts `kagami serve` with one mirror at `mirror` and waits until it rewrites
+    /// `docker.io/library/nginx:1.29`.
     pub(crate) fn start(cluster: &Cluster, name: &str, mirror: &str) -> Self {
-        let mut kagami = Self::start_with(cluster, name, &image_mirror(mirror));
-        let mut connection = Connection::open(&cluster.authority, kagami.address());
+        let settings = json!({
+            "health": {"interval": "1s", "timeout": "1s"},
+            "freshness": {"missing": "1s"},
+        });
+        let mirror = image_mirror("main", REGISTRY, &["docker.io", "ghcr.io"], mirror, &settings);
+        let mut kagami = Self::start_with(cluster, name, &mirror);
+        let trust = Settings::trusting(&cluster.authority.pem());
         eventually("Kagami rewrites", || {
             kagami.process.assert_alive();
-            let (_, body) = connection
-                .post("/mutate/enforce?timeout=2s", &review("nginx:1.29"))
-                .unwrap();
-            let answer: Value = serde_json::from_str(&body).unwrap();
-            answer["response"]["patch"].is_string().then_some(())
+            let decided = ask(kagami.listeners.admission(), &trust, &review(&["nginx:1.29"]));
+            decided.starts_with("Rewritten ").then_some(())
         });
         kagami
     }
 
-    /// Starts Kagami with a configuration and waits until it is ready.
-    pub(crate) fn start_with(cluster: &Cluster, name: &str, configuration_text: &str) -> Self {
+    /// Starts `kagami serve` with an ImageMirror and waits until it is ready.
+    pub(crate) fn start_with(cluster: &Cluster, name: &str, image_mirror: &Value) -> Self {
         let configuration = cluster.folder().join(format!("{name}.yaml"));
-        fs::write(&configuration, configuration_text).unwrap();
+        // JSON is YAML.
+        fs::write(&configuration, image_mirror.to_string()).unwrap();
+        let mut command = command("serve");
+        command.arg("--config").arg(configuration);
+        Self::admitting(cluster, name, &mut command).until_ready()
+    }
+
+    /// Starts a command that takes reviews, with a certificate of the run's authority.
+    pub(crate) fn admitting(cluster: &Cluster, name: &str, command: &mut Command) -> Self {
         let (certificate, key) = cluster.authority.issue().write(cluster.folder(), name);
-        let arguments = [
-            "serve",
-            "--config",
-            configuration.to_str().unwrap(),
-            "--listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "127.0.0.1:0",
-            "--tls-cert",
-            &certificate,
-            "--tls-key",
-            &key,
-        ]
-        .map(str::to_owned);
-        let program = Path::new(env!("CARGO_BIN_EXE_kagami"));
-        let (process, lines) = Process::start_and_read(name, program, &arguments, cluster.folder(), 2);
-        let address = |name: &str| {
-            let line = lines
-                .iter()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            line.unwrap_or_else(|| panic!("no address of {name} in {lines:?}"))
-                .to_owned()
-        };
-        let mut kagami = Self {
-            process,
-            admission: address("admission"),
-        };
-        let ready = format!("{}/readyz", address("admin"));
-        eventually("Kagami is ready", || {
-            kagami.process.assert_alive();
-            cluster
-                .http
-                .send(cluster.http.client.get(&ready))
-                .ok()
-                .filter(|answer| answer.status == 200)
-        });
-        kagami
+        command.args(LISTEN).args(ADMIN_LISTEN);
+        command.args(["--tls-cert", &certificate, "--tls-key", &key]);
+        Self::launch(name, command, cluster.folder())
     }
 
-    /// The address of its admission endpoint.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.admission.strip_prefix("https://").unwrap().parse().unwrap()
-    }
-
-    /// Makes it hang: connections are accepted, nothing is answered.
-    pub(crate) fn freeze(&self) {
-        self.process.freeze();
-    }
-
-    /// Ends it at once and without a word.
-    pub(crate) fn kill(self) {
-        drop(self);
+    /// Where the API server calls it.
+    pub(crate) fn admission(&self) -> String {
+        format!("https://{}", self.listeners.admission())
     }
 }
 
@@ -117,18 +191,25 @@ impl<'a> Registration<'a> {
     /// Applies the manifest for a namespace, and `others` whatever their labels, and waits until the API server
     /// calls Kagami for the first.
     pub(crate) fn new(namespace: &Namespace<'a>, others: &[&str], kagami: &Kagami) -> Self {
-        Self::of(namespace, others, &kagami.admission)
+        // Its place among others' names is that of the manifest's.
+        Self::called(
+            &format!("zz-kagami-{}", namespace.name),
+            namespace,
+            others,
+            kagami,
+        )
     }
 
-    /// The same for whoever answers at an address.
-    pub(crate) fn of(namespace: &Namespace<'a>, others: &[&str], admission: &str) -> Self {
+    /// The same with a name of its own for the configuration.
+    pub(crate) fn called(name: &str, namespace: &Namespace<'a>, others: &[&str], kagami: &Kagami) -> Self {
         let cluster = namespace.cluster;
         let registration = Self {
             cluster,
+            name: name.to_owned(),
             namespace: namespace.name.clone(),
             announced: Cell::new(false),
         };
-        registration.apply(others, admission);
+        registration.apply(others, &kagami.admission());
         // A new configuration reaches the API server's admission a moment after it is stored.
         eventually("the API server calls the webhook", || {
             let probe = format!("{}?dryRun=All", namespace.path("pods"));
@@ -145,7 +226,7 @@ impl<'a> Registration<'a> {
             .chain(others.iter().copied())
             .collect();
         let mut manifest: Value = serde_saphyr::from_str(MANIFEST).unwrap();
-        manifest["metadata"]["name"] = format!("kagami-{}", self.namespace).into();
+        manifest["metadata"]["name"] = self.name.as_str().into();
         for webhook in manifest["webhooks"].as_array_mut().unwrap() {
             let mode = webhook["name"]
                 .as_str()
@@ -186,8 +267,7 @@ impl<'a> Registration<'a> {
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        self.cluster
-            .delete(&format!("{CONFIGURATIONS}/kagami-{}", self.namespace));
+        self.cluster.delete(&format!("{CONFIGURATIONS}/{}", self.name));
         if thread::panicking() || self.announced.get() {
             return;
         }
@@ -204,55 +284,4 @@ impl Drop for Registration<'_> {
             );
         }
     }
-}
-
-/// A review of creating a Pod with one container of this image.
-pub(crate) fn review(image: &str) -> String {
-    let mut object = pod("probe", image);
-    object["apiVersion"] = "v1".into();
-    object["kind"] = "Pod".into();
-    json!({
-        "apiVersion": "admission.k8s.io/v1",
-        "kind": "AdmissionReview",
-        "request": {
-            "uid": "705ab4f5-6393-11e8-b7cc-42010a800002",
-            "kind": {"group": "", "version": "v1", "kind": "Pod"},
-            "resource": {"group": "", "version": "v1", "resource": "pods"},
-            "namespace": "probe",
-            "operation": "CREATE",
-            "userInfo": {"username": "probe", "groups": ["system:authenticated"]},
-            "object": object,
-            "oldObject": null,
-            "dryRun": false,
-        },
-    })
-    .to_string()
-}
-
-/// The outcome and the reason in the answer to a review of one image.
-pub(crate) fn decided(answer: &str) -> String {
-    let answer: Value = serde_json::from_str(answer).unwrap();
-    let audit = answer["response"]["auditAnnotations"].as_object().unwrap();
-    let (_, decision) = audit.iter().next().unwrap();
-    let mut words = decision.as_str().unwrap().split(' ');
-    format!("{} {}", words.next().unwrap(), words.next().unwrap())
-}
-
-fn image_mirror(url: &str) -> String {
-    format!(
-        "apiVersion: kagami.dev/v1alpha1
-kind: ImageMirror
-metadata: {{name: main}}
-spec:
-  registry: {registry}
-  kind: Hosted
-  sources:
-  - prefix: docker.io
-  - prefix: ghcr.io
-  endpoint: {{url: {url}}}
-  health: {{interval: 1s, timeout: 1s}}
-  freshness: {{missing: 1s}}
-",
-        registry = super::mirror::REGISTRY,
-    )
 }

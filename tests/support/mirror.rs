@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{http::Http, images::push, process::reserve_port, registry::Registry, tools::Tools};
 
@@ -16,6 +16,30 @@ const IMAGES: [(&str, &str); 4] = [
     ("docker.io/library/redis", "8"),
     ("ghcr.io/acme/models/small", "v1"),
 ];
+
+/// Returns an ImageMirror of the images below these prefixes, with `more` merged into its spec.
+pub(crate) fn image_mirror(
+    name: &str,
+    registry: &str,
+    prefixes: &[&str],
+    endpoint: &str,
+    more: &Value,
+) -> Value {
+    let sources: Vec<_> = prefixes.iter().map(|prefix| json!({"prefix": prefix})).collect();
+    let mut object = json!({
+        "apiVersion": "kagami.dev/v1alpha1",
+        "kind": "ImageMirror",
+        "metadata": {"name": name},
+        "spec": {
+            "registry": registry,
+            "kind": "Hosted",
+            "sources": sources,
+            "endpoint": {"url": endpoint},
+        },
+    });
+    json_patch::merge(&mut object["spec"], more);
+    object
+}
 
 /// A registry that holds a few images.
 #[derive(Debug)]

@@ -6,17 +6,20 @@ pub(crate) mod chart;
 pub(crate) mod cluster;
 pub(crate) mod command;
 pub(crate) mod companion;
-pub(crate) mod connection;
+pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod images;
 pub(crate) mod injector;
 pub(crate) mod kagami;
 pub(crate) mod mirror;
+pub(crate) mod policy;
 pub(crate) mod process;
 pub(crate) mod reader;
 pub(crate) mod registry;
+pub(crate) mod reviews;
 pub(crate) mod runner;
 pub(crate) mod scene;
+pub(crate) mod tls_client;
 pub(crate) mod tools;
 
 use std::{

@@ -2,15 +2,16 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Write as _},
     net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, SendError},
     thread,
+    time::Duration,
 };
 
-use super::PATIENCE;
+use super::{PATIENCE, eventually};
 
 /// A running program; dropping it kills it and waits for its end.
 ///
@@ -22,73 +23,84 @@ pub(crate) struct Process {
     log: PathBuf,
 }
 
-impl Process {
-    /// Starts `program`, its output going to `<folder>/<name>.log`.
-    pub(crate) fn start(name: &str, program: &Path, arguments: &[String], folder: &Path) -> Self {
-        let (log, file) = open_log(name, folder);
-        let child = command(program, arguments)
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        Self {
-            name: name.to_owned(),
-            child,
-            log,
-        }
+/// What a program prints before it sets to work.
+#[derive(Debug)]
+pub(crate) struct Output {
+    lines: mpsc::Receiver<String>,
+    name: String,
+    log: PathBuf,
+}
+
+impl Output {
+    /// Waits for the next line.
+    pub(crate) fn line(&self) -> String {
+        let line = self.lines.recv_timeout(PATIENCE);
+        line.unwrap_or_else(|_| {
+            panic!(
+                "{} did not say what it was to say; its log ends:\n{}",
+                self.name,
+                tail(&self.log)
+            )
+        })
     }
 
-    /// Starts `program` and returns with it the first `lines` lines of its standard output. Its standard error,
-    /// and later lines of its output, go to `<folder>/<name>.log`.
-    pub(crate) fn start_and_read(
-        name: &str,
-        program: &Path,
-        arguments: &[String],
-        folder: &Path,
-        lines: usize,
-    ) -> (Self, Vec<String>) {
-        let (log, file) = open_log(name, folder);
-        let mut rest = file.try_clone().unwrap();
-        let mut child = command(program, arguments)
-            .stdout(Stdio::piped())
-            .stderr(file)
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let started = Self {
-            name: name.to_owned(),
-            child,
-            log,
-        };
+    /// All that it prints from here on, until it ends.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> {
+        self.lines.iter()
+    }
+}
 
-        let (sender, receiver) = mpsc::channel();
+impl Process {
+    /// Starts a command, its output going to `<folder>/<name>.log`. Of the caller's environment it gets nothing: no
+    /// proxy, no credentials.
+    pub(crate) fn start(name: &str, command: &Command, folder: &Path) -> Self {
+        Self::spawn(name, command, folder, Stdio::from).0
+    }
+
+    /// The same with its standard output read here, as long as somebody does; later lines go to the log too.
+    pub(crate) fn start_and_read(name: &str, command: &Command, folder: &Path) -> (Self, Output) {
+        let (mut started, mut rest) = Self::spawn(name, command, folder, |_| Stdio::piped());
+        let output = BufReader::new(started.child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
-            for line in output.by_ref().lines().map_while(Result::ok).take(lines) {
-                if sender.send(line).is_err() {
-                    break;
+            // The program must never meet a full or a closed pipe.
+            for line in output.lines().map_while(Result::ok) {
+                if let Err(SendError(line)) = sender.send(line) {
+                    drop(writeln!(rest, "{line}"));
                 }
             }
-            drop(sender);
-            // The program must never meet a full or a closed pipe.
-            io::copy(&mut output, &mut rest)
         });
-        let first = (0..lines)
-            .map(|_| {
-                receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| {
-                    panic!(
-                        "{name} did not print {lines} lines; its log ends:\n{}",
-                        started.log_tail()
-                    )
-                })
-            })
-            .collect();
-        (started, first)
+        let (name, log) = (name.to_owned(), started.log.clone());
+        (started, Output { lines, name, log })
+    }
+
+    fn spawn(name: &str, command: &Command, folder: &Path, output: fn(File) -> Stdio) -> (Self, File) {
+        let log = folder.join(format!("{name}.log"));
+        let file = File::options().create(true).append(true).open(&log).unwrap();
+        let environment = command.get_envs();
+        // The kernel kills it when the thread that starts it ends.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env_clear()
+            .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            // A registry would call a collector of traces every few seconds.
+            .env("OTEL_TRACES_EXPORTER", "none")
+            .envs(environment.filter_map(|(name, value)| Some((name, value?))))
+            .stdin(Stdio::null())
+            .stdout(output(file.try_clone().unwrap()))
+            .stderr(file.try_clone().unwrap())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        let name = name.to_owned();
+        (Self { name, child, log }, file)
     }
 
     /// Fails if the program has ended by itself.
     #[track_caller]
     pub(crate) fn assert_alive(&mut self) {
-        if let Some(status) = self.child.try_wait().unwrap() {
+        if let Some(status) = self.ended() {
             panic!(
                 "{} ended with {status}; its log ends:\n{}",
                 self.name,
@@ -100,6 +112,16 @@ impl Process {
     /// Stops the program where it is, with its connections open; it then answers nobody.
     pub(crate) fn freeze(&self) {
         self.signal("STOP");
+        // Whichever thread takes the signal stops the others, once it has its turn on a busy machine.
+        let tasks = format!("/proc/{}/task", self.id());
+        eventually("all threads have stopped", || {
+            let all = fs::read_dir(&tasks).unwrap().all(|task| {
+                let status = fs::read_to_string(task.unwrap().path().join("status"));
+                // One that has ended meanwhile runs no more either.
+                status.map_or(true, |status| status.contains("\nState:\tT"))
+            });
+            all.then_some(())
+        });
     }
 
     /// Lets a stopped program go on.
@@ -113,19 +135,45 @@ impl Process {
         assert!(self.child.wait().unwrap().success(), "{} failed", self.name);
     }
 
-    fn signal(&self, signal: &str) {
+    /// Sends the program a signal.
+    pub(crate) fn signal(&self, signal: &str) {
         let status = Command::new("kill")
-            .args([format!("-{signal}"), self.child.id().to_string()])
+            .args([format!("-{signal}"), self.id().to_string()])
             .status()
             .unwrap();
         assert!(status.success(), "cannot send {signal} to {}", self.name);
     }
 
-    /// The last 30 lines of what the program said.
+    /// How the program ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// What the program said.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The last 30 lines of that.
     pub(crate) fn log_tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        tail(&self.log)
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A line of `/proc/PID/status` that is in kB, in MiB.
+    pub(crate) fn memory(&self, field: &str) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let mut lines = status.lines();
+        let value = lines.find_map(|line| line.strip_prefix(field)?.strip_prefix(':')?.strip_suffix(" kB"));
+        value.unwrap().trim().parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// How many descriptors the program has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
     }
 }
 
@@ -155,25 +203,20 @@ pub(crate) fn reserve_port() -> u16 {
     address.port()
 }
 
-/// The program with an empty environment (no proxy, no credentials of the caller), to be killed by the kernel
-/// when the thread that starts it ends.
-fn command(program: &Path, arguments: &[String]) -> Command {
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(program)
-        .args(arguments);
-    command
-        .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        // A registry would call a collector of traces every few seconds.
-        .env("OTEL_TRACES_EXPORTER", "none")
-        .stdin(Stdio::null());
-    command
+/// The time that a process has run on a CPU.
+pub(crate) fn cpu_time(process: u32) -> Duration {
+    // 100 on every Linux of note.
+    const TICKS_PER_SECOND: u32 = 100;
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // The name before may hold anything but ends in the last bracket (proc(5)).
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let times = fields.split(' ').skip(11).take(2);
+    let ticks: u32 = times.map(|field| field.parse::<u32>().unwrap()).sum();
+    Duration::from_secs(1) * ticks / TICKS_PER_SECOND
 }
 
-fn open_log(name: &str, folder: &Path) -> (PathBuf, File) {
-    let path = folder.join(format!("{name}.log"));
-    let file = File::options().create(true).append(true).open(&path).unwrap();
-    (path, file)
+fn tail(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
 }

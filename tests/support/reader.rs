@@ -1,72 +1,54 @@
 //! `kagami webhook` with the rights that it has in a cluster, and the test in the companion's place.
 
 use std::{
-    fs,
-    net::SocketAddr,
-    path::Path,
+    path::PathBuf,
     sync::mpsc::{self, RecvTimeoutError},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use kagami::{api::v1alpha1::MirroredImage, clock, domain::time::Timestamp};
+use ::kagami::{api::v1alpha1::MirroredImage, clock, domain::time::Timestamp};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
-    admission::pod,
     cluster::{Cluster, Namespace, User},
-    connection::Connection,
+    companion::{DEFINITIONS, IMAGES, MIRRORS, install_definitions},
     eventually,
     http::Http,
-    mirror::Mirror,
-    process::Process,
+    kagami::{self, Kagami},
+    mirror::{Mirror, REGISTRY, image_mirror},
+    reviews::review,
+    tls_client::Settings,
 };
-
-const MIRRORS: &str = "/apis/kagami.dev/v1alpha1/imagemirrors";
-const IMAGES: &str = "/apis/kagami.dev/v1alpha1/mirroredimages";
-const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
 
 /// A running `kagami webhook` and all that it reads: a namespace of its own for the Lease, and a
 /// mirror of its own, which serves the images below a host of its own. Tests share the API server.
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
-    process: Process,
-    address: SocketAddr,
-    admin: String,
+    pub(crate) kagami: Kagami,
+    /// Who it is for the API server.
+    pub(crate) kubeconfig: PathBuf,
     pub(crate) mirror: Mirror,
     pub(crate) namespace: Namespace<'a>,
     /// Name of the ImageMirror and host of its images.
     pub(crate) name: String,
 }
 
-/// The definitions of the custom resources. That of ImageMirror has a field that this Kagami does not
+/// Installs the definitions of the custom resources. That of ImageMirror has a field that this Kagami does not
 /// know, as one from the future would, where it may restrict.
 pub(crate) fn install(cluster: &Cluster) {
-    for mut crd in kagami::api::crds() {
-        let name = crd.metadata.name.clone().unwrap();
-        if name.starts_with("imagemirrors") {
-            let schema = crd.spec.versions[0].schema.as_mut().unwrap();
-            let schema = schema.open_api_v3_schema.as_mut().unwrap();
-            let spec = schema.properties.as_mut().unwrap().get_mut("spec").unwrap();
-            let future = serde_json::from_value(json!({"type": "integer"})).unwrap();
-            let endpoint = spec.properties.as_mut().unwrap().get_mut("endpoint").unwrap();
-            endpoint
-                .properties
-                .as_mut()
-                .unwrap()
-                .insert("futureField".to_owned(), future);
+    const ENDPOINT: &str =
+        "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/endpoint/properties";
+    for definition in ::kagami::api::crds() {
+        let mut definition = serde_json::to_value(&definition).unwrap();
+        if let Some(fields) = definition.pointer_mut(ENDPOINT) {
+            fields["futureField"] = json!({"type": "integer"});
         }
-        let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-        cluster
-            .create(path, &serde_json::to_value(&crd).unwrap())
-            .success();
-        let plural = name.split('.').next().unwrap().to_owned();
-        eventually("the resource is served", || {
-            let list = cluster.get(&format!("/apis/kagami.dev/v1alpha1/{plural}"));
-            (list.status == 200).then_some(())
-        });
+        cluster.create(DEFINITIONS, &definition).success();
     }
+    // They are there, and this waits until they are served.
+    install_definitions(cluster);
 }
 
 /// A time as the API server reads it: with microseconds.
@@ -75,69 +57,49 @@ pub(crate) fn time(at: Timestamp) -> String {
 }
 
 impl<'a> Reader<'a> {
+    /// Starts it with a state that is fresh, and a healthy mirror that has one image.
+    pub(crate) fn fresh(cluster: &'a Cluster) -> (Self, Heart, String) {
+        let mut reader = Self::start(cluster, "Hosted", |_| ());
+        let heart = Heart::start(&reader);
+        let known = reader.image("known:1");
+        reader.wait_until_fresh();
+        reader.share_healthy(clock::now().before(Duration::from_mins(1)));
+        reader.know(&known, clock::now());
+        (reader, heart, known)
+    }
+
     /// Starts it with a mirror of a kind. `change` may change the ImageMirror before it is created.
     pub(crate) fn start(cluster: &'a Cluster, kind: &str, change: impl FnOnce(&mut Value)) -> Self {
         let namespace = cluster.namespace(None);
         let name = format!("{}.test", namespace.name);
         let mirror = Mirror::start(&cluster.tools, &cluster.http, cluster.folder(), &name);
-        let mut object = json!({
-            "apiVersion": "kagami.dev/v1alpha1",
-            "kind": "ImageMirror",
-            "metadata": {"name": name},
-            "spec": {
-                "registry": super::mirror::REGISTRY,
-                "kind": kind,
-                "sources": [{"prefix": name}],
-                "endpoint": {"url": mirror.url},
-                "health": {"interval": "500ms", "staleAfter": "10s"},
-                "freshness": {"missing": "1s"},
-            },
+        let settings = json!({
+            "kind": kind,
+            "health": {"interval": "500ms", "staleAfter": "10s"},
+            "freshness": {"missing": "1s"},
         });
+        let mut object = image_mirror(&name, REGISTRY, &[&name], &mirror.url, &settings);
         change(&mut object);
         cluster.create(MIRRORS, &object).success();
 
-        let kubeconfig = grant(cluster, &namespace);
-        let (certificate, key) = cluster.authority.issue().write(cluster.folder(), &name);
-        let arguments = [
-            &format!("KUBECONFIG={kubeconfig}"),
-            env!("CARGO_BIN_EXE_kagami"),
-            "webhook",
-            "--namespace",
-            &namespace.name,
-            "--listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "127.0.0.1:0",
-            "--tls-cert",
-            &certificate,
-            "--tls-key",
-            &key,
-        ]
-        .map(ToOwned::to_owned);
-        let program = Path::new("/usr/bin/env");
-        let process_name = format!("webhook-{name}");
-        let (process, lines) =
-            Process::start_and_read(&process_name, program, &arguments, cluster.folder(), 2);
-        let address = |line: &str, scheme: &str| line.split(scheme).nth(1).unwrap().to_owned();
+        let kubeconfig = grant(&namespace);
+        let mut command = kagami::command("webhook");
+        command
+            .env("KUBECONFIG", &kubeconfig)
+            .args(["--namespace", &namespace.name]);
         Self {
-            process,
-            address: address(&lines[0], "https://").parse().unwrap(),
-            admin: format!("http://{}", address(&lines[1], "http://")),
+            kagami: Kagami::admitting(cluster, &format!("webhook-{name}"), &mut command),
+            kubeconfig,
             mirror,
             namespace,
             name,
         }
     }
 
-    /// Where the API server may call it.
-    pub(crate) fn admission(&self) -> String {
-        format!("https://{}", self.address)
-    }
-
     /// Waits until it believes what the companion shares, which the heartbeat must tell.
     pub(crate) fn wait_until_fresh(&mut self) {
         eventually("the shared state is believed", || {
-            self.process.assert_alive();
+            self.kagami.process.assert_alive();
             let stale = &self.status()["cluster"]["mirrors"][&self.name]["stale"];
             (*stale == false && self.ready().0 == 200).then_some(())
         });
@@ -145,18 +107,11 @@ impl<'a> Reader<'a> {
 
     /// The code and text of `/readyz`.
     pub(crate) fn ready(&self) -> (u16, String) {
-        let answer = self.ask("/readyz");
-        (answer.status, answer.body)
+        self.kagami.listeners.get("/readyz").unwrap()
     }
 
     pub(crate) fn status(&self) -> Value {
-        self.ask("/status").success()
-    }
-
-    fn ask(&self, path: &str) -> super::http::Answer {
-        let http = &self.cluster().http;
-        http.send(http.client.get(format!("{}{path}", self.admin)))
-            .unwrap()
+        self.kagami.listeners.status()
     }
 
     pub(crate) fn cluster(&self) -> &'a Cluster {
@@ -170,14 +125,10 @@ impl<'a> Reader<'a> {
 
     /// What is decided of an image in a Pod of a namespace: outcome and reason.
     pub(crate) fn decide(&self, namespace: &str, image: &str) -> String {
-        let mut review: Value = serde_json::from_str(&super::kagami::review(image)).unwrap();
+        let mut review = review(&[image]);
         review["request"]["namespace"] = namespace.into();
-        review["request"]["object"]["spec"] = pod("probe", image)["spec"].clone();
-        let mut connection = Connection::open(&self.cluster().authority, self.address);
-        let (_, body) = connection
-            .post("/mutate/enforce?timeout=2s", &review.to_string())
-            .unwrap();
-        super::kagami::decided(&body)
+        let trust = Settings::trusting(&self.cluster().authority.pem());
+        kagami::ask(self.kagami.listeners.admission(), &trust, &review)
     }
 
     /// Waits until a decision is this one.
@@ -227,7 +178,8 @@ impl<'a> Reader<'a> {
             .success()
     }
 
-    /// Writes a MirroredImage that says that an image is there, and returns its version.
+    /// Writes a MirroredImage that says that an image is there, waits until it has arrived, and returns its version.
+    /// Whoever decides about it before looks himself, and finds that the mirror lacks it.
     pub(crate) fn know(&self, image: &str, verified_at: Timestamp) -> String {
         let object = json!({
             "apiVersion": "kagami.dev/v1alpha1",
@@ -242,7 +194,10 @@ impl<'a> Reader<'a> {
                 "verifiedAt": time(verified_at),
             },
         });
+        let known = || self.status()["mirrors"][&self.name]["images"]["present"].as_u64();
+        let before = known();
         let stored = self.cluster().create(IMAGES, &object).success();
+        eventually("the image has arrived", || (known() > before).then_some(()));
         stored["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
     }
 
@@ -255,25 +210,11 @@ impl<'a> Reader<'a> {
 
 /// Grants a ServiceAccount what `kagami webhook` needs and nothing else, and returns the path of its
 /// kubeconfig.
-fn grant(cluster: &Cluster, namespace: &Namespace<'_>) -> String {
-    let own = namespace.name.as_str();
-    cluster
-        .create(
-            &namespace.path("serviceaccounts"),
-            &json!({"metadata": {"name": "kagami-webhook"}}),
-        )
-        .success();
+fn grant(namespace: &Namespace<'_>) -> PathBuf {
+    let account = json!({"metadata": {"name": "kagami-webhook"}});
+    let accounts = namespace.path("serviceaccounts");
+    namespace.cluster.create(&accounts, &account).success();
     let read = ["get", "list", "watch"];
-    let role = |kind: &str, name: &str, rules: Value| json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "rules": rules});
-    let binding = |kind: &str, role: &str, name: &str| {
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": format!("{kind}Binding"),
-            "metadata": {"name": name},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
-            "subjects": [{"kind": "ServiceAccount", "name": "kagami-webhook", "namespace": own}],
-        })
-    };
     let wide = json!([
         {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors", "mirroredimages"], "verbs": read},
         {"apiGroups": [""], "resources": ["namespaces"], "verbs": read},
@@ -282,44 +223,9 @@ fn grant(cluster: &Cluster, namespace: &Namespace<'_>) -> String {
         "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
         "resourceNames": ["kagami-health"], "verbs": read,
     }]);
-    let (wide_role, narrow_role) = (format!("webhook-{own}"), "webhook");
-    let roles = format!("{RBAC}/namespaces/{own}");
-    for (path, object) in [
-        (
-            format!("{RBAC}/clusterroles"),
-            role("ClusterRole", &wide_role, wide),
-        ),
-        (
-            format!("{RBAC}/clusterrolebindings"),
-            binding("ClusterRole", &wide_role, &wide_role),
-        ),
-        (format!("{roles}/roles"), role("Role", narrow_role, narrow)),
-        (
-            format!("{roles}/rolebindings"),
-            binding("Role", narrow_role, narrow_role),
-        ),
-    ] {
-        cluster.create(&path, &object).success();
-    }
-    let token = cluster
-        .create(
-            &namespace.path("serviceaccounts/kagami-webhook/token"),
-            &json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}),
-        )
-        .success();
-    let path = cluster.folder().join(format!("{own}.kubeconfig"));
-    let kubeconfig = json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "e2e", "cluster": {
-            "server": cluster.url, "certificate-authority-data": cluster.authority.bundle(),
-        }}],
-        "users": [{"name": "webhook", "user": {"token": token["status"]["token"]}}],
-        "contexts": [{"name": "e2e", "context": {"cluster": "e2e", "user": "webhook"}}],
-        "current-context": "e2e",
-    });
-    fs::write(&path, kubeconfig.to_string()).unwrap();
-    path.display().to_string()
+    let webhook = json!({"kind": "ServiceAccount", "name": "kagami-webhook", "namespace": namespace.name});
+    namespace.grant(&webhook, &format!("webhook-{}", namespace.name), &wide, &narrow);
+    namespace.kubeconfig_of("kagami-webhook")
 }
 
 /// Renews the Lease `kagami-health` of a namespace every second until it is dropped.

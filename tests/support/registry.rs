@@ -4,11 +4,44 @@ use std::{
     fs,
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use serde_json::Value;
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use serde_json::{Value, json};
 
 use super::{eventually, process::Process};
+
+/// Who may read and write a registry.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Login {
+    pub(crate) user: &'static str,
+    pub(crate) password: &'static str,
+    /// bcrypt of the password, the one form that distribution takes.
+    pub(crate) hash: &'static str,
+}
+
+pub(crate) const ALICE: Login = Login {
+    user: "alice",
+    password: "wonderland",
+    hash: "$2a$04$Iv6Kee0uXunveEKZjy1Fd.G8NY5wlkqsoWQCxt93klmz46JAof6KS",
+};
+
+pub(crate) const BOB: Login = Login {
+    user: "bob",
+    password: "looking-glass",
+    hash: "$2a$04$4EvHpwDbAZY805dhR4MyeebMyOUqjOyG7cB6R3mxYhQpuYWPeOi5S",
+};
+
+impl Login {
+    /// The value of `Authorization`.
+    pub(crate) fn basic(self) -> String {
+        format!(
+            "Basic {}",
+            BASE64.encode(format!("{}:{}", self.user, self.password))
+        )
+    }
+}
 
 /// A registry with a folder for its configuration and its log.
 #[derive(Debug)]
@@ -52,8 +85,9 @@ impl Registry {
 
     /// Starts the registry again on the same port, with the same data.
     pub(crate) fn bring_back(&mut self) {
-        let arguments = ["serve".to_owned(), self.file("json").display().to_string()];
-        let mut process = Process::start(&self.name, &self.program, &arguments, &self.folder);
+        let mut command = Command::new(&self.program);
+        command.arg("serve").arg(self.file("json"));
+        let mut process = Process::start(&self.name, &command, &self.folder);
         eventually("the registry listens", || {
             process.assert_alive();
             TcpStream::connect(self.address).ok()
@@ -61,12 +95,20 @@ impl Registry {
         self.process = Some(process);
     }
 
+    /// Returns what its configuration is to say so that it lets in nobody else.
+    pub(crate) fn htpasswd(&self, login: Login) -> Value {
+        let file = self.file("htpasswd");
+        fs::write(&file, format!("{}:{}\n", login.user, login.hash)).unwrap();
+        json!({"htpasswd": {"realm": "tests", "path": file}})
+    }
+
     /// What the registry said, its access log included.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.file("log")).unwrap_or_default()
     }
 
-    fn file(&self, extension: &str) -> PathBuf {
+    /// One of its files.
+    pub(crate) fn file(&self, extension: &str) -> PathBuf {
         self.folder.join(format!("{}.{extension}", self.name))
     }
 }

@@ -136,7 +136,7 @@ impl Bench {
 
     /// Lets the API server call a webhook for the Pods of a namespace, as Kagami's manifest says.
     fn register(&self, namespace: &Namespace<'_>, address: SocketAddr, path: &str) -> Result<()> {
-        let bundle = BASE64.encode(fs::read(self.folder.path().join("ca.crt"))?);
+        let bundle = self.authority.bundle();
         let mut manifest: Value = serde_saphyr::from_str(MANIFEST)?;
         manifest["metadata"]["name"] = namespace.name.as_str().into();
         let webhooks = manifest["webhooks"].as_array_mut().context("webhooks")?;

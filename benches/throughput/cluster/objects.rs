@@ -15,7 +15,8 @@ use kagami::{
     api::{self, v1alpha1::MirroredImage},
     domain::{
         answer::MediaType,
-        platform::Architectures,
+        image::KeyRef,
+        platform::Platforms,
         presence::{Presence, Proof},
         time::Timestamp,
     },
@@ -30,7 +31,7 @@ use super::super::{
         cluster::{Cluster, User},
         companion::IMAGES,
     },
-    image, payload, process,
+    image, payload,
     roles::MIRROR,
 };
 
@@ -43,12 +44,6 @@ pub fn address(cluster: &Cluster) -> Result<SocketAddr> {
     Ok(address.parse()?)
 }
 
-/// Returns the process of the API server.
-pub fn api_server(cluster: &Cluster) -> Result<u32> {
-    let (_, port) = cluster.url.rsplit_once(':').context("a port")?;
-    process::with_argument(&format!("--secure-port={port}"))
-}
-
 /// Returns the MirroredImage that a companion writes of an image that it saw at that time.
 pub fn mirrored_image(
     mirror: &str,
@@ -59,11 +54,18 @@ pub fn mirrored_image(
     let proof = Proof {
         digest: image::digest(image::manifest().as_bytes()).parse()?,
         media_type: MediaType::OciManifest,
-        architectures: Architectures::ALL,
+        // As every build writes it that does not know the image's configuration: else an older one would have
+        // to write each anew.
+        platforms: Platforms::ASSUMED,
         size: Some(image::manifest().len().try_into()?),
         public: None,
     };
-    let mut spec = api::image::spec(mirror, key, &Presence::Present(proof), verified_at);
+    let mut spec = api::image::spec(
+        mirror,
+        KeyRef::parse(key)?,
+        &Presence::Present(proof),
+        verified_at,
+    );
     spec.last_used = Some(serde_json::from_value(last_used.to_string().into())?);
     Ok(MirroredImage::new(&MirroredImage::object_name(mirror, key), spec))
 }

@@ -11,6 +11,7 @@ use super::super::{
     e2e::{
         cluster::{Cluster, Namespace, User},
         companion::{DEFINITIONS, MIRRORS, install_definitions},
+        mirror::image_mirror,
         reader::{Heart, time},
         tools::Tools,
     },
@@ -67,7 +68,8 @@ impl<'a> Place<'a> {
         });
         let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
         cluster.create(bindings, &binding).success();
-        let object = image_mirror(MIRROR, REGISTRY, "docker.io", mirror, settings);
+        let endpoint = format!("http://{mirror}");
+        let object = image_mirror(MIRROR, REGISTRY, &["docker.io"], &endpoint, settings);
         cluster.create(MIRRORS, &object).success();
         Ok(Self { cluster, own })
     }
@@ -85,7 +87,7 @@ impl<'a> Place<'a> {
     /// Changes settings of the mirror.
     pub fn set(&self, settings: &Value) {
         let mut mirror = self.mirror();
-        merge(&mut mirror["spec"], settings);
+        json_patch::merge(&mut mirror["spec"], settings);
         self.put("", &mirror);
     }
 
@@ -105,34 +107,5 @@ impl<'a> Place<'a> {
             .cluster
             .request(User::Admin, Method::PUT, &path, Some(mirror));
         answer.success();
-    }
-}
-
-/// Returns an ImageMirror of a mirror at this address that has the images of one source, with more settings.
-pub fn image_mirror(
-    name: &str,
-    registry: &str,
-    source: &str,
-    address: SocketAddr,
-    settings: &Value,
-) -> Value {
-    let mut object = json!({
-        "apiVersion": "kagami.dev/v1alpha1",
-        "kind": "ImageMirror",
-        "metadata": {"name": name},
-        "spec": {
-            "registry": registry,
-            "kind": "Hosted",
-            "sources": [{"prefix": source}],
-            "endpoint": {"url": format!("http://{address}")},
-        },
-    });
-    merge(&mut object["spec"], settings);
-    object
-}
-
-fn merge(object: &mut Value, more: &Value) {
-    for (key, value) in more.as_object().into_iter().flatten() {
-        object[key] = value.clone();
     }
 }

@@ -9,11 +9,11 @@ use super::{
     super::{
         bench::{Bench, median},
         cluster::{
-            objects::{api_server, create_images},
+            objects::create_images,
             place::{Place, with_healthy_mirror},
         },
+        e2e::process::cpu_time,
         e2e::{reader::Heart, tools::Tools},
-        process::cpu_time,
         report::Bars,
         roles::Build,
     },
@@ -63,11 +63,11 @@ impl Bench {
                     1 - position
                 };
                 let (build, place, _) = places[turn];
-                let api_server = api_server(place.cluster)?;
+                let api_server = place.cluster.api_server();
                 thread::sleep(PAUSE);
-                let before = cpu_time(api_server)?;
+                let before = cpu_time(api_server);
                 let (_kagami, start_up) = self.replica_of_build(build, place, known)?;
-                let cost = cpu_time(api_server)?.saturating_sub(before);
+                let cost = cpu_time(api_server).saturating_sub(before);
                 times[turn].push(start_up.believed.as_secs_f64());
                 costs[turn].push(cost.as_secs_f64());
             }

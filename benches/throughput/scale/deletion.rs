@@ -12,11 +12,12 @@ use super::super::{
     bench::Bench,
     cluster::{
         objects::{Write, create_images, mirrored_image, write_all},
-        place::{COMPANION, Place, image_mirror, lasting},
+        place::{COMPANION, Place, lasting},
     },
     e2e::{
         cluster::Cluster,
         companion::{IMAGES, MIRRORS},
+        mirror::image_mirror,
         tools::Tools,
     },
     payload,
@@ -61,7 +62,8 @@ impl Bench {
         create_images(&cluster, 0..STAYING, now, now)?;
         let mut settings = lasting();
         settings["sweep"] = json!({"requestsPerSecond": 0});
-        let gone = image_mirror(GONE, "gone.example.com", "quay.io", registry.address, &settings);
+        let endpoint = format!("http://{}", registry.address);
+        let gone = image_mirror(GONE, "gone.example.com", &["quay.io"], &endpoint, &settings);
         cluster.create(MIRRORS, &gone).success();
         write_all(&cluster, 0..count, move |number| {
             let key = format!("quay.io/{}", payload::image(number));
@@ -74,7 +76,7 @@ impl Bench {
             &place.kubeconfig(COMPANION),
             &place.own.name,
             &[],
-        )?;
+        );
         let gone = format!("{MIRRORS}/{GONE}");
         until("both mirrors are swept", || {
             let swept = [cluster.get(&gone).success(), place.mirror()];

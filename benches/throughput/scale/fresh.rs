@@ -7,12 +7,12 @@ use anyhow::Result;
 use super::super::{
     bench::Bench,
     cluster::{
-        objects::{Write, api_server, write_all},
+        objects::{Write, write_all},
         place::{COMPANION, Place, lasting},
     },
+    e2e::process::cpu_time,
     e2e::{cluster::Cluster, tools::Tools},
     payload,
-    process::cpu_time,
     registry::Registry,
     report::Bars,
     roles::{Build, Companion, Kagami, MIRROR},
@@ -79,12 +79,12 @@ impl Bench {
             let path = format!("/api/v1/namespaces/shop-{}/pods", number / IN_NAMESPACE);
             Ok(Write::create(path, payload::pod_of(number)?))
         })?;
-        let api_server = api_server(&cluster)?;
+        let api_server = cluster.api_server();
         let refused = refused(&cluster);
-        let (start, before) = (Instant::now(), cpu_time(api_server)?);
+        let (start, before) = (Instant::now(), cpu_time(api_server));
         let (folder, namespace) = (self.folder.path(), &place.own.name);
-        let replica = Kagami::replica(build, folder, &place.kubeconfig("admin"), namespace)?;
-        let _companion = Companion::start(build, folder, &place.kubeconfig(COMPANION), namespace, &[])?;
+        let replica = Kagami::replica(build, folder, &place.kubeconfig("admin"), namespace);
+        let _companion = Companion::start(build, folder, &place.kubeconfig(COMPANION), namespace, &[]);
         let patience = PATIENCE.0 * u32::try_from(count)? + PATIENCE.1;
         let present = u64::try_from(count)?;
         replica
@@ -94,7 +94,7 @@ impl Bench {
             })?;
         Ok(Outcome {
             took: start.elapsed().as_secs_f64(),
-            api_server: cpu_time(api_server)?.saturating_sub(before).as_secs_f64(),
+            api_server: cpu_time(api_server).saturating_sub(before).as_secs_f64(),
             refused: self::refused(&cluster) - refused,
         })
     }

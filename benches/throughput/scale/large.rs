@@ -12,12 +12,9 @@ use serde_json::{Value, json};
 use super::{
     super::{
         bench::Bench,
-        cluster::{
-            objects::mirrored_image,
-            place::{image_mirror, lasting},
-        },
+        cluster::{objects::mirrored_image, place::lasting},
+        e2e::{mirror::image_mirror, process::cpu_time},
         payload,
-        process::cpu_time,
         registry::Registry,
         report::Bars,
         roles::{Build, Companion},
@@ -145,7 +142,7 @@ impl Bench {
         };
         world.fill(build, sizes.pods, &registries)?;
         let start = Instant::now();
-        let companion = Companion::start(build, self.folder.path(), &generator.kubeconfig, OWN, &[])?;
+        let companion = Companion::start(build, self.folder.path(), &generator.kubeconfig, OWN, &[]);
         while !world.is_swept() {
             ensure!(start.elapsed() < PATIENCE, "not every mirror was swept");
             thread::sleep(Duration::from_millis(200));
@@ -158,11 +155,11 @@ impl Bench {
         thread::sleep(SETTLES);
         generator.relist(&[PODS, MIRRORS], PATIENCE)?;
         thread::sleep(SETTLES);
-        let peak = companion.process.memory("VmHWM")?;
+        let peak = companion.process.memory("VmHWM");
 
-        let (start, before) = (Instant::now(), cpu_time(companion.process.id())?);
+        let (start, before) = (Instant::now(), cpu_time(companion.process.id()));
         let new = world.events(sizes.pods, sizes.events)?;
-        let used = cpu_time(companion.process.id())?.saturating_sub(before);
+        let used = cpu_time(companion.process.id()).saturating_sub(before);
         let took = start.elapsed().as_secs_f64();
         Ok(Outcome {
             peak,
@@ -221,8 +218,8 @@ impl World {
             let object = image_mirror(
                 &name,
                 &format!("{name}.example.com"),
-                UPSTREAMS[number],
-                registry.address,
+                &[UPSTREAMS[number]],
+                &format!("http://{}", registry.address),
                 &settings,
             );
             store.put(MIRRORS, cluster_wide(&name), object);

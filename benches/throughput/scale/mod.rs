@@ -12,7 +12,6 @@ mod finished;
 mod fresh;
 mod generator;
 mod large;
-pub mod sizes;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};

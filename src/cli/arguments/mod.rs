@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 pub(super) use self::{
     oneshot::{
-        CertsArguments, ExplainArguments, ExplainOutput, OnceArguments, ReportArguments, ReportOutput,
-        ResolveArguments, ReviewArguments,
+        CertsArguments, ExplainArguments, ExplainOutput, OnceArguments, ReferenceForm, ReportArguments,
+        ReportOutput, ResolveArguments, ReviewArguments,
     },
     serving::{CompanionArguments, ServeArguments, WebhookArguments},
     shared::{ClusterArguments, LeftAloneArguments, ListenArguments, PairArguments},

@@ -78,12 +78,26 @@ pub(crate) struct ResolveArguments {
     #[arg(long, short, value_name = "NAMESPACE")]
     pub(crate) namespace: Option<String>,
 
-    /// Say on standard error why, for each image
+    /// What the references end in [default: what the mirror's `tags.pin` says]
+    #[arg(long, value_name = "FORM")]
+    pub(crate) form: Option<ReferenceForm>,
+
+    /// Say on standard error why for each image, not only for those given back
     #[arg(long, short)]
     pub(crate) verbose: bool,
 
     #[command(flatten)]
     pub(crate) once: OnceArguments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReferenceForm {
+    /// The form that was given
+    Tag,
+    /// The proven digest in the tag's place, which every tool takes
+    Digest,
+    /// The proven digest beside the tag
+    Both,
 }
 
 #[derive(Debug, Args)]

@@ -11,17 +11,17 @@ use serde::Serialize;
 
 use super::{
     arguments::{ExplainArguments, ExplainOutput},
-    oneshot::{Asked, Once},
+    oneshot::{self, Asked, Once},
     output,
 };
 use crate::{
     clock,
     domain::{
         decision::{Decision, Probing},
-        health::Health,
-        image::{Class, Reference},
+        health::{Fault, Health},
+        image::{Class, ImageKey, KeyRef, Reference},
         mirror::{Mirror, Mode},
-        presence::{Index, Judgement, Presence, Rules, class_of},
+        presence::{Index, Judgement, Presence, Rules},
         reason::Outcome,
         routing::MirrorId,
         snapshot::Snapshot,
@@ -70,8 +70,14 @@ struct MirrorExplanation {
     health: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<&'static str>,
+    /// What else is known of the fault, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault_cause: Option<Box<str>>,
     outcome: &'static str,
     reason: &'static str,
+    /// What it answered, where that is the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
     #[serde(flatten)]
     sight: Sight,
     /// What the companion shares of the mirror.
@@ -89,6 +95,9 @@ struct Sight {
     presence: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     digest: Option<String>,
+    /// The platforms that it is there for; of an image that is no index, the operating system.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    platforms: Vec<&'static str>,
     /// How long ago that was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     proof_age_seconds: Option<f64>,
@@ -103,6 +112,9 @@ struct SharedExplanation {
     health: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<&'static str>,
+    /// What else is known of the fault, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault_cause: Option<Box<str>>,
     /// Older proofs are void.
     proven_since: String,
     /// Too old to be believed.
@@ -118,8 +130,14 @@ struct FromHere {
     health: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<&'static str>,
+    /// What else is known of the fault, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault_cause: Option<Box<str>>,
     /// Why it is proven, or not.
     reason: &'static str,
+    /// What the mirror answered, where that is the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
     #[serde(flatten)]
     sight: Sight,
 }
@@ -194,7 +212,9 @@ pub(super) async fn run(arguments: ExplainArguments) -> anyhow::Result<()> {
         mirror.from_here = seen.remove(&mirror.name).map(|seen| FromHere {
             health: seen.health,
             fault: seen.fault,
+            fault_cause: seen.fault_cause,
             reason: seen.reason,
+            cause: seen.cause,
             sight: seen.sight,
         });
     }
@@ -226,46 +246,49 @@ fn shared(
 ) -> BTreeMap<String, (SharedExplanation, Sight)> {
     let snapshot = once.store.snapshot();
     let index = once.store.index();
-    let key = key(image);
+    let Some(key) = key(image) else {
+        return BTreeMap::new();
+    };
     let told = snapshot.routing.mirrors().filter_map(|(id, settings)| {
         let shared = cluster.shared(&settings.name)?;
-        let swept = match class_of(&key) {
+        let swept = match key.by_ref().class() {
             Class::Tag => shared.tags,
             Class::Digest => shared.digests,
         };
         let explanation = SharedExplanation {
             health: shared.health.state.as_str(),
-            fault: shared.health.fault.map(crate::domain::health::Fault::as_str),
+            fault: shared.health.fault.map(Fault::as_str),
+            fault_cause: shared.health.cause.as_deref().map(Into::into),
             proven_since: shared.health.proven_since.to_string(),
             stale: snapshot.is_stale(id),
             sweep_age_seconds: swept.map(|swept| now.since(swept.started_at).as_secs_f64()),
         };
-        let sight = sight(&index, settings, shared.health, &key, now);
+        let sight = sight(&index, settings, &shared.health, key.by_ref(), now);
         Some((settings.name.clone(), (explanation, sight)))
     });
     told.collect()
 }
 
-/// Returns an image's key in the index; empty if it is no reference.
-fn key(image: &str) -> String {
-    let mut key = String::new();
-    if let Ok(reference) = Reference::parse(image) {
-        reference.write_key(&mut key);
-    }
-    key
+/// Returns an image's key in the index; none if it is no reference.
+fn key(image: &str) -> Option<ImageKey> {
+    Reference::parse(image).ok().map(|reference| reference.key())
 }
 
-fn sight(index: &Index, settings: &Mirror, health: Health, key: &str, now: Timestamp) -> Sight {
+fn sight(index: &Index, settings: &Mirror, health: &Health, key: KeyRef<'_>, now: Timestamp) -> Sight {
     let rules = Rules::of(settings, health.proven_since);
     let seconds = |at| Some(now.since(at).as_secs_f64());
     let sight = |presence, digest, at: Option<Timestamp>| Sight {
         presence,
         digest,
+        platforms: Vec::new(),
         proof_age_seconds: at.and_then(seconds),
         void: None,
     };
     match index.judge(&settings.name, key, &rules, now) {
-        Judgement::Proven(proof, at) => sight("Present", Some(proof.digest.to_string()), Some(at)),
+        Judgement::Proven(proof, at) => Sight {
+            platforms: proof.there_for(),
+            ..sight("Present", Some(proof.digest.to_string()), Some(at))
+        },
         Judgement::Absent(at) => sight("Missing", None, Some(at)),
         Judgement::Unproven(_) => {
             let presence = index.get(&settings.name, key).map(|entry| &entry.presence);
@@ -299,7 +322,12 @@ fn explain(
     let reference = Reference::parse(decision.image);
     let key = key(decision.image);
     let name = |mirror: MirrorId| snapshot.routing.mirror(mirror).name.clone();
-    let mirrors = decision.candidates.iter().map(|candidate| {
+    // What is no reference has no candidates either.
+    let candidates = key.iter().flat_map(|key| {
+        let candidates = decision.candidates.iter();
+        candidates.map(move |candidate| (key.by_ref(), candidate))
+    });
+    let mirrors = candidates.map(|(key, candidate)| {
         let settings = snapshot.routing.mirror(candidate.mirror);
         let health = snapshot.health_of(candidate.mirror);
         MirrorExplanation {
@@ -309,10 +337,16 @@ fn explain(
             priority: settings.priority,
             mode: settings.mode.as_label(),
             health: health.state.as_str(),
-            fault: health.fault.map(crate::domain::health::Fault::as_str),
+            fault: health.fault.map(Fault::as_str),
+            fault_cause: health.cause.as_deref().map(Into::into),
             outcome: candidate.outcome.as_str(),
             reason: candidate.reason.as_str(),
-            sight: sight(index, settings, health, &key, now),
+            cause: decision
+                .cause
+                .as_deref()
+                .filter(|_| decision.mirror == Some(candidate.mirror))
+                .map(ToOwned::to_owned),
+            sight: sight(index, settings, health, key, now),
             shared: None,
             from_here: None,
         }
@@ -324,8 +358,8 @@ fn explain(
     };
     Explanation {
         image: decision.image.to_owned(),
-        normalized: reference.as_ref().ok().map(ToString::to_string),
-        invalid: reference.as_ref().err().map(ToString::to_string),
+        normalized: reference.as_ref().ok().map(Reference::pulled),
+        invalid: oneshot::wrong_with(decision.image),
         namespace: namespace.to_owned(),
         mode: Mode::Enforce.as_label(),
         cluster: None,

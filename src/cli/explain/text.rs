@@ -3,7 +3,13 @@
 use std::fmt::{self, Write as _};
 
 use super::{ClusterExplanation, Explanation, Sight};
-use crate::domain::reason::Reason;
+use crate::{
+    cli::oneshot::sign_of_life,
+    domain::{
+        foreign::{Foreign, visible},
+        reason::Reason,
+    },
+};
 
 pub(super) fn of(explanation: &Explanation) -> String {
     let Explanation {
@@ -20,9 +26,9 @@ pub(super) fn of(explanation: &Explanation) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: &str| {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{label:<12}{value}");
+        let _ = writeln!(text, "{label:<12}{}", visible(value));
     };
-    line("image", image);
+    line("image", &Foreign(image).to_string());
     if let Some(normalized) = normalized {
         line("means", normalized);
     }
@@ -34,11 +40,7 @@ pub(super) fn of(explanation: &Explanation) -> String {
         heartbeat_age_seconds,
     }) = cluster
     {
-        let heartbeat = match heartbeat_age_seconds {
-            Some(age) => format!("the companion's last sign of life was {age:.1} s ago"),
-            None => "no sign of life of a companion".to_owned(),
-        };
-        line("state", &heartbeat);
+        line("state", &sign_of_life(*heartbeat_age_seconds));
     }
     if mirrors.is_empty() && decision.reason != Reason::InvalidReference.as_str() {
         line("mirrors", "none was asked");
@@ -60,15 +62,32 @@ pub(super) fn of(explanation: &Explanation) -> String {
             let health = health(shared.health, shared.fault);
             let since = &shared.proven_since;
             line("  shared", &format!("{health}, proofs count from {since}{old}"));
+            if let Some(cause) = &shared.fault_cause {
+                line("  cause", cause);
+            }
             if let Some(age) = shared.sweep_age_seconds {
                 line("  sweep", &format!("the last whole one began {age:.1} s ago"));
             }
         }
         line("  health", &health(mirror.health, mirror.fault));
+        let told = mirror
+            .shared
+            .as_ref()
+            .and_then(|shared| shared.fault_cause.as_ref());
+        if let Some(cause) = mirror.fault_cause.as_ref().filter(|cause| told != Some(*cause)) {
+            line("  cause", cause);
+        }
         line("  image", &mirror.sight.to_string());
         if let Some(here) = &mirror.from_here {
             let (health, sight) = (health(here.health, here.fault), &here.sight);
             line("  from here", &format!("{health}; {sight} ({})", here.reason));
+            if let Some(cause) = here.fault_cause.as_ref().filter(|cause| told != Some(*cause)) {
+                line("  cause", cause);
+            }
+        }
+        let here = mirror.from_here.as_ref();
+        if let Some(cause) = mirror.cause.as_ref().or_else(|| here?.cause.as_ref()) {
+            line("  answer", cause);
         }
         line("  verdict", &format!("{} {}", mirror.outcome, mirror.reason));
     }
@@ -79,7 +98,7 @@ pub(super) fn of(explanation: &Explanation) -> String {
             decision.outcome, decision.reason, decision.explanation
         ),
     );
-    line("pull", &decision.image);
+    line("pull", &Foreign(&decision.image).to_string());
     if let Some(would_be) = &decision.would_be {
         line("would be", would_be);
     }
@@ -101,6 +120,9 @@ impl fmt::Display for Sight {
         formatter.write_str(self.presence)?;
         if let Some(digest) = &self.digest {
             write!(formatter, " as {digest}")?;
+        }
+        if !self.platforms.is_empty() {
+            write!(formatter, " for {}", self.platforms.join(", "))?;
         }
         if let Some(age) = self.proof_age_seconds {
             write!(formatter, ", seen {age:.1} s ago")?;

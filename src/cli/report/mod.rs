@@ -3,7 +3,9 @@
 //! By the shared state alone: no mirror is asked anything. Pods are read a page at a time, and of
 //! each only what is told is kept.
 
+mod pages;
 mod pods;
+mod refusals;
 mod table;
 
 use std::collections::BTreeMap;
@@ -11,10 +13,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use self::refusals::{Refusal, Refusals};
 use super::{
     arguments::{ReportArguments, ReportOutput},
     oneshot::{self, Read},
     output,
+    passed_on::{self, PassedOn},
 };
 use crate::{
     api::MODE_LABEL,
@@ -24,11 +28,16 @@ use crate::{
         mirror::Mode,
         original::restore,
         pod::Pod,
+        reason::Reason,
         routing::{MirrorId, Routing},
         usage::{self, Summary},
     },
     state::replica::{Images, Namespaces, Scope},
+    telemetry::chain,
 };
+
+/// How many mirrors a note names, and how many refusals have a note.
+const SHOWN: usize = 5;
 
 /// The answer as a program reads it.
 #[derive(Debug, Default, Serialize)]
@@ -37,6 +46,9 @@ struct Report {
     namespaces: Vec<NamespaceReport>,
     total: Counts,
     pods: Vec<PodReport>,
+    /// Makers of Pods whose Pods a policy refuses, in namespaces where images are rewritten.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refusals: Vec<Refusal>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
 }
@@ -70,6 +82,9 @@ struct PodReport {
     /// The weaker of the namespace's mode and the Pod's own.
     mode: &'static str,
     images: Vec<ImageReport>,
+    /// Images whose names it also gives to its programs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    passed_on: Vec<PassedOn>,
 }
 
 #[derive(Debug, Serialize)]
@@ -91,6 +106,9 @@ struct ImageReport {
     /// What a Pod created now would have, or would have if the mode allowed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     would_be: Option<String>,
+    /// What is wrong with an image that is no reference.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wrong: Option<String>,
     /// The whole Pod is none of Kagami's business.
     #[serde(skip)]
     left_alone: bool,
@@ -134,16 +152,37 @@ impl Reporter {
             notes: std::mem::take(&mut self.read.notes),
             ..Report::default()
         };
+        let snapshot = self.read.store.snapshot();
+        let stale: Vec<&str> = snapshot
+            .routing
+            .mirrors()
+            .filter(|(id, _)| snapshot.is_stale(*id))
+            .map(|(_, mirror)| mirror.name.as_str())
+            .collect();
+        if !stale.is_empty() {
+            let age = self.read.cluster.heartbeat_age();
+            let (shown, rest) = stale.split_at(stale.len().min(SHOWN));
+            let more = match rest.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            report.notes.push(format!(
+                "{}: what it knows of {}{more} is too old to be believed. Webhooks look at hosted mirrors themselves \
+                 then, which is not done here; kagami explain does it for one image",
+                oneshot::sign_of_life(age.map(|age| age.as_secs_f64())),
+                shown.join(", ")
+            ));
+        }
         let mut summaries: BTreeMap<String, Summary> = BTreeMap::new();
         let mut unreadable = 0_usize;
         let started = Instant::now();
-        let mut pages = pods::Pages::new(&self.read.client, namespace);
+        let mut pages = pods::RunningPods::new(&self.read.client, namespace);
         while let Some(page) = pages.next().await? {
             for item in page.pods()? {
                 match item.pod() {
                     Some(pod) => {
                         let summary = summaries.entry(item.namespace.to_owned()).or_default();
-                        report.pods.push(self.pod(item.namespace, pod, summary));
+                        report.pods.push(self.pod(&item, pod, summary));
                     }
                     None => unreadable += 1,
                 }
@@ -173,7 +212,40 @@ impl Reporter {
             });
         }
         report.total = Counts::of(&total);
+        self.refusals(namespace, &mut report).await;
         Ok(report)
+    }
+
+    /// Adds what policies refuse where images are rewritten. Who may not read Events is told so.
+    async fn refusals(&self, namespace: Option<&str>, report: &mut Report) {
+        let snapshot = self.read.store.snapshot();
+        let is_served = |namespace: &str| {
+            !snapshot.left_alone.contains(namespace) && self.mode_of(namespace) == Mode::Enforce
+        };
+        let read = refusals::read(&self.read.client, namespace, &snapshot.routing, is_served).await;
+        let Refusals { found, incomplete } = match read {
+            Ok(refusals) => refusals,
+            Err(error) => {
+                report.notes.push(format!(
+                    "{}: whether a policy refuses Pods is not known",
+                    chain(&*error)
+                ));
+                return;
+            }
+        };
+        report.notes.extend(found.iter().take(SHOWN).map(Refusal::note));
+        if let Some(more @ 1..) = found.len().checked_sub(SHOWN) {
+            report.notes.push(format!(
+                "policies refuse the Pods of {more} more (--output json lists them)"
+            ));
+        }
+        if incomplete {
+            report.notes.push(
+                "there are more Events of Pods that could not be created than are read; policies may refuse others"
+                    .to_owned(),
+            );
+        }
+        report.refusals = found;
     }
 
     /// Returns the mode of a namespace. One whose labels could not be read counts as without any.
@@ -184,7 +256,8 @@ impl Reporter {
         Mode::of_namespace(label.map(String::as_str), self.default_mode)
     }
 
-    fn pod(&self, namespace: &str, mut pod: Pod<'_>, summary: &mut Summary) -> PodReport {
+    fn pod(&self, item: &pods::Item<'_>, mut pod: Pod<'_>, summary: &mut Summary) -> PodReport {
+        let namespace = item.namespace;
         let snapshot = self.read.store.snapshot();
         let now: Vec<String> = pod.places.iter().map(|place| place.image.to_string()).collect();
         let on = restore(&mut pod, &snapshot.routing);
@@ -197,6 +270,13 @@ impl Reporter {
         };
         let decisions = usage::decide_known(&snapshot, &self.read.store.index(), &request, clock::now());
         summary.add_pod(&on, &decisions);
+        let asked = decisions.iter().filter(|decision| !decision.left_alone);
+        let mut written = asked.map(|decision| decision.image).peekable();
+        let passed_on = if written.peek().is_some() {
+            passed_on::of(item.text, written, &snapshot.routing)
+        } else {
+            Vec::new()
+        };
         let images = decisions.iter().zip(now).zip(on);
         PodReport {
             namespace: namespace.to_owned(),
@@ -205,6 +285,7 @@ impl Reporter {
             images: images
                 .map(|((decision, now), on)| image(&snapshot.routing, decision, now, on))
                 .collect(),
+            passed_on,
         }
     }
 }
@@ -220,6 +301,7 @@ fn image(routing: &Routing, decision: &Decision<'_>, now: String, on: Option<Mir
         reason: decision.reason.as_str(),
         mirror: decision.mirror.map(name),
         would_be: decision.rewritten.clone(),
+        wrong: oneshot::wrong_with(decision.image).filter(|_| decision.reason == Reason::InvalidReference),
         left_alone: decision.left_alone,
     }
 }

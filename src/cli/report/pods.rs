@@ -1,25 +1,18 @@
 //! The running Pods of a cluster, page by page.
 
 use anyhow::Context as _;
-use kube::{Client, api::ListParams, core::Request};
+use kube::Client;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::pages::Pages;
 use crate::{
     domain::pod::{Pod, RUNNING},
     webhook,
 };
 
-/// How many Pods a page has at most.
-const PAGE: u32 = 500;
-
 /// The pages of the list of running Pods.
-pub(super) struct Pages {
-    client: Client,
-    path: String,
-    /// None after the last page.
-    next: Option<ListParams>,
-}
+pub(super) struct RunningPods(Pages);
 
 /// One page, as the API server wrote it.
 pub(super) struct Page(String);
@@ -27,25 +20,13 @@ pub(super) struct Page(String);
 /// A Pod of a page.
 pub(super) struct Item<'a> {
     pub(super) namespace: &'a str,
-    text: &'a str,
+    pub(super) text: &'a str,
 }
 
 #[derive(Deserialize)]
 struct Items<'a> {
     #[serde(borrow)]
     items: Vec<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct List {
-    #[serde(default)]
-    metadata: ListMetadata,
-}
-
-#[derive(Default, Deserialize)]
-struct ListMetadata {
-    #[serde(default, rename = "continue")]
-    next: String,
 }
 
 #[derive(Deserialize)]
@@ -61,39 +42,15 @@ struct Metadata<'a> {
     namespace: &'a str,
 }
 
-impl Pages {
+impl RunningPods {
     /// Returns the Pods of one namespace or, with none, of all.
     pub(super) fn new(client: &Client, namespace: Option<&str>) -> Self {
-        let path = namespace.map_or_else(
-            || "/api/v1/pods".to_owned(),
-            |namespace| format!("/api/v1/namespaces/{namespace}/pods"),
-        );
-        Self {
-            client: client.clone(),
-            path,
-            next: Some(ListParams::default().limit(PAGE).fields(RUNNING)),
-        }
+        Self(Pages::new(client, "pods", namespace, RUNNING))
     }
 
     /// Returns the next page; none after the last one.
     pub(super) async fn next(&mut self) -> anyhow::Result<Option<Page>> {
-        let Some(parameters) = self.next.take() else {
-            return Ok(None);
-        };
-        let request = Request::new(&self.path).list(&parameters)?;
-        let answer = self.client.request_text(request).await;
-        let text = answer.map_err(|error| match error {
-            // Its message says everything; the chain would say it twice.
-            kube::Error::Api(status) => {
-                anyhow::anyhow!("cannot read pods: {} ({})", status.message, status.code)
-            }
-            error => anyhow::Error::new(error).context("cannot read pods"),
-        })?;
-        let list: List = serde_json::from_str(&text).context("the list of Pods cannot be read")?;
-        if !list.metadata.next.is_empty() {
-            self.next = Some(parameters.continue_token(&list.metadata.next));
-        }
-        Ok(Some(Page(text)))
+        Ok(self.0.next().await?.map(Page))
     }
 }
 

@@ -1,7 +1,10 @@
 //! A report as a person reads it: the images of all Pods, then what it comes to in each namespace.
 
 use super::{Counts, ImageReport, PodReport, Report};
-use crate::cli::output::Table;
+use crate::{
+    cli::{output::Table, passed_on},
+    domain::foreign::Foreign,
+};
 
 /// How many hex digits of a digest are shown.
 const DIGEST_DIGITS: usize = 12;
@@ -20,6 +23,7 @@ pub(super) fn of(report: &Report, all: bool) -> String {
         "MIRROR",
     ]);
     let mut counted_only = 0_usize;
+    let mut wrong = Vec::new();
     for pod in &report.pods {
         if !all && pod.images.iter().all(is_nobodys) {
             counted_only += 1;
@@ -28,15 +32,19 @@ pub(super) fn of(report: &Report, all: bool) -> String {
         for image in &pod.images {
             let PodReport { namespace, pod, .. } = pod;
             images.row([
-                namespace,
-                pod,
-                &image.place,
-                &short(&image.image),
-                image.on_mirror.as_deref().unwrap_or("upstream"),
-                image.outcome,
-                image.reason,
-                image.mirror.as_deref().unwrap_or("-"),
+                &Foreign(namespace),
+                &Foreign(pod),
+                &Foreign(&image.place),
+                &Foreign(&short(&image.image)),
+                &image.on_mirror.as_deref().unwrap_or("upstream"),
+                &image.outcome,
+                &image.reason,
+                &image.mirror.as_deref().unwrap_or("-"),
             ]);
+            if let Some(what) = &image.wrong {
+                let (pod, place) = (Foreign(pod), Foreign(&image.place));
+                wrong.push(format!("{pod} {place}: {}: {what}", Foreign(&image.image)));
+            }
         }
     }
     let mut namespaces = Table::new(&[
@@ -55,12 +63,12 @@ pub(super) fn of(report: &Report, all: bool) -> String {
             .map(|(reason, count)| format!("{reason} {count}"))
             .collect();
         namespaces.row([
-            name,
-            mode,
-            &counts.pods.to_string(),
-            &counts.images.to_string(),
-            &counts.on_mirror.to_string(),
-            &counts.would_use_mirror.to_string(),
+            &Foreign(name),
+            &mode,
+            &counts.pods,
+            &counts.images,
+            &counts.on_mirror,
+            &counts.would_use_mirror,
             &kept.join(", "),
         ]);
     };
@@ -73,8 +81,10 @@ pub(super) fn of(report: &Report, all: bool) -> String {
     let mut lines = Vec::new();
     if !images.is_empty() {
         lines.extend(images.lines());
+        lines.append(&mut wrong);
         lines.push(String::new());
     }
+    lines.extend(passed_on(report));
     if namespaces.is_empty() {
         lines.push("No Pod is running.".to_owned());
     } else {
@@ -92,6 +102,34 @@ pub(super) fn of(report: &Report, all: bool) -> String {
     lines.join("\n")
 }
 
+/// Returns the table of images whose names Pods pass on, the first ones, and what it means.
+fn passed_on(report: &Report) -> Vec<String> {
+    let mut table = Table::new(&["NAMESPACE", "POD", "PLACE", "PASSES ON BY", "IMAGE"]);
+    let pods = report.pods.iter();
+    let all: Vec<_> = pods
+        .flat_map(|pod| pod.passed_on.iter().map(move |found| (pod, found)))
+        .collect();
+    let (shown, more) = all.split_at(all.len().min(passed_on::SHOWN));
+    for (pod, found) in shown {
+        table.row([
+            &Foreign(&pod.namespace),
+            &Foreign(&pod.pod),
+            &Foreign(&found.place),
+            &Foreign(&found.by),
+            &Foreign(&short(&found.image)),
+        ]);
+    }
+    if table.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = table.lines();
+    if !more.is_empty() {
+        lines.push(format!("and {} more (--output json lists them)", more.len()));
+    }
+    lines.extend([passed_on::MEANING.to_owned(), String::new()]);
+    lines
+}
+
 fn is_nobodys(image: &ImageReport) -> bool {
     image.left_alone && image.on_mirror.is_none()
 }
@@ -107,7 +145,7 @@ fn short(image: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::report::NamespaceReport;
+    use crate::cli::{passed_on::PassedOn, report::NamespaceReport};
 
     fn image(image: &str, on_mirror: Option<&str>, left_alone: bool) -> ImageReport {
         ImageReport {
@@ -119,6 +157,7 @@ mod tests {
             reason: if left_alone { "ModeOff" } else { "Mirrored" },
             mirror: (!left_alone).then(|| "main".to_owned()),
             would_be: None,
+            wrong: None,
             left_alone,
         }
     }
@@ -129,6 +168,7 @@ mod tests {
             pod: pod.to_owned(),
             mode: "audit",
             images,
+            passed_on: Vec::new(),
         };
         let counts = |pods, images, kept: &[(&'static str, usize)]| Counts {
             pods,
@@ -158,6 +198,7 @@ mod tests {
                     vec![image("nginx:1.29", None, false), image(&digest, None, false)],
                 ),
             ],
+            refusals: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -187,5 +228,53 @@ mod tests {
             "{told}"
         );
         assert_eq!(of(&Report::default(), true), "No Pod is running.\n");
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_image_stands_below() {
+        let mut report = report();
+        let image = &mut report.pods[0].images[0];
+        image.wrong = Some("it is blank".to_owned());
+        " ".clone_into(&mut image.image);
+        let told = of(&report, true);
+        assert!(
+            told.contains("\nleft containers.app: \" \": it is blank\n\n"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn names_that_are_passed_on_have_a_table_with_an_end() {
+        let mut report = report();
+        let found = |index: usize| PassedOn {
+            place: "containers.app".to_owned(),
+            by: "--image".to_owned(),
+            image: format!("redis:{index}\n"),
+        };
+        report.pods[2].passed_on = vec![found(8)];
+        let told = of(&report, false);
+        let expected = "\nNAMESPACE  POD  PLACE           PASSES ON BY  IMAGE\n\
+                        shop       web  containers.app  --image       \"redis:8\\n\"\nthese names";
+        assert!(told.contains(expected), "{told}");
+        report.pods[2].passed_on = (0..passed_on::SHOWN + 3).map(found).collect();
+        let told = of(&report, false);
+        assert!(
+            told.contains("\nand 3 more (--output json lists them)\n"),
+            "{told}"
+        );
+        assert_eq!(told.matches("--image  ").count(), passed_on::SHOWN, "{told}");
+    }
+
+    #[test]
+    fn no_image_forges_a_row() {
+        let mut report = report();
+        report.pods[0].images[0].image = "redis:8\nshop  web  containers.app\u{1b}[2K".to_owned();
+        let before = of(&self::report(), true);
+        let told = of(&report, true);
+        assert_eq!(told.lines().count(), before.lines().count(), "{told}");
+        assert!(
+            told.contains("\"redis:8\\nshop  web  containers.app\\u{1b}[2K\""),
+            "{told}"
+        );
     }
 }

@@ -67,8 +67,9 @@ const TLS_TYPE: &str = "kubernetes.io/tls";
 
 const OPAQUE: &str = "Opaque";
 
-/// Where in the authority's Secret those are that callers are to trust.
-const AUTHORITIES: [&str; 3] = ["ca.crt", "next.crt", "previous.crt"];
+/// Where in the authority's Secret those are that callers are to trust, in the order in which they sign: another
+/// one that begins to sign is no other bundle.
+const AUTHORITIES: [&str; 3] = ["previous.crt", "ca.crt", "next.crt"];
 
 /// What certificates are to be kept.
 #[derive(Clone, Debug)]
@@ -88,8 +89,12 @@ pub struct Settings {
 /// Why a step was not taken.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
-    #[error("cannot write")]
-    Write(#[from] NotWritten),
+    #[error("cannot write {object}")]
+    Write {
+        object: String,
+        #[source]
+        source: NotWritten,
+    },
     #[error("cannot read")]
     Read(#[from] kube::Error),
     #[error("cannot make a certificate")]
@@ -177,9 +182,15 @@ impl Keeper {
                     sleep(until.since(clock::now()).min(LOOK)).await;
                 }
                 Ok(action) => tracing::info!(?action, "certificates: a step was taken"),
-                Err(Failed::Write(NotWritten::NotLeading)) => return,
+                Err(Failed::Write {
+                    source: NotWritten::NotLeading,
+                    ..
+                }) => return,
                 // Somebody else was faster, and what there is must be looked at again.
-                Err(Failed::Write(NotWritten::Conflict)) => sleep(PAUSE).await,
+                Err(Failed::Write {
+                    source: NotWritten::Conflict,
+                    ..
+                }) => sleep(PAUSE).await,
                 Err(error) => {
                     let text = chain(&error);
                     if failures.failed(&text, Instant::now()) {
@@ -382,6 +393,10 @@ impl Keeper {
             .into_iter()
             .map(|(name, bytes)| (name, ByteString(bytes)))
             .collect();
+        let failed = |source| Failed::Write {
+            object: format!("Secret {name}"),
+            source,
+        };
         let parameters = PostParams::default();
         let mut secret = found.cloned().unwrap_or_else(|| Secret {
             metadata: ObjectMeta {
@@ -396,10 +411,10 @@ impl Keeper {
         annotations.insert(key.to_owned(), value);
         if found.is_some() {
             let request = self.secrets.replace(name, &parameters, &secret);
-            self.writer.write("Secret", request).await?;
+            self.writer.write("Secret", request).await.map_err(failed)?;
         } else {
             let request = self.secrets.create(&parameters, &secret);
-            self.writer.write("Secret", request).await?;
+            self.writer.write("Secret", request).await.map_err(failed)?;
         }
         Ok(())
     }
@@ -424,7 +439,11 @@ impl Keeper {
         let (parameters, patch) = (PatchParams::default(), Patch::Strategic(&patch));
         let name = &self.settings.configuration;
         let request = self.configurations.patch(name, &parameters, &patch);
-        self.writer.write("MutatingWebhookConfiguration", request).await?;
+        let written = self.writer.write("MutatingWebhookConfiguration", request).await;
+        written.map_err(|source| Failed::Write {
+            object: format!("MutatingWebhookConfiguration {name}"),
+            source,
+        })?;
         Ok(())
     }
 }

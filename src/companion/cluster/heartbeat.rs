@@ -25,7 +25,7 @@ use crate::{
         mirror::HealthSettings,
         snapshot::Snapshot,
     },
-    telemetry::chain,
+    telemetry::{Reminder, chain},
 };
 
 /// How often it beats.
@@ -41,6 +41,7 @@ pub(super) async fn run(leader: Leader, published: watch::Receiver<BTreeMap<Stri
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lease = None;
+    let mut failures = Reminder::default();
     loop {
         ticks.tick().await;
         loop {
@@ -51,9 +52,17 @@ pub(super) async fn run(leader: Leader, published: watch::Receiver<BTreeMap<Stri
             sleep(LOOK).await;
         }
         match beat(&leader, &leases, lease.take()).await {
-            Ok(written) => lease = Some(written),
+            Ok(written) => {
+                failures.ended();
+                lease = Some(written);
+            }
             Err(NotWritten::NotLeading) => return,
-            Err(error) => tracing::warn!(error = chain(&error), "cannot renew the heartbeat"),
+            Err(error) => {
+                let error = chain(&error);
+                if failures.failed(&error, std::time::Instant::now()) {
+                    tracing::warn!(error, "cannot renew Lease {HEALTH_LEASE}; trying again");
+                }
+            }
         }
     }
 }
@@ -103,10 +112,10 @@ async fn beat(leader: &Leader, leases: &Api<Lease>, last: Option<Lease>) -> Resu
     leader.writer.write_at_once("Lease", request).await
 }
 
-/// Returns how long a prober may take between two reports: its interval and four looks (ping, manifest,
-/// an index's image, blob), with room for a machine that is busy.
+/// Returns how long a prober may take between two reports: its interval and seven looks (ping; manifest,
+/// an index's image and blob of one image, and of others beside it), with room for a machine that is busy.
 fn patience(settings: HealthSettings) -> Duration {
-    settings.interval + 4 * settings.timeout + Duration::from_secs(5)
+    settings.interval + 7 * settings.timeout + Duration::from_secs(5)
 }
 
 /// Whether statuses say of every mirror's health what is true.
@@ -115,7 +124,7 @@ fn may_beat(snapshot: &Snapshot, published: &BTreeMap<String, Health>) -> bool {
     let told = by_name.iter().all(|(name, id)| {
         published
             .get(*name)
-            .is_some_and(|told| same(*told, snapshot.health_of(*id)))
+            .is_some_and(|told| same(told, snapshot.health_of(*id)))
     });
     let not_in_force = published
         .iter()

@@ -45,18 +45,26 @@ fn believable(
         return BTreeMap::new();
     };
     let believable = |name: &str| {
-        let resource = cluster.mirrors.get(name)?;
+        let resource = &cluster.mirrors.get(name)?.document;
         let settings = snapshot.routing.mirror(*snapshot.routing.by_name().get(name)?);
         // An endpoint that changed since then makes it another mirror.
         let same = status::generation_of_health(&resource.status) == Some(resource.generation);
         let fresh = now.since(beaten_at) < settings.health.stale_after && beaten_at <= now;
-        status::health(&resource.status).filter(|health| same && fresh && health.proven_since <= now)
+        let told_apart = resource.status.platforms.iter().all(|name| tells_os(name));
+        let health = status::health(&resource.status);
+        health.filter(|health| same && fresh && told_apart && health.proven_since <= now)
     };
     snapshot
         .routing
         .mirrors()
         .filter_map(|(_, mirror)| Some((mirror.name.clone(), believable(&mirror.name)?)))
         .collect()
+}
+
+/// Whether the platform of a node is told with its operating system. A companion that left that out did so for
+/// images too, so what it proved may hold for another platform only.
+fn tells_os(platform: &str) -> bool {
+    platform.contains('/')
 }
 
 /// Returns the time from which proofs of a mirror count whose health is not believed: not before `now`,
@@ -66,7 +74,7 @@ pub(super) fn earliest(newest: Timestamp, cluster: &ClusterView, now: Timestamp)
     let limit = now.after(FUTURE);
     let statuses = cluster.mirrors.values();
     statuses
-        .flat_map(|resource| times(&resource.status))
+        .flat_map(|resource| times(&resource.document.status))
         .map(timestamp)
         .chain([newest])
         .map(|time| time.after(TICK))
@@ -85,10 +93,14 @@ fn times(status: &ImageMirrorStatus) -> impl Iterator<Item = &MicroTime> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::{
         api::v1alpha1::{SweepStatus, micro_time},
+        cluster::mirrors::Document,
         companion::cluster::mirrors::MirrorResource,
+        domain::examples::{mirror, snapshot},
     };
 
     const fn at(seconds: u64) -> Timestamp {
@@ -97,7 +109,10 @@ mod tests {
 
     fn cluster(health: Timestamp, sweep: Timestamp) -> ClusterView {
         let mut status = ImageMirrorStatus {
-            health: Some(crate::api::health::status(Health::unknown(health), "NotObserved")),
+            health: Some(crate::api::health::status(
+                &Health::unknown(health),
+                "NotObserved",
+            )),
             ..ImageMirrorStatus::default()
         };
         status.sweeps.tag = Some(SweepStatus {
@@ -108,16 +123,13 @@ mod tests {
             missing: 0,
             unknown: 0,
         });
-        let resource = MirrorResource {
-            uid: "a".to_owned(),
-            version: 1,
-            generation: 1,
+        let document = Document {
             status,
-            faults: Vec::new(),
-            unknown: Vec::new(),
-            pull_secret: false,
-            missing_secret: None,
-            secret_fault: None,
+            ..Document::default()
+        };
+        let resource = MirrorResource {
+            document: document.into(),
+            ..MirrorResource::default()
         };
         let mirrors = BTreeMap::from([("main".to_owned(), resource)]);
         ClusterView {
@@ -142,5 +154,30 @@ mod tests {
         // Nobody's clock is as far ahead as that.
         check(1003, 5000, 9000, tick(1003));
         check(0, 1005, 0, now);
+    }
+
+    #[test]
+    fn what_a_companion_proved_that_told_no_operating_systems_apart_is_no_proof() {
+        let now = at(1000);
+        let snapshot = snapshot(vec![mirror("main", &["docker.io"])]);
+        let inherited = |platforms: &[&str]| {
+            let mut cluster = cluster(at(900), at(950));
+            let resource = cluster.mirrors.get_mut("main").unwrap();
+            let mut document = Document::clone(&resource.document);
+            document.generation = 3;
+            document.status.platforms = platforms.iter().map(|&name| name.to_owned()).collect();
+            document.status.conditions = vec![
+                serde_json::from_value(json!({
+                    "type": "Healthy", "status": "True", "reason": "Healthy", "message": "",
+                    "observedGeneration": 3, "lastTransitionTime": "2026-01-02T03:04:05Z",
+                }))
+                .unwrap(),
+            ];
+            resource.document = document.into();
+            believable(Some(at(999)), &cluster, &snapshot, now).len()
+        };
+        assert_eq!(inherited(&["linux/amd64", "windows/amd64"]), 1);
+        assert_eq!(inherited(&[]), 1);
+        assert_eq!(inherited(&["amd64"]), 0);
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::mirrors::ClusterView;
 use crate::{
-    cluster::{events::Events, writer::Writer},
+    cluster::{events::Events, watch::Pulses, writer::Writer},
     companion::mirror::reports::Reports,
     metrics::Metrics,
     state::Store,
@@ -26,6 +26,8 @@ pub(super) struct Leader {
     pub(super) events: Events,
     pub(super) reports: Reports,
     pub(super) metrics: Metrics,
+    /// How its watches fare.
+    pub(super) pulses: Pulses,
     /// What the cluster says; none until all of it is known.
     pub(super) cluster: watch::Receiver<Option<Arc<ClusterView>>>,
 }

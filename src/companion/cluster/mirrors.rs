@@ -11,9 +11,8 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::ByteString;
 use kube::Client;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Notify, watch},
     time::sleep,
@@ -21,17 +20,16 @@ use tokio::{
 
 use super::probe_entry;
 use crate::{
-    api::{mirror::Connection, newer::Unknown, v1alpha1::ImageMirrorStatus},
     clock,
     cluster::{
         collection::Collection,
-        mirrors::Mirrors,
-        objects::{Metadata, Object, Outline},
+        mirrors::{Document, Form, Mirrors},
+        objects::{self, Metadata, Object, Outline},
         sources,
-        watch::{self as cluster_watch, Event, Pulse, Source, Versioned},
+        watch::{self as cluster_watch, Event, Pulses, Source, Versioned},
     },
     credentials::Secret,
-    domain::{mirror::Mirror, selector::Labels},
+    domain::{platform::Platforms, selector::Labels},
     state::{
         Store,
         configuration::Configuration,
@@ -43,22 +41,14 @@ use crate::{
 /// How long changes are gathered before they are put to use together.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// Node label with the architecture.
+/// Node labels with the operating system and the architecture.
+const OS_LABEL: &str = "kubernetes.io/os";
 const ARCHITECTURE_LABEL: &str = "kubernetes.io/arch";
 
-/// One ImageMirror as it stands in the cluster.
-#[derive(Clone, Debug, PartialEq)]
+/// One ImageMirror as it stands in the cluster, and what came of the Secret that it names.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct MirrorResource {
-    pub(super) uid: String,
-    pub(super) version: u64,
-    pub(super) generation: i64,
-    pub(super) status: ImageMirrorStatus,
-    /// Why the resource is not in force as it stands; empty if it is.
-    pub(super) faults: Vec<String>,
-    /// What this program does not know of the resource.
-    pub(super) unknown: Vec<Unknown>,
-    /// Whether Pods need a pull secret for this mirror.
-    pub(super) pull_secret: bool,
+    pub(super) document: Arc<Document>,
     /// The Secret of the endpoint's credentials, if there is none of that name.
     pub(super) missing_secret: Option<String>,
     /// Why that Secret gives no credentials, if it is there and does not.
@@ -74,11 +64,23 @@ pub(super) struct ClusterView {
     pub(super) probe_credentials: BTreeMap<String, Vec<u8>>,
 }
 
+impl MirrorResource {
+    pub(super) fn version(&self) -> u64 {
+        self.document.version.unwrap_or_default().0
+    }
+
+    /// Whether Pods need a pull secret for this mirror.
+    pub(super) fn pull_secret(&self) -> bool {
+        let form = self.document.form.as_ref();
+        form.is_some_and(|(mirror, _)| mirror.pull_secret)
+    }
+}
+
 impl ClusterView {
     /// Returns the upstreams of a mirror that fail, as its status has it.
     pub(super) fn failing_upstreams(&self, mirror: &str) -> &[String] {
         let resource = self.mirrors.get(mirror);
-        resource.map_or(&[], |resource| &resource.status.failing_upstreams)
+        resource.map_or(&[], |resource| &resource.document.status.failing_upstreams)
     }
 }
 
@@ -86,7 +88,7 @@ impl ClusterView {
 pub(super) struct Follower {
     mirrors: Mirrors,
     namespaces: Collection<Labels>,
-    architectures: Collection<Option<String>>,
+    platforms: Collection<Option<String>>,
     secrets: Collection<Secret>,
     store: Store,
     feed: Feed,
@@ -115,7 +117,7 @@ impl Follower {
         Self {
             mirrors: Mirrors::default(),
             namespaces: Collection::default(),
-            architectures: Collection::default(),
+            platforms: Collection::default(),
             secrets: Collection::default(),
             store: store.clone(),
             feed: Feed::new(store.clone(), left_alone),
@@ -125,22 +127,28 @@ impl Follower {
         }
     }
 
-    pub(super) async fn run(self, client: Client, namespace: String) {
+    pub(super) async fn run(self, client: Client, namespace: String, pulses: Pulses) {
         let follower = Mutex::new(self);
         let changed = Notify::new();
         let (_never, relists) = watch::channel(0);
-        let mirrors = follow(&client, sources::mirrors(), &relists, |event| {
+        let mirrors = follow(&client, sources::mirrors(), &pulses, &relists, |event| {
             note(&follower, &changed, |follower| follower.take_mirror(event));
         });
-        let namespaces = follow(&client, sources::namespaces(), &relists, |event| {
+        let namespaces = follow(&client, sources::namespaces(), &pulses, &relists, |event| {
             note(&follower, &changed, |follower| follower.take_namespace(event));
         });
-        let nodes = follow(&client, sources::nodes(), &relists, |event| {
+        let nodes = follow(&client, sources::nodes(), &pulses, &relists, |event| {
             note(&follower, &changed, |follower| follower.take_node(event));
         });
-        let secrets = follow(&client, sources::secrets(&namespace), &relists, |event| {
-            note(&follower, &changed, |follower| follower.take_secret(event));
-        });
+        let secrets = follow(
+            &client,
+            sources::secrets(&namespace),
+            &pulses,
+            &relists,
+            |event| {
+                note(&follower, &changed, |follower| follower.take_secret(event));
+            },
+        );
         let apply = async {
             loop {
                 changed.notified().await;
@@ -152,31 +160,26 @@ impl Follower {
     }
 
     fn take_mirror(&mut self, event: Event<Object>) {
-        let check = |mirror: &Mirror, connection: &Connection| {
-            Feed::check(mirror, connection).map_err(|why| chain(&why))
-        };
-        let change = self.mirrors.take(event, check);
+        let change = self.mirrors.take(event, |before, form| {
+            Feed::check(before, form).map_err(|why| chain(&why))
+        });
         self.due.configuration |= change.forms;
         self.due.view |= change.documents;
     }
 
     fn take_namespace(&mut self, event: Event<Outline>) {
-        self.due.namespaces |= self.namespaces.take(event.map(|object| {
-            let Metadata { name, labels, .. } = object.metadata;
-            (name, labels.unwrap_or_default())
-        }));
+        self.due.namespaces |= self.namespaces.take(event.map(Outline::into_labels));
     }
 
     fn take_node(&mut self, event: Event<Outline>) {
-        self.due.view |= self.architectures.take(event.map(|object| {
+        self.due.view |= self.platforms.take(event.map(|object| {
             let Metadata { name, labels, .. } = object.metadata;
-            let architecture = labels.and_then(|mut labels| labels.remove(ARCHITECTURE_LABEL));
-            (name, architecture)
+            (name, platform(&labels.unwrap_or_default()))
         }));
     }
 
-    fn take_secret(&mut self, event: Event<SecretObject>) {
-        self.due.secrets |= self.secrets.take(event.map(SecretObject::read));
+    fn take_secret(&mut self, event: Event<objects::Secret>) {
+        self.due.secrets |= self.secrets.take(event.map(named_secret));
     }
 
     /// Whether there is something to put to use: nothing is before everything was told once.
@@ -184,7 +187,7 @@ impl Follower {
         self.due != Due::default()
             && self.mirrors.is_complete()
             && self.namespaces.is_complete()
-            && self.architectures.is_complete()
+            && self.platforms.is_complete()
             && self.secrets.is_complete()
     }
 
@@ -195,10 +198,10 @@ impl Follower {
             self.configure();
         } else {
             if due.namespaces {
-                self.store.set_namespaces(all(&self.namespaces));
+                self.store.set_namespaces(self.namespaces.all());
             }
             if due.secrets {
-                self.secret_faults = self.feed.renew(&all(&self.secrets));
+                self.secret_faults = self.feed.renew(&self.secrets.all());
             }
         }
         if due.configuration || due.secrets || due.view {
@@ -210,8 +213,8 @@ impl Follower {
     fn configure(&mut self) {
         let configuration = Configuration {
             mirrors: self.mirrors.forms().cloned().collect(),
-            namespaces: all(&self.namespaces),
-            secrets: all(&self.secrets),
+            namespaces: self.namespaces.all(),
+            secrets: self.secrets.all(),
             // What statuses tell is for decisions, of which there are none here.
             standings: BTreeMap::new(),
         };
@@ -237,13 +240,7 @@ impl Follower {
             let probe_secret = form.and_then(|(_, connection)| connection.probe_secret.as_ref());
             let missing_secret = probe_secret.filter(|name| self.secrets.get(name).is_none());
             let resource = MirrorResource {
-                uid: document.uid.clone(),
-                version: document.version.unwrap_or_default().0,
-                generation: document.generation,
-                status: document.status.clone(),
-                faults: document.faults.clone(),
-                unknown: document.unknown.clone(),
-                pull_secret: form.is_some_and(|(mirror, _)| mirror.pull_secret),
+                document: Arc::clone(document),
                 missing_secret: missing_secret.cloned(),
                 secret_fault: self.secret_faults.get(name).map(|fault| chain(fault)),
             };
@@ -251,11 +248,11 @@ impl Follower {
         });
         let mirrors: BTreeMap<_, _> = mirrors.collect();
         let platforms: BTreeSet<&String> = self
-            .architectures
+            .platforms
             .iter()
-            .filter_map(|(_, architecture)| architecture.as_ref())
+            .filter_map(|(_, platform)| platform.as_ref())
             .collect();
-        let credentials = |(mirror, connection): &(Mirror, Connection)| {
+        let credentials = |(mirror, connection): &Form| {
             let secret = self.secrets.get(connection.probe_secret.as_ref()?)?;
             Some((
                 mirror.name.clone(),
@@ -275,14 +272,6 @@ impl Follower {
     }
 }
 
-/// Returns everything that is known of a resource.
-fn all<V: Clone + PartialEq>(collection: &Collection<V>) -> BTreeMap<String, V> {
-    let objects = collection.iter();
-    objects
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect()
-}
-
 fn lock(follower: &Mutex<Follower>) -> MutexGuard<'_, Follower> {
     follower.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -299,47 +288,46 @@ fn note(follower: &Mutex<Follower>, changed: &Notify, take: impl FnOnce(&mut Fol
 async fn follow<K: Clone + DeserializeOwned + Versioned>(
     client: &Client,
     source: Source,
+    pulses: &Pulses,
     relists: &watch::Receiver<u64>,
     handle: impl FnMut(Event<K>),
 ) -> Infallible {
-    cluster_watch::follow(client.clone(), source, Pulse::default(), relists.clone(), handle).await
+    let pulse = pulses.of(&source);
+    cluster_watch::follow(client.clone(), source, pulse, relists.clone(), handle).await
 }
 
-/// The part of a Secret that is read.
-#[derive(Clone, Deserialize)]
-struct SecretObject {
-    metadata: Metadata,
-    #[serde(default, rename = "type")]
-    type_: String,
-    #[serde(default)]
-    data: Option<BTreeMap<String, ByteString>>,
+/// Returns the platform of a node; none if its kubelet has not told yet.
+fn platform(labels: &Labels) -> Option<String> {
+    let (os, architecture) = (labels.get(OS_LABEL)?, labels.get(ARCHITECTURE_LABEL)?);
+    // As images are named: a node's label tells no variant, so `arm` is the v7 that Kubernetes is built for.
+    let mut known = Platforms::of(os, architecture, "").names();
+    let name = known.next().map(str::to_owned);
+    name.or_else(|| Some(format!("{os}/{architecture}")))
 }
 
-impl Versioned for SecretObject {
-    fn resource_version(&self) -> &str {
-        &self.metadata.resource_version
-    }
-}
-
-impl SecretObject {
-    fn read(self) -> (String, Secret) {
-        let secret = Secret {
-            namespace: None,
-            type_: self.type_,
-            data: self
-                .data
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|(key, _)| Secret::is_of_docker(key))
-                .map(|(key, value)| (key, value.0))
-                .collect(),
+/// Returns a Secret's name, and what of it may be asked for; of the rest there are the keys alone, to tell
+/// people what they gave instead.
+fn named_secret(object: objects::Secret) -> (String, Secret) {
+    let data = object.data.unwrap_or_default().into_iter();
+    let data = data.map(|(key, value)| {
+        let content = if Secret::is_of_docker(&key) {
+            value.0
+        } else {
+            Vec::new()
         };
-        (self.metadata.name, secret)
-    }
+        (key, content)
+    });
+    let secret = Secret {
+        namespace: None,
+        type_: object.type_,
+        data: data.collect(),
+    };
+    (object.metadata.name, secret)
 }
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::ByteString;
     use serde_json::{Value, json};
 
     use super::*;
@@ -370,7 +358,7 @@ mod tests {
         of(json!({"metadata": {
             "name": "node-1",
             "resourceVersion": version.to_string(),
-            "labels": {ARCHITECTURE_LABEL: architecture},
+            "labels": {OS_LABEL: "linux", ARCHITECTURE_LABEL: architecture},
         }}))
     }
 
@@ -382,7 +370,7 @@ mod tests {
         }}))
     }
 
-    fn docker_secret(version: u32, password: &str) -> SecretObject {
+    fn docker_secret(version: u32, password: &str) -> objects::Secret {
         let config = json!({"auths": {"mirror.test": {"username": "a", "password": password}}});
         of(json!({
             "metadata": {"name": "login", "resourceVersion": version.to_string()},
@@ -446,7 +434,39 @@ mod tests {
         }
         scene.follower.take_node(Event::Changed(node(100, "arm64")));
         assert_eq!(scene.heard(), (false, true));
-        assert_eq!(scene.view().platforms, ["arm64"]);
+        assert_eq!(scene.view().platforms, ["linux/arm64"]);
+    }
+
+    #[test]
+    fn a_platform_is_operating_system_and_architecture() {
+        let mut scene = Scene::new();
+        let node = |name: &str, labels: Value| -> Outline {
+            of(json!({"metadata": {"name": name, "resourceVersion": "5", "labels": labels}}))
+        };
+        let take = |scene: &mut Scene, name: &str, labels: Value| {
+            scene.follower.take_node(Event::Changed(node(name, labels)));
+        };
+        take(
+            &mut scene,
+            "win",
+            json!({OS_LABEL: "windows", ARCHITECTURE_LABEL: "amd64"}),
+        );
+        take(
+            &mut scene,
+            "pi",
+            json!({OS_LABEL: "linux", ARCHITECTURE_LABEL: "arm"}),
+        );
+        take(
+            &mut scene,
+            "rare",
+            json!({OS_LABEL: "linux", ARCHITECTURE_LABEL: "z80"}),
+        );
+        take(&mut scene, "new", Value::Null);
+        assert_eq!(scene.heard(), (false, true));
+        assert_eq!(
+            scene.view().platforms,
+            ["linux/amd64", "linux/arm/v7", "linux/z80", "windows/amd64"]
+        );
     }
 
     #[test]
@@ -488,7 +508,7 @@ mod tests {
         let faulty = mirror(4, &json!({"mode": "Sometimes"}));
         scene.follower.take_mirror(Event::Changed(faulty));
         assert_eq!(scene.heard(), (false, true));
-        assert_eq!(scene.view().mirrors["main"].faults.len(), 1);
+        assert_eq!(scene.view().mirrors["main"].document.faults.len(), 1);
         let now = scene.follower.store.snapshot();
         let priorities: Vec<_> = now.routing.mirrors().map(|(_, mirror)| mirror.priority).collect();
         assert_eq!(priorities, [7]);

@@ -18,6 +18,7 @@ mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     sync::Arc,
     time::Duration,
 };
@@ -26,7 +27,7 @@ use kube::Client;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::Instant,
+    time::{Instant, sleep},
 };
 
 use self::{
@@ -39,7 +40,7 @@ pub use self::{certificates::Settings as CertificateSettings, pods::Settings as 
 use super::mirror::{self, reports::Reports};
 use crate::{
     clock,
-    cluster::{elector::Elector, events::Events, writer::Writer},
+    cluster::{elector::Elector, events::Events, watch::Pulses, writer::Writer},
     domain::{
         health::{Health, State},
         time::Timestamp,
@@ -52,12 +53,17 @@ use crate::{
 /// How many new images and observations may wait for the workers.
 const QUEUE: usize = 4096;
 
+/// How often it is shown how the watches fare.
+const SHOW: Duration = Duration::from_secs(1);
+
 /// How long after its last answer the API server counts as reachable.
 const REACHABLE: Duration = Duration::from_secs(30);
 
 /// What a companion needs to know.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Where the API server is, for people.
+    pub server: String,
     /// Kagami's own namespace.
     pub namespace: String,
     /// Another one for each process.
@@ -80,14 +86,14 @@ pub enum Error {
 /// What others see of a companion. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct View {
-    store: watch::Sender<Option<Store>>,
+    led: watch::Sender<Option<(Store, Reports)>>,
     reached: watch::Sender<Option<Instant>>,
 }
 
 impl View {
-    /// Returns the store while this companion leads.
-    pub fn store(&self) -> Option<Store> {
-        self.store.borrow().clone()
+    /// Returns the store, and what looks at mirrors tell, while this companion leads.
+    pub fn led(&self) -> Option<(Store, Reports)> {
+        self.led.borrow().clone()
     }
 
     /// Whether the API server answered not long ago.
@@ -112,6 +118,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let mut elector = Elector::new(
         client.clone(),
+        settings.server.clone(),
         &settings.namespace,
         settings.identity.clone(),
         view.reached.clone(),
@@ -119,7 +126,7 @@ pub async fn run(
     let outcome = shutdown
         .until_stopping(follow(&settings, &client, &metrics, &view, &mut elector))
         .await;
-    view.store.send_replace(None);
+    view.led.send_replace(None);
     metrics.set_leading(false);
     elector.release().await;
     match outcome {
@@ -135,12 +142,14 @@ async fn follow(
     metrics: &Metrics,
     view: &View,
     elector: &mut Elector,
-) -> Result<std::convert::Infallible, Error> {
+) -> Result<Infallible, Error> {
+    let pulses = Pulses::default();
     loop {
         elector.acquire().await;
         metrics.set_leading(true);
         let store = Store::default();
-        view.store.send_replace(Some(store.clone()));
+        let reports = Reports::default();
+        view.led.send_replace(Some((store.clone(), reports.clone())));
         let writer = Writer::new(elector.held(), metrics.clone());
         let (published, cluster) = watch::channel(None);
         let leader = Leader {
@@ -150,23 +159,35 @@ async fn follow(
             store: store.clone(),
             events: Events::new(client.clone(), writer.clone(), &settings.identity),
             writer,
-            reports: Reports::default(),
+            reports,
             metrics: metrics.clone(),
+            pulses: pulses.clone(),
             cluster,
         };
         let ended = tokio::select! {
             () = elector.hold() => None,
             // A large future.
             error = Box::pin(leader.lead(settings, published)) => Some(error),
+            never = show(&pulses, metrics) => match never {},
         };
-        view.store.send_replace(None);
+        view.led.send_replace(None);
         metrics.set_leading(false);
+        metrics.forget_watches();
+        metrics.forget_conditions();
         for (_, mirror) in store.snapshot().routing.mirrors() {
             metrics.forget_mirror(&mirror.name);
         }
         if let Some(error) = ended {
             return Err(error);
         }
+    }
+}
+
+/// Shows how the watches fare, for ever.
+async fn show(pulses: &Pulses, metrics: &Metrics) -> Infallible {
+    loop {
+        pulses.show(metrics);
+        sleep(SHOW).await;
     }
 }
 
@@ -185,7 +206,11 @@ impl Leader {
         tasks.spawn(probe_secret::run(self.clone()));
         let left_alone = settings.left_alone.clone();
         let follower = Follower::new(&self.store, left_alone, published_cluster);
-        tasks.spawn(follower.run(self.client.clone(), self.namespace.to_string()));
+        tasks.spawn(follower.run(
+            self.client.clone(),
+            self.namespace.to_string(),
+            self.pulses.clone(),
+        ));
         let (published_definitions, definitions) = watch::channel(None);
         tasks.spawn(definitions::run(self.clone(), published_definitions));
         let images = publisher::Images::default();
@@ -211,7 +236,7 @@ impl Leader {
             demand,
             since: clock::now(),
         };
-        tasks.spawn(pods.run(self.client.clone()));
+        tasks.spawn(pods.run(self.client.clone(), self.pulses.clone()));
         // Nobody but the probers looks at mirrors here: reviews are answered elsewhere.
         let (_doubt, doubts) = mpsc::channel(1);
         let workers = mirror::run(
@@ -250,7 +275,7 @@ impl Leader {
                     tracing::info!(images, inherited = inherited.len(), "took over");
                     let earliest = inherit::earliest(newest, &known, clock::now());
                     // A few seconds at most, where clocks differ: what is looked at before would be no proof.
-                    tokio::time::sleep(earliest.since(clock::now())).await;
+                    sleep(earliest.since(clock::now())).await;
                     // What is reached otherwise by now is another mirror, of which nobody told anything.
                     inherited.retain(|name, _| {
                         let (before, now) = (clients.get(name), self.store.client(name));
@@ -264,7 +289,7 @@ impl Leader {
                         error = crate::telemetry::chain(&error),
                         "cannot take over; trying again"
                     );
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    sleep(Duration::from_secs(1)).await;
                 }
             }
         }
@@ -273,7 +298,7 @@ impl Leader {
     /// Puts into the store what the workers begin with.
     fn begin_with(&self, inherited: &BTreeMap<String, Health>, known: &ClusterView, earliest: Timestamp) {
         for (_, mirror) in self.store.snapshot().routing.mirrors() {
-            let health = inherited.get(&mirror.name).copied();
+            let health = inherited.get(&mirror.name).cloned();
             let health = health.unwrap_or_else(|| Health::unknown(earliest));
             self.store.set_health(&mirror.name, health);
         }
@@ -292,7 +317,7 @@ impl Leader {
 async fn early_end(tasks: &mut JoinSet<()>) -> Error {
     match tasks.join_next().await {
         Some(Ok(())) => {
-            tokio::time::sleep(Duration::from_secs(30)).await;
+            sleep(Duration::from_secs(30)).await;
             Error::Ended("it returned".to_owned())
         }
         Some(Err(error)) => Error::Ended(panic_message(error)),
@@ -313,6 +338,7 @@ mod tests {
     async fn one_that_waits_for_the_lead_ends_as_asked() {
         let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
         let settings = Settings {
+            server: "https://127.0.0.1:1".to_owned(),
             namespace: "kagami-system".to_owned(),
             identity: "companion-a".to_owned(),
             left_alone: BTreeSet::new(),

@@ -1,7 +1,7 @@
 //! What webhooks are given of a mirror's credentials. Of all that the Secret of its endpoint holds it is the
 //! entry that the mirror is asked with, and no other: webhooks are to learn nothing else.
 
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use crate::{api::mirror::Connection, credentials::Secret, domain::mirror::Mirror, state::feed::Feed};
 
@@ -18,9 +18,14 @@ pub(super) fn entry(mirror: &Mirror, connection: &Connection, secret: &Secret) -
     json!({"auths": auths}).to_string().into_bytes()
 }
 
+/// Whether this is such a configuration, as opposed to what others keep in Secrets.
+pub(super) fn is_entry(content: &[u8]) -> bool {
+    let document: Result<Value, _> = serde_json::from_slice(content);
+    document.is_ok_and(|document| document.get("auths").is_some_and(Value::is_object))
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
 
     use super::*;
     use crate::state::file;
@@ -38,6 +43,7 @@ mod tests {
         let configuration = file::load(&text, "mirrors.yaml").unwrap();
         let (mirror, connection) = &configuration.mirrors[0];
         let entry = entry(mirror, connection, &configuration.secrets["read"]);
+        assert!(is_entry(&entry));
         let found = Feed::credentials(mirror, connection, &Secret::docker_config(entry.clone()));
         let user = found.ok().map(|found| found.username);
         (serde_json::from_slice(&entry).unwrap(), user)

@@ -10,14 +10,15 @@ use kube::{
 };
 use tokio::time::sleep;
 
-use super::leader::Leader;
+use super::{leader::Leader, probe_entry::is_entry};
 use crate::{
     api::PROBE_SECRET,
     cluster::{
         request::bounded,
         writer::{NotWritten, Writer},
     },
-    telemetry::chain,
+    credentials,
+    telemetry::{Reminder, chain},
 };
 
 /// The pause after something failed.
@@ -25,6 +26,19 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 /// How often it is looked at whether somebody changed the Secret.
 const LOOK: Duration = Duration::from_mins(1);
+
+/// Why the Secret is not as it should be.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    NotWritten(#[from] NotWritten),
+    /// What it holds cannot be Kagami's, so it is somebody's who does not know of the name.
+    #[error(
+        "it holds what Kagami did not write; Kagami keeps in it what webhooks look at mirrors with: give yours \
+         another name and delete this one"
+    )]
+    Foreign,
+}
 
 pub(super) async fn run(leader: Leader) {
     let Leader {
@@ -35,6 +49,7 @@ pub(super) async fn run(leader: Leader) {
         ..
     } = leader;
     let secrets = Api::<Secret>::namespaced(client, &namespace);
+    let mut failures = Reminder::default();
     loop {
         let wanted = cluster
             .borrow_and_update()
@@ -46,14 +61,23 @@ pub(super) async fn run(leader: Leader) {
         };
         match written {
             Ok(()) => {
+                failures.ended();
                 tokio::select! {
                     Ok(()) = cluster.changed() => {}
                     () = sleep(LOOK) => {}
                 }
             }
-            Err(NotWritten::NotLeading) => return,
+            Err(Fault::NotWritten(NotWritten::NotLeading)) => return,
             Err(error) => {
-                tracing::warn!(error = chain(&error), "cannot write Secret {PROBE_SECRET}");
+                let error = chain(&error);
+                if failures.failed(&error, std::time::Instant::now()) {
+                    let secret = PROBE_SECRET;
+                    tracing::warn!(
+                        secret,
+                        error,
+                        "cannot keep the credentials of webhooks; trying again"
+                    );
+                }
                 sleep(PAUSE).await;
             }
         }
@@ -64,13 +88,16 @@ async fn write(
     secrets: &Api<Secret>,
     writer: &Writer,
     wanted: BTreeMap<String, Vec<u8>>,
-) -> Result<(), NotWritten> {
+) -> Result<(), Fault> {
     let wanted: BTreeMap<_, _> = wanted
         .into_iter()
         .map(|(name, json)| (name, ByteString(json)))
         .collect();
     let parameters = PostParams::default();
-    let Some(mut found) = bounded(secrets.get_opt(PROBE_SECRET)).await? else {
+    let Some(mut found) = bounded(secrets.get_opt(PROBE_SECRET))
+        .await
+        .map_err(NotWritten::from)?
+    else {
         if wanted.is_empty() {
             return Ok(());
         }
@@ -86,7 +113,15 @@ async fn write(
         writer.write("Secret", request).await?;
         return Ok(());
     };
-    if found.data.clone().unwrap_or_default() == wanted {
+    let present = found.data.as_ref();
+    // No mirror's name begins with a dot.
+    let is_foreign = |(key, content): (&String, &ByteString)| {
+        credentials::Secret::is_of_docker(key) || !is_entry(&content.0)
+    };
+    if present.is_some_and(|present| present.iter().any(is_foreign)) {
+        return Err(Fault::Foreign);
+    }
+    if present.is_none_or(BTreeMap::is_empty) && wanted.is_empty() || present == Some(&wanted) {
         return Ok(());
     }
     found.data = Some(wanted);

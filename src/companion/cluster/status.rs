@@ -17,7 +17,9 @@ use crate::{
     },
     companion::mirror::reports::SweepEnd,
     domain::{
-        health::{Health, State},
+        health::{Fault, Health, State},
+        reason::Reason,
+        routing::Overlap,
         time::Timestamp,
     },
 };
@@ -27,6 +29,9 @@ pub(super) use crate::api::health::health;
 /// How long a condition's message may be (Kubernetes allows 32,768 bytes).
 const MESSAGE: usize = 4096;
 
+/// The reason of the health of a mirror that nobody looks at.
+const NOT_IN_FORCE: &str = "NotInForce";
+
 /// How many lacking fields are named.
 const LACKING: usize = 5;
 
@@ -35,23 +40,40 @@ const LACKING: usize = 5;
 pub(super) enum ConditionType {
     Ready,
     UnknownFields,
+    MirrorsOverlap,
     Healthy,
     CredentialsValid,
     SchemaCurrent,
     NodesCanPull,
+    ImagesReadable,
     SweepInTime,
 }
 
 impl ConditionType {
+    /// Every type.
+    const ALL: [Self; 9] = [
+        Self::Ready,
+        Self::UnknownFields,
+        Self::MirrorsOverlap,
+        Self::Healthy,
+        Self::CredentialsValid,
+        Self::SchemaCurrent,
+        Self::NodesCanPull,
+        Self::ImagesReadable,
+        Self::SweepInTime,
+    ];
+
     /// Returns its name as users see it.
     const fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "Ready",
             Self::UnknownFields => "UnknownFields",
+            Self::MirrorsOverlap => "MirrorsOverlap",
             Self::Healthy => "Healthy",
             Self::CredentialsValid => "CredentialsValid",
             Self::SchemaCurrent => "SchemaCurrent",
             Self::NodesCanPull => "NodesCanPull",
+            Self::ImagesReadable => "ImagesReadable",
             Self::SweepInTime => "SweepInTime",
         }
     }
@@ -84,16 +106,27 @@ pub(super) struct Seen<'a> {
     pub(super) faults: &'a [String],
     /// What this program does not know of the resource.
     pub(super) unknown: &'a [Unknown],
+    /// Where other mirrors stand in this one's way.
+    pub(super) overlaps: Vec<Overlap>,
     /// Whether Pods need a pull secret for this mirror.
     pub(super) pull_secret: bool,
     /// None if no good form of the resource is in force.
     pub(super) health: Option<Health>,
+    /// Whether another cause of the same health may be told.
+    pub(super) cause_is_due: bool,
     pub(super) missing_secret: Option<&'a str>,
     pub(super) secret_fault: Option<&'a str>,
-    pub(super) credentials_accepted: Option<bool>,
+    /// Whether the mirror opens to the credentials that it is asked with, or the condition's reason and who
+    /// refuses what; none before the first answer.
+    pub(super) credentials: Option<Result<(), (&'static str, String)>>,
     pub(super) nodes_can_pull: Option<bool>,
+    /// Whether what the mirror answers for images tells something, or what to say of those for which it does
+    /// not; none while nobody knows.
+    pub(super) images_readable: Option<Result<(), Box<str>>>,
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
     pub(super) sweeps: [Option<(SweepEnd, u64)>; 2],
+    /// The object that cannot be written, and why, where ends of sweeps have waited for it for long.
+    pub(super) not_written: Option<String>,
     pub(super) platforms: &'a [String],
     /// Those that fail of the upstreams that this mirror stands in for.
     pub(super) failing_upstreams: Vec<String>,
@@ -101,19 +134,37 @@ pub(super) struct Seen<'a> {
     pub(super) lacking: Option<&'a [String]>,
 }
 
-/// Whether two healths mean the same for readers: what goes wrong with a mirror that is down
-/// anyway is not worth a write.
-pub(super) fn same(a: Health, b: Health) -> bool {
+/// Whether two healths mean the same for decisions: what goes wrong with a mirror that is down
+/// anyway can wait.
+pub(super) fn same(a: &Health, b: &Health) -> bool {
     (a.state, a.proven_since) == (b.state, b.proven_since)
+}
+
+/// Returns the condition of this type that a status has.
+pub(super) fn condition_of(status: &ImageMirrorStatus, type_: ConditionType) -> Option<&Condition> {
+    let mut conditions = status.conditions.iter();
+    conditions.find(|condition| condition.type_ == type_.as_str())
+}
+
+/// A condition's type, and whether what it speaks of holds; none where that is not known.
+pub(super) type Holds = (&'static str, Option<bool>);
+
+/// Returns what the conditions of a status say, of the types that this program knows.
+pub(super) fn holds(status: &ImageMirrorStatus) -> Vec<Holds> {
+    let known = ConditionType::ALL.into_iter().filter_map(|type_| {
+        let holds = match condition_of(status, type_)?.status.as_str() {
+            "True" => Some(true),
+            "False" => Some(false),
+            _ => None,
+        };
+        Some((type_.as_str(), holds))
+    });
+    known.collect()
 }
 
 /// Returns the generation of the resource that a status speaks of with its health.
 pub(super) fn generation_of_health(status: &ImageMirrorStatus) -> Option<i64> {
-    let healthy = status
-        .conditions
-        .iter()
-        .find(|condition| condition.type_ == ConditionType::Healthy.as_str());
-    healthy?.observed_generation
+    condition_of(status, ConditionType::Healthy)?.observed_generation
 }
 
 /// Returns the status to write; the same as `current` if there is nothing to write.
@@ -147,6 +198,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         conditions.set(ConditionType::Ready, ConditionStatus::False, "Faulty", &message);
     }
     unknown_fields(&mut conditions, seen.unknown);
+    overlaps(&mut conditions, &seen.overlaps);
     // Health is that of the form in force: whoever can read what is faulty here must not take it for the other's.
     let in_force = if seen.faults.is_empty() {
         seen.generation
@@ -159,17 +211,26 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         now,
     };
     let told = health(current);
-    match seen.health {
-        Some(health) if told.is_none_or(|told| !same(told, health)) => {
+    let is_told = |health: &Health| {
+        let told = told.as_ref().filter(|told| same(told, health));
+        told.is_some_and(|told| {
+            !seen.cause_is_due || (told.fault, &told.cause) == (health.fault, &health.cause)
+        })
+    };
+    match &seen.health {
+        Some(health) if !is_told(health) => {
             let reason = conditions.healthy(health);
             next.health = Some(api::health::status(health, reason));
         }
         Some(_) => conditions.observed(ConditionType::Healthy),
-        None if told.is_none_or(|told| told.state == State::Unknown) => {}
+        None if current
+            .health
+            .as_ref()
+            .is_some_and(|health| health.reason == NOT_IN_FORCE) => {}
         None => {
             let unknown = Health::unknown(now);
-            let reason = conditions.healthy(unknown);
-            next.health = Some(api::health::status(unknown, reason));
+            let reason = conditions.not_in_force();
+            next.health = Some(api::health::status(&unknown, reason));
         }
     }
     let mut conditions = Conditions {
@@ -197,6 +258,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         ),
         None => {}
     }
+    images(&mut conditions, seen.images_readable.as_ref());
     sweeps(&mut next, seen, now);
     next.failing_upstreams.clone_from(&seen.failing_upstreams);
     if !seen.platforms.is_empty() {
@@ -206,7 +268,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
 }
 
 fn credentials(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
-    match (seen.missing_secret, seen.secret_fault, seen.credentials_accepted) {
+    match (seen.missing_secret, seen.secret_fault, &seen.credentials) {
         (Some(name), _, _) => {
             let message = format!("There is no Secret {name} in Kagami's namespace.");
             conditions.set(
@@ -226,13 +288,13 @@ fn credentials(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
                 &message,
             );
         }
-        (None, None, Some(false)) => conditions.set(
+        (None, None, Some(Err((reason, refusal)))) => conditions.set(
             ConditionType::CredentialsValid,
             ConditionStatus::False,
-            "Unauthorized",
-            "The mirror refuses the credentials that it is asked with, or asks for some.",
+            reason,
+            &format!("{refusal}."),
         ),
-        (None, None, Some(true)) => {
+        (None, None, Some(Ok(()))) => {
             conditions.set(
                 ConditionType::CredentialsValid,
                 ConditionStatus::True,
@@ -252,15 +314,23 @@ pub(super) fn patch(current: &ImageMirrorStatus, next: &ImageMirrorStatus, versi
         Ok(Value::Object(fields)) => fields,
         _ => Map::new(),
     };
-    let (before, mut changed) = (fields(current), fields(next));
+    let changed = change(fields(current), fields(next));
+    json!({"metadata": {"resourceVersion": version.to_string()}, "status": changed})
+}
+
+/// Returns what of an object's fields differs: what goes is null at whatever depth, as a merge patch leaves
+/// what it does not name (RFC 7396).
+fn change(before: Map<String, Value>, mut after: Map<String, Value>) -> Map<String, Value> {
     for (field, value) in before {
-        match changed.get(&field) {
-            Some(same) if *same == value => drop(changed.remove(&field)),
-            Some(_) => {}
-            None => drop(changed.insert(field, Value::Null)),
+        match (value, after.remove(&field)) {
+            (value, Some(same)) if value == same => {}
+            (Value::Object(before), Some(Value::Object(next))) => {
+                after.insert(field, Value::Object(change(before, next)));
+            }
+            (_, next) => drop(after.insert(field, next.unwrap_or_default())),
         }
     }
-    json!({"metadata": {"resourceVersion": version.to_string()}, "status": changed})
+    after
 }
 
 /// Tells what a newer definition has; nothing was ever told where there is nothing to tell.
@@ -288,6 +358,27 @@ fn unknown_fields(conditions: &mut Conditions<'_>, unknown: &[Unknown]) {
             );
         }
         None => {}
+    }
+}
+
+/// Tells where other mirrors stand in the way, likewise.
+fn overlaps(conditions: &mut Conditions<'_>, overlaps: &[Overlap]) {
+    if let Some(first) = overlaps.first() {
+        let told: Vec<_> = overlaps.iter().map(ToString::to_string).collect();
+        let message = format!("{}.", told.join("; "));
+        conditions.set(
+            ConditionType::MirrorsOverlap,
+            ConditionStatus::True,
+            first.as_str(),
+            &message,
+        );
+    } else if conditions.has(ConditionType::MirrorsOverlap) {
+        conditions.set(
+            ConditionType::MirrorsOverlap,
+            ConditionStatus::False,
+            "Apart",
+            "No other mirror stands in the way.",
+        );
     }
 }
 
@@ -323,7 +414,43 @@ fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
     }
 }
 
+/// Tells of images that nobody can make anything of; nothing was ever told where there are none.
+fn images(conditions: &mut Conditions<'_>, readable: Option<&Result<(), Box<str>>>) {
+    match readable {
+        Some(Err(message)) => conditions.set(
+            ConditionType::ImagesReadable,
+            ConditionStatus::False,
+            Reason::RegistryError.as_str(),
+            message,
+        ),
+        Some(Ok(())) if conditions.has(ConditionType::ImagesReadable) => conditions.set(
+            ConditionType::ImagesReadable,
+            ConditionStatus::True,
+            "Readable",
+            "What the mirror answers for known images tells whether they are there.",
+        ),
+        Some(Ok(())) | None => {}
+    }
+}
+
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
+    if let Some(object) = &seen.not_written {
+        let mut conditions = Conditions {
+            list: &mut next.conditions,
+            generation: seen.generation,
+            now,
+        };
+        let message = format!(
+            "Images are looked at, but that cannot be told while the API server has what is not true any more, \
+             so proofs age out. It cannot be written: {object}"
+        );
+        conditions.set(
+            ConditionType::SweepInTime,
+            ConditionStatus::False,
+            "NotWritten",
+            &message,
+        );
+    }
     let mut late = Vec::new();
     let (mut any, mut tags_wait) = (false, false);
     let slots = [&mut next.sweeps.tag, &mut next.sweeps.digest];
@@ -400,26 +527,41 @@ struct Conditions<'a> {
 
 impl Conditions<'_> {
     /// Sets the condition of a mirror's health and returns its reason.
-    fn healthy(&mut self, health: Health) -> &'static str {
+    fn healthy(&mut self, health: &Health) -> &'static str {
         let (status, reason, message) = match (health.state, health.fault) {
             (State::Healthy, _) => (
                 ConditionStatus::True,
                 "Healthy",
-                "The mirror answers and serves images.",
+                "The mirror answers and serves images.".to_owned(),
             ),
             (State::Unhealthy, fault) => (
                 ConditionStatus::False,
-                fault.map_or("Unhealthy", |fault| fault.as_str()),
-                "The mirror failed its probes; images stay upstream.",
+                fault.map_or("Unhealthy", Fault::as_str),
+                match &health.cause {
+                    Some(cause) => format!("The mirror failed its probes, and images stay upstream: {cause}"),
+                    None => "The mirror failed its probes; images stay upstream.".to_owned(),
+                },
             ),
             (State::Unknown, _) => (
                 ConditionStatus::Unknown,
                 "NotObserved",
-                "Nobody has looked at the mirror yet.",
+                "Nobody has looked at the mirror yet.".to_owned(),
             ),
         };
-        self.set(ConditionType::Healthy, status, reason, message);
+        self.set(ConditionType::Healthy, status, reason, &message);
         reason
+    }
+
+    /// Sets the condition of the health of a mirror that nobody looks at, and returns its reason.
+    fn not_in_force(&mut self) -> &'static str {
+        let message = "Nobody looks at the mirror: condition Ready tells why.";
+        self.set(
+            ConditionType::Healthy,
+            ConditionStatus::Unknown,
+            NOT_IN_FORCE,
+            message,
+        );
+        NOT_IN_FORCE
     }
 
     /// Notes that a condition holds for the present generation too.
@@ -450,7 +592,7 @@ impl Conditions<'_> {
                 || time(self.now),
                 |condition| condition.last_transition_time.clone(),
             );
-        let mut message = message.to_owned();
+        let mut message = crate::domain::foreign::visible(message).into_owned();
         message.truncate(message.floor_char_boundary(MESSAGE));
         let condition = Condition {
             type_: type_.to_owned(),
@@ -478,10 +620,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{
-        api::newer::Consequence,
-        domain::{health::Fault, presence::Counts},
-    };
+    use crate::{api::newer::Consequence, companion::mirror::reports::Refusal, domain::presence::Counts};
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
@@ -491,6 +630,7 @@ mod tests {
         Health {
             state: State::Healthy,
             fault: None,
+            cause: None,
             since: at(since),
             proven_since: at(since),
         }
@@ -500,7 +640,7 @@ mod tests {
         Seen {
             generation: 1,
             health: Some(healthy(10)),
-            credentials_accepted: Some(true),
+            credentials: Some(Ok(())),
             ..Seen::default()
         }
     }
@@ -511,6 +651,110 @@ mod tests {
             .iter()
             .find(|condition| condition.type_ == type_)
             .unwrap()
+    }
+
+    #[test]
+    fn every_condition_has_its_place_in_the_page_for_troubles() {
+        let page = include_str!("../../../docs/troubleshooting.md");
+        let (_, conditions) = page.split_once("\n## Conditions of an ImageMirror\n").unwrap();
+        let (conditions, _) = conditions.split_once("\n## ").unwrap();
+        for type_ in ConditionType::ALL {
+            let heading = format!("\n### `{}`\n", type_.as_str());
+            assert!(conditions.contains(&heading), "{heading}");
+        }
+        // All that this file sets, but for the variables: those are names of other lists.
+        let own = include_str!("status.rs")
+            .split("#[cfg(test)]\nmod tests")
+            .next()
+            .unwrap();
+        let faults = Fault::ALL.map(Fault::as_str);
+        let consequences = [
+            Consequence::Ignored,
+            Consequence::CapabilityOff,
+            Consequence::NotTaken,
+        ];
+        let reasons = own.split('"').skip(1).step_by(2).filter(|text| {
+            let is_word = text.chars().all(char::is_alphanumeric) && text.starts_with(char::is_uppercase);
+            let is_status = matches!(*text, "True" | "False");
+            is_word && !is_status && text.len() > 1
+        });
+        for reason in reasons
+            .chain(faults)
+            .chain(consequences.map(Consequence::as_str))
+            .chain(["SameRegistry", "SourceIsMirror"])
+        {
+            assert!(conditions.contains(&format!("`{reason}`")), "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_other_mirrors_stand_in_the_way_of_is_told() {
+        let overlapping = Seen {
+            overlaps: vec![Overlap::SamePlace {
+                other: "b".to_owned(),
+            }],
+            ..seen()
+        };
+        let before = plan(&ImageMirrorStatus::default(), &seen(), at(20));
+        let of = |status: &ImageMirrorStatus| {
+            let mut conditions = status.conditions.iter();
+            conditions
+                .find(|condition| condition.type_ == "MirrorsOverlap")
+                .map(|condition| (condition.reason.clone(), condition.message.clone()))
+        };
+        assert_eq!(of(&before), None);
+        let status = plan(&before, &overlapping, at(30));
+        let (reason, message) = of(&status).unwrap();
+        assert_eq!(reason, "SameRegistry");
+        assert!(
+            message.starts_with("ImageMirror b has the same registry"),
+            "{message}"
+        );
+        assert_eq!(of(&plan(&status, &seen(), at(40))).unwrap().0, "Apart");
+    }
+
+    #[test]
+    fn what_is_not_in_force_is_told_by_its_reason() {
+        let good = plan(&ImageMirrorStatus::default(), &seen(), at(20));
+        let bad = Seen {
+            health: None,
+            ..seen()
+        };
+        let status = plan(&good, &bad, at(30));
+        assert_eq!(status.health.unwrap().reason, "NotInForce");
+    }
+
+    #[test]
+    fn a_refusal_is_told_with_host_and_secret() {
+        let refusals = [
+            (
+                Refusal::Registry,
+                "mirror.test refuses the credentials of Secret read.",
+            ),
+            (
+                Refusal::Challenge("the realm is nowhere".into()),
+                "mirror.test answers, but no image can be asked for: the realm is nowhere.",
+            ),
+            (
+                Refusal::Images,
+                "mirror.test answers, but refuses every image that it was asked for with the credentials of \
+                 Secret read.",
+            ),
+        ];
+        for (refusal, expected) in refusals {
+            let refused = Seen {
+                credentials: Some(Err((refusal.reason(), refusal.tell("mirror.test", Some("read"))))),
+                ..seen()
+            };
+            let status = plan(&ImageMirrorStatus::default(), &refused, at(20));
+            let told = condition(&status, "CredentialsValid");
+            let reason = match refusal {
+                Refusal::Challenge(_) => "ChallengeNotMet",
+                Refusal::Registry | Refusal::Images => "Unauthorized",
+            };
+            assert_eq!((&*told.status, &*told.reason), ("False", reason));
+            assert_eq!(told.message, expected);
+        }
     }
 
     #[test]
@@ -550,6 +794,13 @@ mod tests {
                 "metadata": {"resourceVersion": "7"},
                 "status": {"platforms": ["amd64"], "health": null},
             })
+        );
+        // What goes from within a field goes from the stored status too.
+        let mut told = before.clone();
+        told.health.as_mut().unwrap().message = Some("refused".to_owned());
+        assert_eq!(
+            patch(&told, &before, 7)["status"],
+            json!({"health": {"message": null}})
         );
         let whole = patch(&ImageMirrorStatus::default(), &before, 7);
         let fields: Vec<_> = whole["status"].as_object().unwrap().keys().collect();
@@ -600,6 +851,7 @@ mod tests {
             health: Some(Health {
                 state: State::Unhealthy,
                 fault: Some(fault),
+                cause: None,
                 since: at(12),
                 proven_since: at(10),
             }),
@@ -609,6 +861,66 @@ mod tests {
         assert_eq!(condition(&status, "Healthy").reason, "ConnectionRefused");
         assert_eq!(status.health.as_ref().unwrap().reason, "ConnectionRefused");
         assert_eq!(plan(&status, &down(Fault::Timeout), at(30)), status);
+    }
+
+    #[test]
+    fn the_cause_of_a_failure_is_told_and_another_one_when_it_is_due() {
+        let down = |cause: &str, cause_is_due| Seen {
+            health: Some(Health {
+                state: State::Unhealthy,
+                fault: Some(Fault::Tls),
+                cause: Some(cause.into()),
+                since: at(12),
+                proven_since: at(10),
+            }),
+            cause_is_due,
+            ..seen()
+        };
+        let status = plan(
+            &ImageMirrorStatus::default(),
+            &down("it has ended\n", false),
+            at(20),
+        );
+        let told = condition(&status, "Healthy");
+        assert_eq!(told.reason, "TLSHandshakeFailed");
+        assert_eq!(
+            told.message,
+            r"The mirror failed its probes, and images stay upstream: it has ended\n"
+        );
+        assert_eq!(health(&status).unwrap().cause.as_deref(), Some("it has ended\n"));
+        assert_eq!(plan(&status, &down("it has ended\n", true), at(30)), status);
+        assert_eq!(plan(&status, &down("another name", false), at(30)), status);
+        let later = plan(&status, &down("another name", true), at(90));
+        let told_later = condition(&later, "Healthy");
+        assert!(
+            told_later.message.ends_with(": another name"),
+            "{}",
+            told_later.message
+        );
+        assert_eq!(told_later.last_transition_time, told.last_transition_time);
+        // However long it is, the condition has a bound.
+        let long = plan(&status, &down(&"é".repeat(10_000), true), at(90));
+        assert!(condition(&long, "Healthy").message.len() <= MESSAGE);
+    }
+
+    #[test]
+    fn images_that_nobody_can_read_are_told_until_there_are_none() {
+        let readable = |told: Result<(), &str>| Seen {
+            images_readable: Some(told.map_err(Into::into)),
+            ..seen()
+        };
+        let of = |status: &ImageMirrorStatus| {
+            let condition = condition_of(status, ConditionType::ImagesReadable);
+            condition.map(|condition| (condition.status.clone(), condition.message.clone()))
+        };
+        let status = plan(&ImageMirrorStatus::default(), &readable(Ok(())), at(20));
+        assert_eq!(of(&status), None);
+        let status = plan(&status, &readable(Err("1 of 2")), at(30));
+        assert_eq!(of(&status), Some(("False".to_owned(), "1 of 2".to_owned())));
+        // Whoever has not looked yet leaves it as it is.
+        assert_eq!(of(&plan(&status, &seen(), at(40))), of(&status));
+        let status = plan(&status, &readable(Ok(())), at(50));
+        assert_eq!(of(&status).unwrap().0, "True");
     }
 
     #[test]

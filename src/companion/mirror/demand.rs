@@ -7,7 +7,12 @@ use tokio::{sync::mpsc, task::JoinSet};
 use super::{context::Context, look::locate};
 use crate::{
     clock,
-    domain::{health::State, presence::Presence, reason::Reason},
+    domain::{
+        health::State,
+        image::{ImageKey, KeyRef},
+        presence::Presence,
+        reason::Reason,
+    },
     state::Demand,
 };
 
@@ -19,8 +24,8 @@ const AT_ONCE: usize = 16;
 
 /// Takes in new images until the task is dropped.
 pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
-    let mut under_way: HashSet<String> = HashSet::new();
-    let mut looks: JoinSet<String> = JoinSet::new();
+    let mut under_way: HashSet<ImageKey> = HashSet::new();
+    let mut looks: JoinSet<ImageKey> = JoinSet::new();
     loop {
         tokio::select! {
             Some(ended) = looks.join_next() => match ended {
@@ -34,12 +39,12 @@ pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
                 }
             },
             Some(demand) = wanted.recv(), if looks.len() < AT_ONCE => {
-                if !is_due(&context, &demand.key) || !under_way.insert(demand.key.clone()) {
+                if !is_due(&context, demand.key.by_ref()) || !under_way.insert(demand.key.clone()) {
                     continue;
                 }
                 let context = context.clone();
                 looks.spawn(async move {
-                    first_look(&context, &demand.key).await;
+                    first_look(&context, demand.key.by_ref()).await;
                     demand.key
                 });
             }
@@ -48,7 +53,7 @@ pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
 }
 
 /// Whether an image was not looked at for as long as an absence is remembered. Notes it if new.
-fn is_due(context: &Context, key: &str) -> bool {
+fn is_due(context: &Context, key: KeyRef<'_>) -> bool {
     let Some(present) = context.present() else {
         return false;
     };
@@ -64,7 +69,7 @@ fn is_due(context: &Context, key: &str) -> bool {
     }
 }
 
-async fn first_look(context: &Context, key: &str) {
+async fn first_look(context: &Context, key: KeyRef<'_>) {
     let Some(present) = context.present() else { return };
     if present.health().state != State::Healthy {
         // It is noted; the sweep after the mirror's recovery looks at it.

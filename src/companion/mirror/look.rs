@@ -6,18 +6,20 @@ use tokio::time::Instant;
 
 use super::{
     context::{Context, CurrentMirror},
+    reports::Refusal,
     upstream,
 };
 use crate::{
     domain::{
         answer::Answer,
-        decision::Finding,
-        image::Reference,
+        image::{KeyRef, Reference},
         mirror::{Access, Kind, Mirror},
-        platform::Architectures,
         presence::{Presence, Proof, reason_of},
     },
-    registry::pace::Pace,
+    registry::{
+        look::{Extent, Manner},
+        pace::Pace,
+    },
 };
 
 /// How long one answer may take where nobody waits for it.
@@ -28,23 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Located<'a> {
     pub(super) reference: Reference<'a>,
     pub(super) repository: String,
-    /// The image's key in the presence index: its name, and tag or digest.
-    key: String,
-}
-
-impl Located<'_> {
-    /// Returns the image's name as mirrors' sources have it: without tag and digest.
-    fn name(&self) -> &str {
-        self.reference.name_in(&self.key)
-    }
+    key: KeyRef<'a>,
 }
 
 /// Returns where the image of a key stands on a mirror.
-pub(super) fn locate<'a>(settings: &Mirror, key: &'a str) -> Option<Located<'a>> {
-    let reference = Reference::parse(key).ok()?;
+pub(super) fn locate<'a>(settings: &Mirror, key: KeyRef<'a>) -> Option<Located<'a>> {
+    let reference = key.reference();
     let repository = settings.mapping.repository_path(&reference).ok()?;
-    let mut key = String::new();
-    reference.write_key(&mut key);
     Some(Located {
         reference,
         repository,
@@ -70,32 +62,25 @@ impl Context {
     ) -> Result<Presence, (Answer, Presence)> {
         let (client, repository) = (&self.client, &located.repository);
         let asked = located.reference.manifest_reference();
-        let (answer, architectures) = match (present.settings().kind, pace) {
-            (Kind::Hosted, Some(pace)) => client.look_slowly(repository, asked, pace, PATIENCE).await,
-            (Kind::Hosted, None) => {
-                let deadline = Instant::now() + PATIENCE;
-                client.look(repository, asked, deadline).await
-            }
+        let (manner, extent) = match (present.settings().kind, pace) {
+            (Kind::Hosted, Some(pace)) => (Manner::InTurn(pace, PATIENCE), Extent::Configurations),
+            (Kind::Hosted, None) => (Manner::AtOnce(Instant::now() + PATIENCE), Extent::Configurations),
             // It fetches what it lacks, so what an index names is there; looking would be a download.
-            (Kind::PullThrough, _) => {
-                self.downloads.turn().await;
-                let deadline = Instant::now() + PATIENCE;
-                let answer = client.get(repository, asked, deadline).await;
-                let architectures = match &answer {
-                    Answer::Exists(manifest) => Finding::named_by(manifest),
-                    _ => Architectures::NONE,
-                };
-                (answer, architectures)
-            }
+            (Kind::PullThrough, _) => (Manner::InTurn(&self.downloads, PATIENCE), Extent::Named),
         };
+        // Large, as it holds looks at many children; where it is called mostly a HEAD is all.
+        let look = Box::pin(client.look(repository, asked, manner, extent));
+        let (answer, platforms) = look.await;
         match answer {
             Answer::Exists(manifest) => {
-                let mut proof = Proof::new(&manifest, architectures);
+                self.note_credentials(Refusal::Images, true);
+                let mut proof = Proof::new(&manifest, platforms);
                 proof.public = self.is_public(present, located, &proof).await;
                 Ok(Presence::Present(proof))
             }
             Answer::Missing => Ok(Presence::Missing),
             other => {
+                self.tell(located.key, &other);
                 let presence = Presence::Unknown(reason_of(&other));
                 Err((other, presence))
             }
@@ -108,11 +93,11 @@ impl Context {
         if !present.asks_upstream(located) {
             return None;
         }
-        let (reference, name) = (&located.reference, located.name());
+        let (reference, name) = (&located.reference, located.key.name());
         let told = upstream::gives_to_everybody(&self.upstreams, reference, name, PATIENCE).await;
         told.or_else(|| {
             let index = self.store.index();
-            match &index.get(&self.mirror, &located.key)?.presence {
+            match &index.get(&self.mirror, located.key)?.presence {
                 Presence::Present(known) if known.digest == proof.digest => known.public,
                 _ => None,
             }
@@ -123,7 +108,7 @@ impl Context {
 impl CurrentMirror {
     /// Whether upstream decides who gets this image: it is from a public source that has credentials.
     pub(super) fn asks_upstream(&self, located: &Located<'_>) -> bool {
-        let candidates = self.snapshot.routing.candidates(located.name());
+        let candidates = self.snapshot.routing.candidates(located.key.name());
         let mut candidates = candidates.ordered.iter();
         candidates
             .find(|candidate| candidate.mirror == self.id)

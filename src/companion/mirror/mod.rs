@@ -39,6 +39,7 @@ use crate::{
     registry::{Client, pace::Pace, pool::Pool},
     state::{Demand, Doubt, Store},
     tasks::panic_message,
+    telemetry::Throttle,
 };
 
 use self::{context::Context, reports::Reports};
@@ -103,10 +104,11 @@ pub async fn run(
                     reports: reports.clone(),
                     downloads: Arc::new(Pace::new(Some(PULL_THROUGH_RATE))),
                     began: (clock::now(), Instant::now()),
+                    faults: Arc::new(Throttle::each_minute()),
                 };
                 // Once only: what starts anew later does so because its mirror is another one.
                 let inherits = inherited.remove(&mirror.name);
-                let known = context.present().map(|present| present.health());
+                let known = context.present().map(|present| present.health().clone());
                 let health = known
                     .filter(|health| inherits || health.state == State::Unknown)
                     .unwrap_or_else(|| Health::unknown(clock::now()));
@@ -169,15 +171,16 @@ pub async fn look_once(store: &Store, deadline: Instant) {
             return;
         };
         let asked_at = clock::now();
-        let (state, fault) = match Observation::of_ping(client.ping(deadline).await) {
-            Observation::Good => (State::Healthy, None),
-            Observation::Bad(fault) => (State::Unhealthy, Some(fault)),
+        let (state, fault, cause) = match Observation::of_ping(&client.ping(deadline).await) {
+            Observation::Good => (State::Healthy, None, None),
+            Observation::Bad(fault, cause) => (State::Unhealthy, Some(fault), cause),
         };
         store.set_health(
             &mirror.name,
             Health {
                 state,
                 fault,
+                cause,
                 since: asked_at,
                 proven_since: asked_at,
             },
@@ -194,8 +197,8 @@ impl Worker {
         let (doubts, doubted) = mpsc::channel(QUEUE);
         let (demand, wanted) = mpsc::channel(QUEUE);
         let client = context.client.clone();
-        context.store.set_health(&context.mirror, health);
         context.metrics.set_health(&context.mirror, health.state);
+        context.store.set_health(&context.mirror, health);
         context.reports.probed(&context.mirror);
         let mut tasks = JoinSet::new();
         tasks.spawn(prober::run(context.clone(), doubted));
@@ -266,7 +269,7 @@ fn watch_upstreams(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::Endpoint;
+    use crate::{domain::mirror::Trust, registry::Endpoint};
 
     #[tokio::test]
     async fn a_task_that_panics_is_noticed_without_any_other_event() {
@@ -276,6 +279,7 @@ mod tests {
             client: Client::new(&Endpoint {
                 url: "http://127.0.0.1:1".to_owned(),
                 ca_bundle: None,
+                trust: Trust::default(),
                 credentials: None,
             })
             .unwrap(),

@@ -1,30 +1,33 @@
 //! The health of one mirror: a ping, an image known to be there, now and then a blob.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 
-use super::{context::Context, look::locate};
+use super::{context::Context, look::locate, reports::Refusal};
 use crate::{
     clock,
     domain::{
-        answer::{Ambiguity, Answer, Failure, Manifest},
+        answer::{Ambiguity, Answer, Failure, Limit, Manifest, Particulars, Unreachable},
         digest::Digest,
         health::{Fault, Health, Machine, Observation, State},
+        image::{ImageKey, KeyRef},
         mirror::{HealthSettings, Kind, Mirror},
-        platform::Architectures,
-        presence::{Presence, Proof, reason_of},
+        platform::Platforms,
+        presence::{Entry, Presence, Proof, reason_of},
+        reason::Reason,
         snapshot::Snapshot,
         time::Timestamp,
     },
     state::Doubt,
+    telemetry::Reminder,
 };
 
 /// Every so many rounds a blob is read: a mirror that hangs while sending data is worse than a dead
-/// one, because nodes wait for it.
+/// one, because nodes wait for it. As often the ping opens a connection of its own, as nodes do.
 const BLOB_EVERY: u32 = 15;
 
 /// How much of a blob is read.
@@ -33,8 +36,17 @@ const BLOB_BYTES: u64 = 64 * 1024;
 /// How many images of an index are tried for one that is there.
 const CHILDREN: usize = 4;
 
-/// How many known images take turns as canary.
+/// How many known images take turns as canary, each another one by its digest or its class.
 const CANARIES: usize = 16;
+
+/// How many images are looked at beside one that shows a fault, before that counts as the mirror's.
+const OTHERS: usize = 7;
+
+/// How many different images must show a fault for it to be the mirror's.
+const SEVERAL: usize = 3;
+
+/// The shortest time between two looks for an image that was refused.
+const ASK_REFUSED: Duration = Duration::from_secs(30);
 
 /// The shortest pause between two rounds that a doubt calls for.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
@@ -43,15 +55,19 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
 /// count for nothing here but bring the next look forward.
 pub(super) async fn run(context: Context, mut doubts: mpsc::Receiver<Doubt>) {
     let mut snapshots = context.store.subscribe();
-    let health = context
-        .present()
-        .map_or_else(|| Health::unknown(clock::now()), |present| present.health());
+    let health = context.present().map_or_else(
+        || Health::unknown(clock::now()),
+        |present| present.health().clone(),
+    );
     let mut prober = Prober {
         machine: Machine::resume(HealthSettings::default(), health),
         canaries: Vec::new(),
         rounds: 0,
         data_in_doubt: false,
+        door_in_doubt: false,
         doubted: false,
+        asked_refused: None,
+        said: Reminder::default(),
         context,
     };
     while let Some(present) = prober.context.present() {
@@ -66,10 +82,10 @@ pub(super) async fn run(context: Context, mut doubts: mpsc::Receiver<Doubt>) {
             // is older than that.
             continue;
         }
+        let is_good = observation == Observation::Good;
         let confirm_now = prober.observe(observation);
         // A doubt that the look confirms calls for another one, until it is known.
-        prober.doubted &=
-            observation != Observation::Good && prober.machine.health().state != State::Unhealthy;
+        prober.doubted &= !is_good && prober.machine.health().state != State::Unhealthy;
         if confirm_now {
             continue;
         }
@@ -85,22 +101,43 @@ struct Prober {
     rounds: u32,
     /// The last data that was asked for did not come.
     data_in_doubt: bool,
+    /// The last connection that was opened for a ping did not serve it; one that is kept proves nothing then.
+    door_in_doubt: bool,
     /// Somebody looked for an image in vain, and no look has shown since that the mirror is well.
     doubted: bool,
+    /// When one of the images that were all refused was asked for.
+    asked_refused: Option<Instant>,
+    /// What was said of why the mirror fails.
+    said: Reminder,
 }
 
 /// An image known to be there.
 #[derive(Clone)]
 struct Canary {
-    key: String,
+    key: ImageKey,
     digest: Digest,
 }
 
-/// What came of reading an image's data.
-enum Data {
-    Observed(Observation),
+/// What a look at a canary shows.
+enum Sight {
+    /// It is there, and so is its data where that was asked for.
+    Sound,
+    /// It is not to be had, which says nothing of the mirror's health.
+    Gone(Answer),
     /// None of the images that an index names and that were there are there any more; these were tried.
-    NoChild(Architectures),
+    Childless(Platforms),
+    /// The answer is one that every image would get if the mirror failed. It may be this image's alone.
+    Faulty(Fault, Answer),
+    /// Nothing can be told now.
+    Unclear,
+}
+
+/// Returns what to write of an image that is not to be had.
+fn presence_after(answer: &Answer) -> Presence {
+    match answer {
+        Answer::Missing => Presence::Missing,
+        other => Presence::Unknown(reason_of(other)),
+    }
 }
 
 impl Prober {
@@ -135,7 +172,7 @@ impl Prober {
         };
         let differs = self.machine.health() != present.health();
         if differs {
-            self.machine = Machine::resume(present.settings().health, present.health());
+            self.machine = Machine::resume(present.settings().health, present.health().clone());
         }
         differs
     }
@@ -143,127 +180,233 @@ impl Prober {
     /// Takes in an observation and publishes what changed. Returns whether to look again at once.
     fn observe(&mut self, observation: Observation) -> bool {
         self.resume();
-        let before = self.machine.health();
+        let before = self.machine.health().clone();
         let observed = self.machine.observe(observation, clock::now());
         let health = self.machine.health();
-        if observed.changed {
-            self.publish(before.state);
-        } else if health.fault != before.fault {
-            // Another cause of the same state.
-            self.context.store.set_health(&self.context.mirror, health);
+        let differs = (health.fault, &health.cause) != (before.fault, &before.cause);
+        if observed.changed || differs {
+            self.publish(before.state, observed.changed);
         }
         observed.confirm_now
     }
 
-    fn publish(&self, before: State) {
+    /// Publishes the health: another state, or another cause of the same.
+    fn publish(&mut self, before: State, changed: bool) {
         let health = self.machine.health();
         let mirror = self.context.mirror.as_str();
-        self.context.store.set_health(mirror, health);
+        self.context.store.set_health(mirror, health.clone());
         self.context.metrics.set_health(mirror, health.state);
         let (from, to) = (before.as_str(), health.state.as_str());
-        if let Some(fault) = health.fault {
-            tracing::warn!(mirror, from, to, fault = fault.as_str(), "mirror health changed");
-        } else {
+        let Some(fault) = health.fault else {
+            self.said.ended();
             tracing::info!(mirror, from, to, "mirror health changed");
+            return;
+        };
+        let (fault, cause) = (fault.as_str(), health.cause.as_deref());
+        let is_due = self
+            .said
+            .failed(cause.unwrap_or(fault), Instant::now().into_std());
+        if changed {
+            tracing::warn!(mirror, from, to, fault, cause, "mirror health changed");
+        } else if is_due {
+            tracing::warn!(mirror, fault, cause, "the mirror fails otherwise than before");
         }
     }
 
-    /// Looks at the mirror once; the first thing that is bad counts.
+    /// Looks at the mirror once: at `/v2/`, and at a known image. One that shows a fault is compared with
+    /// others before that says anything of the mirror.
     async fn round(&mut self, settings: &Mirror) -> Observation {
         self.rounds = self.rounds.wrapping_add(1);
         let timeout = settings.health.timeout;
-        match self.context.client.ping(Instant::now() + timeout).await {
+        let client = &self.context.client;
+        let anew = self.rounds.is_multiple_of(BLOB_EVERY) || self.door_in_doubt;
+        let ping = if anew {
+            // A handshake goes to and fro some more times.
+            client.ping_anew(Instant::now() + 3 * timeout).await
+        } else {
+            client.ping(Instant::now() + timeout).await
+        };
+        self.door_in_doubt = anew && Observation::of_ping(&ping) != Observation::Good;
+        match ping {
             // Unauthorized means alive; images will be answered the same and tell.
-            Ok(()) => self.context.reports.credentials(&self.context.mirror, true),
-            Err(Failure::Unauthorized) => self.context.reports.credentials(&self.context.mirror, false),
-            failed => return Observation::of_ping(failed),
+            Ok(()) => self.context.note_credentials(Refusal::Registry, true),
+            Err(Failure::Unauthorized) => self.context.note_credentials(Refusal::Registry, false),
+            Err(Failure::Ambiguous(Ambiguity::Challenge(Particulars { words, .. }))) => {
+                let why = words.unwrap_or_default();
+                self.context.note_credentials(Refusal::Challenge(why), false);
+            }
+            // Nobody can tell now whether it takes the credentials, and it lives.
+            Err(Failure::RateLimited { of: Limit::Token, .. }) => {}
+            failed => return Observation::of_ping(&failed),
         }
         let Some(canary) = self.next_canary() else {
+            self.ask_for_refused(settings).await;
             return Observation::Good;
         };
-        let Some(located) = locate(settings, &canary.key) else {
-            return Observation::Good;
+        // Once data did not come, a look without any proves nothing until some comes again.
+        let with_data = self.rounds.is_multiple_of(BLOB_EVERY) || self.data_in_doubt;
+        let asked_at = clock::now();
+        let sight = self.look(&canary, settings, with_data).await;
+        let mut sights = vec![(canary, sight)];
+        if let [(canary, Sight::Faulty(..))] = &sights[..] {
+            let others = self.look_at_others(canary, settings, with_data).await;
+            sights.extend(others);
+        }
+        self.take_in(sights, with_data, asked_at)
+    }
+
+    /// Takes in what canaries showed. A fault is the mirror's where several of them show it and none is
+    /// sound; else it is that of the images.
+    fn take_in(&mut self, sights: Vec<(Canary, Sight)>, with_data: bool, asked_at: Timestamp) -> Observation {
+        let one_is_sound = sights.iter().any(|(_, sight)| matches!(sight, Sight::Sound));
+        let faults = sights.iter().filter_map(|(canary, sight)| match sight {
+            Sight::Faulty(fault, answer) => Some((&canary.digest, (*fault, answer))),
+            _ => None,
+        });
+        let fault = faults
+            .clone()
+            .next()
+            .map(|(_, (fault, answer))| Observation::images(fault, answer));
+        let several = faults.map(|(digest, _)| digest).collect::<HashSet<_>>().len() >= SEVERAL;
+        if with_data {
+            // One that lost its children may not be the only one, and no look without data would tell.
+            let childless = |(_, sight): &(Canary, Sight)| matches!(sight, Sight::Childless(_));
+            self.data_in_doubt = (fault.is_some() && !one_is_sound) || sights.iter().any(childless);
+        }
+        let fault = fault.filter(|_| several && !one_is_sound);
+        for (canary, sight) in sights {
+            match sight {
+                Sight::Sound => {
+                    self.machine.canary(canary.key.by_ref(), true, clock::now());
+                }
+                Sight::Gone(answer) => {
+                    self.gone(canary.key.by_ref(), presence_after(&answer), &answer, asked_at);
+                }
+                Sight::Childless(tried) => {
+                    if let Some(presence) = self.without(canary.key.by_ref(), tried) {
+                        self.gone(canary.key.by_ref(), presence, &Answer::Missing, asked_at);
+                    }
+                }
+                Sight::Faulty(_, answer) if fault.is_none() => {
+                    self.damaged(canary.key.by_ref(), &answer, asked_at);
+                }
+                Sight::Faulty(..) | Sight::Unclear => {}
+            }
+        }
+        fault.unwrap_or(Observation::Good)
+    }
+
+    /// Looks at one image that is known to be there.
+    async fn look(&self, canary: &Canary, settings: &Mirror, with_data: bool) -> Sight {
+        let Some(located) = locate(settings, canary.key.by_ref()) else {
+            return Sight::Unclear;
         };
         let asked = match settings.kind {
             Kind::Hosted => located.reference.manifest_reference(),
             // By tag it would ask upstream, each time.
             Kind::PullThrough => &canary.digest.to_string(),
         };
-        // Once data did not come, a look without any proves nothing until some comes again.
-        let with_data = self.rounds.is_multiple_of(BLOB_EVERY) || self.data_in_doubt;
+        let (client, timeout) = (&self.context.client, settings.health.timeout);
         let deadline = Instant::now() + timeout;
-        let asked_at = clock::now();
         let answer = if with_data {
-            self.context
-                .client
-                .get(&located.repository, asked, deadline)
-                .await
+            client.get(&located.repository, asked, deadline).await
         } else {
-            self.context
-                .client
-                .head(&located.repository, asked, deadline)
-                .await
+            client.head(&located.repository, asked, deadline).await
         };
-        let mut lost_children = false;
-        let observation = match &answer {
-            Answer::Exists(manifest) => {
-                let data = if with_data {
-                    let known = self.architectures(&canary.key, settings.kind);
-                    self.read_data(&located.repository, manifest, known, timeout)
-                        .await
-                } else {
-                    Data::Observed(Observation::Good)
-                };
-                match data {
-                    Data::Observed(observation) => {
-                        self.machine.canary(&canary.key, true, clock::now());
-                        observation
-                    }
-                    Data::NoChild(tried) => {
-                        lost_children = true;
-                        let presence = self.without(&canary.key, tried);
-                        self.gone(&canary.key, presence, &Answer::Missing, asked_at);
-                        Observation::Good
-                    }
-                }
-            }
-            other => {
-                if let Some(observation) = Observation::of(other) {
-                    observation
-                } else {
-                    let presence = match other {
-                        Answer::Missing => Some(Presence::Missing),
-                        // The mirror asked to wait; the image may be there.
-                        Answer::RateLimited { .. } => None,
-                        other => Some(Presence::Unknown(reason_of(other))),
-                    };
-                    self.gone(&canary.key, presence, other, asked_at);
-                    Observation::Good
-                }
-            }
-        };
-        if with_data {
-            // One that lost its children may not be the only one, and no look without data would tell.
-            self.data_in_doubt = observation != Observation::Good || lost_children;
+        if matches!(answer, Answer::Exists(_)) {
+            self.context.note_credentials(Refusal::Images, true);
         }
-        observation
+        match (&answer, Observation::of(&answer)) {
+            (Answer::Exists(manifest), _) if with_data => {
+                let known = self.platforms(canary.key.by_ref(), settings.kind);
+                self.read_data(&located.repository, manifest, known, timeout)
+                    .await
+            }
+            (Answer::Exists(_), _) => Sight::Sound,
+            (_, Some(Observation::Bad(fault, _))) => Sight::Faulty(fault, answer),
+            // The mirror asked to wait; the image may be there.
+            (Answer::RateLimited { .. }, _) => Sight::Unclear,
+            _ => Sight::Gone(answer),
+        }
     }
 
-    /// Returns the architectures for which a canary was there; all where nobody looked.
-    fn architectures(&self, key: &str, kind: Kind) -> Architectures {
+    /// Looks at some images beside one that shows a fault, all at once.
+    async fn look_at_others(
+        &self,
+        beside: &Canary,
+        settings: &Mirror,
+        with_data: bool,
+    ) -> Vec<(Canary, Sight)> {
+        let position = self.canaries.iter().position(|canary| canary.key == beside.key);
+        let others = self
+            .canaries
+            .iter()
+            .cycle()
+            .skip(position.unwrap_or_default() + 1);
+        let others = others.take(self.canaries.len().saturating_sub(1).min(OTHERS));
+        // As long as the one before had, with its manifest, a child and data.
+        let deadline = Instant::now() + 3 * settings.health.timeout;
+        let looks = others.map(async |canary| {
+            let looked = timeout_at(deadline, self.look(canary, settings, with_data)).await;
+            let timeout = Answer::Unreachable(Unreachable::Timeout, Particulars::default());
+            let silent = || Sight::Faulty(Fault::Timeout, timeout);
+            (canary.clone(), looked.unwrap_or_else(|_| silent()))
+        });
+        futures_util::future::join_all(looks).await
+    }
+
+    /// Asks now and then for one of the images that were refused, where all were: other credentials are noticed
+    /// by that. Says nothing of health.
+    async fn ask_for_refused(&mut self, settings: &Mirror) {
+        let Context { mirror, reports, .. } = &self.context;
+        let is_due = self
+            .asked_refused
+            .is_none_or(|asked| asked.elapsed() >= ASK_REFUSED);
+        // For a pull-through mirror it may be a download, which sweeps space out.
+        if !is_due
+            || settings.kind != Kind::Hosted
+            || reports.of(mirror).credentials() != Some(Err(Refusal::Images))
+        {
+            return;
+        }
+        let refused = {
+            let index = self.context.store.index();
+            let is_refused = |entry: &Entry| entry.presence == Presence::Unknown(Some(Reason::Unauthorized));
+            let mut refused = index.entries(mirror).filter(|(_, entry)| is_refused(entry));
+            refused.next().map(|(key, _)| ImageKey::from(key))
+        };
+        let Some(refused) = refused else { return };
+        let Some(located) = locate(settings, refused.by_ref()) else {
+            return;
+        };
+        self.asked_refused = Some(Instant::now());
+        let reference = located.reference.manifest_reference();
+        let deadline = Instant::now() + settings.health.timeout;
+        let answer = self
+            .context
+            .client
+            .head(&located.repository, reference, deadline)
+            .await;
+        if matches!(answer, Answer::Exists(_) | Answer::Missing) {
+            self.context.note_credentials(Refusal::Images, true);
+        }
+    }
+
+    /// Returns the platforms for which a canary was there; all where nobody looked.
+    fn platforms(&self, key: KeyRef<'_>, kind: Kind) -> Platforms {
         let index = self.context.store.index();
         match index.get(&self.context.mirror, key).map(|entry| &entry.presence) {
-            Some(Presence::Present(proof)) if kind == Kind::Hosted => proof.architectures,
-            _ => Architectures::ALL,
+            Some(Presence::Present(proof)) if kind == Kind::Hosted => proof.platforms,
+            _ => Platforms::ALL,
         }
     }
 
-    /// Returns what is left of a canary's proof without some architectures.
-    fn without(&self, key: &str, gone: Architectures) -> Option<Presence> {
+    /// Returns what is left of a canary's proof without some platforms.
+    fn without(&self, key: KeyRef<'_>, gone: Platforms) -> Option<Presence> {
         let index = self.context.store.index();
         match &index.get(&self.context.mirror, key)?.presence {
             Presence::Present(proof) => Some(Presence::Present(Proof {
-                architectures: proof.architectures.without(gone),
+                platforms: proof.platforms.without(gone),
                 ..proof.clone()
             })),
             _ => None,
@@ -276,64 +419,75 @@ impl Prober {
         &self,
         repository: &str,
         manifest: &Manifest,
-        known: Architectures,
+        known: Platforms,
         timeout: Duration,
-    ) -> Data {
+    ) -> Sight {
         let client = &self.context.client;
         let mut blob = manifest.blob.clone();
-        let mut gone = Architectures::NONE;
-        let named = manifest
-            .children
-            .iter()
-            .filter_map(|child| Some((child, Architectures::of(child.architecture.as_deref()?))))
-            .filter(|(_, architecture)| known.contains(*architecture));
+        let mut gone = Platforms::NONE;
+        let children = manifest.children.iter();
+        let named = children.filter(|child| !child.takers.and(known).is_empty());
         // One for all: a round that takes too long would pass for one that stalls.
         let deadline = Instant::now() + timeout;
-        for (child, architecture) in named.take(CHILDREN) {
+        for child in named.take(CHILDREN) {
             match client.get(repository, &child.digest.to_string(), deadline).await {
                 Answer::Exists(manifest) => {
-                    gone = Architectures::NONE;
+                    gone = Platforms::NONE;
                     blob = manifest.blob;
                     break;
                 }
-                Answer::Missing => gone = gone.or(architecture),
+                Answer::Missing => gone = gone.or(child.takers),
                 other => {
-                    return Data::Observed(Observation::of(&other).unwrap_or(Observation::Good));
+                    return match Observation::of(&other) {
+                        Some(Observation::Bad(fault, _)) => Sight::Faulty(fault, other),
+                        _ => Sight::Sound,
+                    };
                 }
             }
         }
         // Where nobody looked before, there is nothing that could be gone.
-        if !gone.is_empty() && known != Architectures::ALL {
-            return Data::NoChild(gone);
+        if !gone.is_empty() && known != Platforms::ALL {
+            return Sight::Childless(gone);
         }
         let Some(blob) = blob else {
-            return Data::Observed(Observation::Good);
+            return Sight::Sound;
         };
         let deadline = Instant::now() + timeout;
-        Data::Observed(
-            match client
-                .beginning(repository, &blob.digest, BLOB_BYTES, deadline)
-                .await
-            {
-                // The image may be broken, which says nothing of others.
-                Ok(_)
-                | Err(
-                    Failure::Missing
-                    | Failure::RateLimited { .. }
-                    | Failure::Ambiguous(Ambiguity::DigestMismatch),
-                ) => Observation::Good,
-                Err(_) => Observation::Bad(Fault::DataPath),
-            },
-        )
+        match client
+            .beginning(repository, &blob.digest, BLOB_BYTES, deadline)
+            .await
+        {
+            // The image may be broken, which says nothing of others.
+            Ok(_)
+            | Err(
+                Failure::Missing
+                | Failure::RateLimited { .. }
+                | Failure::Ambiguous(Ambiguity::DigestMismatch),
+            ) => Sight::Sound,
+            Err(failure) => Sight::Faulty(Fault::DataPath, failure.into()),
+        }
+    }
+
+    /// Notes that an image shows a fault that is not the mirror's: others take its place as canary. What the
+    /// mirror answers for it is that image's own reason; silence is for the sweeps to judge, and data that does not come is
+    /// nobody's.
+    fn damaged(&mut self, key: KeyRef<'_>, answer: &Answer, asked_at: Timestamp) {
+        self.canaries.retain(|known| known.key.by_ref() != key);
+        if answer.proves_nothing() {
+            self.context.tell(key, answer);
+            let mirror = self.context.mirror.as_str();
+            let presence = Presence::Unknown(reason_of(answer));
+            let mut index = self.context.store.index_mut();
+            index.write(mirror, key, presence, asked_at, clock::now());
+        }
     }
 
     /// Notes that an image that was there is not to be had. Says nothing of health; but when it is
     /// one after the other, the mirror was emptied, or gives nothing to Kagami any more, and every
     /// proof is void.
-    fn gone(&mut self, key: &str, presence: Option<Presence>, answer: &Answer, asked_at: Timestamp) {
-        let Some(presence) = presence else { return };
+    fn gone(&mut self, key: KeyRef<'_>, presence: Presence, answer: &Answer, asked_at: Timestamp) {
         self.resume();
-        self.canaries.retain(|known| known.key != key);
+        self.canaries.retain(|known| known.key.by_ref() != key);
         let now = clock::now();
         self.context
             .store
@@ -347,7 +501,7 @@ impl Prober {
             );
             self.context
                 .store
-                .set_health(&self.context.mirror, self.machine.health());
+                .set_health(&self.context.mirror, self.machine.health().clone());
         }
     }
 
@@ -355,17 +509,26 @@ impl Prober {
     fn next_canary(&mut self) -> Option<Canary> {
         if self.canaries.is_empty() || self.rounds.is_multiple_of(2 * BLOB_EVERY) {
             let index = self.context.store.index();
-            self.canaries = index
-                .entries(&self.context.mirror)
-                .filter_map(|(key, entry)| match &entry.presence {
-                    Presence::Present(proof) if !proof.architectures.is_empty() => Some(Canary {
-                        key: key.to_owned(),
+            self.canaries.clear();
+            for (key, entry) in index.entries(&self.context.mirror) {
+                if self.canaries.len() == CANARIES {
+                    break;
+                }
+                // One image under several tags is one image, and one damage. By tag and by digest the mirror
+                // may answer differently.
+                let is_another = |canary: &Canary, proof: &Proof| {
+                    canary.digest != proof.digest || canary.key.by_ref().class() != key.class()
+                };
+                if let Presence::Present(proof) = &entry.presence
+                    && !proof.platforms.is_empty()
+                    && self.canaries.iter().all(|canary| is_another(canary, proof))
+                {
+                    self.canaries.push(Canary {
+                        key: key.into(),
                         digest: proof.digest.clone(),
-                    }),
-                    _ => None,
-                })
-                .take(CANARIES)
-                .collect();
+                    });
+                }
+            }
         }
         let position = usize::try_from(self.rounds).unwrap_or_default() % self.canaries.len().max(1);
         self.canaries.get(position).cloned()

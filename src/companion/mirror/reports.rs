@@ -2,11 +2,14 @@
 //!
 //! Only the last of everything is kept. `kagami serve` has nobody to tell.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
-use crate::domain::{image::Class, presence::Counts, time::Timestamp};
+use crate::{
+    domain::{answer::Answer, image::Class, presence::Counts, time::Timestamp},
+    registry::Client,
+};
 
 /// The end of a complete sweep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,20 +25,104 @@ pub struct SweepEnd {
     pub tags_wait: bool,
 }
 
+/// What a mirror refuses to whoever asks with the credentials that it is asked with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Everything.
+    Registry,
+    /// Everything, because it wants authentication that nobody can give: why, in words.
+    Challenge(Box<str>),
+    /// Every image, although the registry answers.
+    Images,
+}
+
+impl Refusal {
+    /// Returns its name in the log.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Registry => "Registry",
+            Self::Challenge(_) => "Challenge",
+            Self::Images => "Images",
+        }
+    }
+
+    /// Returns the reason of the condition that tells of it.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Registry | Self::Images => "Unauthorized",
+            Self::Challenge(_) => "ChallengeNotMet",
+        }
+    }
+
+    /// Returns what to tell of it, of a client that a Secret should give credentials.
+    pub fn tell_of(&self, client: &Client, secret: Option<&str>) -> String {
+        match secret {
+            Some(secret) if !client.has_credentials() => self.tell_without(client.host(), secret),
+            _ => self.tell(client.host(), secret),
+        }
+    }
+
+    /// Returns what to tell of it where the Secret that is named gives no credentials to ask with.
+    fn tell_without(&self, host: &str, secret: &str) -> String {
+        match self {
+            Self::Challenge(_) => self.tell(host, Some(secret)),
+            Self::Registry | Self::Images => format!(
+                "{host} asks for credentials, and Secret {secret} gives none for it: condition CredentialsValid \
+                 tells why"
+            ),
+        }
+    }
+
+    /// Returns what to tell of it: who refuses, and to whom.
+    pub fn tell(&self, host: &str, secret: Option<&str>) -> String {
+        match (self, secret) {
+            (Self::Challenge(why), _) => format!("{host} answers, but no image can be asked for: {why}"),
+            (Self::Registry, Some(secret)) => format!("{host} refuses the credentials of Secret {secret}"),
+            (Self::Registry, None) => {
+                format!("{host} asks for credentials, and spec.endpoint.credentials names no Secret")
+            }
+            (Self::Images, Some(secret)) => format!(
+                "{host} answers, but refuses every image that it was asked for with the credentials of Secret \
+                 {secret}"
+            ),
+            (Self::Images, None) => format!(
+                "{host} answers, but refuses every image that it was asked for, and spec.endpoint.credentials \
+                 names no Secret"
+            ),
+        }
+    }
+}
+
 /// What the workers of one mirror told last.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Report {
     /// When the prober last ended a round.
     pub probed_at: Option<Instant>,
-    /// Whether the mirror takes the credentials it is asked with; none before the first answer.
-    pub credentials_accepted: Option<bool>,
+    /// Whether the registry takes the credentials it is asked with; none before the first answer.
+    registry_opens: Option<Result<(), Refusal>>,
+    /// Whether it gives them images; none before one was asked for.
+    images_open: Option<bool>,
     /// Whether nodes get its images; none before there was a Pod to tell by.
     pub nodes_can_pull: Option<bool>,
     pub tags: Option<SweepEnd>,
     pub digests: Option<SweepEnd>,
+    /// The last image for which the mirror's answer proved nothing, and that answer.
+    pub unproven: Option<Box<str>>,
+    /// Whether there are no known images for which it is so, or what to tell of them; none before the end of a
+    /// sweep.
+    pub images_readable: Option<Result<(), Box<str>>>,
 }
 
 impl Report {
+    /// Returns what the mirror refuses, if it refuses something; none before the first answer.
+    pub fn credentials(&self) -> Option<Result<(), Refusal>> {
+        match (self.registry_opens.as_ref()?, self.images_open) {
+            (Err(refusal), _) => Some(Err(refusal.clone())),
+            (Ok(()), Some(false)) => Some(Err(Refusal::Images)),
+            (Ok(()), _) => Some(Ok(())),
+        }
+    }
+
     /// Returns the end of the last complete sweep of a class.
     pub const fn sweep(&self, class: Class) -> Option<SweepEnd> {
         match class {
@@ -52,7 +139,7 @@ pub struct Reports(Arc<watch::Sender<BTreeMap<String, Report>>>);
 impl Reports {
     /// Returns the last report of a mirror's workers.
     pub fn of(&self, mirror: &str) -> Report {
-        self.0.borrow().get(mirror).copied().unwrap_or_default()
+        self.0.borrow().get(mirror).cloned().unwrap_or_default()
     }
 
     /// Returns what changes when there is more to tell than another round of a prober.
@@ -67,10 +154,27 @@ impl Reports {
         });
     }
 
-    pub(super) fn credentials(&self, mirror: &str, accepted: bool) {
+    /// Notes whether a mirror opens to the credentials that it is asked with. Returns what holds now, if that
+    /// is news.
+    pub(super) fn credentials(
+        &self,
+        mirror: &str,
+        what: Refusal,
+        opens: bool,
+    ) -> Option<Result<(), Refusal>> {
+        let mut news = None;
         self.tell(mirror, |report| {
-            report.credentials_accepted.replace(accepted) != Some(accepted)
+            let before = report.credentials();
+            match what {
+                Refusal::Images => report.images_open = Some(opens),
+                refusal => report.registry_opens = Some(if opens { Ok(()) } else { Err(refusal) }),
+            }
+            let now = report.credentials();
+            let is_news = now != before;
+            news = now.filter(|_| is_news);
+            news.is_some()
         });
+        news
     }
 
     pub(in crate::companion) fn nodes(&self, mirror: &str, can_pull: bool) {
@@ -79,8 +183,35 @@ impl Reports {
         });
     }
 
-    pub(super) fn swept(&self, mirror: &str, class: Class, end: SweepEnd) {
+    /// Notes that the answer for an image proved nothing.
+    pub(super) fn unproven(&self, mirror: &str, image: impl fmt::Display, answer: &Answer) {
         self.tell(mirror, |report| {
+            report.unproven = Some(format!("{image}: {answer}").into());
+            false
+        });
+    }
+
+    /// Notes the end of a sweep, and for how many of all known images the mirror's answer proves nothing.
+    pub(super) fn swept(
+        &self,
+        mirror: &str,
+        class: Class,
+        end: SweepEnd,
+        (unreadable, known): (usize, usize),
+    ) {
+        self.tell(mirror, |report| {
+            if unreadable == 0 {
+                report.unproven = None;
+                report.images_readable = Some(Ok(()));
+            } else {
+                let last = report.unproven.as_deref();
+                let last = last.map_or_else(String::new, |last| format!(" The last one, {last}."));
+                let told = format!(
+                    "What the mirror answers for {unreadable} of {known} known images proves nothing, so they \
+                     stay upstream.{last}"
+                );
+                report.images_readable = Some(Err(told.into()));
+            }
             match class {
                 Class::Tag => report.tags = Some(end),
                 Class::Digest => report.digests = Some(end),

@@ -62,7 +62,7 @@ pub(super) async fn run(context: Context) {
             period: rules.refresh / 2,
         };
         for key in due.iter().take(AT_ONCE) {
-            match verifier.verify(key).await {
+            match verifier.verify(key.by_ref()).await {
                 Verified::Known => {}
                 Verified::InVain => retries.in_vain(key, settings.freshness.tag / 2, clock::now()),
                 Verified::MirrorFails => break,

@@ -51,7 +51,7 @@ pub(super) async fn look_once(host: &str, deadline: Instant) -> State {
     };
     match observe(&client, deadline).await {
         Observation::Good => State::Healthy,
-        Observation::Bad(_) => State::Unhealthy,
+        Observation::Bad(..) => State::Unhealthy,
     }
 }
 
@@ -59,7 +59,7 @@ async fn observe(client: &Client, deadline: Instant) -> Observation {
     match client.ping(deadline).await {
         // Docker Hub limits whoever asks too often; that is no outage of its own making.
         Err(Failure::RateLimited { .. }) => Observation::Good,
-        answer => Observation::of_ping(answer),
+        answer => Observation::of_ping(&answer),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{
     context::{Context, CurrentMirror},
@@ -11,11 +11,11 @@ use super::{
 use crate::{
     clock,
     domain::{
-        answer::Answer,
+        answer::{Answer, Limit},
         health::State,
-        image::Class,
+        image::{Class, KeyRef},
         mirror::Kind,
-        presence::{Entry, Presence},
+        presence::{Entry, Presence, reason_of},
         reason::Reason,
         sweep::{Step, step},
         time::Timestamp,
@@ -28,6 +28,9 @@ const TRIES: u32 = 3;
 
 /// The longest wait that a mirror may ask for.
 const LONGEST_WAIT: Duration = Duration::from_mins(5);
+
+/// The longest wait for one image that is waited for: there are others.
+const LONGEST_WAIT_FOR_ONE: Duration = Duration::from_secs(10);
 
 /// Looks again at images at one pace, while the mirror is healthy and stays what it was.
 pub(super) struct Verifier {
@@ -80,7 +83,7 @@ impl Verifier {
     }
 
     /// Looks at an image and writes what changed.
-    pub(super) async fn verify(&self, key: &str) -> Verified {
+    pub(super) async fn verify(&self, key: KeyRef<'_>) -> Verified {
         let mut last = Reason::Internal;
         for _ in 0..TRIES {
             // The settings are those of now: there may be hours between two images.
@@ -104,7 +107,10 @@ impl Verifier {
                     self.pace.turn().await;
                     asked_at = clock::now();
                     let answer = self.context.head(&located.repository, &reference).await;
-                    self.wait_for_mirror(&answer);
+                    self.context.tell(key, &answer);
+                    if !self.wait_as_asked(&answer).await {
+                        return self.write(key, Presence::Unknown(reason_of(&answer)), asked_at);
+                    }
                     let index = self.context.store.index();
                     let Some(entry) = index.get(&self.context.mirror, key) else {
                         return Verified::Known;
@@ -128,7 +134,9 @@ impl Verifier {
                             if let Presence::Unknown(Some(reason)) = presence {
                                 last = reason;
                             }
-                            self.wait_for_mirror(&answer);
+                            if !self.wait_as_asked(&answer).await {
+                                break;
+                            }
                         }
                     }
                 }
@@ -143,7 +151,7 @@ impl Verifier {
     }
 
     /// Returns what to ask for; none if there is nothing to ask.
-    fn question(&self, key: &str, present: &CurrentMirror, located: &Located<'_>) -> Option<Question> {
+    fn question(&self, key: KeyRef<'_>, present: &CurrentMirror, located: &Located<'_>) -> Option<Question> {
         let index = self.context.store.index();
         let entry = index.get(&self.context.mirror, key)?;
         let reference = match (&entry.presence, self.asking) {
@@ -159,7 +167,7 @@ impl Verifier {
     }
 
     /// Notes that an image is as known. The end of a sweep does so for all that are there.
-    fn confirmed(&self, key: &str, asked_at: Timestamp) -> Verified {
+    fn confirmed(&self, key: KeyRef<'_>, asked_at: Timestamp) -> Verified {
         let known = {
             let index = self.context.store.index();
             let entry = index.get(&self.context.mirror, key);
@@ -173,15 +181,25 @@ impl Verifier {
         }
     }
 
-    /// Lets everybody at this pace wait as long as the mirror asked to.
-    fn wait_for_mirror(&self, answer: &Answer) {
-        if let Answer::RateLimited { retry_after } = answer {
-            let wait = retry_after.unwrap_or(Duration::from_secs(1)).min(LONGEST_WAIT);
-            self.pace.pause(Instant::now() + wait);
+    /// Waits as long as was asked for: everybody at this pace where the whole mirror is limited, else for
+    /// this image alone. Returns whether to go on, because the wait is not too long for that.
+    async fn wait_as_asked(&self, answer: &Answer) -> bool {
+        let Answer::RateLimited { of, retry_after } = answer else {
+            return true;
+        };
+        let wait = retry_after.unwrap_or(Duration::from_secs(1));
+        if *of == Limit::Registry {
+            self.pace.pause(Instant::now() + wait.min(LONGEST_WAIT));
+            return true;
         }
+        if wait > LONGEST_WAIT_FOR_ONE {
+            return false;
+        }
+        sleep(wait).await;
+        true
     }
 
-    fn write(&self, key: &str, presence: Presence, verified_at: Timestamp) -> Verified {
+    fn write(&self, key: KeyRef<'_>, presence: Presence, verified_at: Timestamp) -> Verified {
         let verified = if matches!(presence, Presence::Present(_)) {
             Verified::Known
         } else {

@@ -14,15 +14,15 @@ use foldhash::quality::RandomState;
 use smallvec::SmallVec;
 
 use super::{
-    answer::{Answer, Manifest},
+    answer::Answer,
     digest::Digest,
     health::State,
-    image::Reference,
+    image::{ImageKey, KeyRef, Reference},
     mapping::MapError,
     mirror::{Access, Kind, Mirror, Mode, Prefer},
     names::PULL_SECRET,
     original::{Original, RecordedDecisions},
-    platform::Architectures,
+    platform::{Platforms, Wanted},
     pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Index, Judgement, Proof, Rules},
     reason::{Outcome, Reason},
@@ -64,8 +64,7 @@ pub enum Probing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
     pub mirror: MirrorId,
-    /// The image's key in the presence index.
-    pub key: String,
+    pub key: ImageKey,
     /// The repository within the mirror's registry.
     pub repository: String,
     /// Tag or digest.
@@ -78,26 +77,21 @@ pub enum Finding {
     Present(Proof),
     /// Not proven, and why.
     Not(Reason),
+    /// Not proven, and why; and what the mirror answered, in words.
+    Failed(Reason, Box<str>),
 }
 
 impl Finding {
-    /// Returns what an answer proves; `children` are the architectures of an index whose manifests
-    /// were seen too.
-    pub fn of(answer: &Answer, children: Architectures) -> Self {
+    /// Returns what an answer proves, given the platforms of the nodes that could pull the image.
+    pub fn of(answer: &Answer, platforms: Platforms) -> Self {
         match answer {
-            Answer::Exists(manifest) => Self::Present(Proof::new(manifest, children)),
-            other => Self::Not(presence::reason_of(other).unwrap_or(Reason::Internal)),
+            Answer::Exists(manifest) => Self::Present(Proof::new(manifest, platforms)),
+            Answer::Missing => Self::Not(Reason::ImageMissing),
+            other => Self::Failed(
+                presence::reason_of(other).unwrap_or(Reason::Internal),
+                other.to_string().into(),
+            ),
         }
-    }
-
-    /// Returns the architectures that an index names, before anybody looked at its children.
-    pub fn named_by(manifest: &Manifest) -> Architectures {
-        manifest
-            .children
-            .iter()
-            .filter_map(|child| child.architecture.as_deref())
-            .collect::<Architectures>()
-            .known()
     }
 }
 
@@ -133,7 +127,7 @@ struct Asked {
     mirror: MirrorId,
     /// The effective mode: the weakest of mirror, namespace and Pod.
     mode: Mode,
-    wanted: Architectures,
+    wanted: Wanted,
     verdict: Verdict,
 }
 
@@ -158,6 +152,8 @@ pub struct Decision<'a> {
     pub present: &'a str,
     pub outcome: Outcome,
     pub reason: Reason,
+    /// What the mirror answered, in words, where that is the reason and was seen just now.
+    pub cause: Option<Box<str>>,
     pub mirror: Option<MirrorId>,
     /// The mirror's reference, for `Rewritten` and `WouldRewrite`.
     pub rewritten: Option<String>,
@@ -213,16 +209,16 @@ pub fn decide<'a>(
         now,
         recorded: RecordedDecisions::of(&request.pod),
         refusals: SmallVec::new(),
-        key: String::with_capacity(128),
         probes: Vec::new(),
         unknown: Vec::new(),
         unproven: HashMap::default(),
     };
+    let mut room = String::with_capacity(128);
     let places = request
         .pod
         .places
         .iter()
-        .map(|place| decider.place(place))
+        .map(|place| decider.place(place, &mut room))
         .collect();
     Plan {
         places,
@@ -247,16 +243,15 @@ struct Decider<'s, 'a> {
     recorded: RecordedDecisions<'a>,
     /// What [`Self::refusal`] said of the mirrors that were met so far: the same for every image.
     refusals: SmallVec<[(MirrorId, Option<Reason>); 2]>,
-    /// The key of the image at hand: `name:tag` or `name@digest`.
-    key: String,
     probes: Vec<Probe>,
     unknown: Vec<Probe>,
-    /// By their keys, the images without proof that were met so far.
-    unproven: HashMap<String, Met, RandomState>,
+    /// The images without proof that were met so far.
+    unproven: HashMap<ImageKey, Met, RandomState>,
 }
 
 impl<'a> Decider<'_, 'a> {
-    fn place(&mut self, place: &'a Place<'a>) -> Planned<'a> {
+    /// Plans one place. `room` is for the key of its image.
+    fn place(&mut self, place: &'a Place<'a>, room: &mut String) -> Planned<'a> {
         let mut planned = Planned {
             place,
             standing: None,
@@ -275,13 +270,17 @@ impl<'a> Decider<'_, 'a> {
             }
             return planned;
         }
+        if place.is_placeholder() {
+            planned.standing = Some(Reason::Placeholder);
+            return planned;
+        }
         let Ok(mut reference) = Reference::parse(&place.image) else {
             planned.standing = Some(Reason::InvalidReference);
             return planned;
         };
-        reference.write_key(&mut self.key);
+        let mut key = reference.write_key(room);
         let routing = &self.snapshot.routing;
-        let mut candidates = routing.candidates(reference.name_in(&self.key));
+        let mut candidates = routing.candidates(key.name());
         if candidates.names_mirror {
             let original = self.original(place);
             planned.carried = original.map(|original| original.mirror);
@@ -289,8 +288,8 @@ impl<'a> Decider<'_, 'a> {
             let decided = original.filter(|_| self.mode == Mode::Enforce && !place.never);
             if let Some(original) = decided {
                 reference = original.reference;
-                reference.write_key(&mut self.key);
-                candidates = routing.candidates(reference.name_in(&self.key));
+                key = reference.write_key(room);
+                candidates = routing.candidates(key.name());
             }
             if decided.is_none() || candidates.names_mirror {
                 planned.standing = Some(Reason::AlreadyMirrored);
@@ -323,13 +322,11 @@ impl<'a> Decider<'_, 'a> {
             if enough {
                 continue;
             }
-            let wanted = match self.request.pod.architectures {
-                Architectures::NONE => self.snapshot.standing(candidate.mirror).platforms,
-                architectures => architectures,
-            };
+            let nodes = self.snapshot.standing(candidate.mirror).platforms;
+            let wanted = self.request.pod.landing.among(nodes);
             let verdict = match refusal {
                 Some(reason) => Verdict::Not(reason),
-                None => self.state(&reference, candidate, settings, wanted),
+                None => self.state(&reference, key, candidate, settings, wanted),
             };
             enough = matches!(verdict, Verdict::Proven(_)) && mode == self.mode;
             planned.candidates.push(Asked {
@@ -415,9 +412,10 @@ impl<'a> Decider<'_, 'a> {
     fn state(
         &mut self,
         reference: &Reference<'_>,
+        key: KeyRef<'_>,
         candidate: routing::Candidate,
         settings: &Mirror,
-        wanted: Architectures,
+        wanted: Wanted,
     ) -> Verdict {
         let stale = self.snapshot.is_stale(candidate.mirror);
         if stale && settings.kind == Kind::PullThrough {
@@ -430,12 +428,12 @@ impl<'a> Decider<'_, 'a> {
             State::Unknown if stale => return Verdict::Not(Reason::StateStale),
             State::Unknown => return Verdict::Not(Reason::MirrorUnknown),
         }
-        if settings.prefer == Prefer::Upstream && self.upstream_works() {
+        if settings.prefer == Prefer::Upstream && self.upstream_works(key) {
             return Verdict::Not(Reason::UpstreamPreferred);
         }
         let rules = Rules::of(settings, health.proven_since);
         let source = &settings.sources[candidate.source];
-        match self.index.judge(&settings.name, &self.key, &rules, self.now) {
+        match self.index.judge(&settings.name, key, &rules, self.now) {
             Judgement::Proven(proof, _) => {
                 if let Some(reason) = objection(proof, wanted, reference) {
                     return Verdict::Not(reason);
@@ -446,26 +444,26 @@ impl<'a> Decider<'_, 'a> {
                 Verdict::Proven(proof.digest.clone())
             }
             Judgement::Absent(_) => Verdict::Not(Reason::ImageMissing),
-            Judgement::Unproven(reason) => self.unproven(reference, candidate, settings, reason),
+            Judgement::Unproven(reason) => self.unproven(reference, key, candidate, settings, reason),
         }
     }
 
     /// Whether nothing bad is known of the image's own registry.
-    fn upstream_works(&self) -> bool {
-        let host = self.key.split('/').next().unwrap_or_default();
-        !self.snapshot.failing_upstreams.contains(host)
+    fn upstream_works(&self, key: KeyRef<'_>) -> bool {
+        !self.snapshot.failing_upstreams.contains(key.host())
     }
 
     /// Returns the verdict on an image without proof: wait for a probe, or keep it.
     fn unproven(
         &mut self,
         reference: &Reference<'_>,
+        key: KeyRef<'_>,
         candidate: routing::Candidate,
         settings: &Mirror,
         reason: Option<Reason>,
     ) -> Verdict {
         let mirror = candidate.mirror;
-        let met = self.unproven.get(&self.key);
+        let met = self.unproven.get(key.as_str());
         let met = met.and_then(|met| met.iter().find(|(met, _)| *met == mirror));
         if let Some((_, Some(position))) = met {
             return Verdict::Waits(*position);
@@ -482,15 +480,15 @@ impl<'a> Decider<'_, 'a> {
         let reference = reference.manifest_reference().to_owned();
         let probe = Probe {
             mirror,
-            key: self.key.clone(),
+            key: ImageKey::from(key),
             repository,
             reference,
         };
         if is_new {
             let position = wait.then_some(self.probes.len());
-            let met = self.unproven.entry(self.key.clone()).or_default();
+            let met = self.unproven.entry(probe.key.clone()).or_default();
             met.push((mirror, position));
-            if !wait || !self.index.contains(&settings.name, &self.key) {
+            if !wait || !self.index.contains(&settings.name, key) {
                 self.unknown.push(probe.clone());
             }
         }
@@ -505,13 +503,12 @@ impl<'a> Decider<'_, 'a> {
     }
 }
 
-/// Returns why a proof does not prove this image for these architectures.
-fn objection(proof: &Proof, wanted: Architectures, reference: &Reference<'_>) -> Option<Reason> {
+/// Returns why a proof does not prove this image for these platforms.
+fn objection(proof: &Proof, wanted: Wanted, reference: &Reference<'_>) -> Option<Reason> {
     if reference.digest().is_some_and(|digest| !proof.digest.is(digest)) {
         return Some(Reason::DigestMismatch);
     }
-    let there = proof.architectures;
-    (!there.contains(wanted) || there.is_empty()).then_some(Reason::PlatformMissing)
+    (!wanted.is_met_by(proof.platforms)).then_some(Reason::PlatformMissing)
 }
 
 impl Decision<'_> {
@@ -636,6 +633,7 @@ const fn goes_back(reason: Reason) -> bool {
         | Reason::OwnerLoop
         | Reason::PodTooLarge
         | Reason::InvalidReference
+        | Reason::Placeholder
         | Reason::Internal => false,
     }
 }
@@ -703,6 +701,7 @@ impl<'a> Planned<'a> {
             present: &place.image,
             outcome: Outcome::Kept,
             reason: standing.unwrap_or(Reason::NoMirror),
+            cause: None,
             mirror: None,
             rewritten: None,
             digest: None,
@@ -726,6 +725,7 @@ impl<'a> Planned<'a> {
         let mut won = false;
         for asked in candidates {
             let mirror = snapshot.routing.mirror(asked.mirror);
+            let mut cause = None;
             let proven = match asked.verdict {
                 Verdict::Proven(digest) => Ok(digest),
                 Verdict::Not(reason) => Err(reason),
@@ -735,6 +735,10 @@ impl<'a> Planned<'a> {
                         Some(reason) => Err(reason),
                     },
                     Some(Some(Finding::Not(reason))) => Err(*reason),
+                    Some(Some(Finding::Failed(reason, words))) => {
+                        cause = Some(words);
+                        Err(*reason)
+                    }
                     Some(None) | None => Err(Reason::BudgetExhausted),
                 },
             };
@@ -766,6 +770,7 @@ impl<'a> Planned<'a> {
             if first || wins {
                 decision.outcome = outcome;
                 decision.reason = reason;
+                decision.cause = cause.cloned();
                 decision.mirror = Some(asked.mirror);
                 (decision.rewritten, decision.digest) = mapped.ok().unzip();
             }

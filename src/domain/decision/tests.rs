@@ -2,10 +2,11 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::*;
 use crate::domain::{
-    answer::{Ambiguity, Child, MediaType, Unreachable},
-    examples::{NOW, digest, manifest, mirror, place, proof, snapshot, source},
+    answer::{Ambiguity, Child, Limit, Manifest, MediaType, Particulars, Party, Unreachable},
+    examples::{NOW, digest, key, manifest, mirror, place, proof, snapshot, source},
     health::Health,
-    mirror::{OwnerPattern, Source, Tags},
+    mirror::{OwnerPattern, Pin, Source, Tags},
+    platform::{Label, Landing},
     pod::{Annotations, Owner},
     presence::Presence,
     selector::{Labels, Operator, Requirement, Selector},
@@ -59,8 +60,8 @@ fn unknown<'a>() -> Scene<'a> {
 }
 
 impl<'a> Scene<'a> {
-    fn with(mut self, mirror: &str, key: &str, presence: Presence) -> Self {
-        self.index.write(mirror, key, presence, NOW, NOW);
+    fn with(mut self, mirror: &str, image: &str, presence: Presence) -> Self {
+        self.index.write(mirror, key(image), presence, NOW, NOW);
         self
     }
 
@@ -163,10 +164,14 @@ fn check_standing(scene: &Scene<'_>, reason: Reason) {
     assert_eq!(scene.plan().unknown, []);
 }
 
-fn index_of(architectures: Architectures) -> Presence {
+fn platform(architecture: &str) -> Platforms {
+    Platforms::of("linux", architecture, "")
+}
+
+fn index_of(platforms: Platforms) -> Presence {
     Presence::Present(Proof {
         media_type: MediaType::OciIndex,
-        architectures,
+        platforms,
         ..proof('a')
     })
 }
@@ -435,9 +440,9 @@ fn the_mirrors_health_decides_before_the_image() {
 fn proof_older_than_the_last_outage_asks_again() {
     let health = Health {
         proven_since: NOW.after(Duration::from_millis(1)),
-        ..snapshot(vec![mirror("a", &[])]).health[0]
+        ..snapshot(vec![mirror("a", &[])]).health[0].clone()
     };
-    let scene = known().edit(|scene| scene.snapshot.health[0] = health);
+    let scene = known().edit(|scene| scene.snapshot.health[0] = health.clone());
     check(&scene, "Kept BudgetExhausted a");
     assert_eq!(scene.plan().probes.len(), 1);
     assert_eq!(
@@ -460,7 +465,7 @@ fn an_unknown_image_waits_for_a_probe_of_the_hosted_mirror() {
     let scene = unknown();
     let probe = Probe {
         mirror: scene.snapshot.routing.by_name()["a"],
-        key: NGINX.to_owned(),
+        key: key(NGINX).into(),
         repository: "docker.io/library/nginx".to_owned(),
         reference: "1".to_owned(),
     };
@@ -474,7 +479,8 @@ fn what_a_probe_brought_settles_the_image() {
         media_type,
         children: vec![Child {
             digest: digest('c'),
-            architecture: Some("amd64".to_owned()),
+            takers: platform("amd64"),
+            is_whole: true,
         }],
         ..manifest('a')
     };
@@ -482,39 +488,57 @@ fn what_a_probe_brought_settles_the_image() {
     let single = Answer::Exists(of_type(MediaType::OciManifest));
     let index = Answer::Exists(of_type(MediaType::OciIndex));
     for (answer, children, expected) in [
-        (single, Architectures::NONE, rewritten),
-        (index.clone(), Architectures::of("amd64"), rewritten),
-        (index, Architectures::NONE, "Kept PlatformMissing a"),
-        (Answer::Missing, Architectures::NONE, "Kept ImageMissing a"),
-        (Answer::Unauthorized, Architectures::NONE, "Kept Unauthorized a"),
+        (single, Platforms::ASSUMED, rewritten),
+        (index.clone(), platform("amd64"), rewritten),
+        (index, Platforms::NONE, "Kept PlatformMissing a"),
+        (Answer::Missing, Platforms::NONE, "Kept ImageMissing a"),
+        (Answer::Unauthorized, Platforms::NONE, "Kept Unauthorized a"),
         (
-            Answer::RateLimited { retry_after: None },
-            Architectures::NONE,
+            Answer::RateLimited {
+                of: Limit::Repository,
+                retry_after: None,
+            },
+            Platforms::NONE,
             "Kept RateLimited a",
         ),
         (
-            Answer::ServerError(503),
-            Architectures::NONE,
+            Answer::ServerError(503, Particulars::default()),
+            Platforms::NONE,
             "Kept RegistryError a",
         ),
         (
-            Answer::Ambiguous(Ambiguity::Html),
-            Architectures::NONE,
+            Answer::Ambiguous(Ambiguity::Html(Particulars::default())),
+            Platforms::NONE,
             "Kept RegistryError a",
         ),
         (
             Answer::Ambiguous(Ambiguity::DigestMismatch),
-            Architectures::NONE,
+            Platforms::NONE,
             "Kept DigestMismatch a",
         ),
         (
-            Answer::Unreachable(Unreachable::Refused),
-            Architectures::NONE,
+            Answer::Unreachable(Unreachable::Refused, Particulars::default()),
+            Platforms::NONE,
             "Kept MirrorUnhealthy a",
         ),
     ] {
         check(&unknown().found(Finding::of(&answer, children)), expected);
     }
+    let words = Finding::of(
+        &Answer::Ambiguous(Ambiguity::Status(
+            403,
+            Particulars {
+                party: Some(Party::Redirect("storage.example.com".into())),
+                content_type: Some("application/xml".into()),
+                ..Particulars::default()
+            },
+        )),
+        Platforms::NONE,
+    );
+    let told = "unexpected status 403 from storage.example.com, where the registry redirects to, of type application/xml";
+    assert_eq!(words, Finding::Failed(Reason::RegistryError, told.into()));
+    let scene = unknown().found(words);
+    assert_eq!(scene.decisions()[0].cause.as_deref(), Some(told));
     check(
         &unknown().found(Finding::Not(Reason::Internal)),
         "Kept Internal a",
@@ -532,28 +556,6 @@ fn what_a_probe_brought_settles_the_image() {
 }
 
 #[test]
-fn what_an_index_names_is_known_architectures_only() {
-    let child = |architecture: Option<&str>| Child {
-        digest: digest('c'),
-        architecture: architecture.map(ToOwned::to_owned),
-    };
-    let index = Manifest {
-        media_type: MediaType::OciIndex,
-        children: vec![
-            child(Some("amd64")),
-            child(None),
-            child(Some("arm64")),
-            child(Some("z80")),
-        ],
-        ..manifest('a')
-    };
-    assert_eq!(
-        Finding::named_by(&index),
-        Architectures::of("amd64").or(Architectures::of("arm64"))
-    );
-}
-
-#[test]
 fn equal_images_share_one_probe_and_are_told_once() {
     let mut scene = unknown();
     scene.request.pod.places = vec![
@@ -562,7 +564,12 @@ fn equal_images_share_one_probe_and_are_told_once() {
         place(PlaceKind::Container, 1, "other", "index.docker.io/nginx:1"),
         place(PlaceKind::Container, 2, "redis", "redis"),
     ];
-    let keys = |probes: &[Probe]| probes.iter().map(|probe| probe.key.clone()).collect::<Vec<_>>();
+    let keys = |probes: &[Probe]| {
+        probes
+            .iter()
+            .map(|probe| probe.key.to_string())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(
         keys(&scene.plan().probes),
         [NGINX, "docker.io/library/redis:latest"]
@@ -676,34 +683,49 @@ fn the_digest_asked_for_must_be_the_one_proven() {
 }
 
 #[test]
-fn an_image_counts_only_for_the_architectures_the_pod_may_land_on() {
-    let amd = Architectures::of("amd64");
-    let both = amd.or(Architectures::of("arm64"));
+fn an_image_counts_only_for_the_platforms_the_pod_may_land_on() {
     let rewritten = "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1";
     let missing = "Kept PlatformMissing a";
+    let set = |names: &[&str]| {
+        let platforms = names.iter().filter_map(|name| Platforms::parse(name));
+        platforms.fold(Platforms::NONE, Platforms::or)
+    };
+    let amd = set(&["linux/amd64"]);
+    let both = set(&["linux/amd64", "linux/arm64"]);
+    let windows = set(&["windows/amd64"]);
+    let anywhere = Landing::ANYWHERE;
+    let on = |values: &[&'static str]| Landing::of(Label::Architecture, values.iter().copied());
+    let os = |value| Landing::of(Label::Os, [value]);
+    let single = Platforms::ASSUMED;
     for (there, of_pod, of_cluster, expected) in [
-        (amd, Architectures::NONE, &[][..], rewritten),
-        (amd, Architectures::NONE, &["amd64"], rewritten),
-        (amd, Architectures::NONE, &["amd64", "arm64"], missing),
-        (both, Architectures::NONE, &["amd64", "arm64"], rewritten),
-        (amd, amd, &["amd64", "arm64"], rewritten),
-        (amd, both, &["amd64"], missing),
-        (amd, Architectures::of("z80"), &[], missing),
-        (
-            Architectures::ALL,
-            Architectures::of("z80"),
-            &["arm64"],
-            rewritten,
-        ),
-        (Architectures::NONE, Architectures::NONE, &[], missing),
+        (amd, anywhere, Platforms::NONE, rewritten),
+        (amd, anywhere, amd, rewritten),
+        (amd, anywhere, both, missing),
+        (both, anywhere, both, rewritten),
+        (amd, on(&["amd64"]), both, rewritten),
+        (amd, on(&["amd64", "arm64"]), amd, missing),
+        (amd, on(&["z80"]), Platforms::NONE, missing),
+        (single, on(&["z80"]), set(&["linux/arm64"]), rewritten),
+        (Platforms::NONE, anywhere, Platforms::NONE, missing),
+        // One operating system never stands for the other.
+        (amd, os("windows"), Platforms::NONE, missing),
+        (windows, os("windows"), Platforms::NONE, rewritten),
+        (windows, anywhere, Platforms::NONE, missing),
+        (windows, on(&["amd64"]), Platforms::NONE, missing),
+        (windows, anywhere, amd, missing),
+        (amd, anywhere, amd.or(windows), missing),
+        (amd, os("linux"), amd.or(windows), rewritten),
+        (single, os("windows"), Platforms::NONE, missing),
+        (Platforms::WINDOWS, os("windows"), windows, rewritten),
+        (Platforms::WINDOWS, anywhere, Platforms::NONE, missing),
+        (set(&["linux/arm/v5"]), on(&["arm"]), Platforms::NONE, missing),
     ] {
-        let platforms = of_cluster.iter().copied().collect();
         let standing = Standing {
-            platforms,
+            platforms: of_cluster,
             ..Standing::NONE
         };
         let mut scene = known().standing("a", standing).with("a", NGINX, index_of(there));
-        scene.request.pod.architectures = of_pod;
+        scene.request.pod.landing = of_pod;
         assert_eq!(scene.told(), expected, "{there:?} {of_pod:?} {of_cluster:?}");
     }
 }
@@ -736,7 +758,7 @@ fn upstream_is_preferred_while_it_works() {
 fn pinning_adds_the_digest_that_was_proven() {
     let pinning = || {
         let tags = Tags {
-            pin_digest: true,
+            pin: Pin::Digest,
             ..Tags::default()
         };
         Mirror {
@@ -762,6 +784,26 @@ fn pinning_adds_the_digest_that_was_proven() {
         &latest,
         &format!("Rewritten Mirrored a → a.example.com/docker.io/library/nginx:latest@{a}"),
     );
+}
+
+#[test]
+fn a_pinned_digest_takes_the_place_of_the_tag_where_runtimes_refuse_both() {
+    let pinning = || Mirror {
+        tags: Tags {
+            pin: Pin::DigestOnly,
+            ..Tags::default()
+        },
+        ..mirror("a", &["docker.io"])
+    };
+    let a = digest('a');
+    let expected = format!("Rewritten Mirrored a → a.example.com/docker.io/library/nginx@{a}");
+    check(&known_on(pinning()), &expected);
+    for image in ["nginx".to_owned(), format!("nginx@{a}"), format!("nginx:1@{a}")] {
+        let found = scene(vec![pinning()])
+            .image(&image)
+            .found(Finding::Present(proof('a')));
+        check(&found, &expected);
+    }
 }
 
 #[test]
@@ -1029,7 +1071,7 @@ fn an_earlier_rewrite_is_decided_about_as_its_original() {
         (present().health(0, State::Unknown), Reason::MirrorUnknown),
         (stale, Reason::StateStale),
         (missing(Presence::Missing), Reason::ImageMissing),
-        (missing(index_of(Architectures::NONE)), Reason::PlatformMissing),
+        (missing(index_of(Platforms::NONE)), Reason::PlatformMissing),
         (
             of(Mirror {
                 sources: vec![private],
@@ -1200,10 +1242,10 @@ fn only_the_digest_that_is_proven_may_stand_beside_the_tag() {
         format!("{MIRRORED}@{}", digest('a')),
         format!("{MIRRORED}@{}", digest('b')),
     );
-    let scene = |image: &'static str, pin_digest| {
+    let scene = |image: &'static str, pin| {
         let mut scene = carried_by(vec![Mirror {
             tags: Tags {
-                pin_digest,
+                pin,
                 ..Tags::default()
             },
             ..mirror("a", &["docker.io"])
@@ -1213,13 +1255,24 @@ fn only_the_digest_that_is_proven_may_stand_beside_the_tag() {
     };
     let rewritten = "Rewritten Mirrored";
     let (a, b): (&'static str, &'static str) = (a.leak(), b.leak());
-    check_carried(&scene(a, true), rewritten, None);
-    check_carried(&scene(a, false), rewritten, None);
-    check_carried(&scene(b, true), rewritten, Some(a));
-    check_carried(&scene(b, false), rewritten, Some(MIRRORED));
-    check_carried(&scene(MIRRORED, true), rewritten, Some(a));
+    check_carried(&scene(a, Pin::Digest), rewritten, None);
+    check_carried(&scene(a, Pin::None), rewritten, None);
+    check_carried(&scene(b, Pin::Digest), rewritten, Some(a));
+    check_carried(&scene(b, Pin::None), rewritten, Some(MIRRORED));
+    check_carried(&scene(MIRRORED, Pin::Digest), rewritten, Some(a));
+    // The same without the tag, which was given up for runtimes that refuse both.
+    let only = |digest: char| -> &'static str {
+        let name = MIRRORED.rsplit_once(':').unwrap().0;
+        format!("{name}@{}", self::digest(digest)).leak()
+    };
+    for pin in [Pin::None, Pin::Digest, Pin::DigestOnly] {
+        check_carried(&scene(only('a'), pin), rewritten, None);
+    }
+    check_carried(&scene(only('b'), Pin::None), rewritten, Some(MIRRORED));
+    check_carried(&scene(only('b'), Pin::DigestOnly), rewritten, Some(only('a')));
+    check_carried(&scene(a, Pin::DigestOnly), rewritten, Some(only('a')));
     check_carried(
-        &scene(b, true).health(0, State::Unhealthy),
+        &scene(b, Pin::Digest).health(0, State::Unhealthy),
         "Kept MirrorUnhealthy",
         Some("nginx:1"),
     );

@@ -12,12 +12,15 @@
 //! (CRI-O can be told to) must not be served with short names.
 
 mod grammar;
+mod key;
 
 use std::fmt;
 
 use memchr::memchr;
 
 pub(in crate::domain) use grammar::{Host, PATH_LIMIT, check_host, check_path, names_host};
+pub(in crate::domain) use key::BoxedKey;
+pub use key::{ImageKey, KeyRef, ParseKeyError};
 
 /// The host that short names belong to.
 pub const DOCKER_HUB: &str = "docker.io";
@@ -30,7 +33,7 @@ pub const DEFAULT_TAG: &str = "latest";
 
 /// An image reference: host, path, and a tag, a digest, both or neither.
 ///
-/// Not comparable, since two texts may name one image: compare the keys ([`Self::write_key`]).
+/// Not comparable, since two texts may name one image: compare the keys ([`Self::key`]).
 #[derive(Clone, Copy, Debug)]
 pub struct Reference<'a> {
     written: &'a str,
@@ -72,6 +75,9 @@ pub enum ParseReferenceError {
     /// Nothing where the repository's name should be.
     #[error("the reference names no repository")]
     NoRepository,
+    /// White space or a control character, wherever it stands.
+    #[error("white space or a control character stands in the reference")]
+    WhiteSpace,
     /// 64 hex digits or a digest and nothing else: runtimes look for a local image then.
     #[error("this is the identifier of a local image, not a repository")]
     Identifier,
@@ -113,7 +119,14 @@ impl<'a> Reference<'a> {
     /// be taken for something else: identifiers of local images, ports above 65535, hosts in brackets that
     /// are no IPv6 address, and miscased names of Docker Hub.
     pub fn parse(written: &'a str) -> Result<Self, ParseReferenceError> {
-        let reference = Self::parse_normalized(written)?;
+        let reference = Self::parse_normalized(written).map_err(|error| {
+            let is_odd = |character: char| character.is_whitespace() || character.is_control();
+            if written.contains(is_odd) {
+                ParseReferenceError::WhiteSpace
+            } else {
+                error
+            }
+        })?;
         if is_local_image(written) {
             return Err(ParseReferenceError::Identifier);
         }
@@ -208,40 +221,13 @@ impl<'a> Reference<'a> {
         self.digest.or(self.tag).unwrap_or(DEFAULT_TAG)
     }
 
-    /// Replaces the content of `key` with the identity of the image, under which its presence is kept.
-    ///
-    /// This is `host/path:tag`, with `latest` where nothing is written, or `host/path@digest`. The
-    /// host is in lower case and an IPv6 address in its one form of RFC 5952. It parses, and to
-    /// itself; so a host that is one only by its capital letters (`Foo/bar`) is written in capitals.
-    pub fn write_key(&self, key: &mut String) {
-        key.clear();
-        key.reserve(
-            self.host.len() + self.library.len() + self.path.len() + 2 + self.manifest_reference().len(),
-        );
-        if let Some(Host::Ipv6(address, port)) = Host::split(self.host) {
-            push_ipv6_host(key, address, port);
-        } else {
-            key.push_str(self.host);
-            key.make_ascii_lowercase();
-            if !names_host(key) {
-                key.make_ascii_uppercase();
-            }
+    /// Returns the completed reference as a runtime pulls it: with `latest` where neither tag nor digest is
+    /// written.
+    pub fn pulled(&self) -> String {
+        match (self.tag, self.digest) {
+            (None, None) => format!("{self}:{DEFAULT_TAG}"),
+            _ => self.to_string(),
         }
-        key.push('/');
-        key.push_str(self.library);
-        key.push_str(self.path);
-        key.push(match self.class() {
-            Class::Tag => ':',
-            Class::Digest => '@',
-        });
-        key.push_str(self.manifest_reference());
-    }
-
-    /// Returns the image's name within its key ([`Self::write_key`]), without tag and digest.
-    pub fn name_in<'k>(&self, key: &'k str) -> &'k str {
-        // The key ends in `:tag` or `@digest`.
-        let length = key.len().saturating_sub(1 + self.manifest_reference().len());
-        key.get(..length).unwrap_or_default()
     }
 }
 
@@ -305,23 +291,6 @@ fn complete(path: &str) -> (&'static str, &str) {
         Some(rest) => (LIBRARY, rest),
         None if memchr(b'/', path.as_bytes()).is_some() => ("", path),
         None => (LIBRARY, path),
-    }
-}
-
-fn push_ipv6_host(out: &mut String, address: core::net::Ipv6Addr, port: Option<&str>) {
-    use std::fmt::Write as _;
-    // An IPv4-mapped address would be printed with dots, which references do not allow.
-    let written = match address.to_ipv4_mapped() {
-        Some(_) => {
-            let [.., high, low] = address.segments();
-            write!(out, "[::ffff:{high:x}:{low:x}]")
-        }
-        None => write!(out, "[{address}]"),
-    };
-    debug_assert!(written.is_ok(), "writing to a String cannot fail");
-    if let Some(port) = port {
-        out.push(':');
-        out.push_str(port);
     }
 }
 

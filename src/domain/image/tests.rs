@@ -1,14 +1,16 @@
+use std::collections::{BTreeMap, HashMap};
+
 use proptest::prelude::*;
 
-use super::{Class, ParseReferenceError as E, Reference};
+use super::{BoxedKey, Class, ImageKey, KeyRef, ParseKeyError, ParseReferenceError as E, Reference};
 
 const SHA256: &str = "sha256:86e0e091d0da6bde2456dbb48306f3956bbeb2eae1b5b9a43045843f69fe4aaa";
 
 #[track_caller]
 fn key(written: &str) -> String {
-    let mut key = "left over".to_owned();
-    Reference::parse(written).unwrap().write_key(&mut key);
-    key
+    let mut room = "left over".to_owned();
+    let key = Reference::parse(written).unwrap().write_key(&mut room);
+    key.to_string()
 }
 
 #[track_caller]
@@ -21,6 +23,17 @@ fn each_fault_has_its_own_error() {
     let hexadecimal = "1a3f5e7d9c1b3a5f7e9d1c3b5a7f9e1d3c5b7a9f1e3d5d7c9b1a3f5e7d9c1b3a";
     check_error("", E::NoRepository);
     check_error(":tag", E::NoRepository);
+    for text in [
+        " ",
+        "nginx ",
+        " nginx",
+        "nginx:1.27\n",
+        "ngi nx",
+        "nginx\u{1b}",
+        "nginx\u{a0}",
+    ] {
+        check_error(text, E::WhiteSpace);
+    }
     check_error("example.com/", E::NoRepository);
     check_error(&format!("@{SHA256}"), E::NoRepository);
     check_error(hexadecimal, E::Identifier);
@@ -54,7 +67,6 @@ fn each_fault_has_its_own_error() {
     check_error("a_-b", E::InvalidPath);
     check_error("a-.b", E::InvalidPath);
     check_error("a.-b", E::InvalidPath);
-    check_error("nginx ", E::InvalidPath);
     check_error("ngınx", E::InvalidPath);
     check_error("docker.io/library/", E::InvalidPath);
     check_error("nginx:", E::InvalidTag);
@@ -114,6 +126,79 @@ fn a_host_known_by_its_capitals_stays_one_in_the_key() {
 }
 
 #[test]
+fn only_the_form_that_all_share_is_a_key() {
+    let check = |text: &str, expected: Result<(), ParseKeyError>| {
+        assert_eq!(KeyRef::parse(text).map(drop), expected, "{text}");
+        assert_eq!(text.parse::<ImageKey>().map(drop), expected, "{text}");
+    };
+    check("docker.io/library/nginx:latest", Ok(()));
+    check("FOO/bar:1", Ok(()));
+    check("[::1]:5000/app:1", Ok(()));
+    check(&format!("quay.io/a/b@{SHA256}"), Ok(()));
+    for written in [
+        "nginx",
+        "nginx:1",
+        "docker.io/nginx:1",
+        "index.docker.io/library/nginx:1",
+        "docker.io/library/nginx",
+        "Quay.io/a/b:1",
+        "Foo/bar:1",
+        "[0::1]/app:1",
+        "[::FFFF:C000:201]/app:1",
+        &format!("quay.io/a/b:1@{SHA256}"),
+    ] {
+        check(written, Err(ParseKeyError::NotNormal));
+    }
+    check("", Err(E::NoRepository.into()));
+    check("docker.io/library/nginx:1 ", Err(E::WhiteSpace.into()));
+    check("main", Err(ParseKeyError::NotNormal));
+}
+
+#[test]
+fn a_key_tells_its_parts() {
+    let check = |written: &str, host: &str, name: &str, class: Class| {
+        let key = Reference::parse(written).unwrap().key();
+        let found = (key.by_ref().host(), key.by_ref().name(), key.by_ref().class());
+        assert_eq!(found, (host, name, class), "{written}");
+    };
+    check("nginx", "docker.io", "docker.io/library/nginx", Class::Tag);
+    let pinned = format!("nginx:1@{SHA256}");
+    check(&pinned, "docker.io", "docker.io/library/nginx", Class::Digest);
+    check("a.b:5000/c:1", "a.b:5000", "a.b:5000/c", Class::Tag);
+    let pinned = format!("a.b:5000/c@{SHA256}");
+    check(&pinned, "a.b:5000", "a.b:5000/c", Class::Digest);
+    check("[::1]:5000/c", "[::1]:5000", "[::1]:5000/c", Class::Tag);
+}
+
+#[test]
+fn what_is_held_is_found_by_what_is_borrowed() {
+    let texts = ["docker.io/library/nginx:1", "quay.io/a/b:1", "a.b/c:1"];
+    let keys = || texts.into_iter().map(|text| KeyRef::parse(text).unwrap());
+    let shared: HashMap<ImageKey, &str> = keys().map(ImageKey::from).zip(texts).collect();
+    let sorted: BTreeMap<ImageKey, &str> = keys().map(ImageKey::from).zip(texts).collect();
+    let boxed: HashMap<BoxedKey, &str> = keys().map(BoxedKey::from).zip(texts).collect();
+    for key in keys() {
+        let found = [
+            shared.get(key.as_str()),
+            sorted.get(key.as_str()),
+            boxed.get(key.as_str()),
+        ];
+        assert_eq!(found, [Some(&key.as_str()); 3]);
+    }
+    let mut in_order: Vec<KeyRef<'_>> = keys().collect();
+    in_order.sort_unstable();
+    let held: Vec<KeyRef<'_>> = sorted.keys().map(ImageKey::by_ref).collect();
+    assert_eq!(held, in_order);
+}
+
+/// A replica holds one for each image that is known.
+#[test]
+fn a_held_key_is_no_larger_than_its_text() {
+    assert_eq!(size_of::<BoxedKey>(), size_of::<Box<str>>());
+    assert_eq!(size_of::<ImageKey>(), size_of::<Box<str>>());
+}
+
+#[test]
 fn a_digest_decides_the_class_and_what_is_asked_for() {
     let check = |written: &str, class, asked: &str| {
         let reference = Reference::parse(written).unwrap();
@@ -164,13 +249,21 @@ proptest! {
     #[test]
     fn a_key_parses_to_itself(text in texts()) {
         if let Ok(reference) = Reference::parse(&text) {
-            let mut first = String::new();
-            reference.write_key(&mut first);
-            prop_assert_eq!(key(&first), first.as_str());
-            let again = Reference::parse(&first).unwrap();
-            prop_assert_eq!(again.class(), reference.class());
-            prop_assert_eq!(again.manifest_reference(), reference.manifest_reference());
-            prop_assert_eq!(again.path_parts(), reference.path_parts());
+            let first = reference.key();
+            let key = KeyRef::parse(first.as_str());
+            prop_assert_eq!(key, Ok(first.by_ref()));
+            prop_assert_eq!(key.unwrap().class(), reference.class());
+            let parsed = Reference::parse(first.as_str()).unwrap();
+            for again in [parsed, first.by_ref().reference()] {
+                prop_assert_eq!(again.class(), reference.class());
+                prop_assert_eq!(again.manifest_reference(), reference.manifest_reference());
+                prop_assert_eq!(again.path_parts(), reference.path_parts());
+                prop_assert_eq!(again.host(), first.by_ref().host());
+                prop_assert_eq!(again.tag().is_some(), reference.digest().is_none());
+                prop_assert_eq!(again.digest(), reference.digest());
+                prop_assert_eq!(again.written(), first.as_str());
+                prop_assert_eq!(again.key(), first.clone());
+            }
         }
     }
 

@@ -64,12 +64,6 @@ fn pulled(reference: Reference<'_>) -> Option<Reference<'_>> {
     Reference::parse(reference.written()).ok()
 }
 
-fn key(reference: &Reference<'_>) -> String {
-    let mut key = String::new();
-    reference.write_key(&mut key);
-    key
-}
-
 fn same_tag_and_digest(expected: &Value, reference: &Reference<'_>) -> bool {
     reference.tag() == expected["tag"].as_str() && reference.digest() == expected["digest"].as_str()
 }
@@ -154,7 +148,7 @@ fn normalized_split_hostname() {
 fn parse_docker_ref() {
     let json = table!("parse_docker_ref");
     check("TestParseDockerRef", json, 11, |expected, parsed| {
-        parsed.is_some_and(|reference| key(&reference) == expected["expected"])
+        parsed.is_some_and(|reference| reference.key().as_str() == expected["expected"])
     });
 }
 

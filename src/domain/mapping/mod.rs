@@ -1,11 +1,13 @@
 //! From an image to its place in a mirror's registry.
 //!
 //! No two images share a place: with `{registry}` in the template, two references have one mapped
-//! identity exactly if they have one themselves ([`Reference::write_key`]). Without it, that holds
+//! identity exactly if they have one themselves ([`Reference::key`]). Without it, that holds
 //! among the images of one host, and whoever accepts a template must see to it
 //! ([`Template::keeps_registries_apart`]).
 //!
-//! The form that was written is kept: no tag stays no tag, and tag@digest stays both.
+//! The form that was written is kept, no tag stays no tag, and tag@digest stays both, unless the mirror
+//! pins ([`Form`]). Whatever is written, every runtime takes it for a name: the strictest of them is the
+//! measure (docs/runtimes.md).
 
 mod registry;
 mod template;
@@ -27,26 +29,46 @@ pub struct Mapping {
     pub template: Template,
 }
 
+/// The longest name, host and path, with which every runtime pulls: distribution/reference v0.6.0 (kubelet,
+/// containerd) measures the path alone, container-libs all of it (CRI-O, podman, skopeo; image v5.42.1,
+/// `reference.Parse`).
+const NAME_LIMIT: usize = PATH_LIMIT;
+
+/// In which form an image is written.
+#[derive(Clone, Copy, Debug)]
+pub enum Form<'a> {
+    /// As it was.
+    Written,
+    /// With its tag, written out (`name:latest@digest`), and this digest, if it has none of its own.
+    TagAndDigest(&'a Digest),
+    /// Without its tag, with its own digest or this one.
+    Digest(&'a Digest),
+}
+
 /// Why an image has no place in a mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
-    /// The path would be longer than runtimes and registries accept.
-    #[error("the repository in the mirror would have {length} characters, more than {PATH_LIMIT}")]
+    /// The name would be longer than every runtime and registry accepts.
+    #[error("the name in the mirror would have {length} characters, more than {NAME_LIMIT}")]
     NameTooLong {
-        /// The path's length in bytes.
+        /// The length in bytes of host and path.
         length: usize,
     },
 }
 
 impl Mapping {
     /// Returns the mirror's reference for an image.
-    ///
-    /// With `pin`, the digest is added to an image that has none, whose tag then is written out
-    /// (`name:latest@digest`); an image with a digest of its own is not changed by it.
-    pub fn map(&self, image: &Reference<'_>, pin: Option<&Digest>) -> Result<String, MapError> {
+    pub fn map(&self, image: &Reference<'_>, form: Form<'_>) -> Result<String, MapError> {
+        let pin = match form {
+            Form::Written => None,
+            Form::TagAndDigest(digest) | Form::Digest(digest) => Some(digest),
+        };
         let pin = pin.filter(|_| image.digest().is_none()).map(Digest::to_string);
         let pin = pin.as_deref();
-        let tag = image.tag().or_else(|| pin.map(|_| DEFAULT_TAG));
+        let tag = match form {
+            Form::Digest(_) => None,
+            Form::Written | Form::TagAndDigest(_) => image.tag().or_else(|| pin.map(|_| DEFAULT_TAG)),
+        };
         let digest = image.digest().or(pin);
         let length = |part: Option<&str>| part.map_or(0, |part| part.len() + 1);
 
@@ -93,8 +115,8 @@ impl Mapping {
             out.push('/');
         }
         self.template.push(out, image);
-        let length = out.len() - start;
-        if length > PATH_LIMIT {
+        let length = self.registry.host().len() + 1 + out.len() - start;
+        if length > NAME_LIMIT {
             return Err(MapError::NameTooLong { length });
         }
         Ok(())

@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::domain::image::{ParseReferenceError, check_host, check_path, is_docker_hub, names_host};
+use crate::domain::{
+    image::{ParseReferenceError, check_host, check_path},
+    source::{is_hub_for_people, without_dot, without_scheme},
+};
 
 /// A mirror's registry, `host[:port][/path]`, as it was written.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -16,7 +19,9 @@ pub struct MirrorRegistry {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseMirrorRegistryError {
     /// A URL instead of a host.
-    #[error("cannot use registry {0:?}: leave out the scheme, it belongs to endpoint.url")]
+    #[error(
+        "cannot use registry {:?}: leave out the scheme, it belongs to endpoint.url: write {}", .0, without_scheme(.0)
+    )]
     Scheme(String),
     /// A host that runtimes would take for a repository on Docker Hub.
     #[error(
@@ -29,11 +34,14 @@ pub enum ParseMirrorRegistryError {
         text: String,
         source: ParseReferenceError,
     },
+    /// A dot after the host.
+    #[error("cannot use registry {:?}: leave out the \".\" at the end of the host: write {}", .0, without_dot(.0))]
+    TrailingDot(String),
     /// Docker Hub, whose repositories have two components only and which completes short ones.
     #[error("cannot use registry {0:?}: Docker Hub cannot be a mirror, name a registry of your own")]
     DockerHub(String),
     /// A slash at the end.
-    #[error("cannot use registry {0:?}: leave out the \"/\" at the end")]
+    #[error("cannot use registry {:?}: leave out the \"/\" at the end: write {}", .0, .0.trim_end_matches('/'))]
     TrailingSlash(String),
     /// A tag or a digest.
     #[error("cannot use registry {0:?}: it must have neither tag nor digest")]
@@ -56,6 +64,16 @@ impl MirrorRegistry {
     pub fn path(&self) -> &str {
         &self.path
     }
+
+    /// Whether images of a prefix lie in this registry, written with the port of TLS or without.
+    pub fn holds(&self, prefix: &str) -> bool {
+        let (host, path) = prefix.split_once('/').unwrap_or((prefix, ""));
+        let plain = |host: &str| host.strip_suffix(":443").unwrap_or(host).to_ascii_lowercase();
+        plain(host) == plain(&self.host)
+            && path
+                .strip_prefix(&*self.path)
+                .is_some_and(|rest| self.path.is_empty() || rest.is_empty() || rest.starts_with('/'))
+    }
 }
 
 impl FromStr for MirrorRegistry {
@@ -74,14 +92,18 @@ impl FromStr for MirrorRegistry {
         if host.contains('@') {
             return Err(E::TagOrDigest(owned()));
         }
-        if !names_host(host) {
+        // Not every runtime knows a host by its capital letters (container-libs, `splitDockerDomain`).
+        if host != "localhost" && !host.contains(['.', ':']) {
             return Err(E::NotAHost(owned()));
+        }
+        if host.ends_with('.') {
+            return Err(E::TrailingDot(owned()));
         }
         check_host(host).map_err(|source| E::InvalidHost {
             text: owned(),
             source,
         })?;
-        if is_docker_hub(host) {
+        if is_hub_for_people(host) {
             return Err(E::DockerHub(owned()));
         }
         if let Some(path) = path {

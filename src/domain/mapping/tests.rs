@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::{
-    MapError, Mapping, MirrorRegistry, ParseMirrorRegistryError as R, ParseTemplateError as T, Template,
+    Form, MapError, Mapping, MirrorRegistry, ParseMirrorRegistryError as R, ParseTemplateError as T, Template,
 };
 use crate::domain::{digest::Digest, image::Reference};
 
@@ -19,13 +19,9 @@ fn mapping(registry: &str, template: &str) -> Mapping {
 
 #[track_caller]
 fn map(mapping: &Mapping, written: &str) -> String {
-    mapping.map(&Reference::parse(written).unwrap(), None).unwrap()
-}
-
-fn key(reference: &Reference<'_>) -> String {
-    let mut key = String::new();
-    reference.write_key(&mut key);
-    key
+    mapping
+        .map(&Reference::parse(written).unwrap(), Form::Written)
+        .unwrap()
 }
 
 #[test]
@@ -65,28 +61,32 @@ fn hosts_become_one_component() {
 }
 
 #[test]
-fn a_pin_writes_the_tag_out_and_leaves_digests_alone() {
+fn a_pin_writes_the_tag_out_or_takes_its_place_and_leaves_digests_alone() {
     let mirror = mapping("mirror.example.com", "{repository}");
     let pin: Digest = OTHER.parse().unwrap();
-    let check = |written: &str, expected: &str| {
-        let mapped = mirror
-            .map(&Reference::parse(written).unwrap(), Some(&pin))
-            .unwrap();
-        assert_eq!(mapped, format!("mirror.example.com/{expected}"), "{written}");
+    let check = |written: &str, both: &str, only: &str| {
+        let image = Reference::parse(written).unwrap();
+        for (form, expected) in [(Form::TagAndDigest(&pin), both), (Form::Digest(&pin), only)] {
+            let mapped = mirror.map(&image, form).unwrap();
+            assert_eq!(
+                mapped,
+                format!("mirror.example.com/library/{expected}"),
+                "{written}"
+            );
+        }
     };
-    check("nginx", &format!("library/nginx:latest@{OTHER}"));
-    check("nginx:1.27", &format!("library/nginx:1.27@{OTHER}"));
-    check(&format!("nginx@{SHA256}"), &format!("library/nginx@{SHA256}"));
-    check(
-        &format!("nginx:1.27@{SHA256}"),
-        &format!("library/nginx:1.27@{SHA256}"),
-    );
+    let (own, pinned) = (format!("nginx@{SHA256}"), format!("nginx@{OTHER}"));
+    check("nginx", &format!("nginx:latest@{OTHER}"), &pinned);
+    check("nginx:1.27", &format!("nginx:1.27@{OTHER}"), &pinned);
+    check(&own, &own, &own);
+    let tagged = format!("nginx:1.27@{SHA256}");
+    check(&tagged, &tagged, &own);
 }
 
 #[test]
-fn a_path_over_255_bytes_has_no_place() {
-    let mirror = mapping("mirror.example.com/team", DEFAULT);
-    let fits = 255 - "team/quay.io/".len();
+fn a_name_over_255_bytes_has_no_place() {
+    let mirror = mapping("mirror.example.com:5000/team", DEFAULT);
+    let fits = 255 - "mirror.example.com:5000/team/quay.io/".len();
     let written = |length: usize| format!("quay.io/{}:tag", "a".repeat(length));
 
     let mapped = map(&mirror, &written(fits));
@@ -94,7 +94,7 @@ fn a_path_over_255_bytes_has_no_place() {
     let too_long = written(fits + 1);
     let image = Reference::parse(&too_long).unwrap();
     let refused = MapError::NameTooLong { length: 256 };
-    assert_eq!(mirror.map(&image, None), Err(refused));
+    assert_eq!(mirror.map(&image, Form::Written), Err(refused));
     assert_eq!(mirror.repository_path(&image), Err(refused));
 }
 
@@ -116,7 +116,7 @@ fn the_text_is_allocated_once() {
         let pin: Digest = SHA256.parse().unwrap();
         let image = Reference::parse("quay.io:443/a/b:1").unwrap();
         let capacity = "mirror.example.com//".len() + mirror.capacity(&image) + ":1@".len() + SHA256.len();
-        let mapped = mirror.map(&image, Some(&pin)).unwrap();
+        let mapped = mirror.map(&image, Form::TagAndDigest(&pin)).unwrap();
         assert!(
             mapped.capacity() <= capacity,
             "{mapped}: grew to {}",
@@ -133,6 +133,7 @@ fn each_fault_of_a_registry_has_its_own_error() {
     };
     check("https://mirror.example.com", |e| matches!(e, R::Scheme(_)));
     check("mirror", |e| matches!(e, R::NotAHost(_)));
+    check("MIRROR", |e| matches!(e, R::NotAHost(_)));
     check("mirror/team", |e| matches!(e, R::NotAHost(_)));
     check("", |e| matches!(e, R::NotAHost(_)));
     check("a..b", |e| matches!(e, R::InvalidHost { .. }));
@@ -299,10 +300,10 @@ proptest! {
         mirror in mappings(), one in images(), other in images()
     ) {
         let (one, other) = (Reference::parse(&one).unwrap(), Reference::parse(&other).unwrap());
-        let (mapped_one, mapped_other) = (mirror.map(&one, None).unwrap(), mirror.map(&other, None).unwrap());
-        let mapped_key = |mapped: &str| key(&Reference::parse(mapped).unwrap());
+        let (mapped_one, mapped_other) = (mirror.map(&one, Form::Written).unwrap(), mirror.map(&other, Form::Written).unwrap());
+        let mapped_key = |mapped: &str| Reference::parse(mapped).unwrap().key();
         prop_assert_eq!(
-            key(&one) == key(&other),
+            one.key() == other.key(),
             mapped_key(&mapped_one) == mapped_key(&mapped_other),
             "{} and {}, {} and {}", one, other, mapped_one, mapped_other
         );
@@ -312,14 +313,17 @@ proptest! {
     fn what_is_mapped_parses_to_its_place_in_the_mirror(mirror in mappings(), image in images()) {
         let image = Reference::parse(&image).unwrap();
         let pin: Digest = OTHER.parse().unwrap();
-        for pin in [None, Some(&pin)] {
-            let mapped = mirror.map(&image, pin).unwrap();
+        for form in [Form::Written, Form::TagAndDigest(&pin), Form::Digest(&pin)] {
+            let mapped = mirror.map(&image, form).unwrap();
             let parsed = Reference::parse(&mapped).unwrap();
             prop_assert_eq!(parsed.host(), mirror.registry.host());
             prop_assert_eq!(parsed.to_string(), mapped.as_str());
             prop_assert_eq!(parsed.path_parts().concat(), mirror.repository_path(&image).unwrap());
-            let pinned = pin.map(ToString::to_string);
-            prop_assert_eq!(parsed.digest(), image.digest().or(pinned.as_deref()));
+            let pinned = (!matches!(form, Form::Written)).then_some(OTHER);
+            prop_assert_eq!(parsed.digest(), image.digest().or(pinned));
+            if matches!(form, Form::Digest(_)) {
+                prop_assert_eq!(parsed.tag(), None);
+            }
         }
     }
 }

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::domain::{
     decision::{Probing, decide},
-    examples::{NOW, digest, mirror, place, proof, snapshot},
-    mirror::{Mirror, Tags},
+    examples::{NOW, digest, key, mirror, place, proof, snapshot},
+    mirror::{Mirror, Pin, Tags},
     pod::PlaceKind,
     presence::{Index, Presence},
     snapshot::Snapshot,
@@ -64,7 +64,7 @@ fn state() -> (Snapshot, Index) {
 
 fn state_of(mirror: Mirror) -> (Snapshot, Index) {
     let mut index = Index::default();
-    index.write("a", NGINX, Presence::Present(proof('a')), NOW, NOW);
+    index.write("a", key(NGINX), Presence::Present(proof('a')), NOW, NOW);
     (snapshot(vec![mirror]), index)
 }
 
@@ -164,8 +164,8 @@ fn what_is_kept_is_explained_where_a_mirror_was_a_candidate() {
 #[test]
 fn the_explanation_names_every_mirror_that_was_asked() {
     let mut index = state().1;
-    index.write("b", NGINX, Presence::Present(proof('a')), NOW, NOW);
-    index.write("a", NGINX, Presence::Missing, NOW, NOW);
+    index.write("b", key(NGINX), Presence::Present(proof('a')), NOW, NOW);
+    index.write("a", key(NGINX), Presence::Missing, NOW, NOW);
     let state = (
         snapshot(vec![mirror("a", &["docker.io"]), mirror("b", &["docker.io"])]),
         index,
@@ -366,7 +366,7 @@ fn a_pod_that_is_left_alone_keeps_even_its_forgeries() {
 #[test]
 fn a_pinned_image_comes_back_unchanged_after_pinning_is_switched_off() {
     let tags = Tags {
-        pin_digest: true,
+        pin: Pin::Digest,
         ..Tags::default()
     };
     let pinning = state_of(Mirror {

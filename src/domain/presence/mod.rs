@@ -13,14 +13,13 @@ use std::{
 };
 
 use foldhash::quality::RandomState;
-use memchr::memchr;
 
 use super::{
     answer::{Answer, Manifest, MediaType},
     digest::Digest,
-    image::Class,
+    image::{BoxedKey, Class, ImageKey, KeyRef},
     mirror::{Freshness, Kind, Mirror},
-    platform::Architectures,
+    platform::Platforms,
     reason::Reason,
     time::Timestamp,
 };
@@ -30,15 +29,6 @@ pub const FUTURE: Duration = Duration::from_secs(5);
 
 /// How many images one replica remembers of its own probes.
 pub const SEEN_LIMIT: usize = 10_000;
-
-/// Returns the class of an image's key (`name:tag` or `name@digest`).
-pub fn class_of(key: &str) -> Class {
-    if memchr(b'@', key.as_bytes()).is_some() {
-        Class::Digest
-    } else {
-        Class::Tag
-    }
-}
 
 /// Whether a mirror has an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +44,8 @@ pub enum Presence {
 pub struct Proof {
     pub digest: Digest,
     pub media_type: MediaType,
-    pub architectures: Architectures,
+    /// The platforms of the nodes that could pull it. A single manifest counts for every architecture.
+    pub platforms: Platforms,
     /// Size of the manifest in bytes, where the registry told.
     pub size: Option<u64>,
     /// Whether an anonymous client gets the image upstream; absent if nobody asked.
@@ -62,18 +53,47 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// Returns what a seen manifest proves, given the architectures whose children are there too.
-    pub fn new(manifest: &Manifest, architectures: Architectures) -> Self {
+    /// Returns what a seen manifest proves, given the platforms of the nodes that could pull it.
+    pub fn new(manifest: &Manifest, platforms: Platforms) -> Self {
         Self {
             digest: manifest.digest.clone(),
             media_type: manifest.media_type,
-            architectures: if manifest.media_type.is_index() {
-                architectures
-            } else {
-                Architectures::ALL
-            },
+            platforms,
             size: manifest.size,
             public: None,
+        }
+    }
+}
+
+impl Proof {
+    /// Returns the names of what the image is there for: platforms for an index, for a single manifest its
+    /// operating system, or none if that is only assumed.
+    pub fn there_for(&self) -> Vec<&'static str> {
+        if self.media_type.is_index() {
+            return self.platforms.names().collect();
+        }
+        let known = |(_, os): &(&str, Platforms)| self.platforms.contains(*os);
+        let systems = [("linux", Platforms::LINUX), ("windows", Platforms::WINDOWS)];
+        match self.platforms {
+            Platforms::ASSUMED => Vec::new(),
+            Platforms::NONE => vec!["other"],
+            _ => systems.into_iter().filter(known).map(|(name, _)| name).collect(),
+        }
+    }
+
+    /// Takes over from another look at the same image what this one only assumes.
+    fn learn(&mut self, other: &Self) {
+        if self.platforms == Platforms::ASSUMED && self.digest == other.digest {
+            self.platforms = other.platforms;
+        }
+    }
+}
+
+impl Presence {
+    /// Takes over from another look at the same image what this one only assumes.
+    fn learn(&mut self, other: &Self) {
+        if let (Self::Present(proof), Self::Present(other)) = (self, other) {
+            proof.learn(other);
         }
     }
 }
@@ -134,7 +154,7 @@ pub struct Swept {
 /// What is known of the images of one mirror.
 #[derive(Debug, Default)]
 struct Table {
-    entries: HashMap<Box<str>, Entry, RandomState>,
+    entries: HashMap<BoxedKey, Entry, RandomState>,
     tags: OfClass,
     digests: OfClass,
 }
@@ -191,10 +211,10 @@ impl Table {
     }
 
     /// Puts an entry in the place of the one before, whose use stays noted. Returns whether there was one.
-    fn put(&mut self, key: &str, entry: Entry) -> bool {
-        let counts = &mut self.of_mut(class_of(key)).counts;
+    fn put(&mut self, key: KeyRef<'_>, entry: Entry) -> bool {
+        let counts = &mut self.of_mut(key.class()).counts;
         *counts.of_mut(&entry.presence) += 1;
-        let Some(slot) = self.entries.get_mut(key) else {
+        let Some(slot) = self.entries.get_mut(key.as_str()) else {
             self.entries.insert(key.into(), entry);
             return false;
         };
@@ -204,24 +224,25 @@ impl Table {
         true
     }
 
-    fn remove(&mut self, key: &str) -> bool {
-        let Some(entry) = self.entries.remove(key) else {
+    fn remove(&mut self, key: KeyRef<'_>) -> bool {
+        let Some(entry) = self.entries.remove(key.as_str()) else {
             return false;
         };
         self.uncount(key, &entry.presence);
         true
     }
 
-    fn retain(&mut self, mut keep: impl FnMut(&str, &Entry) -> bool) {
+    fn retain(&mut self, mut keep: impl FnMut(KeyRef<'_>, &Entry) -> bool) {
         let Self {
             entries,
             tags,
             digests,
         } = self;
         entries.retain(|key, entry| {
+            let key = key.by_ref();
             let stays = keep(key, entry);
             if !stays {
-                let of_class = match class_of(key) {
+                let of_class = match key.class() {
                     Class::Tag => &mut *tags,
                     Class::Digest => &mut *digests,
                 };
@@ -231,8 +252,8 @@ impl Table {
         });
     }
 
-    fn uncount(&mut self, key: &str, presence: &Presence) {
-        let counts = &mut self.of_mut(class_of(key)).counts;
+    fn uncount(&mut self, key: KeyRef<'_>, presence: &Presence) {
+        let counts = &mut self.of_mut(key.class()).counts;
         *counts.of_mut(presence) -= 1;
     }
 }
@@ -360,11 +381,11 @@ impl Counts {
 pub struct Index {
     known: Tables,
     seen: Tables,
-    seen_order: std::collections::VecDeque<(Box<str>, Box<str>)>,
+    seen_order: std::collections::VecDeque<(Box<str>, BoxedKey)>,
     version: Version,
     listing: u32,
     /// Mirror and key of what changed in `known` since it was last asked; none if nobody asks.
-    changes: Option<BTreeSet<(Box<str>, Box<str>)>>,
+    changes: Option<BTreeSet<(Box<str>, ImageKey)>>,
 }
 
 impl Index {
@@ -372,8 +393,8 @@ impl Index {
     ///
     /// The latest look decides, the companion's or the replica's own. So an absence that is too old
     /// to be believed still ends the proof before it.
-    pub fn judge(&self, mirror: &str, key: &str, rules: &Rules, now: Timestamp) -> Judgement<'_> {
-        let class = class_of(key);
+    pub fn judge(&self, mirror: &str, key: KeyRef<'_>, rules: &Rules, now: Timestamp) -> Judgement<'_> {
+        let class = key.class();
         let known = Self::judge_in(&self.known, mirror, key, class, rules, now);
         let own = Self::judge_in(&self.seen, mirror, key, class, rules, now);
         match (known, own) {
@@ -386,27 +407,27 @@ impl Index {
     fn judge_in<'a>(
         tables: &'a Tables,
         mirror: &str,
-        key: &str,
+        key: KeyRef<'_>,
         class: Class,
         rules: &Rules,
         now: Timestamp,
     ) -> Option<(Option<Timestamp>, Judgement<'a>)> {
         let table = tables.get(mirror)?;
-        let entry = table.entries.get(key)?;
+        let entry = table.entries.get(key.as_str())?;
         entry.touch(now);
         Some(rules.judge(entry, class, table.swept(class), now))
     }
 
     /// Returns whether the companion's knowledge has an entry for this image, of whatever kind.
-    pub fn contains(&self, mirror: &str, key: &str) -> bool {
+    pub fn contains(&self, mirror: &str, key: KeyRef<'_>) -> bool {
         self.known
             .get(mirror)
-            .is_some_and(|table| table.entries.contains_key(key))
+            .is_some_and(|table| table.entries.contains_key(key.as_str()))
     }
 
     /// Returns the entry of the companion's knowledge.
-    pub fn get(&self, mirror: &str, key: &str) -> Option<&Entry> {
-        self.known.get(mirror)?.entries.get(key)
+    pub fn get(&self, mirror: &str, key: KeyRef<'_>) -> Option<&Entry> {
+        self.known.get(mirror)?.entries.get(key.as_str())
     }
 
     /// Writes an entry of the companion's knowledge, where this process alone counts the versions.
@@ -414,7 +435,7 @@ impl Index {
     pub fn write(
         &mut self,
         mirror: &str,
-        key: &str,
+        key: KeyRef<'_>,
         presence: Presence,
         verified_at: Timestamp,
         now: Timestamp,
@@ -430,7 +451,7 @@ impl Index {
     pub fn write_at(
         &mut self,
         mirror: &str,
-        key: &str,
+        key: KeyRef<'_>,
         presence: Presence,
         verified_at: Timestamp,
         version: Version,
@@ -438,6 +459,10 @@ impl Index {
     ) {
         let listing = self.listing;
         self.forget_older_look(mirror, key, &presence, verified_at);
+        let before = self.get(mirror, key).map(|entry| entry.version);
+        if before.is_some_and(|before| version < before && before != Version::NEVER_SWEPT) {
+            self.forget_sweeps();
+        }
         let table = table_mut(&mut self.known, mirror);
         table.put(
             key,
@@ -453,10 +478,22 @@ impl Index {
 
     /// Notes that every write up to `version` has arrived: sweeps through it are believed from now on.
     pub fn reached(&mut self, version: Version) {
+        if version < self.version {
+            self.forget_sweeps();
+        }
         self.version = version;
         for table in self.known.values_mut() {
             table.tags.sweeps.reached(version);
             table.digests.sweeps.reached(version);
+        }
+    }
+
+    /// Forgets the sweeps of all mirrors: who wrote the entries has an older state than it had, as after a restored
+    /// backup, and those sweeps looked at another one.
+    fn forget_sweeps(&mut self) {
+        for table in self.known.values_mut() {
+            table.tags.sweeps = Sweeps::default();
+            table.digests.sweeps = Sweeps::default();
         }
     }
 
@@ -475,24 +512,25 @@ impl Index {
 
     /// Forgets what this replica saw itself where newer knowledge says more: it would never win, and
     /// looking for it would cost every review.
-    fn forget_older_look(&mut self, mirror: &str, key: &str, newer: &Presence, verified_at: Timestamp) {
+    fn forget_older_look(&mut self, mirror: &str, key: KeyRef<'_>, newer: &Presence, verified_at: Timestamp) {
         if matches!(newer, Presence::Unknown(_)) {
             return;
         }
         let Some(table) = self.seen.get_mut(mirror) else {
             return;
         };
-        if table
-            .entries
-            .get(key)
-            .is_some_and(|own| own.verified_at <= verified_at)
-        {
+        let Some(own) = table.entries.get_mut(key.as_str()) else {
+            return;
+        };
+        if own.verified_at <= verified_at {
             table.remove(key);
+        } else {
+            own.presence.learn(newer);
         }
     }
 
     /// Removes an entry of the companion's knowledge.
-    pub fn remove(&mut self, mirror: &str, key: &str) {
+    pub fn remove(&mut self, mirror: &str, key: KeyRef<'_>) {
         if let Some(table) = self.known.get_mut(mirror)
             && table.remove(key)
         {
@@ -508,29 +546,29 @@ impl Index {
     /// Returns mirror and key of every entry that was written or removed since the last call, each
     /// once; so there are never more than entries that are or were. A mirror that went with all its
     /// entries is not among them.
-    pub fn take_changes(&mut self) -> BTreeSet<(Box<str>, Box<str>)> {
+    pub fn take_changes(&mut self) -> BTreeSet<(Box<str>, ImageKey)> {
         self.changes.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    fn note_change(&mut self, mirror: &str, key: &str) {
+    fn note_change(&mut self, mirror: &str, key: KeyRef<'_>) {
         if let Some(changes) = &mut self.changes {
             changes.insert((mirror.into(), key.into()));
         }
     }
 
     /// Notes that a Pod uses an image. Returns whether there is an entry for it.
-    pub fn touch(&self, mirror: &str, key: &str, now: Timestamp) -> bool {
+    pub fn touch(&self, mirror: &str, key: KeyRef<'_>, now: Timestamp) -> bool {
         let entry = self.get(mirror, key);
         entry.inspect(|entry| entry.touch(now)).is_some()
     }
 
     /// Returns when an entry was last seen to be as it is: the later of its own time and the start
     /// of the last complete sweep that covered it.
-    pub fn verified_at(&self, mirror: &str, key: &str) -> Option<Timestamp> {
+    pub fn verified_at(&self, mirror: &str, key: KeyRef<'_>) -> Option<Timestamp> {
         let table = self.known.get(mirror)?;
-        let entry = table.entries.get(key)?;
+        let entry = table.entries.get(key.as_str())?;
         let swept = table
-            .swept(class_of(key))
+            .swept(key.class())
             .filter(|swept| entry.is_renewed_by(swept));
         Some(
             entry
@@ -594,11 +632,21 @@ impl Index {
         self.version
     }
 
+    /// Completes what was seen of an image by what is known of the same digest.
+    pub fn complete(&self, mirror: &str, key: KeyRef<'_>, proof: &mut Proof) {
+        if let Some(Presence::Present(known)) = self.get(mirror, key).map(|entry| &entry.presence) {
+            proof.learn(known);
+        }
+    }
+
     /// Remembers what this replica saw itself, forgetting its oldest look past the limit. What
     /// proves nothing is not remembered.
-    pub fn see(&mut self, mirror: &str, key: &str, presence: Presence, now: Timestamp) {
+    pub fn see(&mut self, mirror: &str, key: KeyRef<'_>, mut presence: Presence, now: Timestamp) {
         if matches!(presence, Presence::Unknown(_)) {
             return;
+        }
+        if let Presence::Present(proof) = &mut presence {
+            self.complete(mirror, key, proof);
         }
         let table = table_mut(&mut self.seen, mirror);
         let entry = Entry {
@@ -616,17 +664,17 @@ impl Index {
             && let Some((mirror, key)) = self.seen_order.pop_front()
             && let Some(table) = self.seen.get_mut(&mirror)
         {
-            table.remove(&key);
+            table.remove(key.by_ref());
         }
     }
 
     /// Returns the companion's entries of one mirror, in no order.
-    pub fn entries(&self, mirror: &str) -> impl Iterator<Item = (&str, &Entry)> {
+    pub fn entries(&self, mirror: &str) -> impl Iterator<Item = (KeyRef<'_>, &Entry)> {
         self.known
             .get(mirror)
             .into_iter()
             .flat_map(|table| &table.entries)
-            .map(|(key, entry)| (&**key, entry))
+            .map(|(key, entry)| (key.by_ref(), entry))
     }
 
     /// Returns the number of the companion's entries of one mirror.
@@ -668,9 +716,9 @@ pub const fn reason_of(answer: &Answer) -> Option<Reason> {
         Answer::Missing => Some(Reason::ImageMissing),
         Answer::Unauthorized => Some(Reason::Unauthorized),
         Answer::RateLimited { .. } => Some(Reason::RateLimited),
-        Answer::Unreachable(_) => Some(Reason::MirrorUnhealthy),
+        Answer::Unreachable(..) => Some(Reason::MirrorUnhealthy),
         Answer::Ambiguous(Ambiguity::DigestMismatch) => Some(Reason::DigestMismatch),
-        Answer::ServerError(_) | Answer::Ambiguous(_) => Some(Reason::RegistryError),
+        Answer::ServerError(..) | Answer::Ambiguous(_) => Some(Reason::RegistryError),
     }
 }
 

@@ -1,9 +1,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::examples::proof;
+use crate::domain::examples::{key, proof};
 
-const KEY: &str = "docker.io/library/nginx:1.27";
+fn nginx() -> KeyRef<'static> {
+    key("docker.io/library/nginx:1.27")
+}
 
 fn at(seconds: u64) -> Timestamp {
     Timestamp::from_millis(seconds * 1000)
@@ -20,13 +22,13 @@ fn rules() -> Rules {
 
 fn index(presence: Presence, verified_at: Timestamp) -> Index {
     let mut index = Index::default();
-    index.write("main", KEY, presence, verified_at, verified_at);
+    index.write("main", nginx(), presence, verified_at, verified_at);
     index
 }
 
 #[track_caller]
 fn proven(index: &Index, rules: &Rules, now: Timestamp) -> bool {
-    matches!(index.judge("main", KEY, rules, now), Judgement::Proven(..))
+    matches!(index.judge("main", nginx(), rules, now), Judgement::Proven(..))
 }
 
 #[test]
@@ -69,7 +71,7 @@ fn a_complete_sweep_renews_what_it_covered_and_nothing_else() {
     assert!(proven(&index, &rules(), at(3100)));
     assert!(!proven(&index, &rules(), at(3101)));
 
-    index.write("main", KEY, Presence::Present(proof('b')), at(2000), at(2000));
+    index.write("main", nginx(), Presence::Present(proof('b')), at(2000), at(2000));
     assert!(
         !proven(&index, &rules(), at(3100)),
         "written after the sweep, so the sweep did not see it"
@@ -94,7 +96,7 @@ fn a_complete_sweep_renews_what_it_covered_and_nothing_else() {
 #[test]
 fn absence_is_remembered_for_hosted_mirrors_only_and_briefly() {
     let index = index(Presence::Missing, at(2000));
-    let judge = |rules: &Rules, now| index.judge("main", KEY, rules, now);
+    let judge = |rules: &Rules, now| index.judge("main", nginx(), rules, now);
     assert_eq!(judge(&rules(), at(2030)), Judgement::Absent(at(2000)));
     assert_eq!(judge(&rules(), at(2031)), Judgement::Unproven(None));
     let pull_through = Rules {
@@ -121,9 +123,9 @@ fn tags_of_pull_through_mirrors_last_as_long_as_their_refresh() {
 #[test]
 fn the_newer_of_shared_and_own_knowledge_wins() {
     let mut index = index(Presence::Missing, at(2000));
-    index.see("main", KEY, Presence::Present(proof('a')), at(2010));
+    index.see("main", nginx(), Presence::Present(proof('a')), at(2010));
     assert!(proven(&index, &rules(), at(2020)));
-    index.write("main", KEY, Presence::Missing, at(2015), at(2015));
+    index.write("main", nginx(), Presence::Missing, at(2015), at(2015));
     assert!(!proven(&index, &rules(), at(2020)));
 }
 
@@ -133,16 +135,43 @@ fn the_newer_of_shared_and_own_knowledge_wins() {
 fn no_sweep_renews_an_absence() {
     for presence in [Presence::Missing, Presence::Unknown(Some(Reason::Unauthorized))] {
         let mut index = index(presence.clone(), at(2000));
-        index.see("main", KEY, Presence::Present(proof('a')), at(2100));
+        index.see("main", nginx(), Presence::Present(proof('a')), at(2100));
         let swept = Swept {
             started_at: at(2200),
             through: index.version(),
         };
         index.swept("main", Class::Tag, swept);
         assert!(proven(&index, &rules(), at(2201)), "{presence:?}");
-        let judgement = index.judge("main", KEY, &rules(), at(2701));
+        let judgement = index.judge("main", nginx(), &rules(), at(2701));
         assert_eq!(judgement, Judgement::Unproven(None), "{presence:?}");
     }
+}
+
+/// A replica does not read what a single manifest is for; the companion does.
+#[test]
+fn an_own_look_takes_over_the_operating_system_that_is_known() {
+    let of = |hex, platforms| {
+        Presence::Present(Proof {
+            platforms,
+            ..proof(hex)
+        })
+    };
+    let check = |index: &Index, expected: Platforms| {
+        let Judgement::Proven(proof, _) = index.judge("main", nginx(), &rules(), at(2003)) else {
+            panic!("there is a fresh proof");
+        };
+        assert_eq!(proof.platforms, expected);
+    };
+    let mut known_first = index(of('a', Platforms::WINDOWS), at(2000));
+    known_first.see("main", nginx(), of('a', Platforms::ASSUMED), at(2001));
+    check(&known_first, Platforms::WINDOWS);
+    known_first.see("main", nginx(), of('b', Platforms::ASSUMED), at(2002));
+    check(&known_first, Platforms::ASSUMED);
+
+    let mut seen_first = Index::default();
+    seen_first.see("main", nginx(), of('a', Platforms::ASSUMED), at(2001));
+    seen_first.write("main", nginx(), of('a', Platforms::WINDOWS), at(2000), at(2002));
+    check(&seen_first, Platforms::WINDOWS);
 }
 
 #[test]
@@ -151,14 +180,14 @@ fn own_looks_are_bounded_and_the_oldest_goes_first() {
     for number in 0..=SEEN_LIMIT {
         index.see(
             "main",
-            &format!("docker.io/library/image:{number}"),
+            key(&format!("docker.io/library/image:{number}")),
             Presence::Missing,
             at(2000),
         );
     }
     let judge = |number: usize| {
-        let key = format!("docker.io/library/image:{number}");
-        index.judge("main", &key, &rules(), at(2001))
+        let image = format!("docker.io/library/image:{number}");
+        index.judge("main", key(&image), &rules(), at(2001))
     };
     assert_eq!(judge(0), Judgement::Unproven(None));
     assert_eq!(judge(1), Judgement::Absent(at(2000)));
@@ -170,7 +199,7 @@ fn a_look_in_vain_is_not_remembered_as_knowledge() {
     let mut index = index(Presence::Present(proof('a')), at(2000));
     index.see(
         "main",
-        KEY,
+        nginx(),
         Presence::Unknown(Some(Reason::RegistryError)),
         at(2010),
     );
@@ -184,16 +213,16 @@ fn an_absence_ends_the_proof_before_it_for_good() {
     // The companion saw later that the image is gone, or that nobody may have it.
     for later in [Presence::Missing, Presence::Unknown(Some(Reason::Unauthorized))] {
         let mut index = index(later, at(2100));
-        index.see("main", KEY, present(), at(2000));
+        index.see("main", nginx(), present(), at(2000));
         assert!(!proven(&index, &rules(), freshness_of_missing));
     }
     // The replica did.
     let mut own = index(present(), at(2000));
-    own.see("main", KEY, Presence::Missing, at(2100));
+    own.see("main", nginx(), Presence::Missing, at(2100));
     assert!(!proven(&own, &rules(), freshness_of_missing));
     // Having noted an image is no look at it.
     let mut noted = index(Presence::Unknown(None), at(2100));
-    noted.see("main", KEY, present(), at(2000));
+    noted.see("main", nginx(), present(), at(2000));
     assert!(proven(&noted, &rules(), freshness_of_missing));
 }
 
@@ -205,7 +234,7 @@ fn a_sweep_is_believed_once_everything_written_before_its_end_has_arrived() {
     };
     let mut index = Index::default();
     let present = Presence::Present(proof('a'));
-    index.write_at("main", KEY, present.clone(), at(2000), Version(40), at(2000));
+    index.write_at("main", nginx(), present.clone(), at(2000), Version(40), at(2000));
     index.reached(Version(49));
     index.swept("main", Class::Tag, told(2500, 45));
     assert!(proven(&index, &rules(), at(3000)));
@@ -217,36 +246,37 @@ fn a_sweep_is_believed_once_everything_written_before_its_end_has_arrived() {
     index.reached(Version(50));
     assert!(proven(&index, &rules(), at(3600)));
     // Written after the sweep: its own proof counts, and no other.
-    index.write_at("main", KEY, present, at(2000), Version(51), at(3600));
+    index.write_at("main", nginx(), present, at(2000), Version(51), at(3600));
     assert!(!proven(&index, &rules(), at(3600)));
 }
 
 #[test]
 fn what_a_listing_does_not_name_is_gone_at_its_end_and_not_before() {
     let mut index = index(Presence::Present(proof('a')), at(2000));
-    let other = "docker.io/library/redis:8";
+    let other = key("docker.io/library/redis:8");
     index.write("main", other, Presence::Missing, at(2000), at(2000));
     index.begin_listing();
     index.write_at("main", other, Presence::Missing, at(2001), Version(7), at(2001));
-    assert!(index.contains("main", KEY));
+    assert!(index.contains("main", nginx()));
     index.end_listing();
-    assert!(!index.contains("main", KEY));
+    assert!(!index.contains("main", nginx()));
     assert!(index.contains("main", other));
 }
 
 #[test]
 fn changes_are_told_once_and_removals_among_them() {
     let mut index = Index::default();
-    index.write("main", "before", Presence::Missing, at(1), at(1));
+    let [before, a, b] = ["x.io/before:1", "x.io/a:1", "x.io/b:1"].map(key);
+    index.write("main", before, Presence::Missing, at(1), at(1));
     assert!(index.take_changes().is_empty(), "nobody asked before");
     index.track_changes();
-    for key in ["a", "a", "b"] {
+    for key in [a, a, b] {
         index.write("main", key, Presence::Missing, at(1), at(1));
     }
-    index.remove("main", "before");
-    index.remove("main", "never there");
+    index.remove("main", before);
+    index.remove("main", key("x.io/never-there:1"));
     let changed: Vec<_> = index.take_changes().into_iter().map(|(_, key)| key).collect();
-    assert_eq!(changed, ["a".into(), "b".into(), Box::<str>::from("before")]);
+    assert_eq!(changed, [a, b, before].map(ImageKey::from));
     index.make_room("main", 2);
     assert_eq!(index.take_changes().len(), 1);
     assert!(index.take_changes().is_empty());
@@ -256,30 +286,31 @@ fn changes_are_told_once_and_removals_among_them() {
 fn a_sweep_renews_what_it_covered_only() {
     let mut index = Index::default();
     let present = Presence::Present(proof('a'));
-    index.write("main", "gone:1", Presence::Missing, at(1), at(1));
-    let through = index.write("main", "a:1", present.clone(), at(1), at(1));
-    index.write("main", "b:1", present, at(1), at(1));
+    let [gone, a, b, c] = ["x.io/gone:1", "x.io/a:1", "x.io/b:1", "x.io/c:1"].map(key);
+    index.write("main", gone, Presence::Missing, at(1), at(1));
+    let through = index.write("main", a, present.clone(), at(1), at(1));
+    index.write("main", b, present, at(1), at(1));
     let swept = Swept {
         started_at: at(5),
         through,
     };
     index.swept("main", Class::Tag, swept);
-    assert_eq!(index.verified_at("main", "a:1"), Some(at(5)));
-    assert_eq!(index.verified_at("main", "b:1"), Some(at(1)));
-    assert_eq!(index.verified_at("main", "gone:1"), Some(at(1)));
-    assert_eq!(index.verified_at("main", "c:1"), None);
+    assert_eq!(index.verified_at("main", a), Some(at(5)));
+    assert_eq!(index.verified_at("main", b), Some(at(1)));
+    assert_eq!(index.verified_at("main", gone), Some(at(1)));
+    assert_eq!(index.verified_at("main", c), None);
 }
 
 #[test]
 fn a_look_that_newer_knowledge_replaces_is_forgotten_and_no_other() {
     let looks = |index: &Index| index.seen["main"].entries.len();
     let mut index = Index::default();
-    index.see("main", KEY, Presence::Present(proof('a')), at(2000));
-    index.write("main", KEY, Presence::Unknown(None), at(2001), at(2001));
+    index.see("main", nginx(), Presence::Present(proof('a')), at(2000));
+    index.write("main", nginx(), Presence::Unknown(None), at(2001), at(2001));
     assert_eq!(looks(&index), 1, "having noted an image is no look at it");
-    index.write("main", KEY, Presence::Missing, at(1999), at(2001));
+    index.write("main", nginx(), Presence::Missing, at(1999), at(2001));
     assert_eq!(looks(&index), 1, "an older look does not replace a newer one");
-    index.write("main", KEY, Presence::Present(proof('a')), at(2000), at(2001));
+    index.write("main", nginx(), Presence::Present(proof('a')), at(2000), at(2001));
     assert_eq!(looks(&index), 0);
     assert!(proven(&index, &rules(), at(2100)));
 }
@@ -287,54 +318,60 @@ fn a_look_that_newer_knowledge_replaces_is_forgotten_and_no_other() {
 #[test]
 fn an_image_is_in_use_while_reviews_and_pods_name_it() {
     let index = index(Presence::Missing, at(2000));
-    let used = || index.get("main", KEY).unwrap().last_used();
+    let used = || index.get("main", nginx()).unwrap().last_used();
     assert_eq!(used(), at(2000), "writing counts as use");
-    index.judge("main", KEY, &rules(), at(2100));
+    index.judge("main", nginx(), &rules(), at(2100));
     assert_eq!(used(), at(2100));
-    index.touch("main", KEY, at(2200).after(Duration::from_millis(999)));
+    index.touch("main", nginx(), at(2200).after(Duration::from_millis(999)));
     assert_eq!(used(), at(2200), "to the second");
-    index.touch("other", KEY, at(2300));
-    index.touch("main", "docker.io/library/redis:8", at(2300));
+    index.touch("other", nginx(), at(2300));
+    index.touch("main", key("docker.io/library/redis:8"), at(2300));
     assert_eq!(used(), at(2200));
 }
 
 #[test]
 fn room_is_made_by_what_was_used_longest_ago() {
     let mut index = Index::default();
-    let key = |number: u64| format!("docker.io/library/nginx:{number}");
+    let image = |number: u64| -> ImageKey { key(&format!("docker.io/library/nginx:{number}")).into() };
     for number in 0..32 {
-        index.write("main", &key(number), Presence::Missing, at(1), at(100 + number));
+        index.write(
+            "main",
+            image(number).by_ref(),
+            Presence::Missing,
+            at(1),
+            at(100 + number),
+        );
     }
-    index.write("other", KEY, Presence::Missing, at(1), at(1));
+    index.write("other", nginx(), Presence::Missing, at(1), at(1));
     // The oldest is wanted again.
-    index.touch("main", &key(0), at(500));
+    index.touch("main", image(0).by_ref(), at(500));
     index.track_changes();
     index.make_room("main", 33);
     assert!(index.take_changes().is_empty(), "there is room");
     index.make_room("main", 32);
     let gone: Vec<_> = index.take_changes().into_iter().collect();
-    let expected = [1, 2, 3].map(|number| (Box::from("main"), key(number).into()));
+    let expected = [1, 2, 3].map(|number| (Box::from("main"), image(number)));
     assert_eq!(gone, expected, "one more than a sixteenth part");
-    let left = (0..32).filter(|number| index.contains("main", &key(*number)));
+    let left = (0..32).filter(|number| index.contains("main", image(*number).by_ref()));
     assert_eq!(left.count(), 29);
-    assert!(index.contains("other", KEY));
+    assert!(index.contains("other", nginx()));
 }
 
 #[test]
 fn what_is_known_is_counted_by_mirror_class_and_presence() {
     let mut index = Index::default();
-    let digest = format!("docker.io/library/nginx@{}", proof('a').digest);
+    let pinned = format!("docker.io/library/nginx@{}", proof('a').digest);
     let of_main = [
-        ("a:1", Presence::Present(proof('a'))),
-        ("a:2", Presence::Present(proof('a'))),
-        ("a:3", Presence::Missing),
-        ("a:4", Presence::Unknown(None)),
-        (&digest, Presence::Missing),
+        ("x.io/a:1", Presence::Present(proof('a'))),
+        ("x.io/a:2", Presence::Present(proof('a'))),
+        ("x.io/a:3", Presence::Missing),
+        ("x.io/a:4", Presence::Unknown(None)),
+        (&pinned, Presence::Missing),
     ];
-    for (key, presence) in of_main {
-        index.write("main", key, presence, at(1), at(1));
+    for (image, presence) in of_main {
+        index.write("main", key(image), presence, at(1), at(1));
     }
-    index.write("other", KEY, Presence::Missing, at(1), at(1));
+    index.write("other", nginx(), Presence::Missing, at(1), at(1));
     let counts = |present, missing, unknown| Counts {
         present,
         missing,
@@ -383,12 +420,13 @@ fn name(mirror: u8) -> String {
     format!("mirror-{mirror}")
 }
 
-fn key(image: u8) -> String {
-    if image.is_multiple_of(2) {
-        format!("docker.io/library/nginx:{image}")
+fn image(number: u8) -> ImageKey {
+    let text = if number.is_multiple_of(2) {
+        format!("docker.io/library/nginx:{number}")
     } else {
-        format!("docker.io/library/nginx-{image}@{}", proof('a').digest)
-    }
+        format!("docker.io/library/nginx-{number}@{}", proof('a').digest)
+    };
+    key(&text).into()
 }
 
 fn presence(number: u8) -> Presence {
@@ -402,7 +440,7 @@ fn presence(number: u8) -> Presence {
 /// Counts the entries of a mirror by walking them.
 fn recount(index: &Index, mirror: &str, class: Class) -> Counts {
     let mut counts = Counts::default();
-    let of_class = index.entries(mirror).filter(|(key, _)| class_of(key) == class);
+    let of_class = index.entries(mirror).filter(|(key, _)| key.class() == class);
     for (_, entry) in of_class {
         match entry.presence {
             Presence::Present(_) => counts.present += 1,
@@ -420,10 +458,10 @@ proptest! {
         for event in events {
             match event {
                 Event::Write(m, i, p) => {
-                    index.write(&name(m), &key(i), presence(p), at(1), at(1));
+                    index.write(&name(m), image(i).by_ref(), presence(p), at(1), at(1));
                 }
-                Event::See(m, i, p) => index.see(&name(m), &key(i), presence(p), at(2)),
-                Event::Remove(m, i) => index.remove(&name(m), &key(i)),
+                Event::See(m, i, p) => index.see(&name(m), image(i).by_ref(), presence(p), at(2)),
+                Event::Remove(m, i) => index.remove(&name(m), image(i).by_ref()),
                 Event::Begin => index.begin_listing(),
                 Event::End => index.end_listing(),
                 Event::MakeRoom(m, limit) => index.make_room(&name(m), limit),
@@ -442,5 +480,41 @@ proptest! {
                 prop_assert_eq!(of_mirror.unknown, tags.unknown + digests.unknown);
             }
         }
+    }
+}
+
+#[test]
+fn a_sweep_proves_nothing_of_a_state_from_before_it() {
+    for (known, reached) in [
+        // The image went, and a restored backup has it again: the version tells, or else the image's own.
+        (None, Version(35)),
+        (Some(Version(40)), Version(60)),
+    ] {
+        let mut index = Index::default();
+        if let Some(version) = known {
+            index.write_at("main", nginx(), Presence::Missing, at(2000), version, at(2000));
+        }
+        index.reached(Version(50));
+        let swept = Swept {
+            started_at: at(3000),
+            through: Version(45),
+        };
+        index.swept("main", Class::Tag, swept);
+        index.begin_listing();
+        let present = Presence::Present(proof('a'));
+        index.write_at("main", nginx(), present, at(1900), Version(30), at(2000));
+        index.end_listing();
+        index.reached(reached);
+        assert!(!proven(&index, &rules(), at(3100)), "{known:?}");
+        // It does again once it was looked at.
+        index.swept(
+            "main",
+            Class::Tag,
+            Swept {
+                started_at: at(3050),
+                through: reached,
+            },
+        );
+        assert!(proven(&index, &rules(), at(3100)), "{known:?}");
     }
 }

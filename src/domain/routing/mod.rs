@@ -4,7 +4,10 @@
 //! own prefixes on component boundaries, longest first, so the cost depends on the depth of its
 //! name and not on the number of mirrors.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use foldhash::quality::RandomState;
 use memchr::memrchr;
@@ -13,10 +16,13 @@ use smallvec::SmallVec;
 use super::{
     digest::Digest,
     image::Reference,
-    mapping::{MapError, MirrorRegistry},
-    mirror::Mirror,
+    mapping::{Form, MapError, MirrorRegistry},
+    mirror::{Mirror, Pin},
     source::normalise_host,
 };
+
+/// How many mirrors are named that stand in one's way.
+const OVERLAPS: usize = 3;
 
 /// The position of a mirror in [`Routing`]; valid for that very routing only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,10 +66,9 @@ pub struct Candidates {
 
 impl Mirror {
     /// Returns the mirror's reference for an image, in the form in which the image was written; a
-    /// tag gets the digest that was proven where the mirror pins.
+    /// tag gets the digest that was proven, or gives way to it, where the mirror pins.
     pub fn map(&self, reference: &Reference<'_>, proven: &Digest) -> Result<String, MapError> {
-        self.mapping
-            .map(reference, self.tags.pin_digest.then_some(proven))
+        self.mapping.map(reference, self.tags.pin.form(proven))
     }
 
     /// Returns the hosts of the registries that it mirrors, some more than once.
@@ -72,23 +77,35 @@ impl Mirror {
         prefixes.map(|prefix| prefix.split('/').next().unwrap_or_default())
     }
 
-    /// Whether `current` is what this mirror makes of `original`, ignoring a digest added by pinning.
+    /// Whether `current` is what this mirror makes of `original`, in whatever form and with whatever digest
+    /// an image without one is pinned to.
     pub fn maps_to(&self, original: &Reference<'_>, current: &str) -> bool {
         let pinned: Option<Digest> = current
             .split_once('@')
             .and_then(|(_, digest)| digest.parse().ok());
-        self.makes(original, pinned.as_ref(), current)
+        match &pinned {
+            None => self.makes(original, &[Form::Written], current),
+            Some(pin) => self.makes(original, &[Form::TagAndDigest(pin), Form::Digest(pin)], current),
+        }
     }
 
-    /// Whether `current` is what this mirror makes of `original` when it pins it to `digest`, now or not.
+    /// Whether `current` is what this mirror makes of `original` when it pins it to `digest`, now or not,
+    /// and may stay. A tag beside it may not where runtimes refuse that.
     pub fn pins(&self, original: &Reference<'_>, digest: &Digest, current: &str) -> bool {
-        self.makes(original, Some(digest), current)
+        let forms = [Form::Digest(digest), Form::TagAndDigest(digest)];
+        match self.tags.pin {
+            Pin::DigestOnly => self.makes(original, &forms[..1], current),
+            Pin::None | Pin::Digest => self.makes(original, &forms, current),
+        }
     }
 
-    fn makes(&self, original: &Reference<'_>, pin: Option<&Digest>, current: &str) -> bool {
-        self.mapping
-            .map(original, pin)
-            .is_ok_and(|mapped| mapped == current)
+    fn makes(&self, original: &Reference<'_>, forms: &[Form<'_>], current: &str) -> bool {
+        let is_it = |form: &Form<'_>| {
+            self.mapping
+                .map(original, *form)
+                .is_ok_and(|mapped| mapped == current)
+        };
+        forms.iter().any(is_it)
     }
 }
 
@@ -190,6 +207,73 @@ impl Routing {
                 .then_with(|| left.name.cmp(&right.name))
         });
         candidates
+    }
+}
+
+/// What keeps a mirror, or a part of it, from ever being used as it stands: another mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Overlap {
+    /// Both put the same images at the same place.
+    SamePlace { other: String },
+    /// The images of a source lie in the other mirror, where they stay as they are.
+    SourceIsMirror { prefix: String, other: String },
+}
+
+impl Overlap {
+    /// Returns its name as users see it.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::SamePlace { .. } => "SameRegistry",
+            Self::SourceIsMirror { .. } => "SourceIsMirror",
+        }
+    }
+}
+
+impl fmt::Display for Overlap {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SamePlace { other } => write!(
+                formatter,
+                "ImageMirror {other} has the same registry, so where both have a source for an image, asking the \
+                 second one never helps"
+            ),
+            Self::SourceIsMirror { prefix, other } => write!(
+                formatter,
+                "images below {prefix} lie in the registry of ImageMirror {other}, and so stay as they are"
+            ),
+        }
+    }
+}
+
+impl Routing {
+    /// Returns what other mirrors keep this one from; of each kind and source the first few.
+    pub fn overlaps(&self, id: MirrorId) -> Vec<Overlap> {
+        let mirror = self.mirror(id);
+        let place = normalised(&mirror.mapping.registry);
+        let others = |node: Option<&Node>| {
+            let registries: &[MirrorId] = node.map_or(&[], |node| &node.registries);
+            let others: SmallVec<[MirrorId; OVERLAPS]> = registries
+                .iter()
+                .copied()
+                .filter(|other| *other != id)
+                .take(OVERLAPS)
+                .collect();
+            others
+        };
+        let name = |other: MirrorId| self.mirror(other).name.clone();
+        let mut overlaps = Vec::new();
+        for other in others(self.nodes.get(place.as_str())) {
+            if self.mirror(other).mapping.template == mirror.mapping.template {
+                overlaps.push(Overlap::SamePlace { other: name(other) });
+            }
+        }
+        for source in &mirror.sources {
+            for other in prefixes(&source.prefix).flat_map(|prefix| others(self.nodes.get(prefix))) {
+                let (prefix, other) = (source.prefix.clone(), name(other));
+                overlaps.push(Overlap::SourceIsMirror { prefix, other });
+            }
+        }
+        overlaps
     }
 }
 

@@ -6,17 +6,10 @@ use crate::domain::{
     mapping::Mapping,
 };
 
-fn key(image: &str) -> String {
-    let mut key = String::new();
-    Reference::parse(image).unwrap().write_key(&mut key);
-    key
-}
-
-/// Returns the normalised name of an image, as `decide` cuts it from its key.
+/// Returns the normalised name of an image.
 fn name(image: &str) -> String {
-    let mut key = key(image);
-    key.truncate(key.len() - 1 - Reference::parse(image).unwrap().manifest_reference().len());
-    key
+    let key = Reference::parse(image).unwrap().key();
+    key.by_ref().name().to_owned()
 }
 
 /// Checks the order of the candidates: `mirror prefix`, and `excluded` at the end if some mirror
@@ -164,8 +157,6 @@ fn a_mirror_is_known_by_its_registry_in_every_form() {
         ("[FD00:0:0::1]:5000/a", "[fd00::1]:5000/a/x", true),
         ("[fd00::1]:5000", "[fd00:0::0001]:5000/x", true),
         ("[::ffff:a00:1]", "[::ffff:a00:1]/x", true),
-        ("Mirror", "Mirror/x", true),
-        ("Mirror", "MIRROR/x", true),
         ("localhost", "localhost/x", true),
     ] {
         check_named(registry, image, expected);
@@ -176,7 +167,7 @@ fn a_mirror_is_known_by_its_registry_in_every_form() {
 fn a_mirror_knows_its_own_images_pinned_or_not_and_no_others() {
     let pinned = Mirror {
         tags: super::super::mirror::Tags {
-            pin_digest: true,
+            pin: Pin::Digest,
             ..Default::default()
         },
         ..mirror("m", &["docker.io"])
@@ -193,6 +184,16 @@ fn a_mirror_knows_its_own_images_pinned_or_not_and_no_others() {
         (
             "nginx",
             format!("m.example.com/docker.io/library/nginx@{a}"),
+            true,
+        ),
+        (
+            "redis",
+            format!("m.example.com/docker.io/library/nginx@{a}"),
+            false,
+        ),
+        (
+            "nginx:2",
+            format!("m.example.com/docker.io/library/nginx:1@{a}"),
             false,
         ),
         (
@@ -322,4 +323,54 @@ proptest! {
             .collect();
         prop_assert_eq!(found, expected);
     }
+}
+
+#[test]
+fn mirrors_in_each_others_way_are_named() {
+    let of = |registry: &str, template: &str, name: &str, prefixes: &[&str]| {
+        let mut made = mirror(name, prefixes);
+        made.mapping.registry = registry.parse().unwrap();
+        made.mapping.template = template.parse().unwrap();
+        made
+    };
+    let usual = "{registry}/{repository}";
+    let routing = Routing::compile(vec![
+        of("one.test/cache", usual, "a", &["docker.io"]),
+        of("ONE.test/cache", usual, "b", &["docker.io", "ghcr.io"]),
+        of(
+            "one.test/cache",
+            "apart/{registry}/{repository}",
+            "c",
+            &["docker.io"],
+        ),
+        of(
+            "two.test",
+            usual,
+            "d",
+            &["one.test/cache/team", "one.test", "quay.io"],
+        ),
+    ]);
+    let told = |id: usize| -> Vec<String> {
+        let (id, _) = routing.mirrors().nth(id).unwrap();
+        let overlaps = routing.overlaps(id).into_iter();
+        overlaps
+            .map(|overlap| format!("{}: {overlap}", overlap.as_str()))
+            .collect()
+    };
+    let same = |other: &str| {
+        format!(
+            "SameRegistry: ImageMirror {other} has the same registry, so where both have a source for an image, \
+             asking the second one never helps"
+        )
+    };
+    assert_eq!(told(0), [same("b")]);
+    assert_eq!(told(1), [same("a")]);
+    assert_eq!(told(2), [""; 0]);
+    let within = ["a", "b", "c"].map(|other| {
+        format!(
+            "SourceIsMirror: images below one.test/cache/team lie in the registry of ImageMirror {other}, and so \
+             stay as they are"
+        )
+    });
+    assert_eq!(told(3), within);
 }

@@ -21,7 +21,7 @@ pub fn decode_documents(text: &str) -> Result<Vec<Value>, Fault> {
     let (values, faults) = read(text);
     match faults.into_iter().next() {
         None => Ok(values.into_iter().map(|(_, value)| value).collect()),
-        Some(fault) => json_stream(text).ok_or(fault),
+        Some(fault) => Err(fault),
     }
 }
 
@@ -239,12 +239,6 @@ fn read<T: DeserializeOwned>(text: &str) -> (Vec<(String, T)>, Vec<Fault>) {
     (values, faults)
 }
 
-/// Returns the values of JSON texts one after another, which YAML does not allow.
-fn json_stream(text: &str) -> Option<Vec<Value>> {
-    let values: Result<Vec<_>, _> = serde_json::Deserializer::from_str(text).into_iter().collect();
-    values.ok().filter(|values| values.len() > 1)
-}
-
 fn syntax_fault(place: String, error: &serde_saphyr::Error, text: &str) -> Fault {
     use serde_saphyr::Error;
 
@@ -277,7 +271,7 @@ fn syntax_fault(place: String, error: &serde_saphyr::Error, text: &str) -> Fault
 }
 
 /// Returns the character of a line that looks like the start of a text that must be quoted.
-fn unquoted_start(line: &str) -> Option<char> {
+pub(crate) fn unquoted_start(line: &str) -> Option<char> {
     let template = ["{registry}", "{repository}"]
         .iter()
         .any(|name| line.contains(&format!(": {name}")));

@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{self as core, Namespace};
 use kube::ResourceExt as _;
 use serde_json::Value;
 
+pub(crate) use document::unquoted_start;
 use document::{Document, parse};
 pub use document::{decode_documents, encode_document};
 

@@ -1,14 +1,15 @@
 use std::{fmt::Write as _, time::Duration};
 
 use insta::assert_snapshot;
-use serde_json::json;
 
 use super::*;
 use crate::{
     api::{mirror::Connection, v1alpha1},
     domain::{
         mapping::Mapping,
-        mirror::{Access, Freshness, HealthSettings, Kind, Mirror, OwnerPattern, Prefer, Source, Tags},
+        mirror::{
+            Access, Freshness, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer, Source, Tags, Trust,
+        },
         selector::{Labels, Operator, Requirement, Selector},
     },
 };
@@ -69,6 +70,7 @@ fn a_minimal_mirror_has_the_defaults() {
         freshness: Freshness::default(),
         sweep_rate: Some(100),
         tags: Tags::default(),
+        read_secret: None,
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
         runs_in: vec![],
@@ -76,6 +78,7 @@ fn a_minimal_mirror_has_the_defaults() {
     let connection = Connection {
         endpoint: "https://mirror.example.com".to_owned(),
         ca_bundle: None,
+        trust: Trust::default(),
         probe_secret: None,
     };
     assert_eq!(configuration.mirrors, [(expected, connection)]);
@@ -166,9 +169,10 @@ fn every_field_is_accepted() {
         },
         sweep_rate: None,
         tags: Tags {
-            pin_digest: true,
+            pin: Pin::Digest,
             refresh: Duration::from_hours(2),
         },
+        read_secret: Some("hub".to_owned()),
         pull_secret: true,
         exclude_owners: vec![OwnerPattern {
             group: "example.com".to_owned(),
@@ -185,6 +189,7 @@ fn every_field_is_accepted() {
             .unwrap()
             .starts_with(b"-----BEGIN CERTIFICATE-----\n")
     );
+    assert_eq!(connection.trust, Trust::BundleAndSystem);
     assert_eq!(connection.probe_secret.as_deref(), Some("hub"));
     assert_eq!(
         configuration.namespaces["blue"],
@@ -348,20 +353,21 @@ metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
 
 #[test]
 fn values_of_fields() {
-    assert_snapshot!(faults_with("endpoint: {url: mirror.example.com}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.url: must be http:// or https:// with a host and at most a port: https://mirror.kagami.svc:5000");
-    assert_snapshot!(faults_with("endpoint: {url: \"https://user@mirror/path\"}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.url: must be http:// or https:// with a host and at most a port: https://mirror.kagami.svc:5000");
+    assert_snapshot!(faults_with("endpoint: {url: mirror.example.com}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.url: must begin with https:// or http://, as in https://mirror.kagami.svc:5000");
+    assert_snapshot!(faults_with("endpoint: {url: \"https://user@mirror/path\"}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.url: must hold no user and no password: put them into a Secret, and name it in spec.endpoint.credentials.secretRef");
     assert_snapshot!(faults_with("endpoint: {caBundle: LS0tLS1CRUdJTg==}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint.caBundle: must hold certificates in PEM: -----BEGIN CERTIFICATE-----");
+    assert_snapshot!(faults_with("endpoint: {trust: BundleAndSystem}"), @"mirrors.yaml:9: document 1 (ImageMirror main): spec.endpoint: trust has no effect without caBundle: the system's authorities are trusted then");
     assert_snapshot!(faults_with("- prefix: ghcr.io\nrepository: \"cache/{repository}\""), @"mirrors.yaml:10: document 1 (ImageMirror main): spec.repository: must contain {registry} when there is more than one source: else images of different registries get one name");
     assert_snapshot!(faults_with("- {prefix: ghcr.io, access: Private}"), @"mirrors.yaml:4: document 1 (ImageMirror main): spec.namespaceSelector: must select namespaces when a source is Private (the default of a source with credentials): an empty selector would give private images to everybody");
     assert_snapshot!(faults_with("- prefix: ghcr.io\n  credentials: {secretRef: {name: hub}}"), @r"
     mirrors.yaml:4: document 1 (ImageMirror main): spec.namespaceSelector: must select namespaces when a source is Private (the default of a source with credentials): an empty selector would give private images to everybody
     mirrors.yaml:10: document 1 (ImageMirror main): spec.sources[1].credentials.secretRef.name: there is no Secret hub in the file
     ");
-    assert_snapshot!(faults_with("- prefix: https://ghcr.io"), @r#"mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "https://ghcr.io": leave out the scheme"#);
+    assert_snapshot!(faults_with("- prefix: https://ghcr.io"), @r#"mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "https://ghcr.io": leave out the scheme: write ghcr.io"#);
     assert_snapshot!(faults_with("- prefix: ghcr.io/\n- prefix: ghcr.io/Team\n- prefix: ghcr.io/team:1"), @r#"
-    mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "ghcr.io/": leave out the "/" at the end
+    mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "ghcr.io/": leave out the "/" at the end: write ghcr.io
     mirrors.yaml:10: document 1 (ImageMirror main): spec.sources[2].prefix: cannot use prefix "ghcr.io/Team": the repository must be in lower case
-    mirrors.yaml:11: document 1 (ImageMirror main): spec.sources[3].prefix: cannot use prefix "ghcr.io/team:1": it must have neither tag nor digest
+    mirrors.yaml:11: document 1 (ImageMirror main): spec.sources[3].prefix: cannot use prefix "ghcr.io/team:1": it must have neither tag nor digest: write ghcr.io/team
     "#);
     assert_snapshot!(faults_with("- prefix: ghcr.io:99999\n- prefix: -.io"), @r#"
     mirrors.yaml:9: document 1 (ImageMirror main): spec.sources[1].prefix: cannot use prefix "ghcr.io:99999": the port is not a number from 0 to 65535
@@ -463,15 +469,364 @@ fn documents_keep_the_order_of_keys() {
 }
 
 #[test]
-fn json_texts_may_follow_each_other() {
-    let documents = decode_documents("{\"a\": 1}\n{\"b\": [\n\t2]}\n").unwrap();
-    assert_eq!(documents, [json!({"a": 1}), json!({"b": [2]})]);
-    assert_snapshot!(decode_documents("{\"a\": 1}\n{\"b\": [\n").unwrap_err(), @":2: document 2: unclosed bracket '['");
-}
-
-#[test]
 fn the_name_of_an_object_is_made_from_mirror_and_image() {
     // printf 'main\ndocker.io/library/nginx:1.27' | sha256sum
     let name = v1alpha1::MirroredImage::object_name("main", "docker.io/library/nginx:1.27");
     assert_eq!(name, "6b0e5f697a15377363fdfb20b6f8eee7c724cec1");
+}
+
+/// Returns what becomes of the minimal mirror once a text in it stands for another, the place left out.
+#[track_caller]
+fn told(text: &str, replacement: &str) -> Result<(Mirror, Connection), String> {
+    let document = MINIMAL.replace(text, replacement);
+    assert_ne!(document, MINIMAL);
+    match load(&document, "mirrors.yaml") {
+        Ok(mut configuration) => Ok(configuration.mirrors.remove(0)),
+        Err(faults) => Err(faults
+            .iter()
+            .map(|fault| fault.fault.to_string())
+            .collect::<Vec<_>>()
+            .join("\n")),
+    }
+}
+
+#[test]
+fn prefixes_as_people_write_them() {
+    let check = |written: &str, expected: Result<&[&str], &str>| {
+        let found = told("docker.io", &format!("{written:?}"));
+        let prefixes = |(mirror, _): (Mirror, Connection)| -> Vec<String> {
+            mirror.sources.into_iter().map(|source| source.prefix).collect()
+        };
+        let expected = expected
+            .map(|prefixes| prefixes.iter().map(ToString::to_string).collect::<Vec<_>>())
+            .map_err(|why| format!("spec.sources[0].prefix: cannot use prefix {written:?}: {why}"));
+        assert_eq!(found.map(prefixes), expected, "{written}");
+    };
+    for hub in [
+        "docker.io",
+        "Docker.IO",
+        "index.docker.io",
+        "registry-1.docker.io",
+        "registry.hub.docker.com",
+        "hub.docker.com",
+        "docker.com",
+    ] {
+        check(hub, Ok(&["docker.io"]));
+    }
+    check(
+        "registry-1.docker.io/bitnami/redis",
+        Ok(&["docker.io/bitnami/redis"]),
+    );
+    // An organisation, and what people call the official image of that name.
+    check(
+        "docker.io/nginx",
+        Ok(&["docker.io/nginx", "docker.io/library/nginx"]),
+    );
+    check("docker.io/library", Ok(&["docker.io/library"]));
+    check("ghcr.io/nginx", Ok(&["ghcr.io/nginx"]));
+    check("https://docker.io", Err("leave out the scheme: write docker.io"));
+    check(
+        "http://ghcr.io/team/",
+        Err("leave out the scheme: write ghcr.io/team"),
+    );
+    check(
+        "https://index.docker.io/v1/",
+        Err("leave out the scheme: write index.docker.io"),
+    );
+    check("https://ghcr.io/v2/", Err("leave out the scheme: write ghcr.io"));
+    check(
+        "docker.io/",
+        Err("leave out the \"/\" at the end: write docker.io"),
+    );
+    check(
+        "ghcr.io/team//",
+        Err("leave out the \"/\" at the end: write ghcr.io/team"),
+    );
+    check(
+        "docker.io.",
+        Err("leave out the \".\" at the end of the host: write docker.io"),
+    );
+    check(
+        "ghcr.io./team",
+        Err("leave out the \".\" at the end of the host: write ghcr.io/team"),
+    );
+    check(
+        "hub.docker.com/r/bitnami/redis",
+        Err("it is the address of a page: write docker.io/bitnami/redis"),
+    );
+    check(
+        "hub.docker.com/_/nginx",
+        Err("it is the address of a page: write docker.io/library/nginx"),
+    );
+    check(
+        "hub.docker.com/u/bitnami",
+        Err("it is the address of a page: write docker.io/bitnami"),
+    );
+    check(
+        "library",
+        Err("it must begin with a registry's host: docker.io/library, for example"),
+    );
+    check(
+        "nginx",
+        Err("it must begin with a registry's host: docker.io/library/nginx, for example"),
+    );
+    check(
+        "bitnami/redis",
+        Err("it must begin with a registry's host: docker.io/bitnami/redis, for example"),
+    );
+    let by_host = "a prefix has no wildcards: name each registry by its host, as in docker.io";
+    for wildcard in ["*", "**", "*.example.com", "ghcr.*/a", "*/library"] {
+        check(wildcard, Err(by_host));
+    }
+    check(
+        "ghcr.io/*",
+        Err("a prefix has no wildcards, and covers all that lies below it: write ghcr.io"),
+    );
+    check(
+        "ghcr.io/team/**",
+        Err("a prefix has no wildcards, and covers all that lies below it: write ghcr.io/team"),
+    );
+    check(
+        "docker.io/library/nginx:1.27",
+        Err("it must have neither tag nor digest: write docker.io/library/nginx"),
+    );
+    check("ghcr.io/Team", Err("the repository must be in lower case"));
+}
+
+#[test]
+fn registries_as_people_write_them() {
+    let check = |written: &str, expected: Result<&str, &str>| {
+        let found = told("mirror.example.com", &format!("{written:?}"));
+        let endpoint = |(_, connection): (Mirror, Connection)| connection.endpoint;
+        let expected = expected
+            .map(str::to_owned)
+            .map_err(|why| format!("spec.registry: cannot use registry {written:?}: {why}"));
+        assert_eq!(found.map(endpoint), expected, "{written}");
+    };
+    check("MIRROR.example.com", Ok("https://mirror.example.com"));
+    check("mirror.example.com:443", Ok("https://mirror.example.com:443"));
+    let scheme = "leave out the scheme, it belongs to endpoint.url: write mirror.example.com";
+    check("https://mirror.example.com", Err(scheme));
+    check("https://mirror.example.com/v2/", Err(scheme));
+    check(
+        "mirror.example.com/",
+        Err("leave out the \"/\" at the end: write mirror.example.com"),
+    );
+    check(
+        "mirror.example.com./x",
+        Err("leave out the \".\" at the end of the host: write mirror.example.com/x"),
+    );
+    check(
+        "mirror.example.com/Cache",
+        Err("the repository must be in lower case"),
+    );
+    check(
+        "mirror",
+        Err(
+            "its first part must have a \".\" or a \":port\" or be \"localhost\", else it is taken for a \
+             repository on Docker Hub",
+        ),
+    );
+    for hub in ["docker.io", "hub.docker.com", "registry-1.docker.io/team"] {
+        check(
+            hub,
+            Err("Docker Hub cannot be a mirror, name a registry of your own"),
+        );
+    }
+}
+
+#[test]
+fn a_setting_that_never_acts_is_a_fault() {
+    let check = |source: &str, expected: Result<(), &str>| {
+        let found = told("prefix: docker.io", source).map(drop);
+        assert_eq!(found, expected.map_err(str::to_owned), "{source}");
+    };
+    let own = |prefix: &str| {
+        format!(
+            "spec.sources[0].prefix: {prefix} is in the mirror itself, whose images stay as they are: name the \
+             registry that it mirrors"
+        )
+    };
+    for prefix in [
+        "mirror.example.com",
+        "Mirror.example.com:443",
+        "mirror.example.com/team",
+    ] {
+        check(
+            &format!("prefix: {prefix}"),
+            Err(&own(&prefix.to_ascii_lowercase())),
+        );
+    }
+    check("prefix: mirror.example.com:5000", Ok(()));
+    let excluding = |glob: &str| format!("prefix: docker.io\n    exclude: [{glob:?}]");
+    let told = |glob: &str, why: &str| format!("spec.sources[0].exclude[0]: cannot use glob {glob:?}: {why}");
+    for glob in [
+        "docker.io/library/nginx",
+        "docker.io/**",
+        "**/nginx",
+        "*/library/*",
+        "docker.*/a/b",
+    ] {
+        check(&excluding(glob), Ok(()));
+    }
+    for (glob, why) in [
+        (
+            "docker.io/nginx",
+            "no full name is like this: write docker.io/library/nginx, or docker.io/nginx/** for an organisation",
+        ),
+        ("docker.io/*", "no full name is like this: write docker.io/**"),
+        ("docker.io", "no full name is like this: write docker.io/**"),
+        (
+            "registry-1.docker.io/bitnami/**",
+            "in full names Docker Hub is docker.io: write docker.io/bitnami/**",
+        ),
+        (
+            "hub.docker.com/library/*",
+            "in full names Docker Hub is docker.io: write docker.io/library/*",
+        ),
+    ] {
+        check(&excluding(glob), Err(&told(glob, why)));
+    }
+    check(
+        &excluding("ghcr.io/**"),
+        Err(
+            "spec.sources[0].exclude[0]: ghcr.io/** excludes nothing, since nothing like it lies below docker.io",
+        ),
+    );
+    // One list for all sources, and two names of one registry, which were two to earlier versions.
+    let shared = "exclude: [docker.io/library/redis, \"quay.io/foo/**\"]";
+    check(
+        &format!("prefix: docker.io\n    {shared}\n  - prefix: quay.io\n    {shared}"),
+        Ok(()),
+    );
+    check("prefix: docker.io\n  - prefix: registry-1.docker.io", Ok(()));
+    check(
+        "prefix: docker.io\n  - prefix: index.docker.io\n    access: Public",
+        Err("spec.sources[1].prefix: docker.io is there already, as sources[0]"),
+    );
+    // Counted as they are written.
+    check(
+        "prefix: docker.io\n  - prefix: registry-1.docker.io\n  - prefix: quay.io\n  - prefix: quay.io",
+        Err("spec.sources[3].prefix: quay.io is there already, as sources[2]"),
+    );
+    check(
+        "prefix: docker.io/bitnami\n    exclude: [docker.io/library/bitnami]",
+        Ok(()),
+    );
+    check(
+        "prefix: docker.io/library/nginx\n    exclude: [docker.io/library/nginx-old]",
+        Err(
+            "spec.sources[0].exclude[0]: docker.io/library/nginx-old excludes nothing, since nothing like it lies \
+             below docker.io/library/nginx",
+        ),
+    );
+}
+
+/// A source for an organisation must not take the official image of its name out of another's `exclude`.
+#[test]
+fn what_a_prefix_may_mean_too_is_left_to_a_source_that_covers_it() {
+    let excluding = "prefix: docker.io\n    exclude: [docker.io/library/redis]\n  - prefix: docker.io/redis";
+    let (mirror, _) = told("prefix: docker.io", excluding).unwrap();
+    let prefixes: Vec<_> = mirror.sources.iter().map(|source| &*source.prefix).collect();
+    assert_eq!(prefixes, ["docker.io", "docker.io/redis"]);
+}
+
+#[test]
+fn endpoints_as_people_write_them() {
+    let check = |url: &str, expected: Result<&str, &str>| {
+        let found = told(
+            "kind: Hosted",
+            &format!("kind: Hosted\n  endpoint: {{url: {url:?}}}"),
+        );
+        let endpoint = |(_, connection): (Mirror, Connection)| connection.endpoint;
+        let expected = expected
+            .map(str::to_owned)
+            .map_err(|why| format!("spec.endpoint.url: {why}"));
+        assert_eq!(found.map(endpoint), expected, "{url}");
+    };
+    check(
+        "https://mirror.example.com:5000/",
+        Ok("https://mirror.example.com:5000"),
+    );
+    check("http://[::1]:5000", Ok("http://[::1]:5000"));
+    check("https://mirror", Ok("https://mirror"));
+    let scheme = "must begin with https:// or http://, as in https://mirror.kagami.svc:5000";
+    for url in [
+        "mirror.example.com:5000",
+        "ftp://mirror",
+        "//mirror",
+        "HTTPS://mirror",
+    ] {
+        check(url, Err(scheme));
+    }
+    let user = "must hold no user and no password: put them into a Secret, and name it in \
+                spec.endpoint.credentials.secretRef";
+    for url in [
+        "https://user@mirror/path",
+        "https://user:geheim@mirror.test?x",
+        "http://a:b@c/",
+    ] {
+        check(url, Err(user));
+    }
+    let query = "must have no query and no fragment: nothing after the port";
+    for url in [
+        "https://mirror.test?ns=docker.io",
+        "https://mirror.test/v2/#a",
+        "https://mirror.test/?",
+    ] {
+        check(url, Err(query));
+    }
+    let path = "must have no path: that of spec.registry is used, and the registry's /v2/ comes by itself";
+    for url in [
+        "https://mirror.test/v2/",
+        "https://mirror.test/v2",
+        "https://mirror.test//",
+        "https://mirror.test/cache@a",
+    ] {
+        check(url, Err(path));
+    }
+    let dot = "must not end its host with a dot";
+    for url in ["https://mirror.test.", "https://mirror.test.:5000/"] {
+        check(url, Err(dot));
+    }
+    let host = "must have a host after the scheme, and at most a port up to 65535 after it";
+    for url in [
+        "https://",
+        "https:///",
+        "http://mirror:port",
+        "https://mirror:65536",
+        "https://mirror:",
+        "https://mir ror",
+        "https://-a",
+        "https://[x]",
+        "https://::1",
+    ] {
+        check(url, Err(host));
+    }
+}
+
+#[test]
+fn a_bundle_holds_certificates_and_no_key() {
+    let check = |pem: &str, expected: &str| {
+        let found = told(
+            "kind: Hosted",
+            &format!("kind: Hosted\n  endpoint: {{caBundle: {pem:?}}}"),
+        );
+        assert_eq!(
+            found.map(drop),
+            Err(format!("spec.endpoint.caBundle: {expected}")),
+            "{pem}"
+        );
+    };
+    let certificate = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+    let key = "must hold no private key, which everybody who reads this resource would have: make another key, \
+               and leave this one out";
+    for name in ["PRIVATE KEY", "RSA PRIVATE KEY", "ENCRYPTED PRIVATE KEY"] {
+        let pem = format!("{certificate}-----BEGIN {name}-----\nAA==\n-----END {name}-----\n");
+        check(&pem, key);
+        check(&pem.replace(certificate, ""), key);
+    }
+    let certificates = "must hold certificates in PEM: -----BEGIN CERTIFICATE-----";
+    check("LS0tLS1CRUdJTg==", certificates);
+    check("-----BEGIN CERTIFICATE REQUEST-----", certificates);
 }

@@ -53,7 +53,7 @@ impl ImageWriter {
             Event::Deleted(object) => {
                 self.write_listed();
                 if let Some(entry) = objects::entry(&object) {
-                    self.store.index_mut().remove(&entry.mirror, &entry.key);
+                    self.store.index_mut().remove(&entry.mirror, entry.key.by_ref());
                 }
             }
             Event::Reached(version) => {
@@ -76,8 +76,9 @@ impl ImageWriter {
                 presence,
                 verified_at,
                 version,
+                ..
             } = entry;
-            index.write_at(&mirror, &key, presence, verified_at, version, verified_at);
+            index.write_at(&mirror, key.by_ref(), presence, verified_at, version, verified_at);
         }
     }
 }

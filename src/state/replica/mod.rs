@@ -45,6 +45,7 @@ use crate::{
         watch::{Event, Pulse, follow},
     },
     metrics::Metrics,
+    tasks::panic_text,
 };
 
 /// How often the passing of time is looked at.
@@ -253,16 +254,7 @@ impl Shared {
     }
 
     fn take_mirror(&self, event: Event<Object>) {
-        let mut belief = self.belief();
-        let now = clock::now();
-        match event {
-            Event::Listing => belief.mirrors_listing(),
-            Event::Listed(object) => belief.mirror_listed(&object, now),
-            Event::ListedAll { round } => belief.mirrors_listed(round, now),
-            Event::Changed(object) => belief.mirror_changed(&object, now),
-            Event::Deleted(object) => belief.mirror_deleted(&object.metadata.name, now),
-            Event::Reached(_) => {}
-        }
+        self.belief().take_mirror(event, clock::now());
     }
 
     async fn follow_images(self) -> Infallible {
@@ -285,15 +277,7 @@ impl Shared {
     }
 
     fn take_namespace(&self, event: Event<Outline>) {
-        let mut belief = self.belief();
-        match event {
-            Event::Listing => belief.namespaces_listing(),
-            Event::Listed(namespace) => belief.namespace_listed(namespace),
-            Event::ListedAll { .. } => belief.namespaces_listed(),
-            Event::Changed(namespace) => belief.namespace_changed(namespace),
-            Event::Deleted(namespace) => belief.namespace_deleted(&namespace.metadata.name),
-            Event::Reached(_) => {}
-        }
+        self.belief().take_namespace(event);
     }
 
     async fn follow_lease(self) -> Infallible {
@@ -320,9 +304,7 @@ impl Shared {
             };
             self.belief().tick(contacts, now, clock::now());
             for (name, pulse) in self.pulses() {
-                let beat = pulse.beat().clone();
-                let silence = beat.contact.map(|contact| now.duration_since(contact));
-                self.0.metrics.set_watch(name, silence, beat.failures);
+                pulse.show(name, &self.0.metrics);
             }
             let counts = self.0.store.index().counts();
             for (mirror, counts) in counts {
@@ -330,10 +312,4 @@ impl Shared {
             }
         }
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("panic without a text")
 }

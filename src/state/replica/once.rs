@@ -7,8 +7,6 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use serde::Deserialize;
-use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::{Replica, SharedMirror, belief::Contacts};
@@ -16,11 +14,11 @@ use crate::{
     api::{HEALTH_LEASE, PROBE_SECRET, v1alpha1::MirroredImage},
     clock,
     cluster::{
-        objects::{Object, Outline},
+        objects::{self, Object, Outline},
         sources,
         watch::{Event, Failure, Pulse, Source, get, list, named, version},
     },
-    credentials::Secret,
+    credentials::{Fault, Secret},
     domain::image::Reference,
     state::configuration::Configuration,
     telemetry::chain,
@@ -55,13 +53,6 @@ pub enum Unreadable {
     NotInstalled(&'static str),
     #[error("cannot read {what}: {why}")]
     Failed { what: &'static str, why: String },
-}
-
-/// The part of a Secret that is read.
-#[derive(Deserialize)]
-struct SecretObject {
-    #[serde(default)]
-    data: BTreeMap<String, k8s_openapi::ByteString>,
 }
 
 impl Unreadable {
@@ -150,11 +141,10 @@ impl Replica {
         let routing = self.0.0.store.snapshot().routing.clone();
         let mut names = Vec::new();
         for reference in references.iter().filter_map(|text| Reference::parse(text).ok()) {
-            let mut key = String::new();
-            reference.write_key(&mut key);
-            for candidate in routing.candidates(reference.name_in(&key)).ordered {
+            let key = reference.key();
+            for candidate in routing.candidates(key.by_ref().name()).ordered {
                 let mirror = &routing.mirror(candidate.mirror).name;
-                names.push(MirroredImage::object_name(mirror, &key));
+                names.push(MirroredImage::object_name(mirror, key.as_str()));
             }
         }
         names
@@ -177,7 +167,9 @@ impl Replica {
                 let Some(namespace) = found else {
                     return Err(format!("there is no namespace {name}"));
                 };
-                self.0.take_namespace(Event::Changed(namespace));
+                // Of all others there is nothing to decide.
+                self.0.take_namespace(Event::Listed(namespace));
+                self.0.take_namespace(Event::ListedAll { round: 0 });
                 Ok(())
             }
         }
@@ -211,9 +203,9 @@ impl Replica {
             return Ok(());
         }
         let source = sources::credentials(&self.0.0.settings.namespace);
-        match get::<SecretObject>(&self.0.0.client.0, &source, PROBE_SECRET).await {
+        match get::<objects::Secret>(&self.0.0.client.0, &source, PROBE_SECRET).await {
             Ok(found) => {
-                let data = found.map(|secret| secret.data).unwrap_or_default();
+                let data = found.and_then(|secret| secret.data).unwrap_or_default();
                 let secrets = data
                     .into_iter()
                     .map(|(mirror, config)| (mirror, Secret::docker_config(config.0)));
@@ -221,7 +213,12 @@ impl Replica {
                 belief.set_credentials(secrets.collect());
                 let mut faults = Vec::new();
                 for (mirror, fault) in belief.credential_faults() {
-                    faults.push(format!("{mirror} is asked without credentials: {}", chain(fault)));
+                    let why = match fault {
+                        // The companion put none there.
+                        Fault::NoEntry { .. } => "condition CredentialsValid tells why".to_owned(),
+                        other => chain(other),
+                    };
+                    faults.push(format!("{mirror} is asked without credentials: {why}"));
                 }
                 if faults.is_empty() {
                     Ok(())

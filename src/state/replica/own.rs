@@ -50,6 +50,6 @@ impl Wanted {
     /// Pings the mirror. Returns its name and what that tells.
     pub(super) async fn ping(self, deadline: Instant) -> (String, Observation) {
         let answer = self.client.ping(deadline).await;
-        (self.mirror, Observation::of_ping(answer))
+        (self.mirror, Observation::of_ping(&answer))
     }
 }

@@ -54,5 +54,7 @@ pub(super) struct Mirror {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Shared {
     pub(super) state: &'static str,
+    /// What else is known of why it is so, in words.
+    pub(super) cause: Option<String>,
     pub(super) proven_since: String,
 }

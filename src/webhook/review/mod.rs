@@ -5,11 +5,13 @@
 
 use std::{borrow::Cow, collections::BTreeSet};
 
+use serde_json::Value;
+
 use super::scan::{Cursor, ScanError};
 use crate::domain::{
     decision::Operation,
     names::{DECISIONS_ANNOTATION, MODE_LABEL, ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
-    platform::Architectures,
+    platform::{Label, Landing},
     pod::{Annotations, Owner, Place, PlaceKind, Pod},
 };
 
@@ -23,7 +25,7 @@ pub(crate) const OURS_LIMIT: usize = 2 * PLACES_LIMIT;
 const OWNERS_LIMIT: usize = PLACES_LIMIT;
 
 /// The longest affinity that is parsed, which takes many times its memory. One that is longer is taken
-/// for one that does not speak of architectures.
+/// for one that does not speak of platforms.
 const AFFINITY_LIMIT: usize = 64 * 1024;
 
 /// An AdmissionReview as far as it was understood. Even after a fault it holds what came before,
@@ -330,8 +332,7 @@ fn push<T>(list: &mut Vec<T>, entry: T, limit: usize, what: &'static str) -> Sca
 
 fn read_spec<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
     let mut seen = 0_u16;
-    let mut selected = None;
-    let mut required = None;
+    let mut landing = Landing::ANYWHERE;
     cursor.object(|key, cursor| {
         match key {
             "containers" => {
@@ -370,8 +371,9 @@ fn read_spec<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
             "nodeSelector" => {
                 once!(seen, 5, "nodeSelector");
                 cursor.object(|key, cursor| {
-                    if key == "kubernetes.io/arch" {
-                        selected = Some(Architectures::of(&cursor.string()?));
+                    if let Some(label) = Label::from_key(key) {
+                        let value = cursor.string()?;
+                        landing = landing.and(Landing::of(label, [&*value]));
                     } else {
                         cursor.skip()?;
                     }
@@ -381,9 +383,21 @@ fn read_spec<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
             "affinity" => {
                 once!(seen, 6, "affinity");
                 let affinity = cursor.skip()?;
-                required = (affinity.len() <= AFFINITY_LIMIT)
-                    .then(|| required_architectures(affinity))
-                    .flatten();
+                if affinity.len() <= AFFINITY_LIMIT {
+                    landing = landing.and(required_landing(affinity).unwrap_or_default());
+                }
+            }
+            "os" => {
+                once!(seen, 7, "os");
+                cursor.object(|key, cursor| {
+                    if key == "name" {
+                        let name = cursor.string()?;
+                        landing = landing.and(Landing::of(Label::Os, [&*name]));
+                    } else {
+                        cursor.skip()?;
+                    }
+                    Ok(())
+                })?;
             }
             _ => {
                 cursor.skip()?;
@@ -391,13 +405,7 @@ fn read_spec<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
         }
         Ok(())
     })?;
-    // A node selector is the narrower of the two; where both speak, both must hold.
-    pod.architectures = match (selected, required) {
-        (Some(selected), Some(required)) if !selected.and(required).is_empty() => selected.and(required),
-        (Some(selected), _) => selected,
-        (None, Some(required)) => required,
-        (None, None) => Architectures::NONE,
-    };
+    pod.landing = landing;
     Ok(())
 }
 
@@ -477,30 +485,35 @@ fn push_place<'a>(
     push(&mut pod.places, place, PLACES_LIMIT, "images")
 }
 
-/// Returns the architectures that a required node affinity allows; none if it does not speak of
-/// them in every one of its alternatives. Rare enough for a whole parse.
-fn required_architectures(affinity: &str) -> Option<Architectures> {
-    let affinity: serde_json::Value = serde_json::from_str(affinity).ok()?;
+/// Returns where a required node affinity lets a Pod land: one of its alternatives, each of which holds whole.
+/// None if it has none. Rare enough for a whole parse.
+fn required_landing(affinity: &str) -> Option<Landing> {
+    let affinity: Value = serde_json::from_str(affinity).ok()?;
     let terms = affinity
         .get("nodeAffinity")?
         .get("requiredDuringSchedulingIgnoredDuringExecution")?
         .get("nodeSelectorTerms")?
         .as_array()?;
-    let mut allowed = Architectures::NONE;
-    for term in terms {
-        let expressions = term.get("matchExpressions")?.as_array()?;
-        let of_arch = expressions.iter().find(|expression| {
-            expression
-                .get("key")
-                .is_some_and(|key| key == "kubernetes.io/arch")
-                && expression
-                    .get("operator")
-                    .is_some_and(|operator| operator == "In")
-        })?;
-        let values = of_arch.get("values")?.as_array()?;
-        allowed = allowed.or(values.iter().filter_map(serde_json::Value::as_str).collect());
+    let of_term = |term: &Value| {
+        let expressions = term.get("matchExpressions").and_then(Value::as_array);
+        let expressions = expressions.into_iter().flatten();
+        expressions.fold(Landing::ANYWHERE, |landing, expression| {
+            landing.and(expressed(expression).unwrap_or_default())
+        })
+    };
+    terms.iter().map(of_term).reduce(Landing::or)
+}
+
+/// Returns where one expression lets a Pod land; none if it does not speak of that.
+fn expressed(expression: &Value) -> Option<Landing> {
+    let label = Label::from_key(expression.get("key")?.as_str()?)?;
+    let values = expression.get("values")?.as_array()?;
+    let values = values.iter().filter_map(Value::as_str);
+    match expression.get("operator")?.as_str()? {
+        "In" => Some(Landing::of(label, values)),
+        "NotIn" => Some(Landing::not_of(label, values)),
+        _ => None,
     }
-    (!allowed.is_empty()).then_some(allowed)
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ fn told(pod: &Pod<'_>) -> Value {
         "owners": pod.owners.iter().map(owner).collect::<Value>(),
         "places": pod.places.iter().map(place).collect::<Value>(),
         "secrets": pod.pull_secrets,
-        "architectures": format!("{:?}", pod.architectures),
+        "landing": format!("{:?}", pod.landing),
     })
 }
 
@@ -125,30 +125,47 @@ fn expected(pod: &Value) -> Value {
         "owners": list(&metadata["ownerReferences"]).map(|owner| json!([owner["apiVersion"], owner["kind"], owner["uid"]])).collect::<Value>(),
         "places": places,
         "secrets": spec["imagePullSecrets"].as_array().map(|secrets| secrets.iter().map(|secret| secret["name"].clone()).collect::<Vec<_>>()),
-        "architectures": format!("{:?}", expected_architectures(spec)),
+        "landing": format!("{:?}", expected_landing(spec)),
     })
 }
 
-fn expected_architectures(spec: &Value) -> Architectures {
-    let selected = spec["nodeSelector"]["kubernetes.io/arch"]
-        .as_str()
-        .map(Architectures::of);
+fn expected_landing(spec: &Value) -> Landing {
+    let of = |key: &str, value: &Value| {
+        let label = if key.ends_with("kubernetes.io/os") {
+            Label::Os
+        } else {
+            Label::Architecture
+        };
+        let known = key.ends_with("kubernetes.io/os") || key.ends_with("kubernetes.io/arch");
+        let values: Vec<_> = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+        known.then_some((label, values))
+    };
+    let mut landing = Landing::ANYWHERE;
+    for (key, value) in spec["nodeSelector"].as_object().into_iter().flatten() {
+        if let Some((label, values)) = of(key, value) {
+            landing = landing.and(Landing::of(label, values.iter().map(text)));
+        }
+    }
+    if let Some(name) = spec["os"]["name"].as_str() {
+        landing = landing.and(Landing::of(Label::Os, [name]));
+    }
     let terms = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
     let of_term = |term: &Value| {
-        let expression = list(&term["matchExpressions"])
-            .find(|expression| expression["key"] == "kubernetes.io/arch" && expression["operator"] == "In")?;
-        Some(list(&expression["values"]).map(text).collect::<Architectures>())
+        let mut landing = Landing::ANYWHERE;
+        for expression in list(&term["matchExpressions"]) {
+            let Some((label, values)) = of(text(&expression["key"]), &expression["values"]) else {
+                continue;
+            };
+            let values = values.iter().map(text);
+            landing = landing.and(match text(&expression["operator"]) {
+                "In" => Landing::of(label, values),
+                _ => Landing::not_of(label, values),
+            });
+        }
+        landing
     };
-    let required: Option<Vec<_>> = list(terms).map(of_term).collect();
-    let required = required
-        .unwrap_or_default()
-        .into_iter()
-        .fold(Architectures::NONE, Architectures::or);
-    match selected {
-        Some(selected) if required.is_empty() || selected.and(required).is_empty() => selected,
-        Some(selected) => selected.and(required),
-        None => required,
-    }
+    let required = list(terms).map(of_term).reduce(Landing::or);
+    landing.and(required.unwrap_or_default())
 }
 
 proptest! {
@@ -354,8 +371,67 @@ fn a_giant_affinity_is_not_parsed() {
         let terms = json!({"nodeSelectorTerms": [term], "padding": "x".repeat(padding)});
         let pod = json!({"metadata": {}, "spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}}});
         let text = review_of(&pod).to_string();
-        pod_of(&text).unwrap().1.architectures
+        pod_of(&text).unwrap().1.landing
     };
-    assert_eq!(affinity(0), Architectures::of("arm64"));
-    assert_eq!(affinity(AFFINITY_LIMIT), Architectures::NONE);
+    assert_eq!(affinity(0), Landing::of(Label::Architecture, ["arm64"]));
+    assert_eq!(affinity(AFFINITY_LIMIT), Landing::ANYWHERE);
+}
+
+#[track_caller]
+fn check_landing(spec: &Value, expected: Landing) {
+    let text = review_of(&json!({"metadata": {}, "spec": spec})).to_string();
+    assert_eq!(pod_of(&text).unwrap().1.landing, expected);
+}
+
+#[test]
+fn a_pod_says_where_it_may_land_in_many_ways() {
+    let windows = Landing::of(Label::Os, ["windows"]);
+    let arm = Landing::of(Label::Architecture, ["arm64"]);
+    check_landing(&json!({"os": {"name": "windows"}}), windows);
+    check_landing(&json!({"nodeSelector": {"kubernetes.io/os": "windows"}}), windows);
+    check_landing(
+        &json!({"nodeSelector": {"beta.kubernetes.io/os": "windows"}}),
+        windows,
+    );
+    check_landing(
+        &json!({"nodeSelector": {"beta.kubernetes.io/arch": "arm64"}}),
+        arm,
+    );
+    check_landing(
+        &json!({"nodeSelector": {"kubernetes.io/arch": "arm64"}, "os": {"name": "windows"}}),
+        windows.and(arm),
+    );
+    let affinity = |terms: Value| {
+        let terms = json!({"nodeSelectorTerms": terms});
+        json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}})
+    };
+    let expression =
+        |key: &str, operator: &str, value: &str| json!({"key": key, "operator": operator, "values": [value]});
+    let (os, architecture) = ("kubernetes.io/os", "beta.kubernetes.io/arch");
+    // All of one alternative hold, and two of them on one label as well.
+    check_landing(
+        &affinity(json!([{"matchExpressions": [
+            expression("zone", "In", "a"), expression(os, "In", "windows"), expression(architecture, "In", "arm64"),
+        ]}])),
+        windows.and(arm),
+    );
+    check_landing(
+        &affinity(json!([{"matchExpressions": [expression(os, "NotIn", "windows")]}])),
+        Landing::not_of(Label::Os, ["windows"]),
+    );
+    // Any of the alternatives holds, so one that says nothing leaves everything open.
+    check_landing(
+        &affinity(json!([
+            {"matchExpressions": [expression(os, "In", "windows")]},
+            {"matchExpressions": [expression(architecture, "In", "arm64")]},
+        ])),
+        windows.or(arm),
+    );
+    check_landing(
+        &affinity(json!([
+            {"matchExpressions": [expression(os, "In", "windows")]},
+            {"matchFields": [expression("metadata.name", "In", "node-1")]},
+        ])),
+        Landing::ANYWHERE,
+    );
 }

@@ -12,7 +12,7 @@ use crate::support::{
     faulty::{Action, Behaviour, Faulty, Reply},
     images,
     kagami::{Kagami, eventually, mirror, text},
-    real::{PASSWORD, Registry, Setup, USERNAME},
+    real::{ALICE, PASSWORD, Registry, Setup, USERNAME},
     shelf::Shelf,
     tokens::TokenService,
 };
@@ -69,8 +69,7 @@ async fn a_mirror_behind_tls_and_a_password() {
     let Some(registry) = Registry::start(&setup) else {
         return;
     };
-    let basic = BASE64_STANDARD.encode(format!("{USERNAME}:{PASSWORD}"));
-    let target = registry.target(Some(format!("Basic {basic}")));
+    let target = registry.target(Some(ALICE.basic()));
     target
         .push(
             REPOSITORY,
@@ -98,6 +97,55 @@ async fn a_mirror_behind_tokens() {
     let target = registry.target(Some(format!("Bearer {}", service.push_token(REPOSITORY))));
     target.push(REPOSITORY, "1", &image("one")).await;
     check_credentials(registry.url(), &json!({})).await;
+}
+
+/// The password was changed at the registry: a person must act on it, so the log says once who refuses which
+/// Secret, and once that it is over.
+#[tokio::test]
+async fn a_changed_password_is_told_once() {
+    let (mut peer, shelf) = stocked().await;
+    let documents = [mirror(&peer.url(), &with_credentials()), secret(PASSWORD)];
+    let kagami = Kagami::start(&documents).await;
+    kagami.until_known("nginx:1", 1).await;
+    peer.set(Behaviour::always(
+        Reply::error(401, "UNAUTHORIZED").header("WWW-Authenticate", "Basic realm=\"r\""),
+    ))
+    .await;
+    let words = format!("{} refuses the credentials of Secret reader", peer.address());
+    let told = |words: &str| {
+        let log = kagami.log();
+        let lines = log.lines().filter(|line| line.contains(words));
+        lines.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let until_told = async |words: &str, times: usize| {
+        eventually("the log tells it", SOON, async || {
+            if told(words).len() < times {
+                Err(kagami.log())
+            } else {
+                Ok(())
+            }
+        })
+        .await;
+    };
+    until_told(&words, 1).await;
+    kagami.until(&["nginx:1"], &["Unauthorized"], SOON).await;
+    let asked = peer.requests().len();
+    eventually("it is asked again and again", SOON, async || {
+        let now = peer.requests().len();
+        if now > asked + 10 {
+            Ok(())
+        } else {
+            Err(now.to_string())
+        }
+    })
+    .await;
+    let lines = told(&words);
+    assert!(lines.len() == 1 && lines[0].contains("WARN"), "{lines:?}");
+
+    peer.set(shelf.behaviour()).await;
+    // It said so at the start, too.
+    until_told("the mirror opens to its credentials", 2).await;
+    assert!(!kagami.log().contains(PASSWORD), "{}", kagami.log());
 }
 
 /// A request there may download a whole image, so no Pod's admission makes one, and the companion makes

@@ -6,10 +6,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{REPOSITORY, SOON};
-use crate::support::{
-    images,
-    kagami::{Kagami, eventually, mirror, review},
-    real::{Registry, Setup},
+use crate::{
+    shared::reviews::{decided, review},
+    support::{
+        images,
+        kagami::{Kagami, eventually, mirror},
+        real::{Registry, Setup},
+    },
 };
 
 use ::kagami::domain::answer::MediaType;
@@ -21,12 +24,7 @@ async fn reason(kagami: &Kagami, architecture: &str) -> String {
     let mut review = review(&["nginx:1"]);
     review["request"]["object"]["spec"]["nodeSelector"] = json!({"kubernetes.io/arch": architecture});
     let reply = kagami.connect().await.post(review.to_string()).await;
-    let answer: Value = serde_json::from_str(&reply.body).unwrap();
-    let said = answer["response"]["auditAnnotations"]["containers.c0"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    said.split(' ').nth(1).unwrap().to_owned()
+    decided(&reply.body).split(' ').nth(1).unwrap().to_owned()
 }
 
 async fn until_reasons(kagami: &Kagami, expected: [&str; 2], within: Duration) {

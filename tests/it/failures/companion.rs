@@ -7,9 +7,12 @@ use ::kagami::{
     clock,
     companion::mirror::{self, reports::Reports},
     domain::{
+        answer::Manifest,
         decision::{Finding, Probe},
         health::{Health, State},
-        platform::Architectures,
+        image::KeyRef,
+        mirror::Trust,
+        platform::Platforms,
         presence::{Judgement, Presence, Proof, Rules},
         routing::MirrorId,
     },
@@ -26,7 +29,7 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use super::{REPOSITORY, SOON, stocked};
+use super::{REPOSITORY, SOON, image, stocked};
 use crate::support::{
     faulty::{Action, Behaviour, Reply},
     install_crypto,
@@ -38,6 +41,10 @@ const KEY: &str = "docker.io/library/nginx:1";
 /// The same image by its digest, which is a class of its own.
 const DIGEST: &str =
     "docker.io/library/nginx@sha256:92c43ea34418e060632477829beeb7f58d6f6c03e370c5400cc6587efa46cea2";
+
+fn key(text: &str) -> KeyRef<'_> {
+    KeyRef::parse(text).unwrap()
+}
 
 fn apply(feed: &Feed, document: &Value) {
     install_crypto();
@@ -104,7 +111,7 @@ async fn another_endpoint_or_place_ends_health_and_proofs_at_once() {
         })
         .await;
         apply(&feed, &after);
-        let health = store.snapshot().health_of(only_mirror(&store));
+        let health = store.snapshot().health_of(only_mirror(&store)).clone();
         let expected = if stays { State::Healthy } else { State::Unknown };
         assert_eq!(health.state, expected, "{spec}");
         assert_eq!(health.proven_since == proven_since, stays, "{spec}");
@@ -127,13 +134,13 @@ async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
     let main = only_mirror(&store);
     let probe = [Probe {
         mirror: main,
-        key: KEY.to_owned(),
+        key: KEY.parse().unwrap(),
         repository: REPOSITORY.to_owned(),
         reference: "1".to_owned(),
     }];
     // Long before what this test sees, so that times alone would let all of it count.
     let proven_since = clock::now().before(Duration::from_mins(1));
-    let health = store.snapshot().health_of(main);
+    let health = store.snapshot().health_of(main).clone();
     store.set_health(
         "main",
         Health {
@@ -149,12 +156,12 @@ async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
         );
         let index = store.index();
         matches!(
-            index.judge("main", KEY, &rules, clock::now()),
+            index.judge("main", key(KEY), &rules, clock::now()),
             Judgement::Proven(..)
         )
     };
     let back = || {
-        let before = store.snapshot().health_of(main);
+        let before = store.snapshot().health_of(main).clone();
         let proven_since = before.proven_since.after(Duration::from_millis(1));
         store.set_health(
             "main",
@@ -193,6 +200,43 @@ async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
     );
     asked(3).await;
     assert!(proven());
+}
+
+/// Nobody reads an image's configuration while a review waits: what the companion read before of the very same
+/// image is taken over, for the first Pod as well; of another image nothing is.
+#[tokio::test]
+async fn a_probe_takes_over_what_is_known_of_the_same_image() {
+    let (peer, _) = stocked().await;
+    for (seed, expected) in [("one", Platforms::WINDOWS), ("another", Platforms::ASSUMED)] {
+        let (store, _feed) = healthy(&mirror(&peer.url(), &json!({"health": {"timeout": "10s"}})));
+        let image = image(seed);
+        let manifest = Manifest {
+            digest: image.digest,
+            media_type: image.media_type,
+            size: None,
+            children: Vec::new(),
+            blob: None,
+            config: None,
+        };
+        let known = Presence::Present(Proof::new(&manifest, Platforms::WINDOWS));
+        let long_ago = clock::now().before(Duration::from_hours(48));
+        store
+            .index_mut()
+            .write("main", key(KEY), known, long_ago, long_ago);
+        let (metrics, _) = Metrics::new();
+        let probes = Probes::new(store.clone(), metrics, mpsc::channel(8).0, TaskTracker::new());
+        let probe = [Probe {
+            mirror: only_mirror(&store),
+            key: KEY.parse().unwrap(),
+            repository: REPOSITORY.to_owned(),
+            reference: "1".to_owned(),
+        }];
+        let findings = probes.make(&store.snapshot(), &probe, soon()).await;
+        let [Some(Finding::Present(proof))] = &findings[..] else {
+            panic!("{findings:?}");
+        };
+        assert_eq!(proof.platforms, expected, "{seed}");
+    }
 }
 
 /// The companion, at work on a state until it is dropped.
@@ -253,10 +297,10 @@ async fn what_others_wrote_during_a_look_is_not_undone_by_it() {
     })
     .await;
     let unknown = Health::unknown(clock::now());
-    store.set_health("main", unknown);
+    store.set_health("main", unknown.clone());
     let looks = peer.requests().len();
     until_state(&store, State::Healthy).await;
-    let health = store.snapshot().health_of(only_mirror(&store));
+    let health = store.snapshot().health_of(only_mirror(&store)).clone();
     assert!(health.proven_since > unknown.since, "{health:?} {unknown:?}");
     assert!(peer.requests().len() > looks, "it took a look that began later");
     drop(companion);
@@ -316,9 +360,9 @@ async fn a_recovery_is_followed_by_a_sweep() {
             snapshot.health_of(mirror).proven_since,
         );
         let index = store.index();
-        [KEY, DIGEST].map(|key| {
+        [KEY, DIGEST].map(|image| {
             matches!(
-                index.judge("main", key, &rules, clock::now()),
+                index.judge("main", key(image), &rules, clock::now()),
                 Judgement::Proven(..)
             )
         })
@@ -335,7 +379,7 @@ async fn a_recovery_is_followed_by_a_sweep() {
     for key in [KEY, DIGEST] {
         let demand = Demand {
             mirror: "main".to_owned(),
-            key: key.to_owned(),
+            key: key.parse().unwrap(),
         };
         companion.demand.send(demand).await.unwrap();
     }
@@ -367,14 +411,15 @@ async fn a_sweep_waits_as_it_is_asked_to() {
     let client = Client::new(&Endpoint {
         url: peer.url(),
         ca_bundle: None,
+        trust: Trust::default(),
         credentials: None,
     })
     .unwrap();
-    let (answer, _) = client.look(REPOSITORY, "1", soon()).await;
+    let answer = client.get(REPOSITORY, "1", soon()).await;
     let ::kagami::domain::answer::Answer::Exists(manifest) = answer else {
         panic!("{answer:?}")
     };
-    let present = Presence::Present(Proof::new(&manifest, Architectures::ALL));
+    let present = Presence::Present(Proof::new(&manifest, Platforms::ALL));
     let limited_until = Instant::now() + Duration::from_millis(1500);
     peer.set(Behaviour::answer(move |request| {
         if request.target.contains("/manifests/") && Instant::now() < limited_until {
@@ -387,7 +432,9 @@ async fn a_sweep_waits_as_it_is_asked_to() {
     }))
     .await;
     let now = clock::now();
-    store.index_mut().write("main", KEY, present.clone(), now, now);
+    store
+        .index_mut()
+        .write("main", key(KEY), present.clone(), now, now);
     let _companion = start(&store);
     let manifests = || {
         peer.requests()
@@ -396,7 +443,7 @@ async fn a_sweep_waits_as_it_is_asked_to() {
     };
     let before = manifests().count();
     eventually("the sweep came through", SOON, async || {
-        assert_eq!(store.index().get("main", KEY).unwrap().presence, present);
+        assert_eq!(store.index().get("main", key(KEY)).unwrap().presence, present);
         let asked = manifests().count() - before;
         if asked >= 3 {
             Ok(())
@@ -405,5 +452,5 @@ async fn a_sweep_waits_as_it_is_asked_to() {
         }
     })
     .await;
-    assert_eq!(store.index().get("main", KEY).unwrap().presence, present);
+    assert_eq!(store.index().get("main", key(KEY)).unwrap().presence, present);
 }

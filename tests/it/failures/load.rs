@@ -10,10 +10,13 @@ use serde_json::json;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use super::{REPOSITORY, SOON, image, knowing, stocked, unaware};
-use crate::support::{
-    faulty::{Action, Behaviour},
-    kagami::{Kagami, Setup, eventually, mirror, review},
-    tls_client::{self, Client},
+use crate::{
+    shared::reviews::review,
+    support::{
+        faulty::{Action, Behaviour},
+        kagami::{Kagami, Setup, eventually, mirror},
+        tls_client::{self, Client},
+    },
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -52,7 +55,7 @@ async fn a_thousand_images_against_a_black_hole_are_sixty_four_probes() {
     const COUNT: usize = 1000;
     let (mut peer, _) = stocked().await;
     let kagami = unaware(&peer.url(), &json!({"health": {"timeout": "2s"}})).await;
-    let descriptors = kagami.descriptors();
+    let descriptors = kagami.process.descriptors();
     peer.set(Behaviour::BlackHole).await;
     let images: Vec<String> = (0..COUNT).map(|number| format!("nginx:t{number}")).collect();
     let mut caller = kagami.connect().await.about_giants();
@@ -63,7 +66,7 @@ async fn a_thousand_images_against_a_black_hole_are_sixty_four_probes() {
         .await;
     assert!((not_started - 936.0).abs() < 0.1, "{not_started}");
     // The probes, and the companion's looks at new images; and its own connections to this test.
-    let open = kagami.descriptors();
+    let open = kagami.process.descriptors();
     assert!(
         open <= descriptors + 64 + 16 + 4,
         "{descriptors} before, {open} now"
@@ -77,7 +80,7 @@ async fn a_thousand_images_against_a_black_hole_are_sixty_four_probes() {
     assert_eq!(answer.reasons, vec!["MirrorUnhealthy"; COUNT]);
     drop(caller);
     eventually("the descriptors are back", 2 * SOON, async || {
-        match kagami.descriptors() {
+        match kagami.process.descriptors() {
             now if now <= descriptors => Ok(()),
             now => Err(format!("{descriptors} before, {now} now")),
         }
@@ -151,11 +154,11 @@ async fn sigterm_under_load_loses_no_review() {
     kagami.until_known("nginx:1", 1).await;
     let (_stop, stopped) = watch::channel(false);
     let callers = ask_on(&kagami, stopped).await;
-    kagami.terminate();
+    kagami.process.signal("TERM");
     let answered: usize = callers.join_all().await.into_iter().sum();
     assert!(answered > 8, "{answered}");
     let status = eventually("it has ended", SOON, async || {
-        kagami.ended().ok_or_else(String::new)
+        kagami.process.ended().ok_or_else(String::new)
     })
     .await;
     assert!(status.success(), "{status}\n{}", kagami.log());
@@ -235,7 +238,7 @@ async fn large_bodies_at_once_cost_no_more_memory_than_some() {
     const MIB: usize = 1024 * 1024;
     let (peer, _) = stocked().await;
     let kagami = knowing(&peer.url(), &json!({})).await;
-    let before = kagami.peak_memory();
+    let before = kagami.process.memory("VmHWM");
     let large = async || {
         let mut client = connect(&kagami).await;
         // On a busy machine some take longer than a body may.
@@ -245,10 +248,10 @@ async fn large_bodies_at_once_cost_no_more_memory_than_some() {
     let mut clients = futures_util::future::join_all((0..64).map(|_| large())).await;
     // Whoever is as small as Pods are is answered as ever.
     assert_eq!(kagami.ask(&["nginx:1"]).await.reasons, ["Mirrored"]);
-    let grown = usize::try_from(kagami.peak_memory() - before).unwrap();
+    let grown = kagami.process.memory("VmHWM") - before;
     // 64 MiB for bodies, twice that while they grow, and what each connection has read. All of them would be
     // 512 MiB.
-    assert!(grown < 220 * MIB, "{} MiB", grown / MIB);
+    assert!(grown < 220.0, "{grown} MiB");
     // Those that found no room are told to come again, on the same connection.
     let mut again = 0;
     for client in clients.iter_mut().flatten() {

@@ -1,16 +1,21 @@
 //! Rows in which the mirror fails.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, process::Command, sync::Mutex, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{REPOSITORY, SOON, image, knowing, stock, stocked, unaware};
+use super::{REPOSITORY, SOON, access::secret, image, knowing, stock, stocked, unaware};
+use ::kagami::domain::answer::MediaType;
+
 use crate::support::{
     certificates::Authority,
+    commands::run_on_machine,
     faulty::{Action, Behaviour, Faulty, Reply},
     images,
-    kagami::{Kagami, Setup, mirror},
+    kagami::{Kagami, Setup, eventually, mirror, text},
+    real::{self, PASSWORD, Registry},
     shelf::Shelf,
+    tokens::query,
 };
 
 /// The reasons of one row of the table.
@@ -37,13 +42,21 @@ impl Row {
         let (unaware, aware) = tokio::join!(unaware(&url, spec), knowing(&url, spec));
         begin(peer).await;
         let first = unaware.ask(&BOTH).await;
-        assert_eq!(first.reasons, ["Mirrored", self.before], "before the state knows");
+        assert_eq!(first.reasons[1], self.before, "before the state knows");
+        // The look at the new image raises a doubt; what the prober saw of the known one by then counts.
+        assert!(
+            ["Mirrored", self.before].contains(&&*first.reasons[0]),
+            "before the state knows: {:?}",
+            first.reasons
+        );
 
         let both = [self.after; 2];
         let meanwhile = aware.until(&BOTH, &both, SOON).await;
         for reasons in meanwhile {
+            // A look of the prober at the known image, which the fault overtook after `/v2/` was good, tells
+            // of the image what it saw.
             assert!(
-                ["Mirrored", self.after].contains(&&*reasons[0]),
+                ["Mirrored", self.before, self.after].contains(&&*reasons[0]),
                 "the known image: {reasons:?}"
             );
             assert!(
@@ -235,23 +248,57 @@ async fn the_mirror_hangs_in_the_body() {
     row.check_behaviour(Behaviour::always(hanging)).await;
 }
 
+/// Puts three images into a mirror, enough to tell a mirror's fault from theirs, and makes them known.
+async fn know_more(kagami: &Kagami, shelf: &Shelf, make: impl Fn(&str) -> images::Image) {
+    let tags = ["a", "b", "c"];
+    for tag in tags {
+        shelf.put(REPOSITORY, tag, &make(tag));
+    }
+    kagami
+        .until(&["nginx:a", "nginx:b", "nginx:c"], &["Mirrored"; 3], SOON)
+        .await;
+    // Some others may be known already.
+    eventually("all three are known to the companion", SOON, async || {
+        let status = kagami.status().await;
+        let present = status.pointer("/mirrors/main/images/present").cloned();
+        if present.and_then(|present| present.as_u64()) >= Some(4) {
+            Ok(())
+        } else {
+            Err(format!("{status:#}"))
+        }
+    })
+    .await;
+}
+
 /// Worse than a dead mirror: everything Kagami asks for in passing works, and nodes wait for layers.
 #[tokio::test]
 async fn the_mirror_hangs_in_blobs_alone() {
-    let row = Row {
-        before: "Mirrored",
-        after: "MirrorUnhealthy",
-    };
-    let shelf = stock();
-    let fault = Behaviour::answer(move |request| {
+    let (mut peer, shelf) = stocked().await;
+    let url = peer.url();
+    let spec = json!({"health": {"interval": "100ms"}});
+    let nothing = json!({});
+    let (unaware, aware) = tokio::join!(unaware(&url, &nothing), knowing(&url, &spec));
+    know_more(&aware, &shelf, image).await;
+    let good = shelf.behaviour();
+    peer.set(Behaviour::answer(move |request| {
         if request.target.contains("/blobs/") {
             Reply::new(200).hanging_body("half").into()
         } else {
             shelf.answer(request).into()
         }
-    });
-    row.check_behaviour_with(&json!({"health": {"interval": "100ms"}}), fault)
+    }))
+    .await;
+    assert_eq!(
+        unaware.ask(&BOTH).await.reasons,
+        ["Mirrored"; 2],
+        "before the state knows"
+    );
+    aware.until(&BOTH, &["MirrorUnhealthy"; 2], SOON).await;
+    aware
+        .until_status("/mirrors/main/health/reason", &json!("BlobNotReadable"), SOON)
         .await;
+    peer.set(good).await;
+    aware.until(&BOTH, &RECOVERED, SOON).await;
 }
 
 /// The same where all known images are indexes, as most are: the blobs are one step further away.
@@ -260,6 +307,8 @@ async fn blobs_behind_indexes_are_looked_at_too() {
     let (mut peer, shelf) = stocked().await;
     let kagami = Kagami::start(&[mirror(&peer.url(), &json!({"health": {"interval": "100ms"}}))]).await;
     kagami.until_known("nginx:2", 1).await;
+    let index = |seed: &str| images::index(MediaType::OciIndex, &["amd64", "arm64"], seed);
+    know_more(&kagami, &shelf, index).await;
     let good = shelf.behaviour();
     peer.set(Behaviour::answer(move |request| {
         if request.target.contains("/blobs/") {
@@ -277,14 +326,163 @@ async fn blobs_behind_indexes_are_looked_at_too() {
     kagami.until(&["nginx:2"], &["Mirrored"], SOON).await;
 }
 
+/// A mirror that answers `/v2/` and for no image is no good, which several images show.
+#[tokio::test]
+async fn the_mirror_fails_for_every_image() {
+    let (mut peer, shelf) = stocked().await;
+    let kagami = knowing(&peer.url(), &json!({})).await;
+    know_more(&kagami, &shelf, image).await;
+    peer.set(manifests(&shelf, |_| Reply::error(500, "UNKNOWN").into()))
+        .await;
+    kagami.until(&BOTH, &["MirrorUnhealthy"; 2], SOON).await;
+    kagami
+        .until_status("/mirrors/main/health/reason", &json!("ServerError"), SOON)
+        .await;
+    peer.set(shelf.behaviour()).await;
+    kagami.until(&BOTH, &RECOVERED, SOON).await;
+}
+
+/// Looks at a mirror's health for some rounds of its prober: it must be well all the time, and since it was
+/// first known.
+async fn stays_healthy(kagami: &Kagami) {
+    let (state, healthy) = ("/mirrors/main/health/state", json!("Healthy"));
+    for _ in 0..30 {
+        let status = kagami.status().await;
+        assert_eq!(status.pointer(state), Some(&healthy), "{}", kagami.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let log = kagami.log();
+    assert_eq!(log.matches("mirror health changed").count(), 1, "{log}");
+    assert!(!log.contains("proofs are void"), "{log}");
+}
+
+/// What a full disk leaves behind: manifests that the registry answers 500 for, for ever.
+#[tokio::test]
+async fn damaged_images_are_no_fault_of_the_mirror() {
+    let setup = real::Setup {
+        in_files: true,
+        ..real::Setup::default()
+    };
+    let Some(registry) = Registry::start(&setup) else {
+        return;
+    };
+    let target = registry.target(None);
+    let tags = ["0", "1", "2", "3", "4", "5"];
+    for tag in tags {
+        target.push(REPOSITORY, tag, &image(tag)).await;
+    }
+    let names = tags.map(|tag| format!("nginx:{tag}"));
+    let names = names.each_ref().map(String::as_str);
+    // One bad look is enough, so each of the damaged ones is a test of its own.
+    let spec = json!({"health": {"failureThreshold": 1, "timeout": "2s"}});
+    let kagami = Kagami::start(&[mirror(registry.url(), &spec)]).await;
+    kagami.until(&names, &["Mirrored"; 6], SOON).await;
+    kagami
+        .until_status("/mirrors/main/images/present", &json!(6), SOON)
+        .await;
+    for tag in ["2", "3"] {
+        registry.damage(&image(tag).digest);
+    }
+    let mut reasons = ["Mirrored"; 6];
+    reasons[2..4].fill("RegistryError");
+    kagami.until(&names, &reasons, SOON).await;
+    stays_healthy(&kagami).await;
+    assert_eq!(kagami.ask(&names).await.reasons, reasons);
+    assert!(kagami.log().contains("server error 500"), "{}", kagami.log());
+}
+
+/// The others, which are looked at beside one that fails, have the time of its three questions: manifest, child
+/// and data may each take as long as one answer may. A mirror that is slow is not switched off by one image.
+#[tokio::test]
+async fn slow_others_speak_for_the_mirror_of_a_damaged_image() {
+    let shelf = Shelf::default();
+    let tags = ["a", "b", "c"];
+    for tag in tags {
+        shelf.put(REPOSITORY, tag, &image(tag));
+    }
+    let mut peer = Faulty::start(shelf.behaviour()).await;
+    let spec = json!({"health": {"interval": "100ms", "timeout": "3s", "failureThreshold": 1}});
+    let kagami = Kagami::start(&[mirror(&peer.url(), &spec)]).await;
+    kagami
+        .until(&["nginx:a", "nginx:b", "nginx:c"], &["Mirrored"; 3], SOON)
+        .await;
+    let images = "/mirrors/main/images";
+    let known = json!({"present": 3, "missing": 0, "unknown": 0});
+    kagami.until_status(images, &known, SOON).await;
+    // The first image of which data is asked for is the damaged one.
+    let damaged = Mutex::new(None);
+    peer.set(Behaviour::answer(move |request| {
+        if request.method != "GET" || request.target == "/v2/" {
+            return shelf.answer(request).into();
+        }
+        if request.target.contains("/manifests/") {
+            let mut damaged = damaged.lock().unwrap();
+            if *damaged.get_or_insert_with(|| request.target.clone()) == request.target {
+                return Reply::error(500, "UNKNOWN").into();
+            }
+        }
+        // Both together are longer than one answer may take.
+        Action::Later(Duration::from_secs(2), shelf.answer(request))
+    }))
+    .await;
+    let known = json!({"present": 2, "missing": 0, "unknown": 1});
+    let state = "/mirrors/main/health/state";
+    kagami.until_status(images, &known, 4 * SOON).await;
+    kagami.until_status(state, &json!("Healthy"), SOON).await;
+    let log = kagami.log();
+    assert_eq!(log.matches("mirror health changed").count(), 1, "{log}");
+}
+
+/// With nothing to compare it with, an image that fails says nothing of a mirror that answers pings: neither
+/// does one that is limited, hangs, or whose data does not come. It is one image under many names, too.
+#[tokio::test]
+async fn one_known_image_is_not_the_mirror() {
+    let shelf = stock();
+    let names = ["nginx:1", "nginx:1.0", "nginx:1.0.0", "nginx:stable"];
+    for name in &names[1..] {
+        let (_, tag) = name.split_once(':').unwrap();
+        shelf.put(REPOSITORY, tag, &image("one"));
+    }
+    let check = async |fault: Behaviour, interval: &str, reason: &str| {
+        let mut peer = Faulty::start(shelf.behaviour()).await;
+        let spec = json!({"health": {"failureThreshold": 1, "timeout": "2s", "interval": interval}});
+        let kagami = knowing(&peer.url(), &spec).await;
+        kagami.until(&names, &["Mirrored"; 4], SOON).await;
+        kagami
+            .until_status("/mirrors/main/images/present", &json!(4), SOON)
+            .await;
+        peer.set(fault).await;
+        stays_healthy(&kagami).await;
+        assert_eq!(kagami.ask(&names).await.reasons, [reason; 4]);
+    };
+    let broken = |reply: Reply| manifests(&shelf, move |_| reply.clone().into());
+    let limit = Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "3600");
+    let stored = shelf.clone();
+    let no_data = Behaviour::answer(move |request| {
+        if request.target.contains("/blobs/") {
+            Reply::error(500, "UNKNOWN").into()
+        } else {
+            stored.answer(request).into()
+        }
+    });
+    let error = Reply::error(500, "UNKNOWN");
+    tokio::join!(
+        check(broken(error), "200ms", "RegistryError"),
+        // What was proven is proven; nothing says otherwise.
+        check(broken(limit), "200ms", "Mirrored"),
+        check(manifests(&shelf, |_| Action::Hang), "200ms", "Mirrored"),
+        check(no_data, "100ms", "Mirrored"),
+    );
+}
+
 #[tokio::test]
 async fn the_certificate_of_the_mirror_is_no_good() {
     let (authority, other) = (Authority::new(), Authority::new());
-    let good = authority.leaf(&["127.0.0.1"]);
+    let good = authority.issue_for(&["127.0.0.1"]);
     let faults = [
         authority.expired(&["127.0.0.1"]),
-        authority.leaf(&["mirror.example.com"]),
-        other.leaf(&["127.0.0.1"]),
+        authority.issue_for(&["mirror.example.com"]),
+        other.issue_for(&["127.0.0.1"]),
     ];
     let spec = json!({"endpoint": {"caBundle": authority.pem()}});
     let row = Row {
@@ -481,14 +679,272 @@ async fn the_mirror_answers_after_the_budget() {
 async fn the_mirror_flaps() {
     let (mut peer, shelf) = stocked().await;
     let kagami = knowing(&peer.url(), &json!({"health": {"interval": "100ms"}})).await;
+    // Reviews that look themselves may tell a death before the prober does; what counts here is the state.
+    let state = async |state| {
+        kagami
+            .until_status("/mirrors/main/health/state", &json!(state), SOON)
+            .await;
+    };
     for _ in 0..5 {
         peer.set(Behaviour::Refuse).await;
+        state("Unhealthy").await;
         kagami.until(&BOTH, &["MirrorUnhealthy"; 2], SOON).await;
         peer.set(shelf.behaviour()).await;
+        state("Healthy").await;
         kagami.until(&BOTH, &RECOVERED, SOON).await;
     }
     let changes = kagami.log().matches("mirror health changed").count();
     assert!((11..=15).contains(&changes), "{changes} lines:\n{}", kagami.log());
+}
+
+/// A token service that limits new repositories says nothing of the mirror, nor of images whose token is
+/// kept; and where it limits the mirror's own pings, the mirror still lives.
+#[tokio::test]
+async fn the_token_service_limits() {
+    let check = async |with_credentials: bool| {
+        let shelf = stock();
+        for name in ["redis", "busybox"] {
+            shelf.put(&format!("docker.io/library/{name}"), "1", &image(name));
+        }
+        let realm = Faulty::start(Behaviour::answer(move |request| {
+            let scope = query(&request.target).remove("scope").unwrap_or_default();
+            Action::Reply(if scope.contains("nginx") || scope.contains("redis") {
+                Reply::json(200, &json!({"token": "t", "expires_in": 3600}))
+            } else {
+                Reply::error(429, "TOOMANYREQUESTS").header("Retry-After", "3600")
+            })
+        }))
+        .await;
+        let challenge = format!(r#"Bearer realm="{}/token",service="r""#, realm.url());
+        let peer = Faulty::start(Behaviour::answer(move |request| {
+            Action::Reply(match request.authorization() {
+                Some("Bearer t") => shelf.answer(request),
+                _ => Reply::error(401, "UNAUTHORIZED").header("WWW-Authenticate", &challenge),
+            })
+        }))
+        .await;
+        let mut documents = vec![mirror(&peer.url(), &json!({"freshness": {"tag": "1s"}}))];
+        if with_credentials {
+            documents[0]["spec"]["endpoint"]["credentials"] = json!({"secretRef": {"name": "reader"}});
+            documents.push(secret(PASSWORD));
+        }
+        let kagami = Kagami::start(&documents).await;
+        let images = ["nginx:1", "redis:1", "busybox:1"];
+        let reasons = ["Mirrored", "Mirrored", "RateLimited"];
+        kagami.until(&images, &reasons, SOON).await;
+        let (state, healthy) = ("/mirrors/main/health/state", json!("Healthy"));
+        for _ in 0..20 {
+            assert_eq!(kagami.status().await.pointer(state), Some(&healthy));
+            assert_eq!(kagami.ask(&images).await.reasons, reasons);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // One for each repository, and at most one for pings.
+        assert!(realm.requests().len() <= 4, "{}", realm.requests().len());
+    };
+    tokio::join!(check(false), check(true));
+}
+
+/// Addresses of storage are signed for GET alone, and sweeps and canaries ask by HEAD: what reviews have
+/// proven by GET stays what it is.
+#[tokio::test]
+async fn storage_takes_get_alone() {
+    let shelf = stock();
+    let stored = shelf.clone();
+    let storage = Faulty::start(Behaviour::answer(move |request| {
+        Action::Reply(match request.method.as_str() {
+            "HEAD" => Reply::new(403).content_type("application/xml"),
+            _ => stored.answer(request),
+        })
+    }))
+    .await;
+    let location = storage.url();
+    let registry = Faulty::start(Behaviour::answer(move |request| {
+        Action::Reply(match request.target.as_str() {
+            "/v2/" => shelf.answer(request),
+            target => Reply::redirect(&format!("{location}{target}")),
+        })
+    }))
+    .await;
+    let check = async |kind: &str| {
+        let spec = json!({"kind": kind, "freshness": {"tag": "1s"}});
+        let kagami = knowing(&registry.url(), &spec).await;
+        let known = json!({"present": 1, "missing": 0, "unknown": 0});
+        for _ in 0..20 {
+            let status = kagami.status().await;
+            assert_eq!(status.pointer("/mirrors/main/images"), Some(&known), "{kind}");
+            assert_eq!(kagami.ask(&["nginx:1"]).await.reasons, ["Mirrored"], "{kind}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::join!(check("Hosted"), check("PullThrough"));
+}
+
+/// What is not there stays known as such, and an index whose images are there in part can be pulled.
+#[tokio::test]
+async fn the_registry_says_in_text_what_is_not_there() {
+    let shelf = stock();
+    let index = images::index(MediaType::OciIndex, &["amd64", "arm64"], "half");
+    shelf.put(REPOSITORY, "half", &index);
+    let gone = format!("/manifests/{}", index.children[1].digest);
+    let peer = Faulty::start(Behaviour::answer(move |request| {
+        let answer = shelf.answer(request);
+        let is_there = answer.status() == 200 && !request.target.ends_with(&gone);
+        Action::Reply(if is_there {
+            answer
+        } else {
+            let text = Reply::new(404).content_type("text/plain; charset=utf-8");
+            text.body("manifest unknown\n")
+        })
+    }))
+    .await;
+    let spec = json!({"freshness": {"tag": "1s", "missing": "1s"}});
+    let kagami = Kagami::start(&[mirror(&peer.url(), &spec)]).await;
+    let images = ["nginx:half", "nginx:gone"];
+    let reasons = ["Mirrored", "ImageMissing"];
+    kagami.until(&images, &reasons, SOON).await;
+    let known = json!({"present": 1, "missing": 1, "unknown": 0});
+    kagami.until_status("/mirrors/main/images", &known, SOON).await;
+    for _ in 0..20 {
+        let status = kagami.status().await;
+        assert_eq!(status.pointer("/mirrors/main/images"), Some(&known));
+        assert_eq!(kagami.ask(&images).await.reasons, reasons);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Storage that knows nothing of manifests' types: the reason is steady, and who gave the answer is told.
+#[tokio::test]
+async fn storage_names_another_type() {
+    let shelf = stock();
+    let manifest = image("one").manifest;
+    let stored = Reply::new(200).content_type("binary/octet-stream").body(manifest);
+    let storage = Faulty::start(Behaviour::always(stored)).await;
+    let location = storage.url();
+    let registry = Faulty::start(Behaviour::answer(move |request| {
+        Action::Reply(match request.target.as_str() {
+            "/v2/" => shelf.answer(request),
+            target => Reply::redirect(&format!("{location}{target}")),
+        })
+    }))
+    .await;
+    let spec = json!({"freshness": {"tag": "1s"}});
+    let document = mirror(&registry.url(), &spec);
+    let setup = Setup {
+        arguments: vec!["--show-decisions".to_owned()],
+        ..Setup::default()
+    };
+    let kagami = Kagami::start_with(std::slice::from_ref(&document), setup).await;
+    kagami.until(&["nginx:1"], &["RegistryError"], SOON).await;
+    stays_healthy(&kagami).await;
+    assert_eq!(kagami.ask(&["nginx:1"]).await.reasons, ["RegistryError"]);
+    let words = format!(
+        "the answer is no manifest from {}, where the registry redirects to, of type binary/octet-stream",
+        storage.address()
+    );
+    assert!(kagami.log().contains(&words), "{}", kagami.log());
+
+    let files = tempfile::tempdir().unwrap();
+    let config = files.path().join("mirrors.yaml");
+    fs::write(&config, text(std::slice::from_ref(&document))).unwrap();
+    let mut explain = Command::new(env!("CARGO_BIN_EXE_kagami"));
+    explain.args(["explain", "nginx:1", "--config"]).arg(config);
+    let output = tokio::task::spawn_blocking(move || explain.output().unwrap());
+    let told = String::from_utf8(output.await.unwrap().stdout).unwrap();
+    assert!(told.contains(&format!("  answer    {words}\n")), "{told}");
+    let status = kagami.status().await;
+    let unproven = status.pointer("/mirrors/main/unproven").unwrap();
+    assert_eq!(*unproven, format!("docker.io/library/nginx:1: {words}"));
+    // Names of images are for whoever may see decisions.
+    let kagami = Kagami::start(std::slice::from_ref(&document)).await;
+    kagami.until(&["nginx:1"], &["RegistryError"], SOON).await;
+    let status = kagami.status().await;
+    assert!(!status.to_string().contains("nginx"), "{status}");
+}
+
+/// What is known inside is told outside, everywhere in the same words.
+#[tokio::test]
+async fn the_certificate_that_is_no_good_is_told_with_what_is_wrong_with_it() {
+    let authority = Authority::new();
+    let pair = authority.expired(&["127.0.0.1"]);
+    let peer = Faulty::start_tls(stock().behaviour(), &pair).await;
+    let document = mirror(&peer.url(), &json!({"endpoint": {"caBundle": authority.pem()}}));
+    let kagami = Kagami::start(std::slice::from_ref(&document)).await;
+    let reason = "/mirrors/main/health/reason";
+    kagami
+        .until_status(reason, &json!("TLSHandshakeFailed"), SOON)
+        .await;
+    let words = "TLS handshake failed: the certificate has ended (subject CN=rcgen self signed cert, issuer \
+                 CN=Kagami test CA, valid from 2001-01-01T00:00:00";
+    let status = kagami.status().await;
+    let cause = status.pointer("/mirrors/main/health/cause").unwrap().clone();
+    assert!(cause.as_str().unwrap().starts_with(words), "{cause}");
+    let lines = |words: &str| kagami.log().lines().filter(|line| line.contains(words)).count();
+    assert_eq!(lines(words), 1, "{}", kagami.log());
+
+    let arguments = ["explain", "nginx:1", "--output", "json"];
+    let told = run_on_machine("", &document, &arguments, b"").await;
+    let told: Value = serde_json::from_str(&told.out).unwrap();
+    assert_eq!(told["mirrors"][0]["fault"], "TLSHandshakeFailed");
+    assert_eq!(told["mirrors"][0]["faultCause"], cause);
+    let told = run_on_machine("", &document, &arguments[..2], b"").await;
+    let line = format!("  cause     {}\n", cause.as_str().unwrap());
+    assert!(told.out.contains(&line), "{}", told.out);
+
+    // Another fault of the same kind is another cause; the state stays.
+    peer.show(&authority.issue_for(&["mirror.example.com"])).await;
+    let words = "the certificate is for other names than 127.0.0.1";
+    eventually("the other cause is told", SOON, async || {
+        let status = kagami.status().await;
+        let cause = status.pointer("/mirrors/main/health/cause").unwrap();
+        let is_told = cause.as_str().is_some_and(|cause| cause.contains(words));
+        is_told.then_some(()).ok_or_else(|| cause.to_string())
+    })
+    .await;
+    assert!(lines(words) <= 1, "{}", kagami.log());
+}
+
+/// Connections that are kept go on for ever, and nodes open their own.
+#[tokio::test]
+async fn the_certificate_that_ends_is_noticed_over_open_connections() {
+    let authority = Authority::new();
+    let good = authority.issue_for(&["127.0.0.1"]);
+    let shelf = stock();
+    let peer = Faulty::start_tls(shelf.behaviour(), &good).await;
+    let spec = json!({"endpoint": {"caBundle": authority.pem()}, "health": {"interval": "100ms"}});
+    let kagami = knowing(&peer.url(), &spec).await;
+    peer.show_from_now(&authority.expired(&["127.0.0.1"]));
+    kagami.until(&BOTH, &["MirrorUnhealthy"; 2], SOON).await;
+    let cause = kagami.status().await["mirrors"]["main"]["health"]["cause"].to_string();
+    assert!(cause.contains("the certificate has ended"), "{cause}");
+    peer.show_from_now(&good);
+    kagami.until(&BOTH, &RECOVERED, SOON).await;
+}
+
+#[tokio::test]
+async fn the_token_service_that_is_not_asked_is_told_with_the_reason() {
+    let challenge = r#"Bearer realm="http://token.example.com/token""#;
+    let refusal = Reply::new(401).header("WWW-Authenticate", challenge);
+    let peer = Faulty::start(Behaviour::always(refusal)).await;
+    let document = mirror(&peer.url(), &json!({}));
+    let kagami = Kagami::start(std::slice::from_ref(&document)).await;
+    let valid = "/mirrors/main/credentials/reason";
+    kagami.until_status(valid, &json!("ChallengeNotMet"), SOON).await;
+    let words = "the registry names the token service http://token.example.com/token, which is not asked: it is \
+                 another host than the registry";
+    let status = kagami.status().await;
+    let cause = status
+        .pointer("/mirrors/main/credentials/cause")
+        .unwrap()
+        .as_str()
+        .unwrap();
+    assert!(cause.contains(words), "{cause}");
+    assert_eq!(status.pointer("/mirrors/main/health/state").unwrap(), "Healthy");
+    let lines = kagami.log().lines().filter(|line| line.contains(words)).count();
+    assert_eq!(lines, 1, "{}", kagami.log());
+    let told = run_on_machine("", &document, &["explain", "nginx:1"], b"").await;
+    let line = format!("  answer    an authentication challenge that cannot be met: {words}");
+    assert!(told.out.contains(&line), "{}", told.out);
+    assert!(told.out.contains("Kept RegistryError"), "{}", told.out);
 }
 
 /// Whoever names such an image often must not take the mirror away from all others, not even where one

@@ -17,7 +17,13 @@
 //! | HTML for everything | `RegistryError` | `MirrorUnhealthy` |
 //! | HTML for manifests alone | `RegistryError` | `RegistryError` |
 //! | another digest than asked for | `DigestMismatch` | `DigestMismatch` |
-//! | blobs hang, all else works | `Mirrored` | `MirrorUnhealthy` |
+//! | blobs hang for every image, all else works | `Mirrored` | `MirrorUnhealthy` |
+//! | 500 for every manifest alone | `RegistryError` | `MirrorUnhealthy` |
+//! | 500 for some manifests alone | `RegistryError` | `RegistryError` for those |
+//! | the token service limits | `RateLimited` | `RateLimited` for images without a token |
+//! | redirects to storage that takes GET alone | `Mirrored` | `Mirrored` |
+//! | redirects to storage that names other types | `RegistryError` | `RegistryError` |
+//! | 404 in text for what is not there | `ImageMissing` | `ImageMissing` |
 //! | TLS expired, other name, unknown authority | `MirrorUnhealthy` | `MirrorUnhealthy` |
 //! | redirect loop | `RegistryError` | `MirrorUnhealthy` |
 //! | name gone | `MirrorUnhealthy` | `MirrorUnhealthy` |
@@ -33,6 +39,7 @@ mod companion;
 mod configuration;
 mod load;
 mod mirrors;
+mod platforms;
 mod reviews;
 mod sweeps;
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{REPOSITORY, SOON, image, knowing, stocked};
-use crate::support::kagami::{Caller, review};
+use crate::{shared::reviews::review, support::kagami::Caller};
 
 /// 8 MiB, as `webhook::routes::BODY_LIMIT`.
 const LIMIT: usize = 8 * 1024 * 1024;

@@ -2,17 +2,23 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use ::kagami::{
     clock,
-    companion::mirror::{self, reports::Reports},
+    companion::mirror::{
+        self,
+        reports::{Refusal, Reports},
+    },
     domain::{
         answer::{Manifest, MediaType},
-        image::Class,
-        platform::Architectures,
+        image::{Class, ImageKey},
+        platform::Platforms,
         presence::{Presence, Proof},
     },
     metrics::Metrics,
@@ -50,6 +56,8 @@ struct Setting {
     shelf: Shelf,
     /// Tags, and what is known of each.
     known: Vec<(String, Presence)>,
+    /// How many tags are refused to everybody.
+    refused: Arc<AtomicUsize>,
     /// Documents beside the mirror's.
     others: Vec<Value>,
 }
@@ -67,6 +75,7 @@ impl Setting {
             repository: repository.to_owned(),
             known: known.collect(),
             shelf,
+            refused: Arc::default(),
             others: Vec::new(),
         }
     }
@@ -89,8 +98,8 @@ struct Scene {
     _running: JoinSet<()>,
 }
 
-fn key(tag: &str) -> String {
-    format!("docker.io/library/nginx:{tag}")
+fn key(tag: &str) -> ImageKey {
+    format!("docker.io/library/nginx:{tag}").parse().unwrap()
 }
 
 fn present(image: &Image) -> Presence {
@@ -100,8 +109,9 @@ fn present(image: &Image) -> Presence {
         size: None,
         children: Vec::new(),
         blob: None,
+        config: None,
     };
-    Presence::Present(Proof::new(&manifest, Architectures::ALL))
+    Presence::Present(Proof::new(&manifest, Platforms::ALL))
 }
 
 impl Scene {
@@ -110,10 +120,17 @@ impl Scene {
         install_crypto();
         let store = Store::default();
         let (now, days_ago) = (clock::now(), clock::now().before(Duration::from_hours(48)));
-        let Setting { shelf, known, .. } = setting;
+        let Setting {
+            shelf,
+            known,
+            refused,
+            ..
+        } = setting;
         for (tag, presence) in known {
-            let key = format!("{}:{tag}", setting.name);
-            store.index_mut().write("main", &key, presence, days_ago, now);
+            let key: ImageKey = format!("{}:{tag}", setting.name).parse().unwrap();
+            store
+                .index_mut()
+                .write("main", key.by_ref(), presence, days_ago, now);
         }
         shelf.put(&setting.repository, "new", &image("one"));
         let asked = Arc::<Mutex<Vec<(Instant, String)>>>::default();
@@ -123,6 +140,10 @@ impl Scene {
                 if let Some((_, reference)) = request.target.split_once("/manifests/") {
                     let entry = (Instant::now(), reference.to_owned());
                     asked.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+                    let number: Option<usize> = reference.parse().ok();
+                    if number.is_some_and(|number| number < refused.load(Ordering::Relaxed)) {
+                        return Reply::new(403).into();
+                    }
                 }
                 Action::Reply(shelf.answer(request))
             }))
@@ -228,6 +249,32 @@ async fn a_sweep_goes_by_the_settings_of_now() {
     assert!(took < Duration::from_mins(1), "{took:?}");
 }
 
+/// The password was changed: the registry answers as ever, and gives no image any more.
+#[tokio::test(start_paused = true)]
+async fn a_mirror_that_refuses_every_image_refuses_the_credentials() {
+    let setting = nginx(3);
+    let refused = Arc::clone(&setting.refused);
+    let scene = Scene::start(setting, &json!({})).await;
+    scene.until_swept(Class::Tag).await;
+    let told = || scene.reports.of("main").credentials();
+    assert_eq!(told(), Some(Ok(())));
+    // One alone is refused for its own sake.
+    for (count, expected) in [(1, Ok(())), (3, Err(Refusal::Images)), (0, Ok(()))] {
+        refused.store(count, Ordering::Relaxed);
+        // Two of this mirror's health checks, which are rare here.
+        sleep(Duration::from_mins(21)).await;
+        assert_eq!(told(), Some(expected), "{count} are refused");
+    }
+    let index = scene.store.index();
+    let found = ["0", "1", "2"].map(|tag| index.get("main", key(tag).by_ref()).unwrap().presence.clone());
+    assert!(
+        found
+            .iter()
+            .all(|presence| matches!(presence, Presence::Present(_))),
+        "{found:?}"
+    );
+}
+
 /// Twelve sweeps an hour ask for what is there.
 #[tokio::test(start_paused = true)]
 async fn what_is_not_there_is_not_asked_for_by_every_sweep() {
@@ -237,14 +284,14 @@ async fn what_is_not_there_is_not_asked_for_by_every_sweep() {
     scene
         .store
         .index_mut()
-        .write("main", &typo, Presence::Missing, now, now);
+        .write("main", typo.by_ref(), Presence::Missing, now, now);
     sleep(Duration::from_mins(59)).await;
     let asked = scene.by_tag();
     let times = |tag: &str| asked.iter().filter(|(_, asked)| asked == tag).count();
     assert!(times("0") >= 11, "{asked:?}");
     assert!(times("typo") <= 2, "{asked:?}");
     assert_eq!(
-        scene.store.index().get("main", &typo).unwrap().presence,
+        scene.store.index().get("main", typo.by_ref()).unwrap().presence,
         Presence::Missing
     );
 }
@@ -286,7 +333,7 @@ async fn a_slow_round_of_the_prober_ends_before_the_heartbeat_loses_patience() {
     let Presence::Present(mut proof) = present(&index) else {
         unreachable!("it was made as one that is there")
     };
-    proof.architectures = architectures.into_iter().collect();
+    proof.platforms = Platforms::LINUX;
     setting.known.push(("slow".to_owned(), Presence::Present(proof)));
     setting.shelf.put(REPOSITORY, "slow", &index);
     let shelf = setting.shelf.clone();

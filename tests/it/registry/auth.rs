@@ -9,7 +9,7 @@ use std::{
 };
 
 use kagami::{
-    domain::answer::{Ambiguity, Answer, Failure, MediaType, Unreachable},
+    domain::answer::{Ambiguity, Answer, Failure, Limit, MediaType, Particulars, Unreachable},
     registry::Credentials,
 };
 use serde_json::json;
@@ -180,7 +180,36 @@ async fn tokens_are_renewed_before_they_expire() {
         }
         skip(Duration::from_secs(70)).await;
         pair.realm.set(Behaviour::Refuse).await;
-        assert_eq!(head(&client).await, Answer::Unreachable(Unreachable::Refused));
+        assert_eq!(
+            head(&client).await,
+            Answer::Unreachable(Unreachable::Refused, Particulars::default())
+        );
+    }
+}
+
+/// Home-made token services send all sorts of lives, and types that are not JSON's: the token is good.
+#[tokio::test]
+async fn odd_answers_of_token_services_cost_no_token_and_no_more_requests() {
+    for expires_in in [
+        json!(0),
+        json!(-1),
+        json!("300"),
+        json!(300.5),
+        json!("soon"),
+        json!(1e12),
+    ] {
+        let mut pair = Pair::start(None).await;
+        let answer = json!({"token": "token-x", "expires_in": expires_in}).to_string();
+        for content_type in ["text/plain", "text/html"] {
+            let reply = Reply::new(200).content_type(content_type).body(answer.clone());
+            pair.realm.set(Behaviour::always(reply)).await;
+            let (client, before) = (pair.client(), pair.realm.requests().len());
+            for _ in 0..5 {
+                let answer = head(&client).await;
+                assert_eq!(answer, seen(&pair.image), "{expires_in} as {content_type}");
+            }
+            assert_eq!(pair.realm.requests().len() - before, 1, "{expires_in}");
+        }
     }
 }
 
@@ -207,13 +236,15 @@ async fn refused_tokens_are_renewed_once() {
         let answer = head(&client).await;
         let bad_request = matches!(&refusal, Some(reply) if reply.status() == 400);
         let expected = if bad_request {
-            Answer::Ambiguous(Ambiguity::Status(400))
+            Answer::Ambiguous(Ambiguity::Status(400, Particulars::default()))
         } else {
             Answer::Unauthorized
         };
         assert_eq!(answer, expected);
-        assert_eq!(pair.registry.requests().len(), 6);
-        assert_eq!(pair.realm.requests().len(), 3);
+        // What a 400 is about, its body tells: it is asked for once more, by GET.
+        let again = usize::from(bad_request);
+        assert_eq!(pair.registry.requests().len(), 6 + 2 * again);
+        assert_eq!(pair.realm.requests().len(), 3 + again);
     }
 }
 
@@ -231,21 +262,25 @@ async fn token_services_fail_as_registries_do() {
     for (reply, expected) in [
         (Reply::error(401, "UNAUTHORIZED"), Failure::Unauthorized),
         (Reply::error(403, "DENIED"), Failure::Unauthorized),
-        (Reply::new(503), Failure::ServerError(503)),
+        (Reply::new(503), Failure::ServerError(503, Particulars::default())),
         (
             Reply::new(429).header("Retry-After", "9"),
             Failure::RateLimited {
+                of: Limit::Token,
                 retry_after: Some(Duration::from_secs(9)),
             },
         ),
-        (Reply::html(200), Failure::Ambiguous(Ambiguity::Html)),
+        (
+            Reply::html(200),
+            Failure::Ambiguous(Ambiguity::Html(Particulars::default())),
+        ),
         (
             Reply::json(200, &json!({})),
-            Failure::Ambiguous(Ambiguity::Challenge),
+            Failure::Ambiguous(Ambiguity::NoToken(Particulars::default())),
         ),
         (
             Reply::json(200, &json!({"token": "a\nb"})),
-            Failure::Ambiguous(Ambiguity::Challenge),
+            Failure::Ambiguous(Ambiguity::NoToken(Particulars::default())),
         ),
         (
             Reply::new(200).endless_body(),
@@ -254,12 +289,68 @@ async fn token_services_fail_as_registries_do() {
     ] {
         let mut pair = Pair::start(None).await;
         pair.realm.set(Behaviour::always(reply)).await;
-        assert_eq!(pair.client().ping(soon()).await, Err(expected));
+        assert_eq!(pair.client().ping(soon()).await, Err(expected.clone()));
         assert_eq!(
             head(&client_with(&pair.registry.url(), None, None)).await,
             expected.into()
         );
     }
+}
+
+/// Who has a token goes on with it, and so do pings; who has none is not asked about for an hour.
+#[tokio::test]
+async fn a_limit_of_tokens_holds_for_one_repository_alone() {
+    let mut pair = Pair::start(Some(3600)).await;
+    let client = pair.client();
+    client.ping(soon()).await.unwrap();
+    assert_eq!(head(&client).await, seen(&pair.image));
+    pair.realm
+        .set(Behaviour::answer(|request| {
+            Action::Reply(match query(&request.target).get("scope") {
+                Some(scope) if scope.contains("busybox") => Reply::new(429).header("Retry-After", "3600"),
+                _ => Reply::json(200, &json!({"token": "token-9", "expires_in": 3600})),
+            })
+        }))
+        .await;
+    for _ in 0..2 {
+        let answer = client.head("library/busybox", "1", soon()).await;
+        let Answer::RateLimited {
+            of: Limit::Token,
+            retry_after: Some(wait),
+        } = answer
+        else {
+            panic!("{answer}")
+        };
+        assert!(wait > Duration::from_secs(3590) && wait <= Duration::from_hours(1));
+        assert!(
+            answer
+                .to_string()
+                .starts_with("rate limited by the token service for 3")
+        );
+        assert_eq!(head(&client).await, seen(&pair.image));
+        assert_eq!(client.head("library/redis", "1", soon()).await, seen(&pair.image));
+        assert_eq!(client.ping(soon()).await, Ok(()));
+    }
+    let of_busybox = pair.realm.requests().into_iter();
+    let of_busybox = of_busybox.filter(|request| request.target.contains("busybox"));
+    assert_eq!(of_busybox.count(), 1);
+
+    // Who limits one account need not limit another.
+    let others = Credentials {
+        username: "bob".to_owned(),
+        ..credentials()
+    };
+    pair.realm
+        .set(Behaviour::always(Reply::json(200, &json!({"token": "token-9"}))))
+        .await;
+    client.set_credentials(Some(&credentials()), None);
+    let same = client.head("library/busybox", "1", soon()).await;
+    assert!(matches!(same, Answer::RateLimited { .. }));
+    client.set_credentials(Some(&others), None);
+    assert_eq!(
+        client.head("library/busybox", "1", soon()).await,
+        seen(&pair.image)
+    );
 }
 
 #[tokio::test]
@@ -275,7 +366,7 @@ async fn a_failing_token_service_is_asked_once_by_all() {
         calls.spawn(async move { head(&client).await });
     }
     for answer in calls.join_all().await {
-        assert_eq!(answer, Answer::ServerError(500));
+        assert_eq!(answer, Answer::ServerError(500, Particulars::default()));
     }
     assert_eq!(pair.realm.requests().len() - before, 1);
 }
@@ -325,9 +416,11 @@ async fn authorization_stays_with_the_registry() {
     let strict = Faulty::start(Behaviour::always(refusal)).await;
     let registry = redirecting(&strict).await;
     let client = client_with(&registry.url(), None, Some(credentials()));
-    assert_eq!(client.head("a", "1", soon()).await, Answer::Unauthorized);
-    assert_eq!(strict.requests().len(), 1);
-    assert_eq!(strict.requests()[0].authorization(), None);
+    let refused = Ambiguity::Status(401, Particulars::default());
+    assert_eq!(client.head("a", "1", soon()).await, Answer::Ambiguous(refused));
+    let requests = strict.requests();
+    assert_eq!(requests.len(), 2, "by HEAD and by GET");
+    assert!(requests.iter().all(|request| request.authorization().is_none()));
     assert_eq!(realm.requests().len(), 0);
 }
 
@@ -337,35 +430,35 @@ async fn credentials_go_to_no_realm_in_the_open() {
     let port = realm.address().port();
     let challenge =
         |realm: String| Reply::new(401).header("WWW-Authenticate", &format!("Bearer realm=\"{realm}\""));
-    let refused = Failure::Ambiguous(Ambiguity::Challenge);
+    let refused = || Answer::Ambiguous(Ambiguity::Challenge(Particulars::default()));
 
     // Another host.
     let behaviour = Behaviour::always(challenge(format!("http://localhost:{port}/token")));
     let plain = Faulty::start(behaviour).await;
     let client = client_with(&plain.url(), None, Some(credentials()));
-    assert_eq!(head(&client).await, refused.into());
+    assert_eq!(head(&client).await, refused());
 
     // The registry's own host, but without the registry's TLS.
     let authority = Authority::new();
     let behaviour = Behaviour::always(challenge(format!("http://127.0.0.1:{port}/token")));
-    let secure = Faulty::start_tls(behaviour, &authority.leaf(&["127.0.0.1"])).await;
+    let secure = Faulty::start_tls(behaviour, &authority.issue_for(&["127.0.0.1"])).await;
     let client = client_with(&secure.url(), Some(authority.pem()), Some(credentials()));
-    assert_eq!(head(&client).await, refused.into());
+    assert_eq!(head(&client).await, refused());
 
     // No realm at all.
     let nowhere = Faulty::start(Behaviour::always(challenge("token".to_owned()))).await;
     let client = client_with(&nowhere.url(), None, Some(credentials()));
-    assert_eq!(head(&client).await, refused.into());
+    assert_eq!(head(&client).await, refused());
     assert_eq!(realm.requests().len(), 0);
 
     // HTTPS anywhere.
     let behaviour = Behaviour::always(Reply::json(200, &json!({"token": "t"})));
-    let far = Faulty::start_tls(behaviour, &authority.leaf(&["localhost"])).await;
+    let far = Faulty::start_tls(behaviour, &authority.issue_for(&["localhost"])).await;
     let behaviour = Behaviour::always(challenge(format!(
         "https://localhost:{}/token",
         far.address().port()
     )));
-    let secure = Faulty::start_tls(behaviour, &authority.leaf(&["127.0.0.1"])).await;
+    let secure = Faulty::start_tls(behaviour, &authority.issue_for(&["127.0.0.1"])).await;
     let client = client_with(&secure.url(), Some(authority.pem()), Some(credentials()));
     assert_eq!(head(&client).await, Answer::Unauthorized);
     assert_eq!(far.requests()[0].authorization(), Some(BASIC));
@@ -381,6 +474,7 @@ async fn nothing_shows_a_secret() {
     let endpoint = kagami::registry::Endpoint {
         url: pair.registry.url(),
         ca_bundle: None,
+        trust: kagami::domain::mirror::Trust::default(),
         credentials: Some(secret.clone()),
     };
     let client = Client::new(&endpoint).unwrap();

@@ -2,11 +2,18 @@
 
 mod auth;
 mod faults;
+mod names;
+mod platforms;
 mod real;
 mod renewal;
+mod trust;
 
 use kagami::{
-    domain::answer::{Answer, Blob, Child, Manifest},
+    domain::{
+        answer::{Answer, Blob, Child, Manifest},
+        mirror::Trust,
+        platform::Platforms,
+    },
     registry::{Client, Credentials, Endpoint},
 };
 
@@ -27,6 +34,7 @@ fn client_with(url: &str, ca_bundle: Option<String>, credentials: Option<Credent
     Client::new(&Endpoint {
         url: url.to_owned(),
         ca_bundle: ca_bundle.map(String::into_bytes),
+        trust: Trust::default(),
         credentials,
     })
     .unwrap()
@@ -60,10 +68,18 @@ fn seen(image: &Image) -> Answer {
         size: Some(image.manifest.len() as u64),
         children: Vec::new(),
         blob: None,
+        config: None,
     })
 }
 
-/// What a GET of an image says. Architectures are those of the children.
+fn of_blob(blob: &[u8]) -> Blob {
+    Blob {
+        digest: images::digest(blob),
+        size: blob.len() as u64,
+    }
+}
+
+/// What a GET of an image says. Architectures are those of the children, and of the nodes that take them.
 fn read(image: &Image, architectures: &[&str]) -> Answer {
     let children = image.children.iter().zip(architectures);
     Answer::Exists(Manifest {
@@ -73,12 +89,12 @@ fn read(image: &Image, architectures: &[&str]) -> Answer {
         children: children
             .map(|(child, architecture)| Child {
                 digest: child.digest.clone(),
-                architecture: Some((*architecture).to_owned()),
+                takers: Platforms::of("linux", architecture, ""),
+                is_whole: true,
             })
             .collect(),
-        blob: image.blobs.first().map(|blob| Blob {
-            digest: images::digest(blob),
-            size: blob.len() as u64,
-        }),
+        // The configuration is the smallest of them.
+        blob: image.blobs.first().map(|blob| of_blob(blob)),
+        config: image.blobs.first().map(|blob| of_blob(blob)),
     })
 }

@@ -1,6 +1,5 @@
 //! Against real registries.
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kagami::domain::{
     answer::{Answer, Failure, MediaType},
     digest::Digest,
@@ -11,7 +10,7 @@ use super::{REPOSITORY, read, seen};
 use crate::support::{
     certificates::Authority,
     images::{self, Target},
-    real::{PASSWORD, Registry, Setup, USERNAME, credentials},
+    real::{ALICE, PASSWORD, Registry, Setup, USERNAME, credentials},
     soon,
     tokens::TokenService,
 };
@@ -87,8 +86,7 @@ async fn images_behind_tls_and_a_password_are_found() {
     let Some(registry) = Registry::start(&setup) else {
         return;
     };
-    let basic = STANDARD.encode(format!("{USERNAME}:{PASSWORD}"));
-    let target = registry.target(Some(format!("Basic {basic}")));
+    let target = registry.target(Some(ALICE.basic()));
     check_images(&registry.client(Some(credentials())), &target).await;
 
     let wrong = Credentials {

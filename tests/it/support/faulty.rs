@@ -1,6 +1,7 @@
 //! A peer that behaves as a test says: a TCP, TLS and HTTP/1.1 server that can refuse, swallow, hang,
 //! lie and never end, and that records what it was asked. Its behaviour may change while it runs, its
-//! address does not.
+//! address does not. What stands in for a registry, a token service or an API server in these tests is this with a
+//! script.
 
 use std::{
     net::SocketAddr,
@@ -20,7 +21,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::certificates::Leaf;
+use super::certificates::Pair;
 
 /// How the peer treats those who come.
 #[derive(Clone)]
@@ -144,6 +145,12 @@ impl Reply {
         self.status
     }
 
+    /// Returns the value of a header.
+    pub fn header_value(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
     pub fn html(status: u16) -> Self {
         Self::new(status)
             .content_type("text/html; charset=utf-8")
@@ -174,6 +181,11 @@ pub struct Faulty {
     address: SocketAddr,
     shared: Arc<Shared>,
     door: Door,
+    #[expect(
+        dead_code,
+        reason = "held, bound alone, so that nobody else gets the port while the door changes"
+    )]
+    port: TcpSocket,
 }
 
 struct Shared {
@@ -187,8 +199,8 @@ struct Shared {
 /// What holds the port.
 enum Door {
     Open(JoinHandle<()>),
-    /// Bound but not listening, so that connections are refused and nobody else gets the port.
-    Shut(#[expect(dead_code, reason = "held for its port")] TcpSocket),
+    /// Nobody listens, so connections are refused.
+    Shut,
     /// A listener whose queue is full of the connections beside it.
     Full(
         #[expect(dead_code, reason = "held to stay full")] TcpListener,
@@ -204,8 +216,9 @@ impl Faulty {
     }
 
     /// Starts an HTTPS peer.
-    pub async fn start_tls(behaviour: Behaviour, leaf: &Leaf) -> Self {
-        Self::launch(behaviour, Some(leaf.server_config())).await
+    pub async fn start_tls(behaviour: Behaviour, pair: &Pair) -> Self {
+        super::install_crypto();
+        Self::launch(behaviour, Some(pair.server())).await
     }
 
     async fn launch(behaviour: Behaviour, tls: Option<Arc<ServerConfig>>) -> Self {
@@ -219,7 +232,8 @@ impl Faulty {
                 connections: AtomicUsize::new(0),
                 open: Mutex::default(),
             }),
-            door: Door::Shut(socket),
+            door: Door::Shut,
+            port: socket,
         };
         peer.set(behaviour).await;
         peer
@@ -236,15 +250,14 @@ impl Faulty {
             accepting.abort();
             drop(accepting.await);
         }
-        let socket = bind(self.address);
         self.door = match behaviour {
             Behaviour::Refuse => {
                 let mut open = std::mem::take(&mut *lock(&self.shared.open));
                 open.shutdown().await;
-                Door::Shut(socket)
+                Door::Shut
             }
             Behaviour::BlackHole => {
-                let listener = socket.listen(1).unwrap();
+                let listener = bind(self.address).listen(1).unwrap();
                 let mut queue = Vec::new();
                 while let Ok(connected) =
                     timeout(Duration::from_millis(100), TcpStream::connect(self.address)).await
@@ -254,15 +267,20 @@ impl Faulty {
                 Door::Full(listener, queue)
             }
             Behaviour::Silent | Behaviour::Answer(_) => {
-                let listener = socket.listen(1024).unwrap();
+                let listener = bind(self.address).listen(1024).unwrap();
                 Door::Open(tokio::spawn(accept(listener, Arc::clone(&self.shared))))
             }
         };
     }
 
+    /// Shows another certificate to connections to come; those that are open go on.
+    pub fn show_from_now(&self, pair: &Pair) {
+        *lock(&self.shared.tls) = Some(pair.server());
+    }
+
     /// Cuts all connections and shows another certificate from then on.
-    pub async fn show(&self, leaf: &Leaf) {
-        *lock(&self.shared.tls) = Some(leaf.server_config());
+    pub async fn show(&self, pair: &Pair) {
+        self.show_from_now(pair);
         let mut open = std::mem::take(&mut *lock(&self.shared.open));
         open.shutdown().await;
     }
@@ -305,9 +323,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Takes a port that none but this process's own sockets can share.
 fn bind(address: SocketAddr) -> TcpSocket {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
     socket.bind(address).unwrap();
     socket
 }

@@ -1,22 +1,27 @@
 //! The program itself, asked as the API server asks it.
+//!
+//! Apart from the harness of the other rings, on which it stands, because its peers are tasks of the test: all waiting
+//! here is theirs too.
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError, mpsc},
-    thread,
+    process::Command,
     time::Duration,
 };
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-use super::tls_client::{self, Client, get};
+use crate::shared::{
+    kagami::{ADMIN_LISTEN, LISTEN, Listeners},
+    mirror::image_mirror,
+    process::Process,
+    reviews::{patched, response, review},
+    tls_client::{self, Client, get},
+};
 
 /// How long a review may wait for probes: `--budget`'s default.
 pub const BUDGET: Duration = Duration::from_millis(300);
@@ -29,11 +34,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// A running `kagami serve`. It is killed when dropped.
 pub struct Kagami {
-    child: Child,
-    admission: SocketAddr,
-    admin: SocketAddr,
+    pub process: Process,
+    listeners: Listeners,
     client: tls_client::Settings,
-    log: Arc<Mutex<String>>,
     config: PathBuf,
     _files: TempDir,
 }
@@ -68,22 +71,11 @@ pub struct Answer {
 /// Returns a configuration with one mirror at `endpoint`: the usual one of these tests, with `spec`
 /// merged into its spec.
 pub fn mirror(endpoint: &str, spec: &Value) -> Value {
-    let mut resource = json!({
-        "apiVersion": "kagami.dev/v1alpha1",
-        "kind": "ImageMirror",
-        "metadata": {"name": "main"},
-        "spec": {
-            "registry": "mirror.test",
-            "kind": "Hosted",
-            "sources": [{"prefix": "docker.io"}],
-            "endpoint": {"url": endpoint},
-            // Longer than a review's budget, as the defaults are: a mirror that is silent is one
-            // that the review did not wait for.
-            "health": {"interval": "200ms", "timeout": "500ms"},
-        },
-    });
-    json_patch::merge(&mut resource["spec"], spec);
-    resource
+    // Longer than a review's budget, as the defaults are: a mirror that is silent is one that the review did
+    // not wait for.
+    let mut settings = json!({"health": {"interval": "200ms", "timeout": "500ms"}});
+    json_patch::merge(&mut settings, spec);
+    image_mirror("main", "mirror.test", &["docker.io"], endpoint, &settings)
 }
 
 /// Returns the text of a configuration file.
@@ -95,34 +87,6 @@ pub fn text(documents: &[Value]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// Returns the review of a new Pod with a container for each image.
-pub fn review(images: &[impl AsRef<str>]) -> Value {
-    let containers: Vec<Value> = images
-        .iter()
-        .enumerate()
-        .map(|(index, image)| json!({"name": format!("c{index}"), "image": image.as_ref()}))
-        .collect();
-    json!({
-        "apiVersion": "admission.k8s.io/v1",
-        "kind": "AdmissionReview",
-        "request": {
-            "uid": "0b4c8ab6-1c3f-4b6e-9d0e-6f2f3a6f8a11",
-            "kind": {"group": "", "version": "v1", "kind": "Pod"},
-            "resource": {"group": "", "version": "v1", "resource": "pods"},
-            "namespace": "default",
-            "operation": "CREATE",
-            "userInfo": {},
-            "dryRun": false,
-            "object": {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {"name": "web", "namespace": "default"},
-                "spec": {"containers": containers},
-            },
-        },
-    })
 }
 
 /// Looks again and again until something is there; fails with `what` when it takes too long.
@@ -152,19 +116,14 @@ impl Kagami {
         let files = tempfile::tempdir().unwrap();
         let (config, authority) = (files.path().join("mirrors.yaml"), files.path().join("ca.crt"));
         fs::write(&config, text(documents)).unwrap();
-        let program = env!("CARGO_BIN_EXE_kagami").to_owned();
         let mut words = setup.through;
-        words.push(program);
+        words.push(env!("CARGO_BIN_EXE_kagami").to_owned());
         let mut command = Command::new(&words[0]);
         command
             .args(&words[1..])
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--admin-listen",
-                "127.0.0.1:0",
-            ])
+            .arg("serve")
+            .args(LISTEN)
+            .args(ADMIN_LISTEN)
             .arg("--config")
             .arg(&config)
             .args(&setup.arguments);
@@ -176,52 +135,21 @@ impl Kagami {
                 .arg(key),
             None => command.arg("--ca-out").arg(&authority),
         };
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = follow_log(&mut child);
-        let stdout = child.stdout.take().unwrap();
-        let addresses = tokio::task::spawn_blocking(move || two_addresses(stdout))
-            .await
-            .unwrap();
-        let Some((admission, admin)) = addresses else {
-            child.wait().unwrap();
-            panic!(
-                "kagami did not start: {}",
-                log.lock().unwrap_or_else(PoisonError::into_inner)
-            );
-        };
+        let (process, output) = Process::start_and_read("kagami", &command, files.path());
+        // Peers that run on this thread go on meanwhile.
+        let listeners = tokio::task::spawn_blocking(move || Listeners::read(&output));
+        let listeners = listeners.await.unwrap();
         let authority = match setup.pair {
             Some((_, _, authority)) => authority.to_owned(),
             None => fs::read_to_string(&authority).unwrap(),
         };
         Self {
-            child,
-            admission,
-            admin,
+            process,
+            listeners,
             client: tls_client::Settings::trusting(&authority),
-            log,
             config,
             _files: files,
         }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Sends it SIGTERM.
-    pub fn terminate(&self) {
-        let killed = Command::new("kill").arg(self.pid().to_string()).status().unwrap();
-        assert!(killed.success());
-    }
-
-    /// Returns the exit status if it has ended.
-    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
-        self.child.try_wait().unwrap()
     }
 
     /// Replaces the configuration file, as editors do: whole.
@@ -233,18 +161,18 @@ impl Kagami {
 
     /// Returns what it has logged so far.
     pub fn log(&self) -> String {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.process.log()
     }
 
     /// Returns what `/status` shows.
     pub async fn status(&self) -> Value {
-        let (reply, _) = get(self.admin, "/status").await;
+        let (reply, _) = get(self.listeners.admin, "/status").await;
         serde_json::from_str(&reply.body).unwrap()
     }
 
     /// Returns the value of a metric, given with its labels; 0 if it is not there.
     pub async fn metric(&self, name: &str) -> f64 {
-        let (reply, _) = get(self.admin, "/metrics").await;
+        let (reply, _) = get(self.listeners.admin, "/metrics").await;
         let line = reply
             .body
             .lines()
@@ -270,12 +198,12 @@ impl Kagami {
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.admission
+        self.listeners.admission()
     }
 
     pub async fn connect(&self) -> Caller {
         Caller {
-            client: Client::connect(self.admission, &self.client).await.unwrap(),
+            client: Client::connect(self.address(), &self.client).await.unwrap(),
             path: "/mutate/enforce?timeout=2s".to_owned(),
             budget: BUDGET,
             slack: SLACK,
@@ -310,26 +238,6 @@ impl Kagami {
         self.until(&[image], &["Mirrored"], long).await;
         self.until_status("/mirrors/main/images/present", &present.into(), long)
             .await;
-    }
-
-    /// Returns the most memory in bytes that it ever had at once.
-    pub fn peak_memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kibibytes: u64 = line.unwrap().trim().trim_end_matches(" kB").parse().unwrap();
-        kibibytes * 1024
-    }
-
-    /// Returns how many descriptors it has open.
-    pub fn descriptors(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
-    }
-}
-
-impl Drop for Kagami {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }
 
@@ -366,17 +274,8 @@ impl Caller {
             latency < self.budget + self.slack + 2 * stall,
             "the answer took {latency:?}, this machine stood still for {stall:?}",
         );
-        let answer: Value = serde_json::from_str(&reply.body).unwrap();
-        let response = &answer["response"];
-        assert_eq!(response["allowed"], true);
-        assert_eq!(response["uid"], review["request"]["uid"]);
-        let mut pod = review["request"]["object"].clone();
-        if let Some(patch) = response["patch"].as_str() {
-            assert_eq!(response["patchType"], "JSONPatch");
-            let patch = BASE64_STANDARD.decode(patch).unwrap();
-            let patch: json_patch::Patch = serde_json::from_slice(&patch).unwrap();
-            json_patch::patch(&mut pod, &patch).unwrap();
-        }
+        let response = response(reply.body.as_bytes(), &review);
+        let pod = patched(&review["request"]["object"], &response);
         let mut decoded = Answer {
             reasons: Vec::new(),
             images: Vec::new(),
@@ -385,7 +284,7 @@ impl Caller {
             let now = pod["spec"]["containers"][index]["image"].as_str().unwrap();
             let said = response["auditAnnotations"][format!("containers.c{index}")]
                 .as_str()
-                .unwrap_or_else(|| panic!("nothing about container {index}: {answer}"));
+                .unwrap_or_else(|| panic!("nothing about container {index}: {response}"));
             let mut words = said.split(' ');
             let (outcome, reason) = (words.next().unwrap(), words.next().unwrap());
             let named = words.next_back().unwrap();
@@ -418,36 +317,4 @@ async fn timed<T>(call: impl Future<Output = T>) -> (T, Duration, Duration) {
             () = sleep(TICK) => stall = stall.max(due.elapsed()),
         }
     }
-}
-
-/// Reads the log as it comes, so that the pipe never fills up.
-fn follow_log(child: &mut Child) -> Arc<Mutex<String>> {
-    let log = Arc::<Mutex<String>>::default();
-    let (mut stderr, written) = (child.stderr.take().unwrap(), Arc::clone(&log));
-    thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(count @ 1..) = stderr.read(&mut buffer) {
-            let text = String::from_utf8_lossy(&buffer[..count]);
-            written
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push_str(&text);
-        }
-    });
-    log
-}
-
-/// Reads the addresses of admission and admin; none if the program ends before.
-fn two_addresses(stdout: impl std::io::Read + Send + 'static) -> Option<(SocketAddr, SocketAddr)> {
-    let (sender, lines) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            drop(sender.send(line));
-        }
-    });
-    let address = |prefix: &str| {
-        let line = lines.recv_timeout(Duration::from_secs(20)).ok()?;
-        line.strip_prefix(prefix)?.parse().ok()
-    };
-    Some((address("admission https://")?, address("admin http://")?))
 }

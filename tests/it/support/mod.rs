@@ -1,16 +1,16 @@
 //! Peers for tests: registries that work, and one that fails in every way.
 
-pub mod certificates;
+pub mod commands;
 pub mod faulty;
 pub mod kagami;
+pub mod metrics;
 pub mod pods;
 pub mod real;
 pub mod reviews;
 pub mod shelf;
-pub mod tls_client;
 pub mod tokens;
 
-pub(crate) use crate::shared::images;
+pub(crate) use crate::shared::{certificates, images, tls_client};
 
 use std::time::Duration;
 

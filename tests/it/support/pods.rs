@@ -141,13 +141,31 @@ fn architecture() -> impl Strategy<Value = &'static str> {
     select(vec!["amd64", "amd64", "amd64", "arm64", "z80"])
 }
 
+fn os() -> impl Strategy<Value = &'static str> {
+    select(vec!["linux", "linux", "linux", "windows", "plan9"])
+}
+
+/// A label of nodes that tells of their platform, and a value of it.
+fn platform_label() -> impl Strategy<Value = (&'static str, &'static str)> {
+    prop_oneof![
+        (
+            select(vec!["kubernetes.io/arch", "beta.kubernetes.io/arch"]),
+            architecture()
+        ),
+        (select(vec!["kubernetes.io/os", "beta.kubernetes.io/os"]), os()),
+    ]
+}
+
 fn affinity() -> impl Strategy<Value = Option<Value>> {
     let expression = (
-        select(vec!["kubernetes.io/arch", "zone"]),
+        prop_oneof![platform_label(), Just(("zone", "a"))],
         select(vec!["In", "NotIn"]),
-        vec(architecture(), 0..3),
+        vec(prop_oneof![architecture(), os()], 0..2),
     )
-        .prop_map(|(key, operator, values)| json!({"key": key, "operator": operator, "values": values}));
+        .prop_map(|((key, value), operator, mut values)| {
+            values.push(value);
+            json!({"key": key, "operator": operator, "values": values})
+        });
     let term = perhaps(vec(expression, 0..3).prop_map(Value::from))
         .prop_map(|expressions| object([("matchExpressions", expressions)]));
     perhaps(vec(term, 0..3).prop_map(|terms| {
@@ -267,9 +285,13 @@ pub fn pod() -> impl Strategy<Value = Value> {
             ])
         },
     );
-    let selector = perhaps(
-        architecture().prop_map(|architecture| json!({"kubernetes.io/arch": architecture, "zone": "a"})),
-    );
+    let selector = perhaps(vec(platform_label(), 0..3).prop_map(|labels| {
+        let labels = labels.into_iter().chain([("zone", "a")]);
+        labels
+            .map(|(key, value)| (key.to_owned(), json!(value)))
+            .collect()
+    }));
+    let os = perhaps(os().prop_map(|name| json!({"name": name})));
     let spec = (
         containers(4),
         containers(2),
@@ -278,9 +300,10 @@ pub fn pod() -> impl Strategy<Value = Value> {
         pull_secrets(),
         selector,
         affinity(),
+        os,
     );
     let spec = spec.prop_map(
-        |(containers, init, ephemeral, volumes, secrets, selector, affinity)| {
+        |(containers, init, ephemeral, volumes, secrets, selector, affinity, os)| {
             let mut spec = object([
                 ("volumes", volumes),
                 ("initContainers", init),
@@ -289,6 +312,7 @@ pub fn pod() -> impl Strategy<Value = Value> {
                 ("imagePullSecrets", secrets),
                 ("nodeSelector", selector),
                 ("affinity", affinity),
+                ("os", os),
                 ("image", Some(json!("nginx"))),
             ]);
             make_names_unique(&mut spec);

@@ -1,4 +1,7 @@
 //! Real registries: CNCF distribution, and the old one that Debian packages.
+//!
+//! Apart from those of the node ring, which have names and addresses of a machine of their own and are asked by
+//! containerd. What runs is the same program under the same harness.
 
 use std::{
     fs,
@@ -8,21 +11,24 @@ use std::{
     process::Command,
 };
 
-use kagami::registry::{Client, Credentials, Endpoint};
+use kagami::{
+    domain::digest::Digest,
+    registry::{Client, Credentials, Endpoint},
+};
 use tempfile::TempDir;
 
+use kagami::domain::mirror::Trust;
+
 use super::{
-    certificates::{Authority, Leaf},
+    certificates::Authority,
     images::Target,
     tokens::{ISSUER, SERVICE, TokenService},
 };
+pub(crate) use crate::shared::registry::ALICE;
 use crate::shared::{process::reserve_port, registry, tools::Tools};
 
-pub const USERNAME: &str = "alice";
-pub const PASSWORD: &str = "wonderland";
-
-/// bcrypt of `PASSWORD`, the one form that distribution takes.
-const HTPASSWD: &str = "alice:$2a$04$Iv6Kee0uXunveEKZjy1Fd.G8NY5wlkqsoWQCxt93klmz46JAof6KS\n";
+pub const USERNAME: &str = ALICE.user;
+pub const PASSWORD: &str = ALICE.password;
 
 /// How a registry is set up; the default is plain HTTP for everybody.
 #[derive(Default)]
@@ -35,8 +41,12 @@ pub struct Setup<'a> {
     pub tokens: Option<&'a TokenService>,
     /// Be a pull-through cache of a registry. It must be there already.
     pub upstream: Option<&'a str>,
+    /// Show it `USERNAME` and `PASSWORD`.
+    pub known_upstream: bool,
     /// Hold the images in files, so that its garbage can be collected.
     pub in_files: bool,
+    /// Hold the images in what distribution calls this.
+    pub storage: Option<&'a serde_json::Value>,
 }
 
 /// A running registry, which holds its images in memory or in files of its own. It ends when dropped.
@@ -74,9 +84,8 @@ impl Registry {
         super::install_crypto();
         let files = tempfile::tempdir().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], reserve_port()));
-        let configuration = configuration(setup, files.path(), address);
         let mut registry = registry::Registry::new("registry", program, files.path(), address);
-        registry.start(&configuration);
+        registry.start(&configuration(setup, &registry, files.path(), address));
         let scheme = if setup.tls.is_some() { "https" } else { "http" };
         Self {
             _program: registry,
@@ -102,6 +111,15 @@ impl Registry {
         );
     }
 
+    /// Empties the file of a manifest, as a full disk leaves it. The images must be in files.
+    pub fn damage(&self, digest: &Digest) {
+        let hex = digest.to_string().replace("sha256:", "");
+        let blobs = self.files.path().join("images/docker/registry/v2/blobs/sha256");
+        let data = blobs.join(&hex[..2]).join(&hex).join("data");
+        assert!(fs::metadata(&data).unwrap().len() > 0);
+        fs::write(data, "").unwrap();
+    }
+
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -111,6 +129,7 @@ impl Registry {
         Client::new(&Endpoint {
             url: self.url.clone(),
             ca_bundle: self.ca_bundle.clone(),
+            trust: Trust::default(),
             credentials,
         })
         .unwrap()
@@ -147,12 +166,12 @@ fn skip(why: &str) -> Option<Registry> {
     None
 }
 
-fn configuration(setup: &Setup<'_>, files: &Path, address: SocketAddr) -> serde_json::Value {
-    let file = |name: &str, text: &str| {
-        let path = files.join(name);
-        fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+fn configuration(
+    setup: &Setup<'_>,
+    registry: &registry::Registry,
+    files: &Path,
+    address: SocketAddr,
+) -> serde_json::Value {
     let mut config = serde_json::json!({
         "version": 0.1,
         "log": {"level": "info", "accesslog": {"disabled": true}},
@@ -165,28 +184,34 @@ fn configuration(setup: &Setup<'_>, files: &Path, address: SocketAddr) -> serde_
             "delete": {"enabled": true},
         });
     }
+    if let Some(storage) = setup.storage {
+        config["storage"] = storage.clone();
+        config["storage"]["delete"] = serde_json::json!({"enabled": true});
+    }
     if let Some(authority) = setup.tls {
-        let Leaf { certificate, key } = authority.leaf(&["127.0.0.1"]);
-        config["http"]["tls"] = serde_json::json!({
-            "certificate": file("certificate.pem", &certificate),
-            "key": file("key.pem", &key),
-        });
+        let (certificate, key) = authority.issue().write(files, "serving");
+        config["http"]["tls"] = serde_json::json!({"certificate": certificate, "key": key});
     }
     if setup.htpasswd {
-        config["auth"] =
-            serde_json::json!({"htpasswd": {"realm": "tests", "path": file("htpasswd", HTPASSWD)}});
+        config["auth"] = registry.htpasswd(ALICE);
     }
     if let Some(tokens) = setup.tokens {
+        let keys = files.join("keys.json");
+        fs::write(&keys, tokens.key_set().to_string()).unwrap();
         config["auth"] = serde_json::json!({"token": {
             "realm": tokens.realm(),
             "service": SERVICE,
             "issuer": ISSUER,
-            "jwks": file("keys.json", &tokens.key_set().to_string()),
+            "jwks": keys,
             "signingalgorithms": ["EdDSA"],
         }});
     }
     if let Some(upstream) = setup.upstream {
         config["proxy"] = serde_json::json!({"remoteurl": upstream});
+        if setup.known_upstream {
+            config["proxy"]["username"] = USERNAME.into();
+            config["proxy"]["password"] = PASSWORD.into();
+        }
     }
     config
 }

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use kagami::domain::digest::Digest;
+
 use super::{
     faulty::{Action, Behaviour, Reply, Request},
     images::{self, Image},
@@ -35,6 +37,13 @@ impl Shelf {
             let digest = images::digest(blob).to_string();
             content.blobs.insert(digest, blob.clone());
         }
+    }
+
+    /// Takes a manifest away.
+    pub fn remove(&self, repository: &str, digest: &Digest) {
+        let mut content = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (repository.to_owned(), digest.to_string());
+        drop(content.manifests.remove(&key));
     }
 
     /// Takes everything away.

@@ -6,15 +6,11 @@ use std::{
     fs,
     net::SocketAddr,
     process::Command,
-    sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     thread,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
 use serde_json::{Value, json};
 
 use super::{images, node::Node, registry::Registry};
@@ -22,8 +18,10 @@ use crate::shared::{
     admission::{Calls, pod},
     chart::{Chart, stdout},
     cluster::Outage,
-    connection::Connection,
-    eventually, kagami,
+    eventually,
+    kagami::ask,
+    reviews::review,
+    tls_client::Settings,
 };
 
 /// Kagami's own namespace.
@@ -73,6 +71,8 @@ pub(crate) struct Replica {
     pub(crate) name: String,
     uid: String,
     pub(crate) address: std::net::Ipv4Addr,
+    /// Where its admin listener is.
+    admin: u16,
 }
 
 impl Release {
@@ -199,11 +199,13 @@ pub(crate) fn replicas(node: &Node, component: &str) -> Vec<Replica> {
         .iter()
         .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["phase"] == "Running");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let admin = if component == "webhook" { 8080 } else { 8081 };
     staying
         .map(|pod| Replica {
             name: text(&pod["metadata"]["name"]),
             uid: text(&pod["metadata"]["uid"]),
             address: text(&pod["status"]["podIP"]).parse().unwrap(),
+            admin,
         })
         .collect()
 }
@@ -256,41 +258,32 @@ pub(crate) fn text_of(data: &Value, name: &str) -> String {
 }
 
 /// What the API server trusts when it calls a replica, as it is now.
-pub(crate) fn trust(node: &Node) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    let authority = text_of(&secret(node, SERVING).unwrap(), "ca.crt");
-    roots
-        .add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap())
-        .unwrap();
-    let client = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(client)
+pub(crate) fn trust(node: &Node) -> Settings {
+    Settings {
+        name: Some(format!("{WEBHOOK}.{OWN}.svc")),
+        ..Settings::trusting(&text_of(&secret(node, SERVING).unwrap(), "ca.crt"))
+    }
 }
 
 impl Replica {
     /// What its admin listener shows, if it answers.
     pub(crate) fn status(&self, node: &Node) -> Option<Value> {
         let http = &node.cluster.http;
-        let url = format!("http://{}:8080/status", self.address);
+        let url = format!("http://{}:{}/status", self.address, self.admin);
         let answer = http.send(http.client.get(url)).ok()?;
         (answer.status == 200).then(|| answer.success())
     }
 
     /// What it decides of an image: outcome and reason. Asked as the API server asks, on a new connection.
     #[track_caller]
-    pub(crate) fn decide(&self, trust: &Arc<ClientConfig>, image: &str) -> String {
-        let name = format!("{WEBHOOK}.{OWN}.svc").try_into().unwrap();
+    pub(crate) fn decide(&self, trust: &Settings, image: &str) -> String {
         let address = SocketAddr::from((self.address, 8443));
-        let mut connection = Connection::open_to(Arc::clone(trust), name, address);
-        let review = kagami::review(image);
-        let (_, body) = connection.post("/mutate/enforce?timeout=2s", &review).unwrap();
-        kagami::decided(&body)
+        ask(address, trust, &review(&[image]))
     }
 
     /// Waits until it decides this of an image.
     #[track_caller]
-    pub(crate) fn decides(&self, trust: &Arc<ClientConfig>, image: &str, expected: &str) {
+    pub(crate) fn decides(&self, trust: &Settings, image: &str, expected: &str) {
         eventually(&format!("{} decides: {expected}", self.name), || {
             (self.decide(trust, image) == expected).then_some(())
         });

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{chart::Use, node::Node, registry::Registry};
 use crate::shared::{
+    self,
     cluster::Namespace,
     companion::MIRRORS,
     kagami::{Kagami, Registration},
@@ -29,8 +30,7 @@ pub(crate) fn as_a_process<'a>(
     image_mirror: &Value,
 ) -> Box<dyn Debug + 'a> {
     let name = format!("kagami-{}", namespace.name);
-    // JSON is YAML.
-    let kagami = Kagami::start_with(&node.cluster, &name, &image_mirror.to_string());
+    let kagami = Kagami::start_with(&node.cluster, &name, image_mirror);
     // Dropped in this order: Kagami must be there until the API server no longer calls it.
     Box::new((Registration::new(namespace, &[], &kagami), kagami))
 }
@@ -65,27 +65,17 @@ impl Drop for Mirrored<'_> {
 
 /// An ImageMirror with the defaults of its health, named as the mirror is.
 pub(crate) fn image_mirror(node: &Node, mirror: &Registry, upstreams: &[&str]) -> Value {
-    let authority = mirror
-        .url
-        .starts_with("https:")
-        .then(|| node.cluster.authority.pem());
-    let sources: Vec<_> = upstreams
-        .iter()
-        .map(|upstream| json!({"prefix": upstream}))
-        .collect();
-    let mut object = json!({
-        "apiVersion": "kagami.dev/v1alpha1",
-        "kind": "ImageMirror",
-        "metadata": {"name": mirror.name},
-        "spec": {
-            "registry": mirror.host(),
-            "kind": "Hosted",
-            "sources": sources,
-            "endpoint": {"url": mirror.url},
-        },
-    });
-    if let Some(authority) = authority {
-        object["spec"]["endpoint"]["caBundle"] = authority.into();
-    }
-    object
+    let endpoint = if mirror.url.starts_with("https:") {
+        json!({"caBundle": node.cluster.authority.pem()})
+    } else {
+        json!({})
+    };
+    let (name, host) = (&mirror.name, mirror.host());
+    shared::mirror::image_mirror(
+        name,
+        &host,
+        upstreams,
+        &mirror.url,
+        &json!({"endpoint": endpoint}),
+    )
 }

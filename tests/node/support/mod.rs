@@ -2,7 +2,6 @@
 
 pub(crate) mod black_hole;
 pub(crate) mod chart;
-pub(crate) mod dns;
 pub(crate) mod images;
 pub(crate) mod kagami;
 pub(crate) mod machine;

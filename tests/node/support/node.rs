@@ -17,9 +17,10 @@ use std::{
 
 use serde_json::json;
 
-use super::{chart::Release, dns::Names, images, machine};
+use super::{chart::Release, images, machine};
 use crate::shared::{
     cluster::Cluster,
+    dns::Names,
     eventually,
     images::Target,
     process::{Process, reserve_port},
@@ -65,11 +66,7 @@ impl Node {
     pub(crate) fn start(tools: Tools, cgroup: &str) -> Self {
         let names = Names::serve(ADDRESS);
         let cluster = Cluster::start_at(tools, ADDRESS);
-        let target = Target {
-            http: cluster.http.client.clone(),
-            url: cluster.mirror.url.clone(),
-            authorization: None,
-        };
+        let target = Target::of(&cluster.http, &cluster.mirror.url);
         let pause = images::shell("pause", "sleep infinity");
         cluster.http.wait(target.push(PAUSE.0, PAUSE.1, &pause));
         let pause = format!(
@@ -190,13 +187,12 @@ impl<'a> Files<'a> {
     fn start(&self, name: &str, arguments: &[String]) -> Process {
         let tools = &self.cluster.tools;
         let search_path = format!("{}:{}", tools.path("").display(), machine::SEARCH_PATH);
-        let environment = [
-            format!("PATH={search_path}"),
-            format!("SSL_CERT_FILE={}", self.path("ca.crt").display()),
-            tools.path(name).display().to_string(),
-        ];
-        let arguments: Vec<_> = environment.into_iter().chain(arguments.to_vec()).collect();
-        Process::start(name, &machine::find("env").unwrap(), &arguments, self.folder)
+        let mut command = Command::new(tools.path(name));
+        command
+            .env("PATH", search_path)
+            .env("SSL_CERT_FILE", self.path("ca.crt"))
+            .args(arguments);
+        Process::start(name, &command, self.folder)
     }
 }
 

@@ -1,6 +1,6 @@
 //! An object store that speaks S3 (SeaweedFS), in which a registry may keep its data.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 
@@ -45,8 +45,8 @@ impl ObjectStore {
             "-s3.port.iceberg=0".to_owned(),
             "-s3.port.lance=0".to_owned(),
         ];
-        let program = cluster.tools.path("weed");
-        let mut process = Process::start("weed", &program, &arguments, cluster.folder());
+        let mut command = Command::new(cluster.tools.path("weed"));
+        let mut process = Process::start("weed", command.args(arguments), cluster.folder());
         // Buckets are folders of the file server below.
         let bucket = format!("http://{}:8888/buckets/{BUCKET}/", node::ADDRESS);
         eventually("the object store has its bucket", || {

@@ -3,11 +3,11 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
+
+pub(crate) use crate::shared::registry::{ALICE, BOB};
 
 use super::{
     black_hole::BlackHole,
@@ -18,28 +18,7 @@ use crate::shared::{
     cluster::{Cluster, Namespace},
     images::{self, Image, Target},
     process::reserve_port,
-    registry,
-};
-
-/// Who may read and write a registry.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Login {
-    pub(crate) user: &'static str,
-    pub(crate) password: &'static str,
-    /// bcrypt of the password, the one form that distribution takes.
-    hash: &'static str,
-}
-
-pub(crate) const ALICE: Login = Login {
-    user: "alice",
-    password: "wonderland",
-    hash: "$2a$04$Iv6Kee0uXunveEKZjy1Fd.G8NY5wlkqsoWQCxt93klmz46JAof6KS",
-};
-
-pub(crate) const BOB: Login = Login {
-    user: "bob",
-    password: "looking-glass",
-    hash: "$2a$04$4EvHpwDbAZY805dhR4MyeebMyOUqjOyG7cB6R3mxYhQpuYWPeOi5S",
+    registry::{self, Login},
 };
 
 /// How the requests of a node end in an access log (combined format).
@@ -50,7 +29,6 @@ const CONTAINERD: &str = "\"containerd/";
 pub(crate) struct Registry {
     program: registry::Registry,
     pub(crate) name: String,
-    folder: PathBuf,
     /// Where it is reached, a URL without path.
     pub(crate) url: String,
     /// Where it listens: every address of the machine, or one.
@@ -76,15 +54,14 @@ impl Registry {
         let registry = Self {
             program: registry::Registry::new(host, &cluster.tools.path("registry"), folder, at),
             name: host.to_owned(),
-            folder: folder.to_owned(),
             url: format!("https://{host}"),
             address: Some(address),
             port: 443,
             login,
         };
         let pair = cluster.authority.issue_for(&[host, &address.to_string()]);
-        let (certificate, key) = pair.write(&registry.folder, host);
-        let storage = json!({"filesystem": {"rootdirectory": registry.file("data")}});
+        let (certificate, key) = pair.write(folder, host);
+        let storage = json!({"filesystem": {"rootdirectory": registry.program.file("data")}});
         let http = json!({
             "addr": format!("{address}:443"),
             "tls": {"certificate": certificate, "key": key},
@@ -100,7 +77,6 @@ impl Registry {
         let registry = Self {
             program: registry::Registry::new(name, &cluster.tools.path("registry"), cluster.folder(), at),
             name: name.to_owned(),
-            folder: cluster.folder().to_owned(),
             url: format!("http://{}:{port}", node::ADDRESS),
             address: None,
             port,
@@ -112,11 +88,7 @@ impl Registry {
 
     fn configured(mut self, mut storage: Value, http: &Value) -> Self {
         storage["delete"] = json!({"enabled": true});
-        let auth = self.login.map(|login| {
-            let file = self.file("htpasswd");
-            fs::write(&file, format!("{}:{}\n", login.user, login.hash)).unwrap();
-            json!({"htpasswd": {"realm": "tests", "path": file}})
-        });
+        let auth = self.login.map(|login| self.program.htpasswd(login));
         let configuration = json!({
             "version": "0.1",
             "log": {"level": "warn", "accesslog": {"disabled": false}},
@@ -185,14 +157,9 @@ impl Registry {
 
     /// The registry as a place to push to.
     fn target(&self, cluster: &Cluster) -> Target {
-        let basic = |login: Login| {
-            let pair = STANDARD.encode(format!("{}:{}", login.user, login.password));
-            format!("Basic {pair}")
-        };
         Target {
-            http: cluster.http.client.clone(),
-            url: self.url.clone(),
-            authorization: self.login.map(basic),
+            authorization: self.login.map(Login::basic),
+            ..Target::of(&cluster.http, &self.url)
         }
     }
 
@@ -204,7 +171,7 @@ impl Registry {
     /// Loses all its data while it is dead.
     pub(crate) fn lose_everything(&self) {
         assert!(!self.program.is_started());
-        fs::remove_dir_all(self.file("data")).unwrap();
+        fs::remove_dir_all(self.program.file("data")).unwrap();
     }
 
     /// Starts it again with the same data.
@@ -225,9 +192,5 @@ impl Registry {
             .filter(|line| line.contains(&path) && line.contains(CONTAINERD))
             .map(str::to_owned)
             .collect()
-    }
-
-    fn file(&self, extension: &str) -> PathBuf {
-        self.folder.join(format!("{}.{extension}", self.name))
     }
 }

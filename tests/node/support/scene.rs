@@ -11,8 +11,7 @@ use super::{
 };
 use crate::shared::{
     cluster::Namespace,
-    companion::{IMAGES, MIRRORS},
-    eventually,
+    companion::{wait_for_health, wait_for_image},
     images::Image,
 };
 
@@ -82,21 +81,12 @@ impl<'a> Scene<'a> {
 
     /// Waits until the companion has shared this of an image, as users write it.
     pub(crate) fn until_image(&self, image: &str, presence: &str) {
-        eventually(&format!("{image} is {presence}"), || {
-            let images = self.kagami.node.cluster.get(IMAGES).success();
-            let mut items = images["items"].as_array()?.iter();
-            let is_it = |spec: &Value| spec["image"] == image && spec["presence"] == presence;
-            items.any(|item| is_it(&item["spec"])).then_some(())
-        });
+        wait_for_image(&self.kagami.node.cluster, &self.mirror.name, image, presence);
     }
 
     /// Waits until the companion has shared this of the mirror's health.
     pub(crate) fn until_health(&self, state: &str) {
-        let path = format!("{MIRRORS}/{}", self.mirror.name);
-        eventually(&format!("the mirror is {state}"), || {
-            let object = self.kagami.node.cluster.get(&path).success();
-            (object["status"]["health"]["state"] == state).then_some(())
-        });
+        wait_for_health(&self.kagami.node.cluster, &self.mirror.name, state);
     }
 
     /// The image without its tag, as users write it and as the mirror has it.

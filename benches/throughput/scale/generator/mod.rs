@@ -7,7 +7,6 @@ mod protocol;
 mod store;
 
 use std::{
-    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     thread,
@@ -17,12 +16,11 @@ use std::{
 use anyhow::{Result, ensure};
 use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use serde_json::json;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 pub use self::store::{Name, Store};
-use super::super::e2e::certificates::Authority;
+use super::super::e2e::{certificates::Authority, cluster::write_kubeconfig};
 
 /// A running one; it ends when dropped.
 #[derive(Debug)]
@@ -63,18 +61,8 @@ impl Generator {
                 });
             }
         });
-        let kubeconfig = folder.join(format!("{name}.kubeconfig"));
-        let text = json!({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "generator", "cluster": {
-                "server": format!("https://{address}"), "certificate-authority-data": authority.bundle(),
-            }}],
-            "users": [{"name": "companion", "user": {"token": "companion"}}],
-            "contexts": [{"name": "generator", "context": {"cluster": "generator", "user": "companion"}}],
-            "current-context": "generator",
-        });
-        fs::write(&kubeconfig, text.to_string())?;
+        let url = format!("https://{address}");
+        let kubeconfig = write_kubeconfig(folder, &url, &authority, name, "companion");
         Ok(Self {
             store,
             kubeconfig,

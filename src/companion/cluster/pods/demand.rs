@@ -1,23 +1,20 @@
 //! Demand: the images of the cluster's Pods, handed to the mirrors that serve them, and their times of
 //! use.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Mutex, time::Duration};
 
 use tokio::{sync::mpsc, task::yield_now, time::sleep};
 
 use super::{
     Readers, lock,
-    read::{Pod, images, name_of},
+    read::{Pod, images},
 };
 use crate::{
     api::MODE_LABEL,
     clock,
     domain::{
         demand::Used,
+        image::{ImageKey, KeyRef},
         mirror::Mode,
         routing::{MirrorId, Routing},
         snapshot::Snapshot,
@@ -55,7 +52,7 @@ pub(super) struct DemandReader {
 #[derive(Debug)]
 pub(super) struct Round {
     /// Keys by the mirror's position in the routing.
-    new: Vec<HashSet<Arc<str>>>,
+    new: Vec<HashSet<ImageKey>>,
     /// There was more.
     is_full: bool,
 }
@@ -88,9 +85,9 @@ impl DemandReader {
             return;
         };
         for key in changed {
-            for mirror in serving.mirrors_of(key) {
+            for mirror in serving.mirrors_of(key.by_ref()) {
                 let mirror = &snapshot.routing.mirror(mirror).name;
-                if !store.index().contains(mirror, key) && !hand_on(&self.demand, mirror, key) {
+                if !store.index().contains(mirror, key.by_ref()) && !hand_on(&self.demand, mirror, key) {
                     return;
                 }
             }
@@ -111,8 +108,8 @@ impl DemandReader {
         if let Some(serving) = Serving::of(snapshot, namespace, self.settings.default_mode) {
             let index = store.index();
             for key in images {
-                for mirror in serving.mirrors_of(key) {
-                    if !index.touch(&snapshot.routing.mirror(mirror).name, key, now) {
+                for mirror in serving.mirrors_of(key.by_ref()) {
+                    if !index.touch(&snapshot.routing.mirror(mirror).name, key.by_ref(), now) {
                         round.add(mirror, key);
                     }
                 }
@@ -151,26 +148,26 @@ pub(super) async fn go_through(readers: &Mutex<Readers>, store: &Store, snapshot
 /// Forgets images that no Pod has used for long.
 fn forget(store: &Store, snapshot: &Snapshot, now: Timestamp, forget_after: Duration) {
     for (_, mirror) in snapshot.routing.mirrors() {
-        let unused: Vec<Box<str>> = {
+        let unused: Vec<ImageKey> = {
             let index = store.index();
             let entries = index.entries(&mirror.name);
             let unused = entries.filter(|(_, entry)| now.since(entry.last_used()) > forget_after);
-            unused.map(|(key, _)| Box::from(key)).collect()
+            unused.map(|(key, _)| ImageKey::from(key)).collect()
         };
         if unused.is_empty() {
             continue;
         }
         let mut index = store.index_mut();
         for key in unused {
-            index.remove(&mirror.name, &key);
+            index.remove(&mirror.name, key.by_ref());
         }
     }
 }
 
-fn hand_on(demand: &mpsc::Sender<Demand>, mirror: &str, key: &str) -> bool {
+fn hand_on(demand: &mpsc::Sender<Demand>, mirror: &str, key: &ImageKey) -> bool {
     let wanted = Demand {
         mirror: mirror.to_owned(),
-        key: key.to_owned(),
+        key: key.clone(),
     };
     demand.try_send(wanted).is_ok()
 }
@@ -183,12 +180,12 @@ impl Round {
         }
     }
 
-    fn add(&mut self, mirror: MirrorId, key: &Arc<str>) {
+    fn add(&mut self, mirror: MirrorId, key: &ImageKey) {
         let Some(new) = self.new.get_mut(mirror.index()) else {
             return;
         };
         if new.len() < ROUND {
-            new.insert(Arc::clone(key));
+            new.insert(key.clone());
         } else {
             self.is_full = true;
         }
@@ -208,7 +205,7 @@ impl Round {
         loop {
             for (mirror, keys) in &mut waiting {
                 for key in keys.take(AT_ONCE.0) {
-                    if !store.index().contains(mirror, &key) && !hand_on(demand, mirror, &key) {
+                    if !store.index().contains(mirror, key.by_ref()) && !hand_on(demand, mirror, &key) {
                         return false;
                     }
                 }
@@ -241,10 +238,10 @@ impl<'s> Serving<'s> {
     }
 
     /// Returns those of them that should hold an image.
-    fn mirrors_of(&self, key: &str) -> impl Iterator<Item = MirrorId> {
-        let candidates = name_of(key).map(|name| self.snapshot.routing.candidates(name).ordered);
-        let candidates = candidates.unwrap_or_default().into_iter();
+    fn mirrors_of(&self, key: KeyRef<'_>) -> impl Iterator<Item = MirrorId> {
+        let candidates = self.snapshot.routing.candidates(key.name()).ordered;
         candidates
+            .into_iter()
             .map(|candidate| candidate.mirror)
             .filter(|mirror| self.mirrors.get(mirror.index()) == Some(&true))
     }
@@ -260,7 +257,7 @@ mod tests {
     use super::{super::pulls::PullsReader, *};
     use crate::{
         cluster::watch::Event,
-        domain::presence::Presence,
+        domain::{examples::key, presence::Presence},
         state::{Configured, file},
     };
 
@@ -331,7 +328,7 @@ mod tests {
         let mut told = Vec::new();
         while let Ok(demand) = wanted.try_recv() {
             assert_eq!(demand.mirror, "main");
-            told.push(demand.key);
+            told.push(demand.key.to_string());
         }
         told.sort_unstable();
         told
@@ -343,14 +340,10 @@ mod tests {
         let store = store();
         let (readers, mut wanted) = readers(true);
         for number in 0..images {
-            let (namespace, key) = (
-                format!("other-{}", number / 1000),
-                format!("docker.io/acme/app:{number}"),
-            );
-            lock(&readers)
-                .demand
-                .used
-                .set(&namespace, &key, std::slice::from_ref(&key));
+            let namespace = format!("other-{}", number / 1000);
+            let image = format!("docker.io/acme/app:{number}");
+            let images = [key(&image).into()];
+            lock(&readers).demand.used.set(&namespace, &image, &images);
         }
         let times = (0..10).map(|_| {
             let events: Vec<_> = (0..50)
@@ -381,7 +374,7 @@ mod tests {
     fn only_what_is_new_and_served_is_handed_on() {
         let store = store();
         let (readers, mut wanted) = readers(true);
-        let known = "docker.io/library/known:1";
+        let known = key("docker.io/library/known:1");
         let now = clock::now();
         store
             .index_mut()
@@ -403,16 +396,16 @@ mod tests {
     async fn a_new_leader_forgets_nothing_that_was_used_before_its_time() {
         let store = store();
         let now = clock::now();
-        let key = "docker.io/library/unused:latest";
+        let unused = key("docker.io/library/unused:latest");
         let long_ago = now.before(Duration::from_hours(2));
         store
             .index_mut()
-            .write("main", key, Presence::Missing, long_ago, long_ago);
+            .write("main", unused, Presence::Missing, long_ago, long_ago);
         for (since, expected) in [(30, true), (90, false)] {
             let since = now.before(Duration::from_mins(since));
             let (readers, _wanted) = readers_since(since, true);
             go_through(&readers, &store, &store.snapshot()).await;
-            assert_eq!(store.index().contains("main", key), expected);
+            assert_eq!(store.index().contains("main", unused), expected);
         }
     }
 
@@ -424,9 +417,9 @@ mod tests {
         let now = clock::now();
         let long_ago = Timestamp::from_millis(now.as_millis() - 2 * 3_600_000);
         for image in ["used", "unused"] {
-            let key = format!("docker.io/library/{image}:latest");
+            let image = format!("docker.io/library/{image}:latest");
             let mut index = store.index_mut();
-            index.write("main", &key, Presence::Missing, long_ago, long_ago);
+            index.write("main", key(&image), Presence::Missing, long_ago, long_ago);
         }
         let many = 2 * AT_ONCE.0 + 1;
         {
@@ -447,8 +440,8 @@ mod tests {
         assert!(round.hand_on(&store, &snapshot, &demand).await);
         assert_eq!(told(&mut wanted).len(), many);
         let index = store.index();
-        let used = index.get("main", "docker.io/library/used:latest").unwrap();
+        let used = index.get("main", key("docker.io/library/used:latest")).unwrap();
         assert!(now.since(used.last_used()) < hour);
-        assert!(!index.contains("main", "docker.io/library/unused:latest"));
+        assert!(!index.contains("main", key("docker.io/library/unused:latest")));
     }
 }

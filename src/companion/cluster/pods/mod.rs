@@ -26,7 +26,7 @@ use crate::{
     clock,
     cluster::{
         sources,
-        watch::{Event, Pulse, follow},
+        watch::{Event, Pulses, follow},
     },
     companion::mirror::reports::Reports,
     domain::{routing::Routing, snapshot::Snapshot, time::Timestamp},
@@ -59,7 +59,7 @@ struct Readers {
 
 impl Pods {
     /// Follows the Pods until it is dropped.
-    pub(super) async fn run(self, client: Client) {
+    pub(super) async fn run(self, client: Client, pulses: Pulses) {
         let readers = Mutex::new(Readers {
             demand: DemandReader::new(self.settings.clone(), self.since, self.demand.clone()),
             pulls: PullsReader::default(),
@@ -67,8 +67,10 @@ impl Pods {
         });
         let (relists, wanted) = watch::channel(0);
         let handle = |event| lock(&readers).take(event, &self.store);
+        let source = sources::pods();
+        let pulse = pulses.of(&source);
         tokio::select! {
-            never = follow(client, sources::pods(), Pulse::default(), wanted, handle) => match never {},
+            never = follow(client, source, pulse, wanted, handle) => match never {},
             never = self.go_through(&readers, &relists) => match never {},
         }
     }

@@ -3,7 +3,9 @@
 use super::read::{Pod, pulled};
 use crate::{
     companion::mirror::reports::Reports,
-    domain::{health::State, presence::Presence, pulls::Pulls, snapshot::Snapshot, time::Timestamp},
+    domain::{
+        health::State, image::KeyRef, presence::Presence, pulls::Pulls, snapshot::Snapshot, time::Timestamp,
+    },
     state::Store,
 };
 
@@ -28,7 +30,7 @@ impl PullsReader {
             if health.state != State::Healthy {
                 continue;
             }
-            let is_there = |key: &str| {
+            let is_there = |key: KeyRef<'_>| {
                 let index = store.index();
                 let entry = index.get(&mirror.name, key);
                 entry.is_some_and(|entry| matches!(entry.presence, Presence::Present(_)))

@@ -11,6 +11,7 @@ use crate::{
     api::DECISIONS_ANNOTATION,
     cluster::watch::Versioned,
     domain::{
+        image::ImageKey,
         original::{RecordedDecisions, key_of},
         pod::{PlaceKind, PlaceLabel},
         pulls::{Pull, Pulled},
@@ -114,16 +115,8 @@ struct Waiting {
 #[derive(Clone, Debug, Deserialize)]
 struct Begun {}
 
-/// Returns the name of a key's image, without tag and digest.
-pub(super) fn name_of(key: &str) -> Option<&str> {
-    match key.split_once('@') {
-        Some((name, _)) => Some(name),
-        None => key.rsplit_once(':').map(|(name, _)| name),
-    }
-}
-
 /// Returns the keys of what a Pod pulls, as its user wrote it.
-pub(super) fn images(pod: &Pod, routing: &Routing) -> Vec<String> {
+pub(super) fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
     let Images {
         containers,
         init_containers,
@@ -147,6 +140,7 @@ pub(super) fn images(pod: &Pod, routing: &Routing) -> Vec<String> {
     let record = Record::of(pod);
     let keys = containers
         .chain(volumes)
+        .filter(|(place, image)| !place.holds_placeholder(image))
         .filter_map(|(place, image)| record.key_of(place, image, routing));
     keys.map(|(key, _)| key).collect()
 }
@@ -184,7 +178,6 @@ pub(super) fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
             let place = PlaceLabel::new(kind, &status.name);
             let (key, mirror) = record.key_of(place, images.get(&status.name)?, routing)?;
             let mirror = Box::from(routing.mirror(mirror?).name.as_str());
-            let key = key.into();
             Some(Pulled { mirror, key, pull })
         }));
     }
@@ -213,7 +206,7 @@ impl<'p> Record<'p> {
         place: PlaceLabel<'_>,
         image: &str,
         routing: &Routing,
-    ) -> Option<(String, Option<MirrorId>)> {
+    ) -> Option<(ImageKey, Option<MirrorId>)> {
         let recorded = self.annotations.get(&place.original_annotation());
         key_of(routing, image, recorded.map(String::as_str), || {
             self.decisions.mirror(place)
@@ -279,6 +272,20 @@ mod tests {
         }
     }
 
+    /// Where nobody injects, Pods keep it, and nobody can pull it.
+    #[test]
+    fn a_placeholder_is_no_image_in_use() {
+        let in_use = |container: &str| {
+            let pod: Pod = serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "web", "namespace": "a"},
+                "spec": {"containers": [{"name": container, "image": "auto"}]},
+            }))
+            .unwrap();
+            images(&pod, &routing()).len()
+        };
+        assert_eq!((in_use("istio-proxy"), in_use("app")), (0, 1));
+    }
+
     #[test]
     fn pulls_from_a_mirror_are_told_by_the_containers_states() {
         let pod = |image: &str, state: serde_json::Value| -> Pod {
@@ -296,7 +303,7 @@ mod tests {
             let pulled = pulled(&pod(image, state), &routing());
             pulled.first().map(|pulled| {
                 assert_eq!(
-                    (&*pulled.mirror, &*pulled.key),
+                    (&*pulled.mirror, pulled.key.as_str()),
                     ("main", "docker.io/library/nginx:1.29")
                 );
                 pulled.pull
@@ -335,7 +342,7 @@ mod tests {
             "library/debug:1",
             "acme/model:1",
         ];
-        let keys: Vec<_> = keys.iter().map(|key| &**key).collect();
+        let keys: Vec<_> = keys.iter().map(ImageKey::as_str).collect();
         assert_eq!(keys, expected.map(|name| format!("docker.io/{name}")));
     }
 }

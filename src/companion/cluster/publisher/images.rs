@@ -14,16 +14,17 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::send::NotInstalled;
 use crate::{
-    api::{self, v1alpha1::MirroredImageSpec},
-    cluster::{
-        objects::{self, Object},
-        watch::version,
+    api::{
+        self,
+        v1alpha1::{MirroredImage, MirroredImageSpec},
     },
+    cluster::objects::Entry,
     companion::cluster::status,
     domain::{
-        image::Class,
-        presence::{FUTURE, Index, Presence, Version, class_of},
+        image::{Class, ImageKey},
+        presence::{FUTURE, Index, Presence, Version},
         time::Timestamp,
     },
 };
@@ -37,9 +38,6 @@ const USE_AGE: Duration = Duration::from_hours(24);
 /// How long an image is set aside after a write without success, and after one that the API server refused.
 const ASIDE: Duration = Duration::from_secs(2);
 const REFUSED: Duration = Duration::from_mins(1);
-
-/// An image's key in the presence index, held once for all that is noted here.
-pub(super) type Key = Arc<str>;
 
 /// What is to become of a mirror's images.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,41 +90,9 @@ impl Listing {
     }
 }
 
-/// A MirroredImage as the API server has it.
-#[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) mirror: String,
-    pub(super) key: String,
-    pub(super) version: Version,
-    presence: Presence,
-    verified_at: Timestamp,
-    last_used: Timestamp,
-    /// None if it says what this program cannot read.
-    fingerprint: Option<u64>,
-}
-
-impl Found {
-    /// Returns what an object tells; nothing if it is not the one of its mirror and image.
-    pub(super) fn of(object: &Object) -> Option<Self> {
-        let (mirror, key, spec) = objects::image(object)?;
-        let presence = spec.as_ref().map(api::image::presence);
-        let last_used = spec.as_ref().and_then(|spec| spec.last_used.as_ref());
-        Some(Self {
-            mirror: mirror.to_owned(),
-            key: key.to_owned(),
-            version: version(&object.metadata.resource_version).unwrap_or(Version::NEVER_SWEPT),
-            presence: presence.unwrap_or(Presence::Unknown(None)),
-            verified_at: spec.as_ref().map(api::image::verified_at).unwrap_or_default(),
-            last_used: last_used
-                .map(|time| millis(time.0.as_millisecond()))
-                .unwrap_or_default(),
-            fingerprint: spec.as_ref().map(fingerprint),
-        })
-    }
-}
-
-fn millis(millis: i64) -> Timestamp {
-    Timestamp::from_millis(u64::try_from(millis).unwrap_or_default())
+/// Whether what an object says was seen later than clocks differ: nobody believes it.
+fn is_of_the_future(found: &Entry, now: Timestamp) -> bool {
+    found.verified_at > now.after(FUTURE)
 }
 
 /// Returns a number that differs where anything but the times differs.
@@ -165,20 +131,29 @@ pub(super) enum Outcome {
     Wrote(Box<MirroredImageSpec>, Version),
     Deleted,
     /// Somebody else was faster: this is there, or nothing.
-    Changed(Option<Box<Found>>),
+    Changed(Option<Box<Entry>>),
     /// Something else is there under its name.
     Taken(Version),
-    /// The API server will not have it.
-    Refused,
+    /// The API server will not have it, for this reason.
+    Refused(String),
     /// No answer, or one that says to try again later.
-    Failed,
+    Failed(String),
+    /// The API server has no images, whatever they are.
+    NotInstalled,
+}
+
+/// A write that was in vain, of something that the API server has.
+#[derive(Debug)]
+struct Hindrance {
+    key: ImageKey,
+    cause: String,
 }
 
 /// What the watch told of an image while a write of it was under way.
 #[derive(Debug)]
 enum News {
     /// And the listing that was the last when it was told.
-    Found(Box<Found>, u32),
+    Found(Box<Entry>, u32),
     Gone(Version),
 }
 
@@ -211,18 +186,23 @@ enum Looked {
 pub(super) struct Images {
     mirror: Arc<str>,
     standing: Standing,
-    written: HashMap<Key, Written>,
+    written: HashMap<ImageKey, Written>,
     /// What the API server has and should not have so.
-    updates: BTreeSet<Key>,
+    updates: BTreeSet<ImageKey>,
     /// What the API server does not have and should.
-    creates: BTreeSet<Key>,
+    creates: BTreeSet<ImageKey>,
     /// What came by other hands and waits for a look.
-    unseen: BTreeSet<Key>,
-    busy: BTreeMap<Key, Busy>,
+    unseen: BTreeSet<ImageKey>,
+    busy: BTreeMap<ImageKey, Busy>,
+    /// What the listing in progress has named as it was before what is known of it: too early, or the API server
+    /// has an older state than it had.
+    older: BTreeMap<ImageKey, Entry>,
     /// What was deleted, as it was, until the watch has told of it.
-    leaving: BTreeMap<Key, Written>,
+    leaving: BTreeMap<ImageKey, Written>,
     /// What is tried again later.
-    aside: BTreeMap<Key, Instant>,
+    aside: BTreeMap<ImageKey, Instant>,
+    /// One of those that the API server has otherwise than it should: the same one until that ends.
+    hindrance: Option<Hindrance>,
     /// The highest version that concerns this mirror: whoever has reached it has heard everything.
     through: Version,
     /// The latest time that was found or written.
@@ -242,8 +222,10 @@ impl Images {
             creates: BTreeSet::new(),
             unseen: BTreeSet::new(),
             busy: BTreeMap::new(),
+            older: BTreeMap::new(),
             leaving: BTreeMap::new(),
             aside: BTreeMap::new(),
+            hindrance: None,
             through,
             newest: Timestamp::default(),
             creates_next: false,
@@ -289,11 +271,11 @@ impl Images {
             }
             Standing::InForce => {
                 let new = index.entries(&self.mirror).map(|(key, _)| key);
-                let new: Vec<Key> = new
-                    .filter(|key| !self.written.contains_key(*key))
-                    .map(Key::from)
+                let new: Vec<ImageKey> = new
+                    .filter(|key| !self.written.contains_key(key.as_str()))
+                    .map(ImageKey::from)
                     .collect();
-                let known: Vec<Key> = self.written.keys().cloned().collect();
+                let known: Vec<ImageKey> = self.written.keys().cloned().collect();
                 for key in known.into_iter().chain(new) {
                     self.sort(&key, index);
                 }
@@ -302,27 +284,42 @@ impl Images {
     }
 
     /// Takes in an object of the first listing: the last leader wrote it, so it is believed.
-    pub(super) fn inherit(&mut self, found: Found, listing: u32, index: &mut Index, now: Timestamp) {
-        let is_void = found.verified_at > now.after(FUTURE);
+    pub(super) fn inherit(&mut self, found: Entry, listing: u32, index: &mut Index, now: Timestamp) {
+        let is_void = is_of_the_future(&found, now);
         let used = found.last_used.max(found.verified_at).min(now);
-        if is_void {
-            let unknown = Presence::Unknown(None);
-            index.write(&self.mirror, &found.key, unknown, Timestamp::default(), used);
+        let (presence, verified_at) = if is_void {
+            (Presence::Unknown(None), Timestamp::default())
         } else {
-            let presence = found.presence.clone();
-            index.write(&self.mirror, &found.key, presence, found.verified_at, used);
-        }
-        let content = match found.fingerprint {
+            (found.presence.clone(), found.verified_at)
+        };
+        index.write(&self.mirror, found.key.by_ref(), presence, verified_at, used);
+        let content = match &found.spec {
             _ if is_void => Content::Void,
-            Some(fingerprint) => Content::Own(fingerprint),
+            Some(spec) => Content::Own(fingerprint(spec)),
             None => Content::Foreign,
         };
         self.note(found, content, Some(listing), now);
     }
 
+    /// Takes in that a listing begins.
+    pub(super) fn begin_listing(&mut self) {
+        self.older.clear();
+    }
+
+    /// Takes in an object of a listing after the first.
+    pub(super) fn list(&mut self, found: Entry, listing: u32, index: &mut Index, now: Timestamp) {
+        match self.written.get_key_value(&found.key) {
+            Some((key, written)) if found.version < written.version => {
+                self.older.insert(key.clone(), found.clone());
+            }
+            _ => drop(self.older.remove(&found.key)),
+        }
+        self.take(found, listing, index, now);
+    }
+
     /// Takes in an object that the watch told. What is not newer than what is known is known already.
-    pub(super) fn take(&mut self, found: Found, listing: u32, index: &mut Index, now: Timestamp) {
-        if let Some(busy) = self.busy.get_mut(found.key.as_str()) {
+    pub(super) fn take(&mut self, found: Entry, listing: u32, index: &mut Index, now: Timestamp) {
+        if let Some(busy) = self.busy.get_mut(&found.key) {
             busy.news = Some(News::Found(Box::new(found), listing));
             busy.changes = true;
             return;
@@ -331,31 +328,37 @@ impl Images {
     }
 
     /// The same where no write is under way; `listing` is none for what the watch did not tell.
-    fn take_idle(&mut self, found: Found, listing: Option<u32>, index: &mut Index, now: Timestamp) {
-        if let Some(written) = self.written.get_mut(found.key.as_str())
+    fn take_idle(&mut self, found: Entry, listing: Option<u32>, index: &mut Index, now: Timestamp) {
+        if let Some(written) = self.written.get_mut(&found.key)
             && found.version <= written.version
         {
             written.listing = listing.or(written.listing);
             return;
         }
-        let is_void = found.verified_at > now.after(FUTURE);
-        if self.standing == Standing::InForce && !index.contains(&self.mirror, &found.key) {
+        let is_void = is_of_the_future(&found, now);
+        if self.standing == Standing::InForce && !index.contains(&self.mirror, found.key.by_ref()) {
             // From now on it is looked at like any other.
             let (unknown, used) = (Presence::Unknown(None), found.last_used.min(now));
-            index.write(&self.mirror, &found.key, unknown, Timestamp::default(), used);
+            index.write(
+                &self.mirror,
+                found.key.by_ref(),
+                unknown,
+                Timestamp::default(),
+                used,
+            );
         }
         let content = if is_void { Content::Void } else { Content::Foreign };
         let key = self.note(found, content, listing, now);
         self.sort(&key, index);
     }
 
-    fn note(&mut self, found: Found, content: Content, listing: Option<u32>, now: Timestamp) -> Key {
+    fn note(&mut self, found: Entry, content: Content, listing: Option<u32>, now: Timestamp) -> ImageKey {
         self.through = self.through.max(found.version);
         let times = [found.verified_at, found.last_used].into_iter();
         let believable = times.filter(|time| *time <= now.after(FUTURE));
         self.newest = believable.fold(self.newest, Timestamp::max);
-        let known = self.written.get_key_value(found.key.as_str());
-        let key = known.map_or_else(|| Key::from(found.key), |(key, _)| Arc::clone(key));
+        let known = self.written.get_key_value(&found.key);
+        let key = known.map(|(key, _)| key.clone()).unwrap_or(found.key);
         self.leaving.remove(&key);
         let written = Written {
             version: found.version,
@@ -363,12 +366,12 @@ impl Images {
             last_used: found.last_used,
             listing,
         };
-        self.written.insert(Arc::clone(&key), written);
+        self.written.insert(key.clone(), written);
         key
     }
 
     /// Takes in that the watch told of a deletion.
-    pub(super) fn gone(&mut self, key: &str, version: Version, index: &Index) {
+    pub(super) fn gone(&mut self, key: &ImageKey, version: Version, index: &Index) {
         self.through = self.through.max(version);
         self.leaving.remove(key);
         if let Some(busy) = self.busy.get_mut(key) {
@@ -385,16 +388,33 @@ impl Images {
         }
     }
 
-    /// Takes in the end of a listing: what it did not name is gone.
-    pub(super) fn listed(&mut self, listing: Listing, index: &Index) {
+    /// Takes in the end of a listing: what it did not name is gone. Returns whether the API server has an older
+    /// state than it had.
+    pub(super) fn listed(&mut self, listing: Listing, index: &mut Index, now: Timestamp) -> bool {
         let Listing {
-            version, is_older, ..
+            number,
+            version,
+            is_older,
         } = listing;
-        let gone: Vec<Key> = self
+        let mut went_back = is_older;
+        for (key, found) in std::mem::take(&mut self.older) {
+            // Else it was written after the list was read.
+            let is_lost = |written: &Written| found.version < written.version && written.version <= version;
+            if !self.written.get(&key).is_some_and(is_lost) {
+                continue;
+            }
+            went_back = true;
+            // Whoever writes it now is told by a conflict.
+            if !self.busy.contains_key(&key) {
+                self.written.remove(&key);
+                self.take_idle(found, Some(number), index, now);
+            }
+        }
+        let gone: Vec<ImageKey> = self
             .written
             .iter()
             .filter(|(_, written)| listing.lacks(written.version, written.listing))
-            .map(|(key, _)| Arc::clone(key))
+            .map(|(key, _)| key.clone())
             .collect();
         for key in gone {
             if !self.busy.contains_key(&key) {
@@ -426,30 +446,32 @@ impl Images {
             self.through = version;
             let later = self.written.iter_mut();
             let later = later.filter(|(_, written)| written.version > version);
-            let later: Vec<Key> = later
+            let later: Vec<ImageKey> = later
                 .map(|(key, written)| {
                     written.content = Content::Foreign;
-                    Arc::clone(key)
+                    key.clone()
                 })
                 .collect();
             for key in later {
                 self.sort(&key, index);
             }
         }
+        went_back
     }
 
     /// Takes in that what is known of an image may have changed.
-    pub(super) fn changed(&mut self, key: &str, index: &Index) {
-        let known = self.written.get_key_value(key).map(|(key, _)| Arc::clone(key));
-        self.sort(&known.unwrap_or_else(|| key.into()), index);
+    pub(super) fn changed(&mut self, key: &ImageKey, index: &Index) {
+        let known = self.written.get_key_value(key).map(|(key, _)| key.clone());
+        self.sort(&known.unwrap_or_else(|| key.clone()), index);
     }
 
     /// Takes in the end of a sweep. It looked at what the index has; what else the API server has is to go
     /// first.
     pub(super) fn swept(&mut self, class: Class, index: &Index) {
         let unswept = self.written.keys();
-        let unswept = unswept.filter(|key| class_of(key) == class && !index.contains(&self.mirror, key));
-        let unswept: Vec<Key> = unswept.cloned().collect();
+        let unswept = unswept
+            .filter(|key| key.by_ref().class() == class && !index.contains(&self.mirror, key.by_ref()));
+        let unswept: Vec<ImageKey> = unswept.cloned().collect();
         for key in unswept {
             self.sort(&key, index);
         }
@@ -457,14 +479,14 @@ impl Images {
 
     /// Has what waits for a look written as `Unknown`, because the end of a sweep is to be told.
     pub(super) fn hurry(&mut self, class: Class) {
-        let hurried = self.unseen.extract_if(.., |key| class_of(key) == class);
+        let hurried = self.unseen.extract_if(.., |key| key.by_ref().class() == class);
         self.updates.extend(hurried);
     }
 
     /// Whether the API server has nothing that is known not to be true, and of these classes nothing that
     /// waits for a look.
     pub(super) fn is_settled(&self, mut swept: impl Iterator<Item = Class>) -> bool {
-        let is_unseen = |class| self.unseen.iter().any(|key| class_of(key) == class);
+        let is_unseen = |class| self.unseen.iter().any(|key| key.by_ref().class() == class);
         self.updates.is_empty()
             && !swept.any(is_unseen)
             && self.leaving.is_empty()
@@ -472,8 +494,40 @@ impl Images {
             && !self.aside.keys().any(|key| self.written.contains_key(key))
     }
 
+    /// Returns which object cannot be written although it is not true, and why, if there is one.
+    pub(super) fn hindrance(&self) -> Option<String> {
+        let Hindrance { key, cause } = self
+            .hindrance
+            .as_ref()
+            .filter(|hindrance| self.holds(hindrance))?;
+        let name = MirroredImage::object_name(&self.mirror, key.as_str());
+        Some(format!("MirroredImage {name} ({key}): {cause}"))
+    }
+
+    fn holds(&self, Hindrance { key, .. }: &Hindrance) -> bool {
+        let waits = self.updates.contains(key) || self.busy.contains_key(key) || self.aside.contains_key(key);
+        waits && self.written.contains_key(key)
+    }
+
+    /// Notes what became of the last write of an image: why it was in vain, or that it was not.
+    fn note_hindrance(&mut self, key: &ImageKey, cause: Option<String>) {
+        let other = self.hindrance.as_ref().filter(|known| known.key != *key);
+        if other.is_some_and(|other| self.holds(other)) {
+            return;
+        }
+        let is_known = self.hindrance.as_ref().is_some_and(|known| known.key == *key);
+        match cause {
+            Some(_) if is_known => {}
+            Some(cause) => {
+                let key = key.clone();
+                self.hindrance = Some(Hindrance { key, cause });
+            }
+            None => self.hindrance = None,
+        }
+    }
+
     /// Puts an image where its kind of change belongs; nowhere if it is as it should be.
-    fn sort(&mut self, key: &Key, index: &Index) {
+    fn sort(&mut self, key: &ImageKey, index: &Index) {
         if self.busy.contains_key(key) || self.aside.contains_key(key) {
             let is_untrue = self.is_untrue(key, index);
             if let Some(busy) = self.busy.get_mut(key) {
@@ -492,16 +546,16 @@ impl Images {
             (Wanted::This(_, Looked::NotYet), Some(Content::Own(_) | Content::Foreign)) => &mut self.unseen,
             (Wanted::This(..) | Wanted::Nothing, Some(_)) => &mut self.updates,
         };
-        list.insert(Arc::clone(key));
+        list.insert(key.clone());
     }
 
-    fn wanted(&self, key: &str, index: &Index) -> Wanted {
+    fn wanted(&self, key: &ImageKey, index: &Index) -> Wanted {
         match self.standing {
             Standing::Gone => return Wanted::Nothing,
             Standing::Open => return Wanted::Open,
             Standing::InForce => {}
         }
-        let Some(entry) = index.get(&self.mirror, key) else {
+        let Some(entry) = index.get(&self.mirror, key.by_ref()) else {
             return Wanted::Nothing;
         };
         let looked = if entry.presence == Presence::Unknown(None) {
@@ -510,19 +564,20 @@ impl Images {
             Looked::Yes
         };
         // What was only noted, and not looked at yet, is worth no object.
-        if key.len() > LONGEST_IMAGE || (looked == Looked::NotYet && !self.written.contains_key(key)) {
+        if key.as_str().len() > LONGEST_IMAGE || (looked == Looked::NotYet && !self.written.contains_key(key))
+        {
             return Wanted::Nothing;
         }
-        let verified_at = index.verified_at(&self.mirror, key).unwrap_or_default();
-        let mut spec = api::image::spec(&self.mirror, key, &entry.presence, verified_at);
+        let verified_at = index.verified_at(&self.mirror, key.by_ref()).unwrap_or_default();
+        let mut spec = api::image::spec(&self.mirror, key.by_ref(), &entry.presence, verified_at);
         spec.last_used = Some(status::time(entry.last_used()));
         Wanted::This(Box::new(spec), looked)
     }
 
     /// Returns the next write, and notes that it is under way.
-    pub(super) fn next(&mut self, index: &Index, now: Instant) -> Option<(Key, Action)> {
+    pub(super) fn next(&mut self, index: &Index, now: Instant) -> Option<(ImageKey, Action)> {
         let due = self.aside.extract_if(.., |_, until| *until <= now);
-        let due: Vec<Key> = due.map(|(key, _)| key).collect();
+        let due: Vec<ImageKey> = due.map(|(key, _)| key).collect();
         for key in due {
             self.sort(&key, index);
         }
@@ -544,18 +599,18 @@ impl Images {
                     changes: over.is_some(),
                     news: None,
                 };
-                self.busy.insert(Arc::clone(&key), busy);
+                self.busy.insert(key.clone(), busy);
                 return Some((key, action));
             }
         }
     }
 
     /// Whether the API server has something of the image, and it is not what it should have.
-    fn is_untrue(&self, key: &str, index: &Index) -> bool {
+    fn is_untrue(&self, key: &ImageKey, index: &Index) -> bool {
         self.written.contains_key(key) && self.action(key, index).is_some()
     }
 
-    fn action(&self, key: &str, index: &Index) -> Option<Action> {
+    fn action(&self, key: &ImageKey, index: &Index) -> Option<Action> {
         let written = self.written.get(key);
         match (self.wanted(key, index), written) {
             (Wanted::Open, _) | (Wanted::Nothing, None) => None,
@@ -572,21 +627,21 @@ impl Images {
     }
 
     /// Returns what is used and has a written time of use that is too old, with that time.
-    pub(super) fn uses<'a>(&'a self, index: &'a Index) -> impl Iterator<Item = (Timestamp, Key)> + 'a {
+    pub(super) fn uses<'a>(&'a self, index: &'a Index) -> impl Iterator<Item = (Timestamp, ImageKey)> + 'a {
         let written = self.written.iter();
         let old = written.filter(|(key, written)| self.use_is_old(key, written, index));
-        old.map(|(key, written)| (written.last_used, Arc::clone(key)))
+        old.map(|(key, written)| (written.last_used, key.clone()))
     }
 
-    fn use_is_old(&self, key: &str, written: &Written, index: &Index) -> bool {
-        let entry = index.get(&self.mirror, key);
+    fn use_is_old(&self, key: &ImageKey, written: &Written, index: &Index) -> bool {
+        let entry = index.get(&self.mirror, key.by_ref());
         let used = entry.map(crate::domain::presence::Entry::last_used);
         self.standing == Standing::InForce
             && used.is_some_and(|used| used.since(written.last_used) >= USE_AGE)
     }
 
     /// Returns the write of an image's time of use if it still is too old, and notes that it is under way.
-    pub(super) fn next_use(&mut self, key: &Key, index: &Index) -> Option<Action> {
+    pub(super) fn next_use(&mut self, key: &ImageKey, index: &Index) -> Option<Action> {
         let written = self.written.get(key)?;
         let waits = self.busy.contains_key(key) || self.aside.contains_key(key) || self.unseen.contains(key);
         if waits || !self.use_is_old(key, written, index) {
@@ -603,14 +658,14 @@ impl Images {
             changes,
             news: None,
         };
-        self.busy.insert(Arc::clone(key), busy);
+        self.busy.insert(key.clone(), busy);
         Some(Action::Replace(spec, version))
     }
 
     /// Takes in what became of a write.
     pub(super) fn done(
         &mut self,
-        key: &Key,
+        key: &ImageKey,
         outcome: Outcome,
         index: &mut Index,
         (instant, now): (Instant, Timestamp),
@@ -629,25 +684,28 @@ impl Images {
             _ => false,
         };
         if is_in_vain {
-            self.aside.insert(Arc::clone(key), instant + ASIDE);
+            self.aside.insert(key.clone(), instant + ASIDE);
         }
+        let cause = match &outcome {
+            Outcome::Refused(cause) | Outcome::Failed(cause) => Some(cause.clone()),
+            Outcome::NotInstalled => Some(NotInstalled.to_string()),
+            _ => is_in_vain.then(|| "a conflict, though nobody else writes it".to_owned()),
+        };
+        self.note_hindrance(key, cause);
         match outcome {
             Outcome::Wrote(spec, version) => {
                 self.through = self.through.max(version);
                 self.leaving.remove(key);
                 self.newest = self.newest.max(api::image::verified_at(&spec));
-                let last_used = spec.last_used.as_ref();
                 let written = Written {
                     version,
                     // As it was sent: what an older definition drops would look like a change that is
                     // still to be written.
                     content: Content::Own(fingerprint(&spec)),
-                    last_used: last_used
-                        .map(|time| millis(time.0.as_millisecond()))
-                        .unwrap_or_default(),
+                    last_used: api::image::last_used(&spec),
                     listing: None,
                 };
-                self.written.insert(Arc::clone(key), written);
+                self.written.insert(key.clone(), written);
             }
             Outcome::Deleted | Outcome::Changed(None) => {
                 // A deletion has a version too, which only the watch tells; until then no sweep may
@@ -655,7 +713,7 @@ impl Images {
                 if let Some(written) = self.written.remove(key)
                     && !matches!(news, Some(News::Gone(_)))
                 {
-                    self.leaving.insert(Arc::clone(key), written);
+                    self.leaving.insert(key.clone(), written);
                 }
             }
             Outcome::Changed(Some(found)) => {
@@ -670,13 +728,15 @@ impl Images {
                     last_used: Timestamp::default(),
                     listing: None,
                 };
-                self.written.insert(Arc::clone(key), written);
+                self.written.insert(key.clone(), written);
             }
-            Outcome::Refused => match self.written.get_mut(key) {
+            Outcome::Refused(_) => match self.written.get_mut(key) {
                 Some(written) if written.content != Content::Stuck => written.content = Content::Stuck,
-                _ => drop(self.aside.insert(Arc::clone(key), instant + REFUSED)),
+                _ => drop(self.aside.insert(key.clone(), instant + REFUSED)),
             },
-            Outcome::Failed => drop(self.aside.insert(Arc::clone(key), instant + ASIDE)),
+            Outcome::Failed(_) | Outcome::NotInstalled => {
+                self.aside.insert(key.clone(), instant + ASIDE);
+            }
         }
         match news {
             Some(News::Found(found, listing)) => self.take_idle(*found, Some(listing), index, now),

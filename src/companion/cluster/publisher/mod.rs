@@ -27,19 +27,26 @@ use tokio::{
 };
 
 use self::{
-    images::{Found, Outcome},
+    images::Outcome,
     queues::Queues,
-    send::{Sender, Sent},
+    send::{PROBE, Sender, Sent},
     statuses::StatusOutcome,
 };
-use super::{definitions::Lacking, leader::Leader, mirrors::ClusterView, status::Seen};
+use super::{
+    definitions::Lacking,
+    leader::Leader,
+    mirrors::{ClusterView, MirrorResource},
+    status::{Holds, Seen},
+};
 use crate::{
     clock,
     cluster::{
-        objects::Object,
+        events::Message,
+        objects::{self, Object},
         sources,
-        watch::{Event, Pulse, follow},
+        watch::{Event, follow},
     },
+    companion::mirror::reports::Refusal,
     domain::{
         health::Health, image::Class, mirror::Prefer, presence::Version, rate::AdaptiveRate,
         routing::MirrorId, snapshot::Snapshot, time::Timestamp,
@@ -51,6 +58,12 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// How many images are written at once.
 const AT_ONCE: usize = 8;
+
+/// How often an Event of one reason is written of a mirror, but for those of its health.
+const TOLD: Duration = Duration::from_mins(1);
+
+/// The pause of all images where the API server has none: their definition is away.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// How many images are written a second: at worst, at first and at best.
 const RATES: [u32; 3] = [2, 20, 100];
@@ -72,20 +85,15 @@ impl Images {
     pub(super) async fn follow(self, leader: Leader) {
         let (_never, relists) = watch::channel(0);
         let source = sources::images();
-        let never = follow(
-            leader.client.clone(),
-            source,
-            Pulse::default(),
-            relists,
-            |event| {
-                self.take(&leader, event);
-            },
-        );
+        let pulse = leader.pulses.of(&source);
+        let never = follow(leader.client.clone(), source, pulse, relists, |event| {
+            self.take(&leader, event);
+        });
         match never.await {}
     }
 
     fn take(&self, leader: &Leader, event: Event<Object>) {
-        let event = event.map(|object| Found::of(&object));
+        let event = event.map(|object| objects::entry(&object));
         let mut queues = self.queues();
         queues.take(event, &mut leader.store.index_mut(), clock::now());
         let reached = queues.reached();
@@ -130,6 +138,9 @@ pub(super) async fn run(
         started: Instant::now(),
         sending: JoinSet::new(),
         images_under_way: 0,
+        shown: BTreeMap::new(),
+        told: Told::default(),
+        paused_until: None,
     };
     publisher.run().await;
 }
@@ -145,6 +156,10 @@ struct Publisher {
     started: Instant,
     sending: JoinSet<Sent>,
     images_under_way: usize,
+    /// The conditions of all mirrors, as the metrics have them.
+    shown: BTreeMap<String, Vec<Holds>>,
+    told: Told,
+    paused_until: Option<Instant>,
 }
 
 impl Publisher {
@@ -241,6 +256,9 @@ impl Publisher {
     /// Sends what may be sent now. Returns how long to wait at most before the next round.
     fn send(&mut self) -> Duration {
         self.send_statuses();
+        if self.paused_until.is_some_and(|until| until > Instant::now()) {
+            return LOOK;
+        }
         let mut queues = self.images.queues();
         let index = self.leader.store.index();
         while self.images_under_way < AT_ONCE {
@@ -269,6 +287,7 @@ impl Publisher {
         let lacking = self.definitions.borrow().clone();
         let mut queues = self.images.queues();
         let reached = queues.reached().unwrap_or_default();
+        let mut conditions = BTreeMap::new();
         for (name, resource) in &cluster.mirrors {
             let Some(mirror) = queues.get_mut(name) else {
                 continue;
@@ -276,20 +295,27 @@ impl Publisher {
             let report = self.leader.reports.of(name);
             let id = by_name.get(name.as_str()).copied();
             let seen = Seen {
-                generation: resource.generation,
-                faults: &resource.faults,
-                unknown: &resource.unknown,
-                pull_secret: resource.pull_secret,
-                health: id.map(|id| snapshot.health_of(id)),
+                generation: resource.document.generation,
+                faults: &resource.document.faults,
+                unknown: &resource.document.unknown,
+                overlaps: id.map(|id| snapshot.routing.overlaps(id)).unwrap_or_default(),
+                pull_secret: resource.pull_secret(),
+                health: id.map(|id| snapshot.health_of(id).clone()),
+                cause_is_due: false,
                 failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),
                 missing_secret: resource.missing_secret.as_deref(),
                 secret_fault: resource.secret_fault.as_deref(),
-                credentials_accepted: report.credentials_accepted,
+                credentials: report
+                    .credentials()
+                    .map(|refused| refused.map_err(|refusal| (refusal.reason(), told(resource, &refusal)))),
                 nodes_can_pull: report.nodes_can_pull,
+                images_readable: report.images_readable,
                 sweeps: [None; 2],
+                not_written: None,
                 platforms: &cluster.platforms,
                 lacking: lacking.as_deref(),
             };
+            conditions.insert(name.clone(), mirror.status.conditions(resource));
             let now = (Instant::now(), clock::now());
             let write = mirror.status.next(resource, seen, &mirror.images, reached, now);
             if let Some(write) = write {
@@ -297,6 +323,31 @@ impl Publisher {
                 self.sending.spawn(sender.status(name.clone(), write));
             }
         }
+        drop(queues);
+        self.show(conditions);
+    }
+
+    /// Shows in the metrics what the conditions say.
+    fn show(&mut self, conditions: BTreeMap<String, Vec<Holds>>) {
+        if self.shown == conditions {
+            return;
+        }
+        let metrics = &self.leader.metrics;
+        let has = |mirror: &String, type_: &str| {
+            let now = conditions.get(mirror);
+            now.is_some_and(|now| now.iter().any(|(other, _)| *other == type_))
+        };
+        let is_gone =
+            |(mirror, before): (&String, &Vec<Holds>)| before.iter().any(|(type_, _)| !has(mirror, type_));
+        if self.shown.iter().any(is_gone) {
+            metrics.forget_conditions();
+        }
+        for (mirror, conditions) in &conditions {
+            for (condition, holds) in conditions {
+                metrics.set_condition(mirror, condition, *holds);
+            }
+        }
+        self.shown = conditions;
     }
 
     /// Takes in what became of a write.
@@ -310,7 +361,10 @@ impl Publisher {
                 took,
             } => {
                 self.images_under_way -= 1;
-                let is_well = !matches!(outcome, Outcome::Failed);
+                if let Outcome::NotInstalled = outcome {
+                    self.paused_until = Some(now + PAUSE);
+                }
+                let is_well = !matches!(outcome, Outcome::Failed(_));
                 self.rate
                     .answered(took, is_well, now.duration_since(self.started));
                 let mut queues = self.images.queues();
@@ -333,17 +387,55 @@ impl Publisher {
         }
     }
 
-    /// Writes an Event if a mirror's health changed.
+    /// Writes Events of what changed in a mirror's health and with its credentials.
     fn tell(&mut self, mirror: &str, write: &statuses::StatusWrite) {
-        let cluster = self.cluster.borrow().clone();
-        let uid = cluster.and_then(|cluster| Some(cluster.mirrors.get(mirror)?.uid.clone()));
-        if let Some(message) = send::message(&write.current, &write.next)
-            && let Some(uid) = uid
-        {
+        let Some(cluster) = self.cluster.borrow().clone() else {
+            return;
+        };
+        let Some(resource) = cluster.mirrors.get(mirror) else {
+            return;
+        };
+        let uid = &resource.document.uid;
+        self.told
+            .0
+            .retain(|(mirror, _), _| cluster.mirrors.contains_key(mirror));
+        for message in send::messages(&write.current, &write.next) {
+            if !self.told.is_due(mirror, &message, Instant::now()) {
+                continue;
+            }
             let sender = self.sender.clone();
-            self.sending.spawn(sender.event(mirror.to_owned(), uid, message));
+            self.sending
+                .spawn(sender.event(mirror.to_owned(), uid.clone(), message));
         }
     }
+}
+
+/// When an Event of a reason was written last, of each mirror.
+#[derive(Default)]
+struct Told(BTreeMap<(String, &'static str), Instant>);
+
+impl Told {
+    /// Whether to write an Event. What is seen of health has its thresholds; of credentials each answer tells,
+    /// and two servers behind one address may tell otherwise in turn.
+    fn is_due(&mut self, mirror: &str, message: &Message, now: Instant) -> bool {
+        let key = (mirror.to_owned(), message.reason);
+        let last = self.0.get(&key);
+        let is_due = message.action == PROBE || last.is_none_or(|last| now.duration_since(*last) >= TOLD);
+        if is_due {
+            self.0.insert(key, now);
+        }
+        is_due
+    }
+}
+
+/// Returns what to tell of a refusal.
+fn told(resource: &MirrorResource, refusal: &Refusal) -> String {
+    let form = resource.document.form.as_ref();
+    let (host, secret) = form.map_or(("the mirror", None), |(mirror, connection)| {
+        let host = connection.endpoint.rsplit("//").next().unwrap_or_default();
+        (host, mirror.read_secret.as_deref())
+    });
+    refusal.tell(host, secret)
 }
 
 /// Returns the upstreams that fail, of a mirror that is used only then.

@@ -15,13 +15,14 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    images::{Action, Found, Images, Key, Listing, Outcome, Standing},
+    images::{Action, Images, Listing, Outcome, Standing},
     statuses::Status,
 };
 use crate::{
-    cluster::watch::Event,
+    cluster::{objects::Entry, watch::Event},
     companion::cluster::mirrors::ClusterView,
     domain::{
+        image::ImageKey,
         presence::{Index, Version},
         time::Timestamp,
     },
@@ -40,7 +41,7 @@ const LOOK_AT_USE: Duration = Duration::from_mins(10);
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ImageWrite {
     pub(super) mirror: Arc<str>,
-    pub(super) key: Key,
+    pub(super) key: ImageKey,
     pub(super) action: Action,
 }
 
@@ -60,10 +61,12 @@ pub(super) struct Queues {
     is_listed: bool,
     /// How far the watch of images has come; none before everything was listed once.
     reached: Option<Version>,
+    /// A listing told that the API server has an older state than it had, and nobody has asked yet.
+    went_back: bool,
     /// The mirror that had the last turn.
     last: Option<Arc<str>>,
     /// Times of use to write, the oldest first.
-    uses: VecDeque<(Arc<str>, Key)>,
+    uses: VecDeque<(Arc<str>, ImageKey)>,
     look_at_use: Option<Instant>,
     next_use: Option<Instant>,
 }
@@ -102,18 +105,25 @@ impl Queues {
     }
 
     /// Takes in what the watch of images tells.
-    pub(super) fn take(&mut self, event: Event<Option<Found>>, index: &mut Index, now: Timestamp) {
+    pub(super) fn take(&mut self, event: Event<Option<Entry>>, index: &mut Index, now: Timestamp) {
         let listing = self.listing;
         match event {
             Event::Listing => {
                 self.listing = listing.wrapping_add(1);
                 self.is_listed = false;
+                for mirror in self.mirrors.values_mut() {
+                    mirror.images.begin_listing();
+                }
             }
             Event::Listed(Some(found)) if self.reached.is_none() => {
                 let mirror = self.mirror(&found.mirror);
                 mirror.images.inherit(found, listing, index, now);
             }
-            Event::Listed(Some(found)) | Event::Changed(Some(found)) => {
+            Event::Listed(Some(found)) => {
+                let mirror = self.mirror(&found.mirror);
+                mirror.images.list(found, listing, index, now);
+            }
+            Event::Changed(Some(found)) => {
                 let mirror = self.mirror(&found.mirror);
                 mirror.images.take(found, listing, index, now);
             }
@@ -133,7 +143,7 @@ impl Queues {
                         is_older,
                     };
                     for mirror in self.mirrors.values_mut() {
-                        mirror.images.listed(listing, index);
+                        self.went_back |= mirror.images.listed(listing, index, now);
                     }
                 }
                 self.reached = Some(version);
@@ -141,8 +151,9 @@ impl Queues {
         }
     }
 
-    /// Takes in which mirrors there are and which are in force. Returns those that are not the ones that were
-    /// known by their names.
+    /// Takes in which mirrors there are and which are in force. Returns those of which nothing counts that was
+    /// written before: they are not the ones that were known by their names, or the API server has an older
+    /// state than it had, as after a restored backup.
     pub(super) fn stand(
         &mut self,
         cluster: &ClusterView,
@@ -150,10 +161,19 @@ impl Queues {
         index: &Index,
     ) -> Vec<String> {
         let mut others = Vec::new();
+        let went_back = std::mem::take(&mut self.went_back);
+        if went_back {
+            tracing::warn!(
+                "the API server has an older state than it had; what was written there proves nothing"
+            );
+        }
         for (name, resource) in &cluster.mirrors {
             let mirror = self.mirror(name);
             let was_gone = mirror.images.standing() == Standing::Gone;
-            if mirror.status.watched(resource) || was_gone {
+            if went_back {
+                mirror.status.forget();
+            }
+            if mirror.status.watched(resource) || was_gone || went_back {
                 others.push(name.clone());
             }
             let standing = if in_force.contains(name.as_str()) {
@@ -175,7 +195,7 @@ impl Queues {
     }
 
     /// Takes in that what is known of images may have changed.
-    pub(super) fn changed(&mut self, changes: &BTreeSet<(Box<str>, Box<str>)>, index: &Index) {
+    pub(super) fn changed(&mut self, changes: &BTreeSet<(Box<str>, ImageKey)>, index: &Index) {
         for (mirror, key) in changes {
             if let Some(mirror) = self.mirrors.get_mut(&**mirror) {
                 mirror.images.changed(key, index);
@@ -251,7 +271,7 @@ impl Queues {
     pub(super) fn done(
         &mut self,
         mirror: &str,
-        key: &Key,
+        key: &ImageKey,
         outcome: Outcome,
         index: &mut Index,
         now: (Instant, Timestamp),

@@ -26,6 +26,12 @@ const REFUSED: std::time::Duration = std::time::Duration::from_mins(1);
 /// The same where there was no answer, or no such mirror: the watch will tell.
 const PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
+/// How long the end of a sweep waits for what cannot be written before that is told.
+const HELD: std::time::Duration = std::time::Duration::from_mins(1);
+
+/// How often another cause of the same health is told: two may take turns.
+const CAUSE: std::time::Duration = std::time::Duration::from_mins(1);
+
 /// The ends of sweeps over tags and digests.
 type Ends = [Option<SweepEnd>; 2];
 
@@ -68,7 +74,11 @@ pub(super) struct Status {
     taken: [Option<Timestamp>; 2],
     /// The version through which the waiting ends hold; none until everything before was written.
     through: Option<Version>,
+    /// Since when some end waits.
+    held_since: Option<Instant>,
     not_before: Option<Instant>,
+    /// When a health was told last.
+    health_told_at: Option<Instant>,
     is_busy: bool,
 }
 
@@ -76,18 +86,24 @@ impl Status {
     /// Takes in the resource as the watch has it. Returns whether it is another one than the one before of
     /// its name.
     pub(super) fn watched(&mut self, resource: &MirrorResource) -> bool {
-        let is_another = self.uid != resource.uid;
+        let is_another = self.uid != resource.document.uid;
         let is_first = self.uid.is_empty();
         if is_another {
             *self = Self {
-                uid: resource.uid.clone(),
+                uid: resource.document.uid.clone(),
                 taken: self.taken,
                 is_busy: self.is_busy,
                 ..Self::default()
             };
         }
-        self.ours.take_if(|(version, _)| resource.version >= *version);
+        self.ours.take_if(|(version, _)| resource.version() >= *version);
         is_another && !is_first
+    }
+
+    /// Takes in that the API server may have an older status than was written.
+    pub(super) fn forget(&mut self) {
+        self.ours = None;
+        self.answered = None;
     }
 
     /// Takes in the end of a sweep. Returns whether it is a new one.
@@ -114,10 +130,15 @@ impl Status {
         status::health(self.current(resource).1)
     }
 
+    /// Returns what the conditions say that the API server has.
+    pub(super) fn conditions(&self, resource: &MirrorResource) -> Vec<status::Holds> {
+        status::holds(self.current(resource).1)
+    }
+
     fn current<'a>(&'a self, resource: &'a MirrorResource) -> (u64, &'a ImageMirrorStatus) {
         match &self.ours {
             Some((version, status)) => (*version, status),
-            None => (resource.version, &resource.status),
+            None => (resource.version(), &resource.document.status),
         }
     }
 
@@ -145,8 +166,19 @@ impl Status {
             Some(_) => self.waiting,
             None => Ends::default(),
         };
+        self.held_since = if through.is_none() && self.waiting().next().is_some() {
+            self.held_since.or(Some(instant))
+        } else {
+            None
+        };
+        let held = self.held_since.map(|since| instant.duration_since(since));
+        let is_held = held.is_some_and(|held| held >= HELD);
         let seen = Seen {
             sweeps: ends.map(|end| Some((end?, through?.0))),
+            not_written: is_held.then(|| images.hindrance()).flatten(),
+            cause_is_due: self
+                .health_told_at
+                .is_none_or(|at| instant.duration_since(at) >= CAUSE),
             ..seen
         };
         let (version, current) = self.current(resource);
@@ -173,6 +205,9 @@ impl Status {
         self.is_busy = false;
         match outcome {
             StatusOutcome::Stored(stored, version) => {
+                if write.next.health != write.current.health {
+                    self.health_told_at = Some(now);
+                }
                 self.answered = Some((write.next, (*stored).clone()));
                 self.ours = Some((version, *stored));
                 return;

@@ -3,16 +3,17 @@
 use serde_json::{Value, json};
 
 use super::{
-    images::{Action, Found, Outcome},
+    images::{Action, Outcome},
     queues::{ImageWrite, Queues},
     statuses::{StatusOutcome, StatusWrite},
     *,
 };
 use crate::{
-    api::v1alpha1::{ImageMirrorStatus, MirroredImage, MirroredImageSpec, Presence as Written, micro_time},
+    api::v1alpha1::{MirroredImage, MirroredImageSpec, Presence as Written, micro_time},
+    cluster::{mirrors::Document, objects::Entry},
     companion::{cluster::mirrors::MirrorResource, mirror::reports::SweepEnd},
     domain::{
-        examples::proof,
+        examples::{self, proof},
         health::State,
         presence::{Counts, Index, Presence},
     },
@@ -61,16 +62,15 @@ impl Scene {
 
     fn create_mirror(&mut self, name: &str) {
         self.version += 1;
-        let resource = MirrorResource {
+        let document = Document {
             uid: format!("{name}-{}", self.version),
-            version: self.version,
+            version: Some(Version(self.version)),
             generation: 1,
-            status: ImageMirrorStatus::default(),
-            faults: Vec::new(),
-            unknown: Vec::new(),
-            pull_secret: false,
-            missing_secret: None,
-            secret_fault: None,
+            ..Document::default()
+        };
+        let resource = MirrorResource {
+            document: document.into(),
+            ..MirrorResource::default()
         };
         self.cluster.mirrors.insert(name.to_owned(), resource);
     }
@@ -87,7 +87,7 @@ impl Scene {
         self.queues.stand(&self.cluster, &in_force, &self.index)
     }
 
-    fn tell(&mut self, event: Event<Option<Found>>) {
+    fn tell(&mut self, event: Event<Option<Entry>>) {
         self.queues.take(event, &mut self.index, self.now);
     }
 
@@ -103,7 +103,7 @@ impl Scene {
     }
 
     /// The watch tells of a change.
-    fn watch(&mut self, event: Event<Option<Found>>) {
+    fn watch(&mut self, event: Event<Option<Entry>>) {
         let (Event::Changed(Some(found)) | Event::Deleted(Some(found))) = &event else {
             panic!("{event:?}")
         };
@@ -114,6 +114,7 @@ impl Scene {
 
     /// The leader's workers looked at an image.
     fn look(&mut self, mirror: &str, key: &str, presence: Presence) {
+        let key = examples::key(key);
         self.index.write(mirror, key, presence, self.now, self.now);
         let changes = self.index.take_changes();
         self.queues.changed(&changes, &self.index);
@@ -136,7 +137,7 @@ impl Scene {
     }
 
     /// The API server does what it is asked to. Returns what the watch will tell of it.
-    fn answer(&mut self, write: &ImageWrite) -> Event<Option<Found>> {
+    fn answer(&mut self, write: &ImageWrite) -> Event<Option<Entry>> {
         self.version += 1;
         let (outcome, event) = match &write.action {
             Action::Create(spec) | Action::Replace(spec, _) => {
@@ -145,7 +146,8 @@ impl Scene {
                 (outcome, Event::Changed(found(&object)))
             }
             Action::Delete(_) => {
-                let spec = crate::api::image::spec(&write.mirror, &write.key, &Presence::Missing, NOW);
+                let spec =
+                    crate::api::image::spec(&write.mirror, write.key.by_ref(), &Presence::Missing, NOW);
                 let object = object_of(&spec, self.version);
                 (Outcome::Deleted, Event::Deleted(found(&object)))
             }
@@ -240,19 +242,19 @@ fn object_of(spec: &MirroredImageSpec, version: u64) -> Value {
     })
 }
 
-fn found(object: &Value) -> Option<Found> {
-    Found::of(&serde_json::from_value(object.clone()).unwrap())
+fn found(object: &Value) -> Option<Entry> {
+    objects::entry(&serde_json::from_value(object.clone()).unwrap())
 }
 
 /// An object as somebody left it, that says that the mirror has the image.
 fn present(mirror: &str, key: &str, version: u64, verified_at: Timestamp) -> Value {
     let presence = Presence::Present(proof('a'));
-    let mut spec = crate::api::image::spec(mirror, key, &presence, verified_at);
+    let mut spec = crate::api::image::spec(mirror, examples::key(key), &presence, verified_at);
     spec.last_used = Some(crate::companion::cluster::status::time(verified_at));
     object_of(&spec, version)
 }
 
-fn changed(object: &Value) -> Event<Option<Found>> {
+fn changed(object: &Value) -> Event<Option<Entry>> {
     Event::Changed(found(object))
 }
 
@@ -344,7 +346,7 @@ fn what_came_by_other_hands_is_covered_by_no_sweep_before_somebody_looked() {
     scene.watch(changed(&restored));
     // It is looked at from now on, but the sweep that ends now did not know it.
     assert_eq!(
-        scene.index.get("a", PRESENT).unwrap().presence,
+        scene.index.get("a", examples::key(PRESENT)).unwrap().presence,
         Presence::Unknown(None)
     );
     assert_eq!(scene.next(), None, "a look may come first");
@@ -440,7 +442,7 @@ fn what_others_delete_comes_back_while_it_is_known() {
     assert_eq!(written.len(), 1);
     assert_eq!(says(&written[0]), ("create", Some(Written::Present)));
     // Nobody wants it any more: it goes, and stays away.
-    scene.index.remove("a", PRESENT);
+    scene.index.remove("a", examples::key(PRESENT));
     let written = scene.write_all();
     assert_eq!(says(&written[0]), ("delete", None));
     assert_eq!(written.len(), 1);
@@ -452,7 +454,7 @@ fn a_deletion_counts_for_sweeps_once_the_watch_has_told_of_it() {
     scene.look("a", PRESENT, has_it());
     scene.look("a", &key(1), has_it());
     scene.write_all();
-    scene.index.remove("a", PRESENT);
+    scene.index.remove("a", examples::key(PRESENT));
     scene.sweep("a", NOW);
     let write = scene.next().unwrap();
     let event = scene.answer(&write);
@@ -481,7 +483,10 @@ fn a_listing_tells_what_was_deleted_meanwhile() {
     scene.tell(Event::ListedAll { round: 0 });
     scene.tell(Event::Reached(Version(listed)));
     let written = scene.write_all();
-    let created: Vec<_> = written.iter().map(|write| (says(write).0, &*write.key)).collect();
+    let created: Vec<_> = written
+        .iter()
+        .map(|write| (says(write).0, write.key.as_str()))
+        .collect();
     assert_eq!(created, [("create", PRESENT)]);
 }
 
@@ -493,7 +498,7 @@ fn a_deletion_that_is_older_than_a_list_is_not_waited_for() {
         scene.look("a", &key(1), has_it());
         scene.write_all();
         let kept = present("a", &key(1), scene.version - 1, NOW);
-        scene.index.remove("a", PRESENT);
+        scene.index.remove("a", examples::key(PRESENT));
         let write = scene.next().unwrap();
         assert_eq!(says(&write), ("delete", None));
         // The list was read after the deletion, and before its answer came.
@@ -517,7 +522,7 @@ fn what_the_watch_told_before_a_list_does_not_outlast_it() {
     scene.watch(changed(&by_others));
     scene.version += 1;
     scene.list(&[]);
-    scene.done(&write, Outcome::Failed);
+    scene.done(&write, Outcome::Failed("no answer".to_owned()));
     let again = scene.next_at(Duration::from_secs(3)).unwrap();
     assert_eq!(says(&again), ("create", Some(Written::Missing)));
 }
@@ -528,7 +533,7 @@ fn a_deletion_that_is_newer_than_a_list_is_waited_for() {
         let mut scene = Scene::new(&["a"]);
         scene.look("a", &key(1), has_it());
         scene.write_all();
-        let kept = present("a", &key(1), scene.version - 1, NOW);
+        let kept = present("a", &key(1), scene.version, NOW);
         if is_named {
             scene.look("a", PRESENT, has_it());
             scene.write_all();
@@ -538,7 +543,7 @@ fn a_deletion_that_is_newer_than_a_list_is_waited_for() {
         scene.tell(Event::Listing);
         scene.tell(Event::Listed(found(&kept)));
         if is_named {
-            let named = present("a", PRESENT, listed - 2, NOW);
+            let named = present("a", PRESENT, listed - 1, NOW);
             scene.tell(Event::Listed(found(&named)));
         } else {
             // Written when the list had been read.
@@ -546,7 +551,7 @@ fn a_deletion_that_is_newer_than_a_list_is_waited_for() {
             let write = scene.next().unwrap();
             drop(scene.answer(&write));
         }
-        scene.index.remove("a", PRESENT);
+        scene.index.remove("a", examples::key(PRESENT));
         let write = scene.next().unwrap();
         assert_eq!(says(&write), ("delete", None));
         let event = scene.answer(&write);
@@ -584,6 +589,57 @@ fn after_a_restored_backup_everything_is_written_again() {
 }
 
 #[test]
+fn an_object_from_before_what_was_written_is_noticed_at_the_end_of_a_list() {
+    let mut scene = Scene::new(&["a"]);
+    scene.look("a", PRESENT, has_it());
+    scene.write_all();
+    let older = present("a", PRESENT, scene.version, NOW);
+    assert!(scene.status("a").is_some());
+    let list = |scene: &mut Scene, version: u64| {
+        scene.tell(Event::Listing);
+        scene.tell(Event::Listed(found(&older)));
+        scene.tell(Event::ListedAll { round: 0 });
+        scene.tell(Event::Reached(Version(version)));
+    };
+    // Written after the list was read.
+    scene.stand();
+    let listed = scene.queues.reached().unwrap().0;
+    scene.look("a", PRESENT, Presence::Missing);
+    let write = scene.next().unwrap();
+    let event = scene.answer(&write);
+    list(&mut scene, listed);
+    assert_eq!(scene.next(), None);
+    assert_eq!(scene.stand(), [""; 0]);
+    scene.watch(event);
+    assert!(scene.status("a").is_none());
+    // The API server lost it, and was written to so often since that its versions are later all the same.
+    scene.version += 100;
+    let version = scene.version;
+    list(&mut scene, version);
+    assert_eq!(scene.stand(), ["a"], "what was proven before is void");
+    let write = scene.next().unwrap();
+    assert_eq!(says(&write), ("replace", Some(Written::Missing)));
+    let Action::Replace(_, over) = &write.action else {
+        panic!("{write:?}")
+    };
+    assert_eq!(*over, found(&older).unwrap().version);
+    assert!(
+        scene.status("a").is_some(),
+        "nobody knows what it has of statuses"
+    );
+    assert_eq!(scene.stand(), [""; 0]);
+    // A change on the way to the list's end is none.
+    let event = scene.answer(&write);
+    scene.tell(Event::Listing);
+    scene.tell(Event::Listed(found(&older)));
+    let Event::Changed(now) = event else { panic!() };
+    scene.tell(Event::Listed(now));
+    scene.tell(Event::ListedAll { round: 0 });
+    scene.tell(Event::Reached(Version(scene.version)));
+    assert_eq!(scene.stand(), [""; 0]);
+}
+
+#[test]
 fn what_is_from_the_future_is_believed_in_nothing_and_written_unknown() {
     let year = Duration::from_hours(24 * 365);
     let objects = [
@@ -592,7 +648,7 @@ fn what_is_from_the_future_is_believed_in_nothing_and_written_unknown() {
     ];
     let mut scene = Scene::listing(&["a"], &objects);
     assert_eq!(
-        scene.index.get("a", PRESENT).unwrap().presence,
+        scene.index.get("a", examples::key(PRESENT)).unwrap().presence,
         Presence::Unknown(None)
     );
     assert_eq!(scene.queues.newest(), NOW.after(Duration::from_secs(4)));
@@ -650,25 +706,95 @@ fn an_image_that_cannot_be_written_is_set_aside_and_holds_up_no_other() {
     scene.look("a", &key(1), has_it());
     scene.look("a", &key(2), has_it());
     let first = scene.next().unwrap();
-    scene.done(&first, Outcome::Failed);
+    scene.done(&first, Outcome::Failed("no answer".to_owned()));
     let second = scene.next().unwrap();
     assert_ne!(first.key, second.key);
     drop(scene.answer(&second));
     assert_eq!(scene.next(), None);
     let again = scene.next_at(Duration::from_secs(3)).unwrap();
     assert_eq!(again.key, first.key);
-    scene.done(&again, Outcome::Refused);
+    scene.done(&again, Outcome::Refused("no".to_owned()));
     assert_eq!(scene.next_at(Duration::from_secs(3)), None);
     let again = scene.next_at(Duration::from_secs(61)).unwrap();
     assert_eq!(again.key, first.key);
     // What may not be replaced is not true any more, so it goes; and no sweep ends before.
     drop(scene.answer(&again));
-    scene.look("a", &first.key, Presence::Missing);
+    scene.look("a", first.key.as_str(), Presence::Missing);
     let write = scene.next().unwrap();
-    scene.done(&write, Outcome::Refused);
+    scene.done(&write, Outcome::Refused("no".to_owned()));
     scene.sweep("a", NOW);
     assert_eq!(scene.through("a"), None);
     assert_eq!(says(&scene.next().unwrap()), ("delete", None));
+}
+
+#[test]
+fn what_cannot_be_written_is_told_while_it_holds_back_a_sweep() {
+    let mut scene = Scene::new(&["a"]);
+    let in_time = |write: &StatusWrite| {
+        let mut conditions = write.next.conditions.iter();
+        let found = conditions.find(|condition| condition.type_ == "SweepInTime")?;
+        Some((found.status.clone(), found.reason.clone(), found.message.clone()))
+    };
+    scene.look("a", PRESENT, has_it());
+    scene.look("a", &key(1), has_it());
+    scene.write_all();
+    scene.sweep("a", NOW);
+    let (status, reason, _) = in_time(&scene.status("a").unwrap()).unwrap();
+    assert_eq!((&*status, &*reason), ("True", "InTime"));
+    // Neither to be replaced nor to be deleted.
+    scene.look("a", PRESENT, Presence::Missing);
+    let refuse = |scene: &mut Scene, cause: &str| {
+        let write = scene.next().unwrap();
+        assert_eq!(write.key.as_str(), PRESENT);
+        scene.done(&write, Outcome::Refused(cause.to_owned()));
+    };
+    refuse(&mut scene, "the policy says no");
+    refuse(&mut scene, "the policy says no again");
+    scene.sweep("a", NOW.after(Duration::from_mins(5)));
+    assert!(scene.status("a").is_none(), "it may be over soon");
+    scene.start += Duration::from_secs(61);
+    let (status, reason, message) = in_time(&scene.status("a").unwrap()).unwrap();
+    assert_eq!((&*status, &*reason), ("False", "NotWritten"));
+    let object = MirroredImage::object_name("a", PRESENT);
+    let expected = format!("MirroredImage {object} ({PRESENT}): the policy says no");
+    assert!(message.ends_with(&expected), "{message}");
+    // Tried again and again, and another one too: nothing new to tell.
+    scene.look("a", &key(1), Presence::Missing);
+    let other = scene.next().unwrap();
+    let write = scene.next().unwrap();
+    assert_eq!(
+        (other.key.as_str(), write.key.as_str()),
+        (key(1).as_str(), PRESENT)
+    );
+    assert!(scene.status("a").is_none());
+    scene.done(&other, Outcome::Failed("no answer".to_owned()));
+    scene.done(
+        &write,
+        Outcome::Refused("the policy says no for the third time".to_owned()),
+    );
+    assert!(scene.status("a").is_none());
+    // That one is over; the other is not.
+    for _ in 0..2 {
+        scene.start += Duration::from_secs(61);
+        while let Some(write) = scene.next() {
+            if write.key.as_str() == PRESENT {
+                let event = scene.answer(&write);
+                scene.watch(event);
+            } else {
+                scene.done(&write, Outcome::Failed("no answer".to_owned()));
+            }
+        }
+    }
+    let (_, reason, message) = in_time(&scene.status("a").unwrap()).unwrap();
+    assert_eq!(reason, "NotWritten");
+    assert!(
+        message.ends_with(&format!("({}): no answer", key(1))),
+        "{message}"
+    );
+    scene.start += Duration::from_secs(3);
+    scene.write_all();
+    let (status, reason, _) = in_time(&scene.status("a").unwrap()).unwrap();
+    assert_eq!((&*status, &*reason), ("True", "InTime"));
 }
 
 #[test]
@@ -762,7 +888,10 @@ fn what_the_index_lost_unnoticed_goes_before_a_sweep_is_told() {
     scene.sweep("a", NOW);
     assert_eq!(scene.through("a"), None);
     let written = scene.write_all();
-    let gone: Vec<_> = written.iter().map(|write| (says(write).0, &*write.key)).collect();
+    let gone: Vec<_> = written
+        .iter()
+        .map(|write| (says(write).0, write.key.as_str()))
+        .collect();
     assert_eq!(gone, [("delete", PRESENT)]);
     assert!(scene.through("a").is_some());
 }
@@ -784,7 +913,7 @@ fn times_of_use_are_written_once_a_day_however_many_there_are() {
             scene.now = NOW.after(passed);
             if second == 0 && minute % (6 * 60) == 0 {
                 for number in 0..IMAGES {
-                    scene.index.touch("a", &key(number), scene.now);
+                    scene.index.touch("a", examples::key(&key(number)), scene.now);
                 }
             }
             while let Some(write) = scene.queues.next(&scene.index, scene.start + passed) {
@@ -794,7 +923,7 @@ fn times_of_use_are_written_once_a_day_however_many_there_are() {
                 scene.version += 1;
                 let version = Version(scene.version);
                 scene.done(&write, Outcome::Wrote(spec.clone(), version));
-                let number: usize = write.key["docker.io/library/image-".len()..][..5]
+                let number: usize = write.key.as_str()["docker.io/library/image-".len()..][..5]
                     .parse()
                     .unwrap();
                 written[number].push(passed);
@@ -815,7 +944,7 @@ fn a_time_of_use_goes_along_with_whatever_else_is_written() {
     scene.write_all();
     let day = Duration::from_hours(25);
     scene.now = NOW.after(day);
-    scene.index.touch("a", PRESENT, scene.now);
+    scene.index.touch("a", examples::key(PRESENT), scene.now);
     scene.look("a", PRESENT, Presence::Missing);
     let written = scene.write_all();
     assert_eq!(written.len(), 1);
@@ -834,7 +963,7 @@ fn a_time_of_use_holds_up_no_sweep_unless_the_image_changes_meanwhile() {
     let through = scene.version;
     let day = Duration::from_hours(25);
     scene.now = NOW.after(day);
-    scene.index.touch("a", PRESENT, scene.now);
+    scene.index.touch("a", examples::key(PRESENT), scene.now);
     let write = scene.next_at(day).unwrap();
     assert_eq!(says(&write), ("replace", Some(Written::Present)));
     scene.sweep("a", NOW);
@@ -847,4 +976,32 @@ fn a_time_of_use_holds_up_no_sweep_unless_the_image_changes_meanwhile() {
     assert!(scene.status("a").is_none());
     scene.write_all();
     assert_eq!(scene.through("a"), Some(scene.version - 1));
+}
+
+#[test]
+fn credentials_that_come_and_go_are_told_once_a_minute() {
+    let started = Instant::now();
+    let mut told = Told::default();
+    let mut check = |mirror: &str, action, reason, seconds, expected| {
+        let message = Message {
+            action,
+            reason,
+            note: String::new(),
+            is_warning: false,
+        };
+        let now = started + Duration::from_secs(seconds);
+        assert_eq!(
+            told.is_due(mirror, &message, now),
+            expected,
+            "{mirror} {reason} {seconds}"
+        );
+    };
+    check("a", "Authenticate", "CredentialsInvalid", 0, true);
+    check("a", "Authenticate", "CredentialsValid", 2, true);
+    check("a", "Authenticate", "CredentialsInvalid", 4, false);
+    check("b", "Authenticate", "CredentialsInvalid", 4, true);
+    check("a", "Authenticate", "CredentialsInvalid", 60, true);
+    // Health has thresholds of its own.
+    check("a", PROBE, "Unhealthy", 60, true);
+    check("a", PROBE, "Unhealthy", 61, true);
 }

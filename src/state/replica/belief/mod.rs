@@ -15,13 +15,18 @@ use tokio::{sync::watch, time::Instant};
 
 use super::status;
 use crate::{
-    api::{mirror::Connection, v1alpha1::timestamp},
-    cluster::objects::{Object, Outline, Reader, SharedStatus},
+    api::v1alpha1::timestamp,
+    cluster::{
+        collection::Collection,
+        mirrors::{Document, Form, Mirrors},
+        objects::{Object, Outline, SharedStatus},
+        watch::Event,
+    },
     credentials::Secret,
     domain::{
         health::{Health, Observation},
         image::Class,
-        mirror::{HealthSettings, Mirror},
+        mirror::HealthSettings,
         presence::{FUTURE, Swept},
         selector::Labels,
         time::Timestamp,
@@ -32,7 +37,7 @@ use crate::{
     state::{
         Store,
         configuration::Configuration,
-        feed::{Feed, Identity, Keep, SecretFaults, Unusable},
+        feed::{Feed, Identity, Keep, SecretFaults},
     },
     telemetry::chain,
 };
@@ -49,37 +54,25 @@ pub(super) struct Belief {
     store: Store,
     feed: Feed,
     metrics: Metrics,
-    reader: Reader,
-    mirrors: BTreeMap<String, Known>,
-    /// Names that the list in progress has told.
-    listing: BTreeSet<String>,
+    mirrors: Mirrors,
+    /// What is known of each of them beside what it says.
+    known: BTreeMap<String, Known>,
     credentials: BTreeMap<String, Secret>,
     /// Why some of them are not in use.
     credential_faults: SecretFaults,
-    namespaces: Namespaces,
+    namespaces: Collection<Labels>,
+    /// Whether the namespaces are too old to be believed.
+    namespaces_stale: bool,
     heartbeat: Heartbeat,
     /// Asks for a list of the ImageMirrors.
     relist: watch::Sender<u64>,
 }
 
-/// What is known of one ImageMirror.
+/// What is known of one mirror beside what its ImageMirror says.
 #[derive(Debug)]
 struct Known {
-    /// The last good one.
-    good: Option<(Mirror, Connection)>,
     told: SharedStatus,
     witness: Witness,
-    /// What is wrong with the resource as it is now.
-    faults: Vec<String>,
-    /// What this program does not know of it, and what it does about that.
-    unknown: Vec<String>,
-}
-
-#[derive(Debug, Default)]
-struct Namespaces {
-    known: BTreeMap<String, Labels>,
-    listing: BTreeMap<String, Labels>,
-    stale: bool,
 }
 
 /// The signs of life of who keeps the shared state.
@@ -101,7 +94,7 @@ pub(super) struct Contacts {
 }
 
 /// What is shared of a mirror: the companion's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedMirror {
     pub health: Health,
     /// The last complete sweeps.
@@ -123,12 +116,12 @@ impl Belief {
             feed: Feed::new(store.clone(), left_alone),
             store,
             metrics,
-            reader: Reader::default(),
-            mirrors: BTreeMap::new(),
-            listing: BTreeSet::new(),
+            mirrors: Mirrors::default(),
+            known: BTreeMap::new(),
             credentials: BTreeMap::new(),
             credential_faults: SecretFaults::new(),
-            namespaces: Namespaces::default(),
+            namespaces: Collection::default(),
+            namespaces_stale: false,
             heartbeat: Heartbeat::default(),
             relist: watch::Sender::new(0),
         }
@@ -139,96 +132,77 @@ impl Belief {
         self.relist.subscribe()
     }
 
-    pub(super) fn mirrors_listing(&mut self) {
-        self.listing.clear();
+    /// Takes in what the watch of ImageMirrors tells.
+    pub(super) fn take_mirror(&mut self, event: Event<Object>, now: Timestamp) {
+        let name = match &event {
+            Event::Listed(object) | Event::Changed(object) => Some(object.metadata.name.clone()),
+            _ => None,
+        };
+        let listed = match &event {
+            Event::ListedAll { round } => Some(*round),
+            _ => None,
+        };
+        let before = name.as_deref().and_then(|name| self.mirrors.get(name)).cloned();
+        let change = self.mirrors.take(event, |before, form| {
+            Feed::check(before, form).map_err(|why| chain(&why))
+        });
+        self.forget_gone();
+        if let Some(name) = &name {
+            self.witness(name, before.as_deref(), now);
+        }
+        if change.forms {
+            self.put(now);
+        }
+        if let Some(name) = &name {
+            self.share(name);
+        }
+        if let Some(round) = listed
+            && let Some((_, seen)) = self.heartbeat.awaits.take_if(|(awaited, _)| *awaited <= round)
+        {
+            self.heartbeat.seen = Some(seen);
+        }
     }
 
-    pub(super) fn mirror_listed(&mut self, object: &Object, now: Timestamp) {
-        self.listing.insert(object.metadata.name.clone());
-        self.mirror_changed(object, now);
-    }
-
-    pub(super) fn mirrors_listed(&mut self, round: u64, now: Timestamp) {
-        let listed = std::mem::take(&mut self.listing);
-        let before = self.mirrors.len();
-        let metrics = &self.metrics;
-        self.mirrors.retain(|name, _| {
-            let stays = listed.contains(name);
+    /// Forgets the mirrors that there are no more.
+    fn forget_gone(&mut self) {
+        let (mirrors, metrics) = (&self.mirrors, &self.metrics);
+        self.known.retain(|name, _| {
+            let stays = mirrors.get(name).is_some();
             if !stays {
                 metrics.forget_mirror(name);
             }
             stays
         });
-        if self.mirrors.len() != before {
-            self.put(now);
-        }
-        if let Some((_, seen)) = self.heartbeat.awaits.take_if(|(awaited, _)| *awaited <= round) {
-            self.heartbeat.seen = Some(seen);
-        }
     }
 
-    pub(super) fn mirror_deleted(&mut self, name: &str, now: Timestamp) {
-        if self.mirrors.remove(name).is_some() {
-            self.metrics.forget_mirror(name);
-            self.put(now);
-        }
-    }
-
-    pub(super) fn mirror_changed(&mut self, object: &Object, now: Timestamp) {
-        let name = object.metadata.name.as_str();
-        let read = self.reader.mirror(object);
-        let unknown: Vec<_> = read.unknown.iter().map(ToString::to_string).collect();
-        let told = SharedStatus::from(self.reader.status(object));
-        let known = self.mirrors.entry(name.to_owned()).or_insert_with(|| Known {
-            good: None,
+    /// Takes in what an ImageMirror says now.
+    fn witness(&mut self, name: &str, before: Option<&Document>, now: Timestamp) {
+        let Some(document) = self.mirrors.get(name) else {
+            return;
+        };
+        tell(name, before, document);
+        let told = SharedStatus::from(document.status.clone());
+        let known = self.known.entry(name.to_owned()).or_insert_with(|| Known {
             told: told.clone(),
             witness: Witness::new(HealthSettings::default(), now),
-            faults: Vec::new(),
-            unknown: Vec::new(),
         });
         known.told = told;
-        let before = known.good.clone();
-        let faults = match read.taken {
-            Ok(mut good) => {
-                // Credentials come from a file of the mirror's name, whatever the Secret is called.
-                if let Some(secret) = &mut good.1.probe_secret {
-                    name.clone_into(secret);
-                }
-                match known.check(&good) {
-                    Ok(()) => {
-                        known.good_is(good, now);
-                        Vec::new()
-                    }
-                    Err(error) => vec![chain(&error)],
-                }
+        if let Some(form) = &document.form {
+            let identity = |(mirror, connection): &Form| Identity::of(mirror, connection);
+            let before = before.and_then(|before| before.form.as_ref());
+            if before.is_some_and(|before| identity(before) != identity(form)) {
+                known.witness.moved(now);
             }
-            Err(faults) => faults.iter().map(ToString::to_string).collect(),
+            known.witness.configure(form.0.health);
+        }
+        known.witness.told(known.told.health.clone(), now);
+    }
+
+    /// Hands on what is shared of a mirror.
+    fn share(&self, name: &str) {
+        let Some(Known { told, .. }) = self.known.get(name) else {
+            return;
         };
-        if known.faults != faults {
-            for fault in &faults {
-                tracing::warn!(
-                    mirror = name,
-                    fault,
-                    "an ImageMirror has a fault; the last good one stays in force"
-                );
-            }
-            known.faults = faults;
-        }
-        if known.unknown != unknown {
-            for what in &unknown {
-                tracing::warn!(
-                    mirror = name,
-                    what,
-                    "an ImageMirror is of a newer definition than this program"
-                );
-            }
-            known.unknown = unknown;
-        }
-        known.witness.told(known.told.health, now);
-        if known.good != before {
-            self.put(now);
-        }
-        let told = &self.mirrors[name].told;
         let mut index = self.store.index_mut();
         for (class, swept) in [(Class::Tag, told.tags), (Class::Digest, told.digests)] {
             if let Some(swept) = swept {
@@ -243,7 +217,7 @@ impl Belief {
     /// Publishes which upstreams fail. What is not shared, or too old, is no failure: a mirror that
     /// stands in for them is then not used.
     fn publish_upstreams(&self) {
-        let fresh = self.mirrors.values().filter(|known| !known.witness.view().stale);
+        let fresh = self.known.values().filter(|known| !known.witness.view().stale);
         let failing = fresh.flat_map(|known| known.told.failing_upstreams.iter().cloned());
         self.store.set_failing_upstreams(failing.collect());
     }
@@ -251,16 +225,22 @@ impl Belief {
     /// Returns what is put to use: every mirror in its last good form, and what may be believed of
     /// namespaces.
     pub(super) fn configuration(&self) -> Configuration {
-        let good = self.mirrors.values().filter_map(|known| known.good.clone());
+        let forms = self.mirrors.forms().cloned().map(|(mirror, mut connection)| {
+            // Credentials come from a file of the mirror's name, whatever the Secret is called.
+            if let Some(secret) = &mut connection.probe_secret {
+                secret.clone_from(&mirror.name);
+            }
+            (mirror, connection)
+        });
         Configuration {
-            mirrors: good.collect(),
+            mirrors: forms.collect(),
             secrets: self.credentials.clone(),
             standings: self
-                .mirrors
+                .known
                 .iter()
                 .map(|(name, known)| (name.clone(), Arc::clone(&known.told.standing)))
                 .collect(),
-            namespaces: self.namespaces.believed(),
+            namespaces: self.believed_namespaces(),
         }
     }
 
@@ -281,21 +261,22 @@ impl Belief {
                 }
             }
         }
-        for name in self.mirrors.keys() {
+        for name in self.known.keys() {
             self.publish(name);
         }
         self.publish_upstreams();
     }
 
     fn publish(&self, name: &str) {
-        let Some(known) = self.mirrors.get(name) else {
+        let Some(known) = self.known.get(name) else {
             return;
         };
         self.store.set_standing(name, &known.told.standing);
         let view = known.witness.view();
+        let (state, stale) = (view.health.state, view.stale);
         if self.store.set_view(name, view) {
-            self.metrics.set_health(name, view.health.state);
-            self.metrics.set_stale(name, view.stale);
+            self.metrics.set_health(name, state);
+            self.metrics.set_stale(name, stale);
         }
     }
 
@@ -326,33 +307,19 @@ impl Belief {
         &self.credential_faults
     }
 
-    pub(super) fn namespaces_listing(&mut self) {
-        self.namespaces.listing.clear();
-    }
-
-    pub(super) fn namespace_listed(&mut self, namespace: Outline) {
-        let labels = namespace.metadata.labels.unwrap_or_default();
-        self.namespaces.listing.insert(namespace.metadata.name, labels);
-    }
-
-    pub(super) fn namespaces_listed(&mut self) {
-        self.namespaces.known = std::mem::take(&mut self.namespaces.listing);
-        self.store.set_namespaces(self.namespaces.believed());
-    }
-
-    pub(super) fn namespace_changed(&mut self, namespace: Outline) {
-        let labels = namespace.metadata.labels.unwrap_or_default();
-        if self.namespaces.known.get(&namespace.metadata.name) != Some(&labels) {
-            self.namespaces.known.insert(namespace.metadata.name, labels);
-            self.store.set_namespaces(self.namespaces.believed());
+    /// Takes in what the watch of Namespaces tells.
+    pub(super) fn take_namespace(&mut self, event: Event<Outline>) {
+        if self.namespaces.take(event.map(Outline::into_labels)) && self.namespaces.is_complete() {
+            self.store.set_namespaces(self.believed_namespaces());
         }
     }
 
-    pub(super) fn namespace_deleted(&mut self, name: &str) {
-        self.namespaces.known.remove(name);
-        // It may go while they are listed.
-        self.namespaces.listing.remove(name);
-        self.store.set_namespaces(self.namespaces.believed());
+    /// Returns the namespaces that decisions may use: none before all are known, or while the watch is too old.
+    fn believed_namespaces(&self) -> BTreeMap<String, Labels> {
+        if self.namespaces_stale || !self.namespaces.is_complete() {
+            return BTreeMap::new();
+        }
+        self.namespaces.all()
     }
 
     /// Takes in the Lease as it was found. That it is there is no sign of life.
@@ -398,28 +365,29 @@ impl Belief {
     }
 
     fn bounds(&self) -> impl Iterator<Item = Duration> {
-        let good = self.mirrors.values().filter_map(|known| known.good.as_ref());
-        good.map(|(mirror, _)| mirror.health.stale_after)
+        self.mirrors.forms().map(|(mirror, _)| mirror.health.stale_after)
     }
 
     /// Takes in that a live look on a mirror failed.
     pub(super) fn doubt(&mut self, mirror: &str) {
-        if let Some(known) = self.mirrors.get_mut(mirror) {
+        if let Some(known) = self.known.get_mut(mirror) {
             known.witness.doubt();
         }
     }
 
     /// Takes in what a ping of this replica tells of a mirror.
     pub(super) fn pinged(&mut self, mirror: &str, observation: Observation, now: Timestamp) {
-        let Some(known) = self.mirrors.get_mut(mirror) else {
+        let Some(known) = self.known.get_mut(mirror) else {
             return;
         };
+        let bad = observation != Observation::Good;
         if known.witness.pinged(observation, now).changed {
             let View { health, stale } = known.witness.view();
             tracing::info!(
                 mirror,
                 state = health.state.as_str(),
-                bad = matches!(observation, Observation::Bad(_)),
+                cause = health.cause.as_deref(),
+                bad,
                 stale,
                 "this replica sees a mirror otherwise than before"
             );
@@ -432,8 +400,10 @@ impl Belief {
         let ago = |seen: Option<Instant>| seen.map(|seen| at.duration_since(seen));
         let (heartbeat, mirrors) = (ago(self.heartbeat.seen), ago(contacts.mirrors));
         let mut changed = Vec::new();
-        for (name, known) in &mut self.mirrors {
-            let bound = known.stale_after();
+        for (name, known) in &mut self.known {
+            let form = self.mirrors.get(name).and_then(|document| document.form.as_ref());
+            let settings = form.map(|(mirror, _)| mirror.health).unwrap_or_default();
+            let bound = settings.stale_after;
             let stale =
                 witness::is_stale(heartbeat, bound) || witness::is_stale(mirrors, bound.max(MIRRORS_BOUND));
             if known.witness.view().stale != stale {
@@ -442,7 +412,7 @@ impl Belief {
             }
         }
         for name in &changed {
-            let stale = self.mirrors[name].witness.view().stale;
+            let stale = self.known[name].witness.view().stale;
             if stale {
                 tracing::warn!(mirror = name, "the shared state is too old; probing by myself");
             } else {
@@ -454,9 +424,9 @@ impl Belief {
             self.publish_upstreams();
         }
         let stale = witness::is_stale(ago(contacts.namespaces), NAMESPACES_BOUND);
-        if stale != self.namespaces.stale {
-            self.namespaces.stale = stale;
-            self.store.set_namespaces(self.namespaces.believed());
+        if stale != self.namespaces_stale {
+            self.namespaces_stale = stale;
+            self.store.set_namespaces(self.believed_namespaces());
         }
     }
 
@@ -472,16 +442,13 @@ impl Belief {
 
     /// Returns the mirrors that this replica should ping itself.
     pub(super) fn wanted(&self) -> Vec<Wanted> {
-        let wanted = self
-            .mirrors
-            .iter()
-            .filter(|(_, known)| known.witness.wants_pings());
+        let wanted = self.known.iter().filter(|(_, known)| known.witness.wants_pings());
         wanted
-            .filter_map(|(name, known)| {
+            .filter_map(|(name, _)| {
                 Some(Wanted {
                     mirror: name.clone(),
                     client: self.store.client(name)?,
-                    settings: known.good.as_ref()?.0.health,
+                    settings: self.mirrors.get(name)?.form.as_ref()?.0.health,
                 })
             })
             .collect()
@@ -494,18 +461,18 @@ impl Belief {
             tags,
             digests,
             ..
-        } = self.mirrors.get(mirror)?.told;
+        } = &self.known.get(mirror)?.told;
         Some(SharedMirror {
-            health,
-            tags,
-            digests,
+            health: health.clone(),
+            tags: *tags,
+            digests: *digests,
         })
     }
 
     /// Returns what is wrong with ImageMirrors as they are now, by name.
     pub(super) fn faults(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.mirrors.iter().flat_map(|(name, known)| {
-            known
+        self.mirrors.iter().flat_map(|(name, document)| {
+            document
                 .faults
                 .iter()
                 .map(move |fault| (name.as_str(), fault.as_str()))
@@ -518,70 +485,45 @@ impl Belief {
             seen_seconds_ago: self.heartbeat_age(at).map(|age| age.as_secs()),
             renew_time: self.heartbeat.renewed.clone(),
         };
-        let mirror = |(name, known): (&String, &Known)| {
+        let mirror = |(name, document): (&String, &Arc<Document>)| {
+            let Known { told, witness } = self.known.get(name)?;
             let fault = self.credential_faults.get(name);
             let mirror = status::Mirror {
-                stale: known.witness.view().stale,
+                stale: witness.view().stale,
                 shared: status::Shared {
-                    state: known.told.health.state.as_str(),
-                    proven_since: known.told.health.proven_since.to_string(),
+                    state: told.health.state.as_str(),
+                    cause: told.health.cause.as_deref().map(ToOwned::to_owned),
+                    proven_since: told.health.proven_since.to_string(),
                 },
-                faults: known.faults.clone(),
-                unknown: known.unknown.clone(),
+                faults: document.faults.clone(),
+                unknown: document.unknown.iter().map(ToString::to_string).collect(),
                 credentials_fault: fault.map(|fault| chain(fault)),
             };
-            (name.clone(), mirror)
+            Some((name.clone(), mirror))
         };
-        (heartbeat, self.mirrors.iter().map(mirror).collect())
+        (heartbeat, self.mirrors.iter().filter_map(mirror).collect())
     }
 }
 
-impl Known {
-    /// Returns why a mirror cannot be used; what was in use before needs no check.
-    fn check(&self, (mirror, connection): &(Mirror, Connection)) -> Result<(), Unusable> {
-        if self
-            .identity()
-            .is_some_and(|before| before == Identity::of(mirror, connection))
-        {
-            return Ok(());
+/// Logs what is new of an ImageMirror that is not as it should be.
+fn tell(mirror: &str, before: Option<&Document>, document: &Document) {
+    let Document { faults, unknown, .. } = document;
+    if before.is_none_or(|before| before.faults != *faults) {
+        for fault in faults {
+            tracing::warn!(
+                mirror,
+                fault,
+                "an ImageMirror has a fault; the last good one stays in force"
+            );
         }
-        Feed::check(mirror, connection)
     }
-
-    /// Returns which mirror the last good resource is about.
-    fn identity(&self) -> Option<Identity> {
-        self.good
-            .as_ref()
-            .map(|(mirror, connection)| Identity::of(mirror, connection))
-    }
-
-    /// Takes in a good resource.
-    fn good_is(&mut self, good: (Mirror, Connection), now: Timestamp) {
-        if self
-            .identity()
-            .is_some_and(|before| before != Identity::of(&good.0, &good.1))
-        {
-            self.witness.moved(now);
-        }
-        self.witness.configure(good.0.health);
-        self.good = Some(good);
-    }
-
-    fn stale_after(&self) -> Duration {
-        let default = HealthSettings::default().stale_after;
-        self.good
-            .as_ref()
-            .map_or(default, |(mirror, _)| mirror.health.stale_after)
-    }
-}
-
-impl Namespaces {
-    /// Returns what decisions may use: nothing while the watch is too old.
-    fn believed(&self) -> BTreeMap<String, Labels> {
-        if self.stale {
-            BTreeMap::new()
-        } else {
-            self.known.clone()
+    if before.is_none_or(|before| before.unknown != *unknown) {
+        for what in unknown {
+            tracing::warn!(
+                mirror,
+                what = what.to_string(),
+                "an ImageMirror is of a newer definition than this program"
+            );
         }
     }
 }

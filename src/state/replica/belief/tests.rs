@@ -7,7 +7,7 @@ use crate::{
     certificates,
     domain::{
         health::{Fault, State},
-        platform::Architectures,
+        platform::Platforms,
         standing::Standing,
     },
 };
@@ -53,8 +53,8 @@ impl Scene {
         drop(rustls::crypto::ring::default_provider().install_default());
         let store = Store::default();
         let mut belief = Belief::new(store.clone(), BTreeSet::new(), Metrics::new().0);
-        belief.mirror_listed(&mirror("Healthy", stale_after), now());
-        belief.mirrors_listed(0, now());
+        belief.take_mirror(Event::Listed(mirror("Healthy", stale_after)), now());
+        belief.take_mirror(Event::ListedAll { round: 0 }, now());
         belief.lease_listed(&lease(0));
         Self {
             belief,
@@ -92,9 +92,10 @@ impl Scene {
     /// Answers the list that is wanted, with a state.
     fn relist(&mut self, state: &str) {
         let round = *self.belief.relists().borrow();
-        self.belief.mirrors_listing();
-        self.belief.mirror_listed(&mirror(state, "10s"), now());
-        self.belief.mirrors_listed(round, now());
+        self.belief.take_mirror(Event::Listing, now());
+        self.belief
+            .take_mirror(Event::Listed(mirror(state, "10s")), now());
+        self.belief.take_mirror(Event::ListedAll { round }, now());
     }
 }
 
@@ -116,9 +117,11 @@ fn after_a_pause_the_mirrors_are_listed_before_anything_is_believed() {
     let mut scene = Scene::new("10s");
     // The list that was under way before the sign of life says nothing.
     scene.beat(1, 1);
-    scene.belief.mirrors_listing();
-    scene.belief.mirror_listed(&mirror("Healthy", "10s"), now());
-    scene.belief.mirrors_listed(0, now());
+    scene.belief.take_mirror(Event::Listing, now());
+    scene
+        .belief
+        .take_mirror(Event::Listed(mirror("Healthy", "10s")), now());
+    scene.belief.take_mirror(Event::ListedAll { round: 0 }, now());
     assert_eq!(scene.tick(1), STALE);
     scene.relist("Healthy");
     assert_eq!(scene.tick(1), FRESH);
@@ -139,10 +142,12 @@ fn each_mirror_has_its_own_bound() {
     "other".clone_into(&mut other.metadata.name);
     scene.beat(1, 0);
     let round = *scene.belief.relists().borrow();
-    scene.belief.mirrors_listing();
-    scene.belief.mirror_listed(&mirror("Healthy", "10s"), now());
-    scene.belief.mirror_listed(&other, now());
-    scene.belief.mirrors_listed(round, now());
+    scene.belief.take_mirror(Event::Listing, now());
+    scene
+        .belief
+        .take_mirror(Event::Listed(mirror("Healthy", "10s")), now());
+    scene.belief.take_mirror(Event::Listed(other), now());
+    scene.belief.take_mirror(Event::ListedAll { round }, now());
     scene.tick(30);
     let snapshot = scene.store.snapshot();
     let by_name = snapshot.routing.by_name();
@@ -175,15 +180,17 @@ fn a_silent_watch_of_namespaces_leaves_none_known() {
         serde_json::from_value::<Outline>(json!({"metadata": {"name": "shop", "labels": labels}})).unwrap()
     };
     scene.tick(0);
-    scene.belief.namespaces_listing();
-    scene.belief.namespace_listed(namespace(json!({"team": "blue"})));
+    scene.belief.take_namespace(Event::Listing);
+    scene
+        .belief
+        .take_namespace(Event::Listed(namespace(json!({"team": "blue"}))));
     let serves = |scene: &Scene| {
         let snapshot = scene.store.snapshot();
         let (id, _) = snapshot.routing.mirrors().next().unwrap();
         snapshot.serves(id, "shop")
     };
     assert!(!serves(&scene));
-    scene.belief.namespaces_listed();
+    scene.belief.take_namespace(Event::ListedAll { round: 0 });
     assert!(serves(&scene));
     let at = scene.at(200);
     let contacts = |namespaces| Contacts {
@@ -193,11 +200,13 @@ fn a_silent_watch_of_namespaces_leaves_none_known() {
     scene.belief.tick(contacts(scene.at(49)), at, now());
     assert!(!serves(&scene));
     // A mirror that changes meanwhile does not bring them back.
-    scene.belief.mirror_changed(&mirror("Healthy", "1m"), now());
+    scene
+        .belief
+        .take_mirror(Event::Changed(mirror("Healthy", "1m")), now());
     assert!(!serves(&scene));
     scene.belief.tick(contacts(at), at, now());
     assert!(serves(&scene));
-    scene.belief.namespace_deleted("shop");
+    scene.belief.take_namespace(Event::Deleted(namespace(json!({}))));
     assert!(!serves(&scene));
 }
 
@@ -206,12 +215,16 @@ fn mirrors_come_and_go_with_lists_and_deletions() {
     let mut scene = Scene::new("10s");
     let mirrors = |scene: &Scene| scene.store.snapshot().routing.len();
     assert_eq!(mirrors(&scene), 1);
-    scene.belief.mirrors_listing();
-    scene.belief.mirrors_listed(0, now());
+    scene.belief.take_mirror(Event::Listing, now());
+    scene.belief.take_mirror(Event::ListedAll { round: 0 }, now());
     assert_eq!(mirrors(&scene), 0);
-    scene.belief.mirror_changed(&mirror("Healthy", "10s"), now());
+    scene
+        .belief
+        .take_mirror(Event::Changed(mirror("Healthy", "10s")), now());
     assert_eq!(mirrors(&scene), 1);
-    scene.belief.mirror_deleted(MIRROR, now());
+    scene
+        .belief
+        .take_mirror(Event::Deleted(mirror("Healthy", "10s")), now());
     assert_eq!(mirrors(&scene), 0);
 }
 
@@ -237,7 +250,7 @@ fn whatever_becomes_of_credentials_the_mirror_stays_what_it_is() {
         (Some(renewed), None),
         (
             Some(other),
-            Some("Secret main has no credentials for mirror.test"),
+            Some("Secret main has no credentials for mirror.test, only for other.test"),
         ),
         (None, None),
         (Some(good), None),
@@ -257,7 +270,7 @@ fn whatever_becomes_of_credentials_the_mirror_stays_what_it_is() {
     // A Secret by another name is no other mirror either.
     let mut renamed = mirror("Healthy", "10s");
     renamed.spec["endpoint"]["credentials"]["secretRef"]["name"] = "other".into();
-    scene.belief.mirror_changed(&renamed, now());
+    scene.belief.take_mirror(Event::Changed(renamed.clone()), now());
     let (same, after) = now_is(&scene);
     assert!(same.is(&client));
     assert_eq!(after.health, before.health);
@@ -265,7 +278,7 @@ fn whatever_becomes_of_credentials_the_mirror_stays_what_it_is() {
         .as_object_mut()
         .unwrap()
         .remove("credentials");
-    scene.belief.mirror_changed(&renamed, now());
+    scene.belief.take_mirror(Event::Changed(renamed), now());
     let (same, after) = now_is(&scene);
     assert!(same.is(&client));
     assert_eq!(after.health, before.health);
@@ -291,8 +304,8 @@ fn another_endpoint_authority_kind_or_place_voids_what_was_proven() {
         let mut moved = mirror("Healthy", "10s");
         let (parent, name) = field["/spec".len()..].rsplit_once('/').unwrap();
         moved.spec.pointer_mut(parent).unwrap()[name] = value;
-        scene.belief.mirror_changed(&moved, now());
-        let health = scene.store.snapshot().health[0];
+        scene.belief.take_mirror(Event::Changed(moved), now());
+        let health = scene.store.snapshot().health[0].clone();
         let expected = (State::Healthy, now());
         assert_eq!((health.state, health.proven_since), expected, "{field}");
         assert!(!scene.store.client(MIRROR).unwrap().is(&client), "{field}");
@@ -311,29 +324,29 @@ fn what_a_status_tells_compiles_no_routing() {
     assert_eq!(told(&scene), Standing::NONE);
     let routing = Arc::clone(&snapshot(&scene).routing);
     let mut object = mirror("Healthy", "10s");
-    object.status["platforms"] = json!(["arm64"]);
+    object.status["platforms"] = json!(["linux/arm64"]);
     object.status["pullSecretNamespaces"] = json!(["shop"]);
     object.status["ownersLeftAlone"] = json!(["u-1", "u-2"]);
     let standing = Standing {
-        platforms: Architectures::of("arm64"),
+        platforms: Platforms::of("linux", "arm64", ""),
         pull_secret_namespaces: BTreeSet::from(["shop".to_owned()]),
         owners_left_alone: ["u-1", "u-2"].map(str::to_owned).into(),
     };
-    scene.belief.mirror_changed(&object, now());
+    scene.belief.take_mirror(Event::Changed(object.clone()), now());
     assert_eq!(told(&scene), standing);
     assert!(Arc::ptr_eq(&routing, &snapshot(&scene).routing));
     // Another configuration has it from the beginning.
     let mut snapshots = scene.store.subscribe();
     object.spec["priority"] = 7.into();
-    scene.belief.mirror_changed(&object, now());
+    scene.belief.take_mirror(Event::Changed(object.clone()), now());
     assert_eq!(told(&scene), standing);
     assert!(!Arc::ptr_eq(&routing, &snapshot(&scene).routing));
     object.status = mirror("Healthy", "10s").status;
-    scene.belief.mirror_changed(&object, now());
+    scene.belief.take_mirror(Event::Changed(object.clone()), now());
     assert_eq!(told(&scene), Standing::NONE);
     // The same again is no news.
     snapshots.mark_unchanged();
-    scene.belief.mirror_changed(&object, now());
+    scene.belief.take_mirror(Event::Changed(object), now());
     assert!(!snapshots.has_changed().unwrap());
 }
 
@@ -351,8 +364,8 @@ fn own_pings_are_wanted_only_while_nobody_else_counts_or_in_doubt() {
     }
     assert_eq!(scene.view(), (State::Healthy, false));
     assert_eq!(scene.belief.wanted().len(), 1);
-    let bad = Observation::Bad(Fault::Timeout);
-    scene.belief.pinged(MIRROR, bad, now());
+    let bad = Observation::Bad(Fault::Timeout, None);
+    scene.belief.pinged(MIRROR, bad.clone(), now());
     scene.belief.pinged(MIRROR, bad, now());
     assert_eq!(scene.view(), (State::Unhealthy, false));
     assert_eq!(scene.belief.wanted().len(), 1);
