@@ -260,7 +260,7 @@ pub(super) const ENDPOINT_URL: [Rule; 6] = [
     },
     Rule {
         cel: "!self.matches('^https?://[^/?#@]*[.](:[^/?#@]*)?/?$')",
-        message: "must not end its host with a dot",
+        message: "must not end its host with a dot; leave it away, a name with a dot inside is looked up as it is",
         expression: None,
         field: None,
     },

@@ -46,27 +46,17 @@ pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
     place.wait_for_image(MISSING, "Missing");
     place.wait_for_image("docker.io/library/busybox:1.37", "Present");
     place.wait_for_health("Healthy");
-    let mirror = eventually("a sweep ends", || {
+    // A sweep may end before everything that a condition or the platforms need has come in.
+    let conditions = ["Ready", "Healthy", "CredentialsValid", "SweepInTime", "SchemaCurrent"];
+    let mirror = eventually("a sweep ends, and every condition is true", || {
         let mirror = place.mirror();
-        (mirror["status"]["sweeps"]["tag"]["present"] == 2).then_some(mirror)
+        let status = &mirror["status"];
+        let holds = status["sweeps"]["tag"]["present"] == 2
+            && conditions.iter().all(|condition| state_of(&mirror, condition) == "True")
+            && status["platforms"].as_array()?.contains(&json!("linux/arm64"));
+        holds.then_some(mirror)
     });
     let status = &mirror["status"];
-    for condition in [
-        "Ready",
-        "Healthy",
-        "CredentialsValid",
-        "SweepInTime",
-        "SchemaCurrent",
-    ] {
-        assert_eq!(state_of(&mirror, condition), "True", "{condition}: {status}");
-    }
-    assert!(
-        status["platforms"]
-            .as_array()
-            .unwrap()
-            .contains(&json!("linux/arm64")),
-        "{status}"
-    );
     // Readers must be able to reach the version: a MirroredImage has it, or was written again since.
     let number = |version: &Value| version.as_str().unwrap().parse::<u64>().unwrap();
     let through = number(&status["sweeps"]["tag"]["throughResourceVersion"]);
@@ -81,11 +71,12 @@ pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
     assert!(shown.contains("Enforce") && shown.contains("Healthy"), "{shown}");
     let shown = kubectl(&place, &["get", "mirroredimages"]);
     assert!(shown.contains(NGINX) && shown.contains("Present"), "{shown}");
-    let shown = kubectl(&place, &["events", "--namespace", "default"]);
-    assert!(
-        shown.contains("The mirror went from Unknown to Healthy"),
-        "{shown}"
-    );
+    eventually("the change of health is told", || {
+        let shown = kubectl(&place, &["events", "--namespace", "default"]);
+        shown
+            .contains("The mirror went from Unknown to Healthy")
+            .then_some(())
+    });
     let (_, metrics) = companion.listeners.get("/metrics").unwrap();
     assert!(
         metrics.contains("kagami_writes_total{kind=\"ImageMirror\",result=\"ok\"}"),
