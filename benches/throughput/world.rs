@@ -108,9 +108,8 @@ pub fn admission(known: usize) -> Result<Admission> {
     store.set_health(MIRROR, snapshot.health[0].clone());
     *store.index_mut() = index;
     let (metrics, _) = Metrics::new();
-    let (observe, _) = mpsc::channel(1);
     let (want, _) = mpsc::channel(1);
-    let probes = Probes::new(store.clone(), metrics.clone(), observe, TaskTracker::new());
+    let probes = Probes::new(store.clone(), metrics.clone(), TaskTracker::new());
     let limits = Limits {
         budget: Duration::from_millis(300),
         probing: Probing::Hosted,

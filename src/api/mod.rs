@@ -31,6 +31,10 @@ pub const PROBE_SECRET: &str = "kagami-probe";
 /// Name of the Lease that the leading companion renews.
 pub const HEALTH_LEASE: &str = "kagami-health";
 
+/// Annotation of that Lease: when each mirror was last seen well, as a JSON object of milliseconds since the Unix epoch
+/// by the mirror's name. Replicas compare what they are told with each other, never with their own clocks.
+pub const SEEN_WELL: &str = "kagami.dev/seen-well";
+
 /// Name of the Lease that says which companion leads.
 pub const LEADER_LEASE: &str = "kagami-companion";
 

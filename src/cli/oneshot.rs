@@ -3,10 +3,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -267,9 +264,7 @@ impl Once {
 
 fn admission(store: &Store, budget: Duration, probing: Probing, heal: bool) -> Admission {
     let (metrics, _) = Metrics::new();
-    // Nobody listens: what a probe shows of health does not outlive the command.
-    let (doubts, _) = mpsc::channel(1);
-    let probes = Probes::new(store.clone(), metrics.clone(), doubts, TaskTracker::new());
+    let probes = Probes::new(store.clone(), metrics.clone(), TaskTracker::new());
     let limits = Limits {
         budget,
         probing,

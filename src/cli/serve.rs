@@ -58,10 +58,9 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let (metrics, registry) = Metrics::new();
     metrics.configured(true);
     let (trigger, shutdown) = shutdown();
-    let (doubt, doubts) = mpsc::channel(QUEUE);
     let (want, demand) = mpsc::channel(QUEUE);
     let looks = TaskTracker::new();
-    let probes = Probes::new(store.clone(), metrics.clone(), doubt, looks.clone());
+    let probes = Probes::new(store.clone(), metrics.clone(), looks.clone());
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
@@ -94,7 +93,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let mut tasks = Tasks::default();
     let configuration = follow_configuration(config, store.clone(), feed, loaded, metrics.clone());
     tasks.spawn("configuration", until_stopping(shutdown.clone(), configuration));
-    let companion = mirror::run(store, metrics, reports, BTreeSet::new(), doubts, demand);
+    let companion = mirror::run(store, metrics, reports, BTreeSet::new(), demand);
     tasks.spawn("companion", until_stopping(shutdown.clone(), companion));
     tasks.spawn("looks", serving::finish_looks(shutdown.clone(), looks));
     let drain = serving::drain(&listen);

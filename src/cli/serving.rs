@@ -28,7 +28,7 @@ use crate::{
 /// How often files are looked at for a change.
 pub(super) const LOOK_AT_FILES: Duration = Duration::from_secs(1);
 
-/// How many new images and doubts may wait for whoever takes them.
+/// How many new images may wait for whoever takes them.
 pub(super) const QUEUE: usize = 4096;
 
 /// How many decisions `/status` shows.
@@ -250,6 +250,7 @@ pub(super) fn mirrors(store: &Store, reports: Option<&Reports>, show_images: boo
                 "since": health.since.to_string(),
                 "provenSince": health.proven_since.to_string(),
                 "stale": snapshot.is_stale(id),
+                "suspected": snapshot.is_suspected(id),
             },
             "credentials": credentials,
             "unproven": report

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{
     arguments::{PairArguments, WebhookArguments},
     cluster,
-    serving::{self, Listening, QUEUE, Served, until_stopping},
+    serving::{self, Listening, Served, until_stopping},
 };
 use crate::{
     domain::decision::Probing,
@@ -56,9 +56,8 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     };
     let cluster = Replica::new(client, store.clone(), settings, metrics.clone());
     let (trigger, shutdown) = shutdown();
-    let (doubt, doubts) = mpsc::channel(QUEUE);
     let looks = TaskTracker::new();
-    let probes = Probes::new(store.clone(), metrics.clone(), doubt, looks.clone());
+    let probes = Probes::new(store.clone(), metrics.clone(), looks.clone());
     let limits = Limits {
         budget: listen.budget,
         probing: Probing::Hosted,
@@ -89,7 +88,7 @@ pub(super) async fn run(arguments: WebhookArguments) -> anyhow::Result<()> {
     };
     let mut signals = Signals::new().context("cannot take over signals")?;
     let mut tasks = Tasks::default();
-    tasks.spawn("cluster", until_stopping(shutdown.clone(), cluster.run(doubts)));
+    tasks.spawn("cluster", until_stopping(shutdown.clone(), cluster.run()));
     tasks.spawn("looks", serving::finish_looks(shutdown.clone(), looks));
     let drain = serving::drain(&listen);
     listening.serve(served, &mut tasks, &shutdown)?;

@@ -42,6 +42,16 @@ pub struct Metadata {
     pub generation: i64,
     #[serde(default)]
     pub labels: Option<Labels>,
+    #[serde(default)]
+    pub annotations: Option<Annotations>,
+}
+
+/// The annotations that matter here.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Annotations {
+    /// [`api::SEEN_WELL`].
+    #[serde(default, rename = "kagami.dev/seen-well")]
+    pub seen_well: Option<String>,
 }
 
 /// Any object: its contents are looked at apart, so that none makes it undecodable.

@@ -14,6 +14,10 @@ use super::{
     time::Timestamp,
 };
 
+/// How long after the first question that was answered badly a mirror counts as unhealthy at the earliest: a process
+/// that starts anew, or a moment without answers, is none.
+pub const CONFIRMATION: Duration = Duration::from_millis(1500);
+
 /// How many different known images must be missing in a row before every proof is void.
 const MISSING_CANARIES: usize = 3;
 
@@ -160,6 +164,39 @@ impl Observation {
     }
 }
 
+/// What a ping brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ping {
+    pub observation: Observation,
+    /// Whether one who is not asked for the mirror's health may go by it. Who is refused or limited learns what the
+    /// mirror thinks of whoever asks, and others may be let in.
+    pub speaks: bool,
+}
+
+impl Ping {
+    /// Returns what an answer means.
+    pub fn of(answer: &Result<(), Failure>) -> Self {
+        let refused = matches!(
+            answer,
+            Err(Failure::Unauthorized
+                | Failure::RateLimited { .. }
+                | Failure::Ambiguous(Ambiguity::Status(401 | 403, _) | Ambiguity::Challenge(_)))
+        );
+        Self {
+            observation: Observation::of_ping(answer),
+            speaks: !refused,
+        }
+    }
+
+    /// Returns one that was answered well.
+    pub const fn good() -> Self {
+        Self {
+            observation: Observation::Good,
+            speaks: true,
+        }
+    }
+}
+
 /// What is known of a mirror's health, as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
@@ -187,15 +224,6 @@ impl Health {
     }
 }
 
-/// What the prober does after an observation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transition {
-    /// The state changed.
-    pub changed: bool,
-    /// Look again at once: a refused connection is confirmed without waiting for an interval.
-    pub confirm_now: bool,
-}
-
 /// The state machine of one mirror.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -203,6 +231,8 @@ pub struct Machine {
     health: Health,
     successes: u32,
     failures: u32,
+    /// When the first of these failures was asked for.
+    failing_since: Timestamp,
     missing_canaries: Vec<ImageKey>,
 }
 
@@ -214,6 +244,7 @@ impl Machine {
             health: Health::unknown(now),
             successes: 0,
             failures: 0,
+            failing_since: now,
             missing_canaries: Vec::new(),
         }
     }
@@ -221,6 +252,11 @@ impl Machine {
     /// Returns what is known now.
     pub const fn health(&self) -> &Health {
         &self.health
+    }
+
+    /// Whether the last observation was a bad one.
+    pub const fn fails(&self) -> bool {
+        self.failures > 0
     }
 
     /// Takes in new thresholds; the state stays.
@@ -237,20 +273,18 @@ impl Machine {
         }
     }
 
-    /// Takes in one observation.
-    pub fn observe(&mut self, observation: Observation, now: Timestamp) -> Transition {
+    /// Takes in what a question brought that was asked then. Returns whether the state changed.
+    pub fn observe(&mut self, observation: Observation, asked_at: Timestamp, now: Timestamp) -> bool {
         let jumped = self.health.proven_since > now.after(CLOCK_JUMP);
         if jumped {
             // The clock was set back: without this no proof would count until it has caught up.
             self.health.proven_since = now;
             self.health.since = now;
         }
-        let mut observed = self.count(observation, now);
-        observed.changed |= jumped;
-        observed
+        self.count(observation, asked_at, now) || jumped
     }
 
-    fn count(&mut self, observation: Observation, now: Timestamp) -> Transition {
+    fn count(&mut self, observation: Observation, asked_at: Timestamp, now: Timestamp) -> bool {
         match observation {
             Observation::Good => {
                 self.failures = 0;
@@ -261,10 +295,7 @@ impl Machine {
                     self.settings.success_threshold
                 };
                 if self.health.state == State::Healthy || self.successes < needed {
-                    return Transition {
-                        changed: false,
-                        confirm_now: false,
-                    };
+                    return false;
                 }
                 self.health = Health {
                     state: State::Healthy,
@@ -275,32 +306,26 @@ impl Machine {
                     proven_since: now.max(self.health.proven_since),
                 };
                 self.missing_canaries.clear();
-                Transition {
-                    changed: true,
-                    confirm_now: false,
-                }
+                true
             }
             Observation::Bad(fault, cause) => {
                 self.successes = 0;
                 self.failures = self.failures.saturating_add(1);
-                let confirmed = self.failures >= self.settings.failure_threshold;
-                if !confirmed {
-                    return Transition {
-                        changed: false,
-                        confirm_now: fault == Fault::Refused,
-                    };
+                if self.failures == 1 || self.failing_since > now {
+                    self.failing_since = asked_at.min(now);
                 }
+                let lasts = now >= self.failing_since.after(CONFIRMATION);
                 let changed = self.health.state != State::Unhealthy;
+                if changed && (self.failures < self.settings.failure_threshold || !lasts) {
+                    return false;
+                }
                 self.health.fault = Some(fault);
                 self.health.cause = cause;
                 if changed {
                     self.health.state = State::Unhealthy;
                     self.health.since = now;
                 }
-                Transition {
-                    changed,
-                    confirm_now: false,
-                }
+                changed
             }
         }
     }
@@ -322,9 +347,14 @@ impl Machine {
         if self.missing_canaries.len() < MISSING_CANARIES {
             return false;
         }
-        self.missing_canaries.clear();
-        self.health.proven_since = now;
+        self.void(now);
         true
+    }
+
+    /// Lets proofs begin anew.
+    pub fn void(&mut self, now: Timestamp) {
+        self.missing_canaries.clear();
+        self.health.proven_since = now.max(self.health.proven_since);
     }
 }
 
@@ -342,16 +372,21 @@ mod tests {
         Timestamp::from_millis(seconds * 1000)
     }
 
+    /// Takes in what is answered at once. Returns whether the state changed.
+    fn seen(machine: &mut Machine, observation: Observation, seconds: u64) -> bool {
+        machine.observe(observation, at(seconds), at(seconds))
+    }
+
     fn healthy() -> Machine {
         let mut machine = Machine::new(HealthSettings::default(), at(0));
-        machine.observe(Observation::Good, at(1));
+        seen(&mut machine, Observation::Good, 1);
         machine
     }
 
     #[test]
     fn proofs_do_not_count_from_before_the_time_that_was_given() {
         let mut machine = Machine::new(HealthSettings::default(), at(100));
-        machine.observe(Observation::Good, at(97));
+        seen(&mut machine, Observation::Good, 97);
         assert_eq!(machine.health().state, State::Healthy);
         assert_eq!(machine.health().proven_since, at(100));
     }
@@ -422,9 +457,9 @@ mod tests {
             ..HealthSettings::default()
         });
         assert_eq!(machine.health(), healthy().health());
-        assert!(!machine.observe(BAD, at(2)).changed);
-        assert!(!machine.observe(BAD, at(3)).changed);
-        assert!(machine.observe(BAD, at(4)).changed);
+        assert!(!seen(&mut machine, BAD, 2));
+        assert!(!seen(&mut machine, BAD, 4));
+        assert!(seen(&mut machine, BAD, 5));
     }
 
     #[test]
@@ -432,7 +467,7 @@ mod tests {
         let known = healthy().health().clone();
         let mut machine = Machine::resume(HealthSettings::default(), known.clone());
         assert_eq!(*machine.health(), known);
-        assert!(!machine.observe(Observation::Good, at(9)).changed);
+        assert!(!seen(&mut machine, Observation::Good, 9));
         assert_eq!(machine.health().proven_since, at(1), "its proofs still hold");
     }
 
@@ -449,17 +484,18 @@ mod tests {
     #[test]
     fn thresholds_hold_both_ways_and_recovery_voids_proofs() {
         let mut machine = healthy();
-        assert!(!machine.observe(BAD, at(2)).changed);
+        assert!(!seen(&mut machine, BAD, 2));
         assert_eq!(machine.health().state, State::Healthy);
-        assert!(machine.observe(BAD, at(3)).changed);
+        assert!(!seen(&mut machine, BAD, 3), "too soon");
+        assert!(seen(&mut machine, BAD, 4));
         assert_eq!(
             (machine.health().state, machine.health().since),
-            (State::Unhealthy, at(3))
+            (State::Unhealthy, at(4))
         );
         assert_eq!(machine.health().proven_since, at(1));
-        assert!(!machine.observe(Observation::Good, at(4)).changed);
-        assert!(machine.observe(Observation::Good, at(5)).changed);
-        assert_eq!(machine.health().proven_since, at(5));
+        assert!(!seen(&mut machine, Observation::Good, 5));
+        assert!(seen(&mut machine, Observation::Good, 6));
+        assert_eq!(machine.health().proven_since, at(6));
     }
 
     #[test]
@@ -467,42 +503,61 @@ mod tests {
         let mut machine = healthy();
         for second in 2..20 {
             let observation = if second % 2 == 0 { BAD } else { Observation::Good };
-            assert!(!machine.observe(observation, at(second)).changed);
+            assert!(!seen(&mut machine, observation, second));
         }
     }
 
     #[test]
-    fn a_refused_connection_is_confirmed_at_once() {
+    fn a_mirror_that_fails_for_a_moment_is_healthy_however_often_it_is_asked() {
         let mut machine = healthy();
-        let refused = Observation::Bad(Fault::Refused, None);
-        assert!(machine.observe(refused.clone(), at(2)).confirm_now);
-        let observed = machine.observe(refused, at(2));
-        assert!(observed.changed && !observed.confirm_now);
+        let (asked_at, refused) = (at(2), Observation::Bad(Fault::Refused, None));
+        for later in [0, 300, 600, 1499] {
+            let now = asked_at.after(Duration::from_millis(later));
+            assert!(!machine.observe(refused.clone(), now, now));
+        }
+        let now = asked_at.after(CONFIRMATION);
+        assert!(machine.observe(refused, now, now));
         assert_eq!(machine.health().fault, Some(Fault::Refused));
+        // What counts is when it was asked: these were answered after their time was up.
+        let mut machine = healthy();
+        assert!(!machine.observe(BAD, at(2), at(3)));
+        assert!(machine.observe(BAD, at(3), asked_at.after(CONFIRMATION)));
+    }
+
+    #[test]
+    fn proofs_begin_anew_when_told_and_never_earlier_than_before() {
+        let mut machine = healthy();
+        machine.void(at(9));
+        assert_eq!(
+            (machine.health().state, machine.health().proven_since),
+            (State::Healthy, at(9))
+        );
+        machine.void(at(7));
+        assert_eq!(machine.health().proven_since, at(9));
     }
 
     #[test]
     fn a_clock_that_was_set_back_voids_proofs_instead_of_blocking_new_ones() {
         let mut machine = Machine::new(HealthSettings::default(), at(0));
-        machine.observe(Observation::Good, at(5000));
+        seen(&mut machine, Observation::Good, 5000);
         assert!(
-            !machine.observe(Observation::Good, at(4995)).changed,
+            !seen(&mut machine, Observation::Good, 4995),
             "clocks differ by as much"
         );
-        assert!(machine.observe(Observation::Good, at(1000)).changed);
+        assert!(seen(&mut machine, Observation::Good, 1000));
         assert_eq!(
             (machine.health().state, machine.health().proven_since),
             (State::Healthy, at(1000))
         );
-        assert!(!machine.observe(Observation::Good, at(1002)).changed);
+        assert!(!seen(&mut machine, Observation::Good, 1002));
     }
 
     #[test]
     fn an_unknown_mirror_that_fails_becomes_unhealthy() {
         let mut machine = Machine::new(HealthSettings::default(), at(0));
-        machine.observe(BAD, at(1));
+        seen(&mut machine, BAD, 1);
         assert_eq!(machine.health().state, State::Unknown);
-        assert!(machine.observe(BAD, at(2)).changed);
+        assert!(seen(&mut machine, BAD, 3));
         assert_eq!(machine.health().state, State::Unhealthy);
     }
 

@@ -19,6 +19,7 @@ pub mod mirror;
 pub mod names;
 pub mod original;
 pub mod patch;
+pub mod pinging;
 pub mod platform;
 pub mod pod;
 pub mod presence;

@@ -63,6 +63,8 @@ reasons! {
     ModeOff,
     /// The mirror fails its health checks.
     MirrorUnhealthy,
+    /// The mirror takes longer to answer than it usually does, or just failed once; it is being asked again.
+    MirrorSuspected,
     /// The mirror's health is not known yet.
     MirrorUnknown,
     /// The shared state is too old to be believed.

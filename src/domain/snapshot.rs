@@ -28,6 +28,8 @@ pub struct Snapshot {
     /// Mirrors of which the shared state is too old to be believed; what `health` then says is
     /// what this replica saw itself.
     pub stale: BTreeSet<MirrorId>,
+    /// Mirrors of which it is being asked whether they still answer.
+    pub suspected: BTreeSet<MirrorId>,
     /// What the statuses of mirrors tell, in the routing's order.
     pub standings: Vec<Arc<Standing>>,
     /// Labels of the namespaces that are known.
@@ -48,6 +50,11 @@ impl Snapshot {
     /// Whether the shared state of a mirror is too old to be believed.
     pub fn is_stale(&self, mirror: MirrorId) -> bool {
         self.stale.contains(&mirror)
+    }
+
+    /// Whether it is being asked if a mirror still answers.
+    pub fn is_suspected(&self, mirror: MirrorId) -> bool {
+        self.suspected.contains(&mirror)
     }
 
     /// Returns what a mirror's status tells.

@@ -1,14 +1,19 @@
-//! What one replica believes of a mirror: the shared health, and what it saw itself.
+//! What one replica believes of a mirror: the shared health, and what it sees itself.
 //!
-//! While the shared state is fresh it is believed, and the replica's own pings only ever worsen it,
-//! until a newer shared state arrives. While it is stale, the replica believes nothing but its own
-//! pings, and no proof from before the first of them that was good. A look for one image that failed
-//! may be that image's fault: it is a reason to ping the mirror, and counts for nothing else.
+//! Every replica pings every mirror. While the shared state is fresh it is believed, and own pings only ever worsen
+//! it: a ping that is out for longer than usual, or that failed, is a suspicion; several over some time are a doubt,
+//! and the mirror counts as unhealthy here. Both end with the next good ping, a doubt once known images were found
+//! where they were. A doubt also ends when who keeps the shared state has seen the mirror well *since*: then the way
+//! from here is broken and not the mirror, and this replica has no say until it has seen the mirror well again.
+//!
+//! While the shared state is stale, the replica believes nothing but its own pings, and no proof from before the
+//! first of them that was good. A look for one image that failed may be that image's fault: it is a reason to ping
+//! the mirror, and counts for nothing else.
 
 use std::time::Duration;
 
 use super::{
-    health::{Health, Machine, Observation, State, Transition},
+    health::{Health, Machine, Observation, Ping, State},
     mirror::HealthSettings,
     time::Timestamp,
 };
@@ -19,12 +24,25 @@ pub struct View {
     pub health: Health,
     /// The shared state is too old: `health` is the replica's own.
     pub stale: bool,
+    /// Whether the mirror still answers is being asked.
+    pub suspected: bool,
 }
 
 /// Whether a shared state is too old, given how long ago this replica saw a sign of life of who keeps
 /// it. None seen yet is too old; so is whatever another machine's clock says.
 pub fn is_stale(seen_ago: Option<Duration>, stale_after: Duration) -> bool {
     seen_ago.is_none_or(|ago| ago > stale_after)
+}
+
+/// What an own observation leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// What is believed stays as it was.
+    Same,
+    /// What is believed changed.
+    Changed,
+    /// The mirror answers again: known images are to be looked at, and [`Witness::returned`] told.
+    Returned,
 }
 
 /// One replica's knowledge of one mirror.
@@ -34,8 +52,14 @@ pub struct Witness {
     stale: bool,
     /// Goes on from the shared health while that is believed, from nothing while it is stale.
     own: Machine,
-    /// A look for an image failed, and no good ping has come since.
-    doubted: bool,
+    /// The mirror answers again, and known images are being looked at.
+    returning: bool,
+    /// A ping of this replica's own was good, so it has a way to the mirror, and a say.
+    has_voice: bool,
+    /// The last own ping was out for longer than usual, or failed.
+    suspected: bool,
+    /// The last good round that who keeps the shared state told of first since this replica sees otherwise.
+    told_round: Option<Timestamp>,
     /// Proofs older than this are void whatever is shared: the mirror is another one since.
     moved_at: Timestamp,
     settings: HealthSettings,
@@ -48,7 +72,10 @@ impl Witness {
             shared: Health::unknown(now),
             stale: true,
             own: Machine::new(settings, now),
-            doubted: false,
+            returning: false,
+            has_voice: false,
+            suspected: false,
+            told_round: None,
             moved_at: Timestamp::default(),
             settings,
         }
@@ -70,9 +97,29 @@ impl Witness {
         }
     }
 
+    /// Takes in when who keeps the shared state has last seen the mirror well, by their clock. What was seen
+    /// there between two of their signs of life was seen after the first of them. Returns whether that ends this
+    /// replica's say.
+    pub fn well_seen(&mut self, round: Timestamp, now: Timestamp) -> bool {
+        if self.stale || !self.sees_otherwise() {
+            return false;
+        }
+        match self.told_round {
+            None => self.told_round = Some(round),
+            Some(first) if round > first => {
+                self.has_voice = false;
+                self.forget(now);
+                return true;
+            }
+            Some(_) => {}
+        }
+        false
+    }
+
     /// Takes in that the mirror is reached by another way now: what was proven is void.
     pub fn moved(&mut self, now: Timestamp) {
         self.moved_at = now;
+        self.has_voice = false;
         self.forget(now);
     }
 
@@ -85,22 +132,78 @@ impl Witness {
         }
     }
 
-    /// Takes in that a look for an image failed in a way that every image may meet.
-    pub fn doubt(&mut self) {
-        self.doubted = true;
+    /// Takes in whether the mirror is suspected: a ping is out for longer than usual.
+    pub fn suspect(&mut self, suspected: bool) {
+        self.suspected = suspected;
     }
 
-    /// Takes in what a ping of this replica brought.
-    pub fn pinged(&mut self, observation: Observation, now: Timestamp) -> Transition {
-        self.doubted &= observation != Observation::Good;
-        self.own.observe(observation, now)
+    /// Takes in what a ping of this replica brought, which was sent at `asked_at`.
+    pub fn pinged(&mut self, ping: Ping, asked_at: Timestamp, now: Timestamp) -> Outcome {
+        let Ping { observation, speaks } = ping;
+        let good = observation == Observation::Good;
+        self.has_voice |= speaks && good;
+        if good {
+            self.told_round = None;
+        }
+        let heard = speaks && (self.stale || self.has_voice);
+        if good && self.own.fails() && self.comes_back() {
+            // Until it is known whether its images are there nothing changes.
+            self.returning = true;
+            return Outcome::Returned;
+        }
+        self.returning = false;
+        self.suspected = heard && !good;
+        if good || heard {
+            self.observed(observation, asked_at, now)
+        } else {
+            Outcome::Same
+        }
     }
 
-    /// Whether the replica should ping the mirror itself: nobody else does, or it has reason to see
-    /// otherwise than who does.
-    pub fn wants_pings(&self) -> bool {
-        let otherwise = self.doubted || self.own.health().state != State::Healthy;
-        self.stale || (self.shared.state == State::Healthy && otherwise)
+    /// Whether a good ping alone brings the mirror back: a verdict of this replica while nobody else counts takes
+    /// more, and voids its proofs.
+    fn comes_back(&self) -> bool {
+        if self.stale {
+            self.own.health().state == State::Healthy
+        } else {
+            self.shared.state == State::Healthy
+        }
+    }
+
+    fn observed(&mut self, observation: Observation, asked_at: Timestamp, now: Timestamp) -> Outcome {
+        if self.own.observe(observation, asked_at, now) {
+            Outcome::Changed
+        } else {
+            Outcome::Same
+        }
+    }
+
+    /// Takes in whether known images are where they were, after the mirror was away. Where one is not, no proof from
+    /// before counts.
+    pub fn returned(&mut self, all_there: bool, now: Timestamp) {
+        if !self.returning {
+            return;
+        }
+        if !all_there {
+            self.moved_at = now;
+        }
+        self.returning = false;
+        self.suspected = false;
+        if self.stale {
+            self.own.observe(Observation::Good, now, now);
+        } else {
+            self.forget(now);
+        }
+    }
+
+    /// Whether own pings are all that is known, or speak against what is shared.
+    pub fn is_alone(&self) -> bool {
+        self.stale || self.sees_otherwise()
+    }
+
+    /// Whether this replica has seen the mirror well, since it started and since it lost its say.
+    pub const fn has_voice(&self) -> bool {
+        self.has_voice
     }
 
     /// Returns what to decide by.
@@ -115,14 +218,23 @@ impl Witness {
         }
         health.proven_since = health.proven_since.max(self.moved_at);
         View {
+            suspected: self.suspected && (self.stale || self.has_voice) && health.state == State::Healthy,
             health,
             stale: self.stale,
         }
     }
 
-    /// Forgets what was seen here.
+    /// Whether this replica, who has a say, sees a mirror fail that is shared as healthy.
+    fn sees_otherwise(&self) -> bool {
+        self.shared.state == State::Healthy
+            && self.has_voice
+            && (self.suspected || self.own.health().state != State::Healthy)
+    }
+
+    /// Forgets what was seen here, but for whether there is a way to the mirror.
     fn forget(&mut self, now: Timestamp) {
-        self.doubted = false;
+        self.returning = false;
+        self.told_round = None;
         self.own = if self.stale {
             Machine::new(self.settings, now)
         } else {
@@ -153,19 +265,25 @@ mod tests {
         }
     }
 
-    /// A witness who believes the shared state, with thresholds of two.
+    /// A witness who believes the shared state, with thresholds of two, and who has seen the mirror.
     fn fresh(shared: Health) -> Witness {
         let mut witness = Witness::new(HealthSettings::default(), at(10));
         witness.told(shared, at(10));
         witness.set_stale(false, at(10));
+        pinged(&mut witness, GOOD, 10);
         witness
+    }
+
+    fn pinged(witness: &mut Witness, observation: Observation, seconds: u64) -> Outcome {
+        let speaks = true;
+        witness.pinged(Ping { observation, speaks }, at(seconds), at(seconds))
     }
 
     #[track_caller]
     fn check(witness: &Witness, state: State, proven_since: u64, stale: bool) {
-        let View { health, stale: is } = witness.view();
+        let view = witness.view();
         assert_eq!(
-            (health.state, health.proven_since, is),
+            (view.health.state, view.health.proven_since, view.stale),
             (state, at(proven_since), stale)
         );
     }
@@ -184,90 +302,165 @@ mod tests {
         let mut witness = Witness::new(HealthSettings::default(), at(10));
         witness.told(health(State::Healthy, 1), at(10));
         check(&witness, State::Unknown, 10, true);
-        assert!(witness.wants_pings());
+        assert!(witness.is_alone());
     }
 
     #[test]
     fn what_is_shared_is_believed_while_fresh() {
         let witness = fresh(health(State::Healthy, 1));
         check(&witness, State::Healthy, 1, false);
-        assert!(!witness.wants_pings());
+        assert!(!witness.is_alone());
         check(&fresh(health(State::Unhealthy, 1)), State::Unhealthy, 1, false);
     }
 
     #[test]
-    fn own_bad_pings_worsen_what_is_shared_once_confirmed() {
+    fn one_bad_ping_is_a_suspicion_and_several_over_some_time_a_doubt() {
         let mut witness = fresh(health(State::Healthy, 1));
-        witness.pinged(BAD, at(20));
+        assert_eq!(pinged(&mut witness, BAD, 20), Outcome::Same);
         check(&witness, State::Healthy, 1, false);
-        witness.pinged(BAD, at(21));
+        assert!(witness.view().suspected);
+        assert_eq!(pinged(&mut witness, BAD, 21), Outcome::Same, "too soon");
+        assert_eq!(pinged(&mut witness, BAD, 22), Outcome::Changed);
         let view = witness.view();
         assert_eq!(
-            (view.health.state, view.health.fault),
-            (State::Unhealthy, Some(Fault::Timeout))
+            (view.health.state, view.health.fault, view.suspected),
+            (State::Unhealthy, Some(Fault::Timeout), false)
         );
-        assert!(witness.wants_pings());
+        assert!(witness.is_alone());
     }
 
     #[test]
-    fn looks_that_fail_only_ask_for_a_ping_however_many_they_are() {
+    fn a_suspicion_ends_with_any_answer_and_voids_nothing() {
         let mut witness = fresh(health(State::Healthy, 1));
-        for _ in 0..100 {
-            witness.doubt();
-        }
-        check(&witness, State::Healthy, 1, false);
-        assert!(witness.wants_pings());
-        // The mirror is well; so it was the image.
-        witness.pinged(GOOD, at(21));
-        check(&witness, State::Healthy, 1, false);
-        assert!(!witness.wants_pings());
-        // One hiccup, and hours later another.
-        for hiccup in [30, 20_000] {
-            witness.doubt();
-            witness.pinged(BAD, at(hiccup));
+        let limited = || Ping {
+            observation: BAD,
+            speaks: false,
+        };
+        for answer in [Ping::good(), limited()] {
+            witness.suspect(true);
+            assert!(witness.view().suspected);
+            assert_eq!(witness.pinged(answer, at(20), at(20)), Outcome::Same);
+            assert!(!witness.view().suspected);
             check(&witness, State::Healthy, 1, false);
-            assert!(witness.wants_pings(), "until it is known");
-            witness.pinged(GOOD, at(hiccup + 2));
+        }
+        // Nobody is suspected who is known to be away.
+        let mut witness = fresh(health(State::Unhealthy, 1));
+        witness.suspect(true);
+        assert!(!witness.view().suspected);
+    }
+
+    #[test]
+    fn who_never_saw_the_mirror_or_is_refused_has_no_say() {
+        let mut witness = Witness::new(HealthSettings::default(), at(10));
+        witness.told(health(State::Healthy, 1), at(10));
+        witness.set_stale(false, at(10));
+        witness.suspect(true);
+        for second in 20..30 {
+            assert_eq!(pinged(&mut witness, BAD, second), Outcome::Same);
         }
         check(&witness, State::Healthy, 1, false);
-        // What is shared as bad is pinged by who shares it.
-        let mut witness = fresh(health(State::Unhealthy, 1));
-        witness.doubt();
-        assert!(!witness.wants_pings());
+        assert!(!witness.view().suspected && !witness.has_voice());
+        let refused = || Ping {
+            observation: BAD,
+            speaks: false,
+        };
+        let mut witness = fresh(health(State::Healthy, 1));
+        for second in 20..30 {
+            assert_eq!(witness.pinged(refused(), at(second), at(second)), Outcome::Same);
+            assert!(!witness.view().suspected);
+        }
+        check(&witness, State::Healthy, 1, false);
+        // Alive, but closed: that gives no say either.
+        let mut witness = Witness::new(HealthSettings::default(), at(10));
+        witness.told(health(State::Healthy, 1), at(10));
+        witness.set_stale(false, at(10));
+        let alive = Ping {
+            observation: GOOD,
+            speaks: false,
+        };
+        witness.pinged(alive, at(11), at(11));
+        assert!(!witness.has_voice());
     }
 
     #[test]
     fn own_good_pings_never_better_what_is_shared() {
         let mut witness = fresh(health(State::Unhealthy, 1));
-        witness.pinged(GOOD, at(20));
-        witness.pinged(GOOD, at(21));
+        pinged(&mut witness, GOOD, 20);
+        pinged(&mut witness, GOOD, 21);
         check(&witness, State::Unhealthy, 1, false);
-        assert!(!witness.wants_pings());
-        let mut witness = fresh(health(State::Healthy, 1));
-        witness.pinged(GOOD, at(20));
-        check(&witness, State::Healthy, 1, false);
+        assert!(!witness.is_alone());
     }
 
     #[test]
-    fn what_was_seen_away_is_back_without_its_proofs() {
-        let mut witness = fresh(health(State::Healthy, 1));
-        for (observation, time) in [(BAD, 20), (BAD, 21), (GOOD, 22), (GOOD, 23)] {
-            witness.pinged(observation, at(time));
+    fn who_comes_back_keeps_its_proofs_if_its_images_are_there() {
+        for (all_there, proven_since) in [(true, 1), (false, 25)] {
+            let mut witness = fresh(health(State::Healthy, 1));
+            pinged(&mut witness, BAD, 20);
+            pinged(&mut witness, BAD, 22);
+            check(&witness, State::Unhealthy, 1, false);
+            assert_eq!(pinged(&mut witness, GOOD, 24), Outcome::Returned);
+            check(&witness, State::Unhealthy, 1, false);
+            witness.returned(all_there, at(25));
+            check(&witness, State::Healthy, proven_since, false);
+            assert!(!witness.is_alone());
         }
-        check(&witness, State::Healthy, 23, false);
-        assert!(!witness.wants_pings());
+        // So does one that was suspected alone, while nobody else counts, too.
+        for stale in [false, true] {
+            let mut witness = fresh(health(State::Healthy, 1));
+            witness.set_stale(stale, at(10));
+            pinged(&mut witness, GOOD, 11);
+            pinged(&mut witness, BAD, 20);
+            assert_eq!(pinged(&mut witness, GOOD, 21), Outcome::Returned);
+            assert!(witness.view().suspected);
+            witness.returned(false, at(22));
+            check(&witness, State::Healthy, 22, stale);
+            assert!(!witness.view().suspected);
+        }
+        // One that goes again meanwhile is away.
+        let mut witness = fresh(health(State::Healthy, 1));
+        for (observation, time) in [(BAD, 20), (BAD, 22), (GOOD, 24), (BAD, 25)] {
+            pinged(&mut witness, observation, time);
+        }
+        witness.returned(true, at(26));
+        check(&witness, State::Unhealthy, 1, false);
+    }
+
+    #[test]
+    fn who_keeps_the_state_and_sees_the_mirror_well_since_ends_a_doubt_and_the_say() {
+        let mut witness = fresh(health(State::Healthy, 1));
+        pinged(&mut witness, BAD, 20);
+        pinged(&mut witness, BAD, 22);
+        // Its clock is an hour behind. The first may tell of a look before the mirror went.
+        assert!(!witness.well_seen(at(3), at(23)));
+        assert!(!witness.well_seen(at(3), at(28)), "not looked at since");
+        check(&witness, State::Unhealthy, 1, false);
+        assert!(witness.well_seen(at(9), at(33)));
+        check(&witness, State::Healthy, 1, false);
+        assert!(!witness.has_voice());
+        pinged(&mut witness, BAD, 34);
+        pinged(&mut witness, BAD, 36);
+        check(&witness, State::Healthy, 1, false);
+        // It is heard again once it has seen the mirror itself.
+        pinged(&mut witness, GOOD, 40);
+        assert!(witness.has_voice());
+        pinged(&mut witness, BAD, 41);
+        assert!(witness.view().suspected);
+        // A good ping of its own begins the count anew.
+        witness.well_seen(at(10), at(42));
+        pinged(&mut witness, GOOD, 43);
+        pinged(&mut witness, BAD, 44);
+        assert!(!witness.well_seen(at(20), at(45)));
     }
 
     #[test]
     fn a_newer_shared_state_ends_the_say_of_own_observations_and_the_same_does_not() {
         let mut witness = fresh(health(State::Healthy, 1));
-        witness.pinged(BAD, at(20));
-        witness.pinged(BAD, at(21));
+        pinged(&mut witness, BAD, 20);
+        pinged(&mut witness, BAD, 22);
         witness.told(health(State::Healthy, 1), at(22));
         check(&witness, State::Unhealthy, 1, false);
         witness.told(health(State::Healthy, 22), at(23));
         check(&witness, State::Healthy, 22, false);
-        assert!(!witness.wants_pings());
     }
 
     #[test]
@@ -275,13 +468,14 @@ mod tests {
         let mut witness = fresh(health(State::Healthy, 1));
         witness.set_stale(true, at(50));
         check(&witness, State::Unknown, 50, true);
-        witness.pinged(GOOD, at(52));
+        pinged(&mut witness, GOOD, 52);
         check(&witness, State::Healthy, 52, true);
         // What is shared is not even looked at, whatever it says.
         witness.told(health(State::Unhealthy, 3), at(53));
         check(&witness, State::Healthy, 52, true);
-        witness.pinged(BAD, at(54));
-        witness.pinged(BAD, at(55));
+        pinged(&mut witness, BAD, 54);
+        assert!(witness.view().suspected);
+        pinged(&mut witness, BAD, 56);
         check(&witness, State::Unhealthy, 52, true);
         // The sign of life is back: the companion knows better, for good or ill.
         witness.set_stale(false, at(60));
@@ -295,6 +489,7 @@ mod tests {
         let mut witness = fresh(health(State::Healthy, 1));
         witness.moved(at(30));
         check(&witness, State::Healthy, 30, false);
+        assert!(!witness.has_voice(), "of the other one it has seen nothing");
         witness.told(health(State::Healthy, 31), at(32));
         check(&witness, State::Healthy, 31, false);
     }

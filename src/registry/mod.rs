@@ -9,6 +9,7 @@ mod auth;
 pub mod blob;
 mod certificate;
 mod heads;
+mod held;
 pub mod look;
 mod manifest;
 pub mod pace;
@@ -34,9 +35,11 @@ use rustls::pki_types::{
 };
 use tokio::time::{Instant, timeout_at};
 
+pub use self::held::Held;
 use self::{
     auth::{Authority, Right},
     heads::Heads,
+    held::Door,
     waits::Matter,
     wire::{Call, ErrorBody, REDIRECTS, Reply, Wire},
 };
@@ -49,6 +52,9 @@ use crate::domain::{
 
 /// The longest manifest that is read: what containerd reads. A node could not pull a longer one.
 pub const MANIFEST_BYTES: usize = 4 * 1048 * 1048;
+
+/// How requests name this program.
+const USER_AGENT: &str = concat!("kagami/", env!("CARGO_PKG_VERSION"));
 
 /// The header by which registries make themselves known.
 const API_VERSION: &str = "docker-distribution-api-version";
@@ -116,6 +122,7 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     base: Url,
     wire: Wire,
+    door: Door,
     authority: Authority,
     heads: Heads,
     /// Whether a registry answered `/v2/`, and when it was asked.
@@ -155,7 +162,8 @@ impl Client {
         };
         let tls = trust::config(&base, bundle, endpoint.trust).map_err(Error::Tls)?;
         Ok(Self(Arc::new(Inner {
-            wire: Wire::new(tls).map_err(Error::Http)?,
+            wire: Wire::new(tls.clone()).map_err(Error::Http)?,
+            door: Door::new(base.clone(), tls),
             authority: Authority::new(base.clone(), endpoint.credentials.as_ref()),
             heads: Heads::default(),
             registry: Mutex::default(),
@@ -201,6 +209,12 @@ impl Client {
     /// would be opened, as with a certificate that has ended since.
     pub async fn ping_anew(&self, deadline: Instant) -> Result<(), Failure> {
         within(deadline, self.0.ping(true, deadline)).await
+    }
+
+    /// Opens a connection that is held, so that its end is noticed; none if there is none to be had by the
+    /// deadline, or if the endpoint keeps no connections open.
+    pub async fn hold(&self, deadline: Instant) -> Option<Held> {
+        self.0.door.hold(deadline).await
     }
 
     /// Looks for a manifest by tag or digest, by its headers where they suffice.

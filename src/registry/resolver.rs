@@ -35,19 +35,30 @@ impl Default for Resolver {
     }
 }
 
+impl Resolver {
+    /// Returns the addresses of a name, with port 0.
+    pub(super) async fn look_up(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
+        let permit = Arc::clone(&self.0)
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
+        let name = name.to_owned();
+        let looked_up = tokio::task::spawn_blocking(move || {
+            let addresses = look_up(&name);
+            // The thread holds the permit, since it goes on when the call has been given up.
+            drop(permit);
+            addresses
+        });
+        let addresses = looked_up.await.map_err(io::Error::other)?;
+        addresses.map_err(|error| io::Error::other(NameNotFound(error.into())))
+    }
+}
+
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let semaphore = Arc::clone(&self.0);
+        let resolver = Self(Arc::clone(&self.0));
         Box::pin(async move {
-            let permit = semaphore.acquire_owned().await?;
-            let addresses = tokio::task::spawn_blocking(move || {
-                let addresses = look_up(name.as_str());
-                // The thread holds the permit, since it goes on when the call has been given up.
-                drop(permit);
-                addresses
-            })
-            .await?
-            .map_err(|error| NameNotFound(error.into()))?;
+            let addresses = resolver.look_up(name.as_str()).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }

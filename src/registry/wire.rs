@@ -20,6 +20,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
 use super::{
+    USER_AGENT,
     resolver::{NameNotFound, Resolver},
     trust,
     waits::{Matter, Waits},
@@ -97,7 +98,7 @@ impl Wire {
         unresumed.resumption = rustls::client::Resumption::disabled();
         let client = |tls, idle| {
             let builder = reqwest::Client::builder()
-                .user_agent(concat!("kagami/", env!("CARGO_PKG_VERSION")))
+                .user_agent(USER_AGENT)
                 .tls_backend_preconfigured(tls)
                 .http1_only()
                 .no_proxy()

@@ -4,9 +4,12 @@
 //! index under a short lock; feeders (files here, the API server's watches in a cluster) write.
 //! No lock is held across an await.
 
+pub mod canaries;
 pub mod configuration;
 pub mod feed;
 pub mod file;
+mod interest;
+pub mod pinger;
 pub mod replica;
 
 use std::{
@@ -21,7 +24,7 @@ use crate::{
         health::{Health, State},
         image::{ImageKey, KeyRef},
         presence::{Index, Presence},
-        routing::Routing,
+        routing::{MirrorId, Routing},
         selector::Labels,
         snapshot::Snapshot,
         standing::Standing,
@@ -30,6 +33,8 @@ use crate::{
     },
     registry::Client,
 };
+
+pub use self::interest::Interest;
 
 /// Clients of the mirrors' endpoints, by the mirror's name.
 pub type Clients = BTreeMap<String, Client>;
@@ -42,6 +47,8 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     snapshot: watch::Sender<Arc<Snapshot>>,
     clients: watch::Sender<Arc<Clients>>,
+    /// By the mirror's name, for each that has a client.
+    interests: RwLock<BTreeMap<String, Arc<Interest>>>,
     index: RwLock<Index>,
 }
 
@@ -50,12 +57,6 @@ struct Inner {
 pub struct Demand {
     pub mirror: String,
     pub key: ImageKey,
-}
-
-/// A look for an image on this mirror failed in a way that every image may meet: a reason to ping it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Doubt {
-    pub mirror: String,
 }
 
 /// What a configuration gives to the state.
@@ -74,6 +75,7 @@ impl Default for Store {
         Self(Arc::new(Inner {
             snapshot: watch::Sender::default(),
             clients: watch::Sender::default(),
+            interests: RwLock::default(),
             index: RwLock::default(),
         }))
     }
@@ -93,6 +95,34 @@ impl Store {
     /// Returns the client of a mirror's endpoint.
     pub fn client(&self, mirror: &str) -> Option<Client> {
         self.0.clients.borrow().get(mirror).cloned()
+    }
+
+    /// Returns the clients to come, of all mirrors.
+    pub fn subscribe_clients(&self) -> watch::Receiver<Arc<Clients>> {
+        self.0.clients.subscribe()
+    }
+
+    /// Returns the interest in a mirror, for who pings it.
+    pub fn interest(&self, mirror: &str) -> Option<Arc<Interest>> {
+        self.interests().get(mirror).cloned()
+    }
+
+    /// Notes that a Pod was rewritten to a mirror.
+    pub fn used(&self, mirror: &str) {
+        if let Some(interest) = self.interests().get(mirror) {
+            interest.used();
+        }
+    }
+
+    /// Notes that a look for an image on a mirror failed in a way that every image may meet: a reason to ping it.
+    pub fn doubted(&self, mirror: &str) {
+        if let Some(interest) = self.interests().get(mirror) {
+            interest.doubted();
+        }
+    }
+
+    fn interests(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Interest>>> {
+        self.0.interests.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the presence index for reading. Not to be held across an await.
@@ -152,6 +182,13 @@ impl Store {
             .filter(|name| stays(name))
             .collect();
         let same_clients = staying.len() == before.len() && staying.len() == clients.len();
+        if !same_clients {
+            let mut interests = self.0.interests.write().unwrap_or_else(PoisonError::into_inner);
+            interests.retain(|mirror, _| clients.contains_key(mirror));
+            for mirror in clients.keys() {
+                interests.entry(mirror.clone()).or_default();
+            }
+        }
         self.0.clients.send_replace(Arc::new(clients.clone()));
         self.0.snapshot.send_if_modified(|current| {
             let same_routing = *current.routing == routing;
@@ -176,12 +213,12 @@ impl Store {
                 .mirrors()
                 .map(|(_, mirror)| health_of(&mirror.name))
                 .collect();
-            let was_stale = |name: &str| known.get(name).is_some_and(|mirror| current.is_stale(*mirror));
-            let stale = routing
-                .mirrors()
-                .filter(|(_, mirror)| was_stale(&mirror.name))
-                .map(|(id, _)| id)
-                .collect();
+            let still = |marked: &BTreeSet<MirrorId>| {
+                let was = |name: &str| known.get(name).is_some_and(|mirror| marked.contains(mirror));
+                let mirrors = routing.mirrors().filter(|(_, mirror)| was(&mirror.name));
+                mirrors.map(|(id, _)| id).collect()
+            };
+            let (stale, suspected) = (still(&current.stale), still(&current.suspected));
             // Readers tell by these whether there is something new for them.
             *current = Arc::new(Snapshot {
                 health,
@@ -190,6 +227,7 @@ impl Store {
                 namespaces: as_before_or(same_namespaces, &current.namespaces, namespaces),
                 left_alone: as_before_or(same_left_alone, &current.left_alone, left_alone),
                 stale,
+                suspected,
                 failing_upstreams: Arc::clone(&current.failing_upstreams),
             });
             true
@@ -229,8 +267,13 @@ impl Store {
                 return false;
             };
             known = true;
-            let View { health, stale } = view;
-            if *current.health_of(id) == health && current.is_stale(id) == stale {
+            let View {
+                health,
+                stale,
+                suspected,
+            } = view;
+            let same_marks = current.is_stale(id) == stale && current.is_suspected(id) == suspected;
+            if *current.health_of(id) == health && same_marks {
                 return false;
             }
             begins_anew = health.proven_since > current.health_of(id).proven_since;
@@ -238,11 +281,8 @@ impl Store {
             if let Some(slot) = next.health.get_mut(id.index()) {
                 *slot = health;
             }
-            if stale {
-                next.stale.insert(id);
-            } else {
-                next.stale.remove(&id);
-            }
+            mark(&mut next.stale, id, stale);
+            mark(&mut next.suspected, id, suspected);
             *current = Arc::new(next);
             true
         });
@@ -250,6 +290,22 @@ impl Store {
             self.forget_seen(mirror);
         }
         known
+    }
+
+    /// Publishes whether it is being asked if a mirror still answers.
+    pub fn set_suspected(&self, mirror: &str, suspected: bool) {
+        self.0.snapshot.send_if_modified(|current| {
+            let Some(id) = current.routing.find(mirror) else {
+                return false;
+            };
+            if current.is_suspected(id) == suspected {
+                return false;
+            }
+            let mut next = Snapshot::clone(current);
+            mark(&mut next.suspected, id, suspected);
+            *current = Arc::new(next);
+            true
+        });
     }
 
     /// Publishes what the status of a mirror tells, if the mirror is known.
@@ -320,6 +376,14 @@ impl Store {
     }
 }
 
+fn mark(marked: &mut BTreeSet<MirrorId>, id: MirrorId, is: bool) {
+    if is {
+        marked.insert(id);
+    } else {
+        marked.remove(&id);
+    }
+}
+
 fn as_before_or<T>(same: bool, before: &Arc<T>, now: T) -> Arc<T> {
     if same { Arc::clone(before) } else { Arc::new(now) }
 }
@@ -367,7 +431,12 @@ mod tests {
                 store.set_health("main", health);
             },
             |store, health| {
-                store.set_view("main", View { health, stale: false });
+                let view = View {
+                    health,
+                    stale: false,
+                    suspected: false,
+                };
+                store.set_view("main", view);
             },
         ];
         for publish in publish {

@@ -370,6 +370,14 @@ impl Inner {
                     .decided(request.mode, first.outcome, first.reason, count);
             }
         }
+        let rewritten = decisions
+            .iter()
+            .filter(|decision| decision.outcome == Outcome::Rewritten);
+        let mut mirrors: Vec<_> = rewritten.filter_map(|decision| decision.mirror).collect();
+        mirrors.dedup();
+        for mirror in mirrors {
+            self.store.used(&snapshot.routing.mirror(mirror).name);
+        }
         let verbose = tracing::enabled!(tracing::Level::DEBUG);
         for decision in decisions {
             let mirror = decision

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, timeout_at},
 };
 use tokio_util::task::TaskTracker;
@@ -31,7 +31,7 @@ use crate::{
     },
     metrics::Metrics,
     registry::look::{Extent, Manner},
-    state::{Doubt, Store},
+    state::Store,
     telemetry::Throttle,
 };
 
@@ -55,7 +55,6 @@ pub struct Probes(Arc<Inner>);
 struct Inner {
     store: Store,
     metrics: Metrics,
-    doubts: mpsc::Sender<Doubt>,
     tasks: TaskTracker,
     flights: Mutex<Flights>,
     faults: Throttle<Reason>,
@@ -114,12 +113,11 @@ impl Flight {
 }
 
 impl Probes {
-    /// Returns probes that tell `doubts` which mirrors they failed on, and run under `tasks`.
-    pub fn new(store: Store, metrics: Metrics, doubts: mpsc::Sender<Doubt>, tasks: TaskTracker) -> Self {
+    /// Returns probes that run under `tasks`.
+    pub fn new(store: Store, metrics: Metrics, tasks: TaskTracker) -> Self {
         Self(Arc::new(Inner {
             store,
             metrics,
-            doubts,
             tasks,
             flights: Mutex::default(),
             faults: Throttle::new(FAULTS_PER_SECOND),
@@ -240,11 +238,7 @@ impl Inner {
         }
         // What is well is no news; only pings heal a mirror.
         if let Some(Observation::Bad(..)) = Observation::of(&answer) {
-            // A full queue means that there is doubt enough already.
-            let doubt = Doubt {
-                mirror: mirror.clone(),
-            };
-            drop(self.doubts.try_send(doubt));
+            self.store.doubted(mirror);
         }
         let result = match &finding {
             Finding::Present(_) => "present",

@@ -347,7 +347,18 @@ const ROOMS: &[(&str, &[&str])] = &[
             "reports", "context", "upstream", "look", "verifier", "demand", "prober", "resolver", "sweeper",
         ],
     ),
-    ("state", &["configuration", "file", "feed", "replica"]),
+    (
+        "state",
+        &[
+            "interest",
+            "canaries",
+            "pinger",
+            "configuration",
+            "file",
+            "feed",
+            "replica",
+        ],
+    ),
 ];
 
 /// The parts whose own `mod.rs` builds on all their rooms.

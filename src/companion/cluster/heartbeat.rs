@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{leader::Leader, status::same};
 use crate::{
-    api::{HEALTH_LEASE, v1alpha1::micro_time},
+    api::{HEALTH_LEASE, SEEN_WELL, v1alpha1::micro_time},
     clock,
     cluster::{request::bounded, writer::NotWritten},
     domain::{
@@ -95,21 +95,37 @@ async fn beat(leader: &Leader, leases: &Api<Lease>, last: Option<Lease>) -> Resu
         renew_time: Some(micro_time(clock::now())),
         ..LeaseSpec::default()
     };
+    let seen_well = seen_well(leader);
     let parameters = PostParams::default();
     if let Some(mut lease) = last {
         lease.spec = Some(spec);
+        let annotations = lease.metadata.annotations.get_or_insert_default();
+        annotations.insert(SEEN_WELL.to_owned(), seen_well);
         let request = leases.replace(HEALTH_LEASE, &parameters, &lease);
         return leader.writer.write_at_once("Lease", request).await;
     }
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(HEALTH_LEASE.to_owned()),
+            annotations: Some([(SEEN_WELL.to_owned(), seen_well)].into()),
             ..ObjectMeta::default()
         },
         spec: Some(spec),
     };
     let request = leases.create(&parameters, &lease);
     leader.writer.write_at_once("Lease", request).await
+}
+
+/// Returns when each mirror was last seen well, as it is written: replicas that see one fail tell by it whether it is
+/// the mirror or their way there.
+fn seen_well(leader: &Leader) -> String {
+    let snapshot = leader.store.snapshot();
+    let mirrors = snapshot.routing.mirrors();
+    let times = mirrors.filter_map(|(_, mirror)| {
+        let seen_well = leader.reports.of(&mirror.name).seen_well?;
+        Some((mirror.name.as_str(), seen_well.as_millis()))
+    });
+    serde_json::json!(times.collect::<BTreeMap<_, _>>()).to_string()
 }
 
 /// Returns how long a prober may take between two reports: its interval and seven looks (ping; manifest,

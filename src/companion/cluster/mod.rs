@@ -237,14 +237,11 @@ impl Leader {
             since: clock::now(),
         };
         tasks.spawn(pods.run(self.client.clone(), self.pulses.clone()));
-        // Nobody but the probers looks at mirrors here: reviews are answered elsewhere.
-        let (_doubt, doubts) = mpsc::channel(1);
         let workers = mirror::run(
             self.store.clone(),
             self.metrics.clone(),
             self.reports.clone(),
             inherited,
-            doubts,
             wanted,
         );
         tokio::select! {

@@ -37,14 +37,14 @@ use crate::{
     },
     metrics::Metrics,
     registry::{Client, pace::Pace, pool::Pool},
-    state::{Demand, Doubt, Store},
+    state::{Demand, Store},
     tasks::panic_message,
     telemetry::Throttle,
 };
 
 use self::{context::Context, reports::Reports};
 
-/// How many doubts and new images may wait for each mirror. More is dropped: the next
+/// How many new images may wait for each mirror. More is dropped: the next
 /// review tells again.
 const QUEUE: usize = 1024;
 
@@ -60,7 +60,6 @@ struct Worker {
     /// First, because fields are dropped in their order: no task is to see its queue end.
     tasks: JoinSet<()>,
     client: Client,
-    doubts: mpsc::Sender<Doubt>,
     demand: mpsc::Sender<Demand>,
 }
 
@@ -72,7 +71,6 @@ pub async fn run(
     metrics: Metrics,
     reports: Reports,
     mut inherited: BTreeSet<String>,
-    mut doubts: mpsc::Receiver<Doubt>,
     mut demand: mpsc::Receiver<Demand>,
 ) -> std::convert::Infallible {
     let mut snapshots = store.subscribe();
@@ -145,11 +143,6 @@ pub async fn run(
                     }
                     break;
                 }
-                Some(doubt) = doubts.recv() => {
-                    if let Some(worker) = workers.get(&doubt.mirror) {
-                        drop(worker.doubts.try_send(doubt));
-                    }
-                }
                 Some(wanted) = demand.recv() => {
                     if let Some(worker) = workers.get(&wanted.mirror)
                         && worker.demand.try_send(wanted).is_err()
@@ -194,21 +187,19 @@ pub async fn look_once(store: &Store, deadline: Instant) {
 
 impl Worker {
     fn start(context: Context, health: Health) -> Self {
-        let (doubts, doubted) = mpsc::channel(QUEUE);
         let (demand, wanted) = mpsc::channel(QUEUE);
         let client = context.client.clone();
         context.metrics.set_health(&context.mirror, health.state);
         context.store.set_health(&context.mirror, health);
-        context.reports.probed(&context.mirror);
+        context.reports.probed(&context.mirror, false);
         let mut tasks = JoinSet::new();
-        tasks.spawn(prober::run(context.clone(), doubted));
+        tasks.spawn(prober::run(context.clone()));
         tasks.spawn(sweeper::run(context.clone()));
         tasks.spawn(resolver::run(context.clone()));
         tasks.spawn(demand::run(context, wanted));
         Self {
             tasks,
             client,
-            doubts,
             demand,
         }
     }
@@ -283,7 +274,6 @@ mod tests {
                 credentials: None,
             })
             .unwrap(),
-            doubts: mpsc::channel(1).0,
             demand: mpsc::channel(1).0,
         };
         let (mut good, mut bad) = (JoinSet::new(), JoinSet::new());

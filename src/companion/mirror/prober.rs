@@ -3,8 +3,8 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, sleep_until, timeout_at},
+    sync::watch,
+    time::{Instant, timeout_at},
 };
 
 use super::{context::Context, look::locate, reports::Refusal};
@@ -12,7 +12,6 @@ use crate::{
     clock,
     domain::{
         answer::{Ambiguity, Answer, Failure, Limit, Manifest, Particulars, Unreachable},
-        digest::Digest,
         health::{Fault, Health, Machine, Observation, State},
         image::{ImageKey, KeyRef},
         mirror::{HealthSettings, Kind, Mirror},
@@ -22,12 +21,15 @@ use crate::{
         snapshot::Snapshot,
         time::Timestamp,
     },
-    state::Doubt,
+    state::{
+        canaries::{self, Canary},
+        pinger::Pinger,
+    },
     telemetry::Reminder,
 };
 
 /// Every so many rounds a blob is read: a mirror that hangs while sending data is worse than a dead
-/// one, because nodes wait for it. As often the ping opens a connection of its own, as nodes do.
+/// one, because nodes wait for it.
 const BLOB_EVERY: u32 = 15;
 
 /// How much of a blob is read.
@@ -48,24 +50,24 @@ const SEVERAL: usize = 3;
 /// The shortest time between two looks for an image that was refused.
 const ASK_REFUSED: Duration = Duration::from_secs(30);
 
-/// The shortest pause between two rounds that a doubt calls for.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
-
-/// Watches the mirror until the task is dropped. `doubts` come from looks for single images, which
-/// count for nothing here but bring the next look forward.
-pub(super) async fn run(context: Context, mut doubts: mpsc::Receiver<Doubt>) {
+/// Watches the mirror until the task is dropped.
+pub(super) async fn run(context: Context) {
     let mut snapshots = context.store.subscribe();
     let health = context.present().map_or_else(
         || Health::unknown(clock::now()),
         |present| present.health().clone(),
     );
+    let Some(pinger) = Pinger::new(&context.store, &context.mirror) else {
+        return;
+    };
     let mut prober = Prober {
         machine: Machine::resume(HealthSettings::default(), health),
+        pinger,
         canaries: Vec::new(),
         rounds: 0,
+        looked_at: None,
+        returning: false,
         data_in_doubt: false,
-        door_in_doubt: false,
-        doubted: false,
         asked_refused: None,
         said: Reminder::default(),
         context,
@@ -74,48 +76,38 @@ pub(super) async fn run(context: Context, mut doubts: mpsc::Receiver<Doubt>) {
         let settings = present.settings();
         prober.resume();
         prober.machine.configure(settings.health);
-        let started = Instant::now();
-        let observation = prober.round(settings).await;
-        prober.context.reports.probed(&prober.context.mirror);
+        let (observation, asked_at) = prober.round(settings).await;
+        prober
+            .context
+            .reports
+            .probed(&prober.context.mirror, observation == Observation::Good);
         if prober.resume() && observation == Observation::Good {
             // Somebody else had to say something, because this look took too long: what it saw first
             // is older than that.
             continue;
         }
-        let is_good = observation == Observation::Good;
-        let confirm_now = prober.observe(observation);
-        // A doubt that the look confirms calls for another one, until it is known.
-        prober.doubted &= !is_good && prober.machine.health().state != State::Unhealthy;
-        if confirm_now {
-            continue;
-        }
-        prober.wait(&mut doubts, &mut snapshots, started).await;
+        prober.observe(observation, asked_at);
+        prober.wait(&mut snapshots).await;
     }
 }
 
 struct Prober {
     context: Context,
     machine: Machine,
+    pinger: Pinger,
     /// Images that were there when they were last looked up.
     canaries: Vec<Canary>,
+    /// How many times images were looked at, and when they were last.
     rounds: u32,
+    looked_at: Option<Instant>,
+    /// The mirror did not answer and does again, and it is not known whether its images are where they were.
+    returning: bool,
     /// The last data that was asked for did not come.
     data_in_doubt: bool,
-    /// The last connection that was opened for a ping did not serve it; one that is kept proves nothing then.
-    door_in_doubt: bool,
-    /// Somebody looked for an image in vain, and no look has shown since that the mirror is well.
-    doubted: bool,
     /// When one of the images that were all refused was asked for.
     asked_refused: Option<Instant>,
     /// What was said of why the mirror fails.
     said: Reminder,
-}
-
-/// An image known to be there.
-#[derive(Clone)]
-struct Canary {
-    key: ImageKey,
-    digest: Digest,
 }
 
 /// What a look at a canary shows.
@@ -141,28 +133,15 @@ fn presence_after(answer: &Answer) -> Presence {
 }
 
 impl Prober {
-    /// Waits for the next round, which a doubt brings forward.
-    async fn wait(
-        &mut self,
-        doubts: &mut mpsc::Receiver<Doubt>,
-        snapshots: &mut watch::Receiver<Arc<Snapshot>>,
-        started: Instant,
-    ) {
+    /// Waits for the next round.
+    async fn wait(&mut self, snapshots: &mut watch::Receiver<Arc<Snapshot>>) {
         while let Some(present) = self.context.present() {
-            let mut next = started + present.settings().health.interval;
-            if self.doubted {
-                next = next.min(started + SHORTEST_PAUSE);
-            }
             tokio::select! {
-                () = sleep_until(next) => break,
+                () = self.pinger.due(present.settings().health.interval) => return,
                 // The interval may be another one now.
                 Ok(()) = snapshots.changed() => {}
-                // What is known to be bad is looked at in its turn.
-                Some(_) = doubts.recv() => self.doubted = self.machine.health().state != State::Unhealthy,
             }
         }
-        // Many looks at one hiccup speak with one voice.
-        while doubts.try_recv().is_ok() {}
     }
 
     /// Goes on from what the store has, if that is not what this task put there. Returns whether.
@@ -177,17 +156,16 @@ impl Prober {
         differs
     }
 
-    /// Takes in an observation and publishes what changed. Returns whether to look again at once.
-    fn observe(&mut self, observation: Observation) -> bool {
+    /// Takes in what was seen by a question of that time, and publishes what changed.
+    fn observe(&mut self, observation: Observation, asked_at: Timestamp) {
         self.resume();
         let before = self.machine.health().clone();
-        let observed = self.machine.observe(observation, clock::now());
+        let changed = self.machine.observe(observation, asked_at, clock::now());
         let health = self.machine.health();
         let differs = (health.fault, &health.cause) != (before.fault, &before.cause);
-        if observed.changed || differs {
-            self.publish(before.state, observed.changed);
+        if changed || differs {
+            self.publish(before.state, changed);
         }
-        observed.confirm_now
     }
 
     /// Publishes the health: another state, or another cause of the same.
@@ -213,21 +191,38 @@ impl Prober {
         }
     }
 
-    /// Looks at the mirror once: at `/v2/`, and at a known image. One that shows a fault is compared with
-    /// others before that says anything of the mirror.
-    async fn round(&mut self, settings: &Mirror) -> Observation {
+    /// Looks at the mirror once: at `/v2/`, and in its turn at a known image. One that shows a fault is compared with
+    /// others before that says anything of the mirror. Returns what was seen, and when it was asked for.
+    async fn round(&mut self, settings: &Mirror) -> (Observation, Timestamp) {
+        // What its images showed is not undone by a ping alone.
+        let in_turn = self.machine.fails()
+            || self
+                .looked_at
+                .is_none_or(|looked| looked.elapsed() >= settings.health.interval);
+        self.returning |= self.pinger.fails();
+        // What Pods may be rewritten by is settled once its images are seen, too.
+        let returning = self.returning;
+        let Context { store, mirror, .. } = &self.context;
+        let suspect = |suspected: bool| store.set_suspected(mirror, suspected || returning);
+        let pinged = self.pinger.ping(settings.health, |_| true, suspect).await;
+        let asked_at = pinged.asked_at;
+        if let Some(failure) = self.opened(pinged.answer) {
+            return (Observation::of_ping(&Err(failure)), asked_at);
+        }
+        if self.returning {
+            self.meet_again(settings).await;
+        }
+        if !in_turn {
+            return (Observation::Good, asked_at);
+        }
+        self.looked_at = Some(Instant::now());
         self.rounds = self.rounds.wrapping_add(1);
-        let timeout = settings.health.timeout;
-        let client = &self.context.client;
-        let anew = self.rounds.is_multiple_of(BLOB_EVERY) || self.door_in_doubt;
-        let ping = if anew {
-            // A handshake goes to and fro some more times.
-            client.ping_anew(Instant::now() + 3 * timeout).await
-        } else {
-            client.ping(Instant::now() + timeout).await
-        };
-        self.door_in_doubt = anew && Observation::of_ping(&ping) != Observation::Good;
-        match ping {
+        (self.look_at_images(settings).await, asked_at)
+    }
+
+    /// Takes in the answer to a ping. Returns the failure, where it says that the mirror is not well.
+    fn opened(&self, answer: Result<(), Failure>) -> Option<Failure> {
+        match answer {
             // Unauthorized means alive; images will be answered the same and tell.
             Ok(()) => self.context.note_credentials(Refusal::Registry, true),
             Err(Failure::Unauthorized) => self.context.note_credentials(Refusal::Registry, false),
@@ -237,8 +232,51 @@ impl Prober {
             }
             // Nobody can tell now whether it takes the credentials, and it lives.
             Err(Failure::RateLimited { of: Limit::Token, .. }) => {}
-            failed => return Observation::of_ping(&failed),
+            Err(failure) => return Some(failure),
         }
+        None
+    }
+
+    /// Looks whether a mirror that did not answer for a moment is the one that it was: where an image is missing or
+    /// another one, all proofs are void.
+    async fn meet_again(&mut self, settings: &Mirror) {
+        let Context {
+            store,
+            mirror,
+            client,
+            ..
+        } = &self.context;
+        // After an outage that was told of they are void anyhow.
+        if self.machine.health().state == State::Healthy {
+            let canaries = canaries::choose(&store.index(), mirror, canaries::ON_RETURN);
+            let deadline = Instant::now() + settings.health.timeout;
+            match canaries::are_there(client, settings, &canaries, deadline).await {
+                Some(true) => {}
+                Some(false) => {
+                    tracing::warn!(
+                        mirror,
+                        "the mirror was away for a moment and came back without known images; all proofs are void"
+                    );
+                    self.void();
+                }
+                None => return,
+            }
+        }
+        self.returning = false;
+        self.context.store.set_suspected(&self.context.mirror, false);
+    }
+
+    /// Lets proofs begin anew.
+    fn void(&mut self) {
+        self.resume();
+        self.machine.void(clock::now());
+        self.context
+            .store
+            .set_health(&self.context.mirror, self.machine.health().clone());
+    }
+
+    /// Looks at a known image, where there is one.
+    async fn look_at_images(&mut self, settings: &Mirror) -> Observation {
         let Some(canary) = self.next_canary() else {
             self.ask_for_refused(settings).await;
             return Observation::Good;
@@ -509,26 +547,7 @@ impl Prober {
     fn next_canary(&mut self) -> Option<Canary> {
         if self.canaries.is_empty() || self.rounds.is_multiple_of(2 * BLOB_EVERY) {
             let index = self.context.store.index();
-            self.canaries.clear();
-            for (key, entry) in index.entries(&self.context.mirror) {
-                if self.canaries.len() == CANARIES {
-                    break;
-                }
-                // One image under several tags is one image, and one damage. By tag and by digest the mirror
-                // may answer differently.
-                let is_another = |canary: &Canary, proof: &Proof| {
-                    canary.digest != proof.digest || canary.key.by_ref().class() != key.class()
-                };
-                if let Presence::Present(proof) = &entry.presence
-                    && !proof.platforms.is_empty()
-                    && self.canaries.iter().all(|canary| is_another(canary, proof))
-                {
-                    self.canaries.push(Canary {
-                        key: key.into(),
-                        digest: proof.digest.clone(),
-                    });
-                }
-            }
+            self.canaries = canaries::choose(&index, &self.context.mirror, CANARIES);
         }
         let position = usize::try_from(self.rounds).unwrap_or_default() % self.canaries.len().max(1);
         self.canaries.get(position).cloned()

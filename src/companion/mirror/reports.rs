@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    clock,
     domain::{answer::Answer, image::Class, presence::Counts, time::Timestamp},
     registry::Client,
 };
@@ -98,6 +99,8 @@ impl Refusal {
 pub struct Report {
     /// When the prober last ended a round.
     pub probed_at: Option<Instant>,
+    /// When it last saw the mirror well.
+    pub seen_well: Option<Timestamp>,
     /// Whether the registry takes the credentials it is asked with; none before the first answer.
     registry_opens: Option<Result<(), Refusal>>,
     /// Whether it gives them images; none before one was asked for.
@@ -147,9 +150,13 @@ impl Reports {
         self.0.subscribe()
     }
 
-    pub(super) fn probed(&self, mirror: &str) {
+    /// Notes that a round of the prober ended, and whether it saw the mirror well.
+    pub(super) fn probed(&self, mirror: &str, well: bool) {
         self.tell(mirror, |report| {
             report.probed_at = Some(Instant::now());
+            if well {
+                report.seen_well = Some(clock::now());
+            }
             false
         });
     }

@@ -34,8 +34,9 @@ pub(super) async fn watch(host: String, pool: Pool, store: Store) {
         return std::future::pending().await;
     };
     loop {
+        let asked_at = clock::now();
         let observation = observe(&client, Instant::now() + settings.timeout).await;
-        if machine.observe(observation, clock::now()).changed {
+        if machine.observe(observation, asked_at, clock::now()) {
             let state = machine.health().state;
             tracing::info!(host, state = state.as_str(), "upstream health changed");
             store.set_upstream(&host, state);

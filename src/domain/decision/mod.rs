@@ -423,6 +423,9 @@ impl<'a> Decider<'_, 'a> {
         }
         let health = self.snapshot.health_of(candidate.mirror);
         match health.state {
+            State::Healthy if self.snapshot.is_suspected(candidate.mirror) => {
+                return Verdict::Not(Reason::MirrorSuspected);
+            }
             State::Healthy => {}
             State::Unhealthy => return Verdict::Not(Reason::MirrorUnhealthy),
             State::Unknown if stale => return Verdict::Not(Reason::StateStale),
@@ -611,6 +614,7 @@ const fn goes_back(reason: Reason) -> bool {
         | Reason::NamespaceNotServed
         | Reason::ModeOff
         | Reason::MirrorUnhealthy
+        | Reason::MirrorSuspected
         | Reason::MirrorUnknown
         | Reason::StateStale
         | Reason::ImageMissing

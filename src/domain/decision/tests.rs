@@ -434,6 +434,18 @@ fn the_mirrors_health_decides_before_the_image() {
         ..mirror("a", &["docker.io"])
     };
     check_kept(&stale(known_on(pull_through)), Reason::StateStale);
+    let suspected = |scene: Scene<'static>| {
+        scene.edit(|scene| {
+            scene.snapshot.suspected = scene.snapshot.routing.mirrors().map(|(id, _)| id).collect();
+        })
+    };
+    // Nobody asks a mirror for images of which it is not known whether it answers at all.
+    check_kept(&suspected(known()), Reason::MirrorSuspected);
+    check_kept(&suspected(unknown()), Reason::MirrorSuspected);
+    check_kept(
+        &suspected(known().health(0, State::Unhealthy)),
+        Reason::MirrorUnhealthy,
+    );
 }
 
 #[test]

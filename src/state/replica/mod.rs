@@ -25,7 +25,6 @@ use std::{
 use futures_util::FutureExt as _;
 use kube::Client;
 use tokio::{
-    sync::mpsc,
     task::JoinSet,
     time::{Instant, interval, sleep},
 };
@@ -36,7 +35,7 @@ pub use self::{
     once::{Images, Namespaces, Scope, Unreadable},
     status::Status,
 };
-use super::{Doubt, Store};
+use super::Store;
 use crate::{
     clock,
     cluster::{
@@ -196,21 +195,14 @@ impl Replica {
         }
     }
 
-    /// Follows the cluster for ever. `doubts` are what live probes saw of mirrors. A part that panics is
-    /// begun anew.
-    pub async fn run(self, mut doubts: mpsc::Receiver<Doubt>) -> Infallible {
+    /// Follows the cluster for ever. A part that panics is begun anew.
+    pub async fn run(self) -> Infallible {
         let mut parts = JoinSet::new();
         for part in Part::ALL {
             parts.spawn(self.0.clone().keep_running(part));
         }
-        loop {
-            // The parts end with this future and not before.
-            if let Some(Doubt { mirror }) = doubts.recv().await {
-                self.0.belief().doubt(&mirror);
-            } else {
-                pending::<()>().await;
-            }
-        }
+        // The parts end with this future and not before.
+        pending().await
     }
 }
 
@@ -286,7 +278,7 @@ impl Shared {
         let pulse = self.0.lease.clone();
         let handle = |event: Event<Object>| match event {
             Event::Listed(lease) => self.belief().lease_listed(&lease),
-            Event::Changed(lease) => self.belief().lease_changed(&lease, Instant::now()),
+            Event::Changed(lease) => self.belief().lease_changed(&lease, Instant::now(), clock::now()),
             Event::Listing | Event::ListedAll { .. } | Event::Deleted(_) | Event::Reached(_) => {}
         };
         follow(self.0.client.0.clone(), source, pulse, relists, handle).await

@@ -19,7 +19,7 @@ use crate::{
         watch::{Event, Failure, Pulse, Source, get, list, named, version},
     },
     credentials::{Fault, Secret},
-    domain::image::Reference,
+    domain::{health::Ping, image::Reference},
     state::configuration::Configuration,
     telemetry::chain,
 };
@@ -234,11 +234,16 @@ impl Replica {
 
     /// Pings the mirrors whose shared state is too old, once each, as a replica would.
     pub async fn ping_stale(&self, deadline: Instant) {
-        let wanted = self.0.belief().wanted();
-        let seen = join_all(wanted.into_iter().map(|wanted| wanted.ping(deadline))).await;
-        let (mut belief, now) = (self.0.belief(), clock::now());
-        for (mirror, observation) in seen {
-            belief.pinged(&mirror, observation, now);
+        let stale = self.0.belief().stale();
+        let pings = stale.into_iter().filter_map(|mirror| {
+            let client = self.0.0.store.client(&mirror)?;
+            Some(async move { (mirror, client.ping(deadline).await) })
+        });
+        let asked_at = clock::now();
+        let answers = join_all(pings).await;
+        let mut belief = self.0.belief();
+        for (mirror, answer) in answers {
+            belief.pinged(&mirror, Ping::of(&answer), asked_at, clock::now());
         }
     }
 

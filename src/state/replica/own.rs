@@ -1,55 +1,128 @@
-//! This replica's own pings of mirrors, while nobody else's count, or something here speaks against them.
+//! This replica's own pings of mirrors: nobody tells sooner that one has died than who sends Pods there.
 
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use tokio::{
+    select,
     task::JoinSet,
-    time::{Instant, interval},
+    time::{Instant, sleep},
 };
 
-use super::{Shared, belief::Wanted};
-use crate::{clock, domain::health::Observation};
+use super::{AFTER_PANIC, Shared};
+use crate::{
+    clock,
+    domain::{health::Ping, witness::Outcome},
+    registry::Client,
+    state::{canaries, pinger::Pinger},
+    tasks::panic_message,
+};
 
-/// How often it is looked who is due.
-const TICK: Duration = Duration::from_millis(100);
+/// How often a mirror is pinged that nobody uses and of which nothing bad is known.
+const AT_REST: Duration = Duration::from_secs(5);
 
-/// Pings mirrors as long as the belief wants it, each at its own interval.
+/// The pings of one mirror; dropping it ends them.
+struct Pings {
+    client: Client,
+    task: JoinSet<()>,
+}
+
+/// Pings every mirror, each as often as it is needed.
 pub(super) async fn run(shared: Shared) -> Infallible {
-    let mut due: BTreeMap<String, Instant> = BTreeMap::new();
-    let mut pings: JoinSet<(String, Observation)> = JoinSet::new();
-    let mut ticks = interval(TICK);
+    let mut clients = shared.0.store.subscribe_clients();
+    let mut pings: BTreeMap<String, Pings> = BTreeMap::new();
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            Some(ended) = pings.join_next() => {
-                if let Ok((mirror, observation)) = ended {
-                    shared.belief().pinged(&mirror, observation, clock::now());
-                }
-                continue;
-            }
+        let known = clients.borrow_and_update().clone();
+        pings.retain(|mirror, pings| known.get(mirror).is_some_and(|client| client.is(&pings.client)));
+        for (mirror, client) in known.iter() {
+            pings.entry(mirror.clone()).or_insert_with(|| {
+                let mut task = JoinSet::new();
+                task.spawn(watch(shared.clone(), mirror.clone()));
+                let client = client.clone();
+                Pings { client, task }
+            });
         }
-        let now = Instant::now();
-        let wanted = shared.belief().wanted();
-        due.retain(|mirror, _| wanted.iter().any(|wanted| wanted.mirror == *mirror));
-        for wanted in wanted {
-            if due.get(&wanted.mirror).is_some_and(|due| *due > now) {
-                continue;
+        select! {
+            // The sender lives as long as the store, which this function holds.
+            _ = clients.changed() => {}
+            mirror = first_panic(&mut pings) => {
+                pings.remove(&mirror);
+                sleep(AFTER_PANIC).await;
             }
-            // The next one only after this one has had its time: at most one ping of a mirror.
-            let settings = wanted.settings;
-            due.insert(
-                wanted.mirror.clone(),
-                now + settings.interval.max(settings.timeout),
-            );
-            pings.spawn(wanted.ping(now + settings.timeout));
         }
     }
 }
 
-impl Wanted {
-    /// Pings the mirror. Returns its name and what that tells.
-    pub(super) async fn ping(self, deadline: Instant) -> (String, Observation) {
-        let answer = self.client.ping(deadline).await;
-        (self.mirror, Observation::of_ping(&answer))
+/// Waits until one of the tasks panics. Returns whose it was.
+async fn first_panic(pings: &mut BTreeMap<String, Pings>) -> String {
+    let ends = pings.iter_mut().map(|(mirror, Pings { task, .. })| {
+        Box::pin(async move {
+            match task.join_next().await {
+                Some(Err(error)) => {
+                    let error = panic_message(error);
+                    tracing::error!(
+                        mirror,
+                        error,
+                        "the pings of a mirror panicked; starting them anew"
+                    );
+                    mirror.clone()
+                }
+                // Its mirror is configured no more.
+                _ => std::future::pending().await,
+            }
+        })
+    });
+    let ends: Vec<_> = ends.collect();
+    if ends.is_empty() {
+        return std::future::pending().await;
     }
+    futures_util::future::select_all(ends).await.0
+}
+
+/// Pings one mirror until its client is no more.
+async fn watch(shared: Shared, mirror: String) {
+    let store = &shared.0.store;
+    let Some(mut pinger) = Pinger::new(store, &mirror) else {
+        return;
+    };
+    let mut snapshots = store.subscribe();
+    loop {
+        // Whether it is needed may change while it is waited for.
+        loop {
+            let Some(need) = shared.belief().need(&mirror) else {
+                return;
+            };
+            let every = if need.alone {
+                need.settings.interval
+            } else {
+                AT_REST.max(need.settings.interval)
+            };
+            select! {
+                () = pinger.due(every) => break,
+                Ok(()) = snapshots.changed() => {}
+            }
+        }
+        let Some(need) = shared.belief().need(&mirror) else {
+            return;
+        };
+        let suspect = |suspected| shared.belief().suspect(&mirror, suspected);
+        let pinged = pinger.ping(need.settings, |ping| ping.speaks, suspect).await;
+        let ping = Ping::of(&pinged.answer);
+        let outcome = shared
+            .belief()
+            .pinged(&mirror, ping, pinged.asked_at, clock::now());
+        if outcome == Outcome::Returned
+            && let Some(all_there) = look(&shared, &mirror, Instant::now() + need.settings.timeout).await
+        {
+            shared.belief().returned(&mirror, all_there, clock::now());
+        }
+    }
+}
+
+/// Looks whether known images are where they were. Returns none if that cannot be told now.
+async fn look(shared: &Shared, mirror: &str, deadline: Instant) -> Option<bool> {
+    let store = &shared.0.store;
+    let (snapshot, client) = (store.snapshot(), store.client(mirror)?);
+    let settings = snapshot.routing.mirror(snapshot.routing.find(mirror)?);
+    let canaries = canaries::choose(&store.index(), mirror, canaries::ON_RETURN);
+    canaries::are_there(&client, settings, &canaries, deadline).await
 }

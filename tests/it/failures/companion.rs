@@ -19,7 +19,7 @@ use ::kagami::{
     metrics::Metrics,
     registry::{Client, Endpoint},
     state::{
-        Demand, Doubt, Store,
+        Demand, Store,
         feed::{Feed, Keep},
         file,
     },
@@ -130,7 +130,7 @@ async fn a_probe_from_before_an_outage_is_no_proof_after_it() {
     let (store, _feed) = healthy(&mirror(&peer.url(), &json!({"health": {"timeout": "10s"}})));
     let (metrics, _) = Metrics::new();
     let tasks = TaskTracker::new();
-    let probes = Probes::new(store.clone(), metrics, mpsc::channel(8).0, tasks.clone());
+    let probes = Probes::new(store.clone(), metrics, tasks.clone());
     let main = only_mirror(&store);
     let probe = [Probe {
         mirror: main,
@@ -224,7 +224,7 @@ async fn a_probe_takes_over_what_is_known_of_the_same_image() {
             .index_mut()
             .write("main", key(KEY), known, long_ago, long_ago);
         let (metrics, _) = Metrics::new();
-        let probes = Probes::new(store.clone(), metrics, mpsc::channel(8).0, TaskTracker::new());
+        let probes = Probes::new(store.clone(), metrics, TaskTracker::new());
         let probe = [Probe {
             mirror: only_mirror(&store),
             key: KEY.parse().unwrap(),
@@ -241,30 +241,19 @@ async fn a_probe_takes_over_what_is_known_of_the_same_image() {
 
 /// The companion, at work on a state until it is dropped.
 struct Companion {
-    doubts: mpsc::Sender<Doubt>,
     demand: mpsc::Sender<Demand>,
     _running: JoinSet<()>,
 }
 
 fn start(store: &Store) -> Companion {
-    let (doubts, doubted) = mpsc::channel(64);
     let (want, demand) = mpsc::channel(64);
     let (metrics, _) = Metrics::new();
     let store = store.clone();
     let mut running = JoinSet::new();
     running.spawn(async move {
-        match mirror::run(
-            store,
-            metrics,
-            Reports::default(),
-            BTreeSet::new(),
-            doubted,
-            demand,
-        )
-        .await {}
+        match mirror::run(store, metrics, Reports::default(), BTreeSet::new(), demand).await {}
     });
     Companion {
-        doubts,
         demand: want,
         _running: running,
     }
@@ -316,16 +305,13 @@ async fn bad_news_is_confirmed_before_it_counts() {
         &feed,
         &mirror(&peer.url(), &json!({"health": {"interval": "10m"}})),
     );
-    let companion = start(&store);
+    let _companion = start(&store);
     until_state(&store, State::Healthy).await;
-    let doubt = Doubt {
-        mirror: "main".to_owned(),
-    };
     let asked = || peer.requests().len();
     for _ in 0..3 {
         let before = asked();
         for _ in 0..8 {
-            companion.doubts.send(doubt.clone()).await.unwrap();
+            store.doubted("main");
         }
         eventually("the prober looks itself", SOON, async || {
             if asked() > before {
@@ -339,7 +325,7 @@ async fn bad_news_is_confirmed_before_it_counts() {
     }
     peer.set(Behaviour::always(Reply::error(503, "UNAVAILABLE")))
         .await;
-    companion.doubts.send(doubt.clone()).await.unwrap();
+    store.doubted("main");
     until_state(&store, State::Unhealthy).await;
     drop(shelf);
 }

@@ -39,6 +39,7 @@ mod companion;
 mod configuration;
 mod load;
 mod mirrors;
+mod noticing;
 mod platforms;
 mod reviews;
 mod sweeps;

@@ -157,12 +157,11 @@ impl Scene {
         let feed = Feed::new(store.clone(), [].into());
         let reports = Reports::default();
         let (demand, wanted) = mpsc::channel(64);
-        let (_, observed) = mpsc::channel(1);
         let mut running = JoinSet::new();
         let (for_workers, told) = (store.clone(), reports.clone());
         running.spawn(async move {
             let (metrics, _) = Metrics::new();
-            match mirror::run(for_workers, metrics, told, BTreeSet::new(), observed, wanted).await {}
+            match mirror::run(for_workers, metrics, told, BTreeSet::new(), wanted).await {}
         });
         let scene = Self {
             store,

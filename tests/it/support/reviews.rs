@@ -23,9 +23,8 @@ pub fn admission(store: Store) -> Admission {
 /// The same, which heals earlier rewrites or not.
 pub fn healing(store: Store, heal: bool) -> Admission {
     let (metrics, _) = Metrics::new();
-    let (doubts, _) = mpsc::channel(1);
     let (demand, _) = mpsc::channel(1);
-    let probes = Probes::new(store.clone(), metrics.clone(), doubts, TaskTracker::new());
+    let probes = Probes::new(store.clone(), metrics.clone(), TaskTracker::new());
     let limits = Limits {
         budget: Duration::from_millis(300),
         probing: Probing::Hosted,

@@ -24,16 +24,15 @@ use crate::{
     },
     credentials::Secret,
     domain::{
-        health::{Health, Observation},
+        health::{Health, Observation, Ping},
         image::Class,
         mirror::HealthSettings,
         presence::{FUTURE, Swept},
         selector::Labels,
         time::Timestamp,
-        witness::{self, View, Witness},
+        witness::{self, Outcome, View, Witness},
     },
     metrics::Metrics,
-    registry::Client,
     state::{
         Store,
         configuration::Configuration,
@@ -73,6 +72,8 @@ pub(super) struct Belief {
 struct Known {
     told: SharedStatus,
     witness: Witness,
+    /// Whether this replica has pinged it.
+    pinged: bool,
 }
 
 /// The signs of life of who keeps the shared state.
@@ -102,11 +103,11 @@ pub struct SharedMirror {
     pub digests: Option<Swept>,
 }
 
-/// A mirror that this replica should ping itself.
-#[derive(Debug)]
-pub(super) struct Wanted {
-    pub(super) mirror: String,
-    pub(super) client: Client,
+/// What the pings of a mirror are made by.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Need {
+    /// They are all that is known, or speak against what is shared.
+    pub(super) alone: bool,
     pub(super) settings: HealthSettings,
 }
 
@@ -185,6 +186,7 @@ impl Belief {
         let known = self.known.entry(name.to_owned()).or_insert_with(|| Known {
             told: told.clone(),
             witness: Witness::new(HealthSettings::default(), now),
+            pinged: false,
         });
         known.told = told;
         if let Some(form) = &document.form {
@@ -328,12 +330,13 @@ impl Belief {
     }
 
     /// Takes in a change of the Lease.
-    pub(super) fn lease_changed(&mut self, lease: &Object, at: Instant) {
+    pub(super) fn lease_changed(&mut self, lease: &Object, at: Instant, now: Timestamp) {
         let renewed = renewed(lease);
         if renewed.is_none() || renewed == self.heartbeat.renewed {
             return;
         }
         self.heartbeat.renewed = renewed;
+        self.well_seen(lease, now);
         let shortest = self.bounds().min().unwrap_or(MIRRORS_BOUND);
         let seen_ago = self.heartbeat.seen.map(|seen| at.duration_since(seen));
         if !witness::is_stale(seen_ago, shortest) {
@@ -347,6 +350,23 @@ impl Belief {
                 round = *wanted;
             });
             self.heartbeat.awaits = Some((round, at));
+        }
+    }
+
+    /// Takes in when who keeps the shared state has last seen mirrors well.
+    fn well_seen(&mut self, lease: &Object, now: Timestamp) {
+        for (mirror, round) in seen_well(lease) {
+            let Some(known) = self.known.get_mut(&mirror) else {
+                continue;
+            };
+            if known.witness.well_seen(round, now) {
+                tracing::warn!(
+                    mirror,
+                    "the companion sees the mirror well and this replica does not: its own way there is broken, and it goes by \
+                     what is shared alone"
+                );
+                self.publish(&mirror);
+            }
         }
     }
 
@@ -368,31 +388,72 @@ impl Belief {
         self.mirrors.forms().map(|(mirror, _)| mirror.health.stale_after)
     }
 
-    /// Takes in that a live look on a mirror failed.
-    pub(super) fn doubt(&mut self, mirror: &str) {
+    /// Takes in whether a mirror takes longer to answer than it usually does.
+    pub(super) fn suspect(&mut self, mirror: &str, suspected: bool) {
         if let Some(known) = self.known.get_mut(mirror) {
-            known.witness.doubt();
+            known.witness.suspect(suspected);
+            self.publish(mirror);
         }
     }
 
-    /// Takes in what a ping of this replica tells of a mirror.
-    pub(super) fn pinged(&mut self, mirror: &str, observation: Observation, now: Timestamp) {
+    /// Takes in what a ping of this replica tells of a mirror, which was sent at `asked_at`.
+    pub(super) fn pinged(
+        &mut self,
+        mirror: &str,
+        ping: Ping,
+        asked_at: Timestamp,
+        now: Timestamp,
+    ) -> Outcome {
         let Some(known) = self.known.get_mut(mirror) else {
-            return;
+            return Outcome::Same;
         };
-        let bad = observation != Observation::Good;
-        if known.witness.pinged(observation, now).changed {
-            let View { health, stale } = known.witness.view();
+        let (had_voice, is_first) = (known.witness.has_voice(), !known.pinged);
+        known.pinged = true;
+        let words = match &ping.observation {
+            Observation::Bad(fault, cause) => Some(cause.clone().unwrap_or_else(|| fault.as_str().into())),
+            Observation::Good => None,
+        };
+        let outcome = known.witness.pinged(ping, asked_at, now);
+        let has_voice = known.witness.has_voice();
+        if has_voice && !had_voice {
+            tracing::info!(mirror, "this replica sees the mirror itself");
+        } else if is_first && !has_voice {
+            let cause = words.as_deref();
+            tracing::warn!(
+                mirror,
+                cause,
+                "this replica cannot see the mirror itself, and goes by what is shared alone"
+            );
+        }
+        if outcome == Outcome::Changed {
+            let View { health, stale, .. } = known.witness.view();
+            let (state, cause) = (health.state.as_str(), health.cause.as_deref());
             tracing::info!(
                 mirror,
-                state = health.state.as_str(),
-                cause = health.cause.as_deref(),
-                bad,
+                state,
+                cause,
                 stale,
                 "this replica sees a mirror otherwise than before"
             );
         }
         self.publish(mirror);
+        outcome
+    }
+
+    /// Takes in whether known images of a mirror that answers again are where they were.
+    pub(super) fn returned(&mut self, mirror: &str, all_there: bool, now: Timestamp) {
+        if let Some(known) = self.known.get_mut(mirror) {
+            known.witness.returned(all_there, now);
+            if all_there {
+                tracing::info!(mirror, "the mirror answers again, with its images");
+            } else {
+                tracing::warn!(
+                    mirror,
+                    "the mirror answers again, without known images; all proofs are void"
+                );
+            }
+            self.publish(mirror);
+        }
     }
 
     /// Lets time pass: what was not heard of for too long is not believed any more.
@@ -440,18 +501,18 @@ impl Belief {
         self.heartbeat.seen.is_some()
     }
 
-    /// Returns the mirrors that this replica should ping itself.
-    pub(super) fn wanted(&self) -> Vec<Wanted> {
-        let wanted = self.known.iter().filter(|(_, known)| known.witness.wants_pings());
-        wanted
-            .filter_map(|(name, _)| {
-                Some(Wanted {
-                    mirror: name.clone(),
-                    client: self.store.client(name)?,
-                    settings: self.mirrors.get(name)?.form.as_ref()?.0.health,
-                })
-            })
-            .collect()
+    /// Returns what the pings of a mirror are made by; none if it is not in force.
+    pub(super) fn need(&self, mirror: &str) -> Option<Need> {
+        Some(Need {
+            alone: self.known.get(mirror)?.witness.is_alone(),
+            settings: self.mirrors.get(mirror)?.form.as_ref()?.0.health,
+        })
+    }
+
+    /// Returns the mirrors of which the shared state is too old.
+    pub(super) fn stale(&self) -> Vec<String> {
+        let stale = self.known.iter().filter(|(_, known)| known.witness.view().stale);
+        stale.map(|(mirror, _)| mirror.clone()).collect()
     }
 
     /// Returns what is shared of a mirror, whether it is believed or not.
@@ -486,7 +547,7 @@ impl Belief {
             renew_time: self.heartbeat.renewed.clone(),
         };
         let mirror = |(name, document): (&String, &Arc<Document>)| {
-            let Known { told, witness } = self.known.get(name)?;
+            let Known { told, witness, .. } = self.known.get(name)?;
             let fault = self.credential_faults.get(name);
             let mirror = status::Mirror {
                 stale: witness.view().stale,
@@ -526,6 +587,19 @@ fn tell(mirror: &str, before: Option<&Document>, document: &Document) {
             );
         }
     }
+}
+
+/// Returns when who renews the Lease has last seen each mirror well.
+fn seen_well(lease: &Object) -> BTreeMap<String, Timestamp> {
+    let annotations = lease.metadata.annotations.as_ref();
+    let written = annotations.and_then(|annotations| annotations.seen_well.as_deref());
+    let times: BTreeMap<String, u64> = written
+        .and_then(|written| serde_json::from_str(written).ok())
+        .unwrap_or_default();
+    times
+        .into_iter()
+        .map(|(mirror, millis)| (mirror, Timestamp::from_millis(millis)))
+        .collect()
 }
 
 fn renewed(lease: &Object) -> Option<String> {

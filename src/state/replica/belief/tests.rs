@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
+    api::SEEN_WELL,
     certificates,
     domain::{
         health::{Fault, State},
@@ -69,7 +70,7 @@ impl Scene {
 
     fn beat(&mut self, number: u32, seconds: u64) {
         let at = self.at(seconds);
-        self.belief.lease_changed(&lease(number), at);
+        self.belief.lease_changed(&lease(number), at, now());
     }
 
     /// Lets time pass while all watches are in contact, and returns state and staleness.
@@ -351,22 +352,66 @@ fn what_a_status_tells_compiles_no_routing() {
 }
 
 #[test]
-fn own_pings_are_wanted_only_while_nobody_else_counts_or_in_doubt() {
+fn own_pings_are_alone_only_while_nobody_else_counts_or_they_see_otherwise() {
     let mut scene = Scene::new("10s");
     scene.tick(0);
-    assert_eq!(scene.belief.wanted().len(), 1);
+    assert!(scene.belief.need(MIRROR).unwrap().alone);
     scene.beat(1, 0);
     scene.relist("Healthy");
     scene.tick(0);
-    assert!(scene.belief.wanted().is_empty());
-    for _ in 0..10 {
-        scene.belief.doubt(MIRROR);
-    }
+    let pinged = |scene: &mut Scene, ping: Ping, millis: u64| {
+        let at = now().after(Duration::from_millis(millis));
+        scene.belief.pinged(MIRROR, ping, at, at)
+    };
+    pinged(&mut scene, Ping::good(), 0);
+    assert!(!scene.belief.need(MIRROR).unwrap().alone);
+    let bad = || Ping {
+        observation: Observation::Bad(Fault::Timeout, None),
+        speaks: true,
+    };
+    pinged(&mut scene, bad(), 1000);
     assert_eq!(scene.view(), (State::Healthy, false));
-    assert_eq!(scene.belief.wanted().len(), 1);
-    let bad = Observation::Bad(Fault::Timeout, None);
-    scene.belief.pinged(MIRROR, bad.clone(), now());
-    scene.belief.pinged(MIRROR, bad, now());
+    let suspected = |scene: &Scene| !scene.store.snapshot().suspected.is_empty();
+    assert!(suspected(&scene));
+    pinged(&mut scene, bad(), 3000);
     assert_eq!(scene.view(), (State::Unhealthy, false));
-    assert_eq!(scene.belief.wanted().len(), 1);
+    assert!(scene.belief.need(MIRROR).unwrap().alone);
+    // It answers again: what it holds is looked at before it is believed.
+    assert_eq!(pinged(&mut scene, Ping::good(), 4000), Outcome::Returned);
+    assert_eq!(scene.view(), (State::Unhealthy, false));
+    scene.belief.returned(MIRROR, true, now());
+    assert_eq!(scene.view(), (State::Healthy, false));
+    assert!(!suspected(&scene));
+}
+
+#[test]
+fn who_renews_the_lease_ends_a_doubt_by_what_it_saw_since() {
+    let mut scene = Scene::new("60s");
+    scene.beat(1, 0);
+    scene.relist("Healthy");
+    scene.tick(0);
+    let later = |seconds| now().after(Duration::from_secs(seconds));
+    scene.belief.pinged(MIRROR, Ping::good(), now(), now());
+    for seconds in [10, 12] {
+        let bad = Ping {
+            observation: Observation::Bad(Fault::Timeout, None),
+            speaks: true,
+        };
+        scene.belief.pinged(MIRROR, bad, later(seconds), later(seconds));
+    }
+    assert_eq!(scene.view(), (State::Unhealthy, false));
+    // Its clock is another one.
+    for (number, round, expected) in [
+        (2, json!(r#"{"main": 7}"#), State::Unhealthy),
+        (3, json!(r#"{"main": 7, "other": 9}"#), State::Unhealthy),
+        (4, json!("junk"), State::Unhealthy),
+        (5, json!(r#"{"main": 8}"#), State::Healthy),
+    ] {
+        let mut lease = lease(number);
+        let annotations = json!({SEEN_WELL: round, "of-others": "x"});
+        lease.metadata.annotations = serde_json::from_value(annotations).unwrap();
+        let at = scene.at(number.into());
+        scene.belief.lease_changed(&lease, at, later(number.into()));
+        assert_eq!(scene.view().0, expected, "{number}");
+    }
 }
