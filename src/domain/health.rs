@@ -259,6 +259,11 @@ impl Machine {
         self.failures > 0
     }
 
+    /// Forgets what failed last, for the mirror answers; the state stays.
+    pub const fn answered(&mut self) {
+        self.failures = 0;
+    }
+
     /// Takes in new thresholds; the state stays.
     pub fn configure(&mut self, settings: HealthSettings) {
         self.settings = settings;

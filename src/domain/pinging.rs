@@ -10,12 +10,9 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::health::{CONFIRMATION, Observation};
 
-/// The shortest pause between two pings that reviews ask for: three a second at most, so that what a review
+/// The shortest pause between two pings that anybody asks for: three a second at most, so that what a review
 /// relies on is never older than half a second.
 pub const WHILE_USED: Duration = Duration::from_millis(334);
-
-/// The shortest pause between two pings that a doubt asks for.
-const WHILE_DOUBTED: Duration = Duration::from_millis(200);
 
 /// How many answers are remembered for what a mirror usually needs.
 const REMEMBERED: usize = 100;
@@ -66,11 +63,8 @@ impl Pinging {
         }
         let mut pause = every;
         // What fails may just be starting anew.
-        if wish.used || self.failing.is_some() {
+        if wish.used || wish.doubted || self.failing.is_some() {
             pause = pause.min(WHILE_USED);
-        }
-        if wish.doubted {
-            pause = pause.min(WHILE_DOUBTED);
         }
         let turn = asked_at + pause;
         match self.failing {
@@ -81,10 +75,11 @@ impl Pinging {
         }
     }
 
-    /// Whether the ping that is sent now is to open a connection of its own: one that is kept may be all that is
-    /// broken.
-    pub fn wants_another_way(&self, now: Duration) -> bool {
-        self.failing.is_some_and(|first| now >= first + CONFIRMATION)
+    /// Whether a ping that is sent now and answered within `timeout` may decide, and so is to open a connection of its
+    /// own: those that are kept may be all that is broken.
+    pub fn may_decide(&self, timeout: Duration, now: Duration) -> bool {
+        self.failing
+            .is_some_and(|first| now + timeout >= first + CONFIRMATION)
     }
 
     /// Notes that a ping is sent.
@@ -172,9 +167,9 @@ mod tests {
             (
                 Wish {
                     doubted: true,
-                    ..USED
+                    ..NONE
                 },
-                WHILE_DOUBTED,
+                WHILE_USED,
             ),
         ] {
             assert_eq!(pinging.due(EVERY, wish, at), at + pause, "{wish:?}");
@@ -194,8 +189,13 @@ mod tests {
         pinging.ended(Some(&BAD), millis(1));
         assert!(pinging.fails());
         assert_eq!(pinging.due(EVERY, NONE, at), at + WHILE_USED);
-        assert!(!pinging.wants_another_way(at + millis(1400)));
-        assert!(pinging.wants_another_way(at + CONFIRMATION));
+        let second = Duration::from_secs(1);
+        assert!(!pinging.may_decide(second, at + millis(499)));
+        assert!(
+            pinging.may_decide(second, at + millis(500)),
+            "it may come after its time"
+        );
+        assert!(pinging.may_decide(second, at + CONFIRMATION));
         let later = at + millis(1400);
         pinging.sent(later);
         pinging.ended(Some(&BAD), millis(1));

@@ -58,8 +58,8 @@ pub struct Witness {
     has_voice: bool,
     /// The last own ping was out for longer than usual, or failed.
     suspected: bool,
-    /// The last good round that who keeps the shared state told of first since this replica sees otherwise.
-    told_round: Option<Timestamp>,
+    /// When who keeps the shared state gave its first sign of life since this replica sees otherwise, by their clock.
+    first_sign: Option<Timestamp>,
     /// Proofs older than this are void whatever is shared: the mirror is another one since.
     moved_at: Timestamp,
     settings: HealthSettings,
@@ -75,7 +75,7 @@ impl Witness {
             returning: false,
             has_voice: false,
             suspected: false,
-            told_round: None,
+            first_sign: None,
             moved_at: Timestamp::default(),
             settings,
         }
@@ -97,23 +97,29 @@ impl Witness {
         }
     }
 
-    /// Takes in when who keeps the shared state has last seen the mirror well, by their clock. What was seen
-    /// there between two of their signs of life was seen after the first of them. Returns whether that ends this
-    /// replica's say.
-    pub fn well_seen(&mut self, round: Timestamp, now: Timestamp) -> bool {
+    /// Takes in a sign of life of who keeps the shared state, and when they asked the mirror last that was well; both by
+    /// their clock, which is never compared with this one. What they asked after the first sign of life since this
+    /// replica sees otherwise, they asked after that. Returns whether that ends this replica's say.
+    pub fn well_seen(&mut self, asked_at: Timestamp, sign: Timestamp, now: Timestamp) -> bool {
         if self.stale || !self.sees_otherwise() {
+            self.first_sign = None;
             return false;
         }
-        match self.told_round {
-            None => self.told_round = Some(round),
-            Some(first) if round > first => {
-                self.has_voice = false;
-                self.forget(now);
-                return true;
+        match self.first_sign {
+            // Of another leader, or of a clock that was set back, when it is later than this one.
+            Some(first) if sign >= first => {
+                let since = asked_at > first;
+                if since {
+                    self.has_voice = false;
+                    self.forget(now);
+                }
+                since
             }
-            Some(_) => {}
+            _ => {
+                self.first_sign = Some(sign);
+                false
+            }
         }
-        false
     }
 
     /// Takes in that the mirror is reached by another way now: what was proven is void.
@@ -132,9 +138,9 @@ impl Witness {
         }
     }
 
-    /// Takes in whether the mirror is suspected: a ping is out for longer than usual.
-    pub fn suspect(&mut self, suspected: bool) {
-        self.suspected = suspected;
+    /// Takes in that a ping is out for longer than usual.
+    pub const fn suspect(&mut self) {
+        self.suspected = true;
     }
 
     /// Takes in what a ping of this replica brought, which was sent at `asked_at`.
@@ -142,31 +148,33 @@ impl Witness {
         let Ping { observation, speaks } = ping;
         let good = observation == Observation::Good;
         self.has_voice |= speaks && good;
-        if good {
-            self.told_round = None;
-        }
         let heard = speaks && (self.stale || self.has_voice);
-        if good && self.own.fails() && self.comes_back() {
+        if good && self.comes_back() {
             // Until it is known whether its images are there nothing changes.
+            self.own.answered();
             self.returning = true;
             return Outcome::Returned;
         }
         self.returning = false;
         self.suspected = heard && !good;
-        if good || heard {
-            self.observed(observation, asked_at, now)
-        } else {
-            Outcome::Same
+        if good || !heard {
+            self.first_sign = None;
         }
+        if good || heard {
+            return self.observed(observation, asked_at, now);
+        }
+        self.own.answered();
+        Outcome::Same
     }
 
-    /// Whether a good ping alone brings the mirror back: a verdict of this replica while nobody else counts takes
+    /// Whether a good ping brings a mirror back that failed. A verdict of this replica while nobody else counts takes
     /// more, and voids its proofs.
     fn comes_back(&self) -> bool {
+        let (failed, healthy) = (self.returning || self.own.fails(), State::Healthy);
         if self.stale {
-            self.own.health().state == State::Healthy
+            failed && self.own.health().state == healthy
         } else {
-            self.shared.state == State::Healthy
+            self.shared.state == healthy && (failed || self.own.health().state == State::Unhealthy)
         }
     }
 
@@ -178,22 +186,21 @@ impl Witness {
         }
     }
 
-    /// Takes in whether known images are where they were, after the mirror was away. Where one is not, no proof from
-    /// before counts.
-    pub fn returned(&mut self, all_there: bool, now: Timestamp) {
-        if !self.returning {
-            return;
-        }
+    /// Takes in whether known images are where they were, after the mirror may have been away. Where one is not, no proof
+    /// from before counts. Returns whether the mirror is back by that.
+    pub fn returned(&mut self, all_there: bool, now: Timestamp) -> bool {
         if !all_there {
             self.moved_at = now;
         }
+        if !self.returning {
+            return false;
+        }
         self.returning = false;
         self.suspected = false;
-        if self.stale {
-            self.own.observe(Observation::Good, now, now);
-        } else {
+        if !self.stale {
             self.forget(now);
         }
+        true
     }
 
     /// Whether own pings are all that is known, or speak against what is shared.
@@ -234,7 +241,7 @@ impl Witness {
     /// Forgets what was seen here, but for whether there is a way to the mirror.
     fn forget(&mut self, now: Timestamp) {
         self.returning = false;
-        self.told_round = None;
+        self.first_sign = None;
         self.own = if self.stale {
             Machine::new(self.settings, now)
         } else {
@@ -337,7 +344,7 @@ mod tests {
             speaks: false,
         };
         for answer in [Ping::good(), limited()] {
-            witness.suspect(true);
+            witness.suspect();
             assert!(witness.view().suspected);
             assert_eq!(witness.pinged(answer, at(20), at(20)), Outcome::Same);
             assert!(!witness.view().suspected);
@@ -345,7 +352,7 @@ mod tests {
         }
         // Nobody is suspected who is known to be away.
         let mut witness = fresh(health(State::Unhealthy, 1));
-        witness.suspect(true);
+        witness.suspect();
         assert!(!witness.view().suspected);
     }
 
@@ -354,7 +361,7 @@ mod tests {
         let mut witness = Witness::new(HealthSettings::default(), at(10));
         witness.told(health(State::Healthy, 1), at(10));
         witness.set_stale(false, at(10));
-        witness.suspect(true);
+        witness.suspect();
         for second in 20..30 {
             assert_eq!(pinged(&mut witness, BAD, second), Outcome::Same);
         }
@@ -430,11 +437,12 @@ mod tests {
         let mut witness = fresh(health(State::Healthy, 1));
         pinged(&mut witness, BAD, 20);
         pinged(&mut witness, BAD, 22);
-        // Its clock is an hour behind. The first may tell of a look before the mirror went.
-        assert!(!witness.well_seen(at(3), at(23)));
-        assert!(!witness.well_seen(at(3), at(28)), "not looked at since");
+        // Its clock is behind. The first may tell of a look before the mirror went, and so may what was asked before
+        // it was given.
+        assert!(!witness.well_seen(at(3), at(5), at(23)));
+        assert!(!witness.well_seen(at(4), at(10), at(28)), "not asked since");
         check(&witness, State::Unhealthy, 1, false);
-        assert!(witness.well_seen(at(9), at(33)));
+        assert!(witness.well_seen(at(9), at(15), at(33)));
         check(&witness, State::Healthy, 1, false);
         assert!(!witness.has_voice());
         pinged(&mut witness, BAD, 34);
@@ -445,11 +453,55 @@ mod tests {
         assert!(witness.has_voice());
         pinged(&mut witness, BAD, 41);
         assert!(witness.view().suspected);
-        // A good ping of its own begins the count anew.
-        witness.well_seen(at(10), at(42));
+        // Seeing it well again begins the count anew.
+        witness.well_seen(at(10), at(12), at(42));
         pinged(&mut witness, GOOD, 43);
+        witness.returned(true, at(43));
         pinged(&mut witness, BAD, 44);
-        assert!(!witness.well_seen(at(20), at(45)));
+        assert!(!witness.well_seen(at(20), at(21), at(45)));
+        // Another leader, whose clock is an hour behind that of the one before.
+        assert!(!witness.well_seen(at(2), at(3), at(46)));
+        assert!(witness.well_seen(at(4), at(5), at(47)));
+    }
+
+    #[test]
+    fn who_keeps_answering_without_its_images_being_seen_is_away_and_overruled_all_the_same() {
+        let mut witness = fresh(health(State::Healthy, 1));
+        pinged(&mut witness, BAD, 20);
+        pinged(&mut witness, BAD, 22);
+        for second in [24, 26] {
+            assert_eq!(pinged(&mut witness, GOOD, second), Outcome::Returned);
+            check(&witness, State::Unhealthy, 1, false);
+            witness.well_seen(at(second - 1), at(second), at(second));
+        }
+        check(&witness, State::Healthy, 1, false);
+    }
+
+    #[test]
+    fn an_answer_that_does_not_speak_ends_what_failed_before_it() {
+        let mut witness = fresh(health(State::Healthy, 1));
+        let limited = Ping {
+            observation: BAD,
+            speaks: false,
+        };
+        pinged(&mut witness, BAD, 20);
+        witness.pinged(limited, at(21), at(21));
+        pinged(&mut witness, BAD, 100);
+        check(&witness, State::Healthy, 1, false);
+        // So does a good one whose images could not be seen.
+        pinged(&mut witness, GOOD, 101);
+        pinged(&mut witness, BAD, 200);
+        check(&witness, State::Healthy, 1, false);
+    }
+
+    #[test]
+    fn images_that_are_gone_void_proofs_whatever_was_told_meanwhile() {
+        let mut witness = fresh(health(State::Healthy, 1));
+        pinged(&mut witness, BAD, 20);
+        assert_eq!(pinged(&mut witness, GOOD, 21), Outcome::Returned);
+        witness.told(health(State::Healthy, 2), at(22));
+        assert!(!witness.returned(false, at(23)));
+        check(&witness, State::Healthy, 23, false);
     }
 
     #[test]

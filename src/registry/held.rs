@@ -20,7 +20,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     task::JoinSet,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::TlsConnector;
 
@@ -60,7 +60,7 @@ impl Door {
     /// nobody answers by the deadline, or if who answers keeps no connections.
     pub(super) async fn hold(&self, deadline: Instant) -> Option<Held> {
         let open = async {
-            let stream = self.connect().await?;
+            let stream = self.connect(deadline).await?;
             handshake(TokioIo::new(stream)).await.map_err(io::Error::other)
         };
         let (sender, connection) = timeout_at(deadline, open).await.ok()?.ok()?;
@@ -75,7 +75,7 @@ impl Door {
         held.refresh(deadline).await.then_some(held)
     }
 
-    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+    async fn connect(&self, deadline: Instant) -> io::Result<Box<dyn Stream>> {
         let host = self.base.host_str().unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let port = self.base.port_or_known_default().unwrap_or_default();
@@ -87,7 +87,7 @@ impl Door {
         for address in &mut addresses {
             address.set_port(port);
         }
-        let stream = TcpStream::connect(&*addresses).await?;
+        let stream = connect(&addresses, deadline).await?;
         stream.set_nodelay(true)?;
         if self.base.scheme() == "http" {
             return Ok(Box::new(stream));
@@ -104,6 +104,21 @@ impl Door {
             None => host.into(),
         }
     }
+}
+
+/// Connects to the first address that answers. Each has its share of the time, for one may swallow all of it.
+async fn connect(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
+    let mut last = io::ErrorKind::NotFound.into();
+    for (position, address) in addresses.iter().enumerate() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = left / u32::try_from(addresses.len() - position).unwrap_or(u32::MAX);
+        match timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
 }
 
 impl Held {

@@ -241,10 +241,11 @@ async fn within<T>(deadline: Instant, call: impl Future<Output = Result<T, Failu
 
 impl Inner {
     async fn ping(&self, anew: bool, deadline: Instant) -> Result<(), Failure> {
-        let call = self.authority.ping_call();
-        // It shows the door; what follows need not pay for another one.
-        let knock = Call { anew, ..call.clone() };
-        let (mut reply, is_registry) = self.knock(&knock).await?;
+        let call = Call {
+            anew,
+            ..self.authority.ping_call()
+        };
+        let (mut reply, is_registry) = self.knock(&call).await?;
         if reply.status() == StatusCode::UNAUTHORIZED {
             let met = self.authority.challenged(&reply);
             if !is_registry {

@@ -47,12 +47,20 @@ pub(crate) fn what_is_known_can_be_read_with_kubectl(cluster: &Cluster) {
     place.wait_for_image("docker.io/library/busybox:1.37", "Present");
     place.wait_for_health("Healthy");
     // A sweep may end before everything that a condition or the platforms need has come in.
-    let conditions = ["Ready", "Healthy", "CredentialsValid", "SweepInTime", "SchemaCurrent"];
+    let conditions = [
+        "Ready",
+        "Healthy",
+        "CredentialsValid",
+        "SweepInTime",
+        "SchemaCurrent",
+    ];
     let mirror = eventually("a sweep ends, and every condition is true", || {
         let mirror = place.mirror();
         let status = &mirror["status"];
         let holds = status["sweeps"]["tag"]["present"] == 2
-            && conditions.iter().all(|condition| state_of(&mirror, condition) == "True")
+            && conditions
+                .iter()
+                .all(|condition| state_of(&mirror, condition) == "True")
             && status["platforms"].as_array()?.contains(&json!("linux/arm64"));
         holds.then_some(mirror)
     });

@@ -191,7 +191,7 @@ impl Worker {
         let client = context.client.clone();
         context.metrics.set_health(&context.mirror, health.state);
         context.store.set_health(&context.mirror, health);
-        context.reports.probed(&context.mirror, false);
+        context.reports.probed(&context.mirror, None);
         let mut tasks = JoinSet::new();
         tasks.spawn(prober::run(context.clone()));
         tasks.spawn(sweeper::run(context.clone()));

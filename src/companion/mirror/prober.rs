@@ -67,6 +67,7 @@ pub(super) async fn run(context: Context) {
         rounds: 0,
         looked_at: None,
         returning: false,
+        met: 0,
         data_in_doubt: false,
         asked_refused: None,
         said: Reminder::default(),
@@ -77,10 +78,9 @@ pub(super) async fn run(context: Context) {
         prober.resume();
         prober.machine.configure(settings.health);
         let (observation, asked_at) = prober.round(settings).await;
-        prober
-            .context
-            .reports
-            .probed(&prober.context.mirror, observation == Observation::Good);
+        let seen_well = (observation == Observation::Good).then_some(asked_at);
+        let Context { reports, mirror, .. } = &prober.context;
+        reports.probed(mirror, seen_well);
         if prober.resume() && observation == Observation::Good {
             // Somebody else had to say something, because this look took too long: what it saw first
             // is older than that.
@@ -102,6 +102,8 @@ struct Prober {
     looked_at: Option<Instant>,
     /// The mirror did not answer and does again, and it is not known whether its images are where they were.
     returning: bool,
+    /// How many times that was looked at.
+    met: usize,
     /// The last data that was asked for did not come.
     data_in_doubt: bool,
     /// When one of the images that were all refused was asked for.
@@ -194,30 +196,34 @@ impl Prober {
     /// Looks at the mirror once: at `/v2/`, and in its turn at a known image. One that shows a fault is compared with
     /// others before that says anything of the mirror. Returns what was seen, and when it was asked for.
     async fn round(&mut self, settings: &Mirror) -> (Observation, Timestamp) {
+        let started = Instant::now();
         // What its images showed is not undone by a ping alone.
         let in_turn = self.machine.fails()
             || self
                 .looked_at
-                .is_none_or(|looked| looked.elapsed() >= settings.health.interval);
+                .is_none_or(|looked| started.duration_since(looked) >= settings.health.interval);
         self.returning |= self.pinger.fails();
-        // What Pods may be rewritten by is settled once its images are seen, too.
-        let returning = self.returning;
+        // Whether Pods may be rewritten to it is settled once its images are seen, too.
+        let settled = !self.returning && !self.machine.fails();
         let Context { store, mirror, .. } = &self.context;
-        let suspect = |suspected: bool| store.set_suspected(mirror, suspected || returning);
+        let suspect = |suspected: bool| store.set_suspected(mirror, suspected || !settled);
         let pinged = self.pinger.ping(settings.health, |_| true, suspect).await;
         let asked_at = pinged.asked_at;
         if let Some(failure) = self.opened(pinged.answer) {
             return (Observation::of_ping(&Err(failure)), asked_at);
         }
-        if self.returning {
-            self.meet_again(settings).await;
+        if self.returning || pinged.tripped {
+            self.meet_again().await;
         }
-        if !in_turn {
-            return (Observation::Good, asked_at);
+        let mut observation = Observation::Good;
+        if in_turn {
+            self.looked_at = Some(started);
+            self.rounds = self.rounds.wrapping_add(1);
+            observation = self.look_at_images(settings).await;
         }
-        self.looked_at = Some(Instant::now());
-        self.rounds = self.rounds.wrapping_add(1);
-        (self.look_at_images(settings).await, asked_at)
+        let suspected = self.returning || observation != Observation::Good;
+        self.context.store.set_suspected(&self.context.mirror, suspected);
+        (observation, asked_at)
     }
 
     /// Takes in the answer to a ping. Returns the failure, where it says that the mirror is not well.
@@ -225,7 +231,17 @@ impl Prober {
         match answer {
             // Unauthorized means alive; images will be answered the same and tell.
             Ok(()) => self.context.note_credentials(Refusal::Registry, true),
-            Err(Failure::Unauthorized) => self.context.note_credentials(Refusal::Registry, false),
+            Err(Failure::Unauthorized) => {
+                // Some ask for a token everywhere and give one to everybody, which images show.
+                let Context {
+                    client,
+                    reports,
+                    mirror,
+                    ..
+                } = &self.context;
+                let opens = !client.has_credentials() && reports.of(mirror).gives_images();
+                self.context.note_credentials(Refusal::Registry, opens);
+            }
             Err(Failure::Ambiguous(Ambiguity::Challenge(Particulars { words, .. }))) => {
                 let why = words.unwrap_or_default();
                 self.context.note_credentials(Refusal::Challenge(why), false);
@@ -237,25 +253,19 @@ impl Prober {
         None
     }
 
-    /// Looks whether a mirror that did not answer for a moment is the one that it was: where an image is missing or
+    /// Looks whether a mirror that may have been away for a moment is the one that it was: where an image is missing or
     /// another one, all proofs are void.
-    async fn meet_again(&mut self, settings: &Mirror) {
-        let Context {
-            store,
-            mirror,
-            client,
-            ..
-        } = &self.context;
+    async fn meet_again(&mut self) {
         // After an outage that was told of they are void anyhow.
         if self.machine.health().state == State::Healthy {
-            let canaries = canaries::choose(&store.index(), mirror, canaries::ON_RETURN);
-            let deadline = Instant::now() + settings.health.timeout;
-            match canaries::are_there(client, settings, &canaries, deadline).await {
+            self.met = self.met.wrapping_add(1);
+            let Context { store, mirror, .. } = &self.context;
+            match canaries::are_there(store, mirror, self.met, clock::now()).await {
                 Some(true) => {}
                 Some(false) => {
                     tracing::warn!(
                         mirror,
-                        "the mirror was away for a moment and came back without known images; all proofs are void"
+                        "the mirror was away and came back without known images; all proofs are void"
                     );
                     self.void();
                 }
@@ -263,7 +273,6 @@ impl Prober {
             }
         }
         self.returning = false;
-        self.context.store.set_suspected(&self.context.mirror, false);
     }
 
     /// Lets proofs begin anew.

@@ -7,7 +7,6 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    clock,
     domain::{answer::Answer, image::Class, presence::Counts, time::Timestamp},
     registry::Client,
 };
@@ -99,7 +98,7 @@ impl Refusal {
 pub struct Report {
     /// When the prober last ended a round.
     pub probed_at: Option<Instant>,
-    /// When it last saw the mirror well.
+    /// When it asked last and saw the mirror well.
     pub seen_well: Option<Timestamp>,
     /// Whether the registry takes the credentials it is asked with; none before the first answer.
     registry_opens: Option<Result<(), Refusal>>,
@@ -126,6 +125,11 @@ impl Report {
         }
     }
 
+    /// Whether the mirror gave an image lately.
+    pub(super) const fn gives_images(&self) -> bool {
+        matches!(self.images_open, Some(true))
+    }
+
     /// Returns the end of the last complete sweep of a class.
     pub const fn sweep(&self, class: Class) -> Option<SweepEnd> {
         match class {
@@ -150,13 +154,11 @@ impl Reports {
         self.0.subscribe()
     }
 
-    /// Notes that a round of the prober ended, and whether it saw the mirror well.
-    pub(super) fn probed(&self, mirror: &str, well: bool) {
+    /// Notes that a round of the prober ended, and when it began if it saw the mirror well.
+    pub(super) fn probed(&self, mirror: &str, seen_well: Option<Timestamp>) {
         self.tell(mirror, |report| {
             report.probed_at = Some(Instant::now());
-            if well {
-                report.seen_well = Some(clock::now());
-            }
+            report.seen_well = seen_well.or(report.seen_well);
             false
         });
     }

@@ -785,7 +785,8 @@ fn endpoints_as_people_write_them() {
     ] {
         check(url, Err(path));
     }
-    let dot = "must not end its host with a dot; leave it away, a name with a dot inside is looked up as it is";
+    let dot =
+        "must not end its host with a dot; leave it away, a name with a dot inside is looked up as it is";
     for url in ["https://mirror.test.", "https://mirror.test.:5000/"] {
         check(url, Err(dot));
     }

@@ -27,8 +27,7 @@ use crate::{
 /// one would be opened, as with a certificate that has ended since.
 const ANEW_EVERY: u32 = 15;
 
-/// How much longer a ping may take that opens a connection of its own though nothing is wrong: a handshake goes to
-/// and fro some more times.
+/// How much longer a ping may take that opens a connection of its own: a handshake goes to and fro some more times.
 const HANDSHAKE: u32 = 3;
 
 /// How late a timer may be. Where it is later this machine is busy, which says nothing of the mirror: its answer may be
@@ -56,6 +55,8 @@ pub struct Pinged {
     pub answer: Result<(), Failure>,
     /// When it was sent.
     pub asked_at: Timestamp,
+    /// The connection that was held had ended: the mirror may be another one.
+    pub tripped: bool,
 }
 
 impl Pinger {
@@ -102,21 +103,22 @@ impl Pinger {
         let asked_at = clock::now();
         let started = Instant::now();
         let now = started.duration_since(self.began);
-        let confirms = self.pinging.wants_another_way(now);
+        let confirms = self.pinging.may_decide(settings.timeout, now);
         let in_turn = |(last, served): (Instant, bool)| {
             !served || started.duration_since(last) >= ANEW_EVERY * settings.interval
         };
         let anew = in_turn(*self.anew.get_or_insert((started, true)));
-        self.tripped = false;
+        let tripped = std::mem::take(&mut self.tripped);
         self.interest.satisfy();
         self.pinging.sent(now);
         let (mut longest, mut patience) = (settings.timeout, self.pinging.patience(settings.timeout));
-        if anew && !confirms {
+        let anew = anew || confirms;
+        if anew {
             (longest, patience) = (HANDSHAKE * longest, HANDSHAKE * patience);
         }
         let client = self.client.clone();
         let asking = async {
-            if anew || confirms {
+            if anew {
                 client.ping_anew(started + longest).await
             } else {
                 client.ping(started + longest).await
@@ -135,11 +137,15 @@ impl Pinger {
         self.pinging.ended(observation, started.elapsed());
         let well = ping.observation == Observation::Good;
         self.tripwire.pinged(well);
-        if anew || confirms {
+        if anew {
             self.anew = Some((started, well));
         }
         suspect(matches!(observation, Some(Observation::Bad(..))));
-        Pinged { answer, asked_at }
+        Pinged {
+            answer,
+            asked_at,
+            tripped,
+        }
     }
 
     /// Whether the last ping failed, and so another one is to decide.

@@ -121,7 +121,6 @@ impl Tripwire {
                         }
                         () = sleep_until(spoke_at + self.lives.silence) => {}
                     }
-                    self.lives.bore();
                     if let State::Taut { mut held, .. } = std::mem::replace(&mut self.state, State::Slack) {
                         let speaking = async move {
                             let goes_on = held.refresh(Instant::now() + TIMEOUT).await;
@@ -136,6 +135,7 @@ impl Tripwire {
                         self.state = State::Slack;
                         return;
                     };
+                    self.lives.bore();
                     self.state = taut(held);
                 }
             }

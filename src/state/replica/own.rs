@@ -2,16 +2,15 @@
 
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
-use tokio::{
-    select,
-    task::JoinSet,
-    time::{Instant, sleep},
-};
+use tokio::{select, task::JoinSet, time::sleep};
 
 use super::{AFTER_PANIC, Shared};
 use crate::{
     clock,
-    domain::{health::Ping, witness::Outcome},
+    domain::{
+        health::{Observation, Ping},
+        witness::Outcome,
+    },
     registry::Client,
     state::{canaries, pinger::Pinger},
     tasks::panic_message,
@@ -85,6 +84,7 @@ async fn watch(shared: Shared, mirror: String) {
         return;
     };
     let mut snapshots = store.subscribe();
+    let mut looks: usize = 0;
     loop {
         // Whether it is needed may change while it is waited for.
         loop {
@@ -104,25 +104,23 @@ async fn watch(shared: Shared, mirror: String) {
         let Some(need) = shared.belief().need(&mirror) else {
             return;
         };
-        let suspect = |suspected| shared.belief().suspect(&mirror, suspected);
+        // What the answer means is taken in whole, below.
+        let suspect = |suspected| {
+            if suspected {
+                shared.belief().suspect(&mirror);
+            }
+        };
         let pinged = pinger.ping(need.settings, |ping| ping.speaks, suspect).await;
-        let ping = Ping::of(&pinged.answer);
-        let outcome = shared
-            .belief()
-            .pinged(&mirror, ping, pinged.asked_at, clock::now());
-        if outcome == Outcome::Returned
-            && let Some(all_there) = look(&shared, &mirror, Instant::now() + need.settings.timeout).await
-        {
-            shared.belief().returned(&mirror, all_there, clock::now());
+        let (ping, tripped) = (Ping::of(&pinged.answer), pinged.tripped);
+        let is_good = ping.observation == Observation::Good;
+        let asked_at = pinged.asked_at;
+        let outcome = shared.belief().pinged(&mirror, ping, asked_at, clock::now());
+        if outcome == Outcome::Returned || (tripped && is_good) {
+            looks = looks.wrapping_add(1);
+            let now = clock::now();
+            if let Some(all_there) = canaries::are_there(store, &mirror, looks, now).await {
+                shared.belief().returned(&mirror, all_there, clock::now());
+            }
         }
     }
-}
-
-/// Looks whether known images are where they were. Returns none if that cannot be told now.
-async fn look(shared: &Shared, mirror: &str, deadline: Instant) -> Option<bool> {
-    let store = &shared.0.store;
-    let (snapshot, client) = (store.snapshot(), store.client(mirror)?);
-    let settings = snapshot.routing.mirror(snapshot.routing.find(mirror)?);
-    let canaries = canaries::choose(&store.index(), mirror, canaries::ON_RETURN);
-    canaries::are_there(&client, settings, &canaries, deadline).await
 }

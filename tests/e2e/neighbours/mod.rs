@@ -74,7 +74,7 @@ impl Sightings {
 
     fn write(self) {
         let folder = env::var_os(LINES).unwrap();
-        let file = self.neighbour.replace(' ', "-");
+        let file = self.neighbour.replace([' ', '/'], "-");
         fs::write(Path::new(&folder).join(file), self.lines).unwrap();
     }
 }

@@ -6,7 +6,7 @@ use ::kagami::domain::answer::MediaType;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use super::{REPOSITORY, SOON, image, knowing, stocked};
+use super::{REPOSITORY, SOON, image, knowing, stock, stocked};
 use crate::support::{
     certificates::Authority,
     faulty::{Action, Behaviour, Faulty, Reply},
@@ -14,7 +14,7 @@ use crate::support::{
     kagami::{Kagami, eventually, mirror, text},
     real::{ALICE, PASSWORD, Registry, Setup, USERNAME},
     shelf::Shelf,
-    tokens::TokenService,
+    tokens::{TokenService, query},
 };
 
 /// A Secret with credentials for `mirror.test`.
@@ -97,6 +97,33 @@ async fn a_mirror_behind_tokens() {
     let target = registry.target(Some(format!("Bearer {}", service.push_token(REPOSITORY))));
     target.push(REPOSITORY, "1", &image("one")).await;
     check_credentials(registry.url(), &json!({})).await;
+}
+
+/// Whoever gives a token to everybody asks everybody for one, at `/v2/` too: that is no refusal.
+#[tokio::test]
+async fn a_mirror_that_is_open_to_all_by_tokens_wants_no_credentials() {
+    let realm = Faulty::start(Behaviour::answer(|request| {
+        let scope = query(&request.target).remove("scope");
+        Action::Reply(match scope {
+            Some(_) => Reply::json(200, &json!({"token": "t"})),
+            None => Reply::error(401, "UNAUTHORIZED"),
+        })
+    }))
+    .await;
+    let challenge = format!(r#"Bearer realm="{}/token",service="r""#, realm.url());
+    let shelf = stock();
+    let peer = Faulty::start(Behaviour::answer(move |request| {
+        Action::Reply(match request.authorization() {
+            Some("Bearer t") if request.target != "/v2/" => shelf.answer(request),
+            _ => Reply::error(401, "UNAUTHORIZED").header("WWW-Authenticate", &challenge),
+        })
+    }))
+    .await;
+    let kagami = Kagami::start(&[mirror(&peer.url(), &json!({}))]).await;
+    kagami.until(&["nginx:1"], &["Mirrored"], SOON).await;
+    kagami
+        .until_status("/mirrors/main/credentials/valid", &json!(true), SOON)
+        .await;
 }
 
 /// The password was changed at the registry: a person must act on it, so the log says once who refuses which

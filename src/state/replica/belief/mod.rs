@@ -355,11 +355,12 @@ impl Belief {
 
     /// Takes in when who keeps the shared state has last seen mirrors well.
     fn well_seen(&mut self, lease: &Object, now: Timestamp) {
-        for (mirror, round) in seen_well(lease) {
+        let Some(sign) = renewed_at(lease) else { return };
+        for (mirror, asked_at) in seen_well(lease) {
             let Some(known) = self.known.get_mut(&mirror) else {
                 continue;
             };
-            if known.witness.well_seen(round, now) {
+            if known.witness.well_seen(asked_at, sign, now) {
                 tracing::warn!(
                     mirror,
                     "the companion sees the mirror well and this replica does not: its own way there is broken, and it goes by \
@@ -374,8 +375,7 @@ impl Belief {
     /// over the lead believes it in the same way. Returns how old it is.
     pub(super) fn lease_dated(&mut self, lease: &Object, at: Instant, now: Timestamp) -> Option<Duration> {
         self.heartbeat.renewed = renewed(lease);
-        let renewed_at = serde_json::from_value(lease.spec["renewTime"].clone()).ok()?;
-        let renewed_at = timestamp(&renewed_at);
+        let renewed_at = renewed_at(lease)?;
         if renewed_at > now.after(FUTURE) {
             return None;
         }
@@ -388,10 +388,10 @@ impl Belief {
         self.mirrors.forms().map(|(mirror, _)| mirror.health.stale_after)
     }
 
-    /// Takes in whether a mirror takes longer to answer than it usually does.
-    pub(super) fn suspect(&mut self, mirror: &str, suspected: bool) {
+    /// Takes in that a mirror takes longer to answer than it usually does, or failed.
+    pub(super) fn suspect(&mut self, mirror: &str) {
         if let Some(known) = self.known.get_mut(mirror) {
-            known.witness.suspect(suspected);
+            known.witness.suspect();
             self.publish(mirror);
         }
     }
@@ -440,17 +440,17 @@ impl Belief {
         outcome
     }
 
-    /// Takes in whether known images of a mirror that answers again are where they were.
+    /// Takes in whether known images of a mirror that may have been away are where they were.
     pub(super) fn returned(&mut self, mirror: &str, all_there: bool, now: Timestamp) {
         if let Some(known) = self.known.get_mut(mirror) {
-            known.witness.returned(all_there, now);
-            if all_there {
-                tracing::info!(mirror, "the mirror answers again, with its images");
-            } else {
+            let is_back = known.witness.returned(all_there, now);
+            if !all_there {
                 tracing::warn!(
                     mirror,
-                    "the mirror answers again, without known images; all proofs are void"
+                    "the mirror was away and came back without known images; all proofs are void"
                 );
+            } else if is_back {
+                tracing::info!(mirror, "the mirror answers again, with its images");
             }
             self.publish(mirror);
         }
@@ -589,7 +589,7 @@ fn tell(mirror: &str, before: Option<&Document>, document: &Document) {
     }
 }
 
-/// Returns when who renews the Lease has last seen each mirror well.
+/// Returns when who renews the Lease asked each mirror last that was well.
 fn seen_well(lease: &Object) -> BTreeMap<String, Timestamp> {
     let annotations = lease.metadata.annotations.as_ref();
     let written = annotations.and_then(|annotations| annotations.seen_well.as_deref());
@@ -600,6 +600,11 @@ fn seen_well(lease: &Object) -> BTreeMap<String, Timestamp> {
         .into_iter()
         .map(|(mirror, millis)| (mirror, Timestamp::from_millis(millis)))
         .collect()
+}
+
+fn renewed_at(lease: &Object) -> Option<Timestamp> {
+    let written = serde_json::from_value(lease.spec["renewTime"].clone()).ok()?;
+    Some(timestamp(&written))
 }
 
 fn renewed(lease: &Object) -> Option<String> {

@@ -401,11 +401,16 @@ fn who_renews_the_lease_ends_a_doubt_by_what_it_saw_since() {
     }
     assert_eq!(scene.view(), (State::Unhealthy, false));
     // Its clock is another one.
+    let sign = |number| renewed_at(&lease(number)).unwrap().as_millis();
     for (number, round, expected) in [
-        (2, json!(r#"{"main": 7}"#), State::Unhealthy),
-        (3, json!(r#"{"main": 7, "other": 9}"#), State::Unhealthy),
-        (4, json!("junk"), State::Unhealthy),
-        (5, json!(r#"{"main": 8}"#), State::Healthy),
+        (2, json!({"main": sign(2) - 1}).to_string(), State::Unhealthy),
+        (
+            3,
+            json!({"main": sign(2) - 1, "other": 9}).to_string(),
+            State::Unhealthy,
+        ),
+        (4, "junk".to_owned(), State::Unhealthy),
+        (5, json!({"main": sign(2) + 1}).to_string(), State::Healthy),
     ] {
         let mut lease = lease(number);
         let annotations = json!({SEEN_WELL: round, "of-others": "x"});

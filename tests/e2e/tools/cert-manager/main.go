@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/log/zap"
@@ -93,8 +95,16 @@ func inject(ctx context.Context, group *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
+	// The field manager is taken from it, as cert-manager's own command has it.
+	config.UserAgent = "cainjector/kagami-tests"
+	kinds := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{scheme.AddToScheme, api.AddToScheme} {
+		if err := add(kinds); err != nil {
+			return err
+		}
+	}
 	manager, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme:  api.Scheme,
+		Scheme:  kinds,
 		Metrics: metricsserver.Options{BindAddress: "0"},
 	})
 	if err != nil {
