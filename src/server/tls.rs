@@ -82,10 +82,10 @@ pub enum Error {
     },
     #[error("malformed serving certificate")]
     Malformed(#[source] ASN1Error),
-    #[error("the serving certificate is not valid yet")]
-    NotYetValid,
-    #[error("the serving certificate has expired")]
-    Expired,
+    #[error("the serving certificate is not valid before {0}, by the clock of this machine")]
+    NotYetValid(Timestamp),
+    #[error("the serving certificate has expired at {0}, by the clock of this machine")]
+    Expired(Timestamp),
     /// The key does not belong to the certificate, or rustls knows no use for one of them.
     #[error("the certificate and the key cannot be used together")]
     Unusable(#[source] rustls::Error),
@@ -235,10 +235,10 @@ impl Material {
 
         let (not_before, not_after) = validity(&chain[0]).map_err(Error::Malformed)?;
         if now < not_before {
-            return Err(Error::NotYetValid);
+            return Err(Error::NotYetValid(not_before));
         }
         if now > not_after {
-            return Err(Error::Expired);
+            return Err(Error::Expired(not_after));
         }
         let certified = CertifiedKey::from_der(chain, key, &provider).map_err(Error::Unusable)?;
 

@@ -326,7 +326,7 @@ async fn a_bad_pair_never_replaces_a_good_one() {
             "malformed serving certificate",
         ),
         (issued(now.before(2 * DAY)), "has expired"),
-        (issued(now.after(DAY)), "not valid yet"),
+        (issued(now.after(DAY)), "is not valid before"),
     ];
     let mut faults = 0;
     for (pair, expected) in cases {
