@@ -89,7 +89,11 @@ async fn watch(shared: Shared, mirror: String) {
         // Whether it is needed may change while it is waited for.
         loop {
             let Some(need) = shared.belief().need(&mirror) else {
-                return;
+                // It is not in force now; when its client goes, so does this task.
+                if snapshots.changed().await.is_err() {
+                    return;
+                }
+                continue;
             };
             let every = if need.alone {
                 need.settings.interval
@@ -102,7 +106,7 @@ async fn watch(shared: Shared, mirror: String) {
             }
         }
         let Some(need) = shared.belief().need(&mirror) else {
-            return;
+            continue;
         };
         // What the answer means is taken in whole, below.
         let suspect = |suspected| {
