@@ -24,10 +24,10 @@ const EXCEPTIONS: usize = 1;
 const MULTIPLE: u32 = 2;
 
 /// The shortest patience: a machine may be busy for so long.
-const SHORTEST: Duration = Duration::from_millis(100);
+const SHORTEST: Duration = Duration::from_millis(250);
 
 /// The patience with a mirror of which too little is known.
-const AT_FIRST: Duration = Duration::from_millis(300);
+const AT_FIRST: Duration = Duration::from_millis(400);
 
 /// How many answers are too little.
 const LITTLE: usize = 5;

@@ -165,21 +165,24 @@ fn registry_of_broken_images() -> String {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { continue };
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                match stream.read(&mut byte) {
-                    Ok(1) => head.extend(byte),
-                    _ => break,
+            // One that says nothing holds up no other.
+            thread::spawn(move || {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    match stream.read(&mut byte) {
+                        Ok(1) => head.extend(byte),
+                        _ => break,
+                    }
                 }
-            }
-            let status = if head.starts_with(b"GET /v2/ ") {
-                "200 OK"
-            } else {
-                "500 Broken"
-            };
-            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-            drop(stream.write_all(answer.as_bytes()));
+                let status = if head.starts_with(b"GET /v2/ ") {
+                    "200 OK"
+                } else {
+                    "500 Broken"
+                };
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                drop(stream.write_all(answer.as_bytes()));
+            });
         }
     });
     url
@@ -195,16 +198,27 @@ pub(crate) fn a_broken_image_switches_no_mirror_off(cluster: &Cluster) {
     reader.share_healthy(clock::now().before(Duration::from_mins(1)));
     reader.know(&known, clock::now());
     reader.decides(&known, REWRITTEN);
+    let mut decisions = Vec::new();
     for _ in 0..3 {
-        assert_eq!(reader.decide("probe", &broken), "Kept RegistryError");
+        reader.decides(&broken, "Kept RegistryError");
         // As long as an answer that tells nothing is remembered, and as own pings take.
         let until = Instant::now() + Duration::from_secs(5);
         while Instant::now() < until {
-            assert_eq!(reader.decide("probe", &known), REWRITTEN);
+            decisions.push(reader.decide("probe", &known));
             thread::sleep(Duration::from_millis(100));
         }
     }
-    assert_eq!(reader.decide("probe", &broken), "Kept RegistryError");
+    reader.decides(&broken, "Kept RegistryError");
+    // A ping that a busy machine makes slow is a suspicion, for as long as it is out.
+    let suspected = |decision: &&String| *decision == "Kept MirrorSuspected";
+    let rewritten = |decision: &&String| *decision == REWRITTEN;
+    let (all, kept) = (decisions.len(), decisions.iter().filter(suspected).count());
+    assert_eq!(
+        decisions.iter().filter(rewritten).count() + kept,
+        all,
+        "{decisions:?}"
+    );
+    assert!(kept * 10 <= all, "{kept} of {all}");
 }
 
 pub(crate) fn a_mirror_with_a_fault_stays_as_it_was(cluster: &Cluster) {

@@ -292,10 +292,12 @@ pub(crate) fn a_paused_leader_never_writes_again(cluster: &Cluster) {
     eventually("the heart beats on", || {
         (heartbeat(&place) != beats).then_some(())
     });
-    // What was in flight when it was stopped had arrived long before.
+    // What was in flight when it was stopped had arrived long before. One request may have been past the look at the
+    // lease and not yet sent: nobody can look later than that, and the API server refuses it for its version.
     let mut late = writes(&place, &first);
     late.retain(|write| received_at(write) > thawed_at);
-    assert!(late.is_empty(), "{late:#?}");
+    let refused = |write: &Value| write["responseStatus"]["code"] == 409;
+    assert!(late.len() <= 1 && late.iter().all(refused), "{late:#?}");
 }
 
 /// Away for longer than a lease holds: the leader steps down, and leads again by itself.
