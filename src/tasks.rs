@@ -8,12 +8,15 @@
 
 use std::{
     any::Any,
+    collections::BTreeMap,
     error::Error as StdError,
+    future::poll_fn,
     io,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -286,6 +289,22 @@ impl Tasks {
             unfinished: self.unfinished(),
         }
     }
+}
+
+/// Waits until a task of one of many owners ends by itself or by a panic. Returns whose it was.
+pub async fn first_end<T>(
+    owners: &mut BTreeMap<String, T>,
+    tasks: impl Fn(&mut T) -> &mut JoinSet<()>,
+) -> (String, Result<(), JoinError>) {
+    poll_fn(|context| {
+        for (name, owner) in owners.iter_mut() {
+            if let Poll::Ready(Some(ended)) = tasks(owner).poll_join_next(context) {
+                return Poll::Ready((name.clone(), ended));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Returns what a task that did not return said: its panic's text, or that it was cancelled.

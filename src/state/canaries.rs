@@ -31,6 +31,21 @@ pub struct Canary {
     pub digest: Digest,
 }
 
+impl Canary {
+    /// Returns the repository in the mirror and the reference by which the image is asked for; none if the mirror has
+    /// no place for it any more.
+    pub fn address(&self, settings: &Mirror) -> Option<(String, String)> {
+        let reference = self.key.by_ref().reference();
+        let repository = settings.mapping.repository_path(&reference).ok()?;
+        let asked = match settings.kind {
+            Kind::Hosted => reference.manifest_reference().to_owned(),
+            // By tag it would ask upstream, each time.
+            Kind::PullThrough => self.digest.to_string(),
+        };
+        Some((repository, asked))
+    }
+}
+
 /// Returns some images that are known to be there, each another one by its digest or its class: one image under
 /// several tags is one image, and one damage; by tag and by digest the mirror may answer differently.
 pub fn choose(index: &Index, mirror: &str, at_most: usize) -> Vec<Canary> {
@@ -93,16 +108,9 @@ pub async fn are_there(store: &Store, mirror: &str, turn: usize, now: Timestamp)
 
 /// Looks whether one of them is where it was; none if the answer does not tell.
 async fn look(client: &Client, settings: &Mirror, canary: &Canary, deadline: Instant) -> Option<bool> {
-    let Canary { key, digest } = canary;
-    let reference = key.by_ref().reference();
-    let repository = settings.mapping.repository_path(&reference).ok()?;
-    let asked = match settings.kind {
-        Kind::Hosted => reference.manifest_reference(),
-        // By tag it would ask upstream.
-        Kind::PullThrough => &digest.to_string(),
-    };
-    match client.head(&repository, asked, deadline).await {
-        Answer::Exists(manifest) => Some(manifest.digest == *digest),
+    let (repository, asked) = canary.address(settings)?;
+    match client.head(&repository, &asked, deadline).await {
+        Answer::Exists(manifest) => Some(manifest.digest == canary.digest),
         Answer::Missing => Some(false),
         // It lives, and lets nobody look.
         Answer::Unauthorized | Answer::RateLimited { .. } => Some(true),

@@ -370,13 +370,16 @@ impl Inner {
                     .decided(request.mode, first.outcome, first.reason, count);
             }
         }
-        let rewritten = decisions
-            .iter()
-            .filter(|decision| decision.outcome == Outcome::Rewritten);
-        let mut mirrors: Vec<_> = rewritten.filter_map(|decision| decision.mirror).collect();
-        mirrors.dedup();
-        for mirror in mirrors {
-            self.store.used(&snapshot.routing.mirror(mirror).name);
+        // Mostly one mirror has all of a Pod's images.
+        for alike in decisions.chunk_by(|a, b| (a.outcome, a.mirror) == (b.outcome, b.mirror)) {
+            if let Some(Decision {
+                outcome: Outcome::Rewritten,
+                mirror: Some(mirror),
+                ..
+            }) = alike.first()
+            {
+                self.store.used(&snapshot.routing.mirror(*mirror).name);
+            }
         }
         let verbose = tracing::enabled!(tracing::Level::DEBUG);
         for decision in decisions {

@@ -16,15 +16,13 @@ mod verifier;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::poll_fn,
     sync::Arc,
-    task::Poll,
     time::Duration,
 };
 
 use tokio::{
     sync::mpsc,
-    task::{JoinError, JoinSet},
+    task::JoinSet,
     time::{Instant, sleep},
 };
 
@@ -38,7 +36,7 @@ use crate::{
     metrics::Metrics,
     registry::{Client, pace::Pace, pool::Pool},
     state::{Demand, Store},
-    tasks::panic_message,
+    tasks::{first_end, panic_message},
     telemetry::Throttle,
 };
 
@@ -203,23 +201,6 @@ impl Worker {
             demand,
         }
     }
-}
-
-/// Waits until one of many tasks ends: by a panic, or because its mirror is configured no more. Returns
-/// whose it was.
-async fn first_end<T>(
-    owners: &mut BTreeMap<String, T>,
-    tasks: impl Fn(&mut T) -> &mut JoinSet<()>,
-) -> (String, Result<(), JoinError>) {
-    poll_fn(|context| {
-        for (name, owner) in owners.iter_mut() {
-            if let Poll::Ready(Some(ended)) = tasks(owner).poll_join_next(context) {
-                return Poll::Ready((name.clone(), ended));
-            }
-        }
-        Poll::Pending
-    })
-    .await
 }
 
 /// Returns the hosts of registries whose health decides about a mirror's use.

@@ -345,20 +345,15 @@ impl Prober {
 
     /// Looks at one image that is known to be there.
     async fn look(&self, canary: &Canary, settings: &Mirror, with_data: bool) -> Sight {
-        let Some(located) = locate(settings, canary.key.by_ref()) else {
+        let Some((repository, asked)) = canary.address(settings) else {
             return Sight::Unclear;
-        };
-        let asked = match settings.kind {
-            Kind::Hosted => located.reference.manifest_reference(),
-            // By tag it would ask upstream, each time.
-            Kind::PullThrough => &canary.digest.to_string(),
         };
         let (client, timeout) = (&self.context.client, settings.health.timeout);
         let deadline = Instant::now() + timeout;
         let answer = if with_data {
-            client.get(&located.repository, asked, deadline).await
+            client.get(&repository, &asked, deadline).await
         } else {
-            client.head(&located.repository, asked, deadline).await
+            client.head(&repository, &asked, deadline).await
         };
         if matches!(answer, Answer::Exists(_)) {
             self.context.note_credentials(Refusal::Images, true);
@@ -366,8 +361,7 @@ impl Prober {
         match (&answer, Observation::of(&answer)) {
             (Answer::Exists(manifest), _) if with_data => {
                 let known = self.platforms(canary.key.by_ref(), settings.kind);
-                self.read_data(&located.repository, manifest, known, timeout)
-                    .await
+                self.read_data(&repository, manifest, known, timeout).await
             }
             (Answer::Exists(_), _) => Sight::Sound,
             (_, Some(Observation::Bad(fault, _))) => Sight::Faulty(fault, answer),

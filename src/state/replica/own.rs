@@ -13,7 +13,7 @@ use crate::{
     },
     registry::Client,
     state::{canaries, pinger::Pinger},
-    tasks::panic_message,
+    tasks::{first_end, panic_message},
 };
 
 /// How often a mirror is pinged that nobody uses and of which nothing bad is known.
@@ -43,38 +43,15 @@ pub(super) async fn run(shared: Shared) -> Infallible {
         select! {
             // The sender lives as long as the store, which this function holds.
             _ = clients.changed() => {}
-            mirror = first_panic(&mut pings) => {
+            // One that ends otherwise has no client to ask with any more.
+            (mirror, Err(error)) = first_end(&mut pings, |pings| &mut pings.task) => {
+                let error = panic_message(error);
+                tracing::error!(mirror, error, "the pings of a mirror panicked; starting them anew");
                 pings.remove(&mirror);
                 sleep(AFTER_PANIC).await;
             }
         }
     }
-}
-
-/// Waits until one of the tasks panics. Returns whose it was.
-async fn first_panic(pings: &mut BTreeMap<String, Pings>) -> String {
-    let ends = pings.iter_mut().map(|(mirror, Pings { task, .. })| {
-        Box::pin(async move {
-            match task.join_next().await {
-                Some(Err(error)) => {
-                    let error = panic_message(error);
-                    tracing::error!(
-                        mirror,
-                        error,
-                        "the pings of a mirror panicked; starting them anew"
-                    );
-                    mirror.clone()
-                }
-                // Its mirror is configured no more.
-                _ => std::future::pending().await,
-            }
-        })
-    });
-    let ends: Vec<_> = ends.collect();
-    if ends.is_empty() {
-        return std::future::pending().await;
-    }
-    futures_util::future::select_all(ends).await.0
 }
 
 /// Pings one mirror until its client is no more.
