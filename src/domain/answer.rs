@@ -197,8 +197,7 @@ pub struct Manifest {
     pub size: Option<u64>,
     /// The entries of an index; empty for a single manifest and where only headers were seen.
     pub children: Vec<Child>,
-    /// A blob of a single manifest (the smallest one), for looking at the data path; none where only
-    /// headers were seen.
+    /// The blob of a single manifest by which the data path is looked at; none where only headers were seen.
     pub blob: Option<Blob>,
     /// The configuration of a single manifest; none where only headers were seen.
     pub config: Option<Blob>,

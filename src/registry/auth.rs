@@ -272,6 +272,7 @@ impl Authority {
             redirects: 0,
             matter: Matter::Registry,
             anew: false,
+            beginning: None,
         }
     }
 
@@ -520,6 +521,7 @@ impl Login {
             method: Method::GET,
             matter: Matter::Token(url.as_str().into()),
             anew: false,
+            beginning: None,
             url,
             accept: HeaderValue::from_static("application/json"),
             redirects: REDIRECTS,

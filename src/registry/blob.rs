@@ -7,7 +7,13 @@ use reqwest::{Method, StatusCode, header::HeaderValue};
 use sha2::digest::DynDigest;
 use tokio::time::Instant;
 
-use super::{Client, Inner, auth::Right, manifest, wire::Chunks, within};
+use super::{
+    Client, Inner,
+    auth::Right,
+    manifest,
+    wire::{Call, Chunks},
+    within,
+};
 use crate::domain::{
     answer::{Ambiguity, Blob, Failure},
     digest::Digest,
@@ -17,7 +23,7 @@ use crate::domain::{
 pub struct Stream {
     chunks: Chunks,
     digest: Digest,
-    /// None once the end was reached.
+    /// None once the end was reached, and where only a part comes.
     hasher: Option<Box<dyn DynDigest + Send>>,
 }
 
@@ -54,26 +60,27 @@ impl Client {
         digest: &Digest,
         deadline: Instant,
     ) -> Result<Stream, Failure> {
-        within(deadline, self.0.blob(repository, digest, deadline)).await
+        within(deadline, self.0.blob(repository, digest, None, deadline)).await
     }
 
-    /// Reads a blob to its end, or until more than `at_most` bytes came. Returns how many came. The digest
-    /// is checked only where the end was reached.
+    /// Reads the first bytes of a blob, or all if there are not that many. Returns how many came, which may be more
+    /// where not everybody on the way sends less than all. The digest is checked only where the end was reached.
     pub async fn beginning(
         &self,
         repository: &str,
-        digest: &Digest,
+        blob: &Blob,
         at_most: u64,
         deadline: Instant,
     ) -> Result<u64, Failure> {
         let read = async {
-            let mut blob = self.blob(repository, digest, deadline).await?;
+            let part = (blob.size > at_most).then_some(at_most);
+            let stream = self.0.blob(repository, &blob.digest, part, deadline);
+            let mut stream = stream.await?;
             let mut count = 0;
-            while let Some(chunk) = blob.next().await? {
+            while count < at_most
+                && let Some(chunk) = stream.next().await?
+            {
                 count += chunk.len() as u64;
-                if count > at_most {
-                    break;
-                }
             }
             Ok(count)
         };
@@ -104,19 +111,35 @@ impl Client {
 }
 
 impl Inner {
-    async fn blob(&self, repository: &str, digest: &Digest, deadline: Instant) -> Result<Stream, Failure> {
+    /// Begins to read a blob, or so many bytes of its beginning.
+    async fn blob(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        beginning: Option<u64>,
+        deadline: Instant,
+    ) -> Result<Stream, Failure> {
         let anything = HeaderValue::from_static("*/*");
-        let call = self.call(Method::GET, repository, "blobs", &digest.to_string(), anything)?;
+        let call = Call {
+            beginning,
+            ..self.call(Method::GET, repository, "blobs", &digest.to_string(), anything)?
+        };
         let right = Right::pull(repository);
         let reply = self.authority.send(&self.wire, &call, right, deadline).await?;
         match reply.status() {
-            StatusCode::OK if reply.is_html() => {
+            StatusCode::OK | StatusCode::PARTIAL_CONTENT if reply.is_html() => {
                 Err(Failure::Ambiguous(Ambiguity::Html(reply.particulars())))
             }
             StatusCode::OK => Ok(Stream {
                 chunks: reply.into_chunks(),
                 digest: digest.clone(),
                 hasher: Some(manifest::hasher(digest.algorithm())),
+            }),
+            // No digest is that of a part.
+            StatusCode::PARTIAL_CONTENT if beginning.is_some() => Ok(Stream {
+                chunks: reply.into_chunks(),
+                digest: digest.clone(),
+                hasher: None,
             }),
             StatusCode::NOT_FOUND => Err(self.not_found(reply).await),
             _ => Err(reply.failure()),

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use sha2::{Sha256, Sha512, digest::DynDigest};
 
+use super::SAMPLE_BYTES;
 use crate::domain::{
     answer::{Ambiguity, Blob, Child, Manifest, MediaType},
     digest::{Algorithm, Digest},
@@ -64,7 +65,7 @@ pub(super) fn read(
         (None, Some(config), layers) if !media_type.is_index() => {
             let read = blob(&config);
             let layers = layers.unwrap_or_default();
-            (Vec::new(), smallest_blob(config, layers), read)
+            (Vec::new(), sample(config, layers), read)
         }
         _ => return Err(Ambiguity::Malformed),
     };
@@ -114,14 +115,18 @@ fn blob(descriptor: &Descriptor<'_>) -> Option<Blob> {
     })
 }
 
-/// Layers with `urls` are kept elsewhere (foreign layers) and no registry need hold them.
-fn smallest_blob(config: Descriptor<'_>, layers: Vec<Descriptor<'_>>) -> Option<Blob> {
+/// Returns the blob by which the data path is looked at: the smallest that is no smaller than [`SAMPLE_BYTES`], or
+/// else the largest. Layers with `urls` are kept elsewhere (foreign layers) and no registry need hold them.
+fn sample(config: Descriptor<'_>, layers: Vec<Descriptor<'_>>) -> Option<Blob> {
     layers
         .into_iter()
         .chain([config])
         .filter(|descriptor| descriptor.urls.as_ref().is_none_or(Vec::is_empty))
         .filter_map(|descriptor| blob(&descriptor))
-        .min_by_key(|blob| blob.size)
+        .min_by_key(|blob| {
+            let missing = SAMPLE_BYTES.saturating_sub(blob.size);
+            (missing, blob.size)
+        })
 }
 
 #[derive(Deserialize)]
@@ -237,13 +242,20 @@ mod tests {
     }
 
     #[test]
-    fn smallest_blob_that_the_registry_must_hold_is_named() {
-        let manifest = read(MediaType::OciManifest, image("").as_bytes(), None, None).unwrap();
-        let expected = Blob {
-            digest: ONES.parse().unwrap(),
-            size: 200,
+    fn blob_that_the_registry_must_hold_and_that_is_large_enough_is_named() {
+        let sample = |body: &str| {
+            let manifest = read(MediaType::OciManifest, body.as_bytes(), None, None).unwrap();
+            manifest.blob.map(|blob| (blob.digest.to_string(), blob.size))
         };
-        assert_eq!(manifest.blob, Some(expected));
+        // The largest of two small ones; the smallest of two large ones.
+        assert_eq!(sample(&image("")), Some((ZEROS.to_owned(), 300)));
+        let large = |size: u64| image("").replace(r#""size":200"#, &format!(r#""size":{size}"#));
+        assert_eq!(
+            sample(&large(SAMPLE_BYTES)),
+            Some((ONES.to_owned(), SAMPLE_BYTES))
+        );
+        let larger = large(1 << 30).replace(r#""size":300"#, r#""size":70000"#);
+        assert_eq!(sample(&larger), Some((ZEROS.to_owned(), 70_000)));
     }
 
     /// Checks which nodes take each entry, and whether it tells by itself.

@@ -53,6 +53,9 @@ use crate::domain::{
 /// The longest manifest that is read: what containerd reads. A node could not pull a longer one.
 pub const MANIFEST_BYTES: usize = 4 * 1048 * 1048;
 
+/// How much of a blob tells whether data comes, and fast enough.
+pub const SAMPLE_BYTES: u64 = 64 * 1024;
+
 /// How requests name this program.
 const USER_AGENT: &str = concat!("kagami/", env!("CARGO_PKG_VERSION"));
 
@@ -224,8 +227,7 @@ impl Client {
             .into()
     }
 
-    /// Reads a manifest by tag or digest, with the entries of an index or the smallest blob of a single
-    /// manifest.
+    /// Reads a manifest by tag or digest, with the entries of an index or a blob of a single manifest.
     pub async fn get(&self, repository: &str, reference: &str, deadline: Instant) -> Answer {
         within(deadline, self.0.get(repository, reference, deadline))
             .await
@@ -400,6 +402,7 @@ impl Inner {
             redirects: REDIRECTS,
             matter: Matter::Repository(repository.into()),
             anew: false,
+            beginning: None,
         })
     }
 }

@@ -79,6 +79,8 @@ pub(super) struct Call {
     pub(super) matter: Matter,
     /// Whether to open a connection of its own.
     pub(super) anew: bool,
+    /// How many bytes of the beginning are wanted; all if absent. Not everybody sends less than all.
+    pub(super) beginning: Option<u64>,
 }
 
 /// An HTTP answer that is no 429 and no redirect that was to be followed.
@@ -176,6 +178,10 @@ impl Wire {
             headers.insert(header::ACCEPT, call.accept.clone());
             if let Some(authorization) = authorization {
                 headers.insert(header::AUTHORIZATION, authorization.clone());
+            }
+            if let Some(bytes) = call.beginning {
+                let range = format!("bytes=0-{}", bytes.saturating_sub(1));
+                headers.extend(HeaderValue::try_from(range).map(|range| (header::RANGE, range)));
             }
             let http = if call.anew { &self.anew } else { &self.http };
             match http.execute(request).await {

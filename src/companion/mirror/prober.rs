@@ -1,6 +1,10 @@
 //! The health of one mirror: a ping, an image known to be there, now and then a blob.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -11,7 +15,7 @@ use super::{context::Context, look::locate, reports::Refusal};
 use crate::{
     clock,
     domain::{
-        answer::{Ambiguity, Answer, Failure, Limit, Manifest, Particulars, Unreachable},
+        answer::{Ambiguity, Answer, Blob, Failure, Limit, Manifest, Particulars, Unreachable},
         health::{Fault, Health, Machine, Observation, State},
         image::{ImageKey, KeyRef},
         mirror::{HealthSettings, Kind, Mirror},
@@ -21,6 +25,7 @@ use crate::{
         snapshot::Snapshot,
         time::Timestamp,
     },
+    registry::SAMPLE_BYTES,
     state::{
         canaries::{self, Canary},
         pinger::Pinger,
@@ -28,12 +33,16 @@ use crate::{
     telemetry::Reminder,
 };
 
-/// Every so many rounds a blob is read: a mirror that hangs while sending data is worse than a dead
+/// Every so many rounds data of an image is read: a mirror that hangs while sending data is worse than a dead
 /// one, because nodes wait for it.
-const BLOB_EVERY: u32 = 15;
+const DATA_EVERY: u32 = 2;
 
-/// How much of a blob is read.
-const BLOB_BYTES: u64 = 64 * 1024;
+/// Every so many rounds an image is looked at as a whole, from its manifest to its data. In between it is known where
+/// data is to be found, which costs no more requests than a look without any.
+const WHOLE_EVERY: u32 = 15;
+
+/// How many pieces of data are known and read in turn.
+const SAMPLES: usize = 8;
 
 /// How many images of an index are tried for one that is there.
 const CHILDREN: usize = 4;
@@ -64,6 +73,8 @@ pub(super) async fn run(context: Context) {
         machine: Machine::resume(HealthSettings::default(), health),
         pinger,
         canaries: Vec::new(),
+        samples: VecDeque::new(),
+        wholes: 0,
         rounds: 0,
         looked_at: None,
         returning: false,
@@ -104,6 +115,10 @@ struct Prober {
     returning: bool,
     /// How many times that was looked at.
     met: usize,
+    /// Data of different images, which came when it was last read.
+    samples: VecDeque<Sample>,
+    /// How many images were looked at as a whole.
+    wholes: usize,
     /// The last data that was asked for did not come.
     data_in_doubt: bool,
     /// When one of the images that were all refused was asked for.
@@ -112,10 +127,20 @@ struct Prober {
     said: Reminder,
 }
 
+/// Data of an image in the mirror.
+#[derive(Clone, Debug)]
+struct Sample {
+    canary: Canary,
+    repository: String,
+    blob: Blob,
+}
+
 /// What a look at a canary shows.
 enum Sight {
     /// It is there, and so is its data where that was asked for.
     Sound,
+    /// Its data is there, which says nothing of its manifest.
+    Data,
     /// It is not to be had, which says nothing of the mirror's health.
     Gone(Answer),
     /// None of the images that an index names and that were there are there any more; these were tried.
@@ -284,22 +309,53 @@ impl Prober {
             .set_health(&self.context.mirror, self.machine.health().clone());
     }
 
-    /// Looks at a known image, where there is one.
+    /// Looks at a known image, where there is one: at its manifest, at its data, or as a whole.
     async fn look_at_images(&mut self, settings: &Mirror) -> Observation {
-        let Some(canary) = self.next_canary() else {
+        self.choose_canaries();
+        let Some(canary) = self.canary(self.rounds as usize) else {
             self.ask_for_refused(settings).await;
             return Observation::Good;
         };
-        // Once data did not come, a look without any proves nothing until some comes again.
-        let with_data = self.rounds.is_multiple_of(BLOB_EVERY) || self.data_in_doubt;
         let asked_at = clock::now();
-        let sight = self.look(&canary, settings, with_data).await;
-        let mut sights = vec![(canary, sight)];
+        // Once data did not come, a look without any proves nothing until some comes again.
+        let in_turn = self.rounds.is_multiple_of(DATA_EVERY);
+        let few = self.samples.len() < SEVERAL.min(self.canaries.len());
+        let whole = self.data_in_doubt || self.rounds.is_multiple_of(WHOLE_EVERY) || (in_turn && few);
+        let sight = if whole {
+            // Counted apart, as else the same ones might be looked at so each time.
+            self.wholes = self.wholes.wrapping_add(1);
+            let canary = self.canary(self.wholes).unwrap_or(canary);
+            let (sight, sample) = self.look_at_whole(&canary, settings).await;
+            if let (Sight::Sound, Some(sample)) = (&sight, sample) {
+                self.keep(sample);
+            }
+            (canary, sight)
+        } else if let Some(sample) = in_turn.then(|| self.samples.pop_front()).flatten() {
+            let sight = self.look_at_data(&sample, settings.health.timeout).await;
+            if matches!(sight, Sight::Data) {
+                self.keep(sample.clone());
+            }
+            (sample.canary, sight)
+        } else {
+            let sight = self.look_at_manifest(&canary, settings).await;
+            (canary, sight)
+        };
+        let with_data = whole || in_turn;
+        let mut sights = vec![sight];
         if let [(canary, Sight::Faulty(..))] = &sights[..] {
             let others = self.look_at_others(canary, settings, with_data).await;
             sights.extend(others);
         }
         self.take_in(sights, with_data, asked_at)
+    }
+
+    /// Keeps data that came, as the last to be read again. Of one image there is one.
+    fn keep(&mut self, sample: Sample) {
+        self.samples.retain(|known| known.canary.key != sample.canary.key);
+        if self.samples.len() == SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(sample);
     }
 
     /// Takes in what canaries showed. A fault is the mirror's where several of them show it and none is
@@ -337,37 +393,67 @@ impl Prober {
                 Sight::Faulty(_, answer) if fault.is_none() => {
                     self.damaged(canary.key.by_ref(), &answer, asked_at);
                 }
-                Sight::Faulty(..) | Sight::Unclear => {}
+                Sight::Faulty(..) | Sight::Data | Sight::Unclear => {}
             }
         }
         fault.unwrap_or(Observation::Good)
     }
 
-    /// Looks at one image that is known to be there.
-    async fn look(&self, canary: &Canary, settings: &Mirror, with_data: bool) -> Sight {
+    /// Looks whether an image that is known to be there still is.
+    async fn look_at_manifest(&self, canary: &Canary, settings: &Mirror) -> Sight {
         let Some((repository, asked)) = canary.address(settings) else {
             return Sight::Unclear;
         };
-        let (client, timeout) = (&self.context.client, settings.health.timeout);
-        let deadline = Instant::now() + timeout;
-        let answer = if with_data {
-            client.get(&repository, &asked, deadline).await
-        } else {
-            client.head(&repository, &asked, deadline).await
+        let deadline = Instant::now() + settings.health.timeout;
+        let answer = self.context.client.head(&repository, &asked, deadline).await;
+        self.sight(answer).0
+    }
+
+    /// Looks at an image that is known to be there as a whole: at its manifest, and at data. Returns where that is.
+    async fn look_at_whole(&self, canary: &Canary, settings: &Mirror) -> (Sight, Option<Sample>) {
+        let Some((repository, asked)) = canary.address(settings) else {
+            return (Sight::Unclear, None);
         };
-        if matches!(answer, Answer::Exists(_)) {
-            self.context.note_credentials(Refusal::Images, true);
-        }
-        match (&answer, Observation::of(&answer)) {
-            (Answer::Exists(manifest), _) if with_data => {
-                let known = self.platforms(canary.key.by_ref(), settings.kind);
-                self.read_data(&repository, manifest, known, timeout).await
+        let timeout = settings.health.timeout;
+        let deadline = Instant::now() + timeout;
+        let answer = self.context.client.get(&repository, &asked, deadline).await;
+        let manifest = match self.sight(answer) {
+            (_, Some(manifest)) => manifest,
+            (sight, None) => return (sight, None),
+        };
+        let known = self.platforms(canary.key.by_ref(), settings.kind);
+        match self.find_data(&repository, manifest, known, timeout).await {
+            Err(sight) => (sight, None),
+            Ok(None) => (Sight::Sound, None),
+            Ok(Some(blob)) => {
+                let canary = canary.clone();
+                let sample = Sample {
+                    canary,
+                    repository,
+                    blob,
+                };
+                match self.look_at_data(&sample, timeout).await {
+                    Sight::Data => (Sight::Sound, Some(sample)),
+                    // The image may be broken, which says nothing of others.
+                    Sight::Unclear => (Sight::Sound, None),
+                    sight => (sight, None),
+                }
             }
-            (Answer::Exists(_), _) => Sight::Sound,
-            (_, Some(Observation::Bad(fault, _))) => Sight::Faulty(fault, answer),
+        }
+    }
+
+    /// Returns what an answer shows, and the manifest if it is one.
+    fn sight(&self, answer: Answer) -> (Sight, Option<Manifest>) {
+        let observation = Observation::of(&answer);
+        match (answer, observation) {
+            (Answer::Exists(manifest), _) => {
+                self.context.note_credentials(Refusal::Images, true);
+                (Sight::Sound, Some(manifest))
+            }
+            (answer, Some(Observation::Bad(fault, _))) => (Sight::Faulty(fault, answer), None),
             // The mirror asked to wait; the image may be there.
-            (Answer::RateLimited { .. }, _) => Sight::Unclear,
-            _ => Sight::Gone(answer),
+            (Answer::RateLimited { .. }, _) => (Sight::Unclear, None),
+            (answer, _) => (Sight::Gone(answer), None),
         }
     }
 
@@ -388,7 +474,14 @@ impl Prober {
         // As long as the one before had, with its manifest, a child and data.
         let deadline = Instant::now() + 3 * settings.health.timeout;
         let looks = others.map(async |canary| {
-            let looked = timeout_at(deadline, self.look(canary, settings, with_data)).await;
+            let look = async {
+                if with_data {
+                    self.look_at_whole(canary, settings).await.0
+                } else {
+                    self.look_at_manifest(canary, settings).await
+                }
+            };
+            let looked = timeout_at(deadline, look).await;
             let timeout = Answer::Unreachable(Unreachable::Timeout, Particulars::default());
             let silent = || Sight::Faulty(Fault::Timeout, timeout);
             (canary.clone(), looked.unwrap_or_else(|_| silent()))
@@ -454,17 +547,16 @@ impl Prober {
         }
     }
 
-    /// Reads a bit of a blob of an image; of an index, from the first of its images that is there of those
-    /// that were.
-    async fn read_data(
+    /// Returns where data of an image is; of an index, of the first of its images that is there of those that were.
+    async fn find_data(
         &self,
         repository: &str,
-        manifest: &Manifest,
+        manifest: Manifest,
         known: Platforms,
         timeout: Duration,
-    ) -> Sight {
+    ) -> Result<Option<Blob>, Sight> {
         let client = &self.context.client;
-        let mut blob = manifest.blob.clone();
+        let mut blob = manifest.blob;
         let mut gone = Platforms::NONE;
         let children = manifest.children.iter();
         let named = children.filter(|child| !child.takers.and(known).is_empty());
@@ -480,31 +572,33 @@ impl Prober {
                 Answer::Missing => gone = gone.or(child.takers),
                 other => {
                     return match Observation::of(&other) {
-                        Some(Observation::Bad(fault, _)) => Sight::Faulty(fault, other),
-                        _ => Sight::Sound,
+                        Some(Observation::Bad(fault, _)) => Err(Sight::Faulty(fault, other)),
+                        _ => Ok(None),
                     };
                 }
             }
         }
         // Where nobody looked before, there is nothing that could be gone.
         if !gone.is_empty() && known != Platforms::ALL {
-            return Sight::Childless(gone);
+            return Err(Sight::Childless(gone));
         }
-        let Some(blob) = blob else {
-            return Sight::Sound;
-        };
+        Ok(blob)
+    }
+
+    /// Reads the beginning of a blob.
+    async fn look_at_data(&self, sample: &Sample, timeout: Duration) -> Sight {
         let deadline = Instant::now() + timeout;
+        let client = &self.context.client;
         match client
-            .beginning(repository, &blob.digest, BLOB_BYTES, deadline)
+            .beginning(&sample.repository, &sample.blob, SAMPLE_BYTES, deadline)
             .await
         {
-            // The image may be broken, which says nothing of others.
-            Ok(_)
-            | Err(
+            Ok(_) => Sight::Data,
+            Err(
                 Failure::Missing
                 | Failure::RateLimited { .. }
                 | Failure::Ambiguous(Ambiguity::DigestMismatch),
-            ) => Sight::Sound,
+            ) => Sight::Unclear,
             Err(failure) => Sight::Faulty(Fault::DataPath, failure.into()),
         }
     }
@@ -514,6 +608,7 @@ impl Prober {
     /// nobody's.
     fn damaged(&mut self, key: KeyRef<'_>, answer: &Answer, asked_at: Timestamp) {
         self.canaries.retain(|known| known.key.by_ref() != key);
+        self.samples.retain(|known| known.canary.key.by_ref() != key);
         if answer.proves_nothing() {
             self.context.tell(key, answer);
             let mirror = self.context.mirror.as_str();
@@ -529,6 +624,7 @@ impl Prober {
     fn gone(&mut self, key: KeyRef<'_>, presence: Presence, answer: &Answer, asked_at: Timestamp) {
         self.resume();
         self.canaries.retain(|known| known.key.by_ref() != key);
+        self.samples.retain(|known| known.canary.key.by_ref() != key);
         let now = clock::now();
         self.context
             .store
@@ -546,13 +642,17 @@ impl Prober {
         }
     }
 
-    /// Returns an image known to be there, each time another one.
-    fn next_canary(&mut self) -> Option<Canary> {
-        if self.canaries.is_empty() || self.rounds.is_multiple_of(2 * BLOB_EVERY) {
+    /// Chooses images known to be there now and then, and when there are none.
+    fn choose_canaries(&mut self) {
+        if self.canaries.is_empty() || self.rounds.is_multiple_of(2 * WHOLE_EVERY) {
             let index = self.context.store.index();
             self.canaries = canaries::choose(&index, &self.context.mirror, CANARIES);
         }
-        let position = usize::try_from(self.rounds).unwrap_or_default() % self.canaries.len().max(1);
+    }
+
+    /// Returns one of the images known to be there, each turn another one.
+    fn canary(&self, turn: usize) -> Option<Canary> {
+        let position = turn % self.canaries.len().max(1);
         self.canaries.get(position).cloned()
     }
 }

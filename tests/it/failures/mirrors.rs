@@ -4,7 +4,7 @@ use std::{fs, process::Command, sync::Mutex, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{REPOSITORY, SOON, access::secret, image, knowing, stock, stocked, unaware};
+use super::{REPOSITORY, SOON, access::secret, image, know_more, knowing, stock, stocked, unaware};
 use ::kagami::domain::answer::MediaType;
 
 use crate::support::{
@@ -251,28 +251,6 @@ async fn the_mirror_hangs_in_the_body() {
     let media_type = "application/vnd.oci.image.manifest.v1+json";
     let hanging = Reply::new(200).content_type(media_type).hanging_body("{");
     row.check_behaviour(Behaviour::always(hanging)).await;
-}
-
-/// Puts three images into a mirror, enough to tell a mirror's fault from theirs, and makes them known.
-async fn know_more(kagami: &Kagami, shelf: &Shelf, make: impl Fn(&str) -> images::Image) {
-    let tags = ["a", "b", "c"];
-    for tag in tags {
-        shelf.put(REPOSITORY, tag, &make(tag));
-    }
-    kagami
-        .until(&["nginx:a", "nginx:b", "nginx:c"], &["Mirrored"; 3], SOON)
-        .await;
-    // Some others may be known already.
-    eventually("all three are known to the companion", SOON, async || {
-        let status = kagami.status().await;
-        let present = status.pointer("/mirrors/main/images/present").cloned();
-        if present.and_then(|present| present.as_u64()) >= Some(4) {
-            Ok(())
-        } else {
-            Err(format!("{status:#}"))
-        }
-    })
-    .await;
 }
 
 /// Worse than a dead mirror: everything Kagami asks for in passing works, and nodes wait for layers.

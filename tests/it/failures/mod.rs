@@ -51,7 +51,7 @@ use serde_json::{Value, json};
 use crate::support::{
     faulty::Faulty,
     images::{self, Image},
-    kagami::{self, Kagami},
+    kagami::{self, Kagami, eventually},
     shelf::Shelf,
 };
 
@@ -96,4 +96,26 @@ async fn unaware(endpoint: &str, spec: &Value) -> Kagami {
     let mut spec = spec.clone();
     json_patch::merge(&mut spec, &json!({"health": {"interval": "10m"}}));
     knowing(endpoint, &spec).await
+}
+
+/// Puts three images into a mirror, enough to tell a mirror's fault from theirs, and makes them known.
+async fn know_more(kagami: &Kagami, shelf: &Shelf, make: impl Fn(&str) -> Image) {
+    let tags = ["a", "b", "c"];
+    for tag in tags {
+        shelf.put(REPOSITORY, tag, &make(tag));
+    }
+    kagami
+        .until(&["nginx:a", "nginx:b", "nginx:c"], &["Mirrored"; 3], SOON)
+        .await;
+    // Some others may be known already.
+    eventually("all three are known to the companion", SOON, async || {
+        let status = kagami.status().await;
+        let present = status.pointer("/mirrors/main/images/present").cloned();
+        if present.and_then(|present| present.as_u64()) >= Some(4) {
+            Ok(())
+        } else {
+            Err(format!("{status:#}"))
+        }
+    })
+    .await;
 }

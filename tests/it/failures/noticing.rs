@@ -5,10 +5,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{REPOSITORY, SOON, image, stocked};
+use super::{REPOSITORY, SOON, image, know_more, stocked};
+use ::kagami::domain::answer::MediaType;
 
 use crate::support::{
     faulty::{Action, Behaviour, Faulty, Reply},
+    images,
     kagami::{Kagami, eventually, mirror},
     shelf::Shelf,
 };
@@ -119,6 +121,48 @@ async fn a_mirror_is_asked_as_often_as_it_is_used_and_no_more() {
     // Three a second at most, and a busy machine makes them fewer.
     let most = usize::try_from(millis * 3 / 1000).unwrap() + 2;
     assert!((3..=most).contains(&asked), "{asked} in {millis} ms");
+}
+
+/// Nodes wait for data that does not come, so it is read every few rounds, of one image after the other; and that costs
+/// the mirror hardly more than a look at manifests alone.
+#[tokio::test]
+async fn data_is_read_often_and_at_little_cost() {
+    let (peer, shelf) = stocked().await;
+    let spec = json!({"health": {"interval": "100ms"}, "freshness": {"tag": "10m"}});
+    let kagami = Kagami::start(&[mirror(&peer.url(), &spec)]).await;
+    kagami.until_known("nginx:1", 1).await;
+    let index = |seed: &str| images::index(MediaType::OciIndex, &["amd64", "arm64"], seed);
+    know_more(&kagami, &shelf, index).await;
+    let rounds = async |count| {
+        let goal = pings(&peer) + count;
+        eventually("there are more rounds", SOON + BUSY, async || {
+            let asked = pings(&peer);
+            if asked >= goal {
+                Ok(())
+            } else {
+                Err(asked.to_string())
+            }
+        })
+        .await;
+    };
+    // At first it is not known where data is.
+    rounds(40).await;
+    let before = peer.requests().len();
+    rounds(60).await;
+    let requests = peer.requests().split_off(before);
+    let pings = requests.iter().filter(|request| request.target == "/v2/").count();
+    let mut data: Vec<_> = requests.iter().map(|request| request.target.as_str()).collect();
+    data.retain(|target| target.contains("/blobs/"));
+    assert!(data.len() * 3 >= pings, "{} of {pings}", data.len());
+    assert!(
+        requests.len() * 10 <= pings * 24,
+        "{} in {pings} rounds",
+        requests.len()
+    );
+    data.sort_unstable();
+    data.dedup();
+    assert!(data.len() >= 3, "{data:?}");
+    drop(kagami);
 }
 
 /// Returns what a mirror answers from now on whose images are these.

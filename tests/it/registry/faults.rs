@@ -7,7 +7,7 @@ use std::{
 
 use kagami::domain::answer::{
     Ambiguity::{self, DigestMismatch, Html, InvalidName, Malformed, NotAManifest, Oversized, Redirect},
-    Answer, Failure, Limit, MediaType, Particulars, Unreachable,
+    Answer, Blob, Failure, Limit, MediaType, Particulars, Unreachable,
 };
 use kagami::registry::{Error, MANIFEST_BYTES};
 use serde_json::json;
@@ -754,11 +754,11 @@ async fn blobs_are_read_through_redirects() {
     let location = format!("{}/bucket/key?signature=abc", storage.url());
     let registry = Faulty::start(Behaviour::answer(move |_| Reply::redirect(&location).into())).await;
     let client = client(&registry.url());
-    let read = async |at_most| {
-        client
-            .beginning(REPOSITORY, &digest, at_most, in_a_moment())
-            .await
+    let known = Blob {
+        digest: digest.clone(),
+        size: blob.len() as u64,
     };
+    let read = async |at_most| client.beginning(REPOSITORY, &known, at_most, in_a_moment()).await;
     assert_eq!(read(1 << 20).await, Ok(13));
     let mut stream = client.blob(REPOSITORY, &digest, in_a_moment()).await.unwrap();
     let mut came = Vec::new();
@@ -795,7 +795,46 @@ async fn blobs_are_read_through_redirects() {
         .set(Behaviour::always(Reply::new(200).endless_body()))
         .await;
     let count = read(10_000).await.unwrap();
-    assert!((10_001..1_000_000).contains(&count), "{count}");
+    assert!((10_000..1_000_000).contains(&count), "{count}");
+}
+
+/// Only as much of a large blob is asked for as is looked at, also where storage has it; who sends all of it all the same
+/// is cut off.
+#[tokio::test]
+async fn the_beginning_of_a_blob_costs_no_more() {
+    let bytes: Vec<u8> = (0..=255).cycle().take(3 << 20).collect();
+    let blob = Blob {
+        digest: images::digest(&bytes),
+        size: bytes.len() as u64,
+    };
+    let sent = bytes.clone();
+    let storage = Faulty::start(Behaviour::answer(move |request| {
+        let reply = match request.header("range") {
+            Some("bytes=0-999") => Reply::new(206).body(sent[..1000].to_vec()),
+            Some(other) => panic!("{other}"),
+            None => Reply::new(200).body(sent.clone()),
+        };
+        Action::Reply(reply.content_type("application/octet-stream"))
+    }))
+    .await;
+    let registry = redirecting(&storage).await;
+    let ranges = client(&registry.url());
+    let read =
+        async |client: &Client, at_most| client.beginning(REPOSITORY, &blob, at_most, in_a_moment()).await;
+    assert_eq!(read(&ranges, 1000).await, Ok(1000));
+    assert_eq!(
+        read(&ranges, blob.size).await,
+        Ok(blob.size),
+        "all of it, and checked"
+    );
+    let whole = Reply::new(200).body(bytes.clone());
+    let simple = Faulty::start(Behaviour::always(whole)).await;
+    let count = read(&client(&simple.url()), 1000).await.unwrap();
+    assert!((1000..1 << 20).contains(&count), "{count}");
+    // A part has no digest of its own, and may be of anything.
+    let page = Faulty::start(Behaviour::always(Reply::html(206))).await;
+    let answer = read(&client(&page.url()), 1000).await;
+    assert_eq!(answer, Err(ambiguous(Html(Particulars::default()))));
 }
 
 /// A registry that redirects everything but `/v2/` to a peer.

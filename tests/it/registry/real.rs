@@ -1,7 +1,7 @@
 //! Against real registries.
 
 use kagami::domain::{
-    answer::{Answer, Failure, MediaType},
+    answer::{Answer, Blob, Failure, MediaType},
     digest::Digest,
 };
 use kagami::registry::{Client, Credentials};
@@ -38,8 +38,10 @@ async fn check_images(client: &Client, target: &Target) {
         if let Answer::Exists(manifest) = client.get(REPOSITORY, tag, soon()).await
             && let Some(blob) = manifest.blob
         {
-            let bytes = client.beginning(REPOSITORY, &blob.digest, u64::MAX, soon()).await;
+            let bytes = client.beginning(REPOSITORY, &blob, u64::MAX, soon()).await;
             assert_eq!(bytes, Ok(blob.size));
+            let beginning = client.beginning(REPOSITORY, &blob, 10, soon()).await;
+            assert_eq!(beginning, Ok(10), "no more is sent than was asked for");
         }
         target.delete(REPOSITORY, &image.digest).await;
         let gone = client.head(REPOSITORY, &image.digest.to_string(), soon()).await;
@@ -50,8 +52,12 @@ async fn check_images(client: &Client, target: &Target) {
         assert_eq!(client.head(repository, reference, soon()).await, Answer::Missing);
         assert_eq!(client.get(repository, reference, soon()).await, Answer::Missing);
     }
+    let missing = Blob {
+        digest: zeros,
+        size: 2,
+    };
     assert_eq!(
-        client.beginning(REPOSITORY, &zeros, 1, soon()).await,
+        client.beginning(REPOSITORY, &missing, 1, soon()).await,
         Err(Failure::Missing)
     );
 }
