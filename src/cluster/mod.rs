@@ -8,6 +8,7 @@
 pub mod collection;
 pub mod elector;
 pub mod events;
+mod items;
 pub mod mirrors;
 pub mod objects;
 pub mod request;

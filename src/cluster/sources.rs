@@ -15,12 +15,16 @@ const SOON: Duration = Duration::from_secs(15);
 /// The same where later will do.
 const LATER: Duration = Duration::from_mins(1);
 
+/// How many objects a page has where a list is taken in pages: of Pods that is some megabytes.
+const PAGE: Option<u32> = Some(500);
+
 pub fn mirrors() -> Source {
     Source {
         name: "imagemirrors",
         path: "/apis/kagami.dev/v1alpha1/imagemirrors".to_owned(),
         fields: None,
         metadata_only: false,
+        page: PAGE,
         renew: SOON,
     }
 }
@@ -31,6 +35,8 @@ pub fn images() -> Source {
         path: "/apis/kagami.dev/v1alpha1/mirroredimages".to_owned(),
         fields: None,
         metadata_only: false,
+        // They are small and many: one list of all costs an API server about half of what a stream does.
+        page: None,
         // Where nothing changes, only the end of a request tells how far the watch has come; until then no
         // sweep of a new leader is believed.
         renew: SOON,
@@ -43,6 +49,7 @@ pub fn namespaces() -> Source {
         path: "/api/v1/namespaces".to_owned(),
         fields: None,
         metadata_only: true,
+        page: PAGE,
         renew: LATER,
     }
 }
@@ -53,6 +60,7 @@ pub fn nodes() -> Source {
         path: "/api/v1/nodes".to_owned(),
         fields: None,
         metadata_only: true,
+        page: PAGE,
         renew: LATER,
     }
 }
@@ -64,6 +72,7 @@ pub fn secrets(namespace: &str) -> Source {
         path: format!("/api/v1/namespaces/{namespace}/secrets"),
         fields: None,
         metadata_only: false,
+        page: PAGE,
         renew: SOON,
     }
 }
@@ -75,6 +84,7 @@ pub fn pods() -> Source {
         path: "/api/v1/pods".to_owned(),
         fields: Some(RUNNING.to_owned()),
         metadata_only: false,
+        page: PAGE,
         renew: LATER,
     }
 }
@@ -86,6 +96,7 @@ pub fn lease(namespace: &str) -> Source {
         path: format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"),
         fields: Some(named(HEALTH_LEASE)),
         metadata_only: false,
+        page: PAGE,
         renew: SOON,
     }
 }
@@ -97,6 +108,7 @@ pub fn credentials(namespace: &str) -> Source {
         path: format!("/api/v1/namespaces/{namespace}/secrets"),
         fields: Some(named(PROBE_SECRET)),
         metadata_only: false,
+        page: PAGE,
         renew: LATER,
     }
 }

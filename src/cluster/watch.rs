@@ -6,7 +6,8 @@
 //! the other side.
 //!
 //! A list is taken as a stream, one object after the other, where the API server offers that
-//! (KEP-3157), and else in pages: neither side then ever holds a whole list.
+//! (KEP-3157), and else in pages: neither side then ever holds a whole list. Of small objects one list of all is
+//! asked for, and read while it comes in, which costs an API server least: it writes it so, too (KEP-5116).
 
 use std::{
     collections::BTreeMap,
@@ -16,22 +17,23 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{Stream, TryStreamExt as _};
+use futures_util::{AsyncBufReadExt as _, Stream, TryStreamExt as _};
 use kube::{
     Client,
     api::{GetParams, ListParams, WatchEvent, WatchParams},
     core::Request,
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
 
+use super::items::{Items, ListMeta};
 use crate::{domain::presence::Version, metrics::Metrics};
 
-/// How many objects one page of a list has at most.
-const PAGE: u32 = 500;
+/// How many objects a page has where a list of all did not come.
+const PAGE: u32 = 5000;
 
 /// The longest that a page, the beginning of a watch, or the next object of a list may take.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -62,6 +64,8 @@ pub struct Source {
     pub fields: Option<String>,
     /// Only the objects' metadata.
     pub metadata_only: bool,
+    /// How many objects a page of a list has; if absent, one list of all is asked for.
+    pub page: Option<u32>,
     /// How long one request follows, and so how long a dead connection goes unnoticed at most.
     pub renew: Duration,
 }
@@ -215,27 +219,11 @@ impl Failure {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "K: DeserializeOwned"))]
-struct List<K> {
-    metadata: ListMeta,
-    items: Option<Vec<K>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ListMeta {
-    #[serde(default)]
-    resource_version: String,
-    #[serde(default, rename = "continue")]
-    next: String,
-}
-
 /// Follows a resource and tells everything to `handle`. When `wanted` changes, everything is listed
 /// anew.
 pub async fn follow<K>(
     client: Client,
-    source: Source,
+    mut source: Source,
     pulse: Pulse,
     mut wanted: watch::Receiver<u64>,
     mut handle: impl FnMut(Event<K>),
@@ -248,7 +236,7 @@ where
     loop {
         let round = *wanted.borrow_and_update();
         handle(Event::Listing);
-        let listed = if streams {
+        let listed = if streams && source.page.is_some() {
             stream(&client, &source, &pulse, &mut handle).await
         } else {
             list(&client, &source, &pulse, &mut handle).await
@@ -264,6 +252,10 @@ where
                 continue;
             }
             Err(failure) => {
+                if matches!(failure, Failure::Silent) {
+                    // An API server that does not write it while it goes may need too long for all of it.
+                    source.page.get_or_insert(PAGE);
+                }
                 pulse.failed(source.name, &failure);
                 pause.wait().await;
                 continue;
@@ -335,7 +327,7 @@ where
     }
 }
 
-/// Lists everything in pages and returns the version of the list.
+/// Lists everything, page by page or at once, and returns the version of the list.
 pub async fn list<K>(
     client: &Client,
     source: &Source,
@@ -345,8 +337,11 @@ pub async fn list<K>(
 where
     K: DeserializeOwned,
 {
-    let mut params = ListParams::default().limit(PAGE);
-    params.field_selector.clone_from(&source.fields);
+    let mut params = ListParams {
+        limit: source.page,
+        field_selector: source.fields.clone(),
+        ..ListParams::default()
+    };
     loop {
         let request = Request::new(&source.path);
         let request = if source.metadata_only {
@@ -355,17 +350,47 @@ where
             request.list(&params)
         };
         let request = request.map_err(|error| Failure::Broken(error.to_string()))?;
-        let page: List<K> = timeout(ANSWER, client.request(request))
+        let page = timeout(STREAM, read_list(client, request, source, pulse, handle))
             .await
             .map_err(|_| Failure::Silent)??;
+        if page.next.is_empty() {
+            return Ok(page.resource_version);
+        }
+        params = params.continue_token(&page.next);
+    }
+}
+
+/// Reads a list while it comes in.
+async fn read_list<K>(
+    client: &Client,
+    request: hyper::Request<Vec<u8>>,
+    source: &Source,
+    pulse: &Pulse,
+    handle: &mut impl FnMut(Event<K>),
+) -> Result<ListMeta, Failure>
+where
+    K: DeserializeOwned,
+{
+    let answer = timeout(ANSWER, client.request_stream(request)).await;
+    let mut answer = pin!(answer.map_err(|_| Failure::Silent)??);
+    let mut items = Items::default();
+    loop {
+        let came = timeout(ANSWER, answer.fill_buf())
+            .await
+            .map_err(|_| Failure::Silent)?;
+        let bytes = came.map_err(|error| Failure::Broken(crate::telemetry::chain(&error)))?;
         pulse.contact(source.name);
-        for object in page.items.into_iter().flatten() {
+        if bytes.is_empty() {
+            return Ok(items.end()?.metadata);
+        }
+        items.feed(bytes, |item| {
+            let object = serde_json::from_slice(item)
+                .map_err(|error| Failure::Broken(format!("an object cannot be read: {error}")))?;
             handle(Event::Listed(object));
-        }
-        if page.metadata.next.is_empty() {
-            return Ok(page.metadata.resource_version);
-        }
-        params = params.continue_token(&page.metadata.next);
+            Ok(())
+        })?;
+        let taken = bytes.len();
+        answer.consume_unpin(taken);
     }
 }
 
