@@ -106,7 +106,7 @@ const TESTS: &[Test<Cluster>] = tests![
     modes::a_pods_label_never_strengthens_its_namespace,
     scope::an_unlabelled_namespace_is_never_asked_about,
     scope::system_namespaces_are_never_asked_about,
-    scope::mirror_pods_of_nodes_are_never_asked_about,
+    scope::mirror_pods_of_nodes_are_left_alone,
     faults::a_missing_image_stays_upstream,
     faults::a_dead_mirror_keeps_pods_upstream_until_it_is_back,
     faults::a_dead_webhook_does_not_stop_pods,

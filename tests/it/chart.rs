@@ -54,10 +54,6 @@ fn webhooks_are_registered_as_the_code_answers() {
                         "operations": ["UPDATE"], "scope": "Namespaced",
                     },
                 ],
-                "matchConditions": [{
-                    "name": "not-created-by-a-node",
-                    "expression": "!('system:nodes' in request.userInfo.groups)",
-                }],
                 "failurePolicy": "Ignore",
                 "timeoutSeconds": 2,
                 "reinvocationPolicy": "IfNeeded",
