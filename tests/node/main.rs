@@ -40,6 +40,7 @@ use support::{
 const TESTS: &[Test<Node>] = tests![
     mirror::pods_of_two_upstreams_outlive_a_mirror_that_refuses_connections,
     mirror::pods_of_two_upstreams_outlive_a_mirror_in_a_black_hole,
+    mirror::a_mirror_that_loses_packets_stays_in_use,
     mirror::a_mirror_in_s3_may_have_a_name_that_only_nodes_know,
     presence::a_mirror_that_comes_back_empty_is_proven_anew,
     presence::a_deleted_image_is_not_rewritten_past_the_freshness_bound,

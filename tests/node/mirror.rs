@@ -1,21 +1,26 @@
 //! What Kagami is for: Pods come from a mirror while it works, and from upstream while it does not.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     shared::{
-        admission::{decision, original},
+        admission::{decision, image, original},
         cluster::Namespace,
+        companion::MIRRORS,
     },
     support::{
-        black_hole::BlackHole,
-        chart::LEFT_ALONE,
+        chart::{LEFT_ALONE, Use},
         images::{self, FOREVER},
         kagami::{Install, as_a_process, by_chart, image_mirror},
         node::Node,
         object_store::ObjectStore,
-        pods::{failed_pulls, last_rewritten, run, until_kept, until_rewritten},
+        packets::BlackHole,
+        pods::{dry_run, failed_pulls, last_rewritten, run, until_kept, until_rewritten},
         registry::{ALICE, BOB, Registry},
+        scene::Scene,
     },
 };
 
@@ -122,6 +127,30 @@ fn outage<'a>(
         "{name}: the last Pod was sent to the failed mirror {detected:.1?} after it failed, the first one again \
          {recovered:.1?} after it was mended (it answered after {back:.1?})"
     );
+}
+
+/// What is lost is sent again a moment later: no reason to think that the mirror died, nor to leave it alone.
+pub(crate) fn a_mirror_that_loses_packets_stays_in_use(node: &Node) {
+    let scene = Scene::new(Use::shared(node), "lossy", |_| ());
+    scene.until_known();
+    let health = || {
+        let path = format!("{MIRRORS}/{}", scene.mirror.name);
+        node.cluster.get(&path).success()["status"]["health"].clone()
+    };
+    let before = health();
+    let loss = scene.mirror.loss(0.02);
+    let (mut asked, mut rewritten) = (0, 0);
+    let until = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < until {
+        asked += 1;
+        let stored = dry_run(&scene.namespace, &scene.written[0]);
+        rewritten += usize::from(image(&stored, "app") == scene.mirrored[0]);
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(health(), before);
+    assert!(rewritten * 10 >= asked * 9, "{rewritten} of {asked}");
+    drop(loss);
+    eprintln!("of {asked} Pods, {rewritten} went to a mirror that loses every fiftieth packet");
 }
 
 /// The mirror is called 127.0.0.1 on every node, and otherwise by Kagami. Its data is in S3: it sends whoever

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use crate::{
     shared::{admission::decision, cluster::received_at, eventually},
     support::{
-        black_hole::BlackHole,
         chart::{
             OWN, REWRITTEN, Replica, SERVING, Use, kubectl, leader, replicas, secret, text_of, trust,
             until_rolled_out,
         },
         node::{self, Node},
+        packets::BlackHole,
         pods::{failed_pulls, pod, run, until_kept, until_rewritten},
         scene::Scene,
     },

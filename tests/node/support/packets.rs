@@ -1,4 +1,4 @@
-//! Places that packets never reach: nobody refuses them and nobody answers.
+//! Packets that are lost: all on the way to a place, which nobody refuses and nobody answers then, or some.
 
 use std::{net::Ipv4Addr, process::Command};
 
@@ -65,6 +65,37 @@ impl BlackHole {
         arguments.extend(self.packets.iter().map(String::as_str));
         arguments.extend(rule.iter().map(AsRef::as_ref));
         node::run("iptables", &arguments);
+    }
+}
+
+/// As long as this lives, some packets to and from a port of the machine are lost, each way so many.
+#[derive(Debug)]
+pub(crate) struct Loss([String; 2]);
+
+impl Loss {
+    pub(crate) fn begin(address: Option<Ipv4Addr>, port: u16, share: f64) -> Self {
+        let here = address.map_or_else(|| ANY.to_owned(), |address| address.to_string());
+        let lost = format!("--match statistic --mode random --probability {share} --jump DROP");
+        let rules = [
+            format!("INPUT --destination {here} --protocol tcp --dport {port} {lost}"),
+            format!("OUTPUT --source {here} --protocol tcp --sport {port} {lost}"),
+        ];
+        let loss = Self(rules);
+        loss.change("--insert");
+        loss
+    }
+
+    fn change(&self, how: &str) {
+        for rule in &self.0 {
+            let arguments: Vec<_> = ["--wait", how].into_iter().chain(rule.split(' ')).collect();
+            node::run("iptables", &arguments);
+        }
+    }
+}
+
+impl Drop for Loss {
+    fn drop(&mut self) {
+        self.change("--delete");
     }
 }
 

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 pub(crate) use crate::shared::registry::{ALICE, BOB};
 
 use super::{
-    black_hole::BlackHole,
     node::{self, Node},
     object_store::ObjectStore,
+    packets::{BlackHole, Loss},
 };
 use crate::shared::{
     cluster::{Cluster, Namespace},
@@ -182,6 +182,11 @@ impl Registry {
     /// Loses every packet to it from now on.
     pub(crate) fn black_hole(&self) -> BlackHole {
         BlackHole::open(self.address, self.port)
+    }
+
+    /// Loses some packets to it and from it, so many of all each way.
+    pub(crate) fn loss(&self, share: f64) -> Loss {
+        Loss::begin(self.address, self.port, share)
     }
 
     /// The requests that containerd made for a repository, oldest first.
