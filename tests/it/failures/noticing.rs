@@ -1,11 +1,16 @@
 //! How soon a fault is noticed, what that costs the mirror, and what is no fault.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
-use super::{REPOSITORY, SOON, image, know_more, stocked};
+use super::{REPOSITORY, SOON, image, know_more, stock, stocked};
 use ::kagami::domain::answer::MediaType;
 
 use crate::support::{
@@ -22,11 +27,16 @@ const BUSY: Duration = Duration::from_secs(2);
 
 /// Starts Kagami so that it looks at the mirror only if something makes it, and makes `nginx:1` known.
 async fn at_rest(peer: &Faulty) -> Kagami {
+    at_rest_before(&peer.url(), std::slice::from_ref(peer)).await
+}
+
+/// The same where one address stands for several peers.
+async fn at_rest_before(url: &str, peers: &[Faulty]) -> Kagami {
     let spec = json!({"health": {"interval": "10m", "timeout": "1s"}, "freshness": {"tag": "10m"}});
-    let kagami = Kagami::start(&[mirror(&peer.url(), &spec)]).await;
+    let kagami = Kagami::start(&[mirror(url, &spec)]).await;
     kagami.until_known("nginx:1", 1).await;
     eventually("a connection is held open", SOON, async || {
-        let asked = pings(peer);
+        let asked: usize = peers.iter().map(pings).sum();
         if asked >= 2 {
             Ok(())
         } else {
@@ -183,6 +193,68 @@ async fn a_restart_costs_no_proof_if_the_images_are_still_there() {
         assert_eq!(health(&kagami.status().await), before);
         // The connection that is held is another one.
         sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Three that hold the same images behind one address, each away for a moment: connections end, and nothing is void.
+#[tokio::test]
+async fn a_rolling_restart_behind_one_address_costs_no_proof() {
+    let shelf = stock();
+    let mut peers = Vec::new();
+    for _ in 0..3 {
+        peers.push(Faulty::start(shelf.behaviour()).await);
+    }
+    let balancer = Balancer::start(peers.iter().map(Faulty::address).collect()).await;
+    let kagami = at_rest_before(&format!("http://{}", balancer.address), &peers).await;
+    let before = health(&kagami.status().await);
+    let mut caller = kagami.connect().await;
+    let (mut asked, mut mirrored) = (0, 0);
+    for peer in &mut peers {
+        peer.set(Behaviour::Refuse).await;
+        let until = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < until {
+            asked += 1;
+            mirrored += usize::from(caller.ask(&KNOWN).await.reasons == ["Mirrored"]);
+            sleep(Duration::from_millis(20)).await;
+        }
+        peer.set(shelf.behaviour()).await;
+    }
+    kagami.until(&KNOWN, &["Mirrored"], SOON).await;
+    assert_eq!(health(&kagami.status().await), before);
+    // Somebody answers all the time.
+    assert!(mirrored * 10 >= asked * 9, "{mirrored} of {asked}");
+}
+
+/// Hands each connection to the next peer that takes it, byte by byte, as a Service or a load balancer does.
+struct Balancer {
+    address: SocketAddr,
+    _running: JoinSet<()>,
+}
+
+impl Balancer {
+    async fn start(peers: Vec<SocketAddr>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut running = JoinSet::new();
+        running.spawn(async move {
+            let mut connections = JoinSet::new();
+            let mut turns = (0..peers.len()).cycle();
+            while let Ok((mut inside, _)) = listener.accept().await {
+                for turn in turns.by_ref().take(peers.len()) {
+                    if let Ok(mut outside) = TcpStream::connect(peers[turn]).await {
+                        connections.spawn(async move {
+                            // Either end may end it.
+                            drop(copy_bidirectional(&mut inside, &mut outside).await);
+                        });
+                        break;
+                    }
+                }
+            }
+        });
+        Self {
+            address,
+            _running: running,
+        }
     }
 }
 
