@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::e2e::{
@@ -25,6 +25,9 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// The same where looking must cost nothing: `/status` goes through every image.
 const RARE_LOOK: Duration = Duration::from_millis(100);
+
+/// Where the manifest of the webhooks is in a checkout.
+const WEBHOOK_CONFIGURATION: &str = "webhook-config/mutatingwebhookconfiguration.yaml";
 
 /// The serving pair in the bench's folder.
 pub const CERTIFICATE: &str = "tls.crt";
@@ -42,6 +45,7 @@ pub struct Build {
     /// For people, and for the names of files.
     pub name: String,
     program: PathBuf,
+    checkout: PathBuf,
 }
 
 impl Build {
@@ -50,15 +54,20 @@ impl Build {
         Self {
             name: "own".to_owned(),
             program: env!("CARGO_BIN_EXE_kagami").into(),
+            checkout: env!("CARGO_MANIFEST_DIR").into(),
         }
     }
 
-    /// Another one, given as `name=program`.
+    /// Another one, given as `name=program`, which stands somewhere in its checkout.
     pub fn of(text: &str) -> Option<Self> {
         let (name, program) = text.split_once('=')?;
+        let mut folders = Path::new(program).ancestors();
         Some(Self {
             name: name.to_owned(),
             program: program.into(),
+            checkout: folders
+                .find(|folder| folder.join("Cargo.toml").exists())?
+                .to_owned(),
         })
     }
 
@@ -81,6 +90,13 @@ impl Build {
         documents
             .map(|document| Ok(serde_saphyr::from_str(document)?))
             .collect()
+    }
+
+    /// Returns the manifest of its webhooks, as users apply it: nothing is to be changed in it but addresses, names and
+    /// namespaces.
+    pub fn webhook_configuration(&self) -> Result<String> {
+        let path = self.checkout.join(WEBHOOK_CONFIGURATION);
+        fs::read_to_string(&path).with_context(|| path.display().to_string())
     }
 
     /// Returns the command of a role that needs an API server.

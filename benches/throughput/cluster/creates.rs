@@ -6,6 +6,8 @@
 //! Kagami as it rewrites there is Kagami in audit mode, which decides the same and patches nothing. The bar is
 //! held for Kagami as it rewrites against the echo that answers alike: what the answer costs the API server is
 //! held by its size and the number of its operations. The others are printed beside it.
+//!
+//! Beside another build, what both add to the smallest patch is compared, each registered as its manifest says.
 
 use std::{fs, net::SocketAddr};
 
@@ -27,13 +29,11 @@ use super::{
         echo::{ADMIT, ANSWER, LABEL, PATCH},
         payload::{Images, Payload},
         report::Bars,
+        roles::Build,
     },
     objects::{address, create_images},
     place::{Place, with_healthy_mirror},
 };
-
-/// The manifest that users apply; nothing is changed in it but addresses, names and namespaces.
-const MANIFEST: &str = include_str!("../../../webhook-config/mutatingwebhookconfiguration.yaml");
 
 const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
@@ -53,6 +53,18 @@ const SHAPE: (usize, usize) = (2, 3);
 /// The answer to the review of such a Pod whose images are all rewritten: it got as small as it is with much work.
 const ANSWER_BYTES: usize = 3_715;
 const ANSWER_OPERATIONS: usize = 11;
+
+/// How much of what another build adds to the smallest patch may be left.
+const SHARE: f64 = 0.5;
+
+/// Who is compared.
+const WITHOUT: &str = "no webhook";
+const ECHO: &str = "echo";
+const LABELS: &str = "echo that adds a label";
+const PATCHES: &str = "echo of Kagami's patch";
+const AUDITS: &str = "Kagami, audit mode";
+const REWRITES: &str = "Kagami";
+const OTHER: &str = "Kagami, other build";
 
 impl Bench {
     /// Creates Pods without a webhook, with the echo and with Kagami in turn.
@@ -80,11 +92,12 @@ impl Bench {
         let echo_address = echoes.first().context("one payload")?.address;
 
         let without = cluster.namespace_named("without", None);
-        let in_namespace = |name: &str, address: SocketAddr, path: &str| {
+        let registered = |build: &Build, name: &str, address: SocketAddr, path: &str| {
             let namespace = cluster.namespace_named(name, Some("enforce"));
-            self.register(&namespace, address, path)?;
+            self.register(build, &namespace, address, path)?;
             anyhow::Ok(namespace)
         };
+        let in_namespace = |name: &str, address, path: &str| registered(&self.own, name, address, path);
         let with_echo = in_namespace("echo", echo_address, ADMIT)?;
         let with_label = in_namespace("echo-label", echo_address, LABEL)?;
         let with_patch = in_namespace("echo-patch", echo_address, PATCH)?;
@@ -106,19 +119,30 @@ impl Bench {
             })
         };
         let (echo, kagami) = (echo.id(), kagami.process.id());
-        let rivals = [
+        let mut rivals = vec![
             // There is no server of its own.
-            rival("no webhook", &without, std::process::id(), false)?,
-            rival("echo", &with_echo, echo, false)?,
-            rival("Kagami, audit mode", &with_audit, kagami, false)?,
-            rival("echo that adds a label", &with_label, echo, false)?,
-            rival("echo of Kagami's patch", &with_patch, echo, true)?,
-            rival("Kagami", &with_kagami, kagami, true)?,
+            rival(WITHOUT, &without, std::process::id(), false)?,
+            rival(ECHO, &with_echo, echo, false)?,
+            rival(AUDITS, &with_audit, kagami, false)?,
+            rival(LABELS, &with_label, echo, false)?,
+            rival(PATCHES, &with_patch, echo, true)?,
+            rival(REWRITES, &with_kagami, kagami, true)?,
         ];
+        let mut namespaces = vec![&with_echo, &with_label, &with_patch, &with_audit, &with_kagami];
+        let other = self.other.as_ref().map(|build| {
+            let (other, _) = self.replica_of_build(build, place, KNOWN)?;
+            let namespace = registered(build, "kagami-other", other.admission, "/mutate/enforce")?;
+            anyhow::Ok((other, namespace))
+        });
+        let other = other.transpose()?;
+        if let Some((other, namespace)) = &other {
+            rivals.push(rival(OTHER, namespace, other.process.id(), true)?);
+            namespaces.push(namespace);
+        }
         for connections in AT_ONCE {
             self.created(connections, &rivals, bars)?;
         }
-        for namespace in [&with_echo, &with_label, &with_patch, &with_audit, &with_kagami] {
+        for namespace in namespaces {
             let calls = Calls::read(&cluster.metrics(), &webhook(namespace));
             ensure!(
                 calls.answered > 0
@@ -134,10 +158,16 @@ impl Bench {
         Ok(())
     }
 
-    /// Lets the API server call a webhook for the Pods of a namespace, as Kagami's manifest says.
-    fn register(&self, namespace: &Namespace<'_>, address: SocketAddr, path: &str) -> Result<()> {
+    /// Lets the API server call a webhook for the Pods of a namespace, as the manifest of a build says.
+    fn register(
+        &self,
+        build: &Build,
+        namespace: &Namespace<'_>,
+        address: SocketAddr,
+        path: &str,
+    ) -> Result<()> {
         let bundle = self.authority.bundle();
-        let mut manifest: Value = serde_saphyr::from_str(MANIFEST)?;
+        let mut manifest: Value = serde_saphyr::from_str(&build.webhook_configuration()?)?;
         manifest["metadata"]["name"] = namespace.name.as_str().into();
         let webhooks = manifest["webhooks"].as_array_mut().context("webhooks")?;
         webhooks.retain(|webhook| webhook["name"] == "enforce.kagami.dev");
@@ -169,8 +199,8 @@ impl Bench {
         Ok(())
     }
 
-    fn created(&self, connections: usize, rivals: &[Rival; 6], bars: &mut Bars) -> Result<()> {
-        let mut loads: [Vec<Load>; 6] = Default::default();
+    fn created(&self, connections: usize, rivals: &[Rival], bars: &mut Bars) -> Result<()> {
+        let mut loads = vec![Vec::<Load>::new(); rivals.len()];
         for round in 0..self.plan.rounds {
             // There and back: what one leaves to the API server to clean up, the next one pays for.
             for position in 0..rivals.len() {
@@ -185,38 +215,53 @@ impl Bench {
             "  {:>7} {:<22} {:>7} {:>8} {:>8} {:>13} {:>15}",
             "at once", "webhook", "Pods/s", "p50 ms", "p99 ms", "p50 more, ms", "webhook CPU µs"
         );
-        let [bare, of_echo, of_audit, of_label, of_patch, of_kagami] = &loads;
+        let of = |name: &str| {
+            let mut named = rivals.iter().zip(&loads).filter(|(rival, _)| rival.name == name);
+            named.next().map_or(&[][..], |(_, loads)| loads.as_slice())
+        };
         // Each round against the one beside it: what disturbs one mostly disturbs both.
-        let more = |loads: &[Load], than: &[Load]| {
-            let pairs = loads.iter().zip(than);
+        let more = |name: &str, than: &str| {
+            let pairs = of(name).iter().zip(of(than));
             median(pairs.map(|(own, other)| own.percentile(50) - other.percentile(50)))
         };
         for (rival, loads) in rivals.iter().zip(&loads) {
-            let of = |figure: &dyn Fn(&Load) -> f64| median(loads.iter().map(figure));
+            let figure = |figure: &dyn Fn(&Load) -> f64| median(loads.iter().map(figure));
             let cpu = if rival.target.process == std::process::id() {
                 "-".to_owned()
             } else {
-                format!("{:.0}", of(&Load::cpu_per_review))
+                format!("{:.0}", figure(&Load::cpu_per_review))
             };
             println!(
                 "  {connections:>7} {:<22} {:>7.0} {:>8.3} {:>8.3} {:>13.3} {cpu:>15}",
                 rival.name,
-                of(&Load::per_second),
-                of(&|load| load.percentile(50)),
-                of(&|load| load.percentile(99)),
-                more(loads, bare),
+                figure(&Load::per_second),
+                figure(&|load| load.percentile(50)),
+                figure(&|load| load.percentile(99)),
+                more(&rival.name, WITHOUT),
             );
         }
         println!(
             "  {connections:>7} above the bare echo's p50, ms: {:.3} the smallest patch, {:.3} Kagami's patch, \
              {:.3} Kagami in audit mode, {:.3} Kagami",
-            more(of_label, of_echo),
-            more(of_patch, of_echo),
-            more(of_audit, of_echo),
-            more(of_kagami, of_echo),
+            more(LABELS, ECHO),
+            more(PATCHES, ECHO),
+            more(AUDITS, ECHO),
+            more(REWRITES, ECHO),
         );
         let name = format!("Pod create, {connections} at once: p50 above the same answer's");
-        bars.at_most(name, more(of_kagami, of_patch), 0.5, "ms");
+        bars.at_most(name, more(REWRITES, PATCHES), 0.5, "ms");
+        if let Some(other) = &self.other {
+            let (own, before) = (more(REWRITES, LABELS), more(OTHER, LABELS));
+            println!(
+                "  {connections:>7} above the smallest patch's p50, ms: {own:.3} Kagami, {before:.3} {}",
+                other.name
+            );
+            let name = format!(
+                "Pod create, {connections} at once: p50 above the smallest patch's, against {}'s",
+                other.name
+            );
+            bars.at_most(name, own / before, SHARE, "×");
+        }
         Ok(())
     }
 }
