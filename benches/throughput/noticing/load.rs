@@ -12,8 +12,12 @@ use tokio::{task::JoinSet, time::sleep_until};
 
 use super::super::client::{Connection, Target};
 
-/// Connections of each lane: a review that waits holds up every eighth one behind it.
-const CONNECTIONS: usize = 8;
+/// Connections of each lane at most: a review that waits holds up every eighth one behind it. Fewer where reviews are
+/// rare, for a connection on which nothing is asked is closed.
+const CONNECTIONS: u32 = 8;
+
+/// How long a connection is used: Kagami ends those that are ten minutes old.
+const USED: Duration = Duration::from_mins(5);
 
 /// What only images that are rewritten bring into a patch.
 const REPLACED: &[u8] = b"\"replace\"";
@@ -25,6 +29,17 @@ pub struct Lane {
     /// When the first one comes, and how long after it the next.
     pub first: Duration,
     pub every: Duration,
+}
+
+impl Lane {
+    fn connections(&self) -> u32 {
+        let each_second = Duration::from_secs(1).div_duration_f64(self.every);
+        if each_second < f64::from(CONNECTIONS) {
+            1
+        } else {
+            CONNECTIONS
+        }
+    }
 }
 
 /// A review that was answered.
@@ -45,7 +60,7 @@ pub fn send(lanes: &[Lane], start: Instant, length: Duration) -> Result<Vec<Vec<
         let mut tasks = JoinSet::new();
         for (number, lane) in lanes.iter().enumerate() {
             let lane = Arc::new(lane.clone());
-            for first in 0..CONNECTIONS {
+            for first in 0..lane.connections() {
                 let lane = Arc::clone(&lane);
                 tasks.spawn(async move {
                     let sent = over_one(&lane, first, start, length).await;
@@ -66,16 +81,20 @@ pub fn send(lanes: &[Lane], start: Instant, length: Duration) -> Result<Vec<Vec<
 }
 
 /// Sends every so manieth review of a lane.
-async fn over_one(lane: &Lane, first: usize, start: Instant, length: Duration) -> Result<Vec<Answered>> {
-    let mut connection = Connection::open(&lane.target).await?;
+async fn over_one(lane: &Lane, first: u32, start: Instant, length: Duration) -> Result<Vec<Answered>> {
+    let (mut connection, mut since) = (Connection::open(&lane.target).await?, Instant::now());
     let mut all = Vec::new();
-    for number in (first..).step_by(CONNECTIONS) {
-        let due = lane.first + lane.every * u32::try_from(number)?;
+    for number in (first..).step_by(usize::try_from(lane.connections())?) {
+        let due = lane.first + lane.every * number;
         if due >= length {
             break;
         }
         sleep_until((start + due).into()).await;
-        let rewritten = rewrites(connection.answer(number, false).await?)?;
+        if since.elapsed() > USED {
+            (connection, since) = (Connection::open(&lane.target).await?, Instant::now());
+        }
+        let answer = connection.answer(usize::try_from(number)?, false).await?;
+        let rewritten = rewrites(answer)?;
         let at = Instant::now();
         all.push(Answered { at, rewritten });
     }

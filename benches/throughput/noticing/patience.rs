@@ -142,7 +142,7 @@ fn watch(scene: &Scene<'_>, length: Duration) -> Result<(Vec<Vec<Answered>>, [BT
     thread::scope(|scope| {
         let load = scope.spawn(|| load::send(&lanes, start, length));
         let mut said: [BTreeMap<String, Said>; 2] = Default::default();
-        while start.elapsed() < length {
+        while start.elapsed() < length && !load.is_finished() {
             for (who, said) in who.into_iter().zip(&mut said) {
                 listen(who, said)?;
             }
