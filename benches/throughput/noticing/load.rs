@@ -22,6 +22,9 @@ const USED: Duration = Duration::from_mins(5);
 /// What only images that are rewritten bring into a patch.
 const REPLACED: &[u8] = b"\"replace\"";
 
+/// The reason of images that are kept upstream by a suspicion, as the audit log is told of them.
+const SUSPECTED: &[u8] = b"MirrorSuspected";
+
 /// The reviews for one mirror.
 #[derive(Clone, Debug)]
 pub struct Lane {
@@ -49,6 +52,8 @@ pub struct Answered {
     pub at: Instant,
     /// Whether it has the image rewritten.
     pub rewritten: bool,
+    /// Whether it says that the mirror is suspected.
+    pub suspected: bool,
 }
 
 /// Sends all reviews of a time, and returns those of each lane in the order of their answers.
@@ -94,9 +99,12 @@ async fn over_one(lane: &Lane, first: u32, start: Instant, length: Duration) -> 
             (connection, since) = (Connection::open(&lane.target).await?, Instant::now());
         }
         let answer = connection.answer(usize::try_from(number)?, false).await?;
-        let rewritten = rewrites(answer)?;
         let at = Instant::now();
-        all.push(Answered { at, rewritten });
+        all.push(Answered {
+            at,
+            rewritten: rewrites(answer)?,
+            suspected: find(answer, SUSPECTED).is_some(),
+        });
     }
     Ok(all)
 }

@@ -97,12 +97,20 @@ impl Bench {
         })?;
         drop(networks);
         for (name, what, alarms_limit, kept_limit) in ROWS {
-            let kept = answered.get(name).map_or(f64::NAN, |answered| kept(answered));
+            let share_of = |so: fn(&Answered) -> bool| {
+                let answered = answered.get(name);
+                answered.map_or(f64::NAN, |answered| share(answered, so))
+            };
+            let kept = share_of(|answered| !answered.rewritten);
+            let suspected = share_of(|answered| answered.suspected);
             let of_all = said.iter().filter_map(|said| said.get(name));
             // What ends an alarm moves that time, so both tell of one.
             let alarms = of_all.map(|said| f64::from(said.alarms.max(said.voids)));
             let alarms = alarms.fold(f64::NAN, f64::max);
-            println!("  {what:<44} {alarms:>3} false alarms, {kept:>6.3} % of Pods kept upstream");
+            println!(
+                "  {what:<44} {alarms:>3} false alarms, {kept:>6.3} % of Pods kept upstream, \
+                 {suspected:>6.3} % by suspicion"
+            );
             if let Some(limit) = kept_limit {
                 bars.at_most(
                     format!("{name}: Pods kept upstream for nothing"),
@@ -173,9 +181,9 @@ fn listen(admin: Admin, said: &mut BTreeMap<String, Said>) -> Result<()> {
     Ok(())
 }
 
-/// Returns what percentage of Pods was kept upstream.
-fn kept(answered: &[Answered]) -> f64 {
-    let kept = answered.iter().filter(|answered| !answered.rewritten).count();
-    let [kept, all] = [kept, answered.len()].map(|count| u32::try_from(count).map_or(f64::NAN, f64::from));
-    100.0 * kept / all
+/// Returns what percentage of reviews was answered so.
+fn share(answered: &[Answered], so: fn(&Answered) -> bool) -> f64 {
+    let part = answered.iter().filter(|answered| so(answered)).count();
+    let [part, all] = [part, answered.len()].map(|count| u32::try_from(count).map_or(f64::NAN, f64::from));
+    100.0 * part / all
 }
