@@ -39,6 +39,9 @@ struct Times {
     before: Duration,
     within: Duration,
     after: Duration,
+    /// How long the round waits at most before it begins. What Kagami does every half minute it also counts from a
+    /// recovery, and rounds as long as that would meet all of it or none.
+    pause: Duration,
 }
 
 /// The usual round, and that of a build that takes longer to notice.
@@ -46,6 +49,7 @@ const USUAL: Times = Times {
     before: Duration::from_secs(2),
     within: Duration::from_secs(2),
     after: Duration::from_secs(4),
+    pause: Duration::ZERO,
 };
 const PATIENT: Times = Times {
     after: Duration::from_secs(12),
@@ -55,6 +59,7 @@ const PATIENT: Times = Times {
 /// One whose mirrors break in the second in which the leader is killed.
 const LEADERLESS: Times = Times {
     within: Duration::from_secs(1),
+    pause: Duration::from_secs(10),
     ..USUAL
 };
 
@@ -63,6 +68,7 @@ const THOUSAND: Times = Times {
     before: Duration::from_secs(9),
     within: Duration::from_secs(2),
     after: Duration::from_secs(9),
+    pause: Duration::from_secs(10),
 };
 
 /// One whose fault only data shows: who looks for it does so once in a while, so it begins at any time of that.
@@ -70,6 +76,7 @@ const DATA: Times = Times {
     before: Duration::from_secs(2),
     within: Duration::from_secs(30),
     after: Duration::from_secs(45),
+    pause: Duration::ZERO,
 };
 
 /// How soon a fault must be noticed, in seconds: median, worst, and the median against the other build's.
@@ -264,6 +271,7 @@ fn break_once(
     dice: &mut Dice,
     with_leader: bool,
 ) -> Result<Vec<Outcome>> {
+    thread::sleep(dice.within(times.pause));
     let lanes: Vec<Lane> = trials
         .iter()
         .map(|trial| {

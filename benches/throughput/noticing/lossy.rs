@@ -18,6 +18,9 @@ use super::{
 /// Where Debian has programs of the system; root's search path may lack some.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Where packets are lost: those that come and those that go.
+const CHAINS: [&str; 2] = ["INPUT", "OUTPUT"];
+
 /// What the bench is called with to be such a mirror.
 pub const ROLE: &str = "mirror";
 
@@ -27,7 +30,7 @@ pub struct Lossy {
     pub address: SocketAddr,
     /// This end of the pair of devices between its network and the machine's.
     device: String,
-    _process: Process,
+    process: Process,
 }
 
 impl Lossy {
@@ -48,7 +51,7 @@ impl Lossy {
         let lossy = Self {
             address: SocketAddr::from((there, port)),
             device: format!("kagami{id}"),
-            _process: process,
+            process,
         };
         let device = lossy.device.as_str();
         run(
@@ -59,13 +62,11 @@ impl Lossy {
         )?;
         run("ip", &["address", "add", &format!("{here}/30"), "dev", device])?;
         run("ip", &["link", "set", device, "up"])?;
-        let inside =
-            |command: &[&str]| run("nsenter", &[&["--target", &id, "--net", "--"], command].concat());
-        inside(&["ip", "address", "add", &format!("{there}/30"), "dev", "eth0"])?;
-        inside(&["ip", "link", "set", "eth0", "up"])?;
+        lossy.inside(&["ip", "address", "add", &format!("{there}/30"), "dev", "eth0"])?;
+        lossy.inside(&["ip", "link", "set", "eth0", "up"])?;
         let probability = (f64::from(percent) / 100.0).to_string();
-        for chain in ["INPUT", "OUTPUT"] {
-            inside(&[
+        for chain in CHAINS {
+            lossy.inside(&[
                 "iptables",
                 "--append",
                 chain,
@@ -81,6 +82,25 @@ impl Lossy {
         }
         Ok(lossy)
     }
+
+    /// Returns how many packets were lost so far.
+    pub fn lost(&self) -> Result<u64> {
+        let mut lost = 0;
+        for chain in CHAINS {
+            let listing = self.inside(&["iptables", "--list", chain, "--verbose", "--exact", "--numeric"])?;
+            let mut rules = listing.lines().filter(|line| line.contains("DROP"));
+            // The first column is the count of packets.
+            let count = rules.find_map(|rule| rule.split_whitespace().next()?.parse::<u64>().ok());
+            lost += count.context("no rule that loses packets")?;
+        }
+        Ok(lost)
+    }
+
+    /// Runs a command in its network.
+    fn inside(&self, command: &[&str]) -> Result<String> {
+        let id = self.process.id().to_string();
+        run("nsenter", &[&["--target", &id, "--net", "--"], command].concat())
+    }
 }
 
 impl Drop for Lossy {
@@ -90,7 +110,8 @@ impl Drop for Lossy {
     }
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
+/// Runs a program and returns what it says.
+fn run(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program)
         .args(arguments)
         .env("PATH", SEARCH_PATH)
@@ -102,7 +123,7 @@ fn run(program: &str, arguments: &[&str]) -> Result<()> {
         arguments.join(" "),
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Is a mirror that works, until the process is killed; tells its address on standard output as Kagami does.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 
 use super::{
     super::{bench::Bench, e2e::tools::Tools, report::Bars, roles::Admin},
@@ -55,6 +55,9 @@ struct Said {
     voids: u32,
 }
 
+/// What one process says of the mirrors, by name.
+type Told = BTreeMap<String, Said>;
+
 impl Bench {
     /// False alarms, and Pods kept upstream for nothing.
     pub fn patience(&self, tools: &Tools, bars: &mut Bars) -> Result<()> {
@@ -77,7 +80,7 @@ impl Bench {
                     match Lossy::start(self.folder.path(), name, percent) {
                         Ok(network) => {
                             let mirror = Mirror::elsewhere(name, network.address);
-                            networks.push(network);
+                            networks.push((name, network));
                             mirror
                         }
                         Err(error) => {
@@ -95,6 +98,11 @@ impl Bench {
             let answered: BTreeMap<String, Vec<Answered>> = names.zip(answered).collect();
             Ok((answered, said))
         })?;
+        for (name, network) in &networks {
+            let lost = network.lost()?;
+            println!("  {name}: {lost} packets lost");
+            ensure!(lost > 0, "{name} was to lose packets");
+        }
         drop(networks);
         for (name, what, alarms_limit, kept_limit) in ROWS {
             let share_of = |so: fn(&Answered) -> bool| {
@@ -134,7 +142,7 @@ impl Bench {
 }
 
 /// Sends reviews for all mirrors, and listens to what the leader and the replica say meanwhile.
-fn watch(scene: &Scene<'_>, length: Duration) -> Result<(Vec<Vec<Answered>>, [BTreeMap<String, Said>; 2])> {
+fn watch(scene: &Scene<'_>, length: Duration) -> Result<(Vec<Vec<Answered>>, [Told; 2])> {
     let every = Duration::from_secs(1) / RATE;
     let lanes: Vec<Lane> = (0..scene.mirrors.len())
         .map(|mirror| {
@@ -149,7 +157,7 @@ fn watch(scene: &Scene<'_>, length: Duration) -> Result<(Vec<Vec<Answered>>, [BT
     let start = Instant::now() + Duration::from_secs(1);
     thread::scope(|scope| {
         let load = scope.spawn(|| load::send(&lanes, start, length));
-        let mut said: [BTreeMap<String, Said>; 2] = Default::default();
+        let mut said: [Told; 2] = Default::default();
         while start.elapsed() < length && !load.is_finished() {
             for (who, said) in who.into_iter().zip(&mut said) {
                 listen(who, said)?;
@@ -161,7 +169,7 @@ fn watch(scene: &Scene<'_>, length: Duration) -> Result<(Vec<Vec<Answered>>, [BT
     })
 }
 
-fn listen(admin: Admin, said: &mut BTreeMap<String, Said>) -> Result<()> {
+fn listen(admin: Admin, said: &mut Told) -> Result<()> {
     let status = admin.status()?;
     let of = |health: &serde_json::Value, what: &str| health[what].as_str().unwrap_or_default().to_owned();
     for (name, mirror) in status["mirrors"].as_object().into_iter().flatten() {

@@ -60,6 +60,7 @@ pub struct Request {
     /// Path and query.
     pub target: String,
     /// The other end of its connection.
+    #[allow(dead_code, reason = "for the bench, which shares this")]
     pub peer: SocketAddr,
     headers: Vec<(String, String)>,
 }
@@ -223,6 +224,7 @@ impl Faulty {
     }
 
     /// The same at any address of the machine.
+    #[allow(dead_code, reason = "for the bench, which shares this")]
     pub async fn start_at(address: SocketAddr, behaviour: Behaviour) -> Self {
         Self::launch(address, behaviour, None).await
     }
@@ -287,6 +289,7 @@ impl Faulty {
     }
 
     /// Closes every connection that has been idle for so long from its next request on.
+    #[allow(dead_code, reason = "for the bench, which shares this")]
     pub fn close_idle(&self, after: Duration) {
         *lock(&self.shared.idle) = Some(after);
     }
