@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::{
     client::{Connection, Expected, Load, Target, closed_loop, open_loop},
     e2e::{certificates::Authority, process::Process},
-    echo,
+    echo, noticing,
     payload::{Images, Payload},
     report::Bars,
     roles::{Build, Kagami},
@@ -52,6 +52,7 @@ pub struct Plan {
     pub quiet: Duration,
     pub outage: Duration,
     pub scale: sizes::Sizes,
+    pub noticing: noticing::Sizes,
 }
 
 pub const FULL: Plan = Plan {
@@ -66,6 +67,7 @@ pub const FULL: Plan = Plan {
     quiet: Duration::from_mins(1),
     outage: Duration::from_mins(1),
     scale: sizes::FULL,
+    noticing: noticing::FULL,
 };
 
 pub const QUICK: Plan = Plan {
@@ -80,6 +82,7 @@ pub const QUICK: Plan = Plan {
     quiet: Duration::from_secs(30),
     outage: Duration::from_secs(20),
     scale: sizes::QUICK,
+    noticing: noticing::QUICK,
 };
 
 #[derive(Debug)]
@@ -89,6 +92,8 @@ pub struct Bench {
     pub own: Build,
     /// The one beside which some of it is.
     pub other: Option<Build>,
+    /// What chance follows from.
+    pub seed: u64,
     pub folder: TempDir,
     pub authority: Authority,
     pub tls: Arc<ClientConfig>,
@@ -102,7 +107,7 @@ pub struct Rival {
 }
 
 impl Bench {
-    pub fn new(plan: Plan, other: Option<Build>) -> Result<Self> {
+    pub fn new(plan: Plan, other: Option<Build>, seed: u64) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let authority = Authority::new();
         authority.issue().write(folder.path(), "tls");
@@ -110,6 +115,7 @@ impl Bench {
             plan,
             own: Build::own(),
             other,
+            seed,
             tls: authority.client(),
             authority,
             folder,

@@ -28,6 +28,7 @@ mod e2e;
 mod echo;
 mod faults;
 mod image;
+mod noticing;
 mod payload;
 mod registry;
 mod report;
@@ -51,9 +52,11 @@ use bench::{Bench, FULL, QUICK};
 use report::Bars;
 use roles::Build;
 
-const USAGE: &str = "usage: throughput [--quick] [--registry PROGRAM] [--against NAME=PROGRAM] [PART...]
+const USAGE: &str =
+    "usage: throughput [--quick] [--registry PROGRAM] [--against NAME=PROGRAM] [--seed NUMBER] [PART...]
 parts: decision, reviews, faults, sweep, cluster (or of it: replica, creates, companion),
-       scale (or of it: bodies, builds, believed, fresh, deletion, finished, large)";
+       scale (or of it: bodies, builds, believed, fresh, deletion, finished, large),
+       noticing (or of it: breaking, quiet, patience)";
 
 /// What a part is one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +67,12 @@ enum Group {
     Cluster,
     /// With very much of everything, beside another build.
     Scale,
+    /// How soon a mirror's fault is noticed, beside another build.
+    Noticing,
 }
 
 /// What can be measured, in the order in which it is.
-const PARTS: [(&str, Group); 14] = [
+const PARTS: [(&str, Group); 17] = [
     ("decision", Group::Alone),
     ("reviews", Group::Alone),
     ("faults", Group::Alone),
@@ -82,10 +87,13 @@ const PARTS: [(&str, Group); 14] = [
     ("deletion", Group::Scale),
     ("finished", Group::Scale),
     ("large", Group::Scale),
+    ("breaking", Group::Noticing),
+    ("quiet", Group::Noticing),
+    ("patience", Group::Noticing),
 ];
 
 /// The parts that need the programs of a cluster.
-const IN_CLUSTERS: [&str; 7] = [
+const IN_CLUSTERS: [&str; 10] = [
     "replica",
     "creates",
     "companion",
@@ -93,6 +101,9 @@ const IN_CLUSTERS: [&str; 7] = [
     "fresh",
     "deletion",
     "finished",
+    "breaking",
+    "quiet",
+    "patience",
 ];
 
 fn main() -> Result<ExitCode> {
@@ -110,6 +121,7 @@ fn main() -> Result<ExitCode> {
                 .collect::<Result<_, _>>()?;
             echo::run(Path::new(folder), &lengths)?;
         }
+        [noticing::lossy::ROLE, name] => noticing::lossy::serve(name)?,
         ["heads", registry, images] => sweep::heads(registry.parse()?, images.parse()?)?,
         words => return run(words),
     }
@@ -118,6 +130,7 @@ fn main() -> Result<ExitCode> {
 
 fn run(words: &[&str]) -> Result<ExitCode> {
     let (mut plan, mut program, mut other, mut named) = (FULL, None, None, Vec::new());
+    let mut seed = None;
     let mut words = words.iter().copied();
     while let Some(word) = words.next() {
         match word {
@@ -126,8 +139,10 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             "--quick" => plan = QUICK,
             "--registry" => program = Some(PathBuf::from(words.next().context(USAGE)?)),
             "--against" => other = Some(words.next().and_then(Build::of).context(USAGE)?),
+            "--seed" => seed = Some(words.next().context(USAGE)?.parse()?),
             "cluster" => named.extend(parts_of(Group::Cluster)),
             "scale" => named.extend(parts_of(Group::Scale)),
+            "noticing" => named.extend(parts_of(Group::Noticing)),
             part => {
                 let known = PARTS.into_iter().find(|(name, _)| *name == part);
                 named.push(known.context(USAGE)?.0);
@@ -139,13 +154,16 @@ fn run(words: &[&str]) -> Result<ExitCode> {
     }
     let parts = PARTS.into_iter().filter(|(name, _)| named.contains(name));
     // Before anything is measured, because that takes minutes.
-    if other.is_none() && parts.clone().any(|(_, group)| group == Group::Scale) {
-        bail!("scale is measured beside another build: scripts/bench builds one, or name it with --against");
+    let beside_another = |name: &str, group| group == Group::Scale || name == "breaking";
+    if other.is_none() && parts.clone().any(|(name, group)| beside_another(name, group)) {
+        bail!("this is measured beside another build: scripts/bench builds one, or name it with --against");
     }
     let needs_cluster = parts.clone().any(|(name, _)| IN_CLUSTERS.contains(&name));
     let tools = needs_cluster.then(cluster::tools).transpose()?;
     let start = Instant::now();
-    let bench = Bench::new(plan, other)?;
+    // Another one each time, unless a run is to be repeated.
+    let seed = seed.unwrap_or_else(|| kagami::clock::now().as_millis());
+    let bench = Bench::new(plan, other, seed)?;
     let mut bars = Bars::default();
     for (part, _) in parts {
         let began = Instant::now();
@@ -164,6 +182,9 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             ("deletion", Some(tools)) => bench.deletion(tools, &mut bars),
             ("finished", Some(tools)) => bench.finished(tools, &mut bars),
             ("large", _) => bench.large(&mut bars),
+            ("breaking", Some(tools)) => bench.breaking(tools, &mut bars),
+            ("quiet", Some(tools)) => bench.quiet(tools, &mut bars),
+            ("patience", Some(tools)) => bench.patience(tools, &mut bars),
             _ => Ok(()),
         };
         // What is shared with the tests panics where something is wrong.

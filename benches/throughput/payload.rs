@@ -32,7 +32,11 @@ impl Images {
 
 /// Returns an image as users write it.
 pub fn image(number: usize) -> String {
-    format!("acme/payments-{number:06}:v1.27.3")
+    image_at(&format!("{number:06}"))
+}
+
+fn image_at(number: &str) -> String {
+    format!("acme/payments-{number}:v1.27.3")
 }
 
 /// One review, ready to be sent but for its numbers.
@@ -52,6 +56,14 @@ impl Payload {
     pub fn new(path: &str, init_containers: usize, containers: usize) -> Result<Self> {
         let body = serde_json::to_string(&review(init_containers, containers))?;
         Self::render(&head(path, body.len()), &body, init_containers + containers)
+    }
+
+    /// Returns a review of a plain Pod whose one image is another host's.
+    pub fn of_host(path: &str, host: &str) -> Result<Self> {
+        let mut pod = pod(0, 1);
+        pod["spec"]["containers"][0]["image"] = format!("{host}/{}", image_at(SLOT)).into();
+        let body = serde_json::to_string(&review_of(pod))?;
+        Self::render(&head(path, body.len()), &body, 1)
     }
 
     /// Returns a review with a body of its own, which has no numbers but, if any, that of its UID.
@@ -172,12 +184,18 @@ pub fn as_user(pod: &mut Value) {
 
 /// Returns a Pod of one container, whose name and image have this number, as its user creates it.
 pub fn pod_of(number: usize) -> Result<String> {
+    pod_called(&format!("payments-{number:06}"), &image(number))
+}
+
+/// The same with a name and an image of its own.
+pub fn pod_called(name: &str, image: &str) -> Result<String> {
     let mut pod = pod(0, 1);
-    pod["metadata"] = json!({"name": format!("payments-{number:06}")});
+    pod["metadata"] = json!({"name": name});
+    pod["spec"]["containers"][0]["image"] = image.into();
     for account in ["serviceAccount", "serviceAccountName"] {
         pod["spec"][account] = "default".into();
     }
-    Ok(serde_json::to_string(&pod)?.replace(SLOT, &format!("{number:06}")))
+    Ok(serde_json::to_string(&pod)?)
 }
 
 fn write_digits(bytes: &mut [u8], range: Range<usize>, mut number: usize) {
@@ -294,7 +312,7 @@ const RICH: [&str; 4] = ["env", "livenessProbe", "ports", "securityContext"];
 fn container(name: &str) -> Value {
     json!({
         "name": name,
-        "image": format!("acme/payments-{SLOT}:v1.27.3"),
+        "image": image_at(SLOT),
         "args": ["--listen=:8080", "--log-format=json"],
         "ports": [{"name": "http", "containerPort": 8080, "protocol": "TCP"}],
         "env": [

@@ -159,8 +159,19 @@ impl Kagami {
 
     /// Starts `kagami webhook`, which may not be ready yet.
     pub fn replica(build: &Build, folder: &Path, kubeconfig: &Path, namespace: &str) -> Self {
+        Self::replica_called("replica", build, folder, kubeconfig, namespace)
+    }
+
+    /// The same for one of several, whose logs are apart.
+    pub fn replica_called(
+        name: &str,
+        build: &Build,
+        folder: &Path,
+        kubeconfig: &Path,
+        namespace: &str,
+    ) -> Self {
         let command = build.in_cluster("webhook", kubeconfig, namespace);
-        Self::listen(command, folder, &format!("replica-{}", build.name))
+        Self::listen(command, folder, &format!("{name}-{}", build.name))
     }
 
     fn listen(mut command: Command, folder: &Path, name: &str) -> Self {
@@ -200,6 +211,11 @@ impl Companion {
 }
 
 impl Admin {
+    /// Returns what `/status` says.
+    pub fn status(self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.0.get("/status")?.1)?)
+    }
+
     /// Waits until `/status` is as wished.
     pub fn wait(self, what: &str, wished: impl Fn(&Value) -> bool) -> Result<()> {
         self.wait_for("/status", what, (LOOK, PATIENCE), |_, status| {

@@ -1,4 +1,4 @@
-//! A cluster with Kagami's resources and one mirror.
+//! A cluster with Kagami's resources and one mirror, or room for more.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -22,7 +22,7 @@ use super::super::{
 /// Who the companion is for the API server, whose audit log tells what that user writes.
 pub const COMPANION: &str = "companion-a";
 
-/// A cluster in which there is one ImageMirror.
+/// A cluster with Kagami's resources, mostly with one ImageMirror.
 #[derive(Debug)]
 pub struct Place<'a> {
     pub cluster: &'a Cluster,
@@ -51,9 +51,18 @@ pub fn with_healthy_mirror(
 }
 
 impl<'a> Place<'a> {
-    /// Creates an ImageMirror of a mirror at this address, with more settings. The definitions are those of the
-    /// build that works there: another may refuse what it does not know.
+    /// Creates an ImageMirror of a mirror at this address, with more settings.
     pub fn new(cluster: &'a Cluster, build: &Build, mirror: SocketAddr, settings: &Value) -> Result<Self> {
+        let place = Self::without_mirrors(cluster, build)?;
+        let endpoint = format!("http://{mirror}");
+        let object = image_mirror(MIRROR, REGISTRY, &["docker.io"], &endpoint, settings);
+        cluster.create(MIRRORS, &object).success();
+        Ok(place)
+    }
+
+    /// Makes everything ready for ImageMirrors. The definitions are those of the build that works there: another may
+    /// refuse what it does not know.
+    pub fn without_mirrors(cluster: &'a Cluster, build: &Build) -> Result<Self> {
         for definition in build.definitions()? {
             cluster.create(DEFINITIONS, &definition).success();
         }
@@ -68,9 +77,6 @@ impl<'a> Place<'a> {
         });
         let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
         cluster.create(bindings, &binding).success();
-        let endpoint = format!("http://{mirror}");
-        let object = image_mirror(MIRROR, REGISTRY, &["docker.io"], &endpoint, settings);
-        cluster.create(MIRRORS, &object).success();
         Ok(Self { cluster, own })
     }
 

@@ -4,7 +4,7 @@
 //! script.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -22,6 +22,9 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::certificates::Pair;
+
+/// A port of loopback that the kernel chooses.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// How the peer treats those who come.
 #[derive(Clone)]
@@ -56,6 +59,9 @@ pub struct Request {
     pub method: String,
     /// Path and query.
     pub target: String,
+    /// The other end of its connection.
+    #[allow(dead_code, reason = "for the bench, which shares this")]
+    pub peer: SocketAddr,
     headers: Vec<(String, String)>,
 }
 
@@ -191,6 +197,8 @@ pub struct Faulty {
 struct Shared {
     tls: Mutex<Option<Arc<ServerConfig>>>,
     behaviour: Mutex<Behaviour>,
+    /// How long a connection may be idle; none: for ever.
+    idle: Mutex<Option<Duration>>,
     requests: Mutex<Vec<Request>>,
     connections: AtomicUsize,
     open: Mutex<JoinSet<()>>,
@@ -212,22 +220,29 @@ enum Door {
 impl Faulty {
     /// Starts a plain HTTP peer on a port of loopback.
     pub async fn start(behaviour: Behaviour) -> Self {
-        Self::launch(behaviour, None).await
+        Self::launch(LOOPBACK, behaviour, None).await
+    }
+
+    /// The same at any address of the machine.
+    #[allow(dead_code, reason = "for the bench, which shares this")]
+    pub async fn start_at(address: SocketAddr, behaviour: Behaviour) -> Self {
+        Self::launch(address, behaviour, None).await
     }
 
     /// Starts an HTTPS peer.
     pub async fn start_tls(behaviour: Behaviour, pair: &Pair) -> Self {
         super::install_crypto();
-        Self::launch(behaviour, Some(pair.server())).await
+        Self::launch(LOOPBACK, behaviour, Some(pair.server())).await
     }
 
-    async fn launch(behaviour: Behaviour, tls: Option<Arc<ServerConfig>>) -> Self {
-        let socket = bind("127.0.0.1:0".parse().unwrap());
+    async fn launch(address: SocketAddr, behaviour: Behaviour, tls: Option<Arc<ServerConfig>>) -> Self {
+        let socket = bind(address);
         let mut peer = Self {
             address: socket.local_addr().unwrap(),
             shared: Arc::new(Shared {
                 tls: Mutex::new(tls),
                 behaviour: Mutex::new(behaviour.clone()),
+                idle: Mutex::default(),
                 requests: Mutex::default(),
                 connections: AtomicUsize::new(0),
                 open: Mutex::default(),
@@ -271,6 +286,12 @@ impl Faulty {
                 Door::Open(tokio::spawn(accept(listener, Arc::clone(&self.shared))))
             }
         };
+    }
+
+    /// Closes every connection that has been idle for so long from its next request on.
+    #[allow(dead_code, reason = "for the bench, which shares this")]
+    pub fn close_idle(&self, after: Duration) {
+        *lock(&self.shared.idle) = Some(after);
     }
 
     /// Shows another certificate to connections to come; those that are open go on.
@@ -334,7 +355,7 @@ fn bind(address: SocketAddr) -> TcpSocket {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             continue;
         };
         shared.connections.fetch_add(1, Ordering::Relaxed);
@@ -347,9 +368,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             }
             // Peers that go away are the rule here.
             drop(match tls {
-                None => serve(stream, &of_connection).await,
+                None => serve(stream, peer, &of_connection).await,
                 Some(tls) => match tls.accept(stream).await {
-                    Ok(stream) => serve(stream, &of_connection).await,
+                    Ok(stream) => serve(stream, peer, &of_connection).await,
                     Err(error) => Err(error),
                 },
             });
@@ -360,10 +381,23 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> std::io::Result<()> {
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
+    shared: &Shared,
+) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
-        let request = match read_request(&mut stream).await {
+        let idle = *lock(&shared.idle);
+        let reading = read_request(&mut stream, peer);
+        let read = match idle {
+            None => reading.await,
+            Some(idle) => match timeout(idle, reading).await {
+                Ok(read) => read,
+                Err(_) => return Ok(()),
+            },
+        };
+        let request = match read {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             // So does Go, on which registries are built.
@@ -390,7 +424,10 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) -> 
 }
 
 /// Reads a request without a body; returns none at the end of the connection.
-async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Option<Request>> {
+async fn read_request(
+    stream: &mut (impl AsyncRead + Unpin),
+    peer: SocketAddr,
+) -> std::io::Result<Option<Request>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -408,6 +445,7 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> std::io::Result<
     Ok(Some(Request {
         method: words.next().unwrap().to_owned(),
         target: words.next().unwrap().to_owned(),
+        peer,
         headers: lines
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
