@@ -16,7 +16,8 @@ use super::{
 use crate::domain::{
     mapping::{Mapping, MirrorRegistry, Template},
     mirror::{
-        Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, Source, Tags, Trust,
+        Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, RescuePolicy,
+        Source, Tags, Trust,
     },
     selector::{Operator, Requirement, Selector},
     source::{also_meant, check_glob, is_host, may_match_below, normalise_prefix},
@@ -89,6 +90,11 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             .exclude_owners
             .as_deref()
             .map_or_else(OwnerPattern::built_in, owners),
+        rescue: match spec.rescue.policy {
+            api::RescuePolicy::Enforce => RescuePolicy::Enforce,
+            api::RescuePolicy::Audit => RescuePolicy::Audit,
+            api::RescuePolicy::Off => RescuePolicy::Off,
+        },
         runs_in,
     };
     Ok((mirror, connection))

@@ -56,6 +56,7 @@ webhook: {replicas: 5, port: 10250, adminPort: 9090, budget: 500ms, drainSeconds
 companion: {replicas: 1, adminPort: 9091}
 webhookConfiguration: {name: yy, labels: {team: platform}, annotations: {admissions.enforcer/disabled: 'true'}}
 heal: false
+rescue: {enabled: false, perSecond: 50}
 bindAddress: '[::]'
 priorityClassName: ''
 nodeSelector: {}
@@ -83,6 +84,7 @@ networkPolicy:
         "former",
         "
 heal: null
+rescue: null
 webhook: {adminPort: null}
 companion: {adminPort: null}
 webhookConfiguration: null

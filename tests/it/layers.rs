@@ -336,6 +336,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "certificates",
             "definitions",
             "heartbeat",
+            "rescuer",
             "pods",
             "probe_secret",
             "publisher",

@@ -15,7 +15,8 @@ use kagami::{
         image::{ImageKey, Reference},
         mapping::Mapping,
         mirror::{
-            Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, Source, Tags,
+            Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, RescuePolicy,
+            Source, Tags,
         },
         platform::Platforms,
         presence::{Presence, Proof},
@@ -162,6 +163,7 @@ fn peer(number: usize, keys: &[ImageKey]) -> impl Strategy<Value = Peer> + use<>
                 },
                 pull_secret,
                 exclude_owners: OwnerPattern::built_in(),
+                rescue: RescuePolicy::Enforce,
                 runs_in: Vec::new(),
             };
             let images = keys

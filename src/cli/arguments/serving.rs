@@ -79,6 +79,16 @@ pub(crate) struct CompanionArguments {
     #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration, env = "KAGAMI_FORGET_AFTER")]
     pub(crate) forget_after: Duration,
 
+    /// How many Pods a second, in the whole cluster, have their images turned back to what their users wrote
+    /// because they cannot be pulled from a mirror; 0: none
+    #[arg(
+        long,
+        value_name = "PODS",
+        default_value_t = 10,
+        env = "KAGAMI_RESCUE_PER_SECOND"
+    )]
+    pub(crate) rescue_per_second: u32,
+
     /// Name in the leader lease, another one for each replica [default: host, process and time]
     #[arg(long, value_name = "NAME", env = "KAGAMI_IDENTITY")]
     pub(crate) identity: Option<String>,

@@ -14,11 +14,13 @@ mod pods;
 mod probe_entry;
 mod probe_secret;
 mod publisher;
+mod rescuer;
 mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
@@ -35,6 +37,7 @@ use self::{
     leader::Leader,
     mirrors::{ClusterView, Follower},
     pods::Pods,
+    rescuer::Ward,
 };
 pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
 use super::mirror::{self, reports::Reports};
@@ -71,6 +74,8 @@ pub struct Settings {
     /// Namespaces whose Pods are never touched.
     pub left_alone: BTreeSet<String>,
     pub demand: DemandSettings,
+    /// Stuck Pods that are turned in a second; none where they are left to themselves.
+    pub rescues: Option<NonZeroU32>,
     /// None where somebody else keeps the webhook's certificates.
     pub certificates: Option<CertificateSettings>,
 }
@@ -174,6 +179,7 @@ async fn follow(
         metrics.set_leading(false);
         metrics.forget_watches();
         metrics.forget_conditions();
+        metrics.set_stuck(0);
         for (_, mirror) in store.snapshot().routing.mirrors() {
             metrics.forget_mirror(&mirror.name);
         }
@@ -228,12 +234,18 @@ impl Leader {
         let published = watch::Sender::new(BTreeMap::new());
         tasks.spawn(heartbeat::run(self.clone(), published.subscribe()));
         tasks.spawn(publisher::run(self.clone(), images, definitions, published));
+        let ward = settings.rescues.map(|per_second| {
+            let ward = Ward::default();
+            tasks.spawn(rescuer::run(self.clone(), ward.clone(), per_second.get()));
+            ward
+        });
         let (demand, wanted) = mpsc::channel(QUEUE);
         let pods = Pods {
             store: self.store.clone(),
             settings: settings.demand.clone(),
             reports: self.reports.clone(),
             demand,
+            ward,
             since: clock::now(),
         };
         tasks.spawn(pods.run(self.client.clone(), self.pulses.clone()));
@@ -343,6 +355,7 @@ mod tests {
                 default_mode: Mode::Off,
                 forget_after: Duration::from_hours(1),
             },
+            rescues: None,
             certificates: None,
         };
         let (metrics, _) = Metrics::new();

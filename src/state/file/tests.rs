@@ -8,7 +8,8 @@ use crate::{
     domain::{
         mapping::Mapping,
         mirror::{
-            Access, Freshness, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer, Source, Tags, Trust,
+            Access, Freshness, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer, RescuePolicy, Source,
+            Tags, Trust,
         },
         selector::{Labels, Operator, Requirement, Selector},
     },
@@ -73,6 +74,7 @@ fn a_minimal_mirror_has_the_defaults() {
         read_secret: None,
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
+        rescue: RescuePolicy::Enforce,
         runs_in: vec![],
     };
     let connection = Connection {
@@ -178,6 +180,7 @@ fn every_field_is_accepted() {
             group: "example.com".to_owned(),
             kind: "*".to_owned(),
         }],
+        rescue: RescuePolicy::Audit,
         runs_in: vec!["kagami".to_owned()],
     };
     assert_eq!(*mirror, expected);

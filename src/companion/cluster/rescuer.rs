@@ -1,0 +1,261 @@
+//! Turns the images of Pods that are stuck back to what their users wrote: `domain::rescue` plans it, this carries
+//! it out, at a bounded rate, one patch for each Pod that applies only to the very Pod that was judged.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use k8s_openapi::api::core::v1::ObjectReference;
+use serde::de::IgnoredAny;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+
+use super::leader::Leader;
+use crate::{
+    clock,
+    cluster::{events::Message, request::json_patch, writer::NotWritten},
+    domain::{
+        bucket::Bucket,
+        rescue::{Ending, Known, Next, Order, Pod, Queue, Turning},
+        snapshot::Snapshot,
+        time::Timestamp,
+    },
+    telemetry::{Reminder, chain},
+};
+
+/// How many requests are waited for at once: a slow API server costs no turns, and a dead one gets no more.
+const AT_ONCE: usize = 8;
+
+/// How often it is shown how many Pods wait, at least.
+const SHOW: Duration = Duration::from_secs(5);
+
+/// The one way in which images are turned, as metrics have it.
+const DIRECTION: &str = "back";
+
+/// The cluster's stuck Pods. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ward {
+    queue: Arc<Mutex<Queue>>,
+    /// Something may be due.
+    due: Arc<Notify>,
+}
+
+impl Ward {
+    pub(super) fn begin_listing(&self) {
+        self.lock().begin_listing();
+    }
+
+    pub(super) fn end_listing(&self) {
+        self.lock().end_listing();
+    }
+
+    pub(super) fn take(&self, pod: &Pod<'_>, is_listed: bool, snapshot: &Snapshot, now: Timestamp) {
+        if self.lock().take(pod, &known(snapshot), is_listed, now) {
+            self.due.notify_one();
+        }
+    }
+
+    pub(super) fn remove(&self, pod: &Pod<'_>) {
+        self.lock().remove(pod);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns what stuck Pods are judged by.
+fn known(snapshot: &Snapshot) -> Known<'_> {
+    Known {
+        routing: &snapshot.routing,
+        former: &[],
+        left_alone: &snapshot.left_alone,
+    }
+}
+
+/// Turns Pods until this process may not write any more.
+pub(super) async fn run(leader: Leader, ward: Ward, per_second: u32) {
+    let judges = judge_anew(&leader, &ward);
+    let turns = turn(&leader, &ward, per_second);
+    tokio::select! {
+        never = judges => match never {},
+        () = turns => {}
+    }
+}
+
+/// Judges everything anew whenever mirrors or namespaces change.
+async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
+    let mut snapshots = leader.store.subscribe();
+    let mut judged_by = Arc::clone(&snapshots.borrow_and_update());
+    loop {
+        // The leader holds the store.
+        if snapshots.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let same = Arc::ptr_eq(&judged_by.routing, &snapshot.routing)
+            && Arc::ptr_eq(&judged_by.left_alone, &snapshot.left_alone);
+        if !same {
+            ward.lock().judge(&known(&snapshot), clock::now());
+            ward.due.notify_one();
+        }
+        judged_by = snapshot;
+    }
+}
+
+/// Carries out one order after the other. Returns once nothing may be written any more.
+async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
+    let started = Instant::now();
+    let mut bucket = Bucket::new(per_second, per_second);
+    let mut running = FuturesUnordered::new();
+    let mut failures = Reminder::default();
+    loop {
+        let next = if running.len() < AT_ONCE {
+            let mut queue = ward.lock();
+            leader.metrics.set_stuck(queue.waiting());
+            queue.next(clock::now())
+        } else {
+            Next::Nothing
+        };
+        let mut pause = SHOW;
+        match next {
+            Next::Order(order) => {
+                while let Err(wait) = bucket.take(started.elapsed()) {
+                    sleep(wait).await;
+                }
+                running.push(carry_out(leader, order));
+                continue;
+            }
+            Next::In(wait) => pause = pause.min(wait),
+            Next::Nothing => {}
+        }
+        tokio::select! {
+            () = ward.due.notified() => {}
+            () = sleep(pause) => {}
+            Some((order, result)) = running.next() => match ended(leader, ward, &order, result) {
+                Ok(()) => {
+                    failures.ended();
+                }
+                Err(NotWritten::NotLeading) => return,
+                Err(error) => {
+                    let error = chain(&error);
+                    if failures.failed(&error, std::time::Instant::now()) {
+                        let (namespace, pod) = (&*order.pod.namespace, &*order.pod.name);
+                        tracing::warn!(
+                            pod.namespace = namespace,
+                            pod.name = pod,
+                            error,
+                            "cannot turn a stuck Pod to its own images; trying again"
+                        );
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// Sends what an order asks for, and tells of it.
+async fn carry_out(leader: &Leader, order: Box<Order>) -> (Box<Order>, Result<(), NotWritten>) {
+    let result = send(leader, &order).await;
+    (order, result)
+}
+
+/// Patches the Pod, if there is something to turn, and tells of everything.
+async fn send(leader: &Leader, order: &Order) -> Result<(), NotWritten> {
+    if !order.turned.is_empty() {
+        let path = format!("/api/v1/namespaces/{}/pods", order.pod.namespace);
+        let request = async {
+            let request = json_patch(&path, &order.pod.name, &order.patch(clock::now()))?;
+            leader.client.request::<IgnoredAny>(request).await
+        };
+        leader.writer.write_at_once("Pod", request).await?;
+    }
+    for turning in &order.turned {
+        tell(leader, order, turning, true).await?;
+    }
+    for turning in &order.told {
+        tell(leader, order, turning, false).await?;
+    }
+    Ok(())
+}
+
+/// Tells of one container that it was turned, or would be.
+async fn tell(leader: &Leader, order: &Order, turning: &Turning, turned: bool) -> Result<(), NotWritten> {
+    let Turning {
+        kind,
+        container,
+        from,
+        to,
+        mirror,
+        ..
+    } = turning;
+    tracing::info!(
+        pod.namespace = &*order.pod.namespace,
+        pod.name = &*order.pod.name,
+        container = &**container,
+        mirror = &**mirror,
+        image.from = &**from,
+        image.to = &**to,
+        "{}",
+        if turned {
+            "turned a stuck Pod back"
+        } else {
+            "a stuck Pod would be turned back"
+        }
+    );
+    let (list, outcome, reason) = match turned {
+        true => (kind.list(), "done", "Rescued"),
+        false => (kind.list(), "told", "WouldRescue"),
+    };
+    leader.metrics.rescued(mirror, DIRECTION, outcome);
+    let back = match turned {
+        true => "so it goes back to",
+        false => "and spec.rescue.policy lets Kagami only tell: it would go back to",
+    };
+    let message = Message {
+        action: "Rescue",
+        reason,
+        note: format!("The node cannot pull {from} from mirror {mirror}, {back} {to}"),
+        is_warning: !turned,
+    };
+    let pod = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(order.pod.namespace.to_string()),
+        name: Some(order.pod.name.to_string()),
+        uid: Some(order.pod.uid.to_string()),
+        field_path: Some(format!("spec.{list}{{{container}}}")),
+        ..ObjectReference::default()
+    };
+    leader.events.tell_at_once(pod, message).await
+}
+
+/// Takes in how an order ended. Returns what is said about it.
+fn ended(
+    leader: &Leader,
+    ward: &Ward,
+    order: &Order,
+    result: Result<(), NotWritten>,
+) -> Result<(), NotWritten> {
+    let (ending, outcome) = match &result {
+        Ok(()) => (Ending::Done, None),
+        Err(NotWritten::NotLeading) => return result,
+        // A test of the patch that does not hold is refused. So is what no Pod may be: its next version will tell.
+        Err(NotWritten::Conflict | NotWritten::Gone | NotWritten::Refused(_)) => {
+            (Ending::Changed, Some("changed"))
+        }
+        Err(NotWritten::Failed(_)) => (Ending::Failed, Some("error")),
+    };
+    ward.lock().end(&order.pod, ending, clock::now());
+    if let Some(outcome) = outcome {
+        for turning in &order.turned {
+            leader.metrics.rescued(&turning.mirror, DIRECTION, outcome);
+        }
+    }
+    if ending == Ending::Failed { result } else { Ok(()) }
+}
