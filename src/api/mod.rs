@@ -38,6 +38,9 @@ pub const SEEN_WELL: &str = "kagami.dev/seen-well";
 /// Name of the Lease that says which companion leads.
 pub const LEADER_LEASE: &str = "kagami-companion";
 
+/// Name of the ConfigMap in Kagami's namespace with the mappings of the mirrors that are there, or were within a day.
+pub const MIRRORS_CONFIG_MAP: &str = "kagami-mirrors";
+
 /// Name of the Secret in Kagami's namespace with the companion's certificate authority and its key.
 pub const AUTHORITY_SECRET: &str = "kagami-authority";
 

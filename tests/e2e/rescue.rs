@@ -459,6 +459,69 @@ pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Clus
     assert_only_allowed(&place, &companion);
 }
 
+/// Deleted while it has a leader, and while nobody leads at all.
+pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let namespace = &place.served;
+    let create = |name: &str| {
+        let mut mirror = place.mirror();
+        mirror["metadata"] = json!({"name": format!("{name}-{}", place.name)});
+        mirror["spec"]["registry"] = format!("{name}.test").into();
+        drop(mirror.as_object_mut().unwrap().remove("status"));
+        cluster.create(MIRRORS, &mirror).success();
+    };
+    let delete = |name: &str| {
+        let path = format!("{MIRRORS}/{name}-{}", place.name);
+        cluster.delete(&path).success();
+    };
+    let stuck_on = |mirror: &str, name: &str| {
+        let image = format!("{mirror}.test/{}", written("app"));
+        let mut pod = rewritten(name, &[], &["app"]);
+        pod["spec"]["containers"][0]["image"] = json!(image);
+        namespace.create_pod(&pod).success();
+        report(namespace, name, &[("app", back_off(&image))]).success();
+    };
+    let noted = |name: &str| {
+        eventually("the mirror is noted", || {
+            let map = cluster
+                .get(&place.own.path("configmaps/kagami-mirrors"))
+                .success();
+            map["data"]["mirrors"].as_str()?.contains(name).then_some(())
+        });
+    };
+    create("one");
+    create("two");
+    let first = place.start("companion-a", &[]);
+    noted("two.test");
+    delete("one");
+    eventually("it is noted that it went", || {
+        let map = cluster
+            .get(&place.own.path("configmaps/kagami-mirrors"))
+            .success();
+        let mut lines = map["data"]["mirrors"].as_str()?.lines();
+        lines
+            .any(|line| line.contains("one.test") && line.contains("goneAt"))
+            .then_some(())
+    });
+    stuck_on("one", "with-its-leader");
+    until_back(namespace, "with-its-leader", "app");
+    first.process.terminate();
+
+    delete("two");
+    let second = place.start("companion-b", &[]);
+    for name in ["one", "two"] {
+        let pod = format!("after-{name}");
+        stuck_on(name, &pod);
+        until_back(namespace, &pod, "app");
+    }
+    // Of one that nobody ever saw nothing is known.
+    stuck_on("three", "nobodys");
+    until_all_is_done(namespace);
+    let pod = namespace.pod("nobodys");
+    assert_eq!(image(&pod, "app"), format!("three.test/{}", written("app")));
+    assert_only_allowed(&place, &second);
+}
+
 pub(crate) fn each_of_a_hundred_pods_is_turned_once_though_the_leader_dies(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     let namespace = &place.served;

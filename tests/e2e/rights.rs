@@ -38,6 +38,8 @@ const COMPANION: &[&str] = &[
     "get customresourcedefinitions.apiextensions.k8s.io/mirroredimages.kagami.dev",
 ];
 
+const COMPANION_NOTES_MIRRORS: &[&str] = &["get update configmaps/kagami-mirrors"];
+
 const COMPANION_RESCUES: &[&str] = &["patch pods", "create events.events.k8s.io"];
 
 const COMPANION_WRITES_BUNDLES: &[&str] =
@@ -87,6 +89,7 @@ pub(crate) fn each_account_has_its_rights_and_no_other(cluster: &Cluster) {
             &[
                 COMPANION,
                 COMPANION_RESCUES,
+                COMPANION_NOTES_MIRRORS,
                 COMPANION_WRITES_BUNDLES,
                 COMPANION_AT_HOME,
                 COMPANION_MAKES_CERTIFICATES,

@@ -337,6 +337,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "definitions",
             "heartbeat",
             "rescuer",
+            "register",
             "pods",
             "probe_secret",
             "publisher",

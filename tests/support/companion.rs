@@ -68,6 +68,8 @@ impl<'a> Place<'a> {
             _alone: alone,
         };
         place.grant();
+        let map = json!({"metadata": {"name": "kagami-mirrors"}});
+        cluster.create(&place.own.path("configmaps"), &map).success();
         place.create_mirror(url);
         place
     }
@@ -166,6 +168,8 @@ impl<'a> Place<'a> {
             {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch", "create"]},
             {"apiGroups": [""], "resources": ["secrets"],
              "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-authority"], "verbs": ["update"]},
+            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kagami-mirrors"],
+             "verbs": ["get", "update"]},
         ]);
         let companions =
             json!({"kind": "Group", "name": "companions", "apiGroup": "rbac.authorization.k8s.io"});

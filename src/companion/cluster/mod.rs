@@ -14,6 +14,7 @@ mod pods;
 mod probe_entry;
 mod probe_secret;
 mod publisher;
+mod register;
 mod rescuer;
 mod status;
 
@@ -237,6 +238,7 @@ impl Leader {
         let ward = settings.rescues.map(|per_second| {
             let ward = Ward::default();
             tasks.spawn(rescuer::run(self.clone(), ward.clone(), per_second.get()));
+            tasks.spawn(register::run(self.clone(), ward.clone()));
             ward
         });
         let (demand, wanted) = mpsc::channel(QUEUE);

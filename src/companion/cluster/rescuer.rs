@@ -21,7 +21,7 @@ use crate::{
     cluster::{events::Message, request::json_patch, writer::NotWritten},
     domain::{
         bucket::Bucket,
-        rescue::{Ending, Known, Next, Order, Pod, Queue, Turning},
+        rescue::{Ending, Former, Known, Next, Order, Pod, Queue, Turning},
         snapshot::Snapshot,
         time::Timestamp,
     },
@@ -40,40 +40,63 @@ const DIRECTION: &str = "back";
 /// The cluster's stuck Pods. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ward {
-    queue: Arc<Mutex<Queue>>,
+    inside: Arc<Mutex<Inside>>,
     /// Something may be due.
     due: Arc<Notify>,
 }
 
+#[derive(Debug, Default)]
+struct Inside {
+    queue: Queue,
+    /// Mirrors that are gone.
+    former: Vec<Former>,
+}
+
 impl Ward {
     pub(super) fn begin_listing(&self) {
-        self.lock().begin_listing();
+        self.lock().queue.begin_listing();
     }
 
     pub(super) fn end_listing(&self) {
-        self.lock().end_listing();
+        self.lock().queue.end_listing();
     }
 
     pub(super) fn take(&self, pod: &Pod<'_>, is_listed: bool, snapshot: &Snapshot, now: Timestamp) {
-        if self.lock().take(pod, &known(snapshot), is_listed, now) {
+        let Inside { queue, former } = &mut *self.lock();
+        if queue.take(pod, &known(snapshot, former), is_listed, now) {
             self.due.notify_one();
         }
     }
 
     pub(super) fn remove(&self, pod: &Pod<'_>) {
-        self.lock().remove(pod);
+        self.lock().queue.remove(pod);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes in which mirrors are gone.
+    pub(super) fn set_former(&self, former: Vec<Former>, snapshot: &Snapshot) {
+        if self.lock().former != former {
+            self.lock().former = former;
+            self.judge(snapshot);
+        }
+    }
+
+    /// Judges everything anew.
+    fn judge(&self, snapshot: &Snapshot) {
+        let Inside { queue, former } = &mut *self.lock();
+        queue.judge(&known(snapshot, former), clock::now());
+        self.due.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Returns what stuck Pods are judged by.
-fn known(snapshot: &Snapshot) -> Known<'_> {
+fn known<'a>(snapshot: &'a Snapshot, former: &'a [Former]) -> Known<'a> {
     Known {
         routing: &snapshot.routing,
-        former: &[],
+        former,
         left_alone: &snapshot.left_alone,
     }
 }
@@ -101,8 +124,7 @@ async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
         let same = Arc::ptr_eq(&judged_by.routing, &snapshot.routing)
             && Arc::ptr_eq(&judged_by.left_alone, &snapshot.left_alone);
         if !same {
-            ward.lock().judge(&known(&snapshot), clock::now());
-            ward.due.notify_one();
+            ward.judge(&snapshot);
         }
         judged_by = snapshot;
     }
@@ -116,7 +138,7 @@ async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
     let mut failures = Reminder::default();
     loop {
         let next = if running.len() < AT_ONCE {
-            let mut queue = ward.lock();
+            let queue = &mut ward.lock().queue;
             leader.metrics.set_stuck(queue.waiting());
             queue.next(clock::now())
         } else {
@@ -251,7 +273,7 @@ fn ended(
         }
         Err(NotWritten::Failed(_)) => (Ending::Failed, Some("error")),
     };
-    ward.lock().end(&order.pod, ending, clock::now());
+    ward.lock().queue.end(&order.pod, ending, clock::now());
     if let Some(outcome) = outcome {
         for turning in &order.turned {
             leader.metrics.rescued(&turning.mirror, DIRECTION, outcome);

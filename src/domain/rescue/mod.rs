@@ -7,6 +7,7 @@
 //! anywhere but where their own image came from, and it works while the mirror is off or gone. One turn back for
 //! each container of a Pod: what comes after it is not Kagami's doing.
 
+mod former;
 pub mod message;
 mod queue;
 
@@ -16,7 +17,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use self::message::{Said, said};
-pub use self::queue::{Ending, Next, Queue};
+pub use self::{
+    former::Register,
+    queue::{Ending, Next, Queue},
+};
 use super::{
     image::Reference,
     mapping::Mapping,
