@@ -139,6 +139,7 @@ const TESTS: &[Test<Cluster>] = tests![
     asked::what_review_writes_is_read_as_what_it_read,
     asked::without_a_cluster_one_line_says_so,
     report::audit_log_and_report_tell_the_same,
+    report::stuck_pods_are_told_with_what_would_help,
     report::every_namespace_is_told_by_its_mode,
     report::who_may_not_list_pods_is_told,
     report::a_silent_companion_is_told,
