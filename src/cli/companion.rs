@@ -28,6 +28,7 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
         admin,
         default_mode,
         forget_after,
+        paused,
         rescue_per_second,
         identity,
         webhook_configuration,
@@ -64,6 +65,7 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
             default_mode: default_mode.default_mode.into(),
             forget_after,
         },
+        paused,
         rescues: NonZeroU32::new(rescue_per_second),
     };
 

@@ -57,6 +57,7 @@ companion: {replicas: 1, adminPort: 9091}
 webhookConfiguration: {name: yy, labels: {team: platform}, annotations: {admissions.enforcer/disabled: 'true'}}
 heal: false
 rescue: {enabled: false, perSecond: 50}
+paused: true
 bindAddress: '[::]'
 priorityClassName: ''
 nodeSelector: {}
@@ -85,6 +86,7 @@ networkPolicy:
         "
 heal: null
 rescue: null
+paused: null
 webhook: {adminPort: null}
 companion: {adminPort: null}
 webhookConfiguration: null

@@ -459,6 +459,51 @@ pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Clus
     assert_only_allowed(&place, &companion);
 }
 
+pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    until_all_is_done(namespace);
+    let ready = |reason: &str| {
+        eventually(&format!("Ready says {reason}"), || {
+            let mirror = place.mirror();
+            let mut conditions = mirror["status"]["conditions"].as_array()?.iter();
+            let ready = conditions.find(|condition| condition["type"] == "Ready")?;
+            (ready["reason"] == reason).then_some(())
+        });
+    };
+    let brake = |word: &str| {
+        let arguments = ["annotate", "--overwrite", "lease", "kagami-health", word];
+        stdout(&place.own.kubectl(&arguments));
+    };
+    brake("kagami.dev/paused=true");
+    ready("Paused");
+    stuck(namespace, "web");
+    thread::sleep(4 * MOMENT);
+    assert_eq!(image(&namespace.pod("web"), "app"), mirrored("app"));
+    // The next leader holds it too, though it has never seen the Lease before.
+    companion.process.terminate();
+    let second = place.start("companion-b", &[]);
+    second.wait_for_lead();
+    stuck(namespace, "more");
+    thread::sleep(6 * MOMENT);
+    for name in ["web", "more"] {
+        assert_eq!(image(&namespace.pod(name), "app"), mirrored("app"));
+    }
+    brake("kagami.dev/paused-");
+    for name in ["web", "more"] {
+        until_back(namespace, name, "app");
+    }
+    ready("InForce");
+    // By its settings, as the chart's value has it, and back.
+    second.process.terminate();
+    let third = place.start("companion-a", &["--paused"]);
+    ready("Paused");
+    third.process.terminate();
+    let _fourth = place.start("companion-b", &[]);
+    ready("InForce");
+}
+
 /// Deleted while it has a leader, and while nobody leads at all.
 pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);

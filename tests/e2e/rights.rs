@@ -48,7 +48,7 @@ const COMPANION_WRITES_BUNDLES: &[&str] =
 const COMPANION_AT_HOME: &[&str] = &[
     "create leases.coordination.k8s.io",
     "get update leases.coordination.k8s.io/kagami-companion",
-    "get update leases.coordination.k8s.io/kagami-health",
+    "get list watch update leases.coordination.k8s.io/kagami-health",
     "get list watch create secrets",
     "update secrets/kagami-probe",
 ];

@@ -124,8 +124,8 @@ fn names_in_the_chart_are_those_of_the_code() {
     }
     assert_eq!(
         word(&rights, api::HEALTH_LEASE),
-        3,
-        "one right each: webhook, companion, viewers"
+        4,
+        "one right each: webhook, viewers; two: companion"
     );
     let policies = read("webhook-config/policies.yaml");
     let modes = ["enforce", "warn", "audit", "off"];

@@ -336,6 +336,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "certificates",
             "definitions",
             "heartbeat",
+            "brake",
             "rescuer",
             "register",
             "pods",

@@ -165,6 +165,8 @@ impl<'a> Place<'a> {
             {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
             {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
              "resourceNames": ["kagami-companion", "kagami-health"], "verbs": ["get", "update"]},
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+             "resourceNames": ["kagami-health"], "verbs": ["list", "watch"]},
             {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch", "create"]},
             {"apiGroups": [""], "resources": ["secrets"],
              "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-authority"], "verbs": ["update"]},

@@ -79,6 +79,11 @@ pub(crate) struct CompanionArguments {
     #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration, env = "KAGAMI_FORGET_AFTER")]
     pub(crate) forget_after: Duration,
 
+    /// Put the brake on: no image is rewritten and no stuck Pod is turned, in the whole cluster, as long as a companion
+    /// that leads has this flag
+    #[arg(long, env = "KAGAMI_PAUSED")]
+    pub(crate) paused: bool,
+
     /// How many Pods a second, in the whole cluster, have their images turned back to what their users wrote
     /// because they cannot be pulled from a mirror; 0: none
     #[arg(

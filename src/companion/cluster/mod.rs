@@ -4,6 +4,7 @@
 //! One of several replicas leads; only it works, and only it writes. Whoever loses the lead drops
 //! everything at once and waits for its turn with nothing in memory.
 
+mod brake;
 mod certificates;
 mod definitions;
 mod heartbeat;
@@ -75,6 +76,8 @@ pub struct Settings {
     /// Namespaces whose Pods are never touched.
     pub left_alone: BTreeSet<String>,
     pub demand: DemandSettings,
+    /// The brake is put on.
+    pub paused: bool,
     /// Stuck Pods that are turned in a second; none where they are left to themselves.
     pub rescues: Option<NonZeroU32>,
     /// None where somebody else keeps the webhook's certificates.
@@ -220,6 +223,8 @@ impl Leader {
         ));
         let (published_definitions, definitions) = watch::channel(None);
         tasks.spawn(definitions::run(self.clone(), published_definitions));
+        let (seen, braked) = watch::channel(false);
+        tasks.spawn(brake::run(self.clone(), seen));
         let images = publisher::Images::default();
         let mut known = self.cluster.clone();
         tokio::select! {
@@ -233,11 +238,16 @@ impl Leader {
             error = early_end(&mut tasks) => return error,
         };
         let published = watch::Sender::new(BTreeMap::new());
-        tasks.spawn(heartbeat::run(self.clone(), published.subscribe()));
+        tasks.spawn(heartbeat::run(
+            self.clone(),
+            settings.paused,
+            published.subscribe(),
+        ));
         tasks.spawn(publisher::run(self.clone(), images, definitions, published));
         let ward = settings.rescues.map(|per_second| {
             let ward = Ward::default();
-            tasks.spawn(rescuer::run(self.clone(), ward.clone(), per_second.get()));
+            let rescuer = rescuer::run(self.clone(), ward.clone(), per_second.get(), braked.clone());
+            tasks.spawn(rescuer);
             tasks.spawn(register::run(self.clone(), ward.clone()));
             ward
         });
@@ -357,6 +367,7 @@ mod tests {
                 default_mode: Mode::Off,
                 forget_after: Duration::from_hours(1),
             },
+            paused: false,
             rescues: None,
             certificates: None,
         };

@@ -11,7 +11,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::ObjectReference;
 use serde::de::IgnoredAny;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Instant, sleep},
 };
 
@@ -101,8 +101,12 @@ fn known<'a>(snapshot: &'a Snapshot, former: &'a [Former]) -> Known<'a> {
     }
 }
 
-/// Turns Pods until this process may not write any more.
-pub(super) async fn run(leader: Leader, ward: Ward, per_second: u32) {
+/// Turns Pods until this process may not write any more, once it is known whether the brake is on.
+pub(super) async fn run(leader: Leader, ward: Ward, per_second: u32, mut braked: watch::Receiver<bool>) {
+    if braked.wait_for(|seen| *seen).await.is_err() {
+        // The task that tells has ended, and so does the leader.
+        return;
+    }
     let judges = judge_anew(&leader, &ward);
     let turns = turn(&leader, &ward, per_second);
     tokio::select! {
@@ -121,7 +125,8 @@ async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
             return std::future::pending().await;
         }
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        let same = Arc::ptr_eq(&judged_by.routing, &snapshot.routing)
+        let same = judged_by.paused == snapshot.paused
+            && Arc::ptr_eq(&judged_by.routing, &snapshot.routing)
             && Arc::ptr_eq(&judged_by.left_alone, &snapshot.left_alone);
         if !same {
             ward.judge(&snapshot);
@@ -137,7 +142,7 @@ async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
     let mut running = FuturesUnordered::new();
     let mut failures = Reminder::default();
     loop {
-        let next = if running.len() < AT_ONCE {
+        let next = if running.len() < AT_ONCE && !leader.store.snapshot().paused {
             let queue = &mut ward.lock().queue;
             leader.metrics.set_stuck(queue.waiting());
             queue.next(clock::now())
@@ -149,6 +154,10 @@ async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
             Next::Order(order) => {
                 while let Err(wait) = bucket.take(started.elapsed()) {
                     sleep(wait).await;
+                }
+                if leader.store.snapshot().paused {
+                    ward.lock().queue.end(&order.pod, Ending::Failed, clock::now());
+                    continue;
                 }
                 running.push(carry_out(leader, order));
                 continue;

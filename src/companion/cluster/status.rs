@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     api::{
-        self,
+        self, HEALTH_LEASE, PAUSED,
         newer::Unknown,
         v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
     },
@@ -106,6 +106,8 @@ pub(super) struct Seen<'a> {
     pub(super) faults: &'a [String],
     /// What this program does not know of the resource.
     pub(super) unknown: &'a [Unknown],
+    /// The brake is on.
+    pub(super) paused: bool,
     /// Where other mirrors stand in this one's way.
     pub(super) overlaps: Vec<Overlap>,
     /// Whether Pods need a pull secret for this mirror.
@@ -175,7 +177,13 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         generation: seen.generation,
         now,
     };
-    if seen.faults.is_empty() {
+    if seen.paused && seen.faults.is_empty() {
+        let message = format!(
+            "The brake is on: no image is rewritten and no stuck Pod is turned, until annotation {PAUSED} of Lease \
+             {HEALTH_LEASE} is removed."
+        );
+        conditions.set(ConditionType::Ready, ConditionStatus::False, "Paused", &message);
+    } else if seen.faults.is_empty() {
         let mut message = "The resource is in force as it stands".to_owned();
         if !seen.unknown.is_empty() {
             message.push_str(", but for what condition UnknownFields names");
@@ -689,6 +697,28 @@ mod tests {
 
     #[test]
     fn what_other_mirrors_stand_in_the_way_of_is_told() {
+        let paused = Seen {
+            paused: true,
+            ..seen()
+        };
+        let told = plan(&ImageMirrorStatus::default(), &paused, at(20));
+        let ready = condition(&told, "Ready");
+        assert_eq!(
+            (ready.status.as_str(), ready.reason.as_str()),
+            ("False", "Paused")
+        );
+        let faults = ["spec.x: wrong".to_owned()];
+        let faulty = Seen {
+            faults: &faults,
+            ..paused
+        };
+        let told = plan(&ImageMirrorStatus::default(), &faulty, at(20));
+        assert_eq!(
+            condition(&told, "Ready").reason,
+            "Faulty",
+            "that stays when it is released"
+        );
+
         let overlapping = Seen {
             overlaps: vec![Overlap::SamePlace {
                 other: "b".to_owned(),

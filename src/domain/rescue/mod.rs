@@ -168,6 +168,9 @@ pub struct Turn {
     pub from: String,
     pub to: String,
     pub at: String,
+    /// UID of the Pod that was turned: a copy of it, as a manifest that was saved, has not been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }
 
 /// A mirror that was there not long ago.
@@ -315,7 +318,7 @@ impl StuckPod {
             // A value that nobody knows means off, as at admission.
             mode: mode.map_or(Mode::Enforce, |mode| mode.unwrap_or(Mode::Off)),
             containers: containers.collect(),
-            turns: turns(annotation(RESCUED_ANNOTATION)),
+            turns: turns(annotation(RESCUED_ANNOTATION), pod.uid),
         })
     }
 
@@ -427,15 +430,17 @@ fn former<'a>(image: &str, recorded: &str, former: &'a [Former]) -> Option<&'a F
         .min_by_key(|former| former.rescue)
 }
 
-/// Returns the turns that stand in an annotation; none if it has not the form in which Kagami writes them.
-fn turns(text: Option<&str>) -> Option<BTreeMap<String, Turn>> {
+/// Returns the turns of a Pod that stand in an annotation; none if it has not the form in which Kagami writes them.
+fn turns(text: Option<&str>, uid: &str) -> Option<BTreeMap<String, Turn>> {
     let Some(text) = text else {
         return Some(BTreeMap::new());
     };
     if text.len() > LONGEST_RECORD {
         return None;
     }
-    serde_json::from_str(text).ok()
+    let mut turns: BTreeMap<String, Turn> = serde_json::from_str(text).ok()?;
+    turns.retain(|_, turn| turn.pod.as_deref().is_none_or(|pod| pod == uid));
+    Some(turns)
 }
 
 fn label(kind: PlaceKind, container: &str) -> String {
@@ -469,6 +474,7 @@ impl Order {
                 from: from.to_string(),
                 to: to.to_string(),
                 at: now.to_string(),
+                pod: Some(self.pod.uid.to_string()),
             };
             turns.insert(label(*kind, container), turn);
         }

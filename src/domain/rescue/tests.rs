@@ -308,6 +308,14 @@ fn a_container_is_turned_once() {
     turned(&json!({"containers.app": turn}).to_string(), "TurnedBefore");
     turned(&json!({"containers.other": turn}).to_string(), BACK);
     turned(&json!({"initContainers.app": turn}).to_string(), BACK);
+    // A copy of a Pod that was turned was not.
+    let of = |pod: &str| {
+        let mut turn = turn.clone();
+        turn["pod"] = pod.into();
+        json!({"containers.app": turn}).to_string()
+    };
+    turned(&of("u"), "TurnedBefore");
+    turned(&of("another"), BACK);
     turned("{}", BACK);
     for odd in ["", "[]", r#"{"containers.app":1}"#, "?"] {
         turned(odd, "TurnsUnreadable");
@@ -402,6 +410,7 @@ fn a_patch_holds_for_the_pod_that_was_judged_alone() {
         from: "x".to_owned(),
         to: "y".to_owned(),
         at: "z".to_owned(),
+        pod: None,
     };
     let order = Order {
         pod: PodId {
@@ -419,7 +428,7 @@ fn a_patch_holds_for_the_pod_that_was_judged_alone() {
     };
     let patch = order.patch(NOW);
     let at = NOW.to_string();
-    let turn = json!({"from": MIRRORED, "to": UPSTREAM, "at": at});
+    let turn = json!({"from": MIRRORED, "to": UPSTREAM, "at": at, "pod": "u"});
     let record = json!({
         "containers.app": turn,
         "containers.before": {"from": "x", "to": "y", "at": "z"},
@@ -439,5 +448,6 @@ fn a_patch_holds_for_the_pod_that_was_judged_alone() {
     assert_eq!(patch, expected);
     // It is read as it was written.
     let text = patch[8]["value"].as_str().unwrap();
-    assert_eq!(turns(Some(text)).unwrap().len(), 3);
+    assert_eq!(turns(Some(text), "u").unwrap().len(), 3);
+    assert_eq!(turns(Some(text), "another").unwrap().len(), 1);
 }

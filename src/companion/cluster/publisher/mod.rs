@@ -298,6 +298,7 @@ impl Publisher {
                 generation: resource.document.generation,
                 faults: &resource.document.faults,
                 unknown: &resource.document.unknown,
+                paused: snapshot.paused,
                 overlaps: id.map(|id| snapshot.routing.overlaps(id)).unwrap_or_default(),
                 pull_secret: resource.pull_secret(),
                 health: id.map(|id| snapshot.health_of(id).clone()),
