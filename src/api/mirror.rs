@@ -46,6 +46,8 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
     let health = health(&spec.health, &mut faults);
     let freshness = freshness(&spec.freshness, &mut faults);
     let tags = tags(&spec.tags, &mut faults);
+    let hang_after = &spec.rescue.hang_after;
+    let hang_after = faults.duration("spec.rescue.hangAfter", hang_after, &rules::HANG_AFTER);
     if selects_all(&spec.namespace_selector) && sources.iter().any(|source| source.access == Access::Private)
     {
         faults.add("spec.namespaceSelector", rules::PRIVATE_NEEDS_SELECTOR.message);
@@ -95,6 +97,7 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             api::RescuePolicy::Audit => RescuePolicy::Audit,
             api::RescuePolicy::Off => RescuePolicy::Off,
         },
+        hang_after,
         runs_in,
     };
     Ok((mirror, connection))

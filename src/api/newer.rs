@@ -359,14 +359,19 @@ mod tests {
         );
         let off = json!({"rescue": {"policy": "Off"}});
         check(
-            &json!({"rescue": {"policy": "Enforce", "hangAfter": "2m"}}),
+            &json!({"rescue": {"policy": "Enforce", "deletePods": true}}),
             &off,
-            &["spec.rescue is off because of spec.rescue.hangAfter"],
+            &["spec.rescue is off because of spec.rescue.deletePods"],
         );
         check(
             &json!({"rescue": {"policy": "Sometimes"}}),
             &off,
             &["spec.rescue is off because of spec.rescue.policy"],
+        );
+        check(
+            &json!({"rescue": {"hangAfter": "soon"}}),
+            &off,
+            &["spec.rescue is off because of spec.rescue.hangAfter"],
         );
         check(
             &json!({"rescue": "always"}),

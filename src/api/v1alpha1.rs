@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::rules;
 use crate::domain::{
-    mirror::{Freshness, HealthSettings, Tags},
+    mirror::{Freshness, HANG_AFTER, HealthSettings, Tags},
     time::Timestamp,
 };
 
@@ -399,7 +399,7 @@ pub enum Pin {
 }
 
 /// `spec.rescue`.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rescue {
     /// What becomes of a Pod that waits because its image cannot be pulled from this mirror. Enforce:
@@ -407,6 +407,19 @@ pub struct Rescue {
     /// each container. Audit: an Event and a metric tell that it would. Off: nothing (write "Off" in
     /// quotes: YAML reads the bare word as false). Of two mirrors in one registry the weaker policy holds.
     pub policy: RescuePolicy,
+    /// How long a node may be inside a pull before that is told, by an Event and condition NodesCanPull. While it
+    /// pulls, nobody gets through to it: nothing else is done.
+    #[schemars(extend("x-kubernetes-validations" = rules::HANG_AFTER.validations()))]
+    pub hang_after: Duration,
+}
+
+impl Default for Rescue {
+    fn default() -> Self {
+        Self {
+            policy: RescuePolicy::default(),
+            hang_after: HANG_AFTER.into(),
+        }
+    }
 }
 
 /// How far a rescue goes.

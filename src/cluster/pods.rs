@@ -125,6 +125,8 @@ struct Condition {
     #[serde(rename = "type")]
     type_: String,
     status: String,
+    #[serde(rename = "lastTransitionTime")]
+    last_transition_time: Option<Time>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -171,6 +173,12 @@ impl Pod {
             let mut conditions = status.conditions.iter();
             conditions.any(|known| known.type_ == condition && known.status == "True")
         };
+        let since = |condition: &str| {
+            let mut conditions = status.conditions.iter();
+            let is_it = |known: &&Condition| known.type_ == condition && known.status == "True";
+            let condition = conditions.find(is_it)?;
+            condition.last_transition_time.as_ref().map(timestamp)
+        };
         let owner = metadata.owner_references.iter().find(|owner| owner.controller);
         rescue::Pod {
             uid: &metadata.uid,
@@ -178,6 +186,7 @@ impl Pod {
             name: &metadata.name,
             resource_version: &metadata.resource_version,
             created: metadata.creation_timestamp.as_ref().map(timestamp),
+            started: since("PodReadyToStartContainers"),
             node: &spec.node_name,
             owner: owner.map(|owner| owner.uid.as_str()),
             mode_label: metadata.labels.mode.as_deref(),

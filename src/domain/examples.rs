@@ -9,8 +9,8 @@ use super::{
     image::KeyRef,
     mapping::Mapping,
     mirror::{
-        Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, RescuePolicy, Source,
-        Tags,
+        Access, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer,
+        RescuePolicy, Source, Tags,
     },
     platform::Platforms,
     pod::{Place, PlaceKind},
@@ -46,6 +46,7 @@ pub(crate) fn mirror(name: &str, prefixes: &[&str]) -> Mirror {
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
         rescue: RescuePolicy::Enforce,
+        hang_after: HANG_AFTER,
         runs_in: Vec::new(),
     }
 }

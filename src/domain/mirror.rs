@@ -202,6 +202,9 @@ pub enum RescuePolicy {
     Enforce,
 }
 
+/// `spec.rescue.hangAfter` where nothing is written.
+pub const HANG_AFTER: Duration = Duration::from_mins(2);
+
 impl RescuePolicy {
     /// Returns the policy's name as it stands in resources.
     pub const fn as_str(self) -> &'static str {
@@ -273,6 +276,8 @@ pub struct Mirror {
     pub exclude_owners: Vec<OwnerPattern>,
     /// What becomes of Pods that cannot be pulled from it.
     pub rescue: RescuePolicy,
+    /// How long a pull from it lasts before that is told.
+    pub hang_after: Duration,
     /// Namespaces in which the mirror itself runs (it is reached as `*.NAMESPACE.svc`): their Pods
     /// cannot wait for it.
     pub runs_in: Vec<String>,

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kagami::{clock, domain::time::Timestamp};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -456,6 +457,83 @@ pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Clus
     for name in &names {
         until_back(namespace, name, "app");
     }
+    assert_only_allowed(&place, &companion);
+}
+
+/// While a node pulls nothing else tells of it.
+pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    place.patch_mirror(&json!({"spec": {"rescue": {"hangAfter": "10s"}}}));
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    let long_ago = clock::now().before(Duration::from_secs(60));
+    let second = |time: Timestamp| format!("{:.19}Z", time.to_string());
+    for name in ["hangs", "pulled"] {
+        let pod = namespace.create_pod(&rewritten(name, &[], &["app"])).success();
+        let mut status = namespace.pod(name);
+        status["status"] = json!({
+            "phase": "Pending",
+            "conditions": [{
+                "type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": second(long_ago),
+            }],
+            "containerStatuses": [{
+                "name": "app", "image": mirrored("app"), "imageID": "", "ready": false, "restartCount": 0,
+                "state": waiting("ContainerCreating", ""),
+            }],
+        });
+        let path = namespace.path(&format!("pods/{name}/status"));
+        cluster
+            .request(User::Admin, Method::PUT, &path, Some(&status))
+            .success();
+        let event = |reason: &str, message: &str, at: Timestamp| {
+            let event = json!({
+                "metadata": {"name": format!("{name}.{}", reason.to_lowercase())},
+                "involvedObject": {
+                    "apiVersion": "v1", "kind": "Pod", "namespace": namespace.name, "name": name,
+                    "uid": pod["metadata"]["uid"], "fieldPath": "spec.containers{app}",
+                },
+                "reason": reason, "message": message, "type": "Normal", "count": 1,
+                "firstTimestamp": second(at), "lastTimestamp": second(at), "source": {"component": "kubelet"},
+            });
+            cluster.create(&namespace.path("events"), &event).success();
+        };
+        event(
+            "Pulling",
+            &format!("Pulling image \"{}\"", mirrored("app")),
+            long_ago,
+        );
+        if name == "pulled" {
+            event(
+                "Pulled",
+                "Successfully pulled",
+                long_ago.after(Duration::from_secs(5)),
+            );
+        }
+    }
+    let note = until_told(namespace, "hangs", "PullLasts");
+    for part in [&mirrored("app"), "no-such-node", &place.name] {
+        assert!(note.contains(part), "{note}");
+    }
+    let can_pull = |reason: &str| {
+        eventually(&format!("NodesCanPull says {reason}"), || {
+            let mirror = place.mirror();
+            let mut conditions = mirror["status"]["conditions"].as_array()?.iter();
+            let condition = conditions.find(|condition| condition["type"] == "NodesCanPull")?;
+            (condition["reason"] == reason).then(|| condition["message"].as_str().unwrap().to_owned())
+        })
+    };
+    assert!(can_pull("PullLasts").contains("hangs"));
+    // It ends with an error, and is turned back as any other.
+    report(namespace, "hangs", &[("app", back_off(&mirrored("app")))]).success();
+    until_back(namespace, "hangs", "app");
+    can_pull("PullEnded");
+    assert_eq!(image(&namespace.pod("pulled"), "app"), mirrored("app"));
+    let told = cluster.writes_of(|user| user["username"] == companion.user);
+    let told = told.iter().filter(|write| {
+        write["requestObject"]["reason"] == "PullLasts"
+            && write["objectRef"]["namespace"] == namespace.name.as_str()
+    });
+    assert_eq!(told.count(), 1);
     assert_only_allowed(&place, &companion);
 }
 

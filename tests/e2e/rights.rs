@@ -40,7 +40,7 @@ const COMPANION: &[&str] = &[
 
 const COMPANION_NOTES_MIRRORS: &[&str] = &["get update configmaps/kagami-mirrors"];
 
-const COMPANION_RESCUES: &[&str] = &["patch pods", "create events.events.k8s.io"];
+const COMPANION_RESCUES: &[&str] = &["patch pods", "create events.events.k8s.io", "list events"];
 
 const COMPANION_WRITES_BUNDLES: &[&str] =
     &["get patch mutatingwebhookconfigurations.admissionregistration.k8s.io/zz-rights-kagami"];

@@ -339,6 +339,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "brake",
             "rescuer",
             "register",
+            "hangs",
             "pods",
             "probe_secret",
             "publisher",

@@ -151,6 +151,7 @@ impl<'a> Place<'a> {
         let cluster_wide = json!([
             {"apiGroups": [""], "resources": ["pods", "namespaces", "nodes"], "verbs": watch},
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]},
+            {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors"], "verbs": watch},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors/status"], "verbs": ["patch"]},
             {"apiGroups": ["kagami.dev"], "resources": ["mirroredimages"],

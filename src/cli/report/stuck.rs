@@ -6,18 +6,24 @@ use serde::Serialize;
 
 use crate::{
     cli::output::Table,
-    cluster,
+    clock, cluster,
     domain::{
         foreign::Foreign,
         mirror::RescuePolicy,
         pod::PlaceLabel,
-        rescue::{Judgement, Known, Left, StuckPod},
+        rescue::{Judgement, Known, Left, StuckPod, hang},
         snapshot::Snapshot,
     },
 };
 
 /// How many containers the table has.
 const SHOWN: usize = 50;
+
+/// What to say of a container that takes long to begin.
+const LATE: &str = "it takes longer to begin than spec.rescue.hangAfter of its mirror. If `kubectl describe pod` tells \
+                    Pulling of it and nothing after, kubelet is inside the pull, and hears nothing until that ends: a \
+                    write timeout of the mirror's front end, containerd's image_pull_progress_timeout or a restart of \
+                    kubelet ends it";
 
 /// A container that waits because its image could not be pulled.
 #[derive(Debug, Serialize)]
@@ -34,6 +40,9 @@ pub(super) struct Stuck {
     pub(super) why: &'static str,
     /// What that means, and what would help.
     pub(super) help: String,
+    /// Since when it does not begin, where kubelet says nothing of its image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) since: Option<String>,
     /// The mirror, and what goes back to where it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) mirror: Option<String>,
@@ -47,8 +56,22 @@ pub(super) fn of(text: &str, snapshot: &Snapshot) -> Vec<Stuck> {
     let Ok(pod) = serde_json::from_str::<cluster::pods::Pod>(text) else {
         return Vec::new();
     };
-    let Some(stuck) = StuckPod::of(&pod.as_patient()) else {
-        return Vec::new();
+    let patient = pod.as_patient();
+    let Some(stuck) = StuckPod::of(&patient) else {
+        let late = hang::late(&patient, &snapshot.routing, clock::now()).into_iter();
+        let late = late.map(|(kind, name, image, since)| Stuck {
+            namespace: patient.namespace.to_owned(),
+            pod: patient.name.to_owned(),
+            place: PlaceLabel::new(kind, &name).to_string(),
+            image,
+            node: patient.node.to_owned(),
+            why: "PullLasts?",
+            help: LATE.to_owned(),
+            since: Some(since.to_string()),
+            mirror: None,
+            goes_back_to: None,
+        });
+        return late.collect();
     };
     let known = Known {
         routing: &snapshot.routing,
@@ -72,6 +95,7 @@ pub(super) fn of(text: &str, snapshot: &Snapshot) -> Vec<Stuck> {
             node: stuck.node.to_string(),
             why,
             help,
+            since: None,
             mirror,
             goes_back_to: to,
         }

@@ -7,6 +7,7 @@
 mod brake;
 mod certificates;
 mod definitions;
+mod hangs;
 mod heartbeat;
 mod inherit;
 mod leader;
@@ -249,6 +250,7 @@ impl Leader {
             let rescuer = rescuer::run(self.clone(), ward.clone(), per_second.get(), braked.clone());
             tasks.spawn(rescuer);
             tasks.spawn(register::run(self.clone(), ward.clone()));
+            tasks.spawn(hangs::run(self.clone(), ward.clone()));
             ward
         });
         let (demand, wanted) = mpsc::channel(QUEUE);

@@ -21,7 +21,11 @@ use crate::{
     cluster::{events::Message, request::json_patch, writer::NotWritten},
     domain::{
         bucket::Bucket,
-        rescue::{Ending, Former, Known, Next, Order, Pod, Queue, Turning},
+        pod::PlaceKind,
+        rescue::{
+            Ending, Former, Known, Next, Order, Pod, PodId, Queue, Turning,
+            hang::{Hangs, field_path},
+        },
         snapshot::Snapshot,
         time::Timestamp,
     },
@@ -50,26 +54,34 @@ struct Inside {
     queue: Queue,
     /// Mirrors that are gone.
     former: Vec<Former>,
+    hangs: Hangs,
 }
 
 impl Ward {
     pub(super) fn begin_listing(&self) {
-        self.lock().queue.begin_listing();
+        let Inside { queue, hangs, .. } = &mut *self.lock();
+        queue.begin_listing();
+        hangs.begin_listing();
     }
 
     pub(super) fn end_listing(&self) {
-        self.lock().queue.end_listing();
+        let Inside { queue, hangs, .. } = &mut *self.lock();
+        queue.end_listing();
+        hangs.end_listing();
     }
 
     pub(super) fn take(&self, pod: &Pod<'_>, is_listed: bool, snapshot: &Snapshot, now: Timestamp) {
-        let Inside { queue, former } = &mut *self.lock();
+        let Inside { queue, former, hangs } = &mut *self.lock();
+        hangs.take(pod, &snapshot.routing, now);
         if queue.take(pod, &known(snapshot, former), is_listed, now) {
             self.due.notify_one();
         }
     }
 
     pub(super) fn remove(&self, pod: &Pod<'_>) {
-        self.lock().queue.remove(pod);
+        let Inside { queue, hangs, .. } = &mut *self.lock();
+        queue.remove(pod);
+        hangs.remove(pod);
     }
 
     /// Takes in which mirrors are gone.
@@ -80,9 +92,14 @@ impl Ward {
         }
     }
 
+    /// Looks at the pulls that may last.
+    pub(super) fn hangs<T>(&self, look: impl FnOnce(&mut Hangs) -> T) -> T {
+        look(&mut self.lock().hangs)
+    }
+
     /// Judges everything anew.
     fn judge(&self, snapshot: &Snapshot) {
-        let Inside { queue, former } = &mut *self.lock();
+        let Inside { queue, former, .. } = &mut *self.lock();
         queue.judge(&known(snapshot, former), clock::now());
         self.due.notify_one();
     }
@@ -239,14 +256,16 @@ async fn tell(leader: &Leader, order: &Order, turning: &Turning, turned: bool) -
             "a stuck Pod would be turned back"
         }
     );
-    let (list, outcome, reason) = match turned {
-        true => (kind.list(), "done", "Rescued"),
-        false => (kind.list(), "told", "WouldRescue"),
+    let (outcome, reason) = if turned {
+        ("done", "Rescued")
+    } else {
+        ("told", "WouldRescue")
     };
     leader.metrics.rescued(mirror, DIRECTION, outcome);
-    let back = match turned {
-        true => "so it goes back to",
-        false => "and spec.rescue.policy lets Kagami only tell: it would go back to",
+    let back = if turned {
+        "so it goes back to"
+    } else {
+        "and its policy or the Pod's label lets Kagami only tell: it would go back to"
     };
     let message = Message {
         action: "Rescue",
@@ -254,16 +273,23 @@ async fn tell(leader: &Leader, order: &Order, turning: &Turning, turned: bool) -
         note: format!("The node cannot pull {from} from mirror {mirror}, {back} {to}"),
         is_warning: !turned,
     };
-    let pod = ObjectReference {
+    leader
+        .events
+        .tell_at_once(container_of(&order.pod, *kind, container), message)
+        .await
+}
+
+/// Returns a container of a Pod, as Events name it.
+pub(super) fn container_of(pod: &PodId, kind: PlaceKind, container: &str) -> ObjectReference {
+    ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),
-        namespace: Some(order.pod.namespace.to_string()),
-        name: Some(order.pod.name.to_string()),
-        uid: Some(order.pod.uid.to_string()),
-        field_path: Some(format!("spec.{list}{{{container}}}")),
+        namespace: Some(pod.namespace.to_string()),
+        name: Some(pod.name.to_string()),
+        uid: Some(pod.uid.to_string()),
+        field_path: Some(field_path(kind, container)),
         ..ObjectReference::default()
-    };
-    leader.events.tell_at_once(pod, message).await
+    }
 }
 
 /// Takes in how an order ended. Returns what is said about it.

@@ -122,6 +122,8 @@ pub(super) struct Seen<'a> {
     /// refuses what; none before the first answer.
     pub(super) credentials: Option<Result<(), (&'static str, String)>>,
     pub(super) nodes_can_pull: Option<bool>,
+    /// A pull that lasts, in words.
+    pub(super) pull_lasts: Option<Box<str>>,
     /// Whether what the mirror answers for images tells something, or what to say of those for which it does
     /// not; none while nobody knows.
     pub(super) images_readable: Option<Result<(), Box<str>>>,
@@ -248,24 +250,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     };
     credentials(&mut conditions, seen);
     schema(&mut conditions, seen.lacking);
-    match seen.nodes_can_pull {
-        Some(true) => {
-            let message = "Pods run images that they were sent to the mirror for.";
-            conditions.set(
-                ConditionType::NodesCanPull,
-                ConditionStatus::True,
-                "Pulled",
-                message,
-            );
-        }
-        Some(false) => conditions.set(
-            ConditionType::NodesCanPull,
-            ConditionStatus::False,
-            "PullsFail",
-            "Nodes fail to pull images that Kagami sees on the mirror. Their Pods' events tell why.",
-        ),
-        None => {}
-    }
+    nodes(&mut conditions, seen);
     images(&mut conditions, seen.images_readable.as_ref());
     sweeps(&mut next, seen, now);
     next.failing_upstreams.clone_from(&seen.failing_upstreams);
@@ -534,6 +519,12 @@ struct Conditions<'a> {
 }
 
 impl Conditions<'_> {
+    /// Whether a condition has that reason now.
+    fn says(&self, type_: ConditionType, reason: &str) -> bool {
+        let mut conditions = self.list.iter();
+        conditions.any(|condition| condition.type_ == type_.as_str() && condition.reason == reason)
+    }
+
     /// Sets the condition of a mirror's health and returns its reason.
     fn healthy(&mut self, health: &Health) -> &'static str {
         let (status, reason, message) = match (health.state, health.fault) {
@@ -621,6 +612,31 @@ impl Conditions<'_> {
 pub(super) fn time(at: Timestamp) -> Time {
     let seconds = i64::try_from(at.as_millis() / 1000).unwrap_or(i64::MAX);
     Time(jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX))
+}
+
+/// Tells whether nodes get images from the mirror.
+fn nodes(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
+    let (status, reason, message) = match (&seen.pull_lasts, seen.nodes_can_pull) {
+        (Some(what), _) => (ConditionStatus::False, "PullLasts", &**what),
+        (None, Some(true)) => (
+            ConditionStatus::True,
+            "Pulled",
+            "Pods run images that they were sent to the mirror for.",
+        ),
+        (None, Some(false)) => (
+            ConditionStatus::False,
+            "PullsFail",
+            "Nodes fail to pull images that Kagami sees on the mirror. Their Pods' events tell why.",
+        ),
+        // Of the pull that was told nothing is known any more.
+        (None, None) if conditions.says(ConditionType::NodesCanPull, "PullLasts") => (
+            ConditionStatus::Unknown,
+            "PullEnded",
+            "No pull is known to last any more.",
+        ),
+        (None, None) => return,
+    };
+    conditions.set(ConditionType::NodesCanPull, status, reason, message);
 }
 
 #[cfg(test)]
@@ -1064,6 +1080,22 @@ mod tests {
         assert_eq!(plan(&status, &told(None), at(30)), status);
         let status = plan(&status, &told(Some(true)), at(40));
         assert_eq!(condition_of(&status), ("True".to_owned(), "Pulled".to_owned()));
+        let lasts = |what: Option<&str>| Seen {
+            pull_lasts: what.map(Into::into),
+            ..seen()
+        };
+        let status = plan(&status, &lasts(Some("node-1 pulls")), at(50));
+        assert_eq!(
+            condition_of(&status),
+            ("False".to_owned(), "PullLasts".to_owned())
+        );
+        assert_eq!(condition(&status, "NodesCanPull").message, "node-1 pulls");
+        let status = plan(&status, &lasts(None), at(60));
+        assert_eq!(
+            condition_of(&status),
+            ("Unknown".to_owned(), "PullEnded".to_owned())
+        );
+        assert_eq!(plan(&status, &lasts(None), at(70)), status);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! each container of a Pod: what comes after it is not Kagami's doing.
 
 mod former;
+pub mod hang;
 pub mod message;
 mod queue;
 
@@ -59,6 +60,8 @@ pub struct Pod<'a> {
     pub name: &'a str,
     pub resource_version: &'a str,
     pub created: Option<Timestamp>,
+    /// Since when its volumes and its network are there, and containers may begin.
+    pub started: Option<Timestamp>,
     /// The node that it is on; empty where it is on none yet.
     pub node: &'a str,
     /// UID of the controller that made it.
@@ -76,6 +79,17 @@ pub struct Pod<'a> {
     pub annotations: Option<&'a BTreeMap<String, String>>,
     pub init_containers: Vec<Container<'a>>,
     pub containers: Vec<Container<'a>>,
+}
+
+impl Pod<'_> {
+    fn id(&self) -> PodId {
+        PodId {
+            uid: self.uid.into(),
+            namespace: self.namespace.into(),
+            name: self.name.into(),
+            resource_version: self.resource_version.into(),
+        }
+    }
 }
 
 /// A container of a Pod and its status.
@@ -306,12 +320,7 @@ impl StuckPod {
         });
         let mode = pod.mode_label.map(Mode::from_label);
         Some(Self {
-            id: PodId {
-                uid: pod.uid.into(),
-                namespace: pod.namespace.into(),
-                name: pod.name.into(),
-                resource_version: pod.resource_version.into(),
-            },
+            id: pod.id(),
             created: pod.created,
             node: pod.node.into(),
             owner: pod.owner.map(Into::into),
@@ -399,15 +408,15 @@ fn failure(image: &str, message: &str) -> Failure {
     match said(message) {
         Said::Limit => Failure::Limit,
         Said::Nothing => Failure::Unnamed,
-        Said::Failed(reference) => {
-            // Kubelet and runtimes complete names, and drop the tag beside a digest.
-            let key = |text| Reference::parse(text).ok().map(|reference| reference.key());
-            match (key(reference), key(image)) {
-                (Some(one), Some(other)) if one == other => Failure::Image,
-                _ => Failure::Other,
-            }
-        }
+        Said::Failed(reference) if same_image(reference, image) => Failure::Image,
+        Said::Failed(_) => Failure::Other,
     }
+}
+
+/// Whether two references name one image: kubelet and runtimes complete names, and drop the tag beside a digest.
+fn same_image(one: &str, other: &str) -> bool {
+    let key = |text| Reference::parse(text).ok().map(|reference| reference.key());
+    key(one).is_some_and(|one| Some(one) == key(other))
 }
 
 /// Returns the policies of the mirrors that an image names.

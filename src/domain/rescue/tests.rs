@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -450,4 +451,28 @@ fn a_patch_holds_for_the_pod_that_was_judged_alone() {
     let text = patch[8]["value"].as_str().unwrap();
     assert_eq!(turns(Some(text), "u").unwrap().len(), 3);
     assert_eq!(turns(Some(text), "another").unwrap().len(), 1);
+}
+
+proptest! {
+    /// Whatever anybody writes into annotations and messages: what a container goes back to is what its own image was
+    /// made from.
+    #[test]
+    fn nothing_forged_leads_anywhere_else(
+        image in "(a\\.example\\.com/)?(docker\\.io/)?(library/)?[a-c]{1,2}(:[12])?",
+        recorded in "(a\\.example\\.com/|docker\\.io/|evil\\.test/)?(library/)?[a-c]{1,2}(:[12])?",
+        message in "(Back-off pulling image |failed to pull and unpack image )?\\PC{0,20}",
+        tells_its_own in any::<bool>(),
+    ) {
+        let mut example = Example::new();
+        example.message = if tells_its_own { back_off(&image) } else { message };
+        example.image = image.clone();
+        example.annotations = [(format!("{ORIGINAL_IMAGE_PREFIX}app"), recorded.clone())].into();
+        let mirror = mirror("a", &["docker.io"]);
+        let told = judged_by(vec![mirror.clone()], &[], &example);
+        if told.starts_with("Enforce") {
+            prop_assert!(told.ends_with(&format!(" to {recorded}")), "{}", told);
+            let original = Reference::parse(&recorded).unwrap();
+            prop_assert!(mirror.maps_to(&original, &image), "{} {}", image, recorded);
+        }
+    }
 }

@@ -8,8 +8,8 @@ use crate::{
     domain::{
         mapping::Mapping,
         mirror::{
-            Access, Freshness, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer, RescuePolicy, Source,
-            Tags, Trust,
+            Access, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer,
+            RescuePolicy, Source, Tags, Trust,
         },
         selector::{Labels, Operator, Requirement, Selector},
     },
@@ -75,6 +75,7 @@ fn a_minimal_mirror_has_the_defaults() {
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
         rescue: RescuePolicy::Enforce,
+        hang_after: HANG_AFTER,
         runs_in: vec![],
     };
     let connection = Connection {
@@ -181,6 +182,7 @@ fn every_field_is_accepted() {
             kind: "*".to_owned(),
         }],
         rescue: RescuePolicy::Audit,
+        hang_after: Duration::from_mins(5),
         runs_in: vec!["kagami".to_owned()],
     };
     assert_eq!(*mirror, expected);
