@@ -156,31 +156,35 @@ async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
 async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
     let started = Instant::now();
     let mut bucket = Bucket::new(per_second, per_second);
+    let mut may_turn = false;
     let mut running = FuturesUnordered::new();
     let mut failures = Reminder::default();
     loop {
-        let next = if running.len() < AT_ONCE && !leader.store.snapshot().paused {
-            let queue = &mut ward.lock().queue;
-            leader.metrics.set_stuck(queue.waiting());
-            queue.next(clock::now())
-        } else {
-            Next::Nothing
-        };
         let mut pause = SHOW;
-        match next {
-            Next::Order(order) => {
-                while let Err(wait) = bucket.take(started.elapsed()) {
-                    sleep(wait).await;
+        // Nothing is waited for between a look at the queue and the beginning of the request.
+        if running.len() < AT_ONCE && !leader.store.snapshot().paused {
+            if !may_turn {
+                match bucket.take(started.elapsed()) {
+                    Ok(()) => may_turn = true,
+                    Err(wait) => pause = wait,
                 }
-                if leader.store.snapshot().paused {
-                    ward.lock().queue.end(&order.pod, Ending::Failed, clock::now());
-                    continue;
-                }
-                running.push(carry_out(leader, order));
-                continue;
             }
-            Next::In(wait) => pause = pause.min(wait),
-            Next::Nothing => {}
+            if may_turn {
+                let next = {
+                    let queue = &mut ward.lock().queue;
+                    leader.metrics.set_stuck(queue.waiting());
+                    queue.next(clock::now())
+                };
+                match next {
+                    Next::Order(order) => {
+                        may_turn = false;
+                        running.push(carry_out(leader, order));
+                        continue;
+                    }
+                    Next::In(wait) => pause = pause.min(wait),
+                    Next::Nothing => {}
+                }
+            }
         }
         tokio::select! {
             () = ward.due.notified() => {}

@@ -114,6 +114,8 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const IMAGE: &str = "mirror.test/docker.io/library/nginx:1.29";
@@ -186,5 +188,18 @@ mod tests {
         let long = format!("{}Back-off pulling image \"X\"", "Error: ".repeat(LONGEST));
         assert_eq!(said(&long), Said::Nothing);
         assert_eq!(said(&"é".repeat(LONGEST)), Said::Nothing);
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_can_be_read(
+            before in "(Back-off pulling image |Failed to inspect image |ErrImagePull: |rpc error: code = A desc = )*",
+            words in any::<String>(),
+        ) {
+            let message = format!("{before}\"{words}");
+            if let Said::Failed(reference) = said(&message) {
+                prop_assert!(!reference.is_empty() && message.contains(reference));
+            }
+        }
     }
 }

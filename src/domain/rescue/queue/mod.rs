@@ -64,7 +64,8 @@ struct Entry {
 struct Plan {
     turned: Vec<Turning>,
     told: Vec<Turning>,
-    fails_upstream: bool,
+    /// An image that is no mirror's and cannot be pulled.
+    fails_upstream: Option<Box<str>>,
 }
 
 /// Why a Pod is not asked about again.
@@ -216,16 +217,24 @@ impl Queue {
         }
     }
 
-    /// The nodes on which images that are no mirror's cannot be pulled either, as it seems.
+    /// The nodes on which images that are no mirror's cannot be pulled either, as it seems: two of them, since one may
+    /// be a name that does not exist.
     fn cut_off(&self, now: Timestamp) -> HashSet<&str> {
-        let tells = |entry: &&Entry| {
-            entry
-                .upstream_since
-                .is_some_and(|since| now.since(since) < TELLING)
-        };
-        let entries = self.stuck.values().filter(tells);
-        let nodes = entries.map(|entry| &*entry.pod.node);
-        nodes.filter(|node| !node.is_empty()).collect()
+        let mut failing: HashMap<&str, &str> = HashMap::new();
+        let mut cut_off = HashSet::new();
+        for entry in self.stuck.values() {
+            let (Some(since), Some(image)) = (entry.upstream_since, &entry.plan.fails_upstream) else {
+                continue;
+            };
+            let node = &*entry.pod.node;
+            if now.since(since) < TELLING
+                && !node.is_empty()
+                && *failing.entry(node).or_insert(image) != &**image
+            {
+                cut_off.insert(node);
+            }
+        }
+        cut_off
     }
 
     /// Forgets a Pod that is not stuck.
@@ -259,10 +268,8 @@ impl Entry {
     fn judge(&mut self, known: &Known<'_>, since: Timestamp) {
         self.plan = Plan::of(&self.pod, known);
         self.plan.told.retain(|turning| !self.told.contains(turning));
-        self.upstream_since = self
-            .plan
-            .fails_upstream
-            .then(|| self.upstream_since.unwrap_or(since));
+        let fails = self.plan.fails_upstream.is_some();
+        self.upstream_since = fails.then(|| self.upstream_since.unwrap_or(since));
     }
 
     /// Whether there is something to do that was not tried with this version.
@@ -313,9 +320,10 @@ impl Plan {
                         RescuePolicy::Off => {}
                     }
                 }
-                Judgement::Left(left) => {
-                    plan.fails_upstream |= left == Left::Upstream && container.failure == Failure::Image;
+                Judgement::Left(Left::Upstream) if container.failure == Failure::Image => {
+                    plan.fails_upstream.get_or_insert_with(|| container.image.clone());
                 }
+                Judgement::Left(_) => {}
             }
         }
         plan

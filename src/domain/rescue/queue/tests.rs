@@ -261,8 +261,14 @@ fn a_node_that_pulls_nothing_at_all_is_waited_for_but_not_for_ever() {
         image: "ghcr.io/a/b:1",
         ..CASE
     };
+    let second = Case {
+        name: "second",
+        image: "redis:8",
+        ..upstream
+    };
     let mut hospital = Hospital::new();
     hospital.take(upstream);
+    hospital.take(second);
     hospital.take(CASE);
     hospital.take(Case {
         name: "elsewhere",
@@ -279,35 +285,54 @@ fn a_node_that_pulls_nothing_at_all_is_waited_for_but_not_for_ever() {
 
     let mut hospital = Hospital::new();
     hospital.take(upstream);
+    hospital.take(second);
     hospital.take(CASE);
     hospital.later(PATIENCE.as_secs());
     assert_eq!(hospital.all(), ["team/web"]);
 }
 
-/// A name that does not exist fails for ever, and would keep its node from being helped.
+/// Names that do not exist fail for ever, and would keep their node from being helped.
 #[test]
-fn what_fails_from_elsewhere_for_long_says_nothing_of_its_node() {
+fn a_name_that_does_not_exist_says_nothing_of_its_node() {
     let typo = Case {
         namespace: "other",
         image: "ghcr.io/a/typo:1",
         ..CASE
     };
+    let another = Case {
+        name: "another",
+        image: "ghcr.io/a/another-typo:1",
+        ..typo
+    };
     let mut hospital = Hospital::new();
     hospital.take(typo);
+    hospital.take(Case {
+        name: "its-replica",
+        ..typo
+    });
+    hospital.take(CASE);
+    assert_eq!(hospital.all(), ["team/web"], "it is one name");
+
+    let mut hospital = Hospital::new();
+    hospital.take(typo);
+    hospital.take(another);
     hospital.later(TELLING.as_secs());
     hospital.take(Case { version: "2", ..typo });
     hospital.take(CASE);
-    assert_eq!(hospital.all(), ["team/web"]);
+    assert_eq!(hospital.all(), ["team/web"], "for long");
 
-    // A new leader goes by its age.
     let mut hospital = Hospital::new();
     hospital.later(TELLING.as_secs());
     hospital.take(Case {
         is_listed: true,
         ..typo
     });
+    hospital.take(Case {
+        is_listed: true,
+        ..another
+    });
     hospital.take(CASE);
-    assert_eq!(hospital.all(), ["team/web"]);
+    assert_eq!(hospital.all(), ["team/web"], "a new leader goes by their age");
 }
 
 /// What was turned shows the mirror's failure for a while. That is no failure of upstream's.
