@@ -10,6 +10,7 @@ use crate::{
     domain::{
         foreign::Foreign,
         mirror::RescuePolicy,
+        original,
         pod::PlaceLabel,
         rescue::{Judgement, Known, Left, StuckPod, hang},
         snapshot::Snapshot,
@@ -85,7 +86,15 @@ pub(super) fn of(text: &str, snapshot: &Snapshot) -> Vec<Stuck> {
                 let (why, help) = goes_back(policy, mirror);
                 (why, help, Some(mirror.to_owned()), Some(to.to_owned()))
             }
-            Judgement::Left(left) => (left.as_str(), help(left).to_owned(), None, None),
+            Judgement::Left(left) => {
+                let mut help = help(left).to_owned();
+                let is_unrecorded = matches!(left, Left::NoRecord | Left::RecordDiffers);
+                let candidate = original::candidate(&snapshot.routing, &container.image);
+                if let Some(candidate) = candidate.filter(|_| is_unrecorded) {
+                    help = format!("{help} (the mirror's mapping would make it of {candidate})");
+                }
+                (left.as_str(), help, None, None)
+            }
         };
         Stuck {
             namespace: stuck.id.namespace.to_string(),
