@@ -318,7 +318,9 @@ pub(crate) fn install_upgrade_and_removal(shared: &Cluster) {
     let map = "/api/v1/namespaces/kagami-system/configmaps/kagami-mirrors";
     let mut noted = cluster.get(map).success();
     noted["data"] = json!({"mirrors": "noted"});
-    cluster.request(User::Admin, Method::PUT, map, Some(&noted)).success();
+    cluster
+        .request(User::Admin, Method::PUT, map, Some(&noted))
+        .success();
     for (replicas, options) in [(4, &[] as &[&str]), (5, &["--server-side=false"])] {
         // Something of each webhook changes as well.
         let left_alone = format!("leftAlone={{storage-{replicas}}}");

@@ -41,8 +41,7 @@ fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
         let container = |name: &&str| json!({"name": name, "image": mirrored(name)});
         names.iter().map(container).collect()
     };
-    pod["spec"] =
-        json!({"initContainers": list(init), "containers": list(containers), "nodeName": "no-such-node"});
+    pod["spec"] = json!({"initContainers": list(init), "containers": list(containers)});
     let annotations: serde_json::Map<_, _> = [init, containers]
         .concat()
         .iter()
@@ -469,7 +468,9 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
     let long_ago = clock::now().before(Duration::from_secs(60));
     let second = |time: Timestamp| format!("{:.19}Z", time.to_string());
     for name in ["hangs", "pulled"] {
-        let pod = namespace.create_pod(&rewritten(name, &[], &["app"])).success();
+        let mut pod = rewritten(name, &[], &["app"]);
+        pod["spec"]["nodeName"] = "no-such-node".into();
+        let pod = namespace.create_pod(&pod).success();
         let mut status = namespace.pod(name);
         status["status"] = json!({
             "phase": "Pending",
@@ -528,6 +529,10 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
     until_back(namespace, "hangs", "app");
     can_pull("PullEnded");
     assert_eq!(image(&namespace.pod("pulled"), "app"), mirrored("app"));
+    for name in ["hangs", "pulled"] {
+        // No kubelet says that it is gone.
+        stdout(&namespace.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"]));
+    }
     let told = cluster.writes_of(|user| user["username"] == companion.user);
     let told = told.iter().filter(|write| {
         write["requestObject"]["reason"] == "PullLasts"
@@ -552,7 +557,9 @@ pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
     };
     let brake = |word: &str| {
         let arguments = ["annotate", "--overwrite", "lease", "kagami-health", word];
-        stdout(&place.own.kubectl(&arguments));
+        eventually("the Lease is annotated", || {
+            place.own.kubectl(&arguments).status.success().then_some(())
+        });
     };
     brake("kagami.dev/paused=true");
     ready("Paused");
