@@ -68,13 +68,13 @@ impl Events {
 
     /// Writes an Event about an object. Fails only if nothing may be written any more.
     pub async fn tell(&self, regarding: ObjectReference, message: Message) -> Result<(), NotWritten> {
-        let event = self.event(regarding, message);
+        let event = self.event(regarding, &message);
         written(self.writer.write("Event", self.create(&event)).await)
     }
 
     /// The same for who has a pace of his own.
     pub async fn tell_at_once(&self, regarding: ObjectReference, message: Message) -> Result<(), NotWritten> {
-        let event = self.event(regarding, message);
+        let event = self.event(regarding, &message);
         written(self.writer.write_at_once("Event", self.create(&event)).await)
     }
 
@@ -84,7 +84,7 @@ impl Events {
         events.create(&PostParams::default(), event).await
     }
 
-    fn event(&self, regarding: ObjectReference, message: Message) -> Event {
+    fn event(&self, regarding: ObjectReference, message: &Message) -> Event {
         let name = regarding.name.as_deref().unwrap_or_default();
         Event {
             metadata: ObjectMeta {

@@ -155,11 +155,10 @@ pub fn candidate(routing: &Routing, image: &str) -> Option<String> {
                 .map(|(host, path)| format!("{}/{path}", with_port(host)));
             let hosts = mirror.upstreams().map(|host| format!("{host}/{rest}"));
             let mut candidates = named.into_iter().chain(hosts);
-            candidates.find(|candidate| {
-                Reference::parse(candidate).is_ok_and(|original| {
-                    let is_mirrored = mirror.upstreams().any(|host| host == original.host());
-                    is_mirrored && mirror.maps_to(&original, image)
-                })
+            candidates.find_map(|candidate| {
+                let original = Reference::parse(&candidate).ok()?;
+                let is_mirrored = mirror.upstreams().any(|host| host == original.host());
+                (is_mirrored && mirror.maps_to(&original, image)).then(|| original.to_string())
             })
         })
     });

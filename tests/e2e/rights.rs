@@ -317,37 +317,9 @@ pub(crate) fn the_companion_is_held_to_recorded_originals(cluster: &Cluster) {
     chart.apply(&RBAC);
     let companion = format!("{}:pods-kagami-companion", home.name);
     let place = cluster.namespace(None);
-    let image = |container: &str| format!("mirror.test/docker.io/library/{container}:1");
-    let container = |name: &str| json!({"name": name, "image": image(name)});
-    let original = |name: &str| format!("original-image.kagami.dev/{name}");
-    let mut pod = json!({
-        "metadata": {
-            "name": "stuck",
-            "labels": {"app": "stuck"},
-            "annotations": {original("waits"): "waits:1", original("runs"): "runs:1", original("init"): "init:1"},
-        },
-        "spec": {
-            "initContainers": [container("init")],
-            "containers": [container("waits"), container("runs"), container("unrecorded")],
-        },
-    });
-    place.create_pod(&pod).success();
-    pod = place.pod("stuck");
-    let waiting = json!({"waiting": {"reason": "ErrImagePull", "message": "x"}});
-    let status = |name: &str, state: &Value| json!({"name": name, "image": "x", "imageID": "x", "ready": false, "restartCount": 0, "state": state});
-    pod["status"] = json!({
-        "phase": "Pending",
-        "initContainerStatuses": [status("init", &waiting)],
-        "containerStatuses": [
-            status("waits", &waiting),
-            status("runs", &json!({"running": {"startedAt": "2030-01-01T00:00:00Z"}})),
-            status("unrecorded", &waiting),
-        ],
-    });
+    create_stuck(&place);
     let path = place.path("pods/stuck");
-    cluster
-        .request(User::Admin, Method::PUT, &format!("{path}/status"), Some(&pod))
-        .success();
+    let original = |name: &str| format!("original-image.kagami.dev/{name}");
     let patch = |operations: &[Value]| {
         let path = format!("{path}?dryRun=All");
         let answer = cluster.request_by(&companion, Method::PATCH, &path, Some(&json!(operations)));
@@ -370,10 +342,6 @@ pub(crate) fn the_companion_is_held_to_recorded_originals(cluster: &Cluster) {
         ),
         (
             replace("/spec/containers/0/image", "runs:1"),
-            "only to the recorded original",
-        ),
-        (
-            replace("/spec/containers/0/image", ""),
             "only to the recorded original",
         ),
         (
@@ -406,7 +374,7 @@ pub(crate) fn the_companion_is_held_to_recorded_originals(cluster: &Cluster) {
             "no annotation",
         ),
         (
-            json!({"op": "remove", "path": "/metadata/annotations"}),
+            json!({"op": "remove", "path": "/metadata/annotations/original-image.kagami.dev~1runs"}),
             "no annotation",
         ),
     ] {
@@ -442,6 +410,42 @@ pub(crate) fn the_companion_is_held_to_recorded_originals(cluster: &Cluster) {
         .header("content-type", "application/json-patch+json")
         .body(allowed.to_string());
     assert_eq!(cluster.http.send(request).unwrap().status, 200);
+}
+
+/// Creates a Pod `stuck` of which some containers wait for their image.
+fn create_stuck(place: &Namespace<'_>) {
+    let image = |container: &str| format!("mirror.test/docker.io/library/{container}:1");
+    let container = |name: &str| json!({"name": name, "image": image(name)});
+    let original = |name: &str| format!("original-image.kagami.dev/{name}");
+    let mut pod = json!({
+        "metadata": {
+            "name": "stuck",
+            "labels": {"app": "stuck"},
+            "annotations": {original("waits"): "waits:1", original("runs"): "runs:1", original("init"): "init:1"},
+        },
+        "spec": {
+            "initContainers": [container("init")],
+            "containers": [container("waits"), container("runs"), container("unrecorded")],
+        },
+    });
+    place.create_pod(&pod).success();
+    pod = place.pod("stuck");
+    let waiting = json!({"waiting": {"reason": "ErrImagePull", "message": "x"}});
+    let status = |name: &str, state: &Value| json!({"name": name, "image": "x", "imageID": "x", "ready": false, "restartCount": 0, "state": state});
+    pod["status"] = json!({
+        "phase": "Pending",
+        "initContainerStatuses": [status("init", &waiting)],
+        "containerStatuses": [
+            status("waits", &waiting),
+            status("runs", &json!({"running": {"startedAt": "2030-01-01T00:00:00Z"}})),
+            status("unrecorded", &waiting),
+        ],
+    });
+    let path = place.path("pods/stuck");
+    place
+        .cluster
+        .request(User::Admin, Method::PUT, &format!("{path}/status"), Some(&pod))
+        .success();
 }
 
 /// Puts the chart's policies, and nothing else of it, in force.

@@ -62,7 +62,7 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
                     return;
                 }
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = changed => {}

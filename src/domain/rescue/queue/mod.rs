@@ -288,7 +288,10 @@ impl Entry {
 
     /// Takes the order out. Its next one is for another version, or after a failure.
     fn order(&mut self) -> Order {
-        self.rest.version = Some(self.pod.id.resource_version.clone());
+        // What is only told may yet be turned, where the policy becomes another one.
+        if !self.plan.turned.is_empty() {
+            self.rest.version = Some(self.pod.id.resource_version.clone());
+        }
         let told = std::mem::take(&mut self.plan.told);
         self.told.extend(told.iter().cloned());
         Order {
