@@ -78,6 +78,8 @@ struct ClusterMetrics {
     leading: Gauge,
     sweep_finished: Family<SweepClassLabels, Gauge>,
     mirror_condition: Family<ConditionLabels, Gauge>,
+    rescues: Family<RescueLabels, Counter>,
+    stuck_pods: Gauge,
 }
 
 macro_rules! label_value {
@@ -165,6 +167,13 @@ struct SweepClassLabels {
 struct ConditionLabels {
     mirror: String,
     condition: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RescueLabels {
+    mirror: String,
+    direction: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -471,6 +480,23 @@ impl Metrics {
             .inc();
     }
 
+    /// Counts what became of the image of a stuck container.
+    pub fn rescued(&self, mirror: &str, direction: &'static str, outcome: &'static str) {
+        let labels = RescueLabels {
+            mirror: mirror.to_owned(),
+            direction,
+            outcome,
+        };
+        self.cluster.rescues.get_or_create(&labels).inc();
+    }
+
+    /// Sets how many stuck Pods wait to be turned.
+    pub fn set_stuck(&self, pods: usize) {
+        self.cluster
+            .stuck_pods
+            .set(i64::try_from(pods).unwrap_or(i64::MAX));
+    }
+
     /// Sets whether this companion leads.
     pub fn set_leading(&self, leading: bool) {
         self.cluster.leading.set(i64::from(leading));
@@ -520,6 +546,8 @@ impl ClusterMetrics {
             leading,
             sweep_finished,
             mirror_condition,
+            rescues,
+            stuck_pods,
         } = self;
         registry.register("writes", "Writes to the API server by how they ended", writes);
         registry.register("leading", "Whether this companion leads: 1 or 0", leading);
@@ -533,6 +561,17 @@ impl ClusterMetrics {
             "mirror_condition",
             "What a condition of an ImageMirror says: 1 True, 0 False, -1 Unknown; told by the companion that leads",
             mirror_condition,
+        );
+        registry.register(
+            "rescues",
+            "Containers of stuck Pods by what became of their image: done, told (the policy allows no more), changed \
+             (the Pod was another one by then), error (tried again)",
+            rescues,
+        );
+        registry.register(
+            "stuck_pods",
+            "Pods whose images cannot be pulled from a mirror and that wait to be turned back",
+            stuck_pods,
         );
         registry.register(
             "state_stale",

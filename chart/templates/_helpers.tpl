@@ -142,3 +142,9 @@ securityContext:
   {{- $context := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) }}
   {{- toYaml (mergeOverwrite $context (deepCopy (.Values.securityContext | default dict))) | nindent 2 }}
 {{- end -}}
+
+{{/* How many stuck Pods a second are turned; 0 where none is. */}}
+{{- define "kagami.rescues" -}}
+{{- $rescue := .Values.rescue | default (dict "enabled" true) -}}
+{{- ternary ($rescue.perSecond | default 10) 0 (ne (toString $rescue.enabled) "false") -}}
+{{- end -}}

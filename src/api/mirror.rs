@@ -16,7 +16,8 @@ use super::{
 use crate::domain::{
     mapping::{Mapping, MirrorRegistry, Template},
     mirror::{
-        Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, Source, Tags, Trust,
+        Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, RescuePolicy,
+        Source, Tags, Trust,
     },
     selector::{Operator, Requirement, Selector},
     source::{also_meant, check_glob, is_host, may_match_below, normalise_prefix},
@@ -45,6 +46,8 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
     let health = health(&spec.health, &mut faults);
     let freshness = freshness(&spec.freshness, &mut faults);
     let tags = tags(&spec.tags, &mut faults);
+    let hang_after = &spec.rescue.hang_after;
+    let hang_after = faults.duration("spec.rescue.hangAfter", hang_after, &rules::HANG_AFTER);
     if selects_all(&spec.namespace_selector) && sources.iter().any(|source| source.access == Access::Private)
     {
         faults.add("spec.namespaceSelector", rules::PRIVATE_NEEDS_SELECTOR.message);
@@ -89,6 +92,12 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             .exclude_owners
             .as_deref()
             .map_or_else(OwnerPattern::built_in, owners),
+        rescue: match spec.rescue.policy {
+            api::RescuePolicy::Enforce => RescuePolicy::Enforce,
+            api::RescuePolicy::Audit => RescuePolicy::Audit,
+            api::RescuePolicy::Off => RescuePolicy::Off,
+        },
+        hang_after,
         runs_in,
     };
     Ok((mirror, connection))

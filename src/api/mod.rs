@@ -35,8 +35,18 @@ pub const HEALTH_LEASE: &str = "kagami-health";
 /// by the mirror's name. Replicas compare what they are told with each other, never with their own clocks.
 pub const SEEN_WELL: &str = "kagami.dev/seen-well";
 
+/// Annotation of that Lease: the brake. While it is there, and neither empty nor `false`, no image is rewritten and no
+/// stuck Pod is turned.
+pub const PAUSED: &str = "kagami.dev/paused";
+
+/// Its value where it is the companion's own settings that ask for it, and take it away again; people write `true`.
+pub const PAUSED_BY_SETTINGS: &str = "settings";
+
 /// Name of the Lease that says which companion leads.
 pub const LEADER_LEASE: &str = "kagami-companion";
+
+/// Name of the ConfigMap in Kagami's namespace with the mappings of the mirrors that are there, or were within a day.
+pub const MIRRORS_CONFIG_MAP: &str = "kagami-mirrors";
 
 /// Name of the Secret in Kagami's namespace with the companion's certificate authority and its key.
 pub const AUTHORITY_SECRET: &str = "kagami-authority";

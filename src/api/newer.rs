@@ -168,6 +168,8 @@ fn switch_off(spec: &mut Value, field: &str) {
         Some(Value::Object(tags)) if part == "tags" => {
             tags.retain(|name, _| name == BOUND && field != "spec.tags.refresh");
         }
+        // Without a word about it, it is on.
+        _ if part == "rescue" => drop(spec.insert(part.to_owned(), json!({"policy": "Off"}))),
         _ => drop(spec.swap_remove(part)),
     }
 }
@@ -348,14 +350,35 @@ mod tests {
             &["spec.tags is off because of spec.tags"],
         );
         check(
-            &json!({"copy": {"policy": "OnDemand"}, "rescue": {"policy": "Enforce"}, "retention": {}}),
+            &json!({"copy": {"policy": "OnDemand"}, "retention": {}}),
             &json!({}),
             &[
                 "spec.copy is off because of spec.copy",
-                "spec.rescue is off because of spec.rescue",
                 "spec.retention is off because of spec.retention",
             ],
         );
+        let off = json!({"rescue": {"policy": "Off"}});
+        check(
+            &json!({"rescue": {"policy": "Enforce", "deletePods": true}}),
+            &off,
+            &["spec.rescue is off because of spec.rescue.deletePods"],
+        );
+        check(
+            &json!({"rescue": {"policy": "Sometimes"}}),
+            &off,
+            &["spec.rescue is off because of spec.rescue.policy"],
+        );
+        check(
+            &json!({"rescue": {"hangAfter": "soon"}}),
+            &off,
+            &["spec.rescue is off because of spec.rescue.hangAfter"],
+        );
+        check(
+            &json!({"rescue": "always"}),
+            &off,
+            &["spec.rescue is off because of spec.rescue"],
+        );
+        check(&json!({"rescue": {}}), &json!({}), &[]);
     }
 
     #[test]

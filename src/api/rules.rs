@@ -329,6 +329,8 @@ pub(super) const INTERVAL: Range = Range::new(Duration::from_millis(100), Durati
 pub(super) const TIMEOUT: Range = Range::new(Duration::from_millis(10), Duration::from_mins(1));
 /// Twice the companion's heartbeat at least: one late renewal must not make the state stale.
 pub(super) const STALE_AFTER: Range = Range::new(Duration::from_secs(10), Duration::from_mins(10));
+/// Not below what a usual pull takes; and a pull that hangs is told before containerd's own timeout, if at all.
+pub(super) const HANG_AFTER: Range = Range::new(Duration::from_secs(10), Duration::from_hours(1));
 pub(super) const FRESHNESS: Range = Range::new(Duration::from_secs(1), Duration::from_hours(720));
 
 /// What a duration looks like: whole numbers with units, at most four of them (the form that

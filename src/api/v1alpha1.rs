@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::rules;
 use crate::domain::{
-    mirror::{Freshness, HealthSettings, Tags},
+    mirror::{Freshness, HANG_AFTER, HealthSettings, Tags},
     time::Timestamp,
 };
 
@@ -151,6 +151,10 @@ pub struct ImageMirrorSpec {
     /// The credentials that Pods need to pull from this mirror. Absent: none are needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_secret: Option<Credentials>,
+
+    /// Pods that were sent to this mirror and cannot be pulled from it.
+    #[serde(default)]
+    pub rescue: Rescue,
 
     /// Owners whose Pods are left alone, because they compare the images of their Pods and recreate
     /// those that differ. Absent: those known to do so (CloudNativePG, OLM's CatalogSource). An
@@ -392,6 +396,39 @@ pub enum Pin {
     None,
     Digest,
     DigestOnly,
+}
+
+/// `spec.rescue`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rescue {
+    /// What becomes of a Pod that waits because its image cannot be pulled from this mirror. Enforce:
+    /// the image goes back to what the user wrote, as Kagami recorded it when it rewrote it; once for
+    /// each container. Audit: an Event and a metric tell that it would. Off: nothing (write "Off" in
+    /// quotes: YAML reads the bare word as false). Of two mirrors in one registry the weaker policy holds.
+    pub policy: RescuePolicy,
+    /// How long a node may be inside a pull before that is told, by an Event and condition NodesCanPull. While it
+    /// pulls, nobody gets through to it: nothing else is done.
+    #[schemars(extend("x-kubernetes-validations" = rules::HANG_AFTER.validations()))]
+    pub hang_after: Duration,
+}
+
+impl Default for Rescue {
+    fn default() -> Self {
+        Self {
+            policy: RescuePolicy::default(),
+            hang_after: HANG_AFTER.into(),
+        }
+    }
+}
+
+/// How far a rescue goes.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RescuePolicy {
+    #[default]
+    Enforce,
+    Audit,
+    Off,
 }
 
 /// The kind of an owner reference.

@@ -1,6 +1,6 @@
 //! `kagami companion`: keeps the shared state of a cluster.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -28,6 +28,8 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
         admin,
         default_mode,
         forget_after,
+        paused,
+        rescue_per_second,
         identity,
         webhook_configuration,
         webhook_service,
@@ -63,6 +65,8 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
             default_mode: default_mode.default_mode.into(),
             forget_after,
         },
+        paused,
+        rescues: NonZeroU32::new(rescue_per_second),
     };
 
     let (metrics, registry) = Metrics::new();

@@ -1,4 +1,4 @@
-//! Events about objects without a namespace: what people see with `kubectl describe`.
+//! Events: what people see with `kubectl describe`.
 //!
 //! Unlike kube's recorder it writes as everything is written: only while leading, at a bounded rate. An
 //! Event that cannot be written holds up nothing; whatever it tells stands in a status as well.
@@ -43,7 +43,7 @@ pub struct Message {
 /// Writes Events. Clones share the rate.
 #[derive(Clone)]
 pub struct Events {
-    api: Api<Event>,
+    client: Client,
     writer: Writer,
     instance: String,
 }
@@ -60,18 +60,36 @@ impl Events {
     /// Returns who writes Events in the name of `identity`.
     pub fn new(client: Client, writer: Writer, identity: &str) -> Self {
         Self {
-            api: Api::namespaced(client, NAMESPACE),
+            client,
             writer,
             instance: identity.chars().take(LONGEST_INSTANCE).collect(),
         }
     }
 
-    /// Writes an Event about an object without a namespace. Fails only if nothing may be written any more.
+    /// Writes an Event about an object. Fails only if nothing may be written any more.
     pub async fn tell(&self, regarding: ObjectReference, message: Message) -> Result<(), NotWritten> {
+        let event = self.event(regarding, &message);
+        written(self.writer.write("Event", self.create(&event)).await)
+    }
+
+    /// The same for who has a pace of his own.
+    pub async fn tell_at_once(&self, regarding: ObjectReference, message: Message) -> Result<(), NotWritten> {
+        let event = self.event(regarding, &message);
+        written(self.writer.write_at_once("Event", self.create(&event)).await)
+    }
+
+    async fn create(&self, event: &Event) -> kube::Result<Event> {
+        let namespace = event.metadata.namespace.as_deref().unwrap_or(NAMESPACE);
+        let events = Api::<Event>::namespaced(self.client.clone(), namespace);
+        events.create(&PostParams::default(), event).await
+    }
+
+    fn event(&self, regarding: ObjectReference, message: &Message) -> Event {
         let name = regarding.name.as_deref().unwrap_or_default();
-        let event = Event {
+        Event {
             metadata: ObjectMeta {
                 name: Some(event_name(name, message.reason, clock::now())),
+                namespace: regarding.namespace.clone(),
                 ..ObjectMeta::default()
             },
             action: Some(message.action.to_owned()),
@@ -84,17 +102,19 @@ impl Events {
             reporting_instance: Some(self.instance.clone()),
             type_: Some(if message.is_warning { "Warning" } else { "Normal" }.to_owned()),
             ..Event::default()
-        };
-        let parameters = PostParams::default();
-        let request = self.api.create(&parameters, &event);
-        match self.writer.write("Event", request).await {
-            Err(NotWritten::NotLeading) => Err(NotWritten::NotLeading),
-            Err(error) => {
-                tracing::debug!(error = chain(&error), "cannot write an Event");
-                Ok(())
-            }
-            Ok(_) => Ok(()),
         }
+    }
+}
+
+/// Passes on that nothing may be written any more. Else an Event that is not there is no fault.
+fn written(result: Result<Event, NotWritten>) -> Result<(), NotWritten> {
+    match result {
+        Err(NotWritten::NotLeading) => Err(NotWritten::NotLeading),
+        Err(error) => {
+            tracing::debug!(error = chain(&error), "cannot write an Event");
+            Ok(())
+        }
+        Ok(_) => Ok(()),
     }
 }
 

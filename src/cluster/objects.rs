@@ -52,6 +52,9 @@ pub struct Annotations {
     /// [`api::SEEN_WELL`].
     #[serde(default, rename = "kagami.dev/seen-well")]
     pub seen_well: Option<String>,
+    /// [`api::PAUSED`].
+    #[serde(default, rename = "kagami.dev/paused")]
+    pub paused: Option<String>,
 }
 
 /// Any object: its contents are looked at apart, so that none makes it undecodable.
@@ -107,6 +110,14 @@ impl Versioned for Secret {
     fn resource_version(&self) -> &str {
         &self.metadata.resource_version
     }
+}
+
+/// Whether the brake is on, as the heartbeat Lease says.
+pub fn is_paused(lease: &Object) -> bool {
+    let annotations = lease.metadata.annotations.as_ref();
+    let written = annotations.and_then(|annotations| annotations.paused.as_deref());
+    // Whatever somebody wrote who was in a hurry.
+    written.is_some_and(|written| !["", "false"].contains(&written))
 }
 
 impl Outline {
@@ -296,6 +307,22 @@ mod tests {
         check(|image| image["spec"]["mediaType"] = "text/html".into());
         check(|image| image["spec"]["verifiedAt"] = json!({"seconds": 5}));
         check(|image| image["spec"]["verifiedAt"] = Value::Null);
+    }
+
+    #[test]
+    fn the_brake_is_on_unless_it_says_that_it_is_not() {
+        let lease =
+            |annotations: Value| object(json!({"metadata": {"name": "x", "annotations": annotations}}));
+        let check = |annotations: Value, expected: bool| {
+            assert_eq!(is_paused(&lease(annotations.clone())), expected, "{annotations}");
+        };
+        for on in ["true", "yes", "TRUE", "until monday", api::PAUSED_BY_SETTINGS] {
+            check(json!({api::PAUSED: on}), true);
+        }
+        check(json!({api::PAUSED: "false"}), false);
+        check(json!({api::PAUSED: ""}), false);
+        check(json!({api::SEEN_WELL: "{}"}), false);
+        check(Value::Null, false);
     }
 
     #[test]

@@ -1,7 +1,13 @@
-//! The end of a single request: a connection on which no answer comes is noticed without the other side's help.
+//! Single requests, and the end of each: a connection on which no answer comes is noticed without the other side's help.
 
 use std::time::Duration;
 
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use kube::{
+    api::{Patch, PatchParams},
+    core::Request,
+};
+use serde_json::Value;
 use tokio::time::timeout;
 
 /// How long the answer to one request may take.
@@ -13,6 +19,15 @@ pub async fn bounded<T>(request: impl Future<Output = kube::Result<T>>) -> kube:
     timeout(PATIENCE, request)
         .await
         .unwrap_or_else(|elapsed| Err(kube::Error::Service(Box::new(elapsed))))
+}
+
+/// Returns the request that changes an object by a JSON patch. The answer is the object's metadata alone.
+pub fn json_patch(path: &str, name: &str, operations: &Value) -> kube::Result<hyper::Request<Vec<u8>>> {
+    let request = Request::new(path).patch_metadata(name, &PatchParams::default(), &Patch::Merge(operations));
+    let mut request = request.map_err(kube::Error::BuildRequest)?;
+    let content = HeaderValue::from_static("application/json-patch+json");
+    request.headers_mut().insert(CONTENT_TYPE, content);
+    Ok(request)
 }
 
 #[cfg(test)]

@@ -8,7 +8,10 @@ use super::{
     health::{Health, State},
     image::KeyRef,
     mapping::Mapping,
-    mirror::{Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer, Source, Tags},
+    mirror::{
+        Access, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer,
+        RescuePolicy, Source, Tags,
+    },
     platform::Platforms,
     pod::{Place, PlaceKind},
     presence::Proof,
@@ -42,6 +45,8 @@ pub(crate) fn mirror(name: &str, prefixes: &[&str]) -> Mirror {
         read_secret: None,
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
+        rescue: RescuePolicy::Enforce,
+        hang_after: HANG_AFTER,
         runs_in: Vec::new(),
     }
 }

@@ -190,6 +190,39 @@ impl Default for Tags {
     }
 }
 
+/// `spec.rescue.policy`: what becomes of Pods that cannot be pulled from a mirror; a later variant allows more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RescuePolicy {
+    /// Nothing.
+    Off,
+    /// It is told that they would go back.
+    Audit,
+    /// They go back to what their user wrote.
+    #[default]
+    Enforce,
+}
+
+/// `spec.rescue.hangAfter` where nothing is written.
+pub const HANG_AFTER: Duration = Duration::from_mins(2);
+
+impl RescuePolicy {
+    /// Returns the policy's name as it stands in resources.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "Off",
+            Self::Audit => "Audit",
+            Self::Enforce => "Enforce",
+        }
+    }
+
+    /// Returns the policy of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Off, Self::Audit, Self::Enforce]
+            .into_iter()
+            .find(|policy| policy.as_str() == name)
+    }
+}
+
 /// One owner whose Pods are left alone: an API group and a kind, `*` for every kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerPattern {
@@ -241,6 +274,10 @@ pub struct Mirror {
     /// Whether Pods need a pull secret for this mirror.
     pub pull_secret: bool,
     pub exclude_owners: Vec<OwnerPattern>,
+    /// What becomes of Pods that cannot be pulled from it.
+    pub rescue: RescuePolicy,
+    /// How long a pull from it lasts before that is told.
+    pub hang_after: Duration,
     /// Namespaces in which the mirror itself runs (it is reached as `*.NAMESPACE.svc`): their Pods
     /// cannot wait for it.
     pub runs_in: Vec<String>,

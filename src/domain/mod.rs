@@ -26,6 +26,7 @@ pub mod presence;
 pub mod pulls;
 pub mod rate;
 pub mod reason;
+pub mod rescue;
 pub mod rotation;
 pub mod routing;
 pub mod selector;

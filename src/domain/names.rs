@@ -16,3 +16,9 @@ pub const ORIGINAL_VOLUME_PREFIX: &str = "original-volume.kagami.dev/";
 
 /// Name of the Secret, one in each served namespace, with which kubelets pull from mirrors.
 pub const PULL_SECRET: &str = "kagami-pull";
+
+/// Annotation of Pods: JSON, place → the image that it was turned from, the one that it was turned to, and when.
+pub const RESCUED_ANNOTATION: &str = "kagami.dev/rescued";
+
+/// Annotation of the object by which a kubelet shows a static Pod. What stands in its spec is not what runs.
+pub const STATIC_POD_ANNOTATION: &str = "kubernetes.io/config.mirror";

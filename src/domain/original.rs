@@ -26,6 +26,9 @@ pub struct Original<'r> {
     pub mirror: MirrorId,
 }
 
+/// How many components of a path are tried as the beginning of an image's own name.
+const TEMPLATE_DEPTH: usize = 8;
+
 /// The longest text of decisions that is read: Kagami writes no longer one.
 const LONGEST: usize = ANNOTATIONS_LIMIT;
 
@@ -133,6 +136,45 @@ fn mirror_named_by(routing: &Routing, image: &str) -> Option<MirrorId> {
     routing.mirrors_named_by(key.name()).next()
 }
 
+/// Returns what a mirror would make into an image, for people to look at who know whether it is that. It proves
+/// nothing: nobody may have written it, and upstream's name may be a stranger's.
+pub fn candidate(routing: &Routing, image: &str) -> Option<String> {
+    let reference = Reference::parse(image).ok()?;
+    let mut room = String::new();
+    let key = reference.write_key(&mut room);
+    let mirrors = routing.mirrors_named_by(key.name());
+    let mut found = mirrors.filter_map(|mirror| {
+        let mirror = routing.mirror(mirror);
+        let rest = image.strip_prefix(&format!("{}/", mirror.mapping.registry))?;
+        // What a template says before the image's own name is a few components at most.
+        let starts = std::iter::once(0).chain(rest.match_indices('/').map(|(slash, _)| slash + 1));
+        starts.take(TEMPLATE_DEPTH).find_map(|start| {
+            let rest = &rest[start..];
+            let named = rest
+                .split_once('/')
+                .map(|(host, path)| format!("{}/{path}", with_port(host)));
+            let hosts = mirror.upstreams().map(|host| format!("{host}/{rest}"));
+            let mut candidates = named.into_iter().chain(hosts);
+            candidates.find_map(|candidate| {
+                let original = Reference::parse(&candidate).ok()?;
+                let is_mirrored = mirror.upstreams().any(|host| host == original.host());
+                (is_mirrored && mirror.maps_to(&original, image)).then(|| original.to_string())
+            })
+        })
+    });
+    found.next()
+}
+
+/// Returns a host as it is written where references name it, of how it stands in a path.
+fn with_port(host: &str) -> String {
+    match host.rsplit_once('_') {
+        Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            format!("{name}:{port}")
+        }
+        _ => host.to_owned(),
+    }
+}
+
 /// Puts back what the user wrote wherever Kagami rewrote it. Returns the mirror that each place names
 /// at present, whoever wrote it there.
 pub fn restore(pod: &mut Pod<'_>, routing: &Routing) -> Vec<Option<MirrorId>> {
@@ -162,7 +204,7 @@ pub fn restore(pod: &mut Pod<'_>, routing: &Routing) -> Vec<Option<MirrorId>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{examples::mirror, mirror::Mirror, pod::PlaceKind};
+    use crate::domain::{examples::mirror, mapping::Mapping, mirror::Mirror, pod::PlaceKind};
 
     #[test]
     fn what_was_rewritten_counts_as_its_original_where_the_mapping_proves_it() {
@@ -182,6 +224,50 @@ mod tests {
         check(mirrored, Some("redis:8"), None);
         check(mirrored, None, None);
         check("not an image", None, None);
+    }
+
+    #[test]
+    fn what_a_mirrors_name_may_be_made_of_is_told() {
+        let literal = Mirror {
+            mapping: Mapping {
+                template: "all/{registry}/x/{repository}".parse().unwrap(),
+                ..mirror("b", &[]).mapping
+            },
+            ..mirror("b", &["docker.io"])
+        };
+        let alone = Mirror {
+            mapping: Mapping {
+                template: "{repository}".parse().unwrap(),
+                ..mirror("c", &[]).mapping
+            },
+            ..mirror("c", &["ghcr.io/acme"])
+        };
+        let sources = ["docker.io", "ghcr.io", "localhost:5000"];
+        let routing = Routing::compile(vec![mirror("a", &sources), literal, alone]);
+        let check = |image: &str, expected: Option<&str>| {
+            let found = candidate(&routing, image);
+            assert_eq!(found.as_deref(), expected, "{image}");
+        };
+        let digest = format!("sha256:{}", "a".repeat(64));
+        check(
+            "a.example.com/docker.io/library/nginx:1",
+            Some("docker.io/library/nginx:1"),
+        );
+        check("a.example.com/localhost_5000/app", Some("localhost:5000/app"));
+        check(
+            &format!("a.example.com/ghcr.io/a/b:1@{digest}"),
+            Some(&format!("ghcr.io/a/b:1@{digest}")),
+        );
+        check(
+            "b.example.com/all/docker.io/x/library/nginx",
+            Some("docker.io/library/nginx"),
+        );
+        check("c.example.com/acme/app:1", Some("ghcr.io/acme/app:1"));
+        check("b.example.com/other/docker.io/library/nginx", None);
+        check("a.example.com/quay.io/a/b:1", None);
+        check("a.example.com/nginx:1", None);
+        check("nginx:1", None);
+        check("not an image", None);
     }
 
     /// What anybody may have written costs no more than Kagami's own.

@@ -2,14 +2,24 @@
 //!
 //! One failed pull says little: the mirror may just have died, or never had the image. Two in a row
 //! of an image that is there, both while the mirror was healthy, say that nodes do not get what
-//! Kagami sees: they lack a way, a password or trust.
+//! Kagami sees: they lack a way, a password or trust. Where a Pod's first failure is its last, because its image goes
+//! back to upstream's, the next one is another Pod's.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use super::{
     image::{ImageKey, KeyRef},
     time::Timestamp,
 };
+
+/// How long after a failure another Pod's counts as another one: many begin at once.
+const APART: Duration = Duration::from_secs(5);
+
+/// How many images are kept in mind that some Pod could not be pulled with and does not want any more.
+const TURNED: usize = 1000;
 
 /// How one container stands with its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +46,8 @@ pub struct Pulled {
 pub struct Pulls {
     /// By namespace and name.
     failing: HashMap<(Box<str>, Box<str>), Failing>,
+    /// By mirror and key: attempts of Pods whose image is another one by now.
+    turned: HashMap<(Box<str>, ImageKey), Attempts>,
     /// The mirrors from which some Pod got an image.
     done: BTreeSet<Box<str>>,
     /// The number of the last list of all Pods.
@@ -78,12 +90,25 @@ impl Pulls {
         for Pulled { mirror, key, pull } in seen {
             if *pull != Pull::Done {
                 *failed.entry((mirror, key)).or_default() |= *pull == Pull::Failed;
-            } else if !self.done.contains(mirror) {
+                continue;
+            }
+            if !self.turned.is_empty() {
+                self.turned.remove(&(mirror.clone(), key.clone()));
+            }
+            if !self.done.contains(mirror) {
                 self.done.insert(mirror.clone());
             }
         }
         let id = (Box::from(namespace), Box::from(pod));
         let before = self.failing.remove(&id);
+        if let Some(before) = &before {
+            for ((mirror, key), attempts) in &before.images {
+                let is_wanted = |pulled: &Pulled| pulled.mirror == *mirror && pulled.key == *key;
+                if !seen.iter().any(is_wanted) {
+                    self.turn(mirror, key, attempts.last);
+                }
+            }
+        }
         if failed.is_empty() {
             return;
         }
@@ -115,6 +140,27 @@ impl Pulls {
         self.failing.insert(id, pod);
     }
 
+    /// Takes in the last attempt of a Pod whose image is another one now.
+    fn turn(&mut self, mirror: &str, key: &ImageKey, at: Timestamp) {
+        let image = (Box::from(mirror), key.clone());
+        let full = self.turned.len() >= TURNED;
+        match self.turned.get_mut(&image) {
+            Some(known) if at.since(known.last) >= APART => {
+                known.before = Some(known.last);
+                known.last = at;
+            }
+            None if !full => {
+                let attempt = Attempts {
+                    before: None,
+                    last: at,
+                    told: true,
+                };
+                self.turned.insert(image, attempt);
+            }
+            _ => {}
+        }
+    }
+
     /// Forgets a Pod.
     pub fn remove(&mut self, namespace: &str, pod: &str) {
         self.failing.remove(&(Box::from(namespace), Box::from(pod)));
@@ -128,7 +174,8 @@ impl Pulls {
         healthy_since: Timestamp,
         is_there: impl Fn(KeyRef<'_>) -> bool,
     ) -> Option<bool> {
-        let mut images = self.failing.values().flat_map(|pod| &pod.images);
+        let failing = self.failing.values().flat_map(|pod| &pod.images);
+        let mut images = failing.chain(&self.turned);
         let in_vain = images.any(|((of, key), attempts)| {
             &**of == mirror && attempts.before.is_some_and(|at| at >= healthy_since) && is_there(key.by_ref())
         });
@@ -208,6 +255,30 @@ mod tests {
             pulls.set("a", "web", &[failed.clone(), waiting.clone()], at(second));
         }
         assert_eq!(pulls.verdict("main", at(0), |_| true), None);
+    }
+
+    /// Each fails once and goes back to upstream's image.
+    #[test]
+    fn two_pods_that_were_turned_tell_as_much_as_one_that_fails_twice() {
+        let mut pulls = Pulls::default();
+        let turned = |pulls: &mut Pulls, pod: &str, second| {
+            pulls.set("a", pod, &web(Pull::Failed), at(second));
+            pulls.set("a", pod, &[], at(second + 1));
+        };
+        let verdict = |pulls: &Pulls, since| pulls.verdict("main", at(since), |_| true);
+        turned(&mut pulls, "one", 10);
+        turned(&mut pulls, "two", 11);
+        assert_eq!(verdict(&pulls, 0), None, "they began together");
+        turned(&mut pulls, "three", 20);
+        assert_eq!(verdict(&pulls, 0), Some(false));
+        assert_eq!(
+            verdict(&pulls, 11),
+            None,
+            "the first was while the mirror was down"
+        );
+        assert_eq!(pulls.verdict("main", at(0), |_| false), None);
+        pulls.set("a", "runs", &web(Pull::Done), at(30));
+        assert_eq!(verdict(&pulls, 0), Some(true));
     }
 
     #[test]

@@ -61,6 +61,8 @@ reasons! {
     NamespaceNotServed,
     /// The mirror, the namespace or the Pod is switched off.
     ModeOff,
+    /// The brake is on: nothing is rewritten in the whole cluster.
+    Paused,
     /// The mirror fails its health checks.
     MirrorUnhealthy,
     /// The mirror takes longer to answer than it usually does, or just failed once; it is being asked again.

@@ -37,6 +37,8 @@ pub struct Snapshot {
     /// Hosts of upstream registries that fail now; only those in front of which a mirror stands
     /// that prefers upstream are looked at.
     pub failing_upstreams: Arc<BTreeSet<String>>,
+    /// The brake is on: nothing is done to any Pod.
+    pub paused: bool,
     /// Namespaces whose Pods are never touched: kube-system and Kagami's own.
     pub left_alone: Arc<BTreeSet<String>>,
 }

@@ -229,6 +229,7 @@ impl Store {
                 stale,
                 suspected,
                 failing_upstreams: Arc::clone(&current.failing_upstreams),
+                paused: current.paused,
             });
             true
         });
@@ -338,6 +339,20 @@ impl Store {
             });
             true
         });
+    }
+
+    /// Publishes whether the brake is on. Returns whether that is another thing than before.
+    pub fn set_paused(&self, paused: bool) -> bool {
+        self.0.snapshot.send_if_modified(|current| {
+            if current.paused == paused {
+                return false;
+            }
+            *current = Arc::new(Snapshot {
+                paused,
+                ..Snapshot::clone(current)
+            });
+            true
+        })
     }
 
     /// Publishes which upstream registries fail, all of them.

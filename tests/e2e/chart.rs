@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{
     admission::{Calls, pod},
     chart::{CHART, Chart, apply, stdout},
-    cluster::Cluster,
+    cluster::{Cluster, User},
     eventually,
     process::reserve_port,
 };
@@ -56,6 +56,8 @@ webhook: {replicas: 5, port: 10250, adminPort: 9090, budget: 500ms, drainSeconds
 companion: {replicas: 1, adminPort: 9091}
 webhookConfiguration: {name: yy, labels: {team: platform}, annotations: {admissions.enforcer/disabled: 'true'}}
 heal: false
+rescue: {enabled: false, perSecond: 50}
+paused: true
 bindAddress: '[::]'
 priorityClassName: ''
 nodeSelector: {}
@@ -83,6 +85,8 @@ networkPolicy:
         "former",
         "
 heal: null
+rescue: null
+paused: null
 webhook: {adminPort: null}
 companion: {adminPort: null}
 webhookConfiguration: null
@@ -310,6 +314,13 @@ pub(crate) fn install_upgrade_and_removal(shared: &Cluster) {
     assert_pods(&cluster, 3);
 
     write_bundles(&cluster);
+    // What the companion notes there is its own.
+    let map = "/api/v1/namespaces/kagami-system/configmaps/kagami-mirrors";
+    let mut noted = cluster.get(map).success();
+    noted["data"] = json!({"mirrors": "noted"});
+    cluster
+        .request(User::Admin, Method::PUT, map, Some(&noted))
+        .success();
     for (replicas, options) in [(4, &[] as &[&str]), (5, &["--server-side=false"])] {
         // Something of each webhook changes as well.
         let left_alone = format!("leftAlone={{storage-{replicas}}}");
@@ -322,6 +333,7 @@ pub(crate) fn install_upgrade_and_removal(shared: &Cluster) {
             "{configuration}"
         );
         assert_bundles(&cluster);
+        assert_eq!(cluster.get(map).success()["data"], noted["data"]);
         assert_pods(&cluster, replicas);
     }
 

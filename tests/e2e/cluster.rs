@@ -249,6 +249,20 @@ pub(crate) fn a_mirror_with_a_fault_stays_as_it_was(cluster: &Cluster) {
     reader.decides(&image, "Kept ModeOff");
 }
 
+pub(crate) fn the_brake_keeps_every_image_as_it_is_written(cluster: &Cluster) {
+    let (reader, _heart, image) = Reader::fresh(cluster);
+    reader.decides(&image, REWRITTEN);
+    let brake = |word: &str| {
+        let annotate = ["annotate", "lease", "kagami-health", word];
+        let output = reader.namespace.kubectl(&annotate);
+        assert!(output.status.success(), "{output:?}");
+    };
+    brake("kagami.dev/paused=true");
+    reader.decides(&image, "Kept Paused");
+    brake("kagami.dev/paused-");
+    reader.decides(&image, REWRITTEN);
+}
+
 pub(crate) fn a_mirror_serves_the_namespaces_that_it_selects(cluster: &Cluster) {
     let mut reader = Reader::start(cluster, "Hosted", |mirror| {
         mirror["spec"]["namespaceSelector"] = json!({"matchLabels": {"team": "blue"}});

@@ -25,6 +25,7 @@ mod modes;
 mod neighbours;
 mod places;
 mod report;
+mod rescue;
 mod rights;
 mod scope;
 mod secrets;
@@ -69,6 +70,16 @@ const TESTS: &[Test<Cluster>] = tests![
     companion::an_image_of_next_year_is_proven_again_by_the_next_leader,
     companion::a_deleted_mirror_holds_up_no_other,
     companion::a_mirror_made_again_under_its_name_inherits_no_proof,
+    rescue::each_of_a_hundred_pods_is_turned_once_though_the_leader_dies,
+    rescue::what_is_not_stuck_on_a_mirror_of_ours_is_left_alone,
+    rescue::a_stuck_pod_goes_back_at_once_and_once_only,
+    rescue::init_containers_and_sidecars_go_back_by_their_rules,
+    rescue::a_pod_that_somebody_changed_in_between_is_left_alone,
+    rescue::by_its_policy_a_mirror_is_told_of_or_left_alone,
+    rescue::a_pull_that_lasts_is_told_and_nothing_is_done,
+    rescue::the_brake_holds_every_pod_as_it_is,
+    rescue::a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads,
+    rescue::a_mirror_that_is_off_or_deselected_lets_its_pods_go,
     secrets::a_secret_of_somebody_else_is_left_alone,
     secrets::a_secret_that_changes_voids_and_rewrites_nothing,
     secrets::images_of_a_mirror_that_is_out_of_force_stay,
@@ -85,10 +96,11 @@ const TESTS: &[Test<Cluster>] = tests![
     chart::plain_manifests_are_what_the_chart_makes,
     chart::a_default_mode_takes_in_unlabelled_namespaces_only,
     rights::each_account_has_its_rights_and_no_other,
-    rights::with_cert_manager_the_companion_writes_no_certificates,
+    rights::without_their_values_the_companion_writes_no_certificates_and_no_pods,
     rights::viewers_of_a_namespace_read_what_kagami_knows,
     rights::an_unknown_mode_is_refused_on_a_namespace,
     rights::the_companion_is_held_to_its_secrets,
+    rights::the_companion_is_held_to_recorded_originals,
     places::kubectl_run_gets_the_mirrors_image,
     places::init_containers_and_sidecars_are_rewritten,
     places::image_volumes_are_rewritten,
@@ -118,6 +130,7 @@ const TESTS: &[Test<Cluster>] = tests![
     cluster::a_sweep_counts_once_all_images_it_covers_have_arrived,
     cluster::a_broken_image_switches_no_mirror_off,
     cluster::a_mirror_with_a_fault_stays_as_it_was,
+    cluster::the_brake_keeps_every_image_as_it_is_written,
     cluster::a_mirror_serves_the_namespaces_that_it_selects,
     cluster::a_mirror_stands_in_while_its_upstream_fails,
     cluster::a_restarted_api_server_is_followed_again,
@@ -129,6 +142,7 @@ const TESTS: &[Test<Cluster>] = tests![
     asked::what_review_writes_is_read_as_what_it_read,
     asked::without_a_cluster_one_line_says_so,
     report::audit_log_and_report_tell_the_same,
+    report::stuck_pods_are_told_with_what_would_help,
     report::every_namespace_is_told_by_its_mode,
     report::who_may_not_list_pods_is_told,
     report::a_silent_companion_is_told,

@@ -69,6 +69,48 @@ pub(crate) fn audit_log_and_report_tell_the_same(cluster: &Cluster) {
     assert_eq!(report["namespaces"], json!([counts]));
 }
 
+pub(crate) fn stuck_pods_are_told_with_what_would_help(cluster: &Cluster) {
+    let (reader, _heart, known) = Reader::fresh(cluster);
+    let namespace = cluster.namespace(None);
+    let mirrored = format!("{REGISTRY}/{known}");
+    for (name, recorded) in [("recorded", known.as_str()), ("forged", "other:1")] {
+        let mut wanted = pod(name, &mirrored);
+        wanted["metadata"]["annotations"] = json!({"original-image.kagami.dev/app": recorded});
+        namespace.create_pod(&wanted).success();
+        let waiting = json!({
+            "reason": "ImagePullBackOff", "message": format!("Back-off pulling image \"{mirrored}\""),
+        });
+        let status = json!({"status": {"containerStatuses": [{
+            "name": "app", "image": mirrored, "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": waiting},
+        }]}});
+        let patch = status.to_string();
+        stdout(&namespace.kubectl(&["patch", "pod", name, "--subresource=status", "--patch", &patch]));
+    }
+    namespace.create_pod(&pod("well", &known)).success();
+    let told = report(&reader, &["--namespace", &namespace.name]);
+    let stuck: Vec<_> = told["stuck"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stuck| {
+            let text = |key: &str| stuck[key].as_str().unwrap_or("-");
+            [text("pod"), text("place"), text("why"), text("goesBackTo")].join(" ")
+        })
+        .collect();
+    let back = format!("recorded containers.app GoesBack {known}");
+    assert_eq!(
+        stuck,
+        ["forged containers.app RecordDiffers -", back.as_str()],
+        "{told}"
+    );
+    let table = stdout(&kagami(&reader, &["report", "--namespace", &namespace.name]));
+    assert!(
+        table.contains("STUCK POD") && table.contains("\nGoesBack: "),
+        "{table}"
+    );
+}
+
 pub(crate) fn every_namespace_is_told_by_its_mode(cluster: &Cluster) {
     let (reader, _heart, known) = Reader::fresh(cluster);
     let enforced = cluster.namespace(Some("enforce"));

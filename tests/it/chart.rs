@@ -114,10 +114,14 @@ fn names_in_the_chart_are_those_of_the_code() {
     assert_eq!(word(&webhook, api::PROBE_SECRET), 1);
     let rights = read("webhook-config/rbac.yaml");
     assert_eq!(word(&rights, api::PROBE_SECRET), 1);
+    for manifest in ["rbac", "companion"] {
+        let manifest = read(&format!("webhook-config/{manifest}.yaml"));
+        assert_eq!(word(&manifest, api::MIRRORS_CONFIG_MAP), 1);
+    }
     assert_eq!(
         word(&rights, api::HEALTH_LEASE),
-        3,
-        "one right each: webhook, companion, viewers"
+        4,
+        "one right each: webhook, viewers; two: companion"
     );
     let policies = read("webhook-config/policies.yaml");
     let modes = ["enforce", "warn", "audit", "off"];

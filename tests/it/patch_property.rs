@@ -15,7 +15,8 @@ use kagami::{
         image::{ImageKey, Reference},
         mapping::Mapping,
         mirror::{
-            Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, Source, Tags,
+            Access, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer,
+            RescuePolicy, Source, Tags,
         },
         platform::Platforms,
         presence::{Presence, Proof},
@@ -162,6 +163,8 @@ fn peer(number: usize, keys: &[ImageKey]) -> impl Strategy<Value = Peer> + use<>
                 },
                 pull_secret,
                 exclude_owners: OwnerPattern::built_in(),
+                rescue: RescuePolicy::Enforce,
+                hang_after: HANG_AFTER,
                 runs_in: Vec::new(),
             };
             let images = keys

@@ -17,6 +17,7 @@ mod modes;
 mod outage;
 mod parts;
 mod presence;
+mod rescue;
 mod ring;
 #[allow(dead_code, reason = "each ring uses a part of it")]
 #[path = "../support/mod.rs"]
@@ -44,6 +45,7 @@ const TESTS: &[Test<Node>] = tests![
     mirror::a_mirror_in_s3_may_have_a_name_that_only_nodes_know,
     presence::a_mirror_that_comes_back_empty_is_proven_anew,
     presence::a_deleted_image_is_not_rewritten_past_the_freshness_bound,
+    rescue::pods_sent_to_a_mirror_that_died_run_from_upstream,
     presence::it_is_told_where_nodes_cannot_pull,
     modes::each_mode_does_what_it_says,
     mirror::pods_outlive_a_mirror_without_the_chart_too,

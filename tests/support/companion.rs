@@ -68,6 +68,8 @@ impl<'a> Place<'a> {
             _alone: alone,
         };
         place.grant();
+        let map = json!({"metadata": {"name": "kagami-mirrors"}});
+        cluster.create(&place.own.path("configmaps"), &map).success();
         place.create_mirror(url);
         place
     }
@@ -148,6 +150,8 @@ impl<'a> Place<'a> {
         let watch = ["get", "list", "watch"];
         let cluster_wide = json!([
             {"apiGroups": [""], "resources": ["pods", "namespaces", "nodes"], "verbs": watch},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]},
+            {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors"], "verbs": watch},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors/status"], "verbs": ["patch"]},
             {"apiGroups": ["kagami.dev"], "resources": ["mirroredimages"],
@@ -162,9 +166,13 @@ impl<'a> Place<'a> {
             {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
             {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
              "resourceNames": ["kagami-companion", "kagami-health"], "verbs": ["get", "update"]},
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+             "resourceNames": ["kagami-health"], "verbs": ["list", "watch"]},
             {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch", "create"]},
             {"apiGroups": [""], "resources": ["secrets"],
              "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-authority"], "verbs": ["update"]},
+            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kagami-mirrors"],
+             "verbs": ["get", "update"]},
         ]);
         let companions =
             json!({"kind": "Group", "name": "companions", "apiGroup": "rbac.authorization.k8s.io"});

@@ -79,6 +79,21 @@ pub(crate) struct CompanionArguments {
     #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration, env = "KAGAMI_FORGET_AFTER")]
     pub(crate) forget_after: Duration,
 
+    /// Put the brake on: no image is rewritten and no stuck Pod is turned, in the whole cluster, as long as a companion
+    /// that leads has this flag
+    #[arg(long, env = "KAGAMI_PAUSED")]
+    pub(crate) paused: bool,
+
+    /// How many Pods a second, in the whole cluster, have their images turned back to what their users wrote
+    /// because they cannot be pulled from a mirror; 0: none
+    #[arg(
+        long,
+        value_name = "PODS",
+        default_value_t = 10,
+        env = "KAGAMI_RESCUE_PER_SECOND"
+    )]
+    pub(crate) rescue_per_second: u32,
+
     /// Name in the leader lease, another one for each replica [default: host, process and time]
     #[arg(long, value_name = "NAME", env = "KAGAMI_IDENTITY")]
     pub(crate) identity: Option<String>,

@@ -1,4 +1,4 @@
-//! `kagami report`: what every running Pod uses, and what it would use if it were created now.
+//! `kagami report`: what every running Pod uses, what it would use if it were created now, and which are stuck.
 //!
 //! By the shared state alone: no mirror is asked anything. Pods are read a page at a time, and of
 //! each only what is told is kept.
@@ -6,6 +6,7 @@
 mod pages;
 mod pods;
 mod refusals;
+mod stuck;
 mod table;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use self::refusals::{Refusal, Refusals};
+use self::{
+    refusals::{Refusal, Refusals},
+    stuck::Stuck,
+};
 use super::{
     arguments::{ReportArguments, ReportOutput},
     oneshot::{self, Read},
@@ -46,6 +50,9 @@ struct Report {
     namespaces: Vec<NamespaceReport>,
     total: Counts,
     pods: Vec<PodReport>,
+    /// Containers that wait because their image cannot be pulled.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stuck: Vec<Stuck>,
     /// Makers of Pods whose Pods a policy refuses, in namespaces where images are rewritten.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refusals: Vec<Refusal>,
@@ -179,6 +186,7 @@ impl Reporter {
         let mut pages = pods::RunningPods::new(&self.read.client, namespace);
         while let Some(page) = pages.next().await? {
             for item in page.pods()? {
+                report.stuck.append(&mut stuck::of(item.text, &snapshot));
                 match item.pod() {
                     Some(pod) => {
                         let summary = summaries.entry(item.namespace.to_owned()).or_default();
@@ -196,6 +204,9 @@ impl Reporter {
         }
         report
             .pods
+            .sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
+        report
+            .stuck
             .sort_by(|a, b| (&a.namespace, &a.pod).cmp(&(&b.namespace, &b.pod)));
         let mut total = Summary::default();
         let left_alone = &self.read.store.snapshot().left_alone;

@@ -1,6 +1,6 @@
 //! A report as a person reads it: the images of all Pods, then what it comes to in each namespace.
 
-use super::{Counts, ImageReport, PodReport, Report};
+use super::{Counts, ImageReport, PodReport, Report, stuck};
 use crate::{
     cli::{output::Table, passed_on},
     domain::foreign::Foreign,
@@ -84,6 +84,7 @@ pub(super) fn of(report: &Report, all: bool) -> String {
         lines.append(&mut wrong);
         lines.push(String::new());
     }
+    lines.extend(stuck::table(&report.stuck));
     lines.extend(passed_on(report));
     if namespaces.is_empty() {
         lines.push("No Pod is running.".to_owned());
@@ -198,6 +199,7 @@ mod tests {
                     vec![image("nginx:1.29", None, false), image(&digest, None, false)],
                 ),
             ],
+            stuck: Vec::new(),
             refusals: Vec::new(),
             notes: Vec::new(),
         }

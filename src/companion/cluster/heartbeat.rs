@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{leader::Leader, status::same};
 use crate::{
-    api::{HEALTH_LEASE, SEEN_WELL, v1alpha1::micro_time},
+    api::{HEALTH_LEASE, PAUSED, PAUSED_BY_SETTINGS, SEEN_WELL, v1alpha1::micro_time},
     clock,
     cluster::{request::bounded, writer::NotWritten},
     domain::{
@@ -31,12 +31,16 @@ use crate::{
 /// How often it beats.
 const EVERY: Duration = Duration::from_secs(5);
 
+/// How soon it is tried again where somebody else wrote in between.
+const SOON: Duration = Duration::from_secs(1);
+
 /// How often it is looked at whether it may beat, where it may not.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Beats until this process may not write any more. `published` is the health of mirrors as the API
 /// server has it.
-pub(super) async fn run(leader: Leader, published: watch::Receiver<BTreeMap<String, Health>>) {
+/// Where `paused`, this process's settings ask for the brake.
+pub(super) async fn run(leader: Leader, paused: bool, published: watch::Receiver<BTreeMap<String, Health>>) {
     let leases = Api::<Lease>::namespaced(leader.client.clone(), &leader.namespace);
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -51,12 +55,14 @@ pub(super) async fn run(leader: Leader, published: watch::Receiver<BTreeMap<Stri
             }
             sleep(LOOK).await;
         }
-        match beat(&leader, &leases, lease.take()).await {
+        match beat(&leader, paused, &leases, lease.take()).await {
             Ok(written) => {
                 failures.ended();
                 lease = Some(written);
             }
             Err(NotWritten::NotLeading) => return,
+            // Somebody else wrote to it, as who pulls the brake.
+            Err(NotWritten::Conflict) => ticks.reset_after(SOON),
             Err(error) => {
                 let error = chain(&error);
                 if failures.failed(&error, std::time::Instant::now()) {
@@ -85,7 +91,12 @@ fn note_stalls(leader: &Leader) {
     }
 }
 
-async fn beat(leader: &Leader, leases: &Api<Lease>, last: Option<Lease>) -> Result<Lease, NotWritten> {
+async fn beat(
+    leader: &Leader,
+    paused: bool,
+    leases: &Api<Lease>,
+    last: Option<Lease>,
+) -> Result<Lease, NotWritten> {
     let last = match last {
         Some(lease) => Some(lease),
         None => bounded(leases.get_opt(HEALTH_LEASE)).await?,
@@ -101,19 +112,36 @@ async fn beat(leader: &Leader, leases: &Api<Lease>, last: Option<Lease>) -> Resu
         lease.spec = Some(spec);
         let annotations = lease.metadata.annotations.get_or_insert_default();
         annotations.insert(SEEN_WELL.to_owned(), seen_well);
+        brake(annotations, paused);
         let request = leases.replace(HEALTH_LEASE, &parameters, &lease);
         return leader.writer.write_at_once("Lease", request).await;
     }
+    let mut annotations = [(SEEN_WELL.to_owned(), seen_well)].into();
+    brake(&mut annotations, paused);
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(HEALTH_LEASE.to_owned()),
-            annotations: Some([(SEEN_WELL.to_owned(), seen_well)].into()),
+            annotations: Some(annotations),
             ..ObjectMeta::default()
         },
         spec: Some(spec),
     };
     let request = leases.create(&parameters, &lease);
     leader.writer.write_at_once("Lease", request).await
+}
+
+/// Puts the brake on where the settings ask for it, and takes back what they asked for earlier. What people wrote stays.
+fn brake(annotations: &mut BTreeMap<String, String>, paused: bool) {
+    let written = annotations.get(PAUSED).map(String::as_str);
+    match (paused, written) {
+        (true, None | Some("" | "false")) => {
+            annotations.insert(PAUSED.to_owned(), PAUSED_BY_SETTINGS.to_owned());
+        }
+        (false, Some(PAUSED_BY_SETTINGS)) => {
+            annotations.remove(PAUSED);
+        }
+        _ => {}
+    }
 }
 
 /// Returns when each mirror was last seen well, as it is written: replicas that see one fail tell by it whether it is
@@ -148,4 +176,26 @@ fn may_beat(snapshot: &Snapshot, published: &BTreeMap<String, Health>) -> bool {
     told && not_in_force
         .into_iter()
         .all(|(_, health)| health.state == State::Unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_take_back_their_own_brake_and_nobody_elses() {
+        let check = |written: Option<&str>, paused, expected: Option<&str>| {
+            let written = written.map(|written| (PAUSED.to_owned(), written.to_owned()));
+            let mut annotations = written.into_iter().collect();
+            brake(&mut annotations, paused);
+            assert_eq!(annotations.get(PAUSED).map(String::as_str), expected);
+        };
+        check(None, true, Some(PAUSED_BY_SETTINGS));
+        check(Some("false"), true, Some(PAUSED_BY_SETTINGS));
+        check(Some("true"), true, Some("true"));
+        check(Some(PAUSED_BY_SETTINGS), false, None);
+        check(Some("true"), false, Some("true"));
+        check(Some("false"), false, Some("false"));
+        check(None, false, None);
+    }
 }

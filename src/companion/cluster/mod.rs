@@ -4,8 +4,10 @@
 //! One of several replicas leads; only it works, and only it writes. Whoever loses the lead drops
 //! everything at once and waits for its turn with nothing in memory.
 
+mod brake;
 mod certificates;
 mod definitions;
+mod hangs;
 mod heartbeat;
 mod inherit;
 mod leader;
@@ -14,11 +16,14 @@ mod pods;
 mod probe_entry;
 mod probe_secret;
 mod publisher;
+mod register;
+mod rescuer;
 mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
@@ -35,6 +40,7 @@ use self::{
     leader::Leader,
     mirrors::{ClusterView, Follower},
     pods::Pods,
+    rescuer::Ward,
 };
 pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
 use super::mirror::{self, reports::Reports};
@@ -71,6 +77,10 @@ pub struct Settings {
     /// Namespaces whose Pods are never touched.
     pub left_alone: BTreeSet<String>,
     pub demand: DemandSettings,
+    /// The brake is put on.
+    pub paused: bool,
+    /// Stuck Pods that are turned in a second; none where they are left to themselves.
+    pub rescues: Option<NonZeroU32>,
     /// None where somebody else keeps the webhook's certificates.
     pub certificates: Option<CertificateSettings>,
 }
@@ -174,6 +184,7 @@ async fn follow(
         metrics.set_leading(false);
         metrics.forget_watches();
         metrics.forget_conditions();
+        metrics.set_stuck(0);
         for (_, mirror) in store.snapshot().routing.mirrors() {
             metrics.forget_mirror(&mirror.name);
         }
@@ -213,6 +224,8 @@ impl Leader {
         ));
         let (published_definitions, definitions) = watch::channel(None);
         tasks.spawn(definitions::run(self.clone(), published_definitions));
+        let (seen, braked) = watch::channel(false);
+        tasks.spawn(brake::run(self.clone(), seen));
         let images = publisher::Images::default();
         let mut known = self.cluster.clone();
         tokio::select! {
@@ -226,14 +239,27 @@ impl Leader {
             error = early_end(&mut tasks) => return error,
         };
         let published = watch::Sender::new(BTreeMap::new());
-        tasks.spawn(heartbeat::run(self.clone(), published.subscribe()));
+        tasks.spawn(heartbeat::run(
+            self.clone(),
+            settings.paused,
+            published.subscribe(),
+        ));
         tasks.spawn(publisher::run(self.clone(), images, definitions, published));
+        let ward = settings.rescues.map(|per_second| {
+            let ward = Ward::default();
+            let rescuer = rescuer::run(self.clone(), ward.clone(), per_second.get(), braked.clone());
+            tasks.spawn(rescuer);
+            tasks.spawn(register::run(self.clone(), ward.clone()));
+            tasks.spawn(hangs::run(self.clone(), ward.clone()));
+            ward
+        });
         let (demand, wanted) = mpsc::channel(QUEUE);
         let pods = Pods {
             store: self.store.clone(),
             settings: settings.demand.clone(),
             reports: self.reports.clone(),
             demand,
+            ward,
             since: clock::now(),
         };
         tasks.spawn(pods.run(self.client.clone(), self.pulses.clone()));
@@ -343,6 +369,8 @@ mod tests {
                 default_mode: Mode::Off,
                 forget_after: Duration::from_hours(1),
             },
+            paused: false,
+            rescues: None,
             certificates: None,
         };
         let (metrics, _) = Metrics::new();

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     api::{
-        self,
+        self, HEALTH_LEASE, PAUSED,
         newer::Unknown,
         v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
     },
@@ -106,6 +106,8 @@ pub(super) struct Seen<'a> {
     pub(super) faults: &'a [String],
     /// What this program does not know of the resource.
     pub(super) unknown: &'a [Unknown],
+    /// The brake is on.
+    pub(super) paused: bool,
     /// Where other mirrors stand in this one's way.
     pub(super) overlaps: Vec<Overlap>,
     /// Whether Pods need a pull secret for this mirror.
@@ -120,6 +122,8 @@ pub(super) struct Seen<'a> {
     /// refuses what; none before the first answer.
     pub(super) credentials: Option<Result<(), (&'static str, String)>>,
     pub(super) nodes_can_pull: Option<bool>,
+    /// A pull that lasts, in words.
+    pub(super) pull_lasts: Option<Box<str>>,
     /// Whether what the mirror answers for images tells something, or what to say of those for which it does
     /// not; none while nobody knows.
     pub(super) images_readable: Option<Result<(), Box<str>>>,
@@ -175,7 +179,13 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         generation: seen.generation,
         now,
     };
-    if seen.faults.is_empty() {
+    if seen.paused && seen.faults.is_empty() {
+        let message = format!(
+            "The brake is on: no image is rewritten and no stuck Pod is turned, until annotation {PAUSED} of Lease \
+             {HEALTH_LEASE} is removed."
+        );
+        conditions.set(ConditionType::Ready, ConditionStatus::False, "Paused", &message);
+    } else if seen.faults.is_empty() {
         let mut message = "The resource is in force as it stands".to_owned();
         if !seen.unknown.is_empty() {
             message.push_str(", but for what condition UnknownFields names");
@@ -240,24 +250,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     };
     credentials(&mut conditions, seen);
     schema(&mut conditions, seen.lacking);
-    match seen.nodes_can_pull {
-        Some(true) => {
-            let message = "Pods run images that they were sent to the mirror for.";
-            conditions.set(
-                ConditionType::NodesCanPull,
-                ConditionStatus::True,
-                "Pulled",
-                message,
-            );
-        }
-        Some(false) => conditions.set(
-            ConditionType::NodesCanPull,
-            ConditionStatus::False,
-            "PullsFail",
-            "Nodes fail to pull images that Kagami sees on the mirror. Their Pods' events tell why.",
-        ),
-        None => {}
-    }
+    nodes(&mut conditions, seen);
     images(&mut conditions, seen.images_readable.as_ref());
     sweeps(&mut next, seen, now);
     next.failing_upstreams.clone_from(&seen.failing_upstreams);
@@ -526,6 +519,12 @@ struct Conditions<'a> {
 }
 
 impl Conditions<'_> {
+    /// Whether a condition has that reason now.
+    fn says(&self, type_: ConditionType, reason: &str) -> bool {
+        let mut conditions = self.list.iter();
+        conditions.any(|condition| condition.type_ == type_.as_str() && condition.reason == reason)
+    }
+
     /// Sets the condition of a mirror's health and returns its reason.
     fn healthy(&mut self, health: &Health) -> &'static str {
         let (status, reason, message) = match (health.state, health.fault) {
@@ -615,6 +614,31 @@ pub(super) fn time(at: Timestamp) -> Time {
     Time(jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX))
 }
 
+/// Tells whether nodes get images from the mirror.
+fn nodes(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
+    let (status, reason, message) = match (&seen.pull_lasts, seen.nodes_can_pull) {
+        (Some(what), _) => (ConditionStatus::False, "PullLasts", &**what),
+        (None, Some(true)) => (
+            ConditionStatus::True,
+            "Pulled",
+            "Pods run images that they were sent to the mirror for.",
+        ),
+        (None, Some(false)) => (
+            ConditionStatus::False,
+            "PullsFail",
+            "Nodes fail to pull images that Kagami sees on the mirror. Their Pods' events tell why.",
+        ),
+        // Of the pull that was told nothing is known any more.
+        (None, None) if conditions.says(ConditionType::NodesCanPull, "PullLasts") => (
+            ConditionStatus::Unknown,
+            "PullEnded",
+            "No pull is known to last any more.",
+        ),
+        (None, None) => return,
+    };
+    conditions.set(ConditionType::NodesCanPull, status, reason, message);
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -689,6 +713,28 @@ mod tests {
 
     #[test]
     fn what_other_mirrors_stand_in_the_way_of_is_told() {
+        let paused = Seen {
+            paused: true,
+            ..seen()
+        };
+        let told = plan(&ImageMirrorStatus::default(), &paused, at(20));
+        let ready = condition(&told, "Ready");
+        assert_eq!(
+            (ready.status.as_str(), ready.reason.as_str()),
+            ("False", "Paused")
+        );
+        let faults = ["spec.x: wrong".to_owned()];
+        let faulty = Seen {
+            faults: &faults,
+            ..paused
+        };
+        let told = plan(&ImageMirrorStatus::default(), &faulty, at(20));
+        assert_eq!(
+            condition(&told, "Ready").reason,
+            "Faulty",
+            "that stays when it is released"
+        );
+
         let overlapping = Seen {
             overlaps: vec![Overlap::SamePlace {
                 other: "b".to_owned(),
@@ -1034,6 +1080,22 @@ mod tests {
         assert_eq!(plan(&status, &told(None), at(30)), status);
         let status = plan(&status, &told(Some(true)), at(40));
         assert_eq!(condition_of(&status), ("True".to_owned(), "Pulled".to_owned()));
+        let lasts = |what: Option<&str>| Seen {
+            pull_lasts: what.map(Into::into),
+            ..seen()
+        };
+        let status = plan(&status, &lasts(Some("node-1 pulls")), at(50));
+        assert_eq!(
+            condition_of(&status),
+            ("False".to_owned(), "PullLasts".to_owned())
+        );
+        assert_eq!(condition(&status, "NodesCanPull").message, "node-1 pulls");
+        let status = plan(&status, &lasts(None), at(60));
+        assert_eq!(
+            condition_of(&status),
+            ("Unknown".to_owned(), "PullEnded".to_owned())
+        );
+        assert_eq!(plan(&status, &lasts(None), at(70)), status);
     }
 
     #[test]

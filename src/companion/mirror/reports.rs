@@ -106,6 +106,8 @@ pub struct Report {
     images_open: Option<bool>,
     /// Whether nodes get its images; none before there was a Pod to tell by.
     pub nodes_can_pull: Option<bool>,
+    /// A pull from it that lasts, in words.
+    pub pull_lasts: Option<Box<str>>,
     pub tags: Option<SweepEnd>,
     pub digests: Option<SweepEnd>,
     /// The last image for which the mirror's answer proved nothing, and that answer.
@@ -189,6 +191,15 @@ impl Reports {
     pub(in crate::companion) fn nodes(&self, mirror: &str, can_pull: bool) {
         self.tell(mirror, |report| {
             report.nodes_can_pull.replace(can_pull) != Some(can_pull)
+        });
+    }
+
+    /// Notes which pull from a mirror lasts, if one does.
+    pub(in crate::companion) fn pull_lasts(&self, mirror: &str, what: Option<Box<str>>) {
+        self.tell(mirror, |report| {
+            let is_news = report.pull_lasts != what;
+            report.pull_lasts = what;
+            is_news
         });
     }
 

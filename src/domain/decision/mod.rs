@@ -348,6 +348,9 @@ impl<'a> Decider<'_, 'a> {
 
     /// Returns the reason for which the whole Pod is left alone.
     fn standing(&self) -> Option<Reason> {
+        if self.snapshot.paused {
+            return Some(Reason::Paused);
+        }
         if self.mode == Mode::Off {
             return Some(Reason::ModeOff);
         }
@@ -632,6 +635,7 @@ const fn goes_back(reason: Reason) -> bool {
         | Reason::NameTooLong => true,
         Reason::Mirrored
         | Reason::AlreadyMirrored
+        | Reason::Paused
         | Reason::PullNever
         | Reason::OwnerExcluded
         | Reason::OwnerLoop

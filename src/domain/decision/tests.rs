@@ -242,6 +242,10 @@ fn what_stands_before_any_mirror_is_asked() {
         Reason::ModeOff,
     );
     check_standing(
+        &known().edit(|scene| scene.snapshot.paused = true),
+        Reason::Paused,
+    );
+    check_standing(
         &known().edit(|scene| scene.snapshot.left_alone = Arc::new(BTreeSet::from(["team".to_owned()]))),
         Reason::NamespaceNotServed,
     );

@@ -89,6 +89,24 @@ impl Mapping {
         Ok(mapped)
     }
 
+    /// Whether `current` is what becomes of `original` here, in whatever form and with whatever digest an image
+    /// without one is pinned to.
+    pub fn maps_to(&self, original: &Reference<'_>, current: &str) -> bool {
+        let pinned: Option<Digest> = current
+            .split_once('@')
+            .and_then(|(_, digest)| digest.parse().ok());
+        match &pinned {
+            None => self.makes(original, &[Form::Written], current),
+            Some(pin) => self.makes(original, &[Form::TagAndDigest(pin), Form::Digest(pin)], current),
+        }
+    }
+
+    /// Whether `current` is what becomes of `original` in one of these forms.
+    pub fn makes(&self, original: &Reference<'_>, forms: &[Form<'_>], current: &str) -> bool {
+        let is_it = |form: &Form<'_>| self.map(original, *form).is_ok_and(|mapped| mapped == current);
+        forms.iter().any(is_it)
+    }
+
     /// Returns the repository of an image in the mirror's registry, its path without the host, as the
     /// registry's API is asked for it.
     pub fn repository_path(&self, image: &Reference<'_>) -> Result<String, MapError> {

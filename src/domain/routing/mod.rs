@@ -77,16 +77,9 @@ impl Mirror {
         prefixes.map(|prefix| prefix.split('/').next().unwrap_or_default())
     }
 
-    /// Whether `current` is what this mirror makes of `original`, in whatever form and with whatever digest
-    /// an image without one is pinned to.
+    /// Whether `current` is what this mirror makes of `original`, as its mapping tells.
     pub fn maps_to(&self, original: &Reference<'_>, current: &str) -> bool {
-        let pinned: Option<Digest> = current
-            .split_once('@')
-            .and_then(|(_, digest)| digest.parse().ok());
-        match &pinned {
-            None => self.makes(original, &[Form::Written], current),
-            Some(pin) => self.makes(original, &[Form::TagAndDigest(pin), Form::Digest(pin)], current),
-        }
+        self.mapping.maps_to(original, current)
     }
 
     /// Whether `current` is what this mirror makes of `original` when it pins it to `digest`, now or not,
@@ -94,18 +87,9 @@ impl Mirror {
     pub fn pins(&self, original: &Reference<'_>, digest: &Digest, current: &str) -> bool {
         let forms = [Form::Digest(digest), Form::TagAndDigest(digest)];
         match self.tags.pin {
-            Pin::DigestOnly => self.makes(original, &forms[..1], current),
-            Pin::None | Pin::Digest => self.makes(original, &forms, current),
+            Pin::DigestOnly => self.mapping.makes(original, &forms[..1], current),
+            Pin::None | Pin::Digest => self.mapping.makes(original, &forms, current),
         }
-    }
-
-    fn makes(&self, original: &Reference<'_>, forms: &[Form<'_>], current: &str) -> bool {
-        let is_it = |form: &Form<'_>| {
-            self.mapping
-                .map(original, *form)
-                .is_ok_and(|mapped| mapped == current)
-        };
-        forms.iter().any(is_it)
     }
 }
 

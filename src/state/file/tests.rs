@@ -8,7 +8,8 @@ use crate::{
     domain::{
         mapping::Mapping,
         mirror::{
-            Access, Freshness, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer, Source, Tags, Trust,
+            Access, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer,
+            RescuePolicy, Source, Tags, Trust,
         },
         selector::{Labels, Operator, Requirement, Selector},
     },
@@ -73,6 +74,8 @@ fn a_minimal_mirror_has_the_defaults() {
         read_secret: None,
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
+        rescue: RescuePolicy::Enforce,
+        hang_after: HANG_AFTER,
         runs_in: vec![],
     };
     let connection = Connection {
@@ -178,6 +181,8 @@ fn every_field_is_accepted() {
             group: "example.com".to_owned(),
             kind: "*".to_owned(),
         }],
+        rescue: RescuePolicy::Audit,
+        hang_after: Duration::from_mins(5),
         runs_in: vec!["kagami".to_owned()],
     };
     assert_eq!(*mirror, expected);
@@ -326,7 +331,7 @@ metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
     mirrors.yaml:7: document 1 (ImageMirror Main): spec.repository: cannot use repository template "{registry}": {repository} is missing
     mirrors.yaml:8: document 1 (ImageMirror Main): spec.priority: must be a whole number, not text: remove the quotes
     mirrors.yaml:9: document 1 (ImageMirror Main): spec.endpoints: unknown field: did you mean endpoint?
-    mirrors.yaml:10: document 1 (ImageMirror Main): spec.colour: unknown field: the fields here are endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, sources, sweep, tags
+    mirrors.yaml:10: document 1 (ImageMirror Main): spec.colour: unknown field: the fields here are endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, rescue, sources, sweep, tags
     mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.interval: must be text, not a number: put it in quotes
     mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.failureThreshold: must be at least 1, not 0
     mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.timeout: "5 s" is not a duration: write 90s, 10m or 1h30m
@@ -343,7 +348,7 @@ metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
     mirrors.yaml:23: document 1 (ImageMirror Main): spec.sources[2].access: "public" is not one of Private, Public
     mirrors.yaml:24: document 1 (ImageMirror Main): spec.sources[3].exclude: must be a list, not a number
     mirrors.yaml:24: document 1 (ImageMirror Main): spec.sources[3].prefix: is required
-    mirrors.yaml:25: document 1 (ImageMirror Main): spec.copy: unknown field: the fields here are endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, sources, sweep, tags
+    mirrors.yaml:25: document 1 (ImageMirror Main): spec.copy: unknown field: the fields here are endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, rescue, sources, sweep, tags
     mirrors.yaml:28: document 2 (Deployment web): kind: Deployment is not read from files: only ImageMirror (kagami.dev/v1alpha1), Namespace (v1), Secret (v1)
     mirrors.yaml:31: document 3 (ImageMirror): apiVersion: must be kagami.dev/v1alpha1 for this kind, not "kagami.dev/v1"
     mirrors.yaml:36: document 4 (Namespace shop): metadata.labels.number: must be text, not a number: put it in quotes

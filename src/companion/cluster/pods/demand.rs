@@ -5,13 +5,11 @@ use std::{collections::HashSet, sync::Mutex, time::Duration};
 
 use tokio::{sync::mpsc, task::yield_now, time::sleep};
 
-use super::{
-    Readers, lock,
-    read::{Pod, images},
-};
+use super::{Readers, lock};
 use crate::{
     api::MODE_LABEL,
     clock,
+    cluster::pods::{Pod, images},
     domain::{
         demand::Used,
         image::{ImageKey, KeyRef},
@@ -319,6 +317,7 @@ mod tests {
         let readers = Readers {
             demand: DemandReader::new(settings, since, demand),
             pulls: PullsReader::default(),
+            ward: None,
             complete: watch::Sender::new(complete),
         };
         (Mutex::new(readers), wanted)

@@ -6,7 +6,6 @@
 
 mod demand;
 mod pulls;
-mod read;
 
 use std::{
     convert::Infallible,
@@ -21,10 +20,12 @@ use tokio::{
 };
 
 pub use self::demand::Settings;
-use self::{demand::DemandReader, pulls::PullsReader, read::Pod};
+use self::{demand::DemandReader, pulls::PullsReader};
+use super::rescuer::Ward;
 use crate::{
     clock,
     cluster::{
+        pods::Pod,
         sources,
         watch::{Event, Pulses, follow},
     },
@@ -45,6 +46,8 @@ pub(super) struct Pods {
     pub(super) settings: Settings,
     pub(super) reports: Reports,
     pub(super) demand: mpsc::Sender<Demand>,
+    /// Where stuck Pods are told; none where they are left to themselves.
+    pub(super) ward: Option<Ward>,
     /// When this leader began: it cannot know of all use before.
     pub(super) since: Timestamp,
 }
@@ -53,6 +56,7 @@ pub(super) struct Pods {
 struct Readers {
     demand: DemandReader,
     pulls: PullsReader,
+    ward: Option<Ward>,
     /// Whether all Pods were told once.
     complete: watch::Sender<bool>,
 }
@@ -63,6 +67,7 @@ impl Pods {
         let readers = Mutex::new(Readers {
             demand: DemandReader::new(self.settings.clone(), self.since, self.demand.clone()),
             pulls: PullsReader::default(),
+            ward: self.ward.clone(),
             complete: watch::Sender::new(false),
         });
         let (relists, wanted) = watch::channel(0);
@@ -113,26 +118,42 @@ impl Readers {
             Event::Listing => {
                 self.demand.used.begin_listing();
                 self.pulls.pulls.begin_listing();
+                if let Some(ward) = &self.ward {
+                    ward.begin_listing();
+                }
             }
             Event::ListedAll { .. } => {
                 self.demand.used.end_listing();
                 self.pulls.pulls.end_listing();
+                if let Some(ward) = &self.ward {
+                    ward.end_listing();
+                }
                 self.complete.send_replace(true);
             }
-            Event::Listed(pod) | Event::Changed(pod) => {
-                let snapshot = store.snapshot();
-                self.pulls.take(&pod, &snapshot, clock::now());
-                // What the first list has comes with the first round.
-                let store = self.complete.borrow().then_some(store);
-                self.demand.take(&pod, &snapshot, store);
-            }
+            Event::Listed(pod) => self.take_pod(&pod, true, store),
+            Event::Changed(pod) => self.take_pod(&pod, false, store),
             Event::Deleted(pod) => {
+                if let Some(ward) = &self.ward {
+                    ward.remove(&pod.as_patient());
+                }
                 let (namespace, name) = pod.id();
                 self.demand.used.remove(namespace, name);
                 self.pulls.pulls.remove(namespace, name);
             }
             Event::Reached(_) => {}
         }
+    }
+
+    fn take_pod(&mut self, pod: &Pod, is_listed: bool, store: &Store) {
+        let snapshot = store.snapshot();
+        let now = clock::now();
+        if let Some(ward) = &self.ward {
+            ward.take(&pod.as_patient(), is_listed, &snapshot, now);
+        }
+        self.pulls.take(pod, &snapshot, now);
+        // What the first list has comes with the first round.
+        let store = self.complete.borrow().then_some(store);
+        self.demand.take(pod, &snapshot, store);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether the Pods that were sent to a mirror get their images.
 
-use super::read::{Pod, pulled};
 use crate::{
+    cluster::pods::{Pod, pulled},
     companion::mirror::reports::Reports,
     domain::{
         health::State, image::KeyRef, presence::Presence, pulls::Pulls, snapshot::Snapshot, time::Timestamp,

@@ -298,6 +298,7 @@ impl Publisher {
                 generation: resource.document.generation,
                 faults: &resource.document.faults,
                 unknown: &resource.document.unknown,
+                paused: snapshot.paused,
                 overlaps: id.map(|id| snapshot.routing.overlaps(id)).unwrap_or_default(),
                 pull_secret: resource.pull_secret(),
                 health: id.map(|id| snapshot.health_of(id).clone()),
@@ -309,6 +310,7 @@ impl Publisher {
                     .credentials()
                     .map(|refused| refused.map_err(|refusal| (refusal.reason(), told(resource, &refusal)))),
                 nodes_can_pull: report.nodes_can_pull,
+                pull_lasts: report.pull_lasts,
                 images_readable: report.images_readable,
                 sweeps: [None; 2],
                 not_written: None,

@@ -19,7 +19,7 @@ use crate::{
     cluster::{
         collection::Collection,
         mirrors::{Document, Form, Mirrors},
-        objects::{Object, Outline, SharedStatus},
+        objects::{Object, Outline, SharedStatus, is_paused},
         watch::Event,
     },
     credentials::Secret,
@@ -326,11 +326,21 @@ impl Belief {
 
     /// Takes in the Lease as it was found. That it is there is no sign of life.
     pub(super) fn lease_listed(&mut self, lease: &Object) {
+        self.brake(lease);
         self.heartbeat.renewed = renewed(lease);
+    }
+
+    /// Takes in whether the Lease says that the brake is on. That needs no sign of life.
+    fn brake(&self, lease: &Object) {
+        let paused = is_paused(lease);
+        if self.store.set_paused(paused) {
+            tracing::warn!(paused, "the brake was pulled or released");
+        }
     }
 
     /// Takes in a change of the Lease.
     pub(super) fn lease_changed(&mut self, lease: &Object, at: Instant, now: Timestamp) {
+        self.brake(lease);
         let renewed = renewed(lease);
         if renewed.is_none() || renewed == self.heartbeat.renewed {
             return;
@@ -374,6 +384,7 @@ impl Belief {
     /// Takes in the Lease by its date, for a command that cannot wait to see it change; whoever takes
     /// over the lead believes it in the same way. Returns how old it is.
     pub(super) fn lease_dated(&mut self, lease: &Object, at: Instant, now: Timestamp) -> Option<Duration> {
+        self.brake(lease);
         self.heartbeat.renewed = renewed(lease);
         let renewed_at = renewed_at(lease)?;
         if renewed_at > now.after(FUTURE) {

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     api::SEEN_WELL,
     certificates,
+    cluster::objects::Annotations,
     domain::{
         health::{Fault, State},
         platform::Platforms,
@@ -419,4 +420,26 @@ fn who_renews_the_lease_ends_a_doubt_by_what_it_saw_since() {
         scene.belief.lease_changed(&lease, at, later(number.into()));
         assert_eq!(scene.view().0, expected, "{number}");
     }
+}
+
+/// Whoever pulls it renews nothing, and it counts whether the companion lives or not.
+#[test]
+fn the_brake_is_heard_without_a_sign_of_life() {
+    let mut scene = Scene::new("30s");
+    let braked = |word: Option<&str>| {
+        let mut lease = lease(0);
+        lease.metadata.annotations = Some(Annotations {
+            paused: word.map(ToOwned::to_owned),
+            ..Annotations::default()
+        });
+        lease
+    };
+    let at = scene.at(1);
+    scene.belief.lease_changed(&braked(Some("true")), at, now());
+    assert!(scene.store.snapshot().paused);
+    assert!(!scene.belief.heard());
+    scene.belief.lease_changed(&braked(None), at, now());
+    assert!(!scene.store.snapshot().paused);
+    scene.belief.lease_listed(&braked(Some("yes")));
+    assert!(scene.store.snapshot().paused);
 }

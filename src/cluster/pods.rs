@@ -1,28 +1,32 @@
-//! What is read of a Pod: its images, and how its containers stand with them.
+//! What is read of a Pod: its images, how its containers stand with them, and what decides whether it is helped.
 //!
 //! What was rewritten counts as its original, where the mapping proves it; an image that names a
 //! mirror without such a proof is nobody's.
 
 use std::collections::{BTreeMap, HashMap};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
 
+use super::watch::Versioned;
 use crate::{
     api::DECISIONS_ANNOTATION,
-    cluster::watch::Versioned,
     domain::{
         image::ImageKey,
+        names::STATIC_POD_ANNOTATION,
         original::{RecordedDecisions, key_of},
         pod::{PlaceKind, PlaceLabel},
         pulls::{Pull, Pulled},
+        rescue,
         routing::{MirrorId, Routing},
+        time::Timestamp,
     },
 };
 
 /// The part of a Pod that is read.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Pod {
+pub struct Pod {
     metadata: Metadata,
     spec: Images,
     status: Statuses,
@@ -31,15 +35,35 @@ pub(super) struct Pod {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Metadata {
+    uid: String,
     namespace: String,
     name: String,
     resource_version: String,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+    labels: Labels,
     annotations: BTreeMap<String, String>,
+    owner_references: Vec<Owner>,
+}
+
+/// The one label that is read.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Labels {
+    #[serde(rename = "kagami.dev/mode")]
+    mode: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Owner {
+    uid: String,
+    controller: bool,
 }
 
 impl Pod {
     /// Returns namespace and name.
-    pub(super) fn id(&self) -> (&str, &str) {
+    pub fn id(&self) -> (&str, &str) {
         (&self.metadata.namespace, &self.metadata.name)
     }
 }
@@ -53,6 +77,7 @@ impl Versioned for Pod {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Images {
+    node_name: String,
     containers: Vec<Container>,
     init_containers: Vec<Container>,
     ephemeral_containers: Vec<Container>,
@@ -60,10 +85,11 @@ struct Images {
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct Container {
     name: String,
     image: String,
+    restart_policy: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -83,12 +109,24 @@ struct ImageVolume {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Statuses {
+    phase: String,
+    conditions: Vec<Condition>,
     #[serde(rename = "containerStatuses")]
     containers: Vec<ContainerStatus>,
     #[serde(rename = "initContainerStatuses")]
     init_containers: Vec<ContainerStatus>,
     #[serde(rename = "ephemeralContainerStatuses")]
     ephemeral_containers: Vec<ContainerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Condition {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
+    #[serde(rename = "lastTransitionTime")]
+    last_transition_time: Option<Time>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -103,21 +141,99 @@ struct ContainerStatus {
 struct ContainerState {
     waiting: Option<Waiting>,
     running: Option<Begun>,
-    terminated: Option<Begun>,
+    terminated: Option<Terminated>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Waiting {
     reason: String,
+    message: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
 struct Begun {}
 
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Terminated {
+    #[serde(default)]
+    exit_code: i32,
+}
+
+impl Pod {
+    /// Returns what decides whether it is helped.
+    pub fn as_patient(&self) -> rescue::Pod<'_> {
+        let Self {
+            metadata,
+            spec,
+            status,
+        } = self;
+        let is_true = |condition: &str| {
+            let mut conditions = status.conditions.iter();
+            conditions.any(|known| known.type_ == condition && known.status == "True")
+        };
+        let since = |condition: &str| {
+            let mut conditions = status.conditions.iter();
+            let is_it = |known: &&Condition| known.type_ == condition && known.status == "True";
+            let condition = conditions.find(is_it)?;
+            condition.last_transition_time.as_ref().map(timestamp)
+        };
+        let owner = metadata.owner_references.iter().find(|owner| owner.controller);
+        rescue::Pod {
+            uid: &metadata.uid,
+            namespace: &metadata.namespace,
+            name: &metadata.name,
+            resource_version: &metadata.resource_version,
+            created: metadata.creation_timestamp.as_ref().map(timestamp),
+            started: since("PodReadyToStartContainers"),
+            node: &spec.node_name,
+            owner: owner.map(|owner| owner.uid.as_str()),
+            mode_label: metadata.labels.mode.as_deref(),
+            is_static: metadata.annotations.contains_key(STATIC_POD_ANNOTATION),
+            is_deleted: metadata.deletion_timestamp.is_some(),
+            is_done: ["Succeeded", "Failed"].contains(&status.phase.as_str()),
+            is_ready: is_true("Ready"),
+            annotations: Some(&metadata.annotations),
+            init_containers: containers(&spec.init_containers, &status.init_containers),
+            containers: containers(&spec.containers, &status.containers),
+        }
+    }
+}
+
+/// Returns containers with their statuses, which have an order of their own and may not be there yet.
+fn containers<'p>(
+    containers: &'p [Container],
+    statuses: &'p [ContainerStatus],
+) -> Vec<rescue::Container<'p>> {
+    let states = statuses
+        .iter()
+        .map(|status| (status.name.as_str(), &status.state));
+    let states: HashMap<_, _> = states.collect();
+    let container = |container: &'p Container| {
+        let state = states.get(container.name.as_str());
+        let waiting = state.and_then(|state| state.waiting.as_ref());
+        let terminated = state.and_then(|state| state.terminated.as_ref());
+        rescue::Container {
+            name: &container.name,
+            image: &container.image,
+            is_sidecar: container.restart_policy.as_deref() == Some("Always"),
+            waiting: waiting.map(|waiting| (waiting.reason.as_str(), waiting.message.as_str())),
+            is_running: state.is_some_and(|state| state.running.is_some()),
+            has_succeeded: terminated.is_some_and(|terminated| terminated.exit_code == 0),
+        }
+    };
+    containers.iter().map(container).collect()
+}
+
+fn timestamp(time: &Time) -> Timestamp {
+    Timestamp::from_millis(u64::try_from(time.0.as_millisecond()).unwrap_or(0))
+}
+
 /// Returns the keys of what a Pod pulls, as its user wrote it.
-pub(super) fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
+pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
     let Images {
+        node_name: _,
         containers,
         init_containers,
         ephemeral_containers,
@@ -146,8 +262,9 @@ pub(super) fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
 }
 
 /// Returns how a Pod's containers stand with the images that they were sent to a mirror for.
-pub(super) fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
+pub fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
     let Images {
+        node_name: _,
         containers,
         init_containers,
         ephemeral_containers,

@@ -1,0 +1,259 @@
+//! Pods whose images cannot be pulled: why, and what would help.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use crate::{
+    cli::output::Table,
+    clock, cluster,
+    domain::{
+        foreign::Foreign,
+        mirror::RescuePolicy,
+        original,
+        pod::PlaceLabel,
+        rescue::{Judgement, Known, Left, StuckPod, hang},
+        snapshot::Snapshot,
+    },
+};
+
+/// How many containers the table has.
+const SHOWN: usize = 50;
+
+/// What to say of a container that takes long to begin.
+const LATE: &str = "it takes longer to begin than spec.rescue.hangAfter of its mirror. If `kubectl describe pod` tells \
+                    Pulling of it and nothing after, kubelet is inside the pull, and hears nothing until that ends: a \
+                    write timeout of the mirror's front end, containerd's image_pull_progress_timeout or a restart of \
+                    kubelet ends it";
+
+/// A container that waits because its image could not be pulled.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Stuck {
+    pub(super) namespace: String,
+    pub(super) pod: String,
+    pub(super) place: String,
+    /// As it stands in the Pod.
+    pub(super) image: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub(super) node: String,
+    /// Why it stays as it is, or what becomes of it, in one word.
+    pub(super) why: &'static str,
+    /// What that means, and what would help.
+    pub(super) help: String,
+    /// Since when it does not begin, where kubelet says nothing of its image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) since: Option<String>,
+    /// The mirror, and what goes back to where it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mirror: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) goes_back_to: Option<String>,
+}
+
+/// Returns the containers of a Pod, given as the API server wrote it, that are stuck.
+pub(super) fn of(text: &str, snapshot: &Snapshot) -> Vec<Stuck> {
+    // What admission can read and this cannot is told by nobody's watch either.
+    let Ok(pod) = serde_json::from_str::<cluster::pods::Pod>(text) else {
+        return Vec::new();
+    };
+    let patient = pod.as_patient();
+    let Some(stuck) = StuckPod::of(&patient) else {
+        let late = hang::late(&patient, &snapshot.routing, clock::now()).into_iter();
+        let late = late.map(|(kind, name, image, since)| Stuck {
+            namespace: patient.namespace.to_owned(),
+            pod: patient.name.to_owned(),
+            place: PlaceLabel::new(kind, &name).to_string(),
+            image,
+            node: patient.node.to_owned(),
+            why: "PullLasts?",
+            help: LATE.to_owned(),
+            since: Some(since.to_string()),
+            mirror: None,
+            goes_back_to: None,
+        });
+        return late.collect();
+    };
+    let known = Known {
+        routing: &snapshot.routing,
+        // Who asks may not read what the companion noted.
+        former: &[],
+        left_alone: &snapshot.left_alone,
+    };
+    let container = |container| {
+        let (why, help, mirror, to) = match stuck.judge(container, &known) {
+            Judgement::Back { mirror, to, policy } => {
+                let (why, help) = goes_back(policy, mirror);
+                (why, help, Some(mirror.to_owned()), Some(to.to_owned()))
+            }
+            Judgement::Left(left) => {
+                let mut help = help(left).to_owned();
+                let is_unrecorded = matches!(left, Left::NoRecord | Left::RecordDiffers);
+                let candidate = original::candidate(&snapshot.routing, &container.image);
+                if let Some(candidate) = candidate.filter(|_| is_unrecorded) {
+                    help = format!("{help} (the mirror's mapping would make it of {candidate})");
+                }
+                (left.as_str(), help, None, None)
+            }
+        };
+        Stuck {
+            namespace: stuck.id.namespace.to_string(),
+            pod: stuck.id.name.to_string(),
+            place: PlaceLabel::new(container.kind, &container.name).to_string(),
+            image: container.image.to_string(),
+            node: stuck.node.to_string(),
+            why,
+            help,
+            since: None,
+            mirror,
+            goes_back_to: to,
+        }
+    };
+    stuck.containers.iter().map(container).collect()
+}
+
+/// Returns what to say of one that goes back, or would.
+fn goes_back(policy: RescuePolicy, mirror: &str) -> (&'static str, String) {
+    match policy {
+        RescuePolicy::Enforce => (
+            "GoesBack",
+            "the mirror does not give the image, and the companion turns the Pod back to its own within seconds; if it \
+             does not, is there a companion that leads, and is the chart's value rescue.enabled true?"
+                .to_owned(),
+        ),
+        RescuePolicy::Audit | RescuePolicy::Off => (
+            "WouldGoBack",
+            format!(
+                "the mirror does not give the image, and its policy or the Pod's label lets Kagami only tell: set \
+                 spec.rescue.policy of ImageMirror {mirror} to Enforce, or write the Pod's own image"
+            ),
+        ),
+    }
+}
+
+/// Returns what a reason means, and what would help.
+const fn help(left: Left) -> &'static str {
+    match left {
+        Left::Upstream => {
+            "no mirror is named, so it is upstream that does not give the image: the Pod's events tell why"
+        }
+        Left::OtherReference => {
+            "kubelet speaks of another image: of an image volume, which nobody can change (delete the Pod), or of the \
+             one that stood there before, until it has tried this one"
+        }
+        Left::NodeLimit => "the node pulls too much at once, and tries again by itself",
+        Left::Unnamed => "kubelet does not say which image it speaks of; it does when it tries again",
+        Left::NoRecord => {
+            "the image is a mirror's, and nothing tells what its user wrote: write upstream's name into the Pod"
+        }
+        Left::RecordDiffers => {
+            "what the Pod records as its original would not become this image on any mirror, so somebody else wrote \
+             it: write upstream's name into the Pod"
+        }
+        Left::TurnedBefore => {
+            "it went back once, and somebody wrote the mirror's name again: write upstream's name into the Pod, or \
+             label it kagami.dev/mode: off and make it again"
+        }
+        Left::TurnsUnreadable => "annotation kagami.dev/rescued is not as Kagami writes it: remove it",
+        Left::PodOff => {
+            "the Pod's label kagami.dev/mode forbids it: remove the label, or write upstream's name"
+        }
+        Left::NamespaceLeftAlone => "Kagami leaves this namespace alone: write upstream's name into the Pod",
+        Left::PolicyOff => {
+            "spec.rescue.policy of the ImageMirror, or of another one in the same registry, is Off: set it to Enforce, \
+             or write upstream's name into the Pod"
+        }
+    }
+}
+
+/// Returns the table of those that are stuck, the first ones, and what each reason means.
+pub(super) fn table(stuck: &[Stuck]) -> Vec<String> {
+    let (shown, more) = stuck.split_at(stuck.len().min(SHOWN));
+    let mut table = Table::new(&["NAMESPACE", "STUCK POD", "PLACE", "IMAGE", "NODE", "WHY"]);
+    let mut meanings = BTreeSet::new();
+    for stuck in shown {
+        table.row([
+            &Foreign(&stuck.namespace),
+            &Foreign(&stuck.pod),
+            &Foreign(&stuck.place),
+            &Foreign(&stuck.image),
+            &Foreign(if stuck.node.is_empty() { "-" } else { &stuck.node }),
+            &stuck.why,
+        ]);
+        meanings.insert((stuck.why, stuck.help.as_str()));
+    }
+    if table.is_empty() {
+        return Vec::new();
+    }
+    let mut lines = table.lines();
+    if !more.is_empty() {
+        lines.push(format!("and {} more (--output json lists them)", more.len()));
+    }
+    lines.extend(meanings.iter().map(|(why, help)| format!("{why}: {help}")));
+    lines.push(String::new());
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::examples::{mirror, snapshot};
+
+    const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
+
+    fn stuck(policy: RescuePolicy, image: &str, recorded: bool) -> Vec<Stuck> {
+        let mut example = mirror("a", &["docker.io"]);
+        example.rescue = policy;
+        let annotations = if recorded {
+            json!({"original-image.kagami.dev/app": "nginx:1"})
+        } else {
+            json!({})
+        };
+        let message = format!("Back-off pulling image \"{image}\"");
+        let pod = json!({
+            "metadata": {"namespace": "shop", "name": "web", "uid": "u", "annotations": annotations},
+            "spec": {"nodeName": "node-1", "containers": [{"name": "app", "image": image}, {"name": "x", "image": "x"}]},
+            "status": {"phase": "Pending", "containerStatuses": [
+                {"name": "app", "state": {"waiting": {"reason": "ImagePullBackOff", "message": message}}},
+                {"name": "x", "state": {"running": {}}},
+            ]},
+        });
+        of(&pod.to_string(), &snapshot(vec![example]))
+    }
+
+    #[test]
+    fn those_that_are_stuck_are_told_with_what_would_help() {
+        use RescuePolicy::{Audit, Enforce, Off};
+        let why = |stuck: &[Stuck]| {
+            let [stuck] = stuck else { panic!("{stuck:?}") };
+            assert!(!stuck.help.is_empty());
+            (stuck.why, stuck.goes_back_to.clone())
+        };
+        let back = Some("nginx:1".to_owned());
+        assert_eq!(why(&stuck(Enforce, MIRRORED, true)), ("GoesBack", back.clone()));
+        assert_eq!(why(&stuck(Audit, MIRRORED, true)), ("WouldGoBack", back));
+        assert_eq!(why(&stuck(Off, MIRRORED, true)), ("PolicyOff", None));
+        assert_eq!(why(&stuck(Enforce, MIRRORED, false)), ("NoRecord", None));
+        assert_eq!(why(&stuck(Enforce, "redis:8", true)), ("Upstream", None));
+        assert!(of("{", &Snapshot::default()).is_empty());
+    }
+
+    #[test]
+    fn the_table_has_an_end_and_tells_each_meaning_once() {
+        let mut all = Vec::new();
+        for _ in 0..SHOWN + 2 {
+            all.append(&mut stuck(RescuePolicy::Enforce, MIRRORED, false));
+        }
+        let lines = table(&all);
+        assert_eq!(lines.len(), 1 + SHOWN + 3, "{lines:#?}");
+        assert_eq!(
+            lines[1].split_whitespace().collect::<Vec<_>>(),
+            ["shop", "web", "containers.app", MIRRORED, "node-1", "NoRecord"]
+        );
+        assert_eq!(lines[SHOWN + 1], "and 2 more (--output json lists them)");
+        assert!(lines[SHOWN + 2].starts_with("NoRecord: the image is a mirror's"));
+        assert!(table(&[]).is_empty());
+    }
+}

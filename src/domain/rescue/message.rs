@@ -1,0 +1,205 @@
+//! The message of a container that waits because its image could not be pulled: which image that was.
+//!
+//! A status may show one image and speak of another: of the one that stood there before, for as long as the new
+//! one was not tried, or of a volume's. Only the reference that the message begins with tells which one failed. It
+//! is kubelet's word or the container runtime's. What follows it may be a registry's, and is not read.
+
+/// The longest part of a message that is looked at: what is looked for stands at its beginning.
+const LONGEST: usize = 2048;
+
+/// What stands before a quoted reference in the messages of kubelet (1.36, `pkg/kubelet/images/image_manager.go`)
+/// and containerd (2.4, `internal/cri/server/images/image_pull.go`).
+const QUOTING: [&str; 6] = [
+    "Back-off pulling image ",
+    "Failed to pull image ",
+    "failed to pull image ",
+    "failed to pull and unpack image ",
+    "failed to resolve reference ",
+    "Failed to inspect image ",
+];
+
+/// What stands before and after one that is not quoted: kubelet's, and CRI-O's of a registry that does not answer
+/// or does not have the image.
+const NAMING: [(&str, &str); 2] = [
+    ("image pull failed for ", " because "),
+    ("initializing source docker://", ": "),
+];
+
+/// What may stand before all that.
+const WRAPPING: [&str; 7] = [
+    "ErrImagePull: ",
+    "ImageInspectError: ",
+    "Error: ",
+    "Error ",
+    "unable to pull image or OCI artifact: ",
+    "pull image err: ",
+    "copying system image from manifest list: ",
+];
+
+/// Kubelet's own limit of pulls, which speaks of no registry.
+const LIMIT: &str = "pull QPS exceeded";
+
+/// What a message says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said<'a> {
+    /// This reference could not be pulled.
+    Failed(&'a str),
+    /// The node pulls too much at once, and will try again.
+    Limit,
+    /// Nothing that tells which reference it was.
+    Nothing,
+}
+
+/// Returns what a message says.
+pub fn said(message: &str) -> Said<'_> {
+    let message = &message[..message.floor_char_boundary(LONGEST)];
+    let message = unwrap(message);
+    if message.starts_with(LIMIT) {
+        return Said::Limit;
+    }
+    for phrase in QUOTING {
+        if let Some(rest) = message.strip_prefix(phrase) {
+            let Some((reference, rest)) = quoted(rest) else {
+                return Said::Nothing;
+            };
+            // A back-off tells what it is for.
+            let cause = rest.strip_prefix(": ").map(unwrap);
+            return match cause {
+                Some(cause) if cause.starts_with(LIMIT) => Said::Limit,
+                // Kubelet does not always name what it could not inspect.
+                Some(cause) if reference.is_empty() => said(cause),
+                None if reference.is_empty() => Said::Nothing,
+                _ => Said::Failed(reference),
+            };
+        }
+    }
+    for (before, after) in NAMING {
+        if let Some(rest) = message.strip_prefix(before) {
+            let end = rest.find(after);
+            return end.map_or(Said::Nothing, |end| Said::Failed(&rest[..end]));
+        }
+    }
+    Said::Nothing
+}
+
+/// Returns a message without what it is wrapped in.
+fn unwrap(mut message: &str) -> &str {
+    loop {
+        let bare = WRAPPING.iter().find_map(|before| message.strip_prefix(before));
+        let Some(rest) = bare.or_else(|| without_code(message)) else {
+            return message;
+        };
+        message = rest;
+    }
+}
+
+/// Returns what follows the code of a gRPC error.
+fn without_code(message: &str) -> Option<&str> {
+    let (code, rest) = message
+        .strip_prefix("rpc error: code = ")?
+        .split_once(" desc = ")?;
+    code.bytes()
+        .all(|byte| byte.is_ascii_alphanumeric())
+        .then_some(rest)
+}
+
+/// Returns what stands in quotes, which may be escaped as in a text within a text, and what follows it. No
+/// reference has a quote or a backslash.
+fn quoted(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim_start_matches('\\').strip_prefix('"')?;
+    let end = text.find(['"', '\\'])?;
+    let rest = text[end..].trim_start_matches('\\').strip_prefix('"')?;
+    Some((&text[..end], rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const IMAGE: &str = "mirror.test/docker.io/library/nginx:1.29";
+
+    /// Messages as they were seen, or as the sources write them.
+    #[test]
+    fn the_reference_that_could_not_be_pulled_is_read() {
+        for message in [
+            r#"Back-off pulling image "X""#,
+            r#"Back-off pulling image "X": ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack image "X": failed to resolve reference "X": X: not found"#,
+            r#"Back-off pulling image "X": ErrImagePull: failed to pull and unpack image "X": failed to do request: Head "https://mirror.test/v2/": dial tcp 10.0.0.1:443: connect: connection refused"#,
+            r#"failed to pull and unpack image "X": failed to resolve reference "X": X: not found"#,
+            r#"rpc error: code = NotFound desc = failed to pull and unpack image "X": failed to resolve reference "X": X: not found"#,
+            r#"rpc error: code = Unknown desc = failed to resolve reference "X": unexpected status from HEAD request: 500"#,
+            r#"failed to pull and unpack image "X": failed to copy: short read: expected 262501 bytes but got 0: unexpected EOF"#,
+            r#"failed to pull and unpack image "X": failed to resolve reference "X": pull access denied, repository does not exist or may require authorization"#,
+            r#"Failed to pull image "X": rpc error: code = Canceled desc = context canceled"#,
+            r#"Failed to inspect image "X": rpc error: code = Unavailable desc = connection refused"#,
+            r#"Failed to pull image \"X\": rpc error"#,
+            r#"Back-off pulling image \\\"X\\\""#,
+            "image pull failed for X because the registry is unavailable",
+            "image pull failed for X because the registry is unavailable: dial tcp: i/o timeout",
+            "image pull failed for X because the signature validation failed: Source image rejected",
+            "initializing source docker://X: pinging container registry mirror.test: Get \"https://mirror.test/v2/\": EOF",
+            "rpc error: code = Unknown desc = Error initializing source docker://X: reading manifest 1.29 in mirror.test/docker.io/library/nginx: manifest unknown",
+            "unable to pull image or OCI artifact: pull image err: initializing source docker://X: reading manifest 1.29 in mirror.test: manifest unknown; artifact err: get manifest",
+            r#"Back-off pulling image "X": RegistryUnavailable: image pull failed for X because the registry is unavailable"#,
+        ] {
+            let message = message.replace('X', IMAGE);
+            assert_eq!(said(&message), Said::Failed(IMAGE), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_nodes_own_limit_is_no_registrys() {
+        for message in [
+            "pull QPS exceeded",
+            r#"Back-off pulling image "X": ErrImagePull: pull QPS exceeded"#,
+            "ErrImagePull: pull QPS exceeded",
+        ] {
+            assert_eq!(said(message), Said::Limit, "{message}");
+        }
+    }
+
+    /// What a registry says stands behind the reference.
+    #[test]
+    fn nothing_is_read_of_a_registrys_words() {
+        for message in [
+            "",
+            "X",
+            "rpc error: code = Canceled desc = context canceled",
+            r#"rpc error: code = (x) desc = Back-off pulling image "X""#,
+            r#"reading manifest 1 in mirror.test: Back-off pulling image "X""#,
+            r#"manifest unknown: failed to pull and unpack image "X""#,
+            r#"Failed to inspect image "": rpc error: code = Unavailable"#,
+            r#"Failed to inspect image "": Failed to inspect image "": x"#,
+            r#"Failed to inspect image """#,
+            r#"Back-off pulling image "X"#,
+            "Back-off pulling image X",
+            "image pull failed for X",
+            "initializing source docker://X",
+            r#"Container image "X" is not present with pull policy of Never"#,
+        ] {
+            assert_eq!(said(message), Said::Nothing, "{message}");
+        }
+        let words = r#"failed to pull and unpack image "X": Back-off pulling image "Y": pull QPS exceeded"#;
+        assert_eq!(said(words), Said::Failed("X"));
+        let inspected = r#"Failed to inspect image "": rpc error: code = Unknown desc = failed to resolve reference "X": x"#;
+        assert_eq!(said(inspected), Said::Failed("X"));
+        let long = format!("{}Back-off pulling image \"X\"", "Error: ".repeat(LONGEST));
+        assert_eq!(said(&long), Said::Nothing);
+        assert_eq!(said(&"é".repeat(LONGEST)), Said::Nothing);
+    }
+
+    proptest! {
+        #[test]
+        fn any_message_can_be_read(
+            before in "(Back-off pulling image |Failed to inspect image |ErrImagePull: |rpc error: code = A desc = )*",
+            words in any::<String>(),
+        ) {
+            let message = format!("{before}\"{words}");
+            if let Said::Failed(reference) = said(&message) {
+                prop_assert!(!reference.is_empty() && message.contains(reference));
+            }
+        }
+    }
+}

@@ -1,0 +1,498 @@
+//! Pods that do not get their images: which of their containers go back to what their user wrote, and why the
+//! others stay as they are.
+//!
+//! A container is turned only where its own status says that its own image could not be pulled ([`message`] tells
+//! which one it speaks of), and only to the recorded original that the mapping alone of some mirror, whatever its
+//! mode and health, turns into that image. So nothing that runs is ever touched, nobody's annotation leads
+//! anywhere but where their own image came from, and it works while the mirror is off or gone. One turn back for
+//! each container of a Pod: what comes after it is not Kagami's doing.
+
+mod former;
+pub mod hang;
+pub mod message;
+mod queue;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use self::message::{Said, said};
+pub use self::{
+    former::Register,
+    queue::{Ending, Next, Queue},
+};
+use super::{
+    image::Reference,
+    mapping::Mapping,
+    mirror::{Mode, RescuePolicy},
+    names::{DECISIONS_ANNOTATION, RESCUED_ANNOTATION},
+    original::{Original, RecordedDecisions},
+    pod::{PlaceKind, PlaceLabel},
+    routing::Routing,
+    time::Timestamp,
+};
+
+/// The reasons for which kubelet lets a container wait because of its image. Those of a malformed name and of a
+/// policy that forbids to pull are not among them: another registry would not help.
+const REASONS: [&str; 5] = [
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+    "ImageInspectError",
+];
+
+/// How many containers of one Pod are looked at, and so how much one patch changes at most.
+const CONTAINERS: usize = 64;
+
+/// The longest recorded original that is kept in mind; no reference is longer.
+const LONGEST_REFERENCE: usize = 1024;
+
+/// The longest record of turns that is read: Kagami writes no longer one.
+const LONGEST_RECORD: usize = CONTAINERS * 2048;
+
+/// What a Pod says of itself, as far as it decides whether it is turned.
+#[derive(Clone, Debug, Default)]
+pub struct Pod<'a> {
+    pub uid: &'a str,
+    pub namespace: &'a str,
+    pub name: &'a str,
+    pub resource_version: &'a str,
+    pub created: Option<Timestamp>,
+    /// Since when its volumes and its network are there, and containers may begin.
+    pub started: Option<Timestamp>,
+    /// The node that it is on; empty where it is on none yet.
+    pub node: &'a str,
+    /// UID of the controller that made it.
+    pub owner: Option<&'a str>,
+    /// Its own `kagami.dev/mode` label.
+    pub mode_label: Option<&'a str>,
+    /// It only shows a static Pod of its node.
+    pub is_static: bool,
+    /// Its deletion was asked for.
+    pub is_deleted: bool,
+    /// All of its containers have ended for good.
+    pub is_done: bool,
+    /// It serves.
+    pub is_ready: bool,
+    pub annotations: Option<&'a BTreeMap<String, String>>,
+    pub init_containers: Vec<Container<'a>>,
+    pub containers: Vec<Container<'a>>,
+}
+
+impl Pod<'_> {
+    fn id(&self) -> PodId {
+        PodId {
+            uid: self.uid.into(),
+            namespace: self.namespace.into(),
+            name: self.name.into(),
+            resource_version: self.resource_version.into(),
+        }
+    }
+}
+
+/// A container of a Pod and its status.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Container<'a> {
+    pub name: &'a str,
+    pub image: &'a str,
+    /// An init container that runs as long as the Pod.
+    pub is_sidecar: bool,
+    /// Reason and message of its waiting.
+    pub waiting: Option<(&'a str, &'a str)>,
+    pub is_running: bool,
+    /// It ended, and well.
+    pub has_succeeded: bool,
+}
+
+impl Container<'_> {
+    /// Whether the init containers after this one had their turn, or have it now.
+    const fn has_passed(&self) -> bool {
+        if self.is_sidecar {
+            self.is_running
+        } else {
+            self.has_succeeded
+        }
+    }
+
+    /// Returns the message of a container that itself waits because of its image.
+    fn failed_pull(&self) -> Option<&str> {
+        let (reason, message) = self.waiting.filter(|_| !self.is_running)?;
+        REASONS.contains(&reason).then_some(message)
+    }
+}
+
+/// A Pod of which a container waits because its image could not be pulled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StuckPod {
+    pub id: PodId,
+    pub created: Option<Timestamp>,
+    pub node: Box<str>,
+    /// UID of the controller that made it.
+    pub owner: Option<Box<str>>,
+    /// What its own label leaves.
+    pub mode: Mode,
+    pub containers: Vec<StuckContainer>,
+    /// What was turned before; none where that cannot be read.
+    turns: Option<BTreeMap<String, Turn>>,
+}
+
+/// One version of one Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodId {
+    pub uid: Box<str>,
+    pub namespace: Box<str>,
+    pub name: Box<str>,
+    pub resource_version: Box<str>,
+}
+
+/// A container that waits because its image could not be pulled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StuckContainer {
+    pub kind: PlaceKind,
+    /// Position in its list.
+    pub index: usize,
+    pub name: Box<str>,
+    /// As it stands in the Pod.
+    pub image: Box<str>,
+    pub failure: Failure,
+    /// What is recorded as its original.
+    recorded: Option<Box<str>>,
+    /// The mirror that was decided on for it.
+    decided: Option<Box<str>>,
+}
+
+/// What a container's message says could not be pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The image that stands there.
+    Image,
+    /// Something else: the image that stood there before, or an image volume.
+    Other,
+    /// The node pulls too much at once.
+    Limit,
+    /// It does not say.
+    Unnamed,
+}
+
+/// One turn of a container, as it is recorded on its Pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    pub from: String,
+    pub to: String,
+    pub at: String,
+    /// UID of the Pod that was turned: a copy of it, as a manifest that was saved, has not been.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+}
+
+/// A mirror that was there not long ago.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Former {
+    pub name: String,
+    pub mapping: Mapping,
+    pub rescue: RescuePolicy,
+}
+
+/// What stuck Pods are judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    pub routing: &'a Routing,
+    /// Mirrors that are in force no more.
+    pub former: &'a [Former],
+    /// Namespaces whose Pods are never touched.
+    pub left_alone: &'a BTreeSet<String>,
+}
+
+/// What becomes of a stuck container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement<'a> {
+    /// It goes back to what its user wrote, as far as the policy allows.
+    Back {
+        mirror: &'a str,
+        to: &'a str,
+        policy: RescuePolicy,
+    },
+    /// It stays as it is.
+    Left(Left),
+}
+
+/// Why a stuck container stays as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Its image is no mirror's.
+    Upstream,
+    /// The message speaks of another image.
+    OtherReference,
+    /// The node will try again.
+    NodeLimit,
+    /// The message does not tell which image it speaks of.
+    Unnamed,
+    /// Nothing tells what the user wrote.
+    NoRecord,
+    /// What is recorded would not become this image on any mirror.
+    RecordDiffers,
+    /// It was turned before.
+    TurnedBefore,
+    /// What was turned before cannot be read.
+    TurnsUnreadable,
+    /// The Pod's own label says so.
+    PodOff,
+    /// The namespace is never touched.
+    NamespaceLeftAlone,
+    /// The mirror's policy says so.
+    PolicyOff,
+}
+
+impl Left {
+    /// Returns the reason as people see it: one word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Upstream => "Upstream",
+            Self::OtherReference => "OtherReference",
+            Self::NodeLimit => "NodeLimit",
+            Self::Unnamed => "Unnamed",
+            Self::NoRecord => "NoRecord",
+            Self::RecordDiffers => "RecordDiffers",
+            Self::TurnedBefore => "TurnedBefore",
+            Self::TurnsUnreadable => "TurnsUnreadable",
+            Self::PodOff => "PodOff",
+            Self::NamespaceLeftAlone => "NamespaceLeftAlone",
+            Self::PolicyOff => "PolicyOff",
+        }
+    }
+}
+
+/// What is to be done with one Pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    pub pod: PodId,
+    /// What is to be turned.
+    pub turned: Vec<Turning>,
+    /// What would be, where mirrors' policies allow to tell only.
+    pub told: Vec<Turning>,
+    turns_before: BTreeMap<String, Turn>,
+}
+
+/// One container's turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turning {
+    pub kind: PlaceKind,
+    pub index: usize,
+    pub container: Box<str>,
+    pub from: Box<str>,
+    pub to: Box<str>,
+    pub mirror: Box<str>,
+}
+
+impl StuckPod {
+    /// Returns a Pod if it is stuck, and Kagami may ever help one like it: no static Pod, and none that is done or on
+    /// its way out.
+    pub fn of(pod: &Pod<'_>) -> Option<Self> {
+        if pod.is_static || pod.is_deleted || pod.is_done {
+            return None;
+        }
+        let stuck = tried(pod).filter_map(|(kind, index, container)| {
+            let message = container.failed_pull()?;
+            Some((kind, index, container, failure(container.image, message)))
+        });
+        let stuck: Vec<_> = stuck.take(CONTAINERS).collect();
+        if stuck.is_empty() {
+            return None;
+        }
+        let annotation = |key: &str| Some(pod.annotations?.get(key)?.as_str());
+        let decisions = RecordedDecisions::new(annotation(DECISIONS_ANNOTATION));
+        let containers = stuck.into_iter().map(|(kind, index, container, failure)| {
+            let label = PlaceLabel::new(kind, container.name);
+            let recorded = annotation(&label.original_annotation());
+            StuckContainer {
+                kind,
+                index,
+                name: container.name.into(),
+                image: container.image.into(),
+                failure,
+                recorded: recorded
+                    .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
+                    .map(Into::into),
+                decided: decisions.mirror(label).map(Into::into),
+            }
+        });
+        let mode = pod.mode_label.map(Mode::from_label);
+        Some(Self {
+            id: pod.id(),
+            created: pod.created,
+            node: pod.node.into(),
+            owner: pod.owner.map(Into::into),
+            // A value that nobody knows means off, as at admission.
+            mode: mode.map_or(Mode::Enforce, |mode| mode.unwrap_or(Mode::Off)),
+            containers: containers.collect(),
+            turns: turns(annotation(RESCUED_ANNOTATION), pod.uid),
+        })
+    }
+
+    /// Returns what becomes of one of its containers.
+    pub fn judge<'a>(&'a self, container: &'a StuckContainer, known: &Known<'a>) -> Judgement<'a> {
+        match self.back(container, known) {
+            Ok((mirror, to, policy)) => Judgement::Back { mirror, to, policy },
+            Err(left) => Judgement::Left(left),
+        }
+    }
+
+    fn back<'a>(
+        &'a self,
+        container: &'a StuckContainer,
+        known: &Known<'a>,
+    ) -> Result<(&'a str, &'a str, RescuePolicy), Left> {
+        let image = &*container.image;
+        let named = named_mirrors(image, known.routing);
+        let recorded = container.recorded.as_deref();
+        let former = recorded.and_then(|recorded| former(image, recorded, known.former));
+        if named.is_empty() && former.is_none() {
+            return Err(Left::Upstream);
+        }
+        match container.failure {
+            Failure::Image => {}
+            Failure::Other => return Err(Left::OtherReference),
+            Failure::Limit => return Err(Left::NodeLimit),
+            Failure::Unnamed => return Err(Left::Unnamed),
+        }
+        if known.left_alone.contains(&*self.id.namespace) {
+            return Err(Left::NamespaceLeftAlone);
+        }
+        let recorded = recorded.ok_or(Left::NoRecord)?;
+        let decided = || container.decided.as_deref();
+        let original = Original::prove(known.routing, image, recorded, decided);
+        let (mirror, policy) = match (original, former) {
+            (Some(original), _) => {
+                let mirror = known.routing.mirror(original.mirror);
+                (mirror.name.as_str(), mirror.rescue)
+            }
+            (None, Some(former)) => (former.name.as_str(), former.rescue),
+            (None, None) => return Err(Left::RecordDiffers),
+        };
+        // Nobody can tell which of the mirrors in one registry it was, so the weakest policy holds.
+        let policy = named.into_iter().fold(policy, RescuePolicy::min);
+        let policy = match self.mode {
+            Mode::Off => return Err(Left::PodOff),
+            Mode::Audit | Mode::Warn => policy.min(RescuePolicy::Audit),
+            Mode::Enforce => policy,
+        };
+        if policy == RescuePolicy::Off {
+            return Err(Left::PolicyOff);
+        }
+        let turns = self.turns.as_ref().ok_or(Left::TurnsUnreadable)?;
+        if turns.contains_key(&label(container.kind, &container.name)) {
+            return Err(Left::TurnedBefore);
+        }
+        Ok((mirror, recorded, policy))
+    }
+}
+
+/// Returns the containers whose images kubelet may have tried to pull: of the init containers the first that has
+/// not passed. What comes after that was not tried, and what comes before is done or runs.
+fn tried<'p, 'a>(pod: &'p Pod<'a>) -> impl Iterator<Item = (PlaceKind, usize, &'p Container<'a>)> {
+    let first = pod
+        .init_containers
+        .iter()
+        .enumerate()
+        .find(|(_, container)| !container.has_passed());
+    let init = first.map(|(index, container)| (PlaceKind::InitContainer, index, container));
+    let others = pod.containers.iter().enumerate();
+    init.into_iter()
+        .chain(others.map(|(index, container)| (PlaceKind::Container, index, container)))
+}
+
+/// Returns what a message says could not be pulled, where this image stands.
+fn failure(image: &str, message: &str) -> Failure {
+    match said(message) {
+        Said::Limit => Failure::Limit,
+        Said::Nothing => Failure::Unnamed,
+        Said::Failed(reference) if same_image(reference, image) => Failure::Image,
+        Said::Failed(_) => Failure::Other,
+    }
+}
+
+/// Whether two references name one image: kubelet and runtimes complete names, and drop the tag beside a digest.
+fn same_image(one: &str, other: &str) -> bool {
+    let key = |text| Reference::parse(text).ok().map(|reference| reference.key());
+    key(one).is_some_and(|one| Some(one) == key(other))
+}
+
+/// Returns the policies of the mirrors that an image names.
+fn named_mirrors(image: &str, routing: &Routing) -> Vec<RescuePolicy> {
+    let Ok(reference) = Reference::parse(image) else {
+        return Vec::new();
+    };
+    let mut room = String::new();
+    let key = reference.write_key(&mut room);
+    let named = routing.mirrors_named_by(key.name());
+    named.map(|mirror| routing.mirror(mirror).rescue).collect()
+}
+
+/// Returns the mirror of old that turns an original into an image: of several the one with the weakest policy.
+fn former<'a>(image: &str, recorded: &str, former: &'a [Former]) -> Option<&'a Former> {
+    let original = Reference::parse(recorded).ok()?;
+    former
+        .iter()
+        .filter(|former| former.mapping.maps_to(&original, image))
+        .min_by_key(|former| former.rescue)
+}
+
+/// Returns the turns of a Pod that stand in an annotation; none if it has not the form in which Kagami writes them.
+fn turns(text: Option<&str>, uid: &str) -> Option<BTreeMap<String, Turn>> {
+    let Some(text) = text else {
+        return Some(BTreeMap::new());
+    };
+    if text.len() > LONGEST_RECORD {
+        return None;
+    }
+    let mut turns: BTreeMap<String, Turn> = serde_json::from_str(text).ok()?;
+    turns.retain(|_, turn| turn.pod.as_deref().is_none_or(|pod| pod == uid));
+    Some(turns)
+}
+
+fn label(kind: PlaceKind, container: &str) -> String {
+    PlaceLabel::new(kind, container).to_string()
+}
+
+impl Order {
+    /// Returns the JSON patch that turns the Pod's containers: only if it still is what was judged.
+    pub fn patch(&self, now: Timestamp) -> Value {
+        let mut operations = vec![
+            json!({"op": "test", "path": "/metadata/uid", "value": self.pod.uid}),
+            json!({"op": "test", "path": "/metadata/resourceVersion", "value": self.pod.resource_version}),
+        ];
+        let mut turns = self.turns_before.clone();
+        for turning in &self.turned {
+            let Turning {
+                kind,
+                index,
+                container,
+                from,
+                to,
+                mirror: _,
+            } = turning;
+            let at = format!("/spec/{}/{index}", kind.list());
+            operations.extend([
+                json!({"op": "test", "path": format!("{at}/name"), "value": container}),
+                json!({"op": "test", "path": format!("{at}/image"), "value": from}),
+                json!({"op": "replace", "path": format!("{at}/image"), "value": to}),
+            ]);
+            let turn = Turn {
+                from: from.to_string(),
+                to: to.to_string(),
+                at: now.to_string(),
+                pod: Some(self.pod.uid.to_string()),
+            };
+            turns.insert(label(*kind, container), turn);
+        }
+        // A Pod with a recorded original has annotations.
+        let path = format!("/metadata/annotations/{}", RESCUED_ANNOTATION.replace('/', "~1"));
+        operations.push(json!({"op": "add", "path": path, "value": json!(turns).to_string()}));
+        Value::Array(operations)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,703 @@
+//! Pods that are stuck, as their statuses say, which these tests write in a kubelet's place.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use kagami::{clock, domain::time::Timestamp};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    companion::assert_only_allowed,
+    support::{
+        admission::{annotation, image, pod},
+        chart::stdout,
+        cluster::{Cluster, Namespace, User},
+        companion::{Companion, MIRRORS, Place},
+        eventually,
+        http::Answer,
+    },
+};
+
+/// The first status that counts, and how long nothing else happens after it.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// The name of an image, as users write it.
+fn written(name: &str) -> String {
+    format!("docker.io/library/{name}:1")
+}
+
+/// The same as Kagami writes it.
+fn mirrored(name: &str) -> String {
+    format!("mirror.test/{}", written(name))
+}
+
+/// A Pod as Kagami leaves it: containers by their names, which are those of their images too.
+fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
+    let mut pod = pod(name, "x");
+    let list = |names: &[&str]| -> Value {
+        let container = |name: &&str| json!({"name": name, "image": mirrored(name)});
+        names.iter().map(container).collect()
+    };
+    pod["spec"] = json!({"initContainers": list(init), "containers": list(containers)});
+    let annotations: serde_json::Map<_, _> = [init, containers]
+        .concat()
+        .iter()
+        .map(|name| (format!("original-image.kagami.dev/{name}"), json!(written(name))))
+        .collect();
+    pod["metadata"]["annotations"] = annotations.into();
+    pod
+}
+
+fn back_off(image: &str) -> Value {
+    waiting("ImagePullBackOff", &format!("Back-off pulling image \"{image}\""))
+}
+
+fn waiting(reason: &str, message: &str) -> Value {
+    json!({"waiting": {"reason": reason, "message": message}})
+}
+
+fn running() -> Value {
+    json!({"running": {"startedAt": "2030-01-01T00:00:00Z"}})
+}
+
+fn succeeded() -> Value {
+    json!({"terminated": {"exitCode": 0}})
+}
+
+/// Writes a Pod's status: the states of its containers, by their names.
+fn report(namespace: &Namespace<'_>, name: &str, states: &[(&str, Value)]) -> Answer {
+    let mut pod = namespace.pod(name);
+    let of = |list: &str| -> Value {
+        let names = pod["spec"][list].as_array().into_iter().flatten();
+        let names = names.map(|container| container["name"].as_str().unwrap().to_owned());
+        let status = |name: String| {
+            let state = states.iter().find(|(known, _)| *known == name);
+            let state = state.map_or_else(|| waiting("PodInitializing", ""), |(_, state)| state.clone());
+            json!({
+                "name": name, "image": mirrored(&name), "imageID": "", "ready": false, "restartCount": 0,
+                "state": state,
+            })
+        };
+        names.map(status).collect()
+    };
+    let status = json!({
+        "phase": "Pending",
+        "initContainerStatuses": of("initContainers"),
+        "containerStatuses": of("containers"),
+    });
+    pod["status"] = status;
+    let path = namespace.path(&format!("pods/{name}/status"));
+    namespace
+        .cluster
+        .request(User::Admin, Method::PUT, &path, Some(&pod))
+}
+
+/// Creates a Pod with one container `app` that is stuck on the mirror.
+fn stuck(namespace: &Namespace<'_>, name: &str) {
+    namespace.create_pod(&rewritten(name, &[], &["app"])).success();
+    report(namespace, name, &[("app", back_off(&mirrored("app")))]).success();
+}
+
+/// Waits until a container has the image that its user wrote.
+fn until_back(namespace: &Namespace<'_>, name: &str, container: &str) -> Value {
+    eventually(&format!("{container} of {name} goes back"), || {
+        let pod = namespace.pod(name);
+        (image(&pod, container) == written(container)).then_some(pod)
+    })
+}
+
+/// Waits until whatever there was to do before is done: two Pods, one after the other, go back.
+fn until_all_is_done(namespace: &Namespace<'_>) {
+    static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    for _ in 0..2 {
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let name = format!("last-{number}");
+        stuck(namespace, &name);
+        until_back(namespace, &name, "app");
+    }
+}
+
+/// The patches of a Pod that a companion had accepted, oldest first.
+fn patches(place: &Place<'_>, companion: &Companion, namespace: &Namespace<'_>, name: &str) -> Vec<Value> {
+    let mut writes = place.cluster.writes_of(|user| user["username"] == companion.user);
+    writes.retain(|write| {
+        let object = &write["objectRef"];
+        object["resource"] == "pods"
+            && object["namespace"] == namespace.name.as_str()
+            && object["name"] == name
+            && write["responseStatus"]["code"] == 200
+    });
+    writes
+}
+
+/// Waits for an Event of a Pod with that reason, and returns its note.
+fn until_told(namespace: &Namespace<'_>, name: &str, reason: &str) -> String {
+    eventually(&format!("Event {reason} of {name}"), || {
+        let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", namespace.name);
+        let events = namespace.cluster.get(&path).success();
+        let mut events = events["items"].as_array()?.iter();
+        let event = events.find(|event| event["regarding"]["name"] == name && event["reason"] == reason)?;
+        Some(event["note"].as_str().unwrap().to_owned())
+    })
+}
+
+fn metric(companion: &Companion, name: &str) -> Option<String> {
+    let (_, metrics) = companion.listeners.get("/metrics").unwrap();
+    let mut lines = metrics.lines();
+    lines.find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
+}
+
+pub(crate) fn a_stuck_pod_goes_back_at_once_and_once_only(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    namespace
+        .create_pod(&rewritten("web", &["init", "side"], &["app", "more"]))
+        .success();
+    let pulls = waiting(
+        "ErrImagePull",
+        &format!(
+            "rpc error: code = NotFound desc = failed to pull and unpack image \"{0}\": failed to resolve reference \
+             \"{0}\": {0}: not found",
+            mirrored("app")
+        ),
+    );
+    let states = [
+        ("init", succeeded()),
+        ("side", succeeded()),
+        ("app", pulls),
+        ("more", running()),
+    ];
+    let asked = Instant::now();
+    report(namespace, "web", &states).success();
+    let pod = until_back(namespace, "web", "app");
+    let took = asked.elapsed();
+    // A busy machine; alone it takes some milliseconds.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    for other in ["init", "side", "more"] {
+        assert_eq!(image(&pod, other), mirrored(other));
+    }
+    let record: Value = serde_json::from_str(annotation(&pod, "kagami.dev/rescued").unwrap()).unwrap();
+    let turn = &record["containers.app"];
+    assert_eq!(
+        (turn["from"].as_str(), turn["to"].as_str()),
+        (Some(mirrored("app").as_str()), Some(written("app").as_str()))
+    );
+    let note = until_told(namespace, "web", "Rescued");
+    assert!(
+        note.contains(&mirrored("app")) && note.contains(&written("app")),
+        "{note}"
+    );
+    let labels = format!(
+        "kagami_rescues_total{{mirror=\"{}\",direction=\"back\",outcome=\"done\"}}",
+        place.name
+    );
+    assert_eq!(metric(&companion, &labels).as_deref(), Some("1"));
+
+    // Kubelet shows the new image with the old one's message for a while; that is no failure of the new one.
+    report(
+        namespace,
+        "web",
+        &[("app", back_off(&mirrored("app"))), ("more", running())],
+    )
+    .success();
+    // And whoever wants the mirror back has it.
+    let patch = json!({"spec": {"containers": [{"name": "app", "image": mirrored("app")}]}}).to_string();
+    stdout(&namespace.kubectl(&["patch", "pod", "web", "--patch", &patch]));
+    report(
+        namespace,
+        "web",
+        &[("app", back_off(&mirrored("app"))), ("more", running())],
+    )
+    .success();
+    until_all_is_done(namespace);
+    assert_eq!(image(&namespace.pod("web"), "app"), mirrored("app"));
+    assert_eq!(patches(&place, &companion, namespace, "web").len(), 1);
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn init_containers_and_sidecars_go_back_by_their_rules(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    let mut pod = rewritten("web", &["one", "two"], &["app"]);
+    pod["spec"]["initContainers"][1]["restartPolicy"] = "Always".into();
+    namespace.create_pod(&pod).success();
+    report(
+        namespace,
+        "web",
+        &[
+            ("one", back_off(&mirrored("one"))),
+            ("two", back_off(&mirrored("two"))),
+        ],
+    )
+    .success();
+    let pod = until_back(namespace, "web", "one");
+    assert_eq!(image(&pod, "two"), mirrored("two"), "it was not its turn");
+    report(
+        namespace,
+        "web",
+        &[("one", succeeded()), ("two", back_off(&mirrored("two")))],
+    )
+    .success();
+    let pod = until_back(namespace, "web", "two");
+    assert_eq!(image(&pod, "app"), mirrored("app"));
+    report(
+        namespace,
+        "web",
+        &[
+            ("one", succeeded()),
+            ("two", running()),
+            ("app", back_off(&mirrored("app"))),
+        ],
+    )
+    .success();
+    until_back(namespace, "web", "app");
+    let pod = namespace.pod("web");
+    let record: Value = serde_json::from_str(annotation(&pod, "kagami.dev/rescued").unwrap()).unwrap();
+    let turned: Vec<_> = record.as_object().unwrap().keys().collect();
+    assert_eq!(
+        turned,
+        ["containers.app", "initContainers.one", "initContainers.two"]
+    );
+    assert_eq!(patches(&place, &companion, namespace, "web").len(), 3);
+    assert_only_allowed(&place, &companion);
+}
+
+/// A Pod that stays as it is: its name, what is different about it, and the state of its container.
+struct Case(&'static str, fn(&mut Value), Value);
+
+/// Pods that differ in one thing from one that goes back.
+fn left_alone() -> Vec<Case> {
+    let own = mirrored("app");
+    let limit = format!("Back-off pulling image \"{own}\": ErrImagePull: pull QPS exceeded");
+    vec![
+        Case("other-reference", |_| (), back_off(&mirrored("volume"))),
+        Case("after-a-patch", |_| (), back_off(&written("app"))),
+        Case("limit", |_| (), waiting("ImagePullBackOff", &limit)),
+        Case(
+            "unnamed",
+            |_| (),
+            waiting(
+                "ErrImagePull",
+                "rpc error: code = Canceled desc = context canceled",
+            ),
+        ),
+        Case("creating", |_| (), waiting("ContainerCreating", "")),
+        Case(
+            "never",
+            |_| (),
+            waiting(
+                "ErrImageNeverPull",
+                &format!("Container image \"{own}\" is not present"),
+            ),
+        ),
+        Case("runs", |_| (), running()),
+        Case("ended", |_| (), succeeded()),
+        Case(
+            "off",
+            |pod| pod["metadata"]["labels"] = json!({"kagami.dev/mode": "off"}),
+            back_off(&own),
+        ),
+        Case(
+            "odd-mode",
+            |pod| pod["metadata"]["labels"] = json!({"kagami.dev/mode": "never"}),
+            back_off(&own),
+        ),
+        Case(
+            "static",
+            |pod| {
+                pod["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "x".into();
+                // Else it may be none.
+                pod["spec"]["nodeName"] = "no-such-node".into();
+            },
+            back_off(&own),
+        ),
+        Case(
+            "goes",
+            |pod| pod["metadata"]["finalizers"] = json!(["example.com/wait"]),
+            back_off(&own),
+        ),
+        Case(
+            "unrecorded",
+            |pod| pod["metadata"]["annotations"] = json!({}),
+            back_off(&own),
+        ),
+        Case(
+            "forged",
+            |pod| pod["metadata"]["annotations"]["original-image.kagami.dev/app"] = "evil.test/app:1".into(),
+            back_off(&own),
+        ),
+        Case(
+            "forged-tag",
+            |pod| pod["metadata"]["annotations"]["original-image.kagami.dev/app"] = "app:2".into(),
+            back_off(&own),
+        ),
+        Case(
+            "turned",
+            |pod| {
+                let turn = r#"{"containers.app": {"from": "a", "to": "b", "at": "c"}}"#;
+                pod["metadata"]["annotations"]["kagami.dev/rescued"] = turn.into();
+            },
+            back_off(&own),
+        ),
+        Case(
+            "turns-unreadable",
+            |pod| pod["metadata"]["annotations"]["kagami.dev/rescued"] = "{".into(),
+            back_off(&own),
+        ),
+    ]
+}
+
+pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    let (own, cases) = (mirrored("app"), left_alone());
+    for Case(name, change, state) in &cases {
+        let mut pod = rewritten(name, &[], &["app"]);
+        change(&mut pod);
+        namespace.create_pod(&pod).success();
+        if *name == "goes" {
+            stdout(&namespace.kubectl(&["delete", "pod", name, "--wait=false"]));
+        }
+        report(namespace, name, &[("app", state.clone())]).success();
+    }
+    until_all_is_done(namespace);
+    thread::sleep(MOMENT);
+    for Case(name, ..) in &cases {
+        let pod = namespace.pod(name);
+        assert_eq!(image(&pod, "app"), own, "{name}");
+        assert!(patches(&place, &companion, namespace, name).is_empty(), "{name}");
+    }
+    stdout(&namespace.kubectl(&["delete", "pod", "static", "--force", "--grace-period=0"]));
+    let finish = [
+        "patch",
+        "pod",
+        "goes",
+        "--type=merge",
+        "--patch",
+        r#"{"metadata": {"finalizers": null}}"#,
+    ];
+    stdout(&namespace.kubectl(&finish));
+    assert_only_allowed(&place, &companion);
+}
+
+/// What it was about to do was decided of a Pod that is another one by now.
+pub(crate) fn a_pod_that_somebody_changed_in_between_is_left_alone(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    until_all_is_done(namespace);
+    namespace
+        .create_pod(&rewritten("web", &[], &["app", "more"]))
+        .success();
+    companion.process.freeze();
+    let states = [
+        ("app", back_off(&mirrored("app"))),
+        ("more", back_off(&mirrored("more"))),
+    ];
+    report(namespace, "web", &states).success();
+    let patch = json!({"spec": {"containers": [{"name": "app", "image": "theirs:1"}]}}).to_string();
+    stdout(&namespace.kubectl(&["patch", "pod", "web", "--patch", &patch]));
+    companion.process.thaw();
+    // The other container is still stuck, and goes back by itself.
+    let pod = until_back(namespace, "web", "more");
+    assert_eq!(image(&pod, "app"), "theirs:1");
+    until_all_is_done(namespace);
+    assert_eq!(image(&namespace.pod("web"), "app"), "theirs:1");
+    assert_eq!(patches(&place, &companion, namespace, "web").len(), 1);
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn by_its_policy_a_mirror_is_told_of_or_left_alone(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    place.patch_mirror(&json!({"spec": {"rescue": {"policy": "Audit"}}}));
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    stuck(namespace, "web");
+    let note = until_told(namespace, "web", "WouldRescue");
+    assert!(
+        note.contains(&mirrored("app")) && note.contains(&written("app")),
+        "{note}"
+    );
+    report(namespace, "web", &[("app", waiting("ErrImagePull", "x"))]).success();
+    report(namespace, "web", &[("app", back_off(&mirrored("app")))]).success();
+
+    // A second mirror in the same registry, which says nothing of its own: the weaker policy holds.
+    place.patch_mirror(&json!({"spec": {"rescue": {"policy": "Off"}}}));
+    let second = format!("second-{}", place.name);
+    let mut mirror = place.mirror();
+    mirror["metadata"] = json!({"name": second});
+    mirror["spec"]["rescue"] = json!({"policy": "Enforce"});
+    drop(mirror.as_object_mut().unwrap().remove("status"));
+    cluster.create(MIRRORS, &mirror).success();
+    stuck(namespace, "off");
+    thread::sleep(4 * MOMENT);
+    for name in ["web", "off"] {
+        assert_eq!(image(&namespace.pod(name), "app"), mirrored("app"));
+    }
+    // With the word that it may, those that are stuck go back, though no Pod says anything new.
+    place.patch_mirror(&json!({"spec": {"rescue": {"policy": "Enforce"}}}));
+    until_back(namespace, "web", "app");
+    until_back(namespace, "off", "app");
+    let told = cluster.writes_of(|user| user["username"] == companion.user);
+    let told = told.iter().filter(|write| {
+        let event = &write["requestObject"];
+        event["reason"] == "WouldRescue"
+            && event["regarding"]["name"] == "web"
+            && write["objectRef"]["namespace"] == namespace.name.as_str()
+    });
+    assert_eq!(told.count(), 1);
+    cluster.delete(&format!("{MIRRORS}/{second}")).success();
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Cluster) {
+    // Nobody listens there, too.
+    let place = Place::new(cluster, "https://127.0.0.1:1");
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    let nobody = json!({"matchLabels": {"nobody": "has-it"}});
+    place.patch_mirror(&json!({"spec": {"mode": "Off", "namespaceSelector": nobody}}));
+    let names: Vec<_> = (0..20).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        stuck(namespace, name);
+    }
+    for name in &names {
+        until_back(namespace, name, "app");
+    }
+    assert_only_allowed(&place, &companion);
+}
+
+/// While a node pulls nothing else tells of it.
+pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    place.patch_mirror(&json!({"spec": {"rescue": {"hangAfter": "10s"}}}));
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    let long_ago = clock::now().before(Duration::from_mins(1));
+    let second = |time: Timestamp| format!("{:.19}Z", time.to_string());
+    for name in ["hangs", "pulled"] {
+        let mut pod = rewritten(name, &[], &["app"]);
+        pod["spec"]["nodeName"] = "no-such-node".into();
+        let pod = namespace.create_pod(&pod).success();
+        let mut status = namespace.pod(name);
+        status["status"] = json!({
+            "phase": "Pending",
+            "conditions": [{
+                "type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": second(long_ago),
+            }],
+            "containerStatuses": [{
+                "name": "app", "image": mirrored("app"), "imageID": "", "ready": false, "restartCount": 0,
+                "state": waiting("ContainerCreating", ""),
+            }],
+        });
+        let path = namespace.path(&format!("pods/{name}/status"));
+        cluster
+            .request(User::Admin, Method::PUT, &path, Some(&status))
+            .success();
+        let event = |reason: &str, message: &str, at: Timestamp| {
+            let event = json!({
+                "metadata": {"name": format!("{name}.{}", reason.to_lowercase())},
+                "involvedObject": {
+                    "apiVersion": "v1", "kind": "Pod", "namespace": namespace.name, "name": name,
+                    "uid": pod["metadata"]["uid"], "fieldPath": "spec.containers{app}",
+                },
+                "reason": reason, "message": message, "type": "Normal", "count": 1,
+                "firstTimestamp": second(at), "lastTimestamp": second(at), "source": {"component": "kubelet"},
+            });
+            cluster.create(&namespace.path("events"), &event).success();
+        };
+        event(
+            "Pulling",
+            &format!("Pulling image \"{}\"", mirrored("app")),
+            long_ago,
+        );
+        if name == "pulled" {
+            event(
+                "Pulled",
+                "Successfully pulled",
+                long_ago.after(Duration::from_secs(5)),
+            );
+        }
+    }
+    let note = until_told(namespace, "hangs", "PullLasts");
+    for part in [&mirrored("app"), "no-such-node", &place.name] {
+        assert!(note.contains(part), "{note}");
+    }
+    let can_pull = |reason: &str| {
+        eventually(&format!("NodesCanPull says {reason}"), || {
+            let mirror = place.mirror();
+            let mut conditions = mirror["status"]["conditions"].as_array()?.iter();
+            let condition = conditions.find(|condition| condition["type"] == "NodesCanPull")?;
+            (condition["reason"] == reason).then(|| condition["message"].as_str().unwrap().to_owned())
+        })
+    };
+    assert!(can_pull("PullLasts").contains("hangs"));
+    // It ends with an error, and is turned back as any other.
+    report(namespace, "hangs", &[("app", back_off(&mirrored("app")))]).success();
+    until_back(namespace, "hangs", "app");
+    can_pull("PullEnded");
+    assert_eq!(image(&namespace.pod("pulled"), "app"), mirrored("app"));
+    for name in ["hangs", "pulled"] {
+        // No kubelet says that it is gone.
+        stdout(&namespace.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"]));
+    }
+    let told = cluster.writes_of(|user| user["username"] == companion.user);
+    let told = told.iter().filter(|write| {
+        write["requestObject"]["reason"] == "PullLasts"
+            && write["objectRef"]["namespace"] == namespace.name.as_str()
+    });
+    assert_eq!(told.count(), 1);
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let companion = place.start("companion-a", &[]);
+    let namespace = &place.served;
+    until_all_is_done(namespace);
+    let ready = |reason: &str| {
+        eventually(&format!("Ready says {reason}"), || {
+            let mirror = place.mirror();
+            let mut conditions = mirror["status"]["conditions"].as_array()?.iter();
+            let ready = conditions.find(|condition| condition["type"] == "Ready")?;
+            (ready["reason"] == reason).then_some(())
+        });
+    };
+    let brake = |word: &str| {
+        let arguments = ["annotate", "--overwrite", "lease", "kagami-health", word];
+        eventually("the Lease is annotated", || {
+            place.own.kubectl(&arguments).status.success().then_some(())
+        });
+    };
+    brake("kagami.dev/paused=true");
+    ready("Paused");
+    stuck(namespace, "web");
+    thread::sleep(4 * MOMENT);
+    assert_eq!(image(&namespace.pod("web"), "app"), mirrored("app"));
+    // The next leader holds it too, though it has never seen the Lease before.
+    companion.process.terminate();
+    let second = place.start("companion-b", &[]);
+    second.wait_for_lead();
+    stuck(namespace, "more");
+    thread::sleep(6 * MOMENT);
+    for name in ["web", "more"] {
+        assert_eq!(image(&namespace.pod(name), "app"), mirrored("app"));
+    }
+    brake("kagami.dev/paused-");
+    for name in ["web", "more"] {
+        until_back(namespace, name, "app");
+    }
+    ready("InForce");
+    // By its settings, as the chart's value has it, and back.
+    second.process.terminate();
+    let third = place.start("companion-a", &["--paused"]);
+    ready("Paused");
+    third.process.terminate();
+    let _fourth = place.start("companion-b", &[]);
+    ready("InForce");
+}
+
+/// Deleted while it has a leader, and while nobody leads at all.
+pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let namespace = &place.served;
+    let create = |name: &str| {
+        let mut mirror = place.mirror();
+        mirror["metadata"] = json!({"name": format!("{name}-{}", place.name)});
+        mirror["spec"]["registry"] = format!("{name}.test").into();
+        drop(mirror.as_object_mut().unwrap().remove("status"));
+        cluster.create(MIRRORS, &mirror).success();
+    };
+    let delete = |name: &str| {
+        let path = format!("{MIRRORS}/{name}-{}", place.name);
+        cluster.delete(&path).success();
+    };
+    let stuck_on = |mirror: &str, name: &str| {
+        let image = format!("{mirror}.test/{}", written("app"));
+        let mut pod = rewritten(name, &[], &["app"]);
+        pod["spec"]["containers"][0]["image"] = json!(image);
+        namespace.create_pod(&pod).success();
+        report(namespace, name, &[("app", back_off(&image))]).success();
+    };
+    let noted = |name: &str| {
+        eventually("the mirror is noted", || {
+            let map = cluster
+                .get(&place.own.path("configmaps/kagami-mirrors"))
+                .success();
+            map["data"]["mirrors"].as_str()?.contains(name).then_some(())
+        });
+    };
+    create("one");
+    create("two");
+    let first = place.start("companion-a", &[]);
+    noted("two.test");
+    delete("one");
+    eventually("it is noted that it went", || {
+        let map = cluster
+            .get(&place.own.path("configmaps/kagami-mirrors"))
+            .success();
+        let mut lines = map["data"]["mirrors"].as_str()?.lines();
+        lines
+            .any(|line| line.contains("one.test") && line.contains("goneAt"))
+            .then_some(())
+    });
+    stuck_on("one", "with-its-leader");
+    until_back(namespace, "with-its-leader", "app");
+    first.process.terminate();
+
+    delete("two");
+    let second = place.start("companion-b", &[]);
+    for name in ["one", "two"] {
+        let pod = format!("after-{name}");
+        stuck_on(name, &pod);
+        until_back(namespace, &pod, "app");
+    }
+    // Of one that nobody ever saw nothing is known.
+    stuck_on("three", "nobodys");
+    until_all_is_done(namespace);
+    let pod = namespace.pod("nobodys");
+    assert_eq!(image(&pod, "app"), format!("three.test/{}", written("app")));
+    assert_only_allowed(&place, &second);
+}
+
+pub(crate) fn each_of_a_hundred_pods_is_turned_once_though_the_leader_dies(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let namespace = &place.served;
+    let names: Vec<_> = (0..100).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        stuck(namespace, name);
+    }
+    let first = place.start("companion-a", &["--rescue-per-second", "5"]);
+    let back = |name: &String| image(&namespace.pod(name), "app") == written("app");
+    eventually("some are back", || {
+        (names.iter().filter(|name| back(name)).count() >= 10).then_some(())
+    });
+    let second = place.start("companion-b", &["--rescue-per-second", "20"]);
+    drop(first);
+    let turned = names.iter().filter(|name| back(name)).count();
+    assert!(turned < names.len(), "it died too late");
+    for name in &names {
+        until_back(namespace, name, "app");
+    }
+    let mut writes = cluster.writes_of(|user| user["groups"].to_string().contains("companions"));
+    writes.retain(|write| {
+        write["objectRef"]["resource"] == "pods"
+            && write["objectRef"]["namespace"] == namespace.name.as_str()
+            && write["responseStatus"]["code"] == 200
+    });
+    let mut patched: Vec<_> = writes
+        .iter()
+        .map(|write| write["objectRef"]["name"].to_string())
+        .collect();
+    patched.sort_unstable();
+    let all = patched.len();
+    patched.dedup();
+    assert_eq!((all, patched.len()), (names.len(), names.len()));
+    assert_only_allowed(&place, &second);
+}
