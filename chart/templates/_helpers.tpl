@@ -145,6 +145,6 @@ securityContext:
 
 {{/* How many stuck Pods a second are turned; 0 where none is. */}}
 {{- define "kagami.rescues" -}}
-{{- $rescue := .Values.rescue | default (dict "enabled" true) -}}
-{{- ternary ($rescue.perSecond | default 10) 0 (ne (toString $rescue.enabled) "false") -}}
+{{- $rescue := .Values.rescue | default dict -}}
+{{- ternary ($rescue.perSecond | default 10) 0 (eq (toString $rescue.enabled) "true") -}}
 {{- end -}}

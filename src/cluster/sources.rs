@@ -85,7 +85,7 @@ pub fn pods() -> Source {
         fields: Some(RUNNING.to_owned()),
         metadata_only: false,
         page: PAGE,
-        renew: LATER,
+        renew: SOON,
     }
 }
 

@@ -12,7 +12,7 @@ use super::health::{CONFIRMATION, Observation};
 
 /// The shortest pause between two pings that anybody asks for: three a second at most, so that what a review
 /// relies on is never older than half a second.
-pub const WHILE_USED: Duration = Duration::from_millis(334);
+pub const WHILE_USED: Duration = Duration::from_millis(340);
 
 /// How many answers are remembered for what a mirror usually needs.
 const REMEMBERED: usize = 100;
@@ -91,7 +91,11 @@ impl Pinging {
     pub fn ended(&mut self, observation: Option<&Observation>, took: Duration) {
         match observation {
             Some(Observation::Good) => {
-                self.failing = None;
+                // The first answer after an outage took as long as packets took that were sent again, and not what this
+                // mirror usually needs.
+                if self.failing.take().is_some() {
+                    return;
+                }
                 if self.took.len() == REMEMBERED {
                     self.took.pop_front();
                 }
@@ -223,6 +227,15 @@ mod tests {
         assert_eq!(answered(hiccups.clone(), at).patience(second), SHORTEST);
         hiccups[40] = 300;
         assert_eq!(answered(hiccups.clone(), at).patience(second), millis(600));
+        // What ends an outage says nothing of what is usual.
+        let mut outages = answered([1; 50], at);
+        for _ in 0..3 {
+            outages.sent(at);
+            outages.ended(Some(&BAD), second);
+            outages.sent(at);
+            outages.ended(Some(&Observation::Good), second);
+        }
+        assert_eq!(outages.patience(second), SHORTEST);
         // And what was long ago is not usual any more.
         hiccups.extend([10; 100]);
         assert_eq!(answered(hiccups, at).patience(second), SHORTEST);

@@ -21,6 +21,9 @@ use crate::{
     },
 };
 
+/// Without it stuck Pods are left to themselves.
+const RESCUES: &[&str] = &["--rescue-per-second", "10"];
+
 /// The first status that counts, and how long nothing else happens after it.
 const MOMENT: Duration = Duration::from_millis(500);
 
@@ -152,7 +155,7 @@ fn metric(companion: &Companion, name: &str) -> Option<String> {
 
 pub(crate) fn a_stuck_pod_goes_back_at_once_and_once_only(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
-    let companion = place.start("companion-a", &[]);
+    let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     namespace
         .create_pod(&rewritten("web", &["init", "side"], &["app", "more"]))
@@ -221,7 +224,7 @@ pub(crate) fn a_stuck_pod_goes_back_at_once_and_once_only(cluster: &Cluster) {
 
 pub(crate) fn init_containers_and_sidecars_go_back_by_their_rules(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
-    let companion = place.start("companion-a", &[]);
+    let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let mut pod = rewritten("web", &["one", "two"], &["app"]);
     pod["spec"]["initContainers"][1]["restartPolicy"] = "Always".into();
@@ -354,7 +357,7 @@ fn left_alone() -> Vec<Case> {
 
 pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
-    let companion = place.start("companion-a", &[]);
+    let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let (own, cases) = (mirrored("app"), left_alone());
     for Case(name, change, state) in &cases {
@@ -389,7 +392,7 @@ pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Clus
 /// What it was about to do was decided of a Pod that is another one by now.
 pub(crate) fn a_pod_that_somebody_changed_in_between_is_left_alone(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
-    let companion = place.start("companion-a", &[]);
+    let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     until_all_is_done(namespace);
     namespace
@@ -416,7 +419,7 @@ pub(crate) fn a_pod_that_somebody_changed_in_between_is_left_alone(cluster: &Clu
 pub(crate) fn by_its_policy_a_mirror_is_told_of_or_left_alone(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     place.patch_mirror(&json!({"spec": {"rescue": {"policy": "Audit"}}}));
-    let companion = place.start("companion-a", &[]);
+    let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     stuck(namespace, "web");
     let note = until_told(namespace, "web", "WouldRescue");
@@ -459,7 +462,7 @@ pub(crate) fn by_its_policy_a_mirror_is_told_of_or_left_alone(cluster: &Cluster)
 pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Cluster) {
     // Nobody listens there, too.
     let place = Place::new(cluster, "https://127.0.0.1:1");
-    let companion = place.start("companion-a", &[]);
+    let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let nobody = json!({"matchLabels": {"nobody": "has-it"}});
     place.patch_mirror(&json!({"spec": {"mode": "Off", "namespaceSelector": nobody}}));
@@ -477,7 +480,7 @@ pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Clus
 pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     place.patch_mirror(&json!({"spec": {"rescue": {"hangAfter": "10s"}}}));
-    let companion = place.start("companion-a", &[]);
+    let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let long_ago = clock::now().before(Duration::from_mins(1));
     let second = |time: Timestamp| format!("{:.19}Z", time.to_string());
@@ -558,7 +561,7 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
 
 pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
-    let companion = place.start("companion-a", &[]);
+    let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     until_all_is_done(namespace);
     let ready = |reason: &str| {
@@ -582,7 +585,7 @@ pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
     assert_eq!(image(&namespace.pod("web"), "app"), mirrored("app"));
     // The next leader holds it too, though it has never seen the Lease before.
     companion.process.terminate();
-    let second = place.start("companion-b", &[]);
+    let second = place.start("companion-b", RESCUES);
     second.wait_for_lead();
     stuck(namespace, "more");
     thread::sleep(6 * MOMENT);
@@ -596,10 +599,10 @@ pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
     ready("InForce");
     // By its settings, as the chart's value has it, and back.
     second.process.terminate();
-    let third = place.start("companion-a", &["--paused"]);
+    let third = place.start("companion-a", &[RESCUES, &["--paused"]].concat());
     ready("Paused");
     third.process.terminate();
-    let _fourth = place.start("companion-b", &[]);
+    let _fourth = place.start("companion-b", RESCUES);
     ready("InForce");
 }
 
@@ -635,7 +638,7 @@ pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: 
     };
     create("one");
     create("two");
-    let first = place.start("companion-a", &[]);
+    let first = place.start("companion-a", RESCUES);
     noted("two.test");
     delete("one");
     eventually("it is noted that it went", || {
@@ -652,7 +655,7 @@ pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: 
     first.process.terminate();
 
     delete("two");
-    let second = place.start("companion-b", &[]);
+    let second = place.start("companion-b", RESCUES);
     for name in ["one", "two"] {
         let pod = format!("after-{name}");
         stuck_on(name, &pod);

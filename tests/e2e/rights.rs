@@ -64,7 +64,7 @@ pub(crate) fn each_account_has_its_rights_and_no_other(cluster: &Cluster) {
     let home = cluster.namespace(None);
     // kubectl asks about nothing that is not there.
     apply(cluster, &[&format!("{CHART}/crds")]);
-    let chart = Chart::new(cluster, "rights", &home.name, "{}");
+    let chart = Chart::new(cluster, "rights", &home.name, "{rescue: {enabled: true}}");
     chart.apply(&RBAC);
     let webhook = format!("{}:rights-kagami-webhook", home.name);
     let companion = format!("{}:rights-kagami-companion", home.name);
@@ -163,7 +163,7 @@ pub(crate) fn each_account_has_its_rights_and_no_other(cluster: &Cluster) {
 
 pub(crate) fn without_their_values_the_companion_writes_no_certificates_and_no_pods(cluster: &Cluster) {
     let home = cluster.namespace(None);
-    let values = "{certManager: {enabled: true}, rescue: {enabled: false}}";
+    let values = "{certManager: {enabled: true}}";
     Chart::new(cluster, "managed", &home.name, values).apply(&RBAC);
     let companion = format!("{}:managed-kagami-companion", home.name);
     eventually("the roles are in force", || {
@@ -450,7 +450,7 @@ fn create_stuck(place: &Namespace<'_>) {
 
 /// Puts the chart's policies, and nothing else of it, in force.
 fn policies<'a>(home: &Namespace<'a>, release: &str) -> Chart<'a> {
-    let chart = Chart::new(home.cluster, release, &home.name, "{}");
+    let chart = Chart::new(home.cluster, release, &home.name, "{rescue: {enabled: true}}");
     chart.apply(&["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"]);
     chart
 }

@@ -85,11 +85,11 @@ pub(crate) struct CompanionArguments {
     pub(crate) paused: bool,
 
     /// How many Pods a second, in the whole cluster, have their images turned back to what their users wrote
-    /// because they cannot be pulled from a mirror; 0: none
+    /// because they cannot be pulled from a mirror; 0: none. Not for production yet
     #[arg(
         long,
         value_name = "PODS",
-        default_value_t = 10,
+        default_value_t = 0,
         env = "KAGAMI_RESCUE_PER_SECOND"
     )]
     pub(crate) rescue_per_second: u32,

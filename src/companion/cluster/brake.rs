@@ -13,14 +13,14 @@ use crate::cluster::{
 };
 
 /// Follows the Lease until it is dropped. `seen` becomes true once it is known whether the brake is on: nothing is
-/// done to Pods before.
-pub(super) async fn run(leader: Leader, seen: watch::Sender<bool>) {
+/// done to Pods before. Where `by_settings`, it is on whatever the Lease says, which may not tell yet.
+pub(super) async fn run(leader: Leader, by_settings: bool, seen: watch::Sender<bool>) {
     let (_never, relists) = watch::channel(0);
     let source = sources::lease(&leader.namespace);
     let pulse = leader.pulses.of(&source);
     let handle = |event: Event<Object>| match event {
         Event::Listed(lease) | Event::Changed(lease) => {
-            let paused = is_paused(&lease);
+            let paused = by_settings || is_paused(&lease);
             if leader.store.set_paused(paused) {
                 tracing::warn!(paused, "the brake was pulled or released");
             }

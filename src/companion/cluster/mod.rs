@@ -225,7 +225,8 @@ impl Leader {
         let (published_definitions, definitions) = watch::channel(None);
         tasks.spawn(definitions::run(self.clone(), published_definitions));
         let (seen, braked) = watch::channel(false);
-        tasks.spawn(brake::run(self.clone(), seen));
+        self.store.set_paused(settings.paused);
+        tasks.spawn(brake::run(self.clone(), settings.paused, seen));
         let images = publisher::Images::default();
         let mut known = self.cluster.clone();
         tokio::select! {

@@ -136,6 +136,8 @@ pub(super) async fn run(leader: Leader, ward: Ward, per_second: u32, mut braked:
 async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
     let mut snapshots = leader.store.subscribe();
     let mut judged_by = Arc::clone(&snapshots.borrow_and_update());
+    // Pods were taken in since this leader began, by what was known then.
+    ward.judge(&judged_by);
     loop {
         // The leader holds the store.
         if snapshots.changed().await.is_err() {
@@ -306,9 +308,17 @@ fn ended(
     let (ending, outcome) = match &result {
         Ok(()) => (Ending::Done, None),
         Err(NotWritten::NotLeading) => return result,
-        // A test of the patch that does not hold is refused. So is what no Pod may be: its next version will tell.
-        Err(NotWritten::Conflict | NotWritten::Gone | NotWritten::Refused(_)) => {
-            (Ending::Changed, Some("changed"))
+        Err(NotWritten::Conflict | NotWritten::Gone) => (Ending::Changed, Some("changed")),
+        // A test of the patch that does not hold is refused; so is what a policy forbids. The next version will tell.
+        Err(NotWritten::Refused(error)) => {
+            let (namespace, pod, error) = (&*order.pod.namespace, &*order.pod.name, chain(error));
+            tracing::info!(
+                pod.namespace = namespace,
+                pod.name = pod,
+                error,
+                "the API server refuses to turn a Pod: it is another one by now, or a policy forbids it"
+            );
+            (Ending::Changed, Some("refused"))
         }
         Err(NotWritten::Failed(_)) => (Ending::Failed, Some("error")),
     };

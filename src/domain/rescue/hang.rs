@@ -174,10 +174,14 @@ impl Hangs {
             .pods
             .get_mut(&id)
             .filter(|suspect| suspect.pod.uid == pod.uid)?;
-        let (container, since) = suspect
-            .containers
-            .iter()
-            .find_map(|container| Some((container, pulling_since(container, events, now)?)))?;
+        let mut containers = suspect.containers.iter();
+        let pulling =
+            containers.find_map(|container| Some((container, pulling_since(container, events, now)?)));
+        let Some((container, since)) = pulling else {
+            // It has ended, though the Pod's status may not say so yet.
+            suspect.told = None;
+            return None;
+        };
         let hang = Hang {
             pod: suspect.pod.clone(),
             node: suspect.node.clone(),

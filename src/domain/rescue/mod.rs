@@ -49,8 +49,13 @@ const CONTAINERS: usize = 64;
 /// The longest recorded original that is kept in mind; no reference is longer.
 const LONGEST_REFERENCE: usize = 1024;
 
-/// The longest record of turns that is read: Kagami writes no longer one.
-const LONGEST_RECORD: usize = CONTAINERS * 2048;
+/// The longest record of turns that is read, and how many it may tell of: anybody may have written it, and it is kept
+/// for each stuck Pod.
+const LONGEST_RECORD: usize = 4 * 1024;
+const TURNS: usize = 16;
+
+/// The longest name of a mirror that is kept in mind; no ImageMirror has a longer one.
+const LONGEST_NAME: usize = 253;
 
 /// What a Pod says of itself, as far as it decides whether it is turned.
 #[derive(Clone, Debug, Default)]
@@ -295,7 +300,9 @@ impl StuckPod {
         }
         let stuck = tried(pod).filter_map(|(kind, index, container)| {
             let message = container.failed_pull()?;
-            Some((kind, index, container, failure(container.image, message)))
+            // No node tries to pull what is longer.
+            let is_reference = container.image.len() <= LONGEST_REFERENCE;
+            is_reference.then(|| (kind, index, container, failure(container.image, message)))
         });
         let stuck: Vec<_> = stuck.take(CONTAINERS).collect();
         if stuck.is_empty() {
@@ -315,7 +322,10 @@ impl StuckPod {
                 recorded: recorded
                     .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
                     .map(Into::into),
-                decided: decisions.mirror(label).map(Into::into),
+                decided: decisions
+                    .mirror(label)
+                    .filter(|mirror| mirror.len() <= LONGEST_NAME)
+                    .map(Into::into),
             }
         });
         let mode = pod.mode_label.map(Mode::from_label);
@@ -449,7 +459,7 @@ fn turns(text: Option<&str>, uid: &str) -> Option<BTreeMap<String, Turn>> {
     }
     let mut turns: BTreeMap<String, Turn> = serde_json::from_str(text).ok()?;
     turns.retain(|_, turn| turn.pod.as_deref().is_none_or(|pod| pod == uid));
-    Some(turns)
+    (turns.len() <= TURNS).then_some(turns)
 }
 
 fn label(kind: PlaceKind, container: &str) -> String {

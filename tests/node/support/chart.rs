@@ -141,12 +141,13 @@ impl<'a> Use<'a> {
 }
 
 /// The chart as this run installs it. No value but the image and what keeps others out: the defaults are what
-/// is tested, but for a renewal's steps, which take a test's time.
+/// is tested, but for a renewal's steps, which take a test's time, and the rescue, which is off.
 pub(crate) fn chart<'a>(node: &'a Node, note: &str) -> Chart<'a> {
     let values = json!({
         "image": {"repository": "kagami.test/kagami", "tag": "1"},
         "leftAlone": [LEFT_ALONE],
         "certificates": {"step": "20s"},
+        "rescue": {"enabled": true},
         "podAnnotations": {"kagami.test/note": note},
     });
     // JSON is YAML.

@@ -17,7 +17,7 @@ use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turnin
 use crate::domain::{mirror::RescuePolicy, time::Timestamp};
 
 /// How many stuck Pods are kept in mind. More are taken in once there is room and they tell something new.
-const LIMIT: usize = 50_000;
+const LIMIT: usize = 20_000;
 
 /// How long a Pod waits for its node to pull anything at all, before it is turned all the same.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -179,7 +179,9 @@ impl Queue {
             // One Pod of each owner that has nothing which serves.
             let serves = owner.is_some_and(|owner| self.ready.serves(owner) || self.owners.contains(&owner));
             let served = self.namespaces.get(&id.0).copied().unwrap_or_default();
-            let order = (serves, served, Reverse(entry.pod.created), id);
+            // To help goes before to tell, and no namespace, whatever its Pods say of their owners, before another.
+            let only_tells = entry.plan.turned.is_empty();
+            let order = (only_tells, served, serves, Reverse(entry.pod.created), id);
             if next.as_ref().is_none_or(|(first, _)| order < *first) {
                 next = Some((order, id));
             }
