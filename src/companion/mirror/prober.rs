@@ -319,8 +319,11 @@ impl Prober {
         let asked_at = clock::now();
         // Once data did not come, a look without any proves nothing until some comes again.
         let in_turn = self.rounds.is_multiple_of(DATA_EVERY);
-        let few = self.samples.len() < SEVERAL.min(self.canaries.len());
+        // Of a pull-through mirror it may be a download, which is spread out.
+        let few = settings.kind == Kind::Hosted && self.samples.len() < SEVERAL.min(self.canaries.len());
         let whole = self.data_in_doubt || self.rounds.is_multiple_of(WHOLE_EVERY) || (in_turn && few);
+        let sample = (in_turn && !whole).then(|| self.samples.pop_front()).flatten();
+        let with_data = whole || sample.is_some();
         let sight = if whole {
             // Counted apart, as else the same ones might be looked at so each time.
             self.wholes = self.wholes.wrapping_add(1);
@@ -330,7 +333,7 @@ impl Prober {
                 self.keep(sample);
             }
             (canary, sight)
-        } else if let Some(sample) = in_turn.then(|| self.samples.pop_front()).flatten() {
+        } else if let Some(sample) = sample {
             let sight = self.look_at_data(&sample, settings.health.timeout).await;
             if matches!(sight, Sight::Data) {
                 self.keep(sample.clone());
@@ -340,7 +343,6 @@ impl Prober {
             let sight = self.look_at_manifest(&canary, settings).await;
             (canary, sight)
         };
-        let with_data = whole || in_turn;
         let mut sights = vec![sight];
         if let [(canary, Sight::Faulty(..))] = &sights[..] {
             let others = self.look_at_others(canary, settings, with_data).await;

@@ -93,8 +93,12 @@ fn read(image: &Image, architectures: &[&str]) -> Answer {
                 is_whole: true,
             })
             .collect(),
-        // The configuration is the smallest of them.
-        blob: image.blobs.first().map(|blob| of_blob(blob)),
+        // All are small, and the largest tells most.
+        blob: image
+            .blobs
+            .iter()
+            .max_by_key(|blob| blob.len())
+            .map(|blob| of_blob(blob)),
         config: image.blobs.first().map(|blob| of_blob(blob)),
     })
 }
