@@ -132,6 +132,7 @@ fn outage<'a>(
 /// What is lost is sent again a moment later: no reason to think that the mirror died, nor to leave it alone.
 pub(crate) fn a_mirror_that_loses_packets_stays_in_use(node: &Node) {
     let scene = Scene::new(Use::shared(node), "lossy", |_| ());
+    run(&scene.namespace, "before", &scene.written, &scene.mirrored);
     scene.until_known();
     let health = || {
         let path = format!("{MIRRORS}/{}", scene.mirror.name);

@@ -98,9 +98,11 @@ pub(crate) fn a_paused_companion_writes_nothing_when_it_goes_on(node: &Node) {
     }
     let mut late = writes(&first);
     assert_ne!(late.len(), 0, "the first wrote before it was stopped");
-    // What was in flight when it was stopped had arrived long before.
+    // What was in flight when it was stopped had arrived long before. One request may have been past the look at the
+    // lease and not yet sent; the API server refuses it.
     late.retain(|write| received_at(write) > thawed_at);
-    assert!(late.is_empty(), "{late:#?}");
+    let refused = |write: &Value| write["responseStatus"]["code"] == 409;
+    assert!(late.len() <= 1 && late.iter().all(refused), "{late:#?}");
     assert_eq!(leader(node).0, second);
     let status = first.status(node).unwrap();
     assert_eq!(status["identity"], identity.as_str(), "the same process went on");
