@@ -1,7 +1,7 @@
 //! All stuck Pods of a cluster, and whose turn is next.
 //!
 //! Of Pods that are not stuck nothing is kept but, for those that are ready, two numbers: that tells which owners
-//! have nothing that serves. Their Pods come first, then those of the namespace that has waited longest, then the
+//! have nothing that serves. The namespace that has waited longest comes first, in it the Pods of such owners, then the
 //! newest. A version of a Pod is turned once: whatever came of it, the next event tells.
 
 use std::{
