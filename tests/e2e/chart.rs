@@ -303,7 +303,7 @@ pub(crate) fn a_default_mode_takes_in_unlabelled_namespaces_only(cluster: &Clust
 /// A cluster of its own: the webhooks of an installation would be called for the other tests' namespaces.
 pub(crate) fn install_upgrade_and_removal(shared: &Cluster) {
     let cluster = Cluster::start(shared.tools.clone());
-    let chart = Chart::new(&cluster, "kagami", "kagami-system", "{}");
+    let chart = Chart::new(&cluster, "kagami", "kagami-system", "{rescue: {enabled: true}}");
     let namespace = json!({"metadata": {"name": "kagami-system", "labels": {
         "pod-security.kubernetes.io/enforce": "restricted",
     }}});
