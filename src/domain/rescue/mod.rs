@@ -277,6 +277,8 @@ pub struct Order {
     pub turned: Vec<Turning>,
     /// What would be, where mirrors' policies allow to tell only.
     pub told: Vec<Turning>,
+    /// Its failure is not of just now, so that its node may have begun to pull again: [`hang::is_pulling`] tells.
+    pub is_late: bool,
     turns_before: BTreeMap<String, Turn>,
 }
 

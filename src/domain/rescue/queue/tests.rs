@@ -137,6 +137,22 @@ fn each_version_is_turned_once() {
     assert!(hospital.order().is_some());
 }
 
+/// A status is as old as the end of kubelet's last round: its node may be inside a pull by now.
+#[test]
+fn an_order_says_whether_its_failure_is_of_just_now() {
+    let late = |is_listed, seconds| {
+        let mut hospital = Hospital::new();
+        hospital.take(Case { is_listed, ..CASE });
+        hospital.later(seconds);
+        hospital.take(Case { version: "2", ..CASE });
+        hospital.order().unwrap().is_late
+    };
+    assert!(!late(false, 0));
+    assert!(!late(false, FRESH.as_secs() - 1));
+    assert!(late(false, FRESH.as_secs()));
+    assert!(late(true, 0));
+}
+
 #[test]
 fn what_failed_is_tried_again_less_and_less_often() {
     let mut hospital = Hospital::new();
