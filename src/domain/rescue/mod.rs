@@ -447,6 +447,8 @@ fn former<'a>(image: &str, recorded: &str, former: &'a [Former]) -> Option<&'a F
     let original = Reference::parse(recorded).ok()?;
     former
         .iter()
+        // Of one that does not keep registries apart nothing tells any more which host was its.
+        .filter(|former| former.mapping.template.keeps_registries_apart())
         .filter(|former| former.mapping.maps_to(&original, image))
         .min_by_key(|former| former.rescue)
 }
