@@ -77,6 +77,7 @@ const TESTS: &[Test<Cluster>] = tests![
     rescue::a_pod_that_somebody_changed_in_between_is_left_alone,
     rescue::by_its_policy_a_mirror_is_told_of_or_left_alone,
     rescue::a_pull_that_lasts_is_told_and_nothing_is_done,
+    rescue::a_pod_whose_node_pulls_again_is_left_alone_until_that_fails,
     rescue::the_brake_holds_every_pod_as_it_is,
     rescue::a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads,
     rescue::a_mirror_that_is_off_or_deselected_lets_its_pods_go,

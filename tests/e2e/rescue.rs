@@ -532,19 +532,24 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
     for part in [&mirrored("app"), "no-such-node", &place.name] {
         assert!(note.contains(part), "{note}");
     }
-    let can_pull = |reason: &str| {
-        eventually(&format!("NodesCanPull says {reason}"), || {
-            let mirror = place.mirror();
-            let mut conditions = mirror["status"]["conditions"].as_array()?.iter();
-            let condition = conditions.find(|condition| condition["type"] == "NodesCanPull")?;
-            (condition["reason"] == reason).then(|| condition["message"].as_str().unwrap().to_owned())
-        })
+    // What comes after depends on what other tests' Pods say of the same registry.
+    let lasts = |expected: bool| {
+        eventually(
+            &format!("NodesCanPull says that a pull lasts: {expected}"),
+            || {
+                let mirror = place.mirror();
+                let mut conditions = mirror["status"]["conditions"].as_array()?.iter();
+                let condition = conditions.find(|condition| condition["type"] == "NodesCanPull")?;
+                let lasts = condition["reason"] == "PullLasts";
+                (lasts == expected).then(|| condition["message"].as_str().unwrap().to_owned())
+            },
+        )
     };
-    assert!(can_pull("PullLasts").contains("hangs"));
+    assert!(lasts(true).contains("hangs"));
     // It ends with an error, and is turned back as any other.
     report(namespace, "hangs", &[("app", back_off(&mirrored("app")))]).success();
     until_back(namespace, "hangs", "app");
-    can_pull("PullEnded");
+    lasts(false);
     assert_eq!(image(&namespace.pod("pulled"), "app"), mirrored("app"));
     for name in ["hangs", "pulled"] {
         // No kubelet says that it is gone.
@@ -556,6 +561,38 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
             && write["objectRef"]["namespace"] == namespace.name.as_str()
     });
     assert_eq!(told.count(), 1);
+    assert_only_allowed(&place, &companion);
+}
+
+/// A status is as old as kubelet's last round. While it pulls again, a container that it has started is shown as waiting.
+pub(crate) fn a_pod_whose_node_pulls_again_is_left_alone_until_that_fails(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let namespace = &place.served;
+    let began = clock::now().before(Duration::from_secs(30));
+    let event = |reason: &str, seconds: u64| {
+        let at = format!("{:.19}Z", began.after(Duration::from_secs(seconds)).to_string());
+        let event = json!({
+            "metadata": {"name": format!("web.{}.{seconds}", reason.to_lowercase())},
+            "involvedObject": {
+                "apiVersion": "v1", "kind": "Pod", "namespace": namespace.name, "name": "web",
+                "uid": namespace.pod("web")["metadata"]["uid"], "fieldPath": "spec.containers{other}",
+            },
+            "reason": reason, "message": "x", "type": "Normal", "count": 1,
+            "firstTimestamp": at, "lastTimestamp": at, "source": {"component": "kubelet"},
+        });
+        cluster.create(&namespace.path("events"), &event).success();
+    };
+    stuck(namespace, "web");
+    for (reason, seconds) in [("Failed", 1), ("BackOff", 2), ("Pulling", 20)] {
+        event(reason, seconds);
+    }
+    // It finds the Pod as it is.
+    let companion = place.start("companion-a", RESCUES);
+    until_all_is_done(namespace);
+    thread::sleep(4 * MOMENT);
+    assert_eq!(image(&namespace.pod("web"), "app"), mirrored("app"));
+    event("Failed", 25);
+    until_back(namespace, "web", "app");
     assert_only_allowed(&place, &companion);
 }
 

@@ -337,6 +337,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "definitions",
             "heartbeat",
             "brake",
+            "pod_events",
             "rescuer",
             "register",
             "hangs",

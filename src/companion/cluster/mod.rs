@@ -12,6 +12,7 @@ mod heartbeat;
 mod inherit;
 mod leader;
 mod mirrors;
+mod pod_events;
 mod pods;
 mod probe_entry;
 mod probe_secret;

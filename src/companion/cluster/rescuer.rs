@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::leader::Leader;
+use super::{leader::Leader, pod_events};
 use crate::{
     clock,
     cluster::{events::Message, request::json_patch, writer::NotWritten},
@@ -24,7 +24,7 @@ use crate::{
         pod::PlaceKind,
         rescue::{
             Ending, Former, Known, Next, Order, Pod, PodId, Queue, Turning,
-            hang::{Hangs, field_path},
+            hang::{Hangs, field_path, is_pulling},
         },
         snapshot::Snapshot,
         time::Timestamp,
@@ -214,14 +214,25 @@ async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
 }
 
 /// Sends what an order asks for, and tells of it.
-async fn carry_out(leader: &Leader, order: Box<Order>) -> (Box<Order>, Result<(), NotWritten>) {
+async fn carry_out(leader: &Leader, order: Box<Order>) -> (Box<Order>, Result<Sent, NotWritten>) {
     let result = send(leader, &order).await;
     (order, result)
 }
 
+/// What became of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    Done,
+    /// Its node is inside a pull, and may be starting what its status calls waiting.
+    Pulls,
+}
+
 /// Patches the Pod, if there is something to turn, and tells of everything.
-async fn send(leader: &Leader, order: &Order) -> Result<(), NotWritten> {
+async fn send(leader: &Leader, order: &Order) -> Result<Sent, NotWritten> {
     if !order.turned.is_empty() {
+        if order.is_late && pod_events::look(leader, &order.pod, is_pulling).await? {
+            return Ok(Sent::Pulls);
+        }
         let path = format!("/api/v1/namespaces/{}/pods", order.pod.namespace);
         let request = async {
             let request = json_patch(&path, &order.pod.name, &order.patch(clock::now()))?;
@@ -235,7 +246,7 @@ async fn send(leader: &Leader, order: &Order) -> Result<(), NotWritten> {
     for turning in &order.told {
         tell(leader, order, turning, false).await?;
     }
-    Ok(())
+    Ok(Sent::Done)
 }
 
 /// Tells of one container that it was turned, or would be.
@@ -303,11 +314,12 @@ fn ended(
     leader: &Leader,
     ward: &Ward,
     order: &Order,
-    result: Result<(), NotWritten>,
+    result: Result<Sent, NotWritten>,
 ) -> Result<(), NotWritten> {
     let (ending, outcome) = match &result {
-        Ok(()) => (Ending::Done, None),
-        Err(NotWritten::NotLeading) => return result,
+        Ok(Sent::Done) => (Ending::Done, None),
+        Ok(Sent::Pulls) => (Ending::Failed, None),
+        Err(NotWritten::NotLeading) => return result.map(drop),
         Err(NotWritten::Conflict | NotWritten::Gone) => (Ending::Changed, Some("changed")),
         // A test of the patch that does not hold is refused; so is what a policy forbids. The next version will tell.
         Err(NotWritten::Refused(error)) => {
@@ -328,5 +340,9 @@ fn ended(
             leader.metrics.rescued(&turning.mirror, DIRECTION, outcome);
         }
     }
-    if ending == Ending::Failed { result } else { Ok(()) }
+    if ending == Ending::Failed {
+        result.map(drop)
+    } else {
+        Ok(())
+    }
 }

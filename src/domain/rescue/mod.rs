@@ -277,6 +277,8 @@ pub struct Order {
     pub turned: Vec<Turning>,
     /// What would be, where mirrors' policies allow to tell only.
     pub told: Vec<Turning>,
+    /// Its failure is not of just now, so that its node may have begun to pull again: [`hang::is_pulling`] tells.
+    pub is_late: bool,
     turns_before: BTreeMap<String, Turn>,
 }
 
@@ -445,6 +447,8 @@ fn former<'a>(image: &str, recorded: &str, former: &'a [Former]) -> Option<&'a F
     let original = Reference::parse(recorded).ok()?;
     former
         .iter()
+        // Of one that does not keep registries apart nothing tells any more which host was its.
+        .filter(|former| former.mapping.template.keeps_registries_apart())
         .filter(|former| former.mapping.maps_to(&original, image))
         .min_by_key(|former| former.rescue)
 }

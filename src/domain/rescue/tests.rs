@@ -235,6 +235,40 @@ fn only_a_record_that_maps_to_the_image_leads_back() {
     );
 }
 
+/// With such a template every host's image of that path becomes the same one.
+#[test]
+fn without_the_registry_in_its_name_an_image_leads_back_to_its_sources_host_alone() {
+    let template = "{repository}".parse().unwrap();
+    let mapping = Mapping {
+        template,
+        ..mirror("a", &[]).mapping
+    };
+    let alone = Mirror {
+        mapping: mapping.clone(),
+        ..mirror("a", &["ghcr.io/acme"])
+    };
+    let mut example = Example::new();
+    example.image = "a.example.com/acme/app:1".to_owned();
+    example.message = back_off(&example.image);
+    let former = Former {
+        name: "gone".to_owned(),
+        mapping,
+        rescue: RescuePolicy::Enforce,
+    };
+    for (recorded, expected) in [
+        ("ghcr.io/acme/app:1", "Enforce from a to ghcr.io/acme/app:1"),
+        ("evil.example.com/acme/app:1", "RecordDiffers"),
+        ("acme/app:1", "RecordDiffers"),
+    ] {
+        example.annotations = [(format!("{ORIGINAL_IMAGE_PREFIX}app"), recorded.to_owned())].into();
+        assert_eq!(judged_by(vec![alone.clone()], &[], &example), expected);
+        assert_eq!(
+            judged_by(Vec::new(), std::slice::from_ref(&former), &example),
+            "Upstream"
+        );
+    }
+}
+
 #[test]
 fn every_mirror_leads_back_whatever_its_mode_and_sources() {
     for mode in Mode::ALL {
@@ -425,6 +459,7 @@ fn a_patch_holds_for_the_pod_that_was_judged_alone() {
             turning(PlaceKind::InitContainer, 0, "init"),
         ],
         told: vec![turning(PlaceKind::Container, 2, "told")],
+        is_late: false,
         turns_before: [("containers.before".to_owned(), before)].into(),
     };
     let patch = order.patch(NOW);

@@ -77,9 +77,12 @@ impl Mirror {
         prefixes.map(|prefix| prefix.split('/').next().unwrap_or_default())
     }
 
-    /// Whether `current` is what this mirror makes of `original`, as its mapping tells.
+    /// Whether `current` is what this mirror makes of `original`, as its mapping tells. One that does not keep registries
+    /// apart tells nothing of other hosts than its source's: any image of that path would become the same.
     pub fn maps_to(&self, original: &Reference<'_>, current: &str) -> bool {
-        self.mapping.maps_to(original, current)
+        let is_of_its_host = || self.upstreams().any(|host| host == original.host());
+        (self.mapping.template.keeps_registries_apart() || is_of_its_host())
+            && self.mapping.maps_to(original, current)
     }
 
     /// Whether `current` is what this mirror makes of `original` when it pins it to `digest`, now or not,

@@ -26,6 +26,10 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// not exist, is its own fault.
 const TELLING: Duration = Duration::from_mins(5);
 
+/// How long after a Pod was first seen to fail its node surely waits before it pulls again: kubelet's first back-off
+/// takes ten seconds, and its status some of them.
+const FRESH: Duration = Duration::from_secs(6);
+
 /// The pause after a failed request, and how long it may become.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
 
@@ -49,6 +53,8 @@ pub struct Queue {
 struct Entry {
     pod: StuckPod,
     since: Timestamp,
+    /// When it was seen to begin to fail; none where it was listed as one that fails.
+    seen_at: Option<Timestamp>,
     plan: Plan,
     /// Since when an image that is no mirror's cannot be pulled.
     upstream_since: Option<Timestamp>,
@@ -129,8 +135,15 @@ impl Queue {
         }
         let mut entry = before.unwrap_or_else(|| {
             let since = stuck.created.filter(|_| listed).unwrap_or(now);
-            Entry::new(stuck.clone(), since.min(now))
+            Entry {
+                seen_at: (!listed).then_some(now),
+                ..Entry::new(stuck.clone(), since.min(now))
+            }
         });
+        // What failed before was another version.
+        if entry.pod.id.resource_version != stuck.id.resource_version {
+            entry.rest = Rest::default();
+        }
         entry.listing = self.listing;
         entry.pod = stuck;
         let since = if listed { entry.since } else { now };
@@ -198,7 +211,7 @@ impl Queue {
             return Next::Nothing;
         };
         self.owners.extend(entry.pod.owner.as_deref().map(hash));
-        Next::Order(Box::new(entry.order()))
+        Next::Order(Box::new(entry.order(now)))
     }
 
     /// Takes in what came of an order.
@@ -258,6 +271,7 @@ impl Entry {
         Self {
             pod,
             since,
+            seen_at: None,
             plan: Plan::default(),
             upstream_since: None,
             rest: Rest::default(),
@@ -289,7 +303,7 @@ impl Entry {
     }
 
     /// Takes the order out. Its next one is for another version, or after a failure.
-    fn order(&mut self) -> Order {
+    fn order(&mut self, now: Timestamp) -> Order {
         // What is only told may yet be turned, where the policy becomes another one.
         if !self.plan.turned.is_empty() {
             self.rest.version = Some(self.pod.id.resource_version.clone());
@@ -300,6 +314,7 @@ impl Entry {
             pod: self.pod.id.clone(),
             turned: self.plan.turned.clone(),
             told,
+            is_late: self.seen_at.is_none_or(|at| now.since(at) >= FRESH),
             turns_before: self.pod.turns.clone().unwrap_or_default(),
         }
     }

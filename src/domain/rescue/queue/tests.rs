@@ -137,6 +137,22 @@ fn each_version_is_turned_once() {
     assert!(hospital.order().is_some());
 }
 
+/// A status is as old as the end of kubelet's last round: its node may be inside a pull by now.
+#[test]
+fn an_order_says_whether_its_failure_is_of_just_now() {
+    let late = |is_listed, seconds| {
+        let mut hospital = Hospital::new();
+        hospital.take(Case { is_listed, ..CASE });
+        hospital.later(seconds);
+        hospital.take(Case { version: "2", ..CASE });
+        hospital.order().unwrap().is_late
+    };
+    assert!(!late(false, 0));
+    assert!(!late(false, FRESH.as_secs() - 1));
+    assert!(late(false, FRESH.as_secs()));
+    assert!(late(true, 0));
+}
+
 #[test]
 fn what_failed_is_tried_again_less_and_less_often() {
     let mut hospital = Hospital::new();
@@ -338,35 +354,37 @@ fn a_name_that_does_not_exist_says_nothing_of_its_node() {
 /// What was turned shows the mirror's failure for a while. That is no failure of upstream's.
 #[test]
 fn a_pod_that_was_turned_does_not_count_against_its_node() {
-    let mut hospital = Hospital::new();
-    let annotations = BTreeMap::new();
-    let message = format!("Back-off pulling image \"{MIRRORED}\"");
-    let container = |waiting| Container {
-        name: "app",
-        image: "nginx:1.29",
-        waiting: Some(("ImagePullBackOff", waiting)),
-        ..Container::default()
-    };
-    let left_alone = BTreeSet::new();
-    for message in [message.as_str(), "pull QPS exceeded", "?"] {
-        let pod = Pod {
-            uid: "turned",
-            namespace: "other",
-            name: "turned",
-            node: "node",
-            annotations: Some(&annotations),
-            containers: vec![container(message)],
-            ..Pod::default()
-        };
-        let known = Known {
-            routing: &hospital.routing,
-            former: &[],
-            left_alone: &left_alone,
-        };
-        hospital.queue.take(&pod, &known, false, NOW);
+    let mirrored = format!("Back-off pulling image \"{MIRRORED}\"");
+    for message in [mirrored.as_str(), "pull QPS exceeded", "?"] {
+        let mut hospital = Hospital::new();
+        let annotations = BTreeMap::new();
+        let left_alone = BTreeSet::new();
+        for image in ["nginx:1.29", "redis:8"] {
+            let container = Container {
+                name: "app",
+                image,
+                waiting: Some(("ImagePullBackOff", message)),
+                ..Container::default()
+            };
+            let pod = Pod {
+                uid: image,
+                namespace: "other",
+                name: image,
+                node: "node",
+                annotations: Some(&annotations),
+                containers: vec![container],
+                ..Pod::default()
+            };
+            let known = Known {
+                routing: &hospital.routing,
+                former: &[],
+                left_alone: &left_alone,
+            };
+            hospital.queue.take(&pod, &known, false, NOW);
+        }
+        hospital.take(CASE);
+        assert_eq!(hospital.all(), ["team/web"], "{message}");
     }
-    hospital.take(CASE);
-    assert_eq!(hospital.all(), ["team/web"]);
 }
 
 #[test]
