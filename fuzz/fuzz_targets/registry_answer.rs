@@ -7,7 +7,7 @@ use std::{cell::OnceCell, time::Duration};
 
 use kagami::{
     certificates, clock,
-    domain::{answer::Answer, digest::Digest},
+    domain::answer::{Answer, Blob},
     registry::{Client, Endpoint},
 };
 use libfuzzer_sys::fuzz_target;
@@ -110,8 +110,12 @@ async fn ask(url: &str, authority: &[u8], call: u8) {
             return;
         }
         _ => {
-            let digest: Digest = ASKED.parse().expect("a digest");
-            let _ = client.beginning("library/nginx", &digest, 1024, deadline).await;
+            // One that is asked for as a whole, and one by its beginning.
+            let blob = Blob {
+                digest: ASKED.parse().expect("a digest"),
+                size: if call & 1 == 0 { 1000 } else { 2000 },
+            };
+            let _ = client.beginning("library/nginx", &blob, 1024, deadline).await;
             return;
         }
     };
