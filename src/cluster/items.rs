@@ -13,13 +13,14 @@ const LONGEST: usize = 8 * 1024 * 1024;
 /// What stands before a list's items.
 const ITEMS: &[u8] = b"\"items\"";
 
-/// What a list says of itself.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct ListOutline {
+/// A list without its items.
+#[derive(Debug, Deserialize)]
+struct Outline {
     #[serde(default)]
-    pub(super) metadata: ListMeta,
+    metadata: ListMeta,
 }
 
+/// What a list says of itself.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ListMeta {
@@ -56,54 +57,59 @@ impl Items {
         mut bytes: &[u8],
         mut handle: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        while let [first, ..] = bytes {
-            let taken = if self.in_string && !self.escaped {
-                // Most of what there is stands in strings.
-                memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len()).max(1)
-            } else {
-                1
-            };
-            let (now, rest) = bytes.split_at(taken);
-            bytes = rest;
-            let only = (now.len() == 1).then_some(*first);
-            let ends = self.take(now, only);
-            if self.item.len().max(self.outline.len()) > LONGEST {
-                return Err(Failure::Broken("the list holds something too long".to_owned()));
+        loop {
+            if self.in_string && !self.escaped {
+                // Most of what there is stands in strings, and nothing of it is looked at but their ends.
+                let text = memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
+                self.push(&bytes[..text]);
+                bytes = &bytes[text..];
             }
+            let Some((byte, rest)) = bytes.split_first() else {
+                return self.within_bounds();
+            };
+            bytes = rest;
+            let ends = self.take(*byte);
+            self.within_bounds()?;
             if ends {
                 handle(&self.item)?;
                 self.item.clear();
             }
         }
+    }
+
+    fn within_bounds(&self) -> Result<(), Failure> {
+        if self.item.len().max(self.outline.len()) > LONGEST {
+            return Err(Failure::Broken("the list holds something too long".to_owned()));
+        }
         Ok(())
     }
 
-    /// Takes in the next bytes, which end a string at most if there is only this one. Returns whether an item ends.
-    fn take(&mut self, bytes: &[u8], only: Option<u8>) -> bool {
+    /// Takes in the next byte. Returns whether an item ends.
+    fn take(&mut self, byte: u8) -> bool {
         if self.in_string {
-            match only {
+            match byte {
                 _ if self.escaped => self.escaped = false,
-                Some(b'\\') => self.escaped = true,
-                Some(b'"') => self.in_string = false,
+                b'\\' => self.escaped = true,
+                b'"' => self.in_string = false,
                 _ => {}
             }
-            self.push(bytes);
+            self.push(&[byte]);
             return false;
         }
         let before = self.depth;
-        match only {
-            Some(b'"') => {
+        match byte {
+            b'"' => {
                 self.in_string = true;
                 self.string = self.outline.len();
             }
-            Some(b'[') if self.depth == 1 && self.is_at_items() => {
+            b'[' if self.depth == 1 && self.is_at_items() => {
                 self.outline.push(b'[');
                 self.depth += 1;
                 self.within = true;
                 return false;
             }
-            Some(b'{' | b'[') => self.depth += 1,
-            Some(b'}' | b']') => self.depth = self.depth.saturating_sub(1),
+            b'{' | b'[' => self.depth += 1,
+            b'}' | b']' => self.depth = self.depth.saturating_sub(1),
             _ => {}
         }
         if self.within {
@@ -114,7 +120,7 @@ impl Items {
                 return false;
             }
         }
-        self.push(bytes);
+        self.push(&[byte]);
         self.within && before == 3 && self.depth == 2
     }
 
@@ -135,9 +141,10 @@ impl Items {
     }
 
     /// Returns what the list says of itself, once all of it came.
-    pub(super) fn end(&mut self) -> Result<ListOutline, Failure> {
+    pub(super) fn end(&mut self) -> Result<ListMeta, Failure> {
         let outline = mem::take(&mut self.outline);
         serde_json::from_slice(&outline)
+            .map(|Outline { metadata }| metadata)
             .map_err(|error| Failure::Broken(format!("the list cannot be read: {error}")))
     }
 }
@@ -158,7 +165,7 @@ mod tests {
                 Ok(())
             })?;
         }
-        Ok((found, items.end()?.metadata))
+        Ok((found, items.end()?))
     }
 
     #[track_caller]

@@ -381,7 +381,7 @@ where
         let bytes = came.map_err(|error| Failure::Broken(crate::telemetry::chain(&error)))?;
         pulse.contact(source.name);
         if bytes.is_empty() {
-            return Ok(items.end()?.metadata);
+            return items.end();
         }
         items.feed(bytes, |item| {
             let object = serde_json::from_slice(item)
