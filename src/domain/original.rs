@@ -128,22 +128,20 @@ pub fn key_of<'d>(
     Some((original.reference.key(), Some(original.mirror)))
 }
 
-/// Returns a mirror that an image names.
-fn mirror_named_by(routing: &Routing, image: &str) -> Option<MirrorId> {
-    let reference = Reference::parse(image).ok()?;
+/// Returns the mirrors that an image names.
+pub(super) fn mirrors_named_by(routing: &Routing, image: &str) -> Vec<MirrorId> {
+    let Ok(reference) = Reference::parse(image) else {
+        return Vec::new();
+    };
     let mut room = String::new();
     let key = reference.write_key(&mut room);
-    routing.mirrors_named_by(key.name()).next()
+    routing.mirrors_named_by(key.name()).collect()
 }
 
 /// Returns what a mirror would make into an image, for people to look at who know whether it is that. It proves
 /// nothing: nobody may have written it, and upstream's name may be a stranger's.
 pub fn candidate(routing: &Routing, image: &str) -> Option<String> {
-    let reference = Reference::parse(image).ok()?;
-    let mut room = String::new();
-    let key = reference.write_key(&mut room);
-    let mirrors = routing.mirrors_named_by(key.name());
-    let mut found = mirrors.filter_map(|mirror| {
+    let mut found = mirrors_named_by(routing, image).into_iter().filter_map(|mirror| {
         let mirror = routing.mirror(mirror);
         let rest = image.strip_prefix(&format!("{}/", mirror.mapping.registry))?;
         // What a template says before the image's own name is a few components at most.
@@ -196,7 +194,7 @@ pub fn restore(pod: &mut Pod<'_>, routing: &Routing) -> Vec<Option<MirrorId>> {
             place.image = original.into();
             Some(mirror)
         }
-        None => mirror_named_by(routing, &place.image),
+        None => mirrors_named_by(routing, &place.image).first().copied(),
     });
     restored.collect()
 }

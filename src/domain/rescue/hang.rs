@@ -11,7 +11,7 @@ use std::{
 
 use super::{Pod, PodId, same_image, tried};
 use crate::domain::{
-    image::Reference, mirror::RescuePolicy, pod::PlaceKind, routing::Routing, time::Timestamp,
+    mirror::RescuePolicy, original::mirrors_named_by, pod::PlaceKind, routing::Routing, time::Timestamp,
 };
 
 /// How many Pods are kept in mind.
@@ -248,13 +248,9 @@ fn beginning(pod: &Pod<'_>, routing: &Routing) -> Vec<Beginning> {
         .peek()
         .is_some_and(|(kind, _, container)| is_init(*kind) && !container.is_running);
     let whose_turn = tried.filter(|(kind, ..)| is_init(*kind) || !init_first);
-    let beginning = whose_turn.filter_map(|(kind, _, container)| {
-        let reference = Reference::parse(container.image)
-            .ok()
-            .filter(|_| begins(container))?;
-        let mut room = String::new();
-        let key = reference.write_key(&mut room);
-        let mirror = routing.mirror(routing.mirrors_named_by(key.name()).next()?);
+    let beginning = whose_turn.filter(|(.., container)| begins(container));
+    let beginning = beginning.filter_map(|(kind, _, container)| {
+        let mirror = routing.mirror(*mirrors_named_by(routing, container.image).first()?);
         if mirror.rescue == RescuePolicy::Off {
             return None;
         }

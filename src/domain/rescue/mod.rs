@@ -27,7 +27,7 @@ use super::{
     mapping::Mapping,
     mirror::{Mode, RescuePolicy},
     names::{DECISIONS_ANNOTATION, RESCUED_ANNOTATION},
-    original::{Original, RecordedDecisions},
+    original::{Original, RecordedDecisions, mirrors_named_by},
     pod::{PlaceKind, PlaceLabel},
     routing::Routing,
     time::Timestamp,
@@ -357,7 +357,7 @@ impl StuckPod {
         known: &Known<'a>,
     ) -> Result<(&'a str, &'a str, RescuePolicy), Left> {
         let image = &*container.image;
-        let named = named_mirrors(image, known.routing);
+        let named = mirrors_named_by(known.routing, image);
         let recorded = container.recorded.as_deref();
         let former = recorded.and_then(|recorded| former(image, recorded, known.former));
         if named.is_empty() && former.is_none() {
@@ -384,7 +384,10 @@ impl StuckPod {
             (None, None) => return Err(Left::RecordDiffers),
         };
         // Nobody can tell which of the mirrors in one registry it was, so the weakest policy holds.
-        let policy = named.into_iter().fold(policy, RescuePolicy::min);
+        let policies = named
+            .into_iter()
+            .map(|mirror| known.routing.mirror(mirror).rescue);
+        let policy = policies.fold(policy, RescuePolicy::min);
         let policy = match self.mode {
             Mode::Off => return Err(Left::PodOff),
             Mode::Audit | Mode::Warn => policy.min(RescuePolicy::Audit),
@@ -429,17 +432,6 @@ fn failure(image: &str, message: &str) -> Failure {
 fn same_image(one: &str, other: &str) -> bool {
     let key = |text| Reference::parse(text).ok().map(|reference| reference.key());
     key(one).is_some_and(|one| Some(one) == key(other))
-}
-
-/// Returns the policies of the mirrors that an image names.
-fn named_mirrors(image: &str, routing: &Routing) -> Vec<RescuePolicy> {
-    let Ok(reference) = Reference::parse(image) else {
-        return Vec::new();
-    };
-    let mut room = String::new();
-    let key = reference.write_key(&mut room);
-    let named = routing.mirrors_named_by(key.name());
-    named.map(|mirror| routing.mirror(mirror).rescue).collect()
 }
 
 /// Returns the mirror of old that turns an original into an image: of several the one with the weakest policy.
