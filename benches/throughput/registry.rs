@@ -6,7 +6,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -39,6 +42,8 @@ pub struct Registry {
     /// Fills the backlog while frozen.
     fillers: Arc<Mutex<Vec<std::net::TcpStream>>>,
     heads: Heads,
+    /// How many manifests were asked for.
+    gets: Arc<AtomicUsize>,
 }
 
 /// When HEADs of manifests came.
@@ -113,6 +118,7 @@ impl Registry {
             frozen: watch::Sender::new(false),
             fillers: Arc::default(),
             heads: Heads::default(),
+            gets: Arc::default(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -122,6 +128,7 @@ impl Registry {
             socket.listen(BACKLOG)?
         };
         let (frozen, heads) = (registry.frozen.clone(), registry.heads.clone());
+        let gets = Arc::clone(&registry.gets);
         thread::spawn(move || {
             runtime.block_on(async {
                 let answers = Arc::new(Answers::new());
@@ -135,7 +142,8 @@ impl Registry {
                         accepted = listener.accept(), if serves => {
                             let Ok((stream, _)) = accepted else { continue };
                             let (answers, heads) = (Arc::clone(&answers), heads.clone());
-                            connections.spawn(serve(stream, answers, heads, frozen.subscribe()));
+                            let gets = Arc::clone(&gets);
+                            connections.spawn(serve(stream, answers, heads, gets, frozen.subscribe()));
                         }
                     }
                 }
@@ -146,6 +154,11 @@ impl Registry {
 
     pub fn heads(&self) -> &Heads {
         &self.heads
+    }
+
+    /// Returns how many manifests were asked for so far, by GET: what a live probe does.
+    pub fn gets(&self) -> usize {
+        self.gets.load(Ordering::Relaxed)
     }
 
     /// Turns into a black hole: on connections that stand nothing is answered any more, and no new ones
@@ -182,6 +195,7 @@ async fn serve(
     mut stream: TcpStream,
     answers: Arc<Answers>,
     heads: Heads,
+    gets: Arc<AtomicUsize>,
     mut frozen: watch::Receiver<bool>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
@@ -213,7 +227,10 @@ async fn serve(
                 heads.note();
                 &answers.head
             }
-            _ => &answers.get,
+            _ => {
+                gets.fetch_add(1, Ordering::Relaxed);
+                &answers.get
+            }
         };
         let sent = timeout(Duration::from_secs(10), stream.write_all(answer)).await;
         if !matches!(sent, Ok(Ok(()))) {

@@ -70,7 +70,9 @@ impl Bench {
     /// Creates Pods without a webhook, with the echo and with Kagami in turn.
     pub fn creates(&self, tools: &Tools, bars: &mut Bars) -> Result<()> {
         println!("\nPods created through an API server (dryRun=All)");
-        with_healthy_mirror(tools, &self.own, |place, now| self.creates_in(place, now, bars))
+        with_healthy_mirror(tools, &self.own, |place, _, now| {
+            self.creates_in(place, now, bars)
+        })
     }
 
     fn creates_in(&self, place: &Place<'_>, now: Timestamp, bars: &mut Bars) -> Result<()> {

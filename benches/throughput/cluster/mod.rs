@@ -5,7 +5,7 @@ mod companion;
 mod creates;
 pub mod objects;
 pub mod place;
-mod replica;
+pub mod replica;
 
 use anyhow::{Result, anyhow};
 

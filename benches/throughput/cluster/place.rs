@@ -40,14 +40,14 @@ pub fn lasting() -> Value {
 pub fn with_healthy_mirror(
     tools: &Tools,
     build: &Build,
-    measure: impl FnOnce(&Place<'_>, Timestamp) -> Result<()>,
+    measure: impl FnOnce(&Place<'_>, &Registry, Timestamp) -> Result<()>,
 ) -> Result<()> {
     let mirror = Registry::start()?;
     let cluster = Cluster::start(tools.clone());
     let place = Place::new(&cluster, build, mirror.address, &lasting())?;
     let now = clock::now();
     let _heart = place.share_healthy(now);
-    measure(&place, now)
+    measure(&place, &mirror, now)
 }
 
 impl<'a> Place<'a> {

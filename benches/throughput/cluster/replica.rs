@@ -39,7 +39,9 @@ impl Bench {
     /// Memory, readiness and reviews of a replica.
     pub fn replica(&self, tools: &Tools, bars: &mut Bars) -> Result<()> {
         println!("\nA replica of the webhook over an API server");
-        with_healthy_mirror(tools, &self.own, |place, now| self.replica_in(place, now, bars))
+        with_healthy_mirror(tools, &self.own, |place, _, now| {
+            self.replica_in(place, now, bars)
+        })
     }
 
     fn replica_in(&self, place: &Place<'_>, now: Timestamp, bars: &mut Bars) -> Result<()> {
@@ -121,29 +123,39 @@ impl Bench {
         known: usize,
     ) -> Result<(Kagami, StartUp)> {
         let start = Instant::now();
-        let kagami = Kagami::replica(
+        let kagami = self.begin_replica(build, place);
+        let times = start_up(&kagami, start, known)?;
+        Ok((kagami, times))
+    }
+
+    /// Starts a replica of a build and waits for nothing but its addresses.
+    pub fn begin_replica(&self, build: &Build, place: &Place<'_>) -> Kagami {
+        Kagami::replica(
             build,
             self.folder.path(),
             &place.kubeconfig("admin"),
             &place.own.name,
-        );
-        let admin = kagami.admin;
-        admin.wait_for_readiness("all images to be loaded", |_, text| {
-            !text.contains("mirroredimages")
-        })?;
-        let loaded = start.elapsed();
-        admin.wait_for_readiness("the replica to be ready", |code, _| code == 200)?;
-        let ready = start.elapsed();
-        let count = u64::try_from(known)?;
-        admin.wait_long("all images to be known and believed", PATIENCE, |status| {
-            let stale = &status["cluster"]["mirrors"][MIRROR]["stale"];
-            status["mirrors"][MIRROR]["images"]["present"] == count && *stale == false
-        })?;
-        let times = StartUp {
-            loaded,
-            ready,
-            believed: start.elapsed(),
-        };
-        Ok((kagami, times))
+        )
     }
+}
+
+/// Waits until a replica that was begun at `start` believes so many images.
+pub fn start_up(kagami: &Kagami, start: Instant, known: usize) -> Result<StartUp> {
+    let admin = kagami.admin;
+    admin.wait_for_readiness("all images to be loaded", |_, text| {
+        !text.contains("mirroredimages")
+    })?;
+    let loaded = start.elapsed();
+    admin.wait_for_readiness("the replica to be ready", |code, _| code == 200)?;
+    let ready = start.elapsed();
+    let count = u64::try_from(known)?;
+    admin.wait_long("all images to be known and believed", PATIENCE, |status| {
+        let stale = &status["cluster"]["mirrors"][MIRROR]["stale"];
+        status["mirrors"][MIRROR]["images"]["present"] == count && *stale == false
+    })?;
+    Ok(StartUp {
+        loaded,
+        ready,
+        believed: start.elapsed(),
+    })
 }

@@ -1,28 +1,44 @@
 //! A replica of the webhook that starts: until it knows and believes all images.
 
-use std::{thread, time::Duration};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use kagami::domain::time::Timestamp;
 
 use super::{
     super::{
-        bench::{Bench, median},
+        bench::{Bench, PATH, median},
+        client::{Expected, open_loop},
         cluster::{
             objects::create_images,
             place::{Place, with_healthy_mirror},
+            replica::start_up,
         },
         e2e::process::cpu_time,
         e2e::{reader::Heart, tools::Tools},
+        payload::{Images, Payload},
+        registry::Registry,
         report::Bars,
         roles::Build,
     },
-    NO_WORSE, ratios, spread,
+    ratios, spread,
 };
 
 /// Hearts beside the usual one. Each beats once a second; begun apart, they tell a replica at any time that the
 /// state is fresh, so that what is measured does not depend on when the next beat comes.
 const HEARTS: u32 = 3;
+
+/// What a replica may take of the older build's time, and of its API server's.
+const SOONER: f64 = 0.5;
+
+/// Reviews a second that a replica gets while it starts, over so many connections, in runs of that length.
+const REVIEWS: u32 = 300;
+const CONNECTIONS: usize = 4;
+const RUN: Duration = Duration::from_millis(500);
 
 /// How long an API server is left alone with what a replica leaves behind.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -32,11 +48,59 @@ impl Bench {
     pub fn believed(&self, tools: &Tools, bars: &mut Bars) -> Result<()> {
         println!("\nReplicas of the webhook that start, in turn, each over an API server of its build");
         let [other, own] = self.builds_in_turn()?;
-        with_healthy_mirror(tools, other, |place_of_other, at_other| {
-            with_healthy_mirror(tools, own, |place, now| {
-                self.believed_in([(other, place_of_other, at_other), (own, place, now)], bars)
+        with_healthy_mirror(tools, other, |place_of_other, mirror_of_other, at_other| {
+            with_healthy_mirror(tools, own, |place, mirror, now| {
+                let places = [(other, place_of_other, at_other), (own, place, now)];
+                self.believed_in(places, bars)?;
+                let places = [(other, place_of_other, mirror_of_other), (own, place, mirror)];
+                self.probes_of_starts(places, bars)
             })
         })
+    }
+
+    /// How many manifests replicas ask a mirror for while they start under load, though all are known.
+    fn probes_of_starts(&self, places: [(&Build, &Place<'_>, &Registry); 2], bars: &mut Bars) -> Result<()> {
+        let known = self.plan.scale.known;
+        let mut asked = [0_u32; 2];
+        for _ in 0..self.plan.scale.starts.div_ceil(2) {
+            for ((build, place, mirror), asked) in places.into_iter().zip(&mut asked) {
+                let before = mirror.gets();
+                let start = Instant::now();
+                let kagami = self.begin_replica(build, place);
+                let images = Images {
+                    first: 0,
+                    count: known,
+                };
+                let payload = Payload::new(PATH, 0, 1)?;
+                let target = self.target(&kagami, &payload, images, Expected::Allowed);
+                let is_known = AtomicBool::new(false);
+                thread::scope(|scope| {
+                    let load = scope.spawn(|| -> Result<()> {
+                        while !is_known.load(Ordering::Relaxed) {
+                            open_loop(&target, CONNECTIONS, REVIEWS, RUN)?;
+                        }
+                        Ok(())
+                    });
+                    let started = start_up(&kagami, start, known);
+                    is_known.store(true, Ordering::Relaxed);
+                    load.join().map_err(|_| anyhow!("the load panicked"))??;
+                    started
+                })?;
+                *asked += u32::try_from(mirror.gets() - before)?;
+            }
+        }
+        let [other, own] = asked;
+        let beside = &places[0].0.name;
+        println!(
+            "  manifests asked for while starting at {REVIEWS} reviews a second: {own}, {beside} {other}"
+        );
+        bars.at_most(
+            format!("replica with {known} images: manifests asked for while starting, and {beside}'s"),
+            own.into(),
+            other.into(),
+            "",
+        );
+        Ok(())
     }
 
     fn believed_in(&self, places: [(&Build, &Place<'_>, Timestamp); 2], bars: &mut Bars) -> Result<()> {
@@ -89,7 +153,7 @@ impl Bench {
         for (what, ratios) in compared {
             println!("  {what}, own to the other's: {}", spread(&ratios));
             let name = format!("replica with {known} images: {what} against {beside}'s");
-            bars.at_most(name, median(ratios), NO_WORSE, "×");
+            bars.at_most(name, median(ratios), SOONER, "×");
         }
         Ok(())
     }

@@ -22,9 +22,6 @@ use super::{
     roles::Build,
 };
 
-/// By how much a figure that is to be no worse than another may be larger: what two runs of one build differ by.
-const NO_WORSE: f64 = 1.05;
-
 impl Bench {
     /// The other build first, and then this one.
     fn builds_in_turn(&self) -> Result<[&Build; 2]> {
