@@ -32,17 +32,26 @@ pub enum Algorithm {
     Sha512,
 }
 
+/// Each byte in hex. Answers tell a digest for each image, so it is looked up by the pair.
+const PAIRS: [[u8; 2]; 256] = {
+    let (digits, mut pairs, mut byte) = (b"0123456789abcdef", [[0; 2]; 256], 0);
+    while byte < pairs.len() {
+        pairs[byte] = [digits[byte / 16], digits[byte % 16]];
+        byte += 1;
+    }
+    pairs
+};
+
 impl Digest {
     /// Appends the digest as it is written: `algorithm:hex`.
     pub fn push_to(&self, out: &mut String) {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let (prefix, hash) = match self {
             Self::Sha256(hash) => ("sha256:", &hash[..]),
             Self::Sha512(hash) => ("sha512:", &hash[..]),
         };
         let mut hex = [0; 128];
         for (pair, byte) in hex.as_chunks_mut::<2>().0.iter_mut().zip(hash) {
-            *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]];
+            *pair = PAIRS[usize::from(*byte)];
         }
         out.push_str(prefix);
         out.push_str(str::from_utf8(&hex[..2 * hash.len()]).expect("hex digits are ASCII"));

@@ -17,14 +17,14 @@ use super::{
     answer::Answer,
     digest::Digest,
     health::State,
-    image::{ImageKey, KeyRef, Reference},
+    image::{ImageKey, KeyRef, KeySpan, Keys, Reference},
     mapping::MapError,
     mirror::{Access, Kind, Mirror, Mode, Prefer},
     names::PULL_SECRET,
     original::{Original, RecordedDecisions},
     platform::{Platforms, Wanted},
     pod::{Place, PlaceKind, PlaceLabel, Pod},
-    presence::{self, Index, Judgement, Proof, Rules},
+    presence::{self, Found, Index, Judgement, OfMirror, Proof, Rules},
     reason::{Outcome, Reason},
     routing::{self, MirrorId, Routing},
     snapshot::Snapshot,
@@ -205,6 +205,7 @@ pub fn decide<'a>(
         index,
         request,
         mode: request.pod.weaken(request.mode),
+        standing: None,
         probing,
         now,
         recorded: RecordedDecisions::of(&request.pod),
@@ -213,13 +214,26 @@ pub fn decide<'a>(
         unknown: Vec::new(),
         unproven: HashMap::default(),
     };
-    let mut room = String::with_capacity(128);
-    let places = request
+    decider.standing = decider.standing();
+    let mut keys = Keys::with_room_for(request.pod.places.len());
+    let mut asked: SmallVec<[Ask; 4]> = SmallVec::new();
+    let mut places: Vec<_> = request
         .pod
         .places
         .iter()
-        .map(|place| decider.place(place, &mut room))
+        .enumerate()
+        .map(|(position, place)| {
+            let (planned, ask) = decider.place(position, place, &mut keys);
+            asked.extend(ask);
+            planned
+        })
         .collect();
+    // All are looked up before the first is judged: what is known of an image lies anywhere in memory, and so all of
+    // them are waited for at the same time.
+    let found = decider.find(&asked, &keys);
+    for (ask, found) in asked.iter().zip(found) {
+        decider.ask(&mut places[ask.place], ask, keys.get(&ask.key), found);
+    }
     Plan {
         places,
         heal: request.heal,
@@ -233,11 +247,22 @@ pub fn decide<'a>(
 /// waited for.
 type Met = SmallVec<[(MirrorId, Option<usize>); 1]>;
 
+/// An image that mirrors are asked for.
+struct Ask {
+    /// Position of its place.
+    place: usize,
+    key: KeySpan,
+    /// In the order in which they are asked.
+    candidates: SmallVec<[routing::Candidate; 2]>,
+}
+
 struct Decider<'s, 'a> {
     snapshot: &'s Snapshot,
     index: &'s Index,
     request: &'a Request<'a>,
     mode: Mode,
+    /// Why the whole Pod is left alone.
+    standing: Option<Reason>,
     probing: Probing,
     now: Timestamp,
     recorded: RecordedDecisions<'a>,
@@ -249,9 +274,9 @@ struct Decider<'s, 'a> {
     unproven: HashMap<ImageKey, Met, RandomState>,
 }
 
-impl<'a> Decider<'_, 'a> {
-    /// Plans one place. `room` is for the key of its image.
-    fn place(&mut self, place: &'a Place<'a>, room: &mut String) -> Planned<'a> {
+impl<'s, 'a> Decider<'s, 'a> {
+    /// Plans one place, and what is to be asked of mirrors.
+    fn place(&self, position: usize, place: &'a Place<'a>, keys: &mut Keys) -> (Planned<'a>, Option<Ask>) {
         let mut planned = Planned {
             place,
             standing: None,
@@ -261,26 +286,26 @@ impl<'a> Decider<'_, 'a> {
             wants_pull_secret: false,
             candidates: SmallVec::new(),
         };
-        planned.standing = self.standing();
+        planned.standing = self.standing;
         if planned.standing.is_some() {
             planned.left_alone = true;
             planned.carried = self.original(place).map(|original| original.mirror);
             if planned.carried.is_some() {
                 planned.standing = Some(Reason::AlreadyMirrored);
             }
-            return planned;
+            return (planned, None);
         }
         if place.is_placeholder() {
             planned.standing = Some(Reason::Placeholder);
-            return planned;
+            return (planned, None);
         }
         let Ok(mut reference) = Reference::parse(&place.image) else {
             planned.standing = Some(Reason::InvalidReference);
-            return planned;
+            return (planned, None);
         };
-        let mut key = reference.write_key(room);
+        let mut key = keys.push(&reference);
         let routing = &self.snapshot.routing;
-        let mut candidates = routing.candidates(key.name());
+        let mut candidates = routing.candidates(keys.get(&key).name());
         if candidates.names_mirror {
             let original = self.original(place);
             planned.carried = original.map(|original| original.mirror);
@@ -288,18 +313,18 @@ impl<'a> Decider<'_, 'a> {
             let decided = original.filter(|_| self.mode == Mode::Enforce && !place.never);
             if let Some(original) = decided {
                 reference = original.reference;
-                key = reference.write_key(room);
-                candidates = routing.candidates(key.name());
+                key = keys.push(&reference);
+                candidates = routing.candidates(keys.get(&key).name());
             }
             if decided.is_none() || candidates.names_mirror {
                 planned.standing = Some(Reason::AlreadyMirrored);
-                return planned;
+                return (planned, None);
             }
         }
         planned.reference = Some(reference);
         if place.never {
             planned.standing = Some(Reason::PullNever);
-            return planned;
+            return (planned, None);
         }
         if candidates.ordered.is_empty() {
             planned.standing = Some(if candidates.excluded {
@@ -307,11 +332,41 @@ impl<'a> Decider<'_, 'a> {
             } else {
                 Reason::NoMirror
             });
-            return planned;
+            return (planned, None);
         }
+        let ask = Ask {
+            place: position,
+            key,
+            candidates: candidates.ordered,
+        };
+        (planned, Some(ask))
+    }
+
+    /// Finds what is known of each image on the first mirror that it is asked of; mostly there is no other.
+    fn find(&self, asked: &[Ask], keys: &Keys) -> SmallVec<[Option<Found<'s>>; 4]> {
+        let mut of_mirror: Option<(MirrorId, OfMirror<'s>)> = None;
+        let find = |ask: &Ask| {
+            let mirror = ask.candidates.first()?.mirror;
+            let of = match of_mirror {
+                Some((known, of)) if known == mirror => of,
+                _ => self.index.of(&self.snapshot.routing.mirror(mirror).name),
+            };
+            of_mirror = Some((mirror, of));
+            Some(of.find(keys.get(&ask.key)))
+        };
+        asked.iter().map(find).collect()
+    }
+
+    /// Plans what mirrors are asked for. `found` is what is known of the image on the first of them.
+    fn ask(&mut self, planned: &mut Planned<'a>, ask: &Ask, key: KeyRef<'_>, mut found: Option<Found<'s>>) {
+        let Some(reference) = planned.reference else {
+            return;
+        };
+        let snapshot = self.snapshot;
         let mut enough = false;
-        for candidate in candidates.ordered {
-            let settings = routing.mirror(candidate.mirror);
+        for candidate in ask.candidates.iter().copied() {
+            let settings = snapshot.routing.mirror(candidate.mirror);
+            let found = found.take();
             if enough && !settings.pull_secret {
                 continue;
             }
@@ -322,11 +377,13 @@ impl<'a> Decider<'_, 'a> {
             if enough {
                 continue;
             }
-            let nodes = self.snapshot.standing(candidate.mirror).platforms;
+            let nodes = snapshot.standing(candidate.mirror).platforms;
             let wanted = self.request.pod.landing.among(nodes);
-            let verdict = match refusal {
-                Some(reason) => Verdict::Not(reason),
-                None => self.state(&reference, key, candidate, settings, wanted),
+            let verdict = if let Some(reason) = refusal {
+                Verdict::Not(reason)
+            } else {
+                let found = found.unwrap_or_else(|| self.index.of(&settings.name).find(key));
+                self.state(&reference, key, candidate, settings, wanted, found)
             };
             enough = matches!(verdict, Verdict::Proven(_)) && mode == self.mode;
             planned.candidates.push(Asked {
@@ -336,7 +393,6 @@ impl<'a> Decider<'_, 'a> {
                 verdict,
             });
         }
-        planned
     }
 
     /// Returns what the user wrote where an earlier round of admission rewrote it.
@@ -419,6 +475,7 @@ impl<'a> Decider<'_, 'a> {
         candidate: routing::Candidate,
         settings: &Mirror,
         wanted: Wanted,
+        found: Found<'_>,
     ) -> Verdict {
         let stale = self.snapshot.is_stale(candidate.mirror);
         if stale && settings.kind == Kind::PullThrough {
@@ -439,7 +496,7 @@ impl<'a> Decider<'_, 'a> {
         }
         let rules = Rules::of(settings, health.proven_since);
         let source = &settings.sources[candidate.source];
-        match self.index.judge(&settings.name, key, &rules, self.now) {
+        match found.judge(key.class(), &rules, self.now) {
             Judgement::Proven(proof, _) => {
                 if let Some(reason) = objection(proof, wanted, reference) {
                     return Verdict::Not(reason);

@@ -5,7 +5,7 @@
 //! have one key exactly if they name one image. A key is made of a [`Reference`] or is a text that proves to
 //! be its own, so that nothing else passes for one: no name of a mirror, and no image as a user wrote it.
 
-use std::{borrow::Borrow, fmt, net::Ipv6Addr, str::FromStr, sync::Arc};
+use std::{borrow::Borrow, fmt, net::Ipv6Addr, ops::Range, str::FromStr, sync::Arc};
 
 use memchr::{memchr, memrchr};
 
@@ -22,6 +22,14 @@ pub struct KeyRef<'a>(&'a str);
 /// A key that is held in as little memory as can be, for who has many and shares none.
 #[derive(PartialEq, Eq, Hash)]
 pub(in crate::domain) struct BoxedKey(Box<str>);
+
+/// Keys that were written one after the other into one room, for who looks many of them up at once.
+#[derive(Debug, Default)]
+pub struct Keys(String);
+
+/// Which of them it is.
+#[derive(Clone, Debug)]
+pub struct KeySpan(Range<usize>);
 
 /// Why a text is no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -113,6 +121,25 @@ impl ImageKey {
     }
 }
 
+impl Keys {
+    /// Returns room for so many keys of usual length.
+    pub fn with_room_for(keys: usize) -> Self {
+        Self(String::with_capacity(64 * keys))
+    }
+
+    /// Writes the key of an image, and returns by what [`Self::get`] finds it.
+    pub fn push(&mut self, reference: &Reference<'_>) -> KeySpan {
+        let start = self.0.len();
+        reference.push_key(&mut self.0);
+        KeySpan(start..self.0.len())
+    }
+
+    /// Returns a key that was pushed here.
+    pub fn get(&self, span: &KeySpan) -> KeyRef<'_> {
+        KeyRef(&self.0[span.0.clone()])
+    }
+}
+
 impl BoxedKey {
     /// Returns the key, borrowed.
     pub(in crate::domain) fn by_ref(&self) -> KeyRef<'_> {
@@ -127,16 +154,25 @@ impl Reference<'_> {
     /// in capitals.
     pub fn write_key<'k>(&self, room: &'k mut String) -> KeyRef<'k> {
         room.clear();
+        self.push_key(room);
+        KeyRef(room)
+    }
+
+    /// Appends the key of the image.
+    fn push_key(&self, room: &mut String) {
         room.reserve(
             self.host.len() + self.library.len() + self.path.len() + 2 + self.manifest_reference().len(),
         );
         if let Some(Host::Ipv6(address, port)) = Host::split(self.host) {
             push_ipv6_host(room, address, port);
         } else {
+            let start = room.len();
             room.push_str(self.host);
-            room.make_ascii_lowercase();
-            if !names_host(room) {
-                room.make_ascii_uppercase();
+            if let Some(host) = room.get_mut(start..) {
+                host.make_ascii_lowercase();
+                if !names_host(host) {
+                    host.make_ascii_uppercase();
+                }
             }
         }
         room.push('/');
@@ -147,7 +183,6 @@ impl Reference<'_> {
             Class::Digest => '@',
         });
         room.push_str(self.manifest_reference());
-        KeyRef(room)
     }
 
     /// Returns the key of the image.

@@ -20,7 +20,7 @@ use memchr::memchr;
 
 pub(in crate::domain) use grammar::{Host, PATH_LIMIT, check_host, check_path, names_host};
 pub(in crate::domain) use key::BoxedKey;
-pub use key::{ImageKey, KeyRef, ParseKeyError};
+pub use key::{ImageKey, KeyRef, KeySpan, Keys, ParseKeyError};
 
 /// The host that short names belong to.
 pub const DOCKER_HUB: &str = "docker.io";

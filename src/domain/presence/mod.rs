@@ -376,6 +376,51 @@ impl Counts {
     }
 }
 
+/// What is known of the images of one mirror: the companion's knowledge, and what this replica saw itself.
+#[derive(Clone, Copy, Debug)]
+pub struct OfMirror<'a> {
+    known: Option<&'a Table>,
+    own: Option<&'a Table>,
+}
+
+/// What is known of one image of it. Finding costs waiting for memory, so who has several images finds them all before
+/// judging the first: then memory is waited for once.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    known: Option<(&'a Table, &'a Entry)>,
+    own: Option<(&'a Table, &'a Entry)>,
+}
+
+impl<'a> OfMirror<'a> {
+    /// Returns the entries of an image.
+    pub fn find(self, key: KeyRef<'_>) -> Found<'a> {
+        let find = |table: Option<&'a Table>| {
+            let table = table?;
+            Some((table, table.entries.get(key.as_str())?))
+        };
+        Found {
+            known: find(self.known),
+            own: find(self.own),
+        }
+    }
+}
+
+impl<'a> Found<'a> {
+    /// Judges them as [`Index::judge`] does. `class` is that of the image's key.
+    pub fn judge(self, class: Class, rules: &Rules, now: Timestamp) -> Judgement<'a> {
+        let judge = |found: Option<(&'a Table, &'a Entry)>| {
+            let (table, entry) = found?;
+            entry.touch(now);
+            Some(rules.judge(entry, class, table.swept(class), now))
+        };
+        match (judge(self.known), judge(self.own)) {
+            (Some((known_at, _)), Some((own_at, own))) if own_at > known_at => own,
+            (Some((_, judgement)), _) | (None, Some((_, judgement))) => judgement,
+            (None, None) => Judgement::Unproven(None),
+        }
+    }
+}
+
 /// What is known of all images on all mirrors.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -394,28 +439,16 @@ impl Index {
     /// The latest look decides, the companion's or the replica's own. So an absence that is too old
     /// to be believed still ends the proof before it.
     pub fn judge(&self, mirror: &str, key: KeyRef<'_>, rules: &Rules, now: Timestamp) -> Judgement<'_> {
-        let class = key.class();
-        let known = Self::judge_in(&self.known, mirror, key, class, rules, now);
-        let own = Self::judge_in(&self.seen, mirror, key, class, rules, now);
-        match (known, own) {
-            (Some((known_at, _)), Some((own_at, own))) if own_at > known_at => own,
-            (Some((_, judgement)), _) | (None, Some((_, judgement))) => judgement,
-            (None, None) => Judgement::Unproven(None),
-        }
+        self.of(mirror).find(key).judge(key.class(), rules, now)
     }
 
-    fn judge_in<'a>(
-        tables: &'a Tables,
-        mirror: &str,
-        key: KeyRef<'_>,
-        class: Class,
-        rules: &Rules,
-        now: Timestamp,
-    ) -> Option<(Option<Timestamp>, Judgement<'a>)> {
-        let table = tables.get(mirror)?;
-        let entry = table.entries.get(key.as_str())?;
-        entry.touch(now);
-        Some(rules.judge(entry, class, table.swept(class), now))
+    /// Returns what is known of the images of a mirror.
+    pub fn of(&self, mirror: &str) -> OfMirror<'_> {
+        let own = self.seen.get(mirror).filter(|table| !table.entries.is_empty());
+        OfMirror {
+            known: self.known.get(mirror),
+            own,
+        }
     }
 
     /// Returns whether the companion's knowledge has an entry for this image, of whatever kind.
