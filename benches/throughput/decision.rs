@@ -1,16 +1,18 @@
 //! The review without network, in this process: reading, deciding and answering, with few and with
 //! many images known. CPU time counts, for what else runs on the machine must not.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures_util::FutureExt as _;
 use kagami::domain::mirror::Mode;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::{
-    bench::Bench,
+    bench::{Bench, median},
     payload::{self, Images, Payload},
     report::Bars,
+    scale::spread,
     world::{self, World},
 };
 
@@ -18,86 +20,94 @@ use super::{
 /// that no cache can guess.
 const REVIEWS: usize = 20_000;
 
+/// Reviews after which another number of known images has its turn: what disturbs from outside lasts longer, and so
+/// disturbs all of them alike.
+const IN_A_ROW: usize = 1_000;
+
 /// Images of a Pod whose decision alone is measured.
 const WIDTH: usize = 5;
 
-/// The shortest CPU time of one review in microseconds, for each number of known images.
-#[derive(Debug)]
+/// CPU times of one review in microseconds: of each round, for each number of known images.
+#[derive(Debug, Default)]
 pub struct Times<const N: usize> {
     /// From the bytes of a 3 KB review to those of its answer.
-    pub small: [f64; N],
+    pub small: Vec<[f64; N]>,
     /// The same of a 9 KB review.
-    pub typical: [f64; N],
+    pub typical: Vec<[f64; N]>,
     /// Of a typical review: decide, settle and patch alone.
-    pub decision: [f64; N],
+    pub decision: Vec<[f64; N]>,
 }
 
-/// Returns the best of `rounds` that alternate, because all else is noise from outside.
+/// Measures `rounds` of which each has every number of known images in turn, many times.
 pub fn times<const N: usize>(known: [usize; N], rounds: usize) -> Result<Times<N>> {
-    let [small, typical, decision] = [[f64::INFINITY; N]; 3];
-    let mut times = Times {
-        small,
-        typical,
-        decision,
-    };
     let mut states = Vec::with_capacity(N);
     for count in known {
         states.push((World::new(count)?, world::admission(count)?, count));
     }
+    let mut times = Times::default();
+    let pods = known.map(|count| {
+        let images =
+            |pod| std::array::from_fn(|place| payload::image((shuffled(pod) * WIDTH + place) % count));
+        (0..REVIEWS).map(images).collect::<Vec<[String; WIDTH]>>()
+    });
+    let mut asked = Vec::with_capacity(N);
+    for ((world, ..), pods) in states.iter().zip(&pods) {
+        asked.push((
+            world,
+            pods.iter()
+                .map(|images| World::request(images))
+                .collect::<Vec<_>>(),
+        ));
+    }
     for _ in 0..rounds {
-        for (index, (world, admission, count)) in states.iter().enumerate() {
-            for (best, init_containers, containers) in [(&mut times.small, 0, 1), (&mut times.typical, 2, 3)]
-            {
-                let mut payload = Payload::new("/", init_containers, containers)?;
-                let took = cpu_time_of(|number| {
-                    payload.number(
-                        shuffled(number),
-                        Images {
-                            first: 0,
-                            count: *count,
-                        },
-                    );
-                    let timeout = Some(Duration::from_secs(3));
-                    // Known images cost no network, so there is nothing to wait for.
-                    let answer = admission
-                        .review(Mode::Enforce, payload.body(), timeout)
-                        .now_or_never();
-                    answer.context("it waits")?.context("it is refused")
-                })?;
-                best[index] = best[index].min(took);
-            }
-            let pods: Vec<[String; WIDTH]> = (0..REVIEWS)
-                .map(|pod| {
-                    std::array::from_fn(|place| payload::image((shuffled(pod) * WIDTH + place) % count))
-                })
-                .collect();
-            let requests: Vec<_> = pods.iter().map(|images| World::request(images)).collect();
-            let took = cpu_time_of(|number| world.decide(&requests[number]).context("nothing is rewritten"))?;
-            times.decision[index] = times.decision[index].min(took);
+        for (series, init_containers, containers) in [(&mut times.small, 0, 1), (&mut times.typical, 2, 3)] {
+            let mut payload = Payload::new("/", init_containers, containers)?;
+            series.push(in_turn(&states, |(_, admission, count), number| {
+                let images = Images {
+                    first: 0,
+                    count: *count,
+                };
+                payload.number(shuffled(number), images);
+                let timeout = Some(Duration::from_secs(3));
+                // Known images cost no network, so there is nothing to wait for.
+                let answer = admission
+                    .review(Mode::Enforce, payload.body(), timeout)
+                    .now_or_never();
+                answer.context("it waits")?.context("it is refused")
+            })?);
         }
+        let decided = in_turn(&asked, |(world, requests), number| {
+            world.decide(&requests[number]).context("nothing is rewritten")
+        })?;
+        times.decision.push(decided);
     }
     Ok(times)
 }
 
-/// Returns the CPU time of one call in microseconds.
-fn cpu_time_of<T>(mut work: impl FnMut(usize) -> Result<T>) -> Result<f64> {
-    let before = thread_cpu_time()?;
-    for number in 0..REVIEWS {
-        std::hint::black_box(work(number)?);
+/// Returns the CPU time of one call in microseconds, for each state.
+fn in_turn<S, T, const N: usize>(
+    states: &[S],
+    mut work: impl FnMut(&S, usize) -> Result<T>,
+) -> Result<[f64; N]> {
+    let mut took = [Duration::ZERO; N];
+    for first in (0..REVIEWS).step_by(IN_A_ROW) {
+        for (state, took) in states.iter().zip(&mut took) {
+            let before = thread_cpu_time();
+            for number in first..first + IN_A_ROW {
+                std::hint::black_box(work(state, number)?);
+            }
+            *took += thread_cpu_time().saturating_sub(before);
+        }
     }
-    let took = thread_cpu_time()?.saturating_sub(before);
-    Ok((took / u32::try_from(REVIEWS)?).as_secs_f64() * 1e6)
+    let reviews = u32::try_from(REVIEWS)?;
+    Ok(took.map(|took| (took / reviews).as_secs_f64() * 1e6))
 }
 
-/// Returns the time that this thread has run on a CPU.
-fn thread_cpu_time() -> Result<Duration> {
-    let statistics = fs::read_to_string("/proc/thread-self/schedstat")?;
-    let nanos = statistics
-        .split(' ')
-        .next()
-        .context("no time in schedstat")?
-        .parse()?;
-    Ok(Duration::from_nanos(nanos))
+/// Returns the time that this thread has run on a CPU, to the nanosecond. What `/proc` tells of it grows by ticks of
+/// the scheduler, some milliseconds each.
+fn thread_cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// Returns numbers below 20,011 (a prime) in an order without pattern, each once.
@@ -110,20 +120,33 @@ impl Bench {
     pub fn decision(&self, bars: &mut Bars) -> Result<()> {
         let known = [100, 100_000];
         let times = times(known, self.plan.rounds)?;
-        println!("\nOne review without network, CPU µs");
+        println!(
+            "\nOne review without network, CPU µs (the least of {} rounds)",
+            self.plan.rounds
+        );
         println!("  {:<40} {:>8} {:>8}", "known images", known[0], known[1]);
         let rows = [
-            ("3 KB, bytes to bytes", times.small),
-            ("9 KB, bytes to bytes", times.typical),
-            ("9 KB, decide, settle and patch alone", times.decision),
+            ("3 KB, bytes to bytes", &times.small),
+            ("9 KB, bytes to bytes", &times.typical),
+            ("9 KB, decide, settle and patch alone", &times.decision),
         ];
-        for (name, [few, many]) in rows {
-            println!("  {name:<40} {few:>8.2} {many:>8.2}  ratio {:.2}", many / few);
+        for (name, rounds) in rows {
+            let [few, many] =
+                [0, 1].map(|of| rounds.iter().map(|round| round[of]).fold(f64::INFINITY, f64::min));
+            println!(
+                "  {name:<40} {few:>8.2} {many:>8.2}  ratio {}",
+                spread(&ratios(rounds))
+            );
         }
-        let [few, many] = times.typical;
-        bars.at_most("9 KB: decision time, 100 → 100,000 images", many / few, 1.2, "×");
-        let [few, many] = times.small;
-        bars.at_most("3 KB: decision time, 100 → 100,000 images", many / few, 1.2, "×");
+        for (name, rounds) in [("9 KB", &times.typical), ("3 KB", &times.small)] {
+            let name = format!("{name}: decision time, 100 → 100,000 images");
+            bars.at_most(name, median(ratios(rounds)), 1.15, "×");
+        }
         Ok(())
     }
+}
+
+/// Returns by how much more many images cost than few, in each round.
+fn ratios(rounds: &[[f64; 2]]) -> Vec<f64> {
+    rounds.iter().map(|[few, many]| many / few).collect()
 }

@@ -36,7 +36,7 @@ fn ratios(own: &[f64], other: &[f64]) -> Vec<f64> {
 }
 
 /// Tells how far figures are spread.
-fn spread(figures: &[f64]) -> String {
+pub fn spread(figures: &[f64]) -> String {
     let mut sorted = figures.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = |quarter: usize| {
