@@ -24,7 +24,7 @@ use super::{
     original::{Original, RecordedDecisions},
     platform::{Platforms, Wanted},
     pod::{Place, PlaceKind, PlaceLabel, Pod},
-    presence::{self, Found, Index, Judgement, OfMirror, Proof, Rules},
+    presence::{self, Found, Index, Judgement, Proof, Rules},
     reason::{Outcome, Reason},
     routing::{self, MirrorId, Routing},
     snapshot::Snapshot,
@@ -216,7 +216,7 @@ pub fn decide<'a>(
     };
     decider.standing = decider.standing();
     let mut keys = Keys::with_room_for(request.pod.places.len());
-    let mut asked: SmallVec<[Ask; 4]> = SmallVec::new();
+    let mut asked: SmallVec<[Ask; 8]> = SmallVec::new();
     let mut places: Vec<_> = request
         .pod
         .places
@@ -252,6 +252,7 @@ struct Ask {
     /// Position of its place.
     place: usize,
     key: KeySpan,
+    first: MirrorId,
     /// In the order in which they are asked.
     candidates: SmallVec<[routing::Candidate; 2]>,
 }
@@ -326,43 +327,39 @@ impl<'s, 'a> Decider<'s, 'a> {
             planned.standing = Some(Reason::PullNever);
             return (planned, None);
         }
-        if candidates.ordered.is_empty() {
+        let Some(first) = candidates.ordered.first() else {
             planned.standing = Some(if candidates.excluded {
                 Reason::Excluded
             } else {
                 Reason::NoMirror
             });
             return (planned, None);
-        }
+        };
         let ask = Ask {
             place: position,
             key,
+            first: first.mirror,
             candidates: candidates.ordered,
         };
         (planned, Some(ask))
     }
 
     /// Finds what is known of each image on the first mirror that it is asked of; mostly there is no other.
-    fn find(&self, asked: &[Ask], keys: &Keys) -> SmallVec<[Option<Found<'s>>; 4]> {
-        let mut of_mirror: Option<(MirrorId, OfMirror<'s>)> = None;
-        let find = |ask: &Ask| {
-            let mirror = ask.candidates.first()?.mirror;
-            let of = match of_mirror {
-                Some((known, of)) if known == mirror => of,
-                _ => self.index.of(&self.snapshot.routing.mirror(mirror).name),
-            };
-            of_mirror = Some((mirror, of));
-            Some(of.find(keys.get(&ask.key)))
-        };
-        asked.iter().map(find).collect()
+    fn find(&self, asked: &[Ask], keys: &Keys) -> SmallVec<[Found<'s>; 8]> {
+        let routing = &self.snapshot.routing;
+        let asked = asked
+            .iter()
+            .map(|ask| (routing.mirror(ask.first).name.as_str(), keys.get(&ask.key)));
+        self.index.find(asked)
     }
 
     /// Plans what mirrors are asked for. `found` is what is known of the image on the first of them.
-    fn ask(&mut self, planned: &mut Planned<'a>, ask: &Ask, key: KeyRef<'_>, mut found: Option<Found<'s>>) {
+    fn ask(&mut self, planned: &mut Planned<'a>, ask: &Ask, key: KeyRef<'_>, found: Found<'s>) {
         let Some(reference) = planned.reference else {
             return;
         };
         let snapshot = self.snapshot;
+        let mut found = Some(found);
         let mut enough = false;
         for candidate in ask.candidates.iter().copied() {
             let settings = snapshot.routing.mirror(candidate.mirror);
@@ -382,7 +379,7 @@ impl<'s, 'a> Decider<'s, 'a> {
             let verdict = if let Some(reason) = refusal {
                 Verdict::Not(reason)
             } else {
-                let found = found.unwrap_or_else(|| self.index.of(&settings.name).find(key));
+                let found = found.unwrap_or_else(|| self.index.find_one(&settings.name, key));
                 self.state(&reference, key, candidate, settings, wanted, found)
             };
             enough = matches!(verdict, Verdict::Proven(_)) && mode == self.mode;

@@ -6,6 +6,8 @@
 //! `proven_since`, not past the freshness bound and not from the future. Time is wall-clock time
 //! and may jump: every jump makes proofs void, none makes them longer than the bound.
 
+mod entries;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::atomic::{AtomicU32, Ordering},
@@ -13,7 +15,9 @@ use std::{
 };
 
 use foldhash::quality::RandomState;
+use smallvec::SmallVec;
 
+use self::entries::Entries;
 use super::{
     answer::{Answer, Manifest, MediaType},
     digest::Digest,
@@ -154,7 +158,7 @@ pub struct Swept {
 /// What is known of the images of one mirror.
 #[derive(Debug, Default)]
 struct Table {
-    entries: HashMap<BoxedKey, Entry, RandomState>,
+    entries: Entries,
     tags: OfClass,
     digests: OfClass,
 }
@@ -214,8 +218,8 @@ impl Table {
     fn put(&mut self, key: KeyRef<'_>, entry: Entry) -> bool {
         let counts = &mut self.of_mut(key.class()).counts;
         *counts.of_mut(&entry.presence) += 1;
-        let Some(slot) = self.entries.get_mut(key.as_str()) else {
-            self.entries.insert(key.into(), entry);
+        let Some(slot) = self.entries.get_mut(key) else {
+            self.entries.insert_new(key, entry);
             return false;
         };
         let last_used = std::mem::take(&mut slot.last_used);
@@ -225,7 +229,7 @@ impl Table {
     }
 
     fn remove(&mut self, key: KeyRef<'_>) -> bool {
-        let Some(entry) = self.entries.remove(key.as_str()) else {
+        let Some(entry) = self.entries.remove(key) else {
             return false;
         };
         self.uncount(key, &entry.presence);
@@ -239,7 +243,6 @@ impl Table {
             digests,
         } = self;
         entries.retain(|key, entry| {
-            let key = key.by_ref();
             let stays = keep(key, entry);
             if !stays {
                 let of_class = match key.class() {
@@ -376,33 +379,11 @@ impl Counts {
     }
 }
 
-/// What is known of the images of one mirror: the companion's knowledge, and what this replica saw itself.
-#[derive(Clone, Copy, Debug)]
-pub struct OfMirror<'a> {
-    known: Option<&'a Table>,
-    own: Option<&'a Table>,
-}
-
-/// What is known of one image of it. Finding costs waiting for memory, so who has several images finds them all before
-/// judging the first: then memory is waited for once.
-#[derive(Clone, Copy, Debug)]
+/// What is known of one image on one mirror: the companion's knowledge, and what this replica saw itself.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Found<'a> {
     known: Option<(&'a Table, &'a Entry)>,
     own: Option<(&'a Table, &'a Entry)>,
-}
-
-impl<'a> OfMirror<'a> {
-    /// Returns the entries of an image.
-    pub fn find(self, key: KeyRef<'_>) -> Found<'a> {
-        let find = |table: Option<&'a Table>| {
-            let table = table?;
-            Some((table, table.entries.get(key.as_str())?))
-        };
-        Found {
-            known: find(self.known),
-            own: find(self.own),
-        }
-    }
 }
 
 impl<'a> Found<'a> {
@@ -439,28 +420,56 @@ impl Index {
     /// The latest look decides, the companion's or the replica's own. So an absence that is too old
     /// to be believed still ends the proof before it.
     pub fn judge(&self, mirror: &str, key: KeyRef<'_>, rules: &Rules, now: Timestamp) -> Judgement<'_> {
-        self.of(mirror).find(key).judge(key.class(), rules, now)
+        self.find_one(mirror, key).judge(key.class(), rules, now)
     }
 
-    /// Returns what is known of the images of a mirror.
-    pub fn of(&self, mirror: &str) -> OfMirror<'_> {
-        let own = self.seen.get(mirror).filter(|table| !table.entries.is_empty());
-        OfMirror {
-            known: self.known.get(mirror),
-            own,
-        }
+    /// Returns what is known of an image on a mirror.
+    pub fn find_one(&self, mirror: &str, key: KeyRef<'_>) -> Found<'_> {
+        let found = self.find([(mirror, key)]);
+        found.first().copied().unwrap_or_default()
+    }
+
+    /// Returns what is known of images, each on a mirror, in their order. They are looked up at the same time: it costs
+    /// hardly more than to look for one, while one after the other is waited for each ([`entries`]).
+    pub fn find<'k>(
+        &self,
+        asked: impl IntoIterator<Item = (&'k str, KeyRef<'k>)>,
+    ) -> SmallVec<[Found<'_>; 8]> {
+        // Mostly all are asked of one mirror.
+        let mut last: Option<(&str, Option<&Table>, Option<&Table>)> = None;
+        let asked = asked.into_iter().map(|(mirror, key)| {
+            let (_, known, own) = match last {
+                Some(last) if last.0 == mirror => last,
+                _ => {
+                    let own = self.seen.get(mirror).filter(|table| !table.entries.is_empty());
+                    (mirror, self.known.get(mirror), own)
+                }
+            };
+            last = Some((mirror, known, own));
+            (known, own, key, known.map_or(0, |table| table.entries.hash(key)))
+        });
+        let asked: SmallVec<[_; 8]> = asked.collect();
+        let near: SmallVec<[_; 8]> = asked
+            .iter()
+            .map(|(known, _, _, hash)| known.and_then(|table| table.entries.near(*hash)))
+            .collect();
+        let found = asked.iter().zip(near).map(|((known, own, key, _), near)| Found {
+            known: known.and_then(|table| Some((table, table.entries.entry(near, *key)?))),
+            own: own.and_then(|table| Some((table, table.entries.get(*key)?))),
+        });
+        found.collect()
     }
 
     /// Returns whether the companion's knowledge has an entry for this image, of whatever kind.
     pub fn contains(&self, mirror: &str, key: KeyRef<'_>) -> bool {
         self.known
             .get(mirror)
-            .is_some_and(|table| table.entries.contains_key(key.as_str()))
+            .is_some_and(|table| table.entries.get(key).is_some())
     }
 
     /// Returns the entry of the companion's knowledge.
     pub fn get(&self, mirror: &str, key: KeyRef<'_>) -> Option<&Entry> {
-        self.known.get(mirror)?.entries.get(key.as_str())
+        self.known.get(mirror)?.entries.get(key)
     }
 
     /// Writes an entry of the companion's knowledge, where this process alone counts the versions.
@@ -552,7 +561,7 @@ impl Index {
         let Some(table) = self.seen.get_mut(mirror) else {
             return;
         };
-        let Some(own) = table.entries.get_mut(key.as_str()) else {
+        let Some(own) = table.entries.get_mut(key) else {
             return;
         };
         if own.verified_at <= verified_at {
@@ -599,7 +608,7 @@ impl Index {
     /// of the last complete sweep that covered it.
     pub fn verified_at(&self, mirror: &str, key: KeyRef<'_>) -> Option<Timestamp> {
         let table = self.known.get(mirror)?;
-        let entry = table.entries.get(key.as_str())?;
+        let entry = table.entries.get(key)?;
         let swept = table
             .swept(key.class())
             .filter(|swept| entry.is_renewed_by(swept));
@@ -622,8 +631,8 @@ impl Index {
         };
         let mut times: Vec<u32> = table
             .entries
-            .values()
-            .map(|entry| entry.last_used.load(Ordering::Relaxed))
+            .iter()
+            .map(|(_, entry)| entry.last_used.load(Ordering::Relaxed))
             .collect();
         let position = times.len() / 16;
         let (_, oldest_kept, _) = times.select_nth_unstable(position);
@@ -706,8 +715,7 @@ impl Index {
         self.known
             .get(mirror)
             .into_iter()
-            .flat_map(|table| &table.entries)
-            .map(|(key, entry)| (key.by_ref(), entry))
+            .flat_map(|table| table.entries.iter())
     }
 
     /// Returns the number of the companion's entries of one mirror.
