@@ -245,6 +245,10 @@ impl Prober {
             self.looked_at = Some(started);
             self.rounds = self.rounds.wrapping_add(1);
             observation = self.look_at_images(settings).await;
+            if observation != Observation::Good {
+                // Images that were asked for after the first one's fault was seen show it too, so it was asked twice.
+                self.observe(observation.clone(), asked_at);
+            }
         }
         let suspected = self.returning || observation != Observation::Good;
         self.context.store.set_suspected(&self.context.mirror, suspected);

@@ -1,6 +1,11 @@
 //! Rows in which the mirror fails.
 
-use std::{fs, process::Command, sync::Mutex, time::Duration};
+use std::{
+    fs,
+    process::Command,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
 
@@ -277,11 +282,59 @@ async fn the_mirror_hangs_in_blobs_alone() {
         "before the state knows"
     );
     aware.until(&BOTH, &["MirrorUnhealthy"; 2], SOON).await;
-    aware
-        .until_status("/mirrors/main/health/reason", &json!("BlobNotReadable"), SOON)
-        .await;
+    aware_of_no_data(&aware).await;
     peer.set(good).await;
     aware.until(&BOTH, &RECOVERED, SOON).await;
+}
+
+/// Nodes wait for such data as long as it takes, so one round settles it: several images are asked for their data after
+/// the first one's did not come.
+#[tokio::test]
+async fn data_that_does_not_come_is_settled_in_one_round() {
+    let (mut peer, shelf) = stocked().await;
+    let kagami = knowing(
+        &peer.url(),
+        &json!({"health": {"interval": "6s", "timeout": "1s"}}),
+    )
+    .await;
+    know_more(&kagami, &shelf, image).await;
+    peer.set(Behaviour::answer(move |request| {
+        if request.target.contains("/blobs/") {
+            Reply::new(200).hanging_body("half").into()
+        } else {
+            shelf.answer(request).into()
+        }
+    }))
+    .await;
+    let blobs = |peer: &Faulty| {
+        let requests = peer.requests();
+        requests
+            .iter()
+            .filter(|request| request.target.contains("/blobs/"))
+            .count()
+    };
+    let before = blobs(&peer);
+    eventually("data is asked for", Duration::from_secs(20), async || {
+        if blobs(&peer) > before {
+            Ok(())
+        } else {
+            Err("none".to_owned())
+        }
+    })
+    .await;
+    let asked = Instant::now();
+    aware_of_no_data(&kagami).await;
+    let took = asked.elapsed();
+    assert!(
+        took < Duration::from_secs(5),
+        "the next round comes after six seconds: {took:?}"
+    );
+}
+
+async fn aware_of_no_data(kagami: &Kagami) {
+    kagami
+        .until_status("/mirrors/main/health/reason", &json!("BlobNotReadable"), SOON)
+        .await;
 }
 
 /// The same where all known images are indexes, as most are: the blobs are one step further away.
