@@ -7,7 +7,7 @@
 use std::time::Duration as StdDuration;
 
 use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, MicroTime, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, ManagedFieldsEntry, MicroTime, Time},
     jiff,
 };
 use kube::CustomResource;
@@ -607,6 +607,19 @@ pub enum Presence {
 }
 
 impl MirroredImage {
+    /// Returns the object as the companion writes it: in the place of that version, or anew.
+    ///
+    /// It tells the API server to keep no record of who set which field (Kubernetes' documentation, "Server-Side
+    /// Apply", Clearing managedFields): only the companion writes these objects, and each replica that starts reads all
+    /// of them, of which that record would be a quarter. An API server (1.36) listens to that where an object is
+    /// written again, as one that is used is each day, and not where it is created.
+    pub fn to_write(name: &str, spec: MirroredImageSpec, version: Option<String>) -> Self {
+        let mut object = Self::new(name, spec);
+        object.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
+        object.metadata.resource_version = version;
+        object
+    }
+
     /// Returns the name of the object for this mirror and normalised upstream reference: the first
     /// 40 hexadecimal digits of SHA-256 over both, with a line feed between.
     pub fn object_name(mirror: &str, image: &str) -> String {

@@ -22,6 +22,7 @@ use kagami::{
     },
 };
 use rustls::pki_types::ServerName;
+use serde_json::json;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet};
 use tokio_rustls::TlsConnector;
 
@@ -67,7 +68,11 @@ pub fn mirrored_image(
         verified_at,
     );
     spec.last_used = Some(serde_json::from_value(last_used.to_string().into())?);
-    Ok(MirroredImage::new(&MirroredImage::object_name(mirror, key), spec))
+    Ok(MirroredImage::to_write(
+        &MirroredImage::object_name(mirror, key),
+        spec,
+        None,
+    ))
 }
 
 /// Creates the MirroredImages of these numbers, as the companion would have written them: there, and
@@ -79,10 +84,31 @@ pub fn create_images(
     last_used: Timestamp,
 ) -> Result<Duration> {
     write_all(cluster, numbers, move |number| {
-        let key = format!("docker.io/{}", payload::image(number));
-        let object = mirrored_image(MIRROR, &key, verified_at, last_used)?;
+        let object = mirrored_image(MIRROR, &key(number), verified_at, last_used)?;
         Ok(Write::create(IMAGES, serde_json::to_string(&object)?))
     })
+}
+
+/// Writes them again, as the companion does once a day of each image that is used. The API server keeps a record of who
+/// set which field of an object from its creation until it is told not to.
+pub fn write_images_again(
+    cluster: &Cluster,
+    numbers: Range<usize>,
+    last_used: Timestamp,
+) -> Result<Duration> {
+    write_all(cluster, numbers, move |number| {
+        let object = mirrored_image(MIRROR, &key(number), last_used, last_used)?;
+        let path = format!("{IMAGES}/{}", MirroredImage::object_name(MIRROR, &key(number)));
+        let change = json!({
+            "metadata": {"managedFields": object.metadata.managed_fields},
+            "spec": {"lastUsed": object.spec.last_used},
+        });
+        Ok(Write::merge(path, change.to_string()))
+    })
+}
+
+fn key(number: usize) -> String {
+    format!("docker.io/{}", payload::image(number))
 }
 
 /// One write to the API server.

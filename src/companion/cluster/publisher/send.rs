@@ -146,13 +146,12 @@ impl Sender {
         let parameters = PostParams::default();
         let (spec, answer) = match action {
             Action::Create(spec) => {
-                let object = MirroredImage::new(name, (*spec).clone());
+                let object = MirroredImage::to_write(name, (*spec).clone(), None);
                 let request = self.images.create(&parameters, &object);
                 (spec, self.writer.write_at_once("MirroredImage", request).await?)
             }
             Action::Replace(spec, version) => {
-                let mut object = MirroredImage::new(name, (*spec).clone());
-                object.metadata.resource_version = Some(version.0.to_string());
+                let object = MirroredImage::to_write(name, (*spec).clone(), Some(version.0.to_string()));
                 let request = self.images.replace(name, &parameters, &object);
                 (spec, self.writer.write_at_once("MirroredImage", request).await?)
             }
