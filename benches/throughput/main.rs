@@ -56,7 +56,7 @@ const USAGE: &str =
     "usage: throughput [--quick] [--registry PROGRAM] [--against NAME=PROGRAM] [--seed NUMBER] [PART...]
 parts: decision, reviews, faults, sweep, cluster (or of it: replica, creates, companion),
        scale (or of it: bodies, builds, believed, fresh, deletion, finished, large),
-       noticing (or of it: breaking, quiet, patience)";
+       noticing (or of it: breaking, data, quiet, patience)";
 
 /// What a part is one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ enum Group {
 }
 
 /// What can be measured, in the order in which it is.
-const PARTS: [(&str, Group); 17] = [
+const PARTS: [(&str, Group); 18] = [
     ("decision", Group::Alone),
     ("reviews", Group::Alone),
     ("faults", Group::Alone),
@@ -88,12 +88,13 @@ const PARTS: [(&str, Group); 17] = [
     ("finished", Group::Scale),
     ("large", Group::Scale),
     ("breaking", Group::Noticing),
+    ("data", Group::Noticing),
     ("quiet", Group::Noticing),
     ("patience", Group::Noticing),
 ];
 
 /// The parts that need the programs of a cluster.
-const IN_CLUSTERS: [&str; 10] = [
+const IN_CLUSTERS: [&str; 11] = [
     "replica",
     "creates",
     "companion",
@@ -102,6 +103,7 @@ const IN_CLUSTERS: [&str; 10] = [
     "deletion",
     "finished",
     "breaking",
+    "data",
     "quiet",
     "patience",
 ];
@@ -183,6 +185,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             ("finished", Some(tools)) => bench.finished(tools, &mut bars),
             ("large", _) => bench.large(&mut bars),
             ("breaking", Some(tools)) => bench.breaking(tools, &mut bars),
+            ("data", Some(tools)) => bench.data(tools, &mut bars),
             ("quiet", Some(tools)) => bench.quiet(tools, &mut bars),
             ("patience", Some(tools)) => bench.patience(tools, &mut bars),
             _ => Ok(()),

@@ -132,7 +132,6 @@ struct Outcomes {
     usual: Vec<Outcome>,
     leaderless: Vec<Outcome>,
     thousands: Vec<Outcome>,
-    data: Vec<Outcome>,
 }
 
 impl Bench {
@@ -181,12 +180,30 @@ impl Bench {
                 "×",
             );
         }
-        Figures::of(&of_own.data, Fault::NoData, COUNTED).hold(
-            Fault::NoData.name(),
-            "50/s",
-            LIMITS_DATA,
-            bars,
-        );
+        Ok(())
+    }
+
+    /// Mirrors that answer everything and send no data, with this build alone.
+    pub fn data(&self, tools: &Tools, bars: &mut Bars) -> Result<()> {
+        println!("\nMirrors that send no data any more; seed {}", self.seed);
+        let dice = &mut Dice::new(self.seed);
+        let trials: Vec<Trial> = (0..WITHOUT_DATA)
+            .map(|mirror| Trial {
+                mirror,
+                fault: Fault::NoData,
+                rate: COUNTED,
+            })
+            .collect();
+        let runtime = runtime()?;
+        let mirrors: Result<_> = (0..trials.len())
+            .map(|number| Mirror::start(&runtime, &format!("m{number}")))
+            .collect();
+        let outcomes = with_scene(self, tools, &self.own, (runtime, mirrors?), |scene| {
+            round(scene, &trials, DATA, dice)
+        })?;
+        print(&self.own.name, "", &outcomes);
+        let figures = Figures::of(&outcomes, Fault::NoData, COUNTED);
+        figures.hold(Fault::NoData.name(), "50/s", LIMITS_DATA, bars);
         Ok(())
     }
 
@@ -217,13 +234,6 @@ impl Bench {
                 ..*trial
             })
             .collect();
-        let data: Vec<Trial> = (0..trials.len().min(WITHOUT_DATA))
-            .map(|mirror| Trial {
-                mirror,
-                fault: Fault::NoData,
-                rate: COUNTED,
-            })
-            .collect();
         with_scene(self, tools, build, (runtime, mirrors?), |scene| {
             let sizes = &self.plan.noticing;
             let mut outcomes = Outcomes::default();
@@ -241,8 +251,6 @@ impl Bench {
                     outcomes.leaderless.extend(without_leader(scene, &often, dice)?);
                 }
                 print(&build.name, ", the leader killed", &outcomes.leaderless);
-                outcomes.data = round(scene, &data, DATA, dice)?;
-                print(&build.name, "", &outcomes.data);
             }
             Ok(outcomes)
         })
