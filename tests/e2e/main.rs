@@ -73,6 +73,7 @@ const TESTS: &[Test<Cluster>] = tests![
     rescue::each_of_a_hundred_pods_is_turned_once_though_the_leader_dies,
     rescue::what_is_not_stuck_on_a_mirror_of_ours_is_left_alone,
     rescue::a_stuck_pod_goes_back_at_once_and_once_only,
+    rescue::without_images_nodes_and_secrets_a_stuck_pod_goes_back,
     rescue::init_containers_and_sidecars_go_back_by_their_rules,
     rescue::a_pod_that_somebody_changed_in_between_is_left_alone,
     rescue::by_its_policy_a_mirror_is_told_of_or_left_alone,

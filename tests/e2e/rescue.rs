@@ -14,8 +14,8 @@ use crate::{
     support::{
         admission::{annotation, image, pod},
         chart::stdout,
-        cluster::{Cluster, Namespace, User},
-        companion::{Companion, MIRRORS, Place},
+        cluster::{Cluster, Namespace, RBAC, User},
+        companion::{Companion, DEFINITIONS, IMAGES, MIRRORS, Place},
         eventually,
         http::Answer,
     },
@@ -474,6 +474,41 @@ pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Clus
         until_back(namespace, name, "app");
     }
     assert_only_allowed(&place, &companion);
+}
+
+/// A new leader needs mirrors, Namespaces and Pods for it, and waits for nothing else: here it never gets to know the
+/// images, nodes and Secrets, and so never what the last leader left.
+pub(crate) fn without_images_nodes_and_secrets_a_stuck_pod_goes_back(shared: &Cluster) {
+    let cluster = Cluster::start(shared.tools.clone());
+    let place = Place::apart(&cluster, &cluster.mirror.url);
+    let definition = format!("{DEFINITIONS}/mirroredimages.kagami.dev");
+    cluster.delete(&definition).success();
+    eventually("the definition is gone", || {
+        (cluster.request(User::Admin, Method::GET, IMAGES, None).status == 404).then_some(())
+    });
+    let without = |path: &str, resource: &str| {
+        let mut role = cluster.get(path).success();
+        for rule in role["rules"].as_array_mut().unwrap() {
+            let resources = rule["resources"].as_array_mut().unwrap();
+            resources.retain(|known| known != resource);
+            if resources.is_empty() {
+                *resources = vec![json!("nobody-has-these")];
+            }
+        }
+        cluster
+            .request(User::Admin, Method::PUT, path, Some(&role))
+            .success();
+    };
+    without(&format!("{RBAC}/clusterroles/{}", place.name), "nodes");
+    without(
+        &format!("{RBAC}/namespaces/{}/roles/kagami", place.own.name),
+        "secrets",
+    );
+    stuck(&place.served, "before");
+    let _companion = place.start("companion-a", RESCUES);
+    until_back(&place.served, "before", "app");
+    stuck(&place.served, "after");
+    until_back(&place.served, "after", "app");
 }
 
 /// While a node pulls nothing else tells of it.

@@ -217,7 +217,8 @@ impl Leader {
         }
         tasks.spawn(probe_secret::run(self.clone()));
         let left_alone = settings.left_alone.clone();
-        let follower = Follower::new(&self.store, left_alone, published_cluster);
+        let (published_configured, mut configured) = watch::channel(false);
+        let follower = Follower::new(&self.store, left_alone, published_cluster, published_configured);
         tasks.spawn(follower.run(
             self.client.clone(),
             self.namespace.to_string(),
@@ -228,25 +229,14 @@ impl Leader {
         let (seen, braked) = watch::channel(false);
         self.store.set_paused(settings.paused);
         tasks.spawn(brake::run(self.clone(), settings.paused, seen));
-        let images = publisher::Images::default();
-        let mut known = self.cluster.clone();
+        // The way back of stuck Pods needs the mirrors, the Namespaces and the brake, and waits for nothing else: not
+        // for nodes, Secrets and images, which may be away for as long as a definition is, nor for what the last
+        // leader left.
         tokio::select! {
             // The follower holds the other end for as long as this future is polled.
-            _ = known.wait_for(Option::is_some) => {}
+            _ = configured.wait_for(|configured| *configured) => {}
             error = early_end(&mut tasks) => return error,
         }
-        tasks.spawn(images.clone().follow(self.clone()));
-        let inherited = tokio::select! {
-            inherited = self.take_over(&images) => inherited,
-            error = early_end(&mut tasks) => return error,
-        };
-        let published = watch::Sender::new(BTreeMap::new());
-        tasks.spawn(heartbeat::run(
-            self.clone(),
-            settings.paused,
-            published.subscribe(),
-        ));
-        tasks.spawn(publisher::run(self.clone(), images, definitions, published));
         let ward = settings.rescues.map(|per_second| {
             let ward = Ward::default();
             let rescuer = rescuer::run(self.clone(), ward.clone(), per_second.get(), braked.clone());
@@ -256,6 +246,7 @@ impl Leader {
             ward
         });
         let (demand, wanted) = mpsc::channel(QUEUE);
+        let (has_taken_over, taken_over) = watch::channel(false);
         let pods = Pods {
             store: self.store.clone(),
             settings: settings.demand.clone(),
@@ -263,8 +254,29 @@ impl Leader {
             demand,
             ward,
             since: clock::now(),
+            taken_over,
         };
         tasks.spawn(pods.run(self.client.clone(), self.pulses.clone()));
+        let images = publisher::Images::default();
+        let mut known = self.cluster.clone();
+        tokio::select! {
+            // So it does here.
+            _ = known.wait_for(Option::is_some) => {}
+            error = early_end(&mut tasks) => return error,
+        }
+        tasks.spawn(images.clone().follow(self.clone()));
+        let inherited = tokio::select! {
+            inherited = self.take_over(&images) => inherited,
+            error = early_end(&mut tasks) => return error,
+        };
+        has_taken_over.send_replace(true);
+        let published = watch::Sender::new(BTreeMap::new());
+        tasks.spawn(heartbeat::run(
+            self.clone(),
+            settings.paused,
+            published.subscribe(),
+        ));
+        tasks.spawn(publisher::run(self.clone(), images, definitions, published));
         let workers = mirror::run(
             self.store.clone(),
             self.metrics.clone(),
