@@ -46,19 +46,34 @@ struct Metadata {
     owner_references: Vec<Owner>,
 }
 
-/// The one label that is read.
+/// The labels that are read.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Labels {
     #[serde(rename = "kagami.dev/mode")]
     mode: Option<String>,
+    /// What a Deployment's controller appends to its name for that of a ReplicaSet.
+    #[serde(rename = "pod-template-hash")]
+    template: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Owner {
     uid: String,
+    kind: String,
+    name: String,
     controller: bool,
+}
+
+impl Owner {
+    /// Returns what stands for all that serve together: of a Deployment all ReplicaSets do, so that one which rolls
+    /// out counts as one that serves.
+    fn of_those_together(&self, labels: &Labels) -> &str {
+        let template = labels.template.as_deref().filter(|_| self.kind == "ReplicaSet");
+        let name = template.and_then(|template| self.name.strip_suffix(template)?.strip_suffix('-'));
+        name.filter(|name| !name.is_empty()).unwrap_or(&self.uid)
+    }
 }
 
 impl Pod {
@@ -188,7 +203,7 @@ impl Pod {
             created: metadata.creation_timestamp.as_ref().map(timestamp),
             started: since("PodReadyToStartContainers"),
             node: &spec.node_name,
-            owner: owner.map(|owner| owner.uid.as_str()),
+            owner: owner.map(|owner| owner.of_those_together(&metadata.labels)),
             mode_label: metadata.labels.mode.as_deref(),
             is_static: metadata.annotations.contains_key(STATIC_POD_ANNOTATION),
             is_deleted: metadata.deletion_timestamp.is_some(),
@@ -386,6 +401,33 @@ mod tests {
         };
         for name in ["main", "second"] {
             assert_eq!(&*pulled_from(name), name);
+        }
+    }
+
+    /// In a roll-out the new ReplicaSet has nothing that serves, and the Deployment has.
+    #[test]
+    fn the_replica_sets_of_a_deployment_serve_together() {
+        let owner = |kind: &str, name: &str| {
+            let pod: Pod = serde_json::from_value(serde_json::json!({
+                "metadata": {
+                    "name": "web-1", "namespace": "a", "labels": {"pod-template-hash": "5d9c"},
+                    "ownerReferences": [
+                        {"uid": "other", "kind": kind, "name": name},
+                        {"uid": "u", "kind": kind, "name": name, "controller": true},
+                    ],
+                },
+            }))
+            .unwrap();
+            pod.as_patient().owner.map(str::to_owned)
+        };
+        assert_eq!(owner("ReplicaSet", "web-5d9c").as_deref(), Some("web"));
+        for (kind, name) in [
+            ("ReplicaSet", "web-6e0d"),
+            ("ReplicaSet", "5d9c"),
+            ("ReplicaSet", "-5d9c"),
+            ("StatefulSet", "web-5d9c"),
+        ] {
+            assert_eq!(owner(kind, name).as_deref(), Some("u"), "{kind} {name}");
         }
     }
 

@@ -26,6 +26,11 @@ const LATE: &str = "it takes longer to begin than spec.rescue.hangAfter of its m
                     write timeout of the mirror's front end, containerd's image_pull_progress_timeout or a restart of \
                     kubelet ends it";
 
+/// What to say of one whose image no mirror that is there explains, though a record does.
+const NO_SUCH_MIRROR: &str = "the Pod records another image as its original, and no mirror that is there turns that into \
+                              this one: if an ImageMirror was deleted within the last day, a companion with \
+                              rescue.enabled turns the Pod back within seconds; else write upstream's name into the Pod";
+
 /// A container that waits because its image could not be pulled.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -83,8 +88,11 @@ pub(super) fn of(text: &str, snapshot: &Snapshot) -> Vec<Stuck> {
     let container = |container| {
         let (why, help, mirror, to) = match stuck.judge(container, &known) {
             Judgement::Back { mirror, to, policy } => {
-                let (why, help) = goes_back(policy, mirror);
+                let (why, help) = goes_back(policy, mirror, snapshot.paused);
                 (why, help, Some(mirror.to_owned()), Some(to.to_owned()))
+            }
+            Judgement::Left(Left::Upstream) if container.is_recorded() => {
+                ("NoSuchMirror", NO_SUCH_MIRROR.to_owned(), None, None)
             }
             Judgement::Left(left) => {
                 let mut help = help(left).to_owned();
@@ -113,8 +121,14 @@ pub(super) fn of(text: &str, snapshot: &Snapshot) -> Vec<Stuck> {
 }
 
 /// Returns what to say of one that goes back, or would.
-fn goes_back(policy: RescuePolicy, mirror: &str) -> (&'static str, String) {
+fn goes_back(policy: RescuePolicy, mirror: &str, paused: bool) -> (&'static str, String) {
     match policy {
+        RescuePolicy::Enforce if paused => (
+            "Paused",
+            "the mirror does not give the image, and the brake is on: remove the annotation kagami.dev/paused from the \
+             Lease kagami-health, and set the chart's value paused to false, or write the Pod's own image"
+                .to_owned(),
+        ),
         RescuePolicy::Enforce => (
             "GoesBack",
             "the mirror does not give the image, and the companion turns the Pod back to its own within seconds; if it \
@@ -155,6 +169,9 @@ const fn help(left: Left) -> &'static str {
              label it kagami.dev/mode: off and make it again"
         }
         Left::TurnsUnreadable => "annotation kagami.dev/rescued is not as Kagami writes it: remove it",
+        Left::TooManyContainers => {
+            "the Pod has more than 64 containers, and no companion changes such a Pod: write upstream's name into it"
+        }
         Left::PodOff => {
             "the Pod's label kagami.dev/mode forbids it: remove the label, or write upstream's name"
         }
@@ -204,8 +221,16 @@ mod tests {
     const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
 
     fn stuck(policy: RescuePolicy, image: &str, recorded: bool) -> Vec<Stuck> {
+        of(&pod(image, recorded), &mirrors(policy))
+    }
+
+    fn mirrors(policy: RescuePolicy) -> Snapshot {
         let mut example = mirror("a", &["docker.io"]);
         example.rescue = policy;
+        snapshot(vec![example])
+    }
+
+    fn pod(image: &str, recorded: bool) -> String {
         let annotations = if recorded {
             json!({"original-image.kagami.dev/app": "nginx:1"})
         } else {
@@ -220,7 +245,7 @@ mod tests {
                 {"name": "x", "state": {"running": {}}},
             ]},
         });
-        of(&pod.to_string(), &snapshot(vec![example]))
+        pod.to_string()
     }
 
     #[test]
@@ -236,7 +261,26 @@ mod tests {
         assert_eq!(why(&stuck(Audit, MIRRORED, true)), ("WouldGoBack", back));
         assert_eq!(why(&stuck(Off, MIRRORED, true)), ("PolicyOff", None));
         assert_eq!(why(&stuck(Enforce, MIRRORED, false)), ("NoRecord", None));
-        assert_eq!(why(&stuck(Enforce, "redis:8", true)), ("Upstream", None));
+        assert_eq!(why(&stuck(Enforce, "redis:8", false)), ("Upstream", None));
+        // Such as one of a mirror that was deleted, which the companion remembers.
+        assert_eq!(
+            why(&stuck(Enforce, "gone.test/nginx:1", true)),
+            ("NoSuchMirror", None)
+        );
+        let paused = Snapshot {
+            paused: true,
+            ..mirrors(Enforce)
+        };
+        assert_eq!(why(&of(&pod(MIRRORED, true), &paused)).0, "Paused");
+        let mut many: serde_json::Value = serde_json::from_str(&pod(MIRRORED, true)).unwrap();
+        let containers = many["spec"]["containers"].as_array_mut().unwrap();
+        containers.extend((2..65).map(|number| json!({"name": format!("c{number}"), "image": "x"})));
+        assert_eq!(
+            why(&of(&many.to_string(), &mirrors(Enforce))),
+            ("TooManyContainers", None)
+        );
+        many["spec"]["containers"].as_array_mut().unwrap().pop();
+        assert_eq!(why(&of(&many.to_string(), &mirrors(Enforce))).0, "GoesBack");
         assert!(of("{", &Snapshot::default()).is_empty());
     }
 

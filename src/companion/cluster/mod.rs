@@ -10,6 +10,7 @@ mod definitions;
 mod hangs;
 mod heartbeat;
 mod inherit;
+mod lasting;
 mod leader;
 mod mirrors;
 mod pod_events;
@@ -243,6 +244,7 @@ impl Leader {
             tasks.spawn(rescuer);
             tasks.spawn(register::run(self.clone(), ward.clone()));
             tasks.spawn(hangs::run(self.clone(), ward.clone()));
+            tasks.spawn(lasting::run(self.clone(), ward.clone()));
             ward
         });
         let (demand, wanted) = mpsc::channel(QUEUE);

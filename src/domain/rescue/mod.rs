@@ -9,6 +9,7 @@
 
 mod former;
 pub mod hang;
+pub mod lasting;
 pub mod message;
 mod queue;
 
@@ -43,7 +44,8 @@ const REASONS: [&str; 5] = [
     "ImageInspectError",
 ];
 
-/// How many containers of one Pod are looked at, and so how much one patch changes at most.
+/// How many containers a Pod has at most that is turned: where it has more, the policy that guards the companion's
+/// patches refuses them.
 const CONTAINERS: usize = 64;
 
 /// The longest recorded original that is kept in mind; no reference is longer.
@@ -69,7 +71,8 @@ pub struct Pod<'a> {
     pub started: Option<Timestamp>,
     /// The node that it is on; empty where it is on none yet.
     pub node: &'a str,
-    /// UID of the controller that made it.
+    /// What in its namespace stands for those that serve together: the UID of the controller that made it, or the name
+    /// of a Deployment, all of whose ReplicaSets count.
     pub owner: Option<&'a str>,
     /// Its own `kagami.dev/mode` label.
     pub mode_label: Option<&'a str>,
@@ -134,11 +137,11 @@ pub struct StuckPod {
     pub id: PodId,
     pub created: Option<Timestamp>,
     pub node: Box<str>,
-    /// UID of the controller that made it.
-    pub owner: Option<Box<str>>,
     /// What its own label leaves.
     pub mode: Mode,
     pub containers: Vec<StuckContainer>,
+    /// It has more containers than a Pod that is turned.
+    is_large: bool,
     /// What was turned before; none where that cannot be read.
     turns: Option<BTreeMap<String, Turn>>,
 }
@@ -166,6 +169,15 @@ pub struct StuckContainer {
     recorded: Option<Box<str>>,
     /// The mirror that was decided on for it.
     decided: Option<Box<str>>,
+}
+
+impl StuckContainer {
+    /// Whether another image is recorded as its original: Kagami rewrote it, or somebody says so.
+    pub fn is_recorded(&self) -> bool {
+        self.recorded
+            .as_ref()
+            .is_some_and(|recorded| *recorded != self.image)
+    }
 }
 
 /// What a container's message says could not be pulled.
@@ -242,6 +254,8 @@ pub enum Left {
     TurnedBefore,
     /// What was turned before cannot be read.
     TurnsUnreadable,
+    /// The Pod has more containers than the guard of the companion's patches lets it change.
+    TooManyContainers,
     /// The Pod's own label says so.
     PodOff,
     /// The namespace is never touched.
@@ -262,6 +276,7 @@ impl Left {
             Self::RecordDiffers => "RecordDiffers",
             Self::TurnedBefore => "TurnedBefore",
             Self::TurnsUnreadable => "TurnsUnreadable",
+            Self::TooManyContainers => "TooManyContainers",
             Self::PodOff => "PodOff",
             Self::NamespaceLeftAlone => "NamespaceLeftAlone",
             Self::PolicyOff => "PolicyOff",
@@ -335,7 +350,7 @@ impl StuckPod {
             id: pod.id(),
             created: pod.created,
             node: pod.node.into(),
-            owner: pod.owner.map(Into::into),
+            is_large: pod.init_containers.len() + pod.containers.len() > CONTAINERS,
             // A value that nobody knows means off, as at admission.
             mode: mode.map_or(Mode::Enforce, |mode| mode.unwrap_or(Mode::Off)),
             containers: containers.collect(),
@@ -400,7 +415,41 @@ impl StuckPod {
         if turns.contains_key(&label(container.kind, &container.name)) {
             return Err(Left::TurnedBefore);
         }
+        if self.is_large {
+            return Err(Left::TooManyContainers);
+        }
         Ok((mirror, recorded, policy))
+    }
+
+    /// Returns the turn by which a container went back to the image that stands there and cannot be pulled either.
+    pub fn went_back(&self, container: &StuckContainer) -> Option<&Turn> {
+        let turn = self
+            .turns
+            .as_ref()?
+            .get(&label(container.kind, &container.name))?;
+        let is_it = container.failure == Failure::Image && *turn.to == *container.image;
+        is_it.then_some(turn)
+    }
+
+    /// Returns how much text is kept of it, and a little for each thing that has some.
+    fn size(&self) -> usize {
+        let containers = self.containers.iter().map(|container| {
+            let texts =
+                [&container.recorded, &container.decided].map(|text| text.as_deref().map_or(0, str::len));
+            128 + container.name.len() + container.image.len() + texts.iter().sum::<usize>()
+        });
+        let turns = self.turns.iter().flatten().map(|(label, turn)| {
+            let Turn { from, to, at, pod } = turn;
+            256 + label.len() + from.len() + to.len() + at.len() + pod.as_deref().map_or(0, str::len)
+        });
+        let PodId {
+            uid,
+            namespace,
+            name,
+            resource_version,
+        } = &self.id;
+        let id = uid.len() + 2 * (namespace.len() + name.len()) + 2 * resource_version.len();
+        id + self.node.len() + containers.sum::<usize>() + turns.sum::<usize>()
     }
 }
 
