@@ -511,6 +511,125 @@ pub(crate) fn without_images_nodes_and_secrets_a_stuck_pod_goes_back(shared: &Cl
     until_back(&place.served, "after", "app");
 }
 
+/// Events that nobody answers to hold up no turn; each Pod has one, though two of its containers went back.
+pub(crate) fn events_hold_up_no_turn(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let namespace = &place.served;
+    let names: Vec<_> = (0..30).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        namespace
+            .create_pod(&rewritten(name, &[], &["app", "more"]))
+            .success();
+        let states = ["app", "more"].map(|container| (container, back_off(&mirrored(container))));
+        report(namespace, name, &states).success();
+    }
+    // Whoever connects is never spoken to.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/", silent.local_addr().unwrap());
+    let webhooks = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+    let webhook = json!({
+        "metadata": {"name": place.name},
+        "webhooks": [{
+            "name": "events.example.com", "clientConfig": {"url": url}, "sideEffects": "None",
+            "admissionReviewVersions": ["v1"], "timeoutSeconds": 10, "failurePolicy": "Ignore",
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
+            "rules": [{
+                "apiGroups": ["", "events.k8s.io"], "apiVersions": ["*"], "operations": ["CREATE"],
+                "resources": ["events"],
+            }],
+        }],
+    });
+    cluster.create(webhooks, &webhook).success();
+    let companion = place.start("companion-a", RESCUES);
+    companion.wait_for_lead();
+    until_back(namespace, &names[0], "app");
+    let asked = Instant::now();
+    for name in &names {
+        until_back(namespace, name, "more");
+    }
+    let took = asked.elapsed();
+    cluster.delete(&format!("{webhooks}/{}", place.name)).success();
+    // The rate allows 10 at once and 10 a second. Each Event takes five seconds until the companion gives it up.
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    // The webhook stood in the way of some; of the others there is one each.
+    stuck(namespace, "alone");
+    until_told(namespace, "alone", "Rescued");
+    let told = cluster.writes_of(|user| user["username"] == companion.user);
+    let mut told: Vec<_> = told
+        .iter()
+        .filter(|write| {
+            write["objectRef"]["resource"] == "events"
+                && write["objectRef"]["namespace"] == namespace.name.as_str()
+        })
+        .map(|write| write["requestObject"]["regarding"]["name"].to_string())
+        .collect();
+    let all = told.len();
+    told.sort_unstable();
+    told.dedup();
+    assert_eq!(told.len(), all);
+}
+
+/// A policy of somebody else forbids it: that is told, and tried ever less often, though the Pod tells something new.
+pub(crate) fn what_a_policy_refuses_is_told_and_not_tried_again_and_again(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let namespace = &place.served;
+    let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    let policy = json!({
+        "metadata": {"name": place.name},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
+                "resourceRules": [{
+                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["pods"],
+                }],
+            },
+            "validations": [{
+                "expression": "object.spec.containers.all(c, c.image.startsWith('mirror.test/'))",
+                "message": "mirror names only",
+            }],
+        },
+    });
+    cluster.create(policies, &policy).success();
+    let bindings = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
+    let binding = json!({
+        "metadata": {"name": place.name},
+        "spec": {"policyName": place.name, "validationActions": ["Deny"]},
+    });
+    cluster.create(bindings, &binding).success();
+    namespace.create_pod(&rewritten("probe", &[], &["app"])).success();
+    eventually("the policy is in force", || {
+        let patch = json!({"spec": {"containers": [{"name": "app", "image": "theirs:1"}]}}).to_string();
+        let patched = namespace.kubectl(&["patch", "pod", "probe", "--dry-run=server", "--patch", &patch]);
+        (!patched.status.success()).then_some(())
+    });
+    let companion = place.start("companion-a", RESCUES);
+    stuck(namespace, "web");
+    let refused = format!(
+        "kagami_rescues_total{{mirror=\"{}\",direction=\"back\",outcome=\"refused\"}}",
+        place.name
+    );
+    let count = || metric(&companion, &refused).map_or(0, |count| count.parse::<u32>().unwrap());
+    eventually("the metric tells", || (count() > 0).then_some(()));
+    assert!(companion.process.log().contains("mirror names only"));
+    for number in 0..20 {
+        let message = format!("Back-off pulling image \"{}\": {number}", mirrored("app"));
+        report(
+            namespace,
+            "web",
+            &[("app", waiting("ImagePullBackOff", &message))],
+        )
+        .success();
+        thread::sleep(MOMENT / 5);
+    }
+    // The first refusal may be of a Pod that changed; after the second it waits for ten seconds.
+    assert!(count() <= 2, "{}", count());
+    assert_eq!(image(&namespace.pod("web"), "app"), mirrored("app"));
+    cluster.delete(&format!("{bindings}/{}", place.name)).success();
+    cluster.delete(&format!("{policies}/{}", place.name)).success();
+    until_back(namespace, "web", "app");
+}
+
 /// While a node pulls nothing else tells of it.
 pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
