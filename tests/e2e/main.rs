@@ -73,6 +73,7 @@ const TESTS: &[Test<Cluster>] = tests![
     rescue::each_of_a_hundred_pods_is_turned_once_though_the_leader_dies,
     rescue::what_is_not_stuck_on_a_mirror_of_ours_is_left_alone,
     rescue::a_stuck_pod_goes_back_at_once_and_once_only,
+    rescue::pods_that_stay_stuck_are_told_of,
     rescue::events_hold_up_no_turn,
     rescue::what_a_policy_refuses_is_told_and_not_tried_again_and_again,
     rescue::without_images_nodes_and_secrets_a_stuck_pod_goes_back,

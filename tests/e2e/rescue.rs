@@ -1,7 +1,7 @@
 //! Pods that are stuck, as their statuses say, which these tests write in a kubelet's place.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -10,6 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    clocks::library,
     companion::assert_only_allowed,
     support::{
         admission::{annotation, image, pod},
@@ -18,6 +19,7 @@ use crate::{
         companion::{Companion, DEFINITIONS, IMAGES, MIRRORS, Place},
         eventually,
         http::Answer,
+        runner::skipped,
     },
 };
 
@@ -509,6 +511,80 @@ pub(crate) fn without_images_nodes_and_secrets_a_stuck_pod_goes_back(shared: &Cl
     until_back(&place.served, "before", "app");
     stuck(&place.served, "after");
     until_back(&place.served, "after", "app");
+}
+
+/// One that went back in vain, and one whose kubelet does not try though the mirror gives the image: under a clock that
+/// is set, for both are waited for for minutes.
+pub(crate) fn pods_that_stay_stuck_are_told_of(shared: &Cluster) {
+    let Some(library) = library() else {
+        assert!(
+            !skipped(
+                "of Pods that stay stuck",
+                "libfaketime is not there: install Debian's package"
+            ),
+            "libfaketime is not there"
+        );
+        return;
+    };
+    let cluster = Cluster::start(shared.tools.clone());
+    let place = Place::apart(&cluster, &cluster.mirror.url);
+    // Proofs last whatever the clock does.
+    place.patch_mirror(&json!({"spec": {"freshness": {"tag": "12h"}}}));
+    let namespace = &place.served;
+    let file = cluster.folder().join("clock");
+    let set = |seconds: u64| {
+        let new = cluster.folder().join("clock.new");
+        fs::write(&new, format!("+{seconds}s\n")).unwrap();
+        fs::rename(new, &file).unwrap();
+    };
+    set(0);
+    let companion = place.start_as("companion-a", RESCUES, |command| {
+        command
+            .env("LD_PRELOAD", &library)
+            .env("FAKETIME_TIMESTAMP_FILE", &file)
+            .env("FAKETIME_NO_CACHE", "1")
+            // Only what is measured goes on as it does.
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    });
+    let given = "docker.io/library/nginx:1.29";
+    namespace.create_pod(&pod("known", given)).success();
+    place.wait_for_image(given, "Present");
+    stuck(namespace, "back");
+    until_back(namespace, "back", "app");
+    report(namespace, "back", &[("app", back_off(&written("app")))]).success();
+    let image = format!("mirror.test/{given}");
+    let mut idle = pod("idle", &image);
+    idle["spec"]["containers"][0]["name"] = "app".into();
+    namespace.create_pod(&idle).success();
+    report(namespace, "idle", &[("app", back_off(&image))]).success();
+    until_all_is_done(namespace);
+    let told = |name: &str| {
+        let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", namespace.name);
+        let events = cluster.get(&path).success();
+        let events = events["items"].as_array().unwrap().iter();
+        let of = |event: &&Value| event["regarding"]["name"] == name && event["reason"] != "Rescued";
+        let reasons = events.filter(of).map(|event| event["reason"].to_string());
+        reasons.collect::<Vec<_>>()
+    };
+    set(290);
+    thread::sleep(4 * MOMENT);
+    assert_eq!((told("back").len(), told("idle").len()), (0, 0));
+    set(310);
+    let note = until_told(namespace, "back", "DidNotHelp");
+    assert!(note.contains(&written("app")), "{note}");
+    // It is looked at once a minute.
+    let mut away = 400;
+    let note = eventually("that kubelet is idle is told", || {
+        away += 70;
+        set(away);
+        thread::sleep(4 * MOMENT);
+        (!told("idle").is_empty()).then(|| until_told(namespace, "idle", "KubeletIdle"))
+    });
+    for part in [&image, &place.name] {
+        assert!(note.contains(part), "{note}");
+    }
+    assert_eq!((told("back").len(), told("idle").len()), (1, 1));
+    assert_only_allowed(&place, &companion);
 }
 
 /// Events that nobody answers to hold up no turn; each Pod has one, though two of its containers went back.

@@ -38,11 +38,14 @@ use super::{
 /// policy that forbids to pull are not among them: another registry would not help.
 const REASONS: [&str; 5] = [
     "ErrImagePull",
-    "ImagePullBackOff",
+    BACK_OFF,
     "RegistryUnavailable",
     "SignatureValidationFailed",
     "ImageInspectError",
 ];
+
+/// The one for which it waits between two attempts.
+const BACK_OFF: &str = "ImagePullBackOff";
 
 /// How many containers a Pod has at most that is turned: where it has more, the policy that guards the companion's
 /// patches refuses them.
@@ -165,6 +168,8 @@ pub struct StuckContainer {
     /// As it stands in the Pod.
     pub image: Box<str>,
     pub failure: Failure,
+    /// An attempt to pull has just ended; after it kubelet waits before the next.
+    has_just_failed: bool,
     /// What is recorded as its original.
     recorded: Option<Box<str>>,
     /// The mirror that was decided on for it.
@@ -336,6 +341,7 @@ impl StuckPod {
                 name: container.name.into(),
                 image: container.image.into(),
                 failure,
+                has_just_failed: container.waiting.is_some_and(|(reason, _)| reason != BACK_OFF),
                 recorded: recorded
                     .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
                     .map(Into::into),
@@ -419,6 +425,19 @@ impl StuckPod {
             return Err(Left::TooManyContainers);
         }
         Ok((mirror, recorded, policy))
+    }
+
+    /// Whether an attempt to pull has ended that had not `before`.
+    fn has_failed_anew(&self, before: &Self) -> bool {
+        let fails = |pod: &Self, name: &str| {
+            let mut containers = pod.containers.iter();
+            containers.any(|container| container.has_just_failed && &*container.name == name)
+        };
+        let mut failed = self
+            .containers
+            .iter()
+            .filter(|container| container.has_just_failed);
+        failed.any(|container| !fails(before, &container.name))
     }
 
     /// Returns the turn by which a container went back to the image that stands there and cannot be pulled either.

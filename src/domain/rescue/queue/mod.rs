@@ -1,8 +1,8 @@
 //! All stuck Pods of a cluster, and whose turn is next.
 //!
 //! Of Pods that are not stuck nothing is kept but, for those that are ready, two numbers: that tells which owners
-//! have nothing that serves. The namespace that has waited longest comes first, in it the Pods of such owners, then the
-//! newest. A version of a Pod is turned once: whatever came of it, the next event tells.
+//! have nothing that serves. The namespace that has waited longest comes first, in it the Pods of such owners, then those
+//! that failed just now, then the newest. A version of a Pod is turned once: whatever came of it, the next event tells.
 //!
 //! An event and an order cost the logarithm of the number of Pods.
 
@@ -11,6 +11,7 @@ mod ready;
 mod turns;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
@@ -19,7 +20,7 @@ use std::{
 use self::{
     nodes::Nodes,
     ready::{Ready, owner},
-    turns::{Id, Lane, Turns},
+    turns::{Id, Lane, Merit, Turns},
 };
 use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning};
 use crate::domain::{image::Reference, mirror::RescuePolicy, time::Timestamp};
@@ -35,8 +36,8 @@ const COST: usize = 512;
 /// How long a Pod waits for its node to pull anything at all, before it is turned all the same.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long after a Pod was first seen to fail its node surely waits before it pulls again: kubelet's first back-off
-/// takes ten seconds, and its status some of them.
+/// How long after a Pod was seen to fail its node surely waits before it pulls again: kubelet's first back-off takes ten
+/// seconds, and so does it at least until it looks at the Pod again; its status takes some of them.
 const FRESH: Duration = Duration::from_secs(6);
 
 /// The pause after a failed request, and how long it may become.
@@ -52,6 +53,8 @@ pub struct Queue {
     turns: Turns,
     /// Those that may be later.
     later: BTreeSet<(Timestamp, Id)>,
+    /// Those that are due and failed just now, by when that was.
+    fresh: BTreeSet<(Timestamp, Id)>,
     nodes: Nodes,
     ready: Ready,
     /// What all of them cost.
@@ -74,7 +77,7 @@ struct Entry {
     pod: StuckPod,
     owner: Option<u64>,
     since: Timestamp,
-    /// When it was seen to begin to fail; none where it was listed as one that fails.
+    /// When it was last seen to begin to fail; none where it was listed as one that fails.
     seen_at: Option<Timestamp>,
     plan: Plan,
     /// Since when an image that is no mirror's cannot be pulled, and from which registry.
@@ -94,7 +97,7 @@ enum Place {
     Idle,
     /// Something is, and was tried with this version.
     Tried,
-    Due(Lane),
+    Due(Merit),
     /// It may be due from then on.
     Later(Timestamp),
     /// The same, or once its node pulls again.
@@ -185,7 +188,7 @@ impl Queue {
         let may_be_due = stuck.is_some_and(|stuck| {
             let owner = owner(pod);
             let mut entry = match before {
-                Some(before) => before.next(stuck, owner),
+                Some(before) => before.next(stuck, owner, listed, now),
                 None => Entry::new(stuck, owner, listed, now),
             };
             entry.listing = self.listing;
@@ -245,6 +248,11 @@ impl Queue {
             return Next::Nothing;
         }
         while let Some((_, id)) = self.later.first().filter(|(at, _)| *at <= now) {
+            let id = Arc::clone(id);
+            self.look();
+            self.place(&id, now);
+        }
+        while let Some((_, id)) = self.fresh.first().filter(|(at, _)| now.since(*at) >= FRESH) {
             let id = Arc::clone(id);
             self.look();
             self.place(&id, now);
@@ -345,7 +353,7 @@ impl Queue {
             return;
         };
         let before = std::mem::replace(&mut entry.place, place);
-        let (owner, created) = (entry.owner, entry.pod.created);
+        let (owner, seen_at) = (entry.owner, entry.seen_at.unwrap_or_default());
         let is_waiting = |place: Place| usize::from(entry.waits_in(place));
         self.waiting = self.waiting + is_waiting(place) - is_waiting(before);
         match before {
@@ -353,7 +361,12 @@ impl Queue {
                 self.idle.remove(id);
             }
             Place::Tried => {}
-            Place::Due(lane) => self.turns.remove(lane, id, owner, created),
+            Place::Due(merit) => {
+                self.turns.remove(merit, id, owner);
+                if !merit.is_late {
+                    self.fresh.remove(&(seen_at, Arc::clone(id)));
+                }
+            }
             Place::Later(at) | Place::Held(at) => {
                 self.later.remove(&(at, Arc::clone(id)));
             }
@@ -363,7 +376,12 @@ impl Queue {
                 self.idle.insert(Arc::clone(id));
             }
             Place::Tried => {}
-            Place::Due(lane) => self.turns.add(lane, id, owner, created),
+            Place::Due(merit) => {
+                self.turns.add(merit, id, owner);
+                if !merit.is_late {
+                    self.fresh.insert((seen_at, Arc::clone(id)));
+                }
+            }
             Place::Later(at) | Place::Held(at) => {
                 self.later.insert((at, Arc::clone(id)));
             }
@@ -397,9 +415,13 @@ impl Entry {
     }
 
     /// Returns what becomes of it with the Pod's next version, or the same again.
-    fn next(mut self, pod: StuckPod, owner: Option<u64>) -> Self {
+    fn next(mut self, pod: StuckPod, owner: Option<u64>, listed: bool, now: Timestamp) -> Self {
         if self.pod.id.resource_version != pod.id.resource_version {
             self.rest.renew();
+        }
+        // Kubelet wrote that an attempt ended: what it says of all containers is true now.
+        if !listed && pod.has_failed_anew(&self.pod) {
+            self.seen_at = Some(now);
         }
         (self.pod, self.owner) = (pod, owner);
         self
@@ -447,8 +469,18 @@ impl Entry {
         } else {
             Lane::Turn
         };
+        let merit = Merit {
+            lane,
+            is_late: self.is_late(now),
+            created: Reverse(self.pod.created),
+        };
         let until = self.rest.until.filter(|until| *until > now);
-        until.map_or(Place::Due(lane), Place::Later)
+        until.map_or(Place::Due(merit), Place::Later)
+    }
+
+    /// Whether its failure is not of just now.
+    fn is_late(&self, now: Timestamp) -> bool {
+        self.seen_at.is_none_or(|at| now.since(at) >= FRESH)
     }
 
     /// Whether it waits to be turned where it stands there.
@@ -468,7 +500,7 @@ impl Entry {
             pod: self.pod.id.clone(),
             turned: self.plan.turned.clone(),
             told,
-            is_late: self.seen_at.is_none_or(|at| now.since(at) >= FRESH),
+            is_late: self.is_late(now),
             turns_before: self.pod.turns.clone().unwrap_or_default(),
         }
     }

@@ -28,6 +28,7 @@ struct Case<'a> {
     owner: Option<&'a str>,
     version: &'a str,
     image: &'a str,
+    reason: &'a str,
     node: &'a str,
     /// Seconds since the beginning.
     created: u64,
@@ -41,6 +42,7 @@ const CASE: Case<'_> = Case {
     owner: None,
     version: "1",
     image: MIRRORED,
+    reason: "ImagePullBackOff",
     node: "node",
     created: 0,
     is_ready: false,
@@ -78,7 +80,7 @@ impl Hospital {
         let container = Container {
             name: "app",
             image: case.image,
-            waiting: (!case.is_ready).then_some(("ImagePullBackOff", message.as_str())),
+            waiting: (!case.is_ready).then_some((case.reason, message.as_str())),
             is_running: case.is_ready,
             ..Container::default()
         };
@@ -165,6 +167,58 @@ fn an_order_says_whether_its_failure_is_of_just_now() {
     assert!(!late(false, FRESH.as_secs() - 1));
     assert!(late(false, FRESH.as_secs()));
     assert!(late(true, 0));
+}
+
+/// Of these nobody needs to ask whether their nodes pull again, which costs the more the more Pods are stuck.
+#[test]
+fn those_that_failed_just_now_go_before_the_others_of_their_owner() {
+    let mut hospital = Hospital::new();
+    let fails = |name, version| Case {
+        name,
+        version,
+        reason: "ErrImagePull",
+        ..CASE
+    };
+    for (name, created) in [("older", 1), ("newer", 2), ("newest", 3)] {
+        hospital.take(Case {
+            name,
+            created,
+            is_listed: true,
+            ..CASE
+        });
+    }
+    hospital.later(60);
+    hospital.take(fails("older", "2"));
+    hospital.take(Case {
+        created: 2,
+        ..fails("newer", "2")
+    });
+    // Not by whatever else changes of one that failed once.
+    hospital.later(FRESH.as_secs());
+    hospital.take(Case {
+        created: 2,
+        ..fails("newer", "3")
+    });
+    hospital.take(Case {
+        version: "3",
+        ..fails("older", "3")
+    });
+    hospital.take(Case {
+        created: 1,
+        version: "4",
+        name: "older",
+        ..CASE
+    });
+    hospital.take(Case {
+        created: 1,
+        ..fails("older", "5")
+    });
+    let orders: Vec<_> = std::iter::from_fn(|| hospital.order())
+        .map(|order| (order.pod.name, order.is_late))
+        .collect();
+    let expected = [("older", false), ("newest", true), ("newer", true)];
+    assert_eq!(orders, expected.map(|(name, is_late)| (name.into(), is_late)));
+    assert!(hospital.queue.fresh.is_empty());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Whose turn is next, of the Pods that are due: to help goes before to tell, then the namespace that has waited
-//! longest, in it owners that serve nothing, then the newest Pod.
+//! longest, in it owners that serve nothing, then Pods that failed just now, of which nobody needs to ask whether their
+//! nodes pull again, then the newest.
 //!
 //! Every change costs the logarithm of the number of Pods, also one that moves all Pods of an owner or a namespace.
 
@@ -23,11 +24,22 @@ pub(super) enum Lane {
     Tell,
 }
 
-/// A Pod among those of its owner.
-type Rank = (Lane, Reverse<Option<Timestamp>>, Id);
+/// What a Pod is ranked by among those of its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Merit {
+    pub(super) lane: Lane,
+    /// Its failure is not of just now.
+    pub(super) is_late: bool,
+    /// The newest come first.
+    pub(super) created: Reverse<Option<Timestamp>>,
+}
 
-/// An owner among those of its namespace.
-type GroupRank = (Lane, bool, Reverse<Option<Timestamp>>, Id, Option<u64>);
+/// A Pod among those of its owner.
+type Rank = (Merit, Id);
+
+/// An owner among those of its namespace: to help goes before to tell, then those of which nothing serves come first,
+/// then the owner of the first Pod.
+type GroupRank = (Lane, bool, Merit, Id, Option<u64>);
 
 /// The Pods that are due.
 #[derive(Debug, Default)]
@@ -79,16 +91,16 @@ impl Turns {
     }
 
     /// Takes in that one that waits is due.
-    pub(super) fn add(&mut self, lane: Lane, id: &Id, owner: Option<u64>, created: Option<Timestamp>) {
+    pub(super) fn add(&mut self, merit: Merit, id: &Id, owner: Option<u64>) {
         self.change(&id.0, owner, |group| {
-            group.due.insert((lane, Reverse(created), Arc::clone(id)));
+            group.due.insert((merit, Arc::clone(id)));
         });
     }
 
     /// Takes in that it is not any more.
-    pub(super) fn remove(&mut self, lane: Lane, id: &Id, owner: Option<u64>, created: Option<Timestamp>) {
+    pub(super) fn remove(&mut self, merit: Merit, id: &Id, owner: Option<u64>) {
         self.change(&id.0, owner, |group| {
-            group.due.remove(&(lane, Reverse(created), Arc::clone(id)));
+            group.due.remove(&(merit, Arc::clone(id)));
         });
     }
 
@@ -174,9 +186,9 @@ impl Namespace {
 
 impl Group {
     fn rank(&self, owner: Option<u64>) -> Option<GroupRank> {
-        let (lane, created, id) = self.due.first()?;
+        let (merit, id) = self.due.first()?;
         // One Pod of each owner that has nothing which serves. Pods without an owner stand for themselves.
         let serves = owner.is_some() && (self.is_ready || self.had_turn);
-        Some((*lane, serves, *created, Arc::clone(id), owner))
+        Some((merit.lane, serves, *merit, Arc::clone(id), owner))
     }
 }
