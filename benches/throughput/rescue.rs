@@ -232,7 +232,7 @@ fn image(number: usize) -> String {
 /// Returns the owner of a Pod, and whether it is one of which a Pod serves. The last Pods are those that do.
 fn owner(number: usize, count: usize) -> (String, bool) {
     let of_namespace = number / NAMESPACES;
-    if number >= count || of_namespace % 2 == 0 {
+    if number >= count || of_namespace.is_multiple_of(2) {
         ("serves".to_owned(), true)
     } else {
         (format!("alone-{}", of_namespace / 2 % ALONE), false)

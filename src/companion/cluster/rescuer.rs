@@ -364,11 +364,14 @@ fn note(turnings: &[Turning], turned: bool) -> String {
         };
         format!("The node cannot pull {from} from mirror {mirror}, {back} {to}")
     };
-    let mut note = named.iter().map(sentence).collect::<Vec<_>>().join(". ");
-    if !more.is_empty() {
-        note.push_str(&format!(". So with {} more containers", more.len()));
-    }
-    note
+    let more = Some(more.len()).filter(|more| *more > 0);
+    let more = more.map(|more| format!("So with {more} more containers"));
+    named
+        .iter()
+        .map(sentence)
+        .chain(more)
+        .collect::<Vec<_>>()
+        .join(". ")
 }
 
 /// Returns a container of a Pod, as Events name it.

@@ -440,7 +440,7 @@ mod tests {
     fn that_it_did_not_help_is_told_once_an_earlier_back_off_is_over() {
         let mut ward = Ward::new();
         ward.take("1", OWN, "ErrImagePull");
-        ward.later(LONGEST_BACK_OFF - Duration::from_millis(1));
+        ward.later(LONGEST_BACK_OFF.saturating_sub(Duration::from_millis(1)));
         ward.take("2", OWN, "ImagePullBackOff");
         assert_eq!(ward.next(), None);
         ward.later(Duration::from_millis(1));
@@ -474,11 +474,11 @@ mod tests {
     fn a_kubelet_that_does_not_try_is_told_where_the_mirror_gives_the_image() {
         let mut ward = Ward::new();
         ward.take("1", MIRRORED, "ImagePullBackOff");
-        ward.later(IDLE - Duration::from_millis(1));
+        ward.later(IDLE.saturating_sub(Duration::from_millis(1)));
         assert_eq!(ward.next(), None);
         // An attempt shows in the status.
         ward.take("2", MIRRORED, "ErrImagePull");
-        ward.later(IDLE - Duration::from_millis(1));
+        ward.later(IDLE.saturating_sub(Duration::from_millis(1)));
         ward.take("2", MIRRORED, "ErrImagePull");
         assert_eq!(ward.next(), None);
         ward.later(Duration::from_millis(1));
@@ -493,7 +493,7 @@ mod tests {
             at: ward.now.before(before),
         };
         let tried = [
-            event("Pulling", IDLE - Duration::from_secs(1)),
+            event("Pulling", IDLE.saturating_sub(Duration::from_secs(1))),
             event("BackOff", Duration::ZERO),
         ];
         let idle = [

@@ -195,7 +195,7 @@ impl Queue {
             let since = if listed { entry.since } else { now };
             entry.judge(known, since);
             let may_be_due = !entry.plan.is_empty();
-            self.put_in(Arc::clone(&id), entry, now);
+            self.put_in(&id, entry, now);
             may_be_due
         });
         // Only now: nobody forgets whose turn it was because the one Pod that waits tells something.
@@ -225,7 +225,7 @@ impl Queue {
             let waited = !entry.plan.is_empty();
             let owner = entry.owner;
             entry.judge(known, now);
-            self.put_in(Arc::clone(&id), entry, now);
+            self.put_in(&id, entry, now);
             if waited {
                 self.turns.leave(&id.0, owner);
             }
@@ -269,7 +269,7 @@ impl Queue {
             let Some(mut entry) = self.detach(&id) else { break };
             let owner = entry.owner;
             let order = entry.order(now);
-            self.put_in(Arc::clone(&id), entry, now);
+            self.put_in(&id, entry, now);
             self.turns.had(&id.0, owner);
             self.turns.leave(&id.0, owner);
             return Next::Order(Box::new(order));
@@ -289,7 +289,7 @@ impl Queue {
     }
 
     /// Puts a Pod in its place, where there is room for it.
-    fn put_in(&mut self, id: Id, entry: Entry, now: Timestamp) {
+    fn put_in(&mut self, id: &Id, entry: Entry, now: Timestamp) {
         let (size, is_idle) = (entry.size(), entry.plan.is_empty());
         while !is_idle && self.size + size > LIMIT {
             let Some(idle) = self.idle.first().cloned() else {
@@ -308,11 +308,11 @@ impl Queue {
             self.turns.join(&id.0, entry.owner, is_ready);
         }
         if let Some((host, since)) = entry.upstream_since.as_ref().filter(|_| entry.fails_upstream()) {
-            self.nodes.fails(&entry.pod.node, &id, host, *since);
+            self.nodes.fails(&entry.pod.node, id, host, *since);
         }
-        self.stuck.insert(Arc::clone(&id), entry);
-        self.idle.insert(Arc::clone(&id));
-        self.place(&id, now);
+        self.stuck.insert(Arc::clone(id), entry);
+        self.idle.insert(Arc::clone(id));
+        self.place(id, now);
     }
 
     /// Takes a Pod out of everything but the number of those that wait in its namespace.

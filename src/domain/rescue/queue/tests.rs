@@ -630,25 +630,27 @@ fn there_is_no_order_before_the_first_list_ended() {
     assert_eq!(hospital.all(), ["team/new"]);
 }
 
+/// Returns a Pod of an owner.
+fn owned<'a>(namespace: &'a str, name: &'a str, owner: &'a str) -> Case<'a> {
+    Case {
+        namespace,
+        name,
+        owner: Some(owner),
+        ..CASE
+    }
+}
+
 /// One Pod whose patch fails for ever keeps nothing in mind but itself.
 #[test]
 fn whose_turn_it_was_is_forgotten_with_the_pods_that_wait() {
     let mut hospital = Hospital::new();
-    fn pod<'a>(namespace: &'a str, name: &'a str, owner: &'a str) -> Case<'a> {
-        Case {
-            namespace,
-            name,
-            owner: Some(owner),
-            ..CASE
-        }
-    }
-    hospital.take(pod("a", "fails", "odd"));
+    hospital.take(owned("a", "fails", "odd"));
     let order = hospital.order().unwrap();
     hospital.queue.end(&order.pod, Ending::Failed, hospital.now);
     for number in 0..100_u32 {
         let name = number.to_string();
         for namespace in ["a", name.as_str()] {
-            let case = pod(namespace, &name, &name);
+            let case = owned(namespace, &name, &name);
             hospital.take(case);
             assert!(hospital.order().is_some());
             hospital.take(Case {
@@ -662,30 +664,30 @@ fn whose_turn_it_was_is_forgotten_with_the_pods_that_wait() {
     for (name, owner, created) in [("one", "o", 9), ("two", "o", 8), ("bare", "p", 7)] {
         hospital.take(Case {
             created,
-            ..pod("b", name, owner)
+            ..owned("b", name, owner)
         });
     }
     assert_eq!(hospital.order().unwrap().pod.name, "one".into());
     hospital.take(Case {
         created: 8,
         version: "2",
-        ..pod("b", "two", "o")
+        ..owned("b", "two", "o")
     });
     assert_eq!(hospital.order().unwrap().pod.name, "bare".into());
     // And an owner of which nothing serves any more is urgent.
     hospital.take(Case {
         is_ready: true,
-        ..pod("c", "runs", "q")
+        ..owned("c", "runs", "q")
     });
     hospital.take(Case {
         created: 1,
-        ..pod("c", "stuck", "q")
+        ..owned("c", "stuck", "q")
     });
     hospital.take(Case {
         created: 0,
-        ..pod("c", "other", "r")
+        ..owned("c", "other", "r")
     });
-    hospital.remove(pod("c", "runs", "q"));
+    hospital.remove(owned("c", "runs", "q"));
     let names: Vec<_> = hospital.all();
     assert_eq!(names, ["c/stuck", "b/two", "c/other"]);
 }

@@ -86,7 +86,7 @@ impl Turns {
     /// Takes in that one that waited does not any more.
     pub(super) fn leave(&mut self, namespace: &str, owner: Option<u64>) {
         self.change(namespace, owner, |group| {
-            group.waiting = group.waiting.saturating_sub(1)
+            group.waiting = group.waiting.saturating_sub(1);
         });
     }
 
