@@ -25,7 +25,6 @@ mod status;
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
@@ -44,7 +43,10 @@ use self::{
     pods::Pods,
     rescuer::Ward,
 };
-pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
+pub use self::{
+    certificates::Settings as CertificateSettings, pods::Settings as DemandSettings,
+    rescuer::Settings as RescueSettings,
+};
 use super::mirror::{self, reports::Reports};
 use crate::{
     clock,
@@ -81,8 +83,8 @@ pub struct Settings {
     pub demand: DemandSettings,
     /// The brake is put on.
     pub paused: bool,
-    /// Stuck Pods that are turned in a second; none where they are left to themselves.
-    pub rescues: Option<NonZeroU32>,
+    /// None where stuck Pods are left to themselves.
+    pub rescue: Option<RescueSettings>,
     /// None where somebody else keeps the webhook's certificates.
     pub certificates: Option<CertificateSettings>,
 }
@@ -175,6 +177,10 @@ async fn follow(
             metrics: metrics.clone(),
             pulses: pulses.clone(),
             cluster,
+            registries: settings
+                .rescue
+                .as_ref()
+                .map(|rescue| rescue.registries.as_slice().into()),
         };
         let ended = tokio::select! {
             () = elector.hold() => None,
@@ -238,10 +244,9 @@ impl Leader {
             _ = configured.wait_for(|configured| *configured) => {}
             error = early_end(&mut tasks) => return error,
         }
-        let ward = settings.rescues.map(|per_second| {
+        let ward = settings.rescue.clone().map(|settings| {
             let ward = Ward::default();
-            let rescuer = rescuer::run(self.clone(), ward.clone(), per_second.get(), braked.clone());
-            tasks.spawn(rescuer);
+            tasks.spawn(rescuer::run(self.clone(), ward.clone(), settings, braked.clone()));
             tasks.spawn(register::run(self.clone(), ward.clone()));
             tasks.spawn(hangs::run(self.clone(), ward.clone()));
             tasks.spawn(lasting::run(self.clone(), ward.clone()));
@@ -386,7 +391,7 @@ mod tests {
                 forget_after: Duration::from_hours(1),
             },
             paused: false,
-            rescues: None,
+            rescue: None,
             certificates: None,
         };
         let (metrics, _) = Metrics::new();

@@ -22,7 +22,7 @@ use self::{
     ready::{Ready, owner},
     turns::{Id, Lane, Merit, Turns},
 };
-use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning};
+use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning, Way, forward::Ahead};
 use crate::domain::{image::Reference, mirror::RescuePolicy, time::Timestamp};
 
 /// How much text is kept of stuck Pods, with what each costs beside: some fifty thousand, of which none is large.
@@ -109,8 +109,10 @@ enum Place {
 struct Plan {
     turned: Vec<Turning>,
     told: Vec<Turning>,
-    /// The registry of an image that is no mirror's and cannot be pulled.
-    fails_upstream: Option<Box<str>>,
+    /// An image that is no mirror's cannot be pulled.
+    fails_upstream: bool,
+    /// The registry of such an image that says something of its node.
+    elsewhere: Option<Box<str>>,
 }
 
 /// Why a Pod is not asked about again.
@@ -232,6 +234,25 @@ impl Queue {
         }
     }
 
+    /// Looks which Pods go forward, by what is proven now. Returns whether something may be due.
+    pub fn look_ahead(&mut self, by: &Ahead<'_>) -> bool {
+        let upstream = self.stuck.iter().filter(|(_, entry)| entry.plan.fails_upstream);
+        let mut any = false;
+        for id in upstream.map(|(id, _)| Arc::clone(id)).collect::<Vec<_>>() {
+            let Some(mut entry) = self.detach(&id) else {
+                continue;
+            };
+            let waited = !entry.plan.is_empty();
+            let owner = entry.owner;
+            any |= entry.look_ahead(by);
+            self.put_in(&id, entry, by.now);
+            if waited {
+                self.turns.leave(&id.0, owner);
+            }
+        }
+        any
+    }
+
     /// Returns how many Pods wait for their turn.
     pub const fn waiting(&self) -> usize {
         self.waiting
@@ -261,7 +282,8 @@ impl Queue {
             self.look();
             let Some(entry) = self.stuck.get(&id) else { break };
             let until = entry.since.after(PATIENCE);
-            if until > now && self.nodes.is_cut_off(&entry.pod.node, now) {
+            // Where it is upstream that fails, no more is to be expected of waiting.
+            if until > now && entry.goes_back() && self.nodes.is_cut_off(&entry.pod.node, now) {
                 self.nodes.hold(&entry.pod.node, &id);
                 self.set_place(&id, Place::Held(until));
                 continue;
@@ -307,7 +329,7 @@ impl Queue {
             let is_ready = entry.owner.is_some_and(|owner| self.ready.serves(owner));
             self.turns.join(&id.0, entry.owner, is_ready);
         }
-        if let Some((host, since)) = entry.upstream_since.as_ref().filter(|_| entry.fails_upstream()) {
+        if let Some((host, since)) = entry.upstream_since.as_ref().filter(|_| entry.fails_elsewhere()) {
             self.nodes.fails(&entry.pod.node, id, host, *since);
         }
         self.stuck.insert(Arc::clone(id), entry);
@@ -433,15 +455,44 @@ impl Entry {
         self.plan.told.retain(|turning| !self.told.contains(turning));
         // It fails for as long though its status speaks of something else in between.
         let before = self.upstream_since.take();
-        self.upstream_since = match (before, &self.plan.fails_upstream) {
+        self.upstream_since = match (before, &self.plan.elsewhere) {
             (Some(before), None) => Some(before),
             (Some(before), Some(host)) if before.0 == *host => Some(before),
             (_, host) => host.clone().map(|host| (host, since)),
         };
     }
 
-    fn fails_upstream(&self) -> bool {
-        self.plan.fails_upstream.is_some()
+    /// Looks anew which containers go forward: proof comes and goes. Returns whether some do.
+    fn look_ahead(&mut self, by: &Ahead<'_>) -> bool {
+        let Plan {
+            turned,
+            told,
+            fails_upstream,
+            ..
+        } = &mut self.plan;
+        turned.retain(|turning| turning.way == Way::Back);
+        told.retain(|turning| turning.way == Way::Back);
+        // Nothing that fails is upstream's, as nearly always.
+        if !*fails_upstream {
+            return false;
+        }
+        let mut any = false;
+        for container in &self.pod.containers {
+            let Ok((turning, policy)) = self.pod.forward(container, by) else {
+                continue;
+            };
+            match policy {
+                RescuePolicy::Enforce => turned.push(turning),
+                RescuePolicy::Audit if !self.told.contains(&turning) => told.push(turning),
+                RescuePolicy::Audit | RescuePolicy::Off => continue,
+            }
+            any = true;
+        }
+        any
+    }
+
+    const fn fails_elsewhere(&self) -> bool {
+        self.plan.elsewhere.is_some()
     }
 
     /// Whether a container that was stuck has its image by now.
@@ -478,6 +529,12 @@ impl Entry {
         until.map_or(Place::Due(merit), Place::Later)
     }
 
+    /// Whether one of its containers goes back, or would.
+    fn goes_back(&self) -> bool {
+        let mut turnings = self.plan.turned.iter().chain(&self.plan.told);
+        turnings.any(|turning| turning.way == Way::Back)
+    }
+
     /// Whether its failure is not of just now.
     fn is_late(&self, now: Timestamp) -> bool {
         self.seen_at.is_none_or(|at| now.since(at) >= FRESH)
@@ -502,6 +559,7 @@ impl Entry {
             told,
             is_late: self.is_late(now),
             turns_before: self.pod.turns.clone().unwrap_or_default(),
+            has_annotations: self.pod.has_annotations,
         }
     }
 
@@ -555,6 +613,7 @@ impl Plan {
             match pod.judge(container, known) {
                 Judgement::Back { mirror, to, policy } => {
                     let turning = Turning {
+                        way: Way::Back,
                         kind: container.kind,
                         index: container.index,
                         container: container.name.clone(),
@@ -568,13 +627,14 @@ impl Plan {
                         RescuePolicy::Off => {}
                     }
                 }
-                // With a record it went back, or was a mirror's that is gone: it says nothing of other registries.
-                Judgement::Left(Left::Upstream)
-                    if container.failure == Failure::Image && container.recorded.is_none() =>
-                {
+                Judgement::Left(Left::Upstream) if container.failure == Failure::Image => {
+                    plan.fails_upstream = true;
+                    // With a record it went back, or was a mirror's that is gone: it says nothing of other registries.
                     let host = Reference::parse(&container.image).ok();
-                    let host = host.map(|reference| reference.host().into());
-                    plan.fails_upstream = plan.fails_upstream.or(host);
+                    let host = host.filter(|_| container.recorded.is_none());
+                    plan.elsewhere = plan
+                        .elsewhere
+                        .or_else(|| host.map(|reference| reference.host().into()));
                 }
                 Judgement::Left(_) => {}
             }
