@@ -447,6 +447,8 @@ fn both_ways_together_end() {
     let mut example = Example::new();
     let left_alone = std::collections::BTreeSet::new();
     let mut queue = Queue::default();
+    queue.begin_listing();
+    queue.end_listing();
     let mut turns = Vec::new();
     let mut now = NOW;
     example.image = MIRRORED.to_owned();
@@ -510,6 +512,8 @@ fn a_patch_forward_records_what_stood_there() {
             left_alone: &left_alone,
         };
         let mut queue = Queue::default();
+        queue.begin_listing();
+        queue.end_listing();
         queue.take(&example.pod(), &known, false, NOW);
         queue.look_ahead(&example.ahead());
         match queue.next(NOW) {
@@ -544,7 +548,15 @@ fn what_goes_forward_waits_for_no_node() {
     let mut example = Example::new();
     let left_alone = std::collections::BTreeSet::new();
     let mut queue = Queue::default();
-    for (name, image) in [("one", "redis:8"), ("two", "busybox:1"), ("web", UPSTREAM)] {
+    queue.begin_listing();
+    queue.end_listing();
+    let own = example.pod.namespace;
+    for (namespace, name, image) in [
+        ("one", "one", "ghcr.io/a/b:1"),
+        ("two", "two", "quay.io/a/b:1"),
+        (own, "web", UPSTREAM),
+    ] {
+        example.pod.namespace = namespace;
         example.pod.name = name;
         example.pod.uid = name;
         example.pod.node = "node";
