@@ -565,7 +565,8 @@ impl ClusterMetrics {
         registry.register(
             "rescues",
             "Containers of stuck Pods by what became of their image: done, told (the policy allows no more), changed \
-             (the Pod was another one by then), error (tried again)",
+             (the Pod was another one by then), refused (so it was, or a policy forbids it; tried again less and less \
+             often), error (tried again)",
             rescues,
         );
         registry.register(

@@ -32,6 +32,7 @@ mod noticing;
 mod payload;
 mod registry;
 mod report;
+mod rescue;
 mod reviews;
 mod roles;
 mod scale;
@@ -56,7 +57,7 @@ const USAGE: &str =
     "usage: throughput [--quick] [--registry PROGRAM] [--against NAME=PROGRAM] [--seed NUMBER] [PART...]
 parts: decision, reviews, faults, sweep, cluster (or of it: replica, creates, companion),
        scale (or of it: bodies, builds, believed, fresh, deletion, finished, large),
-       noticing (or of it: breaking, data, quiet, patience)";
+       noticing (or of it: breaking, data, quiet, patience), rescue";
 
 /// What a part is one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,10 +70,12 @@ enum Group {
     Scale,
     /// How soon a mirror's fault is noticed, beside another build.
     Noticing,
+    /// Very many Pods that are stuck.
+    Rescue,
 }
 
 /// What can be measured, in the order in which it is.
-const PARTS: [(&str, Group); 18] = [
+const PARTS: [(&str, Group); 19] = [
     ("decision", Group::Alone),
     ("reviews", Group::Alone),
     ("faults", Group::Alone),
@@ -91,10 +94,11 @@ const PARTS: [(&str, Group); 18] = [
     ("data", Group::Noticing),
     ("quiet", Group::Noticing),
     ("patience", Group::Noticing),
+    ("rescue", Group::Rescue),
 ];
 
 /// The parts that need the programs of a cluster.
-const IN_CLUSTERS: [&str; 11] = [
+const IN_CLUSTERS: [&str; 12] = [
     "replica",
     "creates",
     "companion",
@@ -106,6 +110,7 @@ const IN_CLUSTERS: [&str; 11] = [
     "data",
     "quiet",
     "patience",
+    "rescue",
 ];
 
 fn main() -> Result<ExitCode> {
@@ -188,6 +193,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             ("data", Some(tools)) => bench.data(tools, &mut bars),
             ("quiet", Some(tools)) => bench.quiet(tools, &mut bars),
             ("patience", Some(tools)) => bench.patience(tools, &mut bars),
+            ("rescue", Some(tools)) => bench.rescue(tools, &mut bars),
             _ => Ok(()),
         };
         // What is shared with the tests panics where something is wrong.

@@ -216,6 +216,14 @@ impl Admin {
         Ok(serde_json::from_str(&self.0.get("/status")?.1)?)
     }
 
+    /// Returns a metric without labels; zero where it is not shown yet.
+    pub fn metric(self, name: &str) -> Result<f64> {
+        let (_, metrics) = self.0.get("/metrics")?;
+        let mut lines = metrics.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.map_or(Ok(0.0), str::parse)?)
+    }
+
     /// Waits until `/status` is as wished.
     pub fn wait(self, what: &str, wished: impl Fn(&Value) -> bool) -> Result<()> {
         self.wait_for("/status", what, (LOOK, PATIENCE), |_, status| {

@@ -17,6 +17,8 @@ pub struct Sizes {
     pub deleted: usize,
     /// Pods that are done.
     pub finished: usize,
+    /// Pods that are stuck.
+    pub stuck: usize,
     /// Images that a replica knows.
     pub known: usize,
     /// Starts of a replica of each build.
@@ -34,6 +36,7 @@ pub const FULL: Sizes = Sizes {
     new: 5_000,
     deleted: 10_000,
     finished: 10_000,
+    stuck: 10_000,
     known: 100_000,
     starts: 5,
     rounds: 25,
@@ -49,6 +52,7 @@ pub const QUICK: Sizes = Sizes {
     new: 250,
     deleted: 500,
     finished: 500,
+    stuck: 1_000,
     known: 5_000,
     starts: 3,
     rounds: 21,

@@ -72,12 +72,6 @@ impl Events {
         written(self.writer.write("Event", self.create(&event)).await)
     }
 
-    /// The same for who has a pace of his own.
-    pub async fn tell_at_once(&self, regarding: ObjectReference, message: Message) -> Result<(), NotWritten> {
-        let event = self.event(regarding, &message);
-        written(self.writer.write_at_once("Event", self.create(&event)).await)
-    }
-
     async fn create(&self, event: &Event) -> kube::Result<Event> {
         let namespace = event.metadata.namespace.as_deref().unwrap_or(NAMESPACE);
         let events = Api::<Event>::namespaced(self.client.clone(), namespace);

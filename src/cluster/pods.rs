@@ -13,9 +13,10 @@ use crate::{
     api::DECISIONS_ANNOTATION,
     domain::{
         image::ImageKey,
-        names::STATIC_POD_ANNOTATION,
+        names::{PULL_SECRET, STATIC_POD_ANNOTATION},
         original::{RecordedDecisions, key_of},
-        pod::{PlaceKind, PlaceLabel},
+        platform::{Label, Landing},
+        pod::{self, PlaceKind, PlaceLabel},
         pulls::{Pull, Pulled},
         rescue,
         routing::{MirrorId, Routing},
@@ -46,19 +47,36 @@ struct Metadata {
     owner_references: Vec<Owner>,
 }
 
-/// The one label that is read.
+/// The labels that are read.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Labels {
     #[serde(rename = "kagami.dev/mode")]
     mode: Option<String>,
+    /// What a Deployment's controller appends to its name for that of a ReplicaSet.
+    #[serde(rename = "pod-template-hash")]
+    template: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Owner {
+    #[serde(rename = "apiVersion")]
+    api_version: String,
+    kind: String,
+    name: String,
     uid: String,
     controller: bool,
+}
+
+impl Owner {
+    /// Returns what stands for all that serve together: of a Deployment all ReplicaSets do, so that one which rolls
+    /// out counts as one that serves.
+    fn of_those_together(&self, labels: &Labels) -> &str {
+        let template = labels.template.as_deref().filter(|_| self.kind == "ReplicaSet");
+        let name = template.and_then(|template| self.name.strip_suffix(template)?.strip_suffix('-'));
+        name.filter(|name| !name.is_empty()).unwrap_or(&self.uid)
+    }
 }
 
 impl Pod {
@@ -82,6 +100,60 @@ struct Images {
     init_containers: Vec<Container>,
     ephemeral_containers: Vec<Container>,
     volumes: Vec<Volume>,
+    image_pull_secrets: Vec<PullSecret>,
+    node_selector: NodeSelector,
+    os: Os,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PullSecret {
+    name: String,
+}
+
+/// The labels that tell of a node's platform, by their present and their deprecated names.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodeSelector {
+    #[serde(rename = "kubernetes.io/os")]
+    os: Option<String>,
+    #[serde(rename = "beta.kubernetes.io/os")]
+    beta_os: Option<String>,
+    #[serde(rename = "kubernetes.io/arch")]
+    architecture: Option<String>,
+    #[serde(rename = "beta.kubernetes.io/arch")]
+    beta_architecture: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Os {
+    name: Option<String>,
+}
+
+impl Images {
+    /// Returns where the Pod may land. Its affinity is not read, so it may seem to land where it does not.
+    fn landing(&self) -> Landing {
+        let NodeSelector {
+            os,
+            beta_os,
+            architecture,
+            beta_architecture,
+        } = &self.node_selector;
+        let asked = [
+            (Label::Os, &self.os.name),
+            (Label::Os, os),
+            (Label::Os, beta_os),
+            (Label::Architecture, architecture),
+            (Label::Architecture, beta_architecture),
+        ];
+        let asked = asked
+            .into_iter()
+            .filter_map(|(label, value)| Some((label, value.as_deref()?)));
+        asked.fold(Landing::ANYWHERE, |landing, (label, value)| {
+            landing.and(Landing::of(label, [value]))
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -180,6 +252,12 @@ impl Pod {
             condition.last_transition_time.as_ref().map(timestamp)
         };
         let owner = metadata.owner_references.iter().find(|owner| owner.controller);
+        let owners = metadata.owner_references.iter().map(|owner| pod::Owner {
+            api_version: owner.api_version.as_str().into(),
+            kind: owner.kind.as_str().into(),
+            uid: owner.uid.as_str().into(),
+        });
+        let mut pull_secrets = spec.image_pull_secrets.iter();
         rescue::Pod {
             uid: &metadata.uid,
             namespace: &metadata.namespace,
@@ -188,7 +266,10 @@ impl Pod {
             created: metadata.creation_timestamp.as_ref().map(timestamp),
             started: since("PodReadyToStartContainers"),
             node: &spec.node_name,
-            owner: owner.map(|owner| owner.uid.as_str()),
+            owner: owner.map(|owner| owner.of_those_together(&metadata.labels)),
+            owners: owners.collect(),
+            lists_pull_secret: pull_secrets.any(|secret| secret.name == PULL_SECRET),
+            landing: spec.landing(),
             mode_label: metadata.labels.mode.as_deref(),
             is_static: metadata.annotations.contains_key(STATIC_POD_ANNOTATION),
             is_deleted: metadata.deletion_timestamp.is_some(),
@@ -233,11 +314,11 @@ fn timestamp(time: &Time) -> Timestamp {
 /// Returns the keys of what a Pod pulls, as its user wrote it.
 pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
     let Images {
-        node_name: _,
         containers,
         init_containers,
         ephemeral_containers,
         volumes,
+        ..
     } = &pod.spec;
     let lists = [
         (PlaceKind::Container, containers),
@@ -264,11 +345,10 @@ pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
 /// Returns how a Pod's containers stand with the images that they were sent to a mirror for.
 pub fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
     let Images {
-        node_name: _,
         containers,
         init_containers,
         ephemeral_containers,
-        volumes: _,
+        ..
     } = &pod.spec;
     let places = [
         (PlaceKind::Container, containers, &pod.status.containers),
@@ -386,6 +466,33 @@ mod tests {
         };
         for name in ["main", "second"] {
             assert_eq!(&*pulled_from(name), name);
+        }
+    }
+
+    /// In a roll-out the new ReplicaSet has nothing that serves, and the Deployment has.
+    #[test]
+    fn the_replica_sets_of_a_deployment_serve_together() {
+        let owner = |kind: &str, name: &str| {
+            let pod: Pod = serde_json::from_value(serde_json::json!({
+                "metadata": {
+                    "name": "web-1", "namespace": "a", "labels": {"pod-template-hash": "5d9c"},
+                    "ownerReferences": [
+                        {"uid": "other", "kind": kind, "name": name},
+                        {"uid": "u", "kind": kind, "name": name, "controller": true},
+                    ],
+                },
+            }))
+            .unwrap();
+            pod.as_patient().owner.map(str::to_owned)
+        };
+        assert_eq!(owner("ReplicaSet", "web-5d9c").as_deref(), Some("web"));
+        for (kind, name) in [
+            ("ReplicaSet", "web-6e0d"),
+            ("ReplicaSet", "5d9c"),
+            ("ReplicaSet", "-5d9c"),
+            ("StatefulSet", "web-5d9c"),
+        ] {
+            assert_eq!(owner(kind, name).as_deref(), Some("u"), "{kind} {name}");
         }
     }
 

@@ -273,7 +273,7 @@ pub(crate) fn a_clock_set_back_and_forth_renews_each_once(shared: &Cluster) {
 }
 
 /// The library with which a process reads another clock, where it is installed.
-fn library() -> Option<PathBuf> {
+pub(crate) fn library() -> Option<PathBuf> {
     let folders = fs::read_dir("/usr/lib").ok()?;
     let paths = folders.filter_map(|folder| Some(folder.ok()?.path().join("faketime/libfaketime.so.1")));
     paths.into_iter().find(|path| path.exists())

@@ -1,7 +1,7 @@
 //! Pods that are stuck, as their statuses say, which these tests write in a kubelet's place.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -10,22 +10,24 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    clocks::library,
     companion::assert_only_allowed,
     support::{
         admission::{annotation, image, pod},
         chart::stdout,
-        cluster::{Cluster, Namespace, User},
-        companion::{Companion, MIRRORS, Place},
+        cluster::{Cluster, Namespace, RBAC, User},
+        companion::{Companion, DEFINITIONS, IMAGES, MIRRORS, Place},
         eventually,
         http::Answer,
+        runner::skipped,
     },
 };
 
 /// Without it stuck Pods are left to themselves.
-const RESCUES: &[&str] = &["--rescue-per-second", "10"];
+pub(crate) const RESCUES: &[&str] = &["--rescue-per-second", "10"];
 
 /// The first status that counts, and how long nothing else happens after it.
-const MOMENT: Duration = Duration::from_millis(500);
+pub(crate) const MOMENT: Duration = Duration::from_millis(500);
 
 /// The name of an image, as users write it.
 fn written(name: &str) -> String {
@@ -38,7 +40,7 @@ fn mirrored(name: &str) -> String {
 }
 
 /// A Pod as Kagami leaves it: containers by their names, which are those of their images too.
-fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
+pub(crate) fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
     let mut pod = pod(name, "x");
     let list = |names: &[&str]| -> Value {
         let container = |name: &&str| json!({"name": name, "image": mirrored(name)});
@@ -54,15 +56,15 @@ fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
     pod
 }
 
-fn back_off(image: &str) -> Value {
+pub(crate) fn back_off(image: &str) -> Value {
     waiting("ImagePullBackOff", &format!("Back-off pulling image \"{image}\""))
 }
 
-fn waiting(reason: &str, message: &str) -> Value {
+pub(crate) fn waiting(reason: &str, message: &str) -> Value {
     json!({"waiting": {"reason": reason, "message": message}})
 }
 
-fn running() -> Value {
+pub(crate) fn running() -> Value {
     json!({"running": {"startedAt": "2030-01-01T00:00:00Z"}})
 }
 
@@ -71,7 +73,7 @@ fn succeeded() -> Value {
 }
 
 /// Writes a Pod's status: the states of its containers, by their names.
-fn report(namespace: &Namespace<'_>, name: &str, states: &[(&str, Value)]) -> Answer {
+pub(crate) fn report(namespace: &Namespace<'_>, name: &str, states: &[(&str, Value)]) -> Answer {
     let mut pod = namespace.pod(name);
     let of = |list: &str| -> Value {
         let names = pod["spec"][list].as_array().into_iter().flatten();
@@ -124,7 +126,12 @@ fn until_all_is_done(namespace: &Namespace<'_>) {
 }
 
 /// The patches of a Pod that a companion had accepted, oldest first.
-fn patches(place: &Place<'_>, companion: &Companion, namespace: &Namespace<'_>, name: &str) -> Vec<Value> {
+pub(crate) fn patches(
+    place: &Place<'_>,
+    companion: &Companion,
+    namespace: &Namespace<'_>,
+    name: &str,
+) -> Vec<Value> {
     let mut writes = place.cluster.writes_of(|user| user["username"] == companion.user);
     writes.retain(|write| {
         let object = &write["objectRef"];
@@ -137,7 +144,7 @@ fn patches(place: &Place<'_>, companion: &Companion, namespace: &Namespace<'_>, 
 }
 
 /// Waits for an Event of a Pod with that reason, and returns its note.
-fn until_told(namespace: &Namespace<'_>, name: &str, reason: &str) -> String {
+pub(crate) fn until_told(namespace: &Namespace<'_>, name: &str, reason: &str) -> String {
     eventually(&format!("Event {reason} of {name}"), || {
         let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", namespace.name);
         let events = namespace.cluster.get(&path).success();
@@ -147,14 +154,14 @@ fn until_told(namespace: &Namespace<'_>, name: &str, reason: &str) -> String {
     })
 }
 
-fn metric(companion: &Companion, name: &str) -> Option<String> {
+pub(crate) fn metric(companion: &Companion, name: &str) -> Option<String> {
     let (_, metrics) = companion.listeners.get("/metrics").unwrap();
     let mut lines = metrics.lines();
     lines.find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
 }
 
 pub(crate) fn a_stuck_pod_goes_back_at_once_and_once_only(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     namespace
@@ -223,7 +230,7 @@ pub(crate) fn a_stuck_pod_goes_back_at_once_and_once_only(cluster: &Cluster) {
 }
 
 pub(crate) fn init_containers_and_sidecars_go_back_by_their_rules(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let mut pod = rewritten("web", &["one", "two"], &["app"]);
@@ -356,7 +363,7 @@ fn left_alone() -> Vec<Case> {
 }
 
 pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let (own, cases) = (mirrored("app"), left_alone());
@@ -391,7 +398,7 @@ pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Clus
 
 /// What it was about to do was decided of a Pod that is another one by now.
 pub(crate) fn a_pod_that_somebody_changed_in_between_is_left_alone(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     until_all_is_done(namespace);
@@ -417,7 +424,7 @@ pub(crate) fn a_pod_that_somebody_changed_in_between_is_left_alone(cluster: &Clu
 }
 
 pub(crate) fn by_its_policy_a_mirror_is_told_of_or_left_alone(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     place.patch_mirror(&json!({"spec": {"rescue": {"policy": "Audit"}}}));
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
@@ -461,7 +468,7 @@ pub(crate) fn by_its_policy_a_mirror_is_told_of_or_left_alone(cluster: &Cluster)
 
 pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Cluster) {
     // Nobody listens there, too.
-    let place = Place::new(cluster, "https://127.0.0.1:1");
+    let place = Place::guarded(cluster, "https://127.0.0.1:1");
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let nobody = json!({"matchLabels": {"nobody": "has-it"}});
@@ -476,9 +483,237 @@ pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Clus
     assert_only_allowed(&place, &companion);
 }
 
+/// A new leader needs mirrors, Namespaces and Pods for it, and waits for nothing else: here it never gets to know the
+/// images, nodes and Secrets, and so never what the last leader left.
+pub(crate) fn without_images_nodes_and_secrets_a_stuck_pod_goes_back(shared: &Cluster) {
+    let cluster = Cluster::start(shared.tools.clone());
+    let place = Place::apart(&cluster, &cluster.mirror.url);
+    let definition = format!("{DEFINITIONS}/mirroredimages.kagami.dev");
+    cluster.delete(&definition).success();
+    eventually("the definition is gone", || {
+        (cluster.request(User::Admin, Method::GET, IMAGES, None).status == 404).then_some(())
+    });
+    let without = |path: &str, resource: &str| {
+        let mut role = cluster.get(path).success();
+        for rule in role["rules"].as_array_mut().unwrap() {
+            let resources = rule["resources"].as_array_mut().unwrap();
+            resources.retain(|known| known != resource);
+            if resources.is_empty() {
+                *resources = vec![json!("nobody-has-these")];
+            }
+        }
+        cluster
+            .request(User::Admin, Method::PUT, path, Some(&role))
+            .success();
+    };
+    without(&format!("{RBAC}/clusterroles/{}", place.name), "nodes");
+    without(
+        &format!("{RBAC}/namespaces/{}/roles/kagami", place.own.name),
+        "secrets",
+    );
+    stuck(&place.served, "before");
+    let _companion = place.start("companion-a", RESCUES);
+    until_back(&place.served, "before", "app");
+    stuck(&place.served, "after");
+    until_back(&place.served, "after", "app");
+}
+
+/// One that went back in vain, and one whose kubelet does not try though the mirror gives the image: under a clock that
+/// is set, for both are waited for for minutes.
+pub(crate) fn pods_that_stay_stuck_are_told_of(shared: &Cluster) {
+    let Some(library) = library() else {
+        assert!(
+            !skipped(
+                "of Pods that stay stuck",
+                "libfaketime is not there: install Debian's package"
+            ),
+            "libfaketime is not there"
+        );
+        return;
+    };
+    let cluster = Cluster::start(shared.tools.clone());
+    let place = Place::apart(&cluster, &cluster.mirror.url);
+    // Proofs last whatever the clock does.
+    place.patch_mirror(&json!({"spec": {"freshness": {"tag": "12h"}}}));
+    let namespace = &place.served;
+    let file = cluster.folder().join("clock");
+    let set = |seconds: u64| {
+        let new = cluster.folder().join("clock.new");
+        fs::write(&new, format!("+{seconds}s\n")).unwrap();
+        fs::rename(new, &file).unwrap();
+    };
+    set(0);
+    let companion = place.start_as("companion-a", RESCUES, |command| {
+        command
+            .env("LD_PRELOAD", &library)
+            .env("FAKETIME_TIMESTAMP_FILE", &file)
+            .env("FAKETIME_NO_CACHE", "1")
+            // Only what is measured goes on as it does.
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    });
+    let given = "docker.io/library/nginx:1.29";
+    namespace.create_pod(&pod("known", given)).success();
+    place.wait_for_image(given, "Present");
+    stuck(namespace, "back");
+    until_back(namespace, "back", "app");
+    report(namespace, "back", &[("app", back_off(&written("app")))]).success();
+    let image = format!("mirror.test/{given}");
+    let mut idle = pod("idle", &image);
+    idle["spec"]["containers"][0]["name"] = "app".into();
+    namespace.create_pod(&idle).success();
+    report(namespace, "idle", &[("app", back_off(&image))]).success();
+    until_all_is_done(namespace);
+    let told = |name: &str| {
+        let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", namespace.name);
+        let events = cluster.get(&path).success();
+        let events = events["items"].as_array().unwrap().iter();
+        let of = |event: &&Value| event["regarding"]["name"] == name && event["reason"] != "Rescued";
+        let reasons = events.filter(of).map(|event| event["reason"].to_string());
+        reasons.collect::<Vec<_>>()
+    };
+    set(290);
+    thread::sleep(4 * MOMENT);
+    assert_eq!((told("back").len(), told("idle").len()), (0, 0));
+    set(310);
+    let note = until_told(namespace, "back", "DidNotHelp");
+    assert!(note.contains(&written("app")), "{note}");
+    // It is looked at once a minute.
+    let mut away = 400;
+    let note = eventually("that kubelet is idle is told", || {
+        away += 70;
+        set(away);
+        thread::sleep(4 * MOMENT);
+        (!told("idle").is_empty()).then(|| until_told(namespace, "idle", "KubeletIdle"))
+    });
+    for part in [&image, &place.name] {
+        assert!(note.contains(part), "{note}");
+    }
+    assert_eq!((told("back").len(), told("idle").len()), (1, 1));
+    assert_only_allowed(&place, &companion);
+}
+
+/// Events that nobody answers to hold up no turn; each Pod has one, though two of its containers went back.
+pub(crate) fn events_hold_up_no_turn(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let namespace = &place.served;
+    let names: Vec<_> = (0..30).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        namespace
+            .create_pod(&rewritten(name, &[], &["app", "more"]))
+            .success();
+        let states = ["app", "more"].map(|container| (container, back_off(&mirrored(container))));
+        report(namespace, name, &states).success();
+    }
+    // Whoever connects is never spoken to.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/", silent.local_addr().unwrap());
+    let webhooks = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+    let webhook = json!({
+        "metadata": {"name": place.name},
+        "webhooks": [{
+            "name": "events.example.com", "clientConfig": {"url": url}, "sideEffects": "None",
+            "admissionReviewVersions": ["v1"], "timeoutSeconds": 10, "failurePolicy": "Ignore",
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
+            "rules": [{
+                "apiGroups": ["", "events.k8s.io"], "apiVersions": ["*"], "operations": ["CREATE"],
+                "resources": ["events"],
+            }],
+        }],
+    });
+    cluster.create(webhooks, &webhook).success();
+    let companion = place.start("companion-a", RESCUES);
+    companion.wait_for_lead();
+    until_back(namespace, &names[0], "app");
+    let asked = Instant::now();
+    for name in &names {
+        until_back(namespace, name, "more");
+    }
+    let took = asked.elapsed();
+    cluster.delete(&format!("{webhooks}/{}", place.name)).success();
+    // The rate allows 10 at once and 10 a second. Each Event takes five seconds until the companion gives it up.
+    assert!(took < Duration::from_secs(12), "{took:?}");
+    // The webhook stood in the way of some; of the others there is one each.
+    stuck(namespace, "alone");
+    until_told(namespace, "alone", "Rescued");
+    let told = cluster.writes_of(|user| user["username"] == companion.user);
+    let mut told: Vec<_> = told
+        .iter()
+        .filter(|write| {
+            write["objectRef"]["resource"] == "events"
+                && write["objectRef"]["namespace"] == namespace.name.as_str()
+        })
+        .map(|write| write["requestObject"]["regarding"]["name"].to_string())
+        .collect();
+    let all = told.len();
+    told.sort_unstable();
+    told.dedup();
+    assert_eq!(told.len(), all);
+}
+
+/// A policy of somebody else forbids it: that is told, and tried ever less often, though the Pod tells something new.
+pub(crate) fn what_a_policy_refuses_is_told_and_not_tried_again_and_again(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let namespace = &place.served;
+    let policies = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    let policy = json!({
+        "metadata": {"name": place.name},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
+                "resourceRules": [{
+                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["pods"],
+                }],
+            },
+            "validations": [{
+                "expression": "object.spec.containers.all(c, c.image.startsWith('mirror.test/'))",
+                "message": "mirror names only",
+            }],
+        },
+    });
+    cluster.create(policies, &policy).success();
+    let bindings = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings";
+    let binding = json!({
+        "metadata": {"name": place.name},
+        "spec": {"policyName": place.name, "validationActions": ["Deny"]},
+    });
+    cluster.create(bindings, &binding).success();
+    namespace.create_pod(&rewritten("probe", &[], &["app"])).success();
+    eventually("the policy is in force", || {
+        let patch = json!({"spec": {"containers": [{"name": "app", "image": "theirs:1"}]}}).to_string();
+        let patched = namespace.kubectl(&["patch", "pod", "probe", "--dry-run=server", "--patch", &patch]);
+        (!patched.status.success()).then_some(())
+    });
+    let companion = place.start("companion-a", RESCUES);
+    stuck(namespace, "web");
+    let refused = format!(
+        "kagami_rescues_total{{mirror=\"{}\",direction=\"back\",outcome=\"refused\"}}",
+        place.name
+    );
+    let count = || metric(&companion, &refused).map_or(0, |count| count.parse::<u32>().unwrap());
+    eventually("the metric tells", || (count() > 0).then_some(()));
+    assert!(companion.process.log().contains("mirror names only"));
+    for number in 0..20 {
+        let message = format!("Back-off pulling image \"{}\": {number}", mirrored("app"));
+        report(
+            namespace,
+            "web",
+            &[("app", waiting("ImagePullBackOff", &message))],
+        )
+        .success();
+        thread::sleep(MOMENT / 5);
+    }
+    // The first refusal may be of a Pod that changed; after the second it waits for ten seconds.
+    assert!(count() <= 2, "{}", count());
+    assert_eq!(image(&namespace.pod("web"), "app"), mirrored("app"));
+    cluster.delete(&format!("{bindings}/{}", place.name)).success();
+    cluster.delete(&format!("{policies}/{}", place.name)).success();
+    until_back(namespace, "web", "app");
+}
+
 /// While a node pulls nothing else tells of it.
 pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     place.patch_mirror(&json!({"spec": {"rescue": {"hangAfter": "10s"}}}));
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
@@ -566,7 +801,7 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
 
 /// A status is as old as kubelet's last round. While it pulls again, a container that it has started is shown as waiting.
 pub(crate) fn a_pod_whose_node_pulls_again_is_left_alone_until_that_fails(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let namespace = &place.served;
     let began = clock::now().before(Duration::from_secs(30));
     let event = |reason: &str, seconds: u64| {
@@ -597,7 +832,7 @@ pub(crate) fn a_pod_whose_node_pulls_again_is_left_alone_until_that_fails(cluste
 }
 
 pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     until_all_is_done(namespace);
@@ -645,7 +880,7 @@ pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
 
 /// Deleted while it has a leader, and while nobody leads at all.
 pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let namespace = &place.served;
     let create = |name: &str| {
         let mut mirror = place.mirror();
@@ -707,7 +942,7 @@ pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: 
 }
 
 pub(crate) fn each_of_a_hundred_pods_is_turned_once_though_the_leader_dies(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let namespace = &place.served;
     let names: Vec<_> = (0..100).map(|number| format!("web-{number}")).collect();
     for name in &names {

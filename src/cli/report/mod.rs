@@ -186,7 +186,9 @@ impl Reporter {
         let mut pages = pods::RunningPods::new(&self.read.client, namespace);
         while let Some(page) = pages.next().await? {
             for item in page.pods()? {
-                report.stuck.append(&mut stuck::of(item.text, &snapshot));
+                let index = self.read.store.index();
+                report.stuck.append(&mut stuck::of(item.text, &snapshot, &index));
+                drop(index);
                 match item.pod() {
                     Some(pod) => {
                         let summary = summaries.entry(item.namespace.to_owned()).or_default();

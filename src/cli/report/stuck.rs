@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    api::v1alpha1::timestamp,
     cli::output::Table,
     clock, cluster,
     domain::{
@@ -12,8 +14,13 @@ use crate::{
         mirror::RescuePolicy,
         original,
         pod::PlaceLabel,
-        rescue::{Judgement, Known, Left, StuckPod, hang},
+        presence::Index,
+        rescue::{
+            Judgement, Known, Left, StuckPod, Turn, hang,
+            lasting::{IDLE, LONGEST_BACK_OFF, gives, missed},
+        },
         snapshot::Snapshot,
+        time::Timestamp,
     },
 };
 
@@ -25,6 +32,37 @@ const LATE: &str = "it takes longer to begin than spec.rescue.hangAfter of its m
                     Pulling of it and nothing after, kubelet is inside the pull, and hears nothing until that ends: a \
                     write timeout of the mirror's front end, containerd's image_pull_progress_timeout or a restart of \
                     kubelet ends it";
+
+/// What to say of one that kubelet does not try.
+const IDLE_KUBELET: &str = "the mirror gives the image by now, and kubelet wrote nothing of the Pod for longer than its \
+                            longest back-off: write another reference of the image into the Pod, which makes kubelet \
+                            try at once, delete the Pod, or restart kubelet";
+
+/// What to say of one whose image no mirror that is there explains, though a record does.
+const NO_SUCH_MIRROR: &str = "the Pod records another image as its original, and no mirror that is there turns that into \
+                              this one: if an ImageMirror was deleted within the last day, a companion with \
+                              rescue.enabled turns the Pod back within seconds; else write upstream's name into the Pod";
+
+/// A Pod, as far as it tells when its status was last written.
+#[derive(Debug, Deserialize)]
+struct Written {
+    metadata: Managed,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Managed {
+    #[serde(default)]
+    managed_fields: Vec<Manager>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Manager {
+    subresource: String,
+    time: Option<MicroTime>,
+}
 
 /// A container that waits because its image could not be pulled.
 #[derive(Debug, Serialize)]
@@ -52,14 +90,15 @@ pub(super) struct Stuck {
 }
 
 /// Returns the containers of a Pod, given as the API server wrote it, that are stuck.
-pub(super) fn of(text: &str, snapshot: &Snapshot) -> Vec<Stuck> {
+pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
+    let now = clock::now();
     // What admission can read and this cannot is told by nobody's watch either.
     let Ok(pod) = serde_json::from_str::<cluster::pods::Pod>(text) else {
         return Vec::new();
     };
     let patient = pod.as_patient();
     let Some(stuck) = StuckPod::of(&patient) else {
-        let late = hang::late(&patient, &snapshot.routing, clock::now()).into_iter();
+        let late = hang::late(&patient, &snapshot.routing, now).into_iter();
         let late = late.map(|(kind, name, image, since)| Stuck {
             namespace: patient.namespace.to_owned(),
             pod: patient.name.to_owned(),
@@ -80,11 +119,26 @@ pub(super) fn of(text: &str, snapshot: &Snapshot) -> Vec<Stuck> {
         former: &[],
         left_alone: &snapshot.left_alone,
     };
+    let last_written = last_written(text);
+    let is_idle = last_written.is_some_and(|at| now.since(at) >= IDLE);
     let container = |container| {
         let (why, help, mirror, to) = match stuck.judge(container, &known) {
+            _ if is_idle
+                && missed(&stuck, container, &known)
+                    .is_some_and(|missed| gives(snapshot, index, &missed, now)) =>
+            {
+                ("KubeletIdle", IDLE_KUBELET.to_owned(), None, None)
+            }
+            Judgement::Left(Left::Upstream) if let Some(turn) = stuck.went_back(container) => {
+                let (why, help) = went_back(turn, now);
+                (why, help, None, None)
+            }
             Judgement::Back { mirror, to, policy } => {
-                let (why, help) = goes_back(policy, mirror);
+                let (why, help) = goes_back(policy, mirror, snapshot.paused);
                 (why, help, Some(mirror.to_owned()), Some(to.to_owned()))
+            }
+            Judgement::Left(Left::Upstream) if container.is_recorded() => {
+                ("NoSuchMirror", NO_SUCH_MIRROR.to_owned(), None, None)
             }
             Judgement::Left(left) => {
                 let mut help = help(left).to_owned();
@@ -113,8 +167,14 @@ pub(super) fn of(text: &str, snapshot: &Snapshot) -> Vec<Stuck> {
 }
 
 /// Returns what to say of one that goes back, or would.
-fn goes_back(policy: RescuePolicy, mirror: &str) -> (&'static str, String) {
+fn goes_back(policy: RescuePolicy, mirror: &str, paused: bool) -> (&'static str, String) {
     match policy {
+        RescuePolicy::Enforce if paused => (
+            "Paused",
+            "the mirror does not give the image, and the brake is on: remove the annotation kagami.dev/paused from the \
+             Lease kagami-health, and set the chart's value paused to false, or write the Pod's own image"
+                .to_owned(),
+        ),
         RescuePolicy::Enforce => (
             "GoesBack",
             "the mirror does not give the image, and the companion turns the Pod back to its own within seconds; if it \
@@ -129,6 +189,31 @@ fn goes_back(policy: RescuePolicy, mirror: &str) -> (&'static str, String) {
             ),
         ),
     }
+}
+
+/// Returns what to say of one that went back, and whose own image cannot be pulled either.
+fn went_back(turn: &Turn, now: Timestamp) -> (&'static str, String) {
+    let at = serde_json::from_value::<MicroTime>(turn.at.as_str().into()).ok();
+    let at = at.map(|at| timestamp(&at));
+    if at.is_some_and(|at| now.since(at) < LONGEST_BACK_OFF) {
+        let help = "it went back to its own image less than five minutes ago, which an earlier failure of that name may \
+                    last: wait";
+        return ("WentBack", help.to_owned());
+    }
+    let help = "it went back to its own image, and that cannot be pulled either: the Pod's events tell what its registry \
+                says";
+    ("DidNotHelp", help.to_owned())
+}
+
+/// Returns when the status of a Pod was last written, as its managed fields tell: each attempt to pull changes it.
+fn last_written(text: &str) -> Option<Timestamp> {
+    let pod: Written = serde_json::from_str(text).ok()?;
+    let managers = pod.metadata.managed_fields.into_iter();
+    let of_status = managers.filter(|manager| manager.subresource == "status");
+    of_status
+        .filter_map(|manager| manager.time)
+        .map(|time| timestamp(&time))
+        .max()
 }
 
 /// Returns what a reason means, and what would help.
@@ -155,6 +240,9 @@ const fn help(left: Left) -> &'static str {
              label it kagami.dev/mode: off and make it again"
         }
         Left::TurnsUnreadable => "annotation kagami.dev/rescued is not as Kagami writes it: remove it",
+        Left::TooManyContainers => {
+            "the Pod has more than 64 containers, and no companion changes such a Pod: write upstream's name into it"
+        }
         Left::PodOff => {
             "the Pod's label kagami.dev/mode forbids it: remove the label, or write upstream's name"
         }
@@ -196,16 +284,33 @@ pub(super) fn table(stuck: &[Stuck]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;
-    use crate::domain::examples::{mirror, snapshot};
+    use crate::{
+        api::v1alpha1::micro_time,
+        domain::{
+            examples::{key, mirror, proof, snapshot},
+            health::{Health, State},
+            presence::Presence,
+        },
+    };
 
     const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
 
     fn stuck(policy: RescuePolicy, image: &str, recorded: bool) -> Vec<Stuck> {
+        of(&pod(image, recorded), &mirrors(policy), &Index::default())
+    }
+
+    fn mirrors(policy: RescuePolicy) -> Snapshot {
         let mut example = mirror("a", &["docker.io"]);
         example.rescue = policy;
+        snapshot(vec![example])
+    }
+
+    fn pod(image: &str, recorded: bool) -> String {
         let annotations = if recorded {
             json!({"original-image.kagami.dev/app": "nginx:1"})
         } else {
@@ -220,7 +325,7 @@ mod tests {
                 {"name": "x", "state": {"running": {}}},
             ]},
         });
-        of(&pod.to_string(), &snapshot(vec![example]))
+        pod.to_string()
     }
 
     #[test]
@@ -236,8 +341,93 @@ mod tests {
         assert_eq!(why(&stuck(Audit, MIRRORED, true)), ("WouldGoBack", back));
         assert_eq!(why(&stuck(Off, MIRRORED, true)), ("PolicyOff", None));
         assert_eq!(why(&stuck(Enforce, MIRRORED, false)), ("NoRecord", None));
-        assert_eq!(why(&stuck(Enforce, "redis:8", true)), ("Upstream", None));
-        assert!(of("{", &Snapshot::default()).is_empty());
+        assert_eq!(why(&stuck(Enforce, "redis:8", false)), ("Upstream", None));
+        // Such as one of a mirror that was deleted, which the companion remembers.
+        assert_eq!(
+            why(&stuck(Enforce, "gone.test/nginx:1", true)),
+            ("NoSuchMirror", None)
+        );
+        let paused = Snapshot {
+            paused: true,
+            ..mirrors(Enforce)
+        };
+        assert_eq!(
+            why(&of(&pod(MIRRORED, true), &paused, &Index::default())).0,
+            "Paused"
+        );
+        let mut many: serde_json::Value = serde_json::from_str(&pod(MIRRORED, true)).unwrap();
+        let containers = many["spec"]["containers"].as_array_mut().unwrap();
+        containers.extend((2..65).map(|number| json!({"name": format!("c{number}"), "image": "x"})));
+        assert_eq!(
+            why(&of(&many.to_string(), &mirrors(Enforce), &Index::default())),
+            ("TooManyContainers", None)
+        );
+        many["spec"]["containers"].as_array_mut().unwrap().pop();
+        assert_eq!(
+            why(&of(&many.to_string(), &mirrors(Enforce), &Index::default())).0,
+            "GoesBack"
+        );
+        assert!(of("{", &Snapshot::default(), &Index::default()).is_empty());
+    }
+
+    #[test]
+    fn those_that_stay_stuck_are_told_by_what_was_done_and_when() {
+        let now = clock::now();
+        let ago = |duration| micro_time(now.before(duration));
+        // It went back at that time.
+        let went_back = |at: &str| {
+            let turn = json!({"containers.app": {"from": MIRRORED, "to": "nginx:1", "at": at, "pod": "u"}});
+            let mut pod: serde_json::Value = serde_json::from_str(&pod("nginx:1", true)).unwrap();
+            pod["metadata"]["annotations"]["kagami.dev/rescued"] = turn.to_string().into();
+            of(
+                &pod.to_string(),
+                &mirrors(RescuePolicy::Enforce),
+                &Index::default(),
+            )[0]
+            .why
+        };
+        let minute = Duration::from_mins(1);
+        assert_eq!(went_back(&now.before(minute).to_string()), "WentBack");
+        assert_eq!(went_back(&now.before(LONGEST_BACK_OFF).to_string()), "DidNotHelp");
+        assert_eq!(went_back("yesterday"), "DidNotHelp");
+
+        // The mirror gives it by now, and its status was last written at that time.
+        let mut snapshot = mirrors(RescuePolicy::Enforce);
+        let since = now.before(60 * minute);
+        snapshot.health = vec![Health {
+            state: State::Healthy,
+            proven_since: since,
+            ..Health::unknown(since)
+        }];
+        let mut index = Index::default();
+        let seen_at = now.before(minute);
+        index.write(
+            "a",
+            key("docker.io/library/nginx:1"),
+            Presence::Present(proof('a')),
+            seen_at,
+            seen_at,
+        );
+        let waits = |recorded, written: MicroTime, index: &Index| {
+            let mut pod: serde_json::Value = serde_json::from_str(&pod(MIRRORED, recorded)).unwrap();
+            pod["metadata"]["managedFields"] = json!([
+                {"manager": "kubelet", "subresource": "status", "time": written},
+                {"manager": "kubectl", "time": ago(Duration::ZERO)},
+            ]);
+            of(&pod.to_string(), &snapshot, index)[0].why
+        };
+        assert_eq!(waits(false, ago(IDLE), &index), "KubeletIdle");
+        assert_eq!(
+            waits(false, ago(minute), &index),
+            "NoRecord",
+            "it tried not long ago"
+        );
+        assert_eq!(
+            waits(false, ago(IDLE), &Index::default()),
+            "NoRecord",
+            "the mirror has it not"
+        );
+        assert_eq!(waits(true, ago(IDLE), &index), "GoesBack", "and then it tries");
     }
 
     #[test]

@@ -93,6 +93,8 @@ pub(super) struct Follower {
     store: Store,
     feed: Feed,
     published: watch::Sender<Option<Arc<ClusterView>>>,
+    /// Whether the store has the mirrors and the Namespaces.
+    configured: watch::Sender<bool>,
     due: Due,
     /// What is wrong with the Secrets of mirrors that are in force.
     secret_faults: SecretFaults,
@@ -113,8 +115,10 @@ impl Follower {
         store: &Store,
         left_alone: BTreeSet<String>,
         published: watch::Sender<Option<Arc<ClusterView>>>,
+        configured: watch::Sender<bool>,
     ) -> Self {
         Self {
+            configured,
             mirrors: Mirrors::default(),
             namespaces: Collection::default(),
             platforms: Collection::default(),
@@ -182,10 +186,15 @@ impl Follower {
         self.due.secrets |= self.secrets.take(event.map(named_secret));
     }
 
-    /// Whether there is something to put to use: nothing is before everything was told once.
+    /// Whether there is something to put to use: nothing is before all mirrors and Namespaces were told once. By
+    /// these alone stuck Pods are judged, whatever becomes of the rest.
     fn is_due(&self) -> bool {
-        self.due != Due::default()
-            && self.mirrors.is_complete()
+        self.due != Due::default() && self.mirrors.is_complete() && self.namespaces.is_complete()
+    }
+
+    /// Whether everything was told once: before, nothing is told of the cluster, and so nobody looks at a mirror.
+    fn is_complete(&self) -> bool {
+        self.mirrors.is_complete()
             && self.namespaces.is_complete()
             && self.platforms.is_complete()
             && self.secrets.is_complete()
@@ -204,9 +213,13 @@ impl Follower {
                 self.secret_faults = self.feed.renew(&self.secrets.all());
             }
         }
-        if due.configuration || due.secrets || due.view {
+        self.configured.send_replace(true);
+        let tells = due.configuration || due.secrets || due.view;
+        if tells && self.is_complete() {
             self.publish();
         }
+        // What is to be told is told once the rest is known.
+        self.due.view = tells && !self.is_complete();
     }
 
     /// Puts every mirror to use in its last good form.
@@ -385,23 +398,30 @@ mod tests {
             drop(rustls::crypto::ring::default_provider().install_default());
             let store = Store::default();
             let (published, view) = watch::channel(None);
-            let mut follower = Follower::new(&store, BTreeSet::new(), published);
+            let (configured, is_configured) = watch::channel(false);
+            let mut follower = Follower::new(&store, BTreeSet::new(), published, configured);
             follower.take_mirror(Event::Listing);
             follower.take_mirror(Event::Listed(mirror(1, &json!({}))));
             follower.take_mirror(Event::ListedAll { round: 0 });
             follower.take_namespace(Event::Listed(namespace(1, "audit")));
+            assert!(!follower.is_due(), "Pods are judged by the Namespaces too");
             follower.take_namespace(Event::ListedAll { round: 0 });
+            assert!(follower.is_due());
+            follower.apply();
+            assert!(*is_configured.borrow());
+            assert_eq!(store.snapshot().routing.len(), 1, "stuck Pods are judged by it");
             follower.take_secret(Event::Listed(docker_secret(1, "x")));
             follower.take_secret(Event::ListedAll { round: 0 });
             follower.take_node(Event::Listed(node(1, "amd64")));
-            assert!(!follower.is_due(), "not before all of it is known");
+            follower.apply();
+            assert!(view.borrow().is_none(), "not before all of it is known");
             follower.take_node(Event::ListedAll { round: 0 });
             let mut scene = Self {
                 snapshots: store.subscribe(),
                 published: view,
                 follower,
             };
-            assert_eq!(scene.heard(), (true, true));
+            assert_eq!(scene.heard(), (false, true));
             scene
         }
 

@@ -10,6 +10,7 @@ mod definitions;
 mod hangs;
 mod heartbeat;
 mod inherit;
+mod lasting;
 mod leader;
 mod mirrors;
 mod pod_events;
@@ -24,7 +25,6 @@ mod status;
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
@@ -43,7 +43,10 @@ use self::{
     pods::Pods,
     rescuer::Ward,
 };
-pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
+pub use self::{
+    certificates::Settings as CertificateSettings, pods::Settings as DemandSettings,
+    rescuer::Settings as RescueSettings,
+};
 use super::mirror::{self, reports::Reports};
 use crate::{
     clock,
@@ -80,8 +83,8 @@ pub struct Settings {
     pub demand: DemandSettings,
     /// The brake is put on.
     pub paused: bool,
-    /// Stuck Pods that are turned in a second; none where they are left to themselves.
-    pub rescues: Option<NonZeroU32>,
+    /// None where stuck Pods are left to themselves.
+    pub rescue: Option<RescueSettings>,
     /// None where somebody else keeps the webhook's certificates.
     pub certificates: Option<CertificateSettings>,
 }
@@ -174,6 +177,10 @@ async fn follow(
             metrics: metrics.clone(),
             pulses: pulses.clone(),
             cluster,
+            registries: settings
+                .rescue
+                .as_ref()
+                .map(|rescue| rescue.registries.as_slice().into()),
         };
         let ended = tokio::select! {
             () = elector.hold() => None,
@@ -217,7 +224,8 @@ impl Leader {
         }
         tasks.spawn(probe_secret::run(self.clone()));
         let left_alone = settings.left_alone.clone();
-        let follower = Follower::new(&self.store, left_alone, published_cluster);
+        let (published_configured, mut configured) = watch::channel(false);
+        let follower = Follower::new(&self.store, left_alone, published_cluster, published_configured);
         tasks.spawn(follower.run(
             self.client.clone(),
             self.namespace.to_string(),
@@ -228,10 +236,38 @@ impl Leader {
         let (seen, braked) = watch::channel(false);
         self.store.set_paused(settings.paused);
         tasks.spawn(brake::run(self.clone(), settings.paused, seen));
+        // The way back of stuck Pods needs the mirrors, the Namespaces and the brake, and waits for nothing else: not
+        // for nodes, Secrets and images, which may be away for as long as a definition is, nor for what the last
+        // leader left.
+        tokio::select! {
+            // The follower holds the other end for as long as this future is polled.
+            _ = configured.wait_for(|configured| *configured) => {}
+            error = early_end(&mut tasks) => return error,
+        }
+        let ward = settings.rescue.clone().map(|settings| {
+            let ward = Ward::default();
+            tasks.spawn(rescuer::run(self.clone(), ward.clone(), settings, braked.clone()));
+            tasks.spawn(register::run(self.clone(), ward.clone()));
+            tasks.spawn(hangs::run(self.clone(), ward.clone()));
+            tasks.spawn(lasting::run(self.clone(), ward.clone()));
+            ward
+        });
+        let (demand, wanted) = mpsc::channel(QUEUE);
+        let (has_taken_over, taken_over) = watch::channel(false);
+        let pods = Pods {
+            store: self.store.clone(),
+            settings: settings.demand.clone(),
+            reports: self.reports.clone(),
+            demand,
+            ward,
+            since: clock::now(),
+            taken_over,
+        };
+        tasks.spawn(pods.run(self.client.clone(), self.pulses.clone()));
         let images = publisher::Images::default();
         let mut known = self.cluster.clone();
         tokio::select! {
-            // The follower holds the other end for as long as this future is polled.
+            // So it does here.
             _ = known.wait_for(Option::is_some) => {}
             error = early_end(&mut tasks) => return error,
         }
@@ -240,6 +276,7 @@ impl Leader {
             inherited = self.take_over(&images) => inherited,
             error = early_end(&mut tasks) => return error,
         };
+        has_taken_over.send_replace(true);
         let published = watch::Sender::new(BTreeMap::new());
         tasks.spawn(heartbeat::run(
             self.clone(),
@@ -247,24 +284,6 @@ impl Leader {
             published.subscribe(),
         ));
         tasks.spawn(publisher::run(self.clone(), images, definitions, published));
-        let ward = settings.rescues.map(|per_second| {
-            let ward = Ward::default();
-            let rescuer = rescuer::run(self.clone(), ward.clone(), per_second.get(), braked.clone());
-            tasks.spawn(rescuer);
-            tasks.spawn(register::run(self.clone(), ward.clone()));
-            tasks.spawn(hangs::run(self.clone(), ward.clone()));
-            ward
-        });
-        let (demand, wanted) = mpsc::channel(QUEUE);
-        let pods = Pods {
-            store: self.store.clone(),
-            settings: settings.demand.clone(),
-            reports: self.reports.clone(),
-            demand,
-            ward,
-            since: clock::now(),
-        };
-        tasks.spawn(pods.run(self.client.clone(), self.pulses.clone()));
         let workers = mirror::run(
             self.store.clone(),
             self.metrics.clone(),
@@ -372,7 +391,7 @@ mod tests {
                 forget_after: Duration::from_hours(1),
             },
             paused: false,
-            rescues: None,
+            rescue: None,
             certificates: None,
         };
         let (metrics, _) = Metrics::new();

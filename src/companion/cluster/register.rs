@@ -19,7 +19,8 @@ use crate::{
 /// The key under which they stand.
 const KEY: &str = "mirrors";
 
-/// The pause after something failed.
+/// The first pause after something failed; each is twice the one before, up to [`LOOK`]. Where nobody made the
+/// ConfigMap it stays away.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// How often it is looked at who was gone for long enough, and whether somebody changed the ConfigMap.
@@ -31,6 +32,7 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
     let mut snapshots = leader.store.subscribe();
     let mut register = Register::default();
     let mut failures = Reminder::default();
+    let mut failed = 0;
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let kept = keep(&leader, &maps, &mut register).await;
@@ -39,10 +41,12 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
         let pause = match kept {
             Ok(()) => {
                 failures.ended();
+                failed = 0;
                 LOOK
             }
             Err(NotWritten::NotLeading) => return,
             Err(error) => {
+                failed += 1;
                 let error = chain(&error);
                 if failures.failed(&error, std::time::Instant::now()) {
                     let config_map = MIRRORS_CONFIG_MAP;
@@ -53,7 +57,7 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
                          are known to this leader alone; trying again"
                     );
                 }
-                PAUSE
+                pause_after(failed)
             }
         };
         let changed = async {
@@ -69,6 +73,11 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
             () = sleep(pause) => {}
         }
     }
+}
+
+/// Returns the pause after so many failures.
+fn pause_after(failed: u32) -> Duration {
+    (PAUSE * 2_u32.saturating_pow(failed.saturating_sub(1).min(16))).min(LOOK)
 }
 
 /// Reads the notes, brings them up to date, and writes them where that changes them.
@@ -90,4 +99,16 @@ async fn keep(leader: &Leader, maps: &Api<ConfigMap>, register: &mut Register) -
     let request = maps.replace(MIRRORS_CONFIG_MAP, &parameters, &map);
     leader.writer.write("ConfigMap", request).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_away_is_asked_for_ever_less_often() {
+        let pauses: Vec<_> = (1..11).map(|failed| pause_after(failed).as_secs()).collect();
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        assert_eq!(pause_after(u32::MAX), LOOK);
+    }
 }

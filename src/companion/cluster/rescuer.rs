@@ -1,8 +1,10 @@
-//! Turns the images of Pods that are stuck back to what their users wrote: `domain::rescue` plans it, this carries
-//! it out, at a bounded rate, one patch for each Pod that applies only to the very Pod that was judged.
+//! Turns the images of Pods that are stuck back to what their users wrote, or forward to a mirror that has proof:
+//! `domain::rescue` plans it, this carries it out, at a bounded rate, one patch for each Pod that applies only to the
+//! very Pod that was judged.
 
 use std::{
     convert::Infallible,
+    num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -11,7 +13,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use k8s_openapi::api::core::v1::ObjectReference;
 use serde::de::IgnoredAny;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, sleep},
 };
 
@@ -23,8 +25,10 @@ use crate::{
         bucket::Bucket,
         pod::PlaceKind,
         rescue::{
-            Ending, Former, Known, Next, Order, Pod, PodId, Queue, Turning,
+            Ending, Former, Known, Next, Order, Pod, PodId, Queue, Turning, Way,
+            forward::Ahead,
             hang::{Hangs, field_path, is_pulling},
+            lasting::Lasting,
         },
         snapshot::Snapshot,
         time::Timestamp,
@@ -38,8 +42,23 @@ const AT_ONCE: usize = 8;
 /// How often it is shown how many Pods wait, at least.
 const SHOW: Duration = Duration::from_secs(5);
 
-/// The one way in which images are turned, as metrics have it.
-const DIRECTION: &str = "back";
+/// How many Events wait to be written: beyond that they are not, and the log and the Pods' annotations tell of it alone.
+const EVENTS: usize = 10_000;
+
+/// How many containers of a Pod an Event names.
+const NAMED: usize = 3;
+
+/// The pause between two looks at who goes forward: at least so long, and so many times as long as the look took.
+const LOOK_AHEAD: (Duration, u32) = (Duration::from_secs(1), 20);
+
+/// What is done for stuck Pods.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many of them are turned in a second.
+    pub per_second: NonZeroU32,
+    /// The registries that they may be turned forward to: `host[:port][/path]`.
+    pub registries: Vec<String>,
+}
 
 /// The cluster's stuck Pods. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -55,33 +74,40 @@ struct Inside {
     /// Mirrors that are gone.
     former: Vec<Former>,
     hangs: Hangs,
+    lasting: Lasting,
 }
 
 impl Ward {
     pub(super) fn begin_listing(&self) {
-        let Inside { queue, hangs, .. } = &mut *self.lock();
-        queue.begin_listing();
-        hangs.begin_listing();
+        let inside = &mut *self.lock();
+        inside.queue.begin_listing();
+        inside.hangs.begin_listing();
+        inside.lasting.begin_listing();
     }
 
     pub(super) fn end_listing(&self) {
-        let Inside { queue, hangs, .. } = &mut *self.lock();
-        queue.end_listing();
-        hangs.end_listing();
+        let inside = &mut *self.lock();
+        inside.queue.end_listing();
+        inside.hangs.end_listing();
+        inside.lasting.end_listing();
+        self.due.notify_one();
     }
 
     pub(super) fn take(&self, pod: &Pod<'_>, is_listed: bool, snapshot: &Snapshot, now: Timestamp) {
-        let Inside { queue, former, hangs } = &mut *self.lock();
-        hangs.take(pod, &snapshot.routing, now);
-        if queue.take(pod, &known(snapshot, former), is_listed, now) {
+        let inside = &mut *self.lock();
+        let known = known(snapshot, &inside.former);
+        inside.hangs.take(pod, &snapshot.routing, now);
+        inside.lasting.take(pod, &known, now);
+        if inside.queue.take(pod, &known, is_listed, now) {
             self.due.notify_one();
         }
     }
 
     pub(super) fn remove(&self, pod: &Pod<'_>) {
-        let Inside { queue, hangs, .. } = &mut *self.lock();
-        queue.remove(pod);
-        hangs.remove(pod);
+        let inside = &mut *self.lock();
+        inside.queue.remove(pod);
+        inside.hangs.remove(pod);
+        inside.lasting.remove(pod);
     }
 
     /// Takes in which mirrors are gone.
@@ -95,6 +121,18 @@ impl Ward {
     /// Looks at the pulls that may last.
     pub(super) fn hangs<T>(&self, look: impl FnOnce(&mut Hangs) -> T) -> T {
         look(&mut self.lock().hangs)
+    }
+
+    /// Looks at the Pods that stay stuck.
+    pub(super) fn lasting<T>(&self, look: impl FnOnce(&mut Lasting) -> T) -> T {
+        look(&mut self.lock().lasting)
+    }
+
+    /// Looks which Pods go forward, by what is proven now.
+    fn look_ahead(&self, by: &Ahead<'_>) {
+        if self.lock().queue.look_ahead(by) {
+            self.due.notify_one();
+        }
     }
 
     /// Judges everything anew.
@@ -119,16 +157,33 @@ fn known<'a>(snapshot: &'a Snapshot, former: &'a [Former]) -> Known<'a> {
 }
 
 /// Turns Pods until this process may not write any more, once it is known whether the brake is on.
-pub(super) async fn run(leader: Leader, ward: Ward, per_second: u32, mut braked: watch::Receiver<bool>) {
+pub(super) async fn run(leader: Leader, ward: Ward, settings: Settings, mut braked: watch::Receiver<bool>) {
     if braked.wait_for(|seen| *seen).await.is_err() {
         // The task that tells has ended, and so does the leader.
         return;
     }
+    let (events, written) = mpsc::channel(EVENTS);
     let judges = judge_anew(&leader, &ward);
-    let turns = turn(&leader, &ward, per_second);
+    let looks = look_ahead(&leader, &ward, &settings.registries);
+    let turns = turn(&leader, &ward, settings.per_second.get(), &events);
     tokio::select! {
         never = judges => match never {},
+        never = looks => match never {},
         () = turns => {}
+        () = write(&leader, written) => {}
+    }
+}
+
+/// An Event that is to be written.
+type Word = (ObjectReference, Message);
+
+/// Writes one Event after the other, as slowly as that goes, while Pods are turned at their own rate. Returns once
+/// nothing may be written any more.
+async fn write(leader: &Leader, mut events: mpsc::Receiver<Word>) {
+    while let Some((about, message)) = events.recv().await {
+        if leader.events.tell(about, message).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -154,15 +209,52 @@ async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
     }
 }
 
+/// Looks again and again who goes forward: proof comes and goes without a word of the Pods.
+async fn look_ahead(leader: &Leader, ward: &Ward, registries: &[String]) -> Infallible {
+    if registries.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        let started = Instant::now();
+        {
+            let snapshot = leader.store.snapshot();
+            let index = leader.store.index();
+            ward.look_ahead(&Ahead {
+                snapshot: &snapshot,
+                index: &index,
+                registries,
+                now: clock::now(),
+            });
+        }
+        let (least, times) = LOOK_AHEAD;
+        sleep((started.elapsed() * times).max(least)).await;
+    }
+}
+
 /// Carries out one order after the other. Returns once nothing may be written any more.
-async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
+async fn turn(leader: &Leader, ward: &Ward, per_second: u32, events: &mpsc::Sender<Word>) {
     let started = Instant::now();
     let mut bucket = Bucket::new(per_second, per_second);
     let mut may_turn = false;
     let mut running = FuturesUnordered::new();
     let mut failures = Reminder::default();
+    let mut fullness = Reminder::default();
     loop {
         let mut pause = SHOW;
+        let (waiting, is_full) = {
+            let queue = &ward.lock().queue;
+            (queue.waiting(), queue.is_full())
+        };
+        leader.metrics.set_stuck(waiting);
+        if !is_full {
+            fullness.ended();
+        } else if fullness.failed("full", std::time::Instant::now()) {
+            tracing::warn!(
+                waiting,
+                "more Pods are stuck than are kept in mind; the others are taken in once there is room and their nodes \
+                 tell something new of them"
+            );
+        }
         // Nothing is waited for between a look at the queue and the beginning of the request.
         if running.len() < AT_ONCE && !leader.store.snapshot().paused {
             if !may_turn {
@@ -172,15 +264,11 @@ async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
                 }
             }
             if may_turn {
-                let next = {
-                    let queue = &mut ward.lock().queue;
-                    leader.metrics.set_stuck(queue.waiting());
-                    queue.next(clock::now())
-                };
+                let next = ward.lock().queue.next(clock::now());
                 match next {
                     Next::Order(order) => {
                         may_turn = false;
-                        running.push(carry_out(leader, order));
+                        running.push(carry_out(leader, order, events));
                         continue;
                     }
                     Next::In(wait) => pause = pause.min(wait),
@@ -204,7 +292,7 @@ async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
                             pod.namespace = namespace,
                             pod.name = pod,
                             error,
-                            "cannot turn a stuck Pod to its own images; trying again"
+                            "cannot turn a stuck Pod; trying again"
                         );
                     }
                 }
@@ -214,8 +302,17 @@ async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
 }
 
 /// Sends what an order asks for, and tells of it.
-async fn carry_out(leader: &Leader, order: Box<Order>) -> (Box<Order>, Result<Sent, NotWritten>) {
+async fn carry_out(
+    leader: &Leader,
+    order: Box<Order>,
+    events: &mpsc::Sender<Word>,
+) -> (Box<Order>, Result<Sent, NotWritten>) {
     let result = send(leader, &order).await;
+    if let Ok(Sent::Done) = result {
+        for (turnings, turned) in [(&order.turned, true), (&order.told, false)] {
+            tell(leader, &order.pod, turnings, turned, events);
+        }
+    }
     (order, result)
 }
 
@@ -227,7 +324,7 @@ enum Sent {
     Pulls,
 }
 
-/// Patches the Pod, if there is something to turn, and tells of everything.
+/// Patches the Pod, if there is something to turn.
 async fn send(leader: &Leader, order: &Order) -> Result<Sent, NotWritten> {
     if !order.turned.is_empty() {
         if order.is_late && pod_events::look(leader, &order.pod, is_pulling).await? {
@@ -240,71 +337,110 @@ async fn send(leader: &Leader, order: &Order) -> Result<Sent, NotWritten> {
         };
         leader.writer.write_at_once("Pod", request).await?;
     }
-    for turning in &order.turned {
-        tell(leader, order, turning, true).await?;
-    }
-    for turning in &order.told {
-        tell(leader, order, turning, false).await?;
-    }
     Ok(Sent::Done)
 }
 
-/// Tells of one container that it was turned, or would be.
-async fn tell(leader: &Leader, order: &Order, turning: &Turning, turned: bool) -> Result<(), NotWritten> {
-    let Turning {
-        kind,
-        container,
-        from,
-        to,
-        mirror,
-        ..
-    } = turning;
-    tracing::info!(
-        pod.namespace = &*order.pod.namespace,
-        pod.name = &*order.pod.name,
-        container = &**container,
-        mirror = &**mirror,
-        image.from = &**from,
-        image.to = &**to,
-        "{}",
-        if turned {
-            "turned a stuck Pod back"
-        } else {
-            "a stuck Pod would be turned back"
-        }
-    );
+/// Tells of containers of one Pod that they were turned, or would be: in the log and by a metric at once, and by one
+/// Event, which waits for its turn.
+fn tell(leader: &Leader, pod: &PodId, turnings: &[Turning], turned: bool, events: &mpsc::Sender<Word>) {
     let (outcome, reason) = if turned {
         ("done", "Rescued")
     } else {
         ("told", "WouldRescue")
     };
-    leader.metrics.rescued(mirror, DIRECTION, outcome);
-    let back = if turned {
-        "so it goes back to"
-    } else {
-        "and its policy or the Pod's label lets Kagami only tell: it would go back to"
-    };
+    for turning in turnings {
+        let Turning {
+            way,
+            container,
+            from,
+            to,
+            mirror,
+            ..
+        } = turning;
+        tracing::info!(
+            pod.namespace = &*pod.namespace,
+            pod.name = &*pod.name,
+            container = &**container,
+            mirror = &**mirror,
+            image.from = &**from,
+            image.to = &**to,
+            "{} {}",
+            if turned {
+                "turned a stuck Pod"
+            } else {
+                "a stuck Pod would be turned"
+            },
+            way.as_str()
+        );
+        leader.metrics.rescued(mirror, way.as_str(), outcome);
+    }
     let message = Message {
         action: "Rescue",
         reason,
-        note: format!("The node cannot pull {from} from mirror {mirror}, {back} {to}"),
+        note: note(turnings, turned),
         is_warning: !turned,
     };
-    leader
-        .events
-        .tell_at_once(container_of(&order.pod, *kind, container), message)
-        .await
+    let about = match turnings {
+        [] => return,
+        [Turning { kind, container, .. }] => container_of(pod, *kind, container),
+        [..] => reference(pod),
+    };
+    // Whoever has no room for it is told by the log.
+    drop(events.try_send((about, message)));
+}
+
+/// Returns what an Event says of the containers of one Pod.
+fn note(turnings: &[Turning], turned: bool) -> String {
+    let (named, more) = turnings.split_at(turnings.len().min(NAMED));
+    let sentence = |turning: &Turning| {
+        let Turning {
+            way,
+            container,
+            from,
+            to,
+            mirror,
+            ..
+        } = turning;
+        let goes = if turned {
+            format!("so container {container} goes")
+        } else {
+            format!(
+                "and the mirror's policy or the Pod's label lets Kagami only tell: container {container} would go"
+            )
+        };
+        match way {
+            Way::Back => format!("The node cannot pull {from} from mirror {mirror}, {goes} back to {to}"),
+            Way::Forward => {
+                format!("The node cannot pull {from}, and mirror {mirror} has it, {goes} to {to}")
+            }
+        }
+    };
+    let more = Some(more.len()).filter(|more| *more > 0);
+    let more = more.map(|more| format!("So with {more} more containers"));
+    named
+        .iter()
+        .map(sentence)
+        .chain(more)
+        .collect::<Vec<_>>()
+        .join(". ")
 }
 
 /// Returns a container of a Pod, as Events name it.
 pub(super) fn container_of(pod: &PodId, kind: PlaceKind, container: &str) -> ObjectReference {
+    ObjectReference {
+        field_path: Some(field_path(kind, container)),
+        ..reference(pod)
+    }
+}
+
+/// Returns a Pod, as Events name it.
+fn reference(pod: &PodId) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),
         namespace: Some(pod.namespace.to_string()),
         name: Some(pod.name.to_string()),
         uid: Some(pod.uid.to_string()),
-        field_path: Some(field_path(kind, container)),
         ..ObjectReference::default()
     }
 }
@@ -330,19 +466,52 @@ fn ended(
                 error,
                 "the API server refuses to turn a Pod: it is another one by now, or a policy forbids it"
             );
-            (Ending::Changed, Some("refused"))
+            (Ending::Refused, Some("refused"))
+        }
+        // A right that lacks, or a policy that says so in these words, comes back no sooner because a Pod tells something.
+        Err(NotWritten::Failed(kube::Error::Api(status))) if status.code == 403 => {
+            (Ending::Refused, Some("error"))
         }
         Err(NotWritten::Failed(_)) => (Ending::Failed, Some("error")),
     };
     ward.lock().queue.end(&order.pod, ending, clock::now());
     if let Some(outcome) = outcome {
         for turning in &order.turned {
-            leader.metrics.rescued(&turning.mirror, DIRECTION, outcome);
+            let way = turning.way.as_str();
+            leader.metrics.rescued(&turning.mirror, way, outcome);
         }
     }
-    if ending == Ending::Failed {
-        result.map(drop)
-    } else {
-        Ok(())
+    match result {
+        Err(NotWritten::Failed(_)) => result.map(drop),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_names_some_containers_and_counts_the_others() {
+        let turning = |number: usize| Turning {
+            way: Way::Back,
+            kind: PlaceKind::Container,
+            index: number,
+            container: format!("c{number}").into(),
+            from: format!("mirror.test/{number}").into(),
+            to: format!("docker.io/{number}").into(),
+            mirror: "main".into(),
+        };
+        let turnings: Vec<_> = (0..NAMED + 2).map(turning).collect();
+        assert_eq!(
+            note(&turnings[..1], true),
+            "The node cannot pull mirror.test/0 from mirror main, so container c0 goes back to docker.io/0"
+        );
+        let told = note(&turnings, false);
+        assert!(
+            told.contains("container c2 would go back to docker.io/2"),
+            "{told}"
+        );
+        assert!(told.ends_with(". So with 2 more containers"), "{told}");
     }
 }

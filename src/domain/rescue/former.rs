@@ -95,20 +95,20 @@ impl Register {
     pub fn update(&mut self, routing: &Routing, now: Timestamp) {
         let mut there: Vec<&Mirror> = routing.mirrors().map(|(_, mirror)| mirror).collect();
         there.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-        there.truncate(THERE);
         let is_there = |note: &Note| {
-            let mut there = there.iter();
-            there.any(|mirror| mirror.name == note.mirror.name && mirror.mapping == note.mirror.mapping)
+            let of_its_name = there.binary_search_by(|mirror| mirror.name.cmp(&note.mirror.name));
+            let mirror = of_its_name.ok().and_then(|index| there.get(index));
+            mirror.is_some_and(|mirror| mirror.mapping == note.mirror.mapping)
         };
         let mut gone: Vec<Note> = self.notes.drain(..).filter(|note| !is_there(note)).collect();
         for note in &mut gone {
-            note.gone_at.get_or_insert(now);
+            // One from the future went by a clock that was wrong: it is remembered for as long from now on at most.
+            note.gone_at = Some(note.gone_at.unwrap_or(now).min(now));
         }
-        // One from the future went by a clock that was wrong: it is remembered for as long from now on at most.
         gone.retain(|note| note.gone_at.is_some_and(|at| now.since(at) < REMEMBERED));
         gone.sort_by_key(|note| std::cmp::Reverse(note.gone_at));
         gone.truncate(GONE);
-        let there = there.into_iter().map(|mirror| Note {
+        let there = there.into_iter().take(THERE).map(|mirror| Note {
             mirror: Former {
                 name: mirror.name.clone(),
                 mapping: mirror.mapping.clone(),
@@ -196,6 +196,31 @@ mod tests {
         let names: Vec<_> = names.iter().map(String::as_str).collect();
         register(&names, &mut known, NOW);
         assert!(known.notes.len() <= THERE + GONE);
+    }
+
+    #[test]
+    fn one_that_went_in_the_future_goes_before_nobody_and_is_forgotten_in_time() {
+        let mut known = Register::default();
+        register(&["wrong"], &mut known, NOW);
+        register(&[], &mut known, NOW.after(10 * REMEMBERED));
+        assert_eq!(known.gone().len(), 1);
+        // The clock is right again.
+        register(&["a"], &mut known, NOW);
+        assert_eq!(
+            register(&[], &mut known, NOW.after(Duration::from_secs(1))),
+            ["a", "wrong"]
+        );
+        assert!(register(&[], &mut known, NOW.after(REMEMBERED + Duration::from_secs(1))).is_empty());
+    }
+
+    #[test]
+    fn one_that_is_there_and_not_noted_for_want_of_room_has_not_gone() {
+        let mut known = Register::default();
+        register(&["z"], &mut known, NOW);
+        let names: Vec<_> = (0..THERE).map(|number| format!("n{number}")).collect();
+        let mut names: Vec<_> = names.iter().map(String::as_str).collect();
+        names.push("z");
+        assert!(register(&names, &mut known, NOW).is_empty());
     }
 
     #[test]

@@ -5,10 +5,12 @@
 //! which one it speaks of), and only to the recorded original that the mapping alone of some mirror, whatever its
 //! mode and health, turns into that image. So nothing that runs is ever touched, nobody's annotation leads
 //! anywhere but where their own image came from, and it works while the mirror is off or gone. One turn back for
-//! each container of a Pod: what comes after it is not Kagami's doing.
+//! each container of a Pod: what comes after it is not Kagami's doing. [`forward`] is the other way.
 
 mod former;
+pub mod forward;
 pub mod hang;
+pub mod lasting;
 pub mod message;
 mod queue;
 
@@ -17,18 +19,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use self::message::{Said, said};
 pub use self::{
     former::Register,
     queue::{Ending, Next, Queue},
+};
+use self::{
+    forward::{Newcomer, refuses_signature},
+    message::{Said, said},
 };
 use super::{
     image::Reference,
     mapping::Mapping,
     mirror::{Mode, RescuePolicy},
     names::{DECISIONS_ANNOTATION, RESCUED_ANNOTATION},
-    original::{Original, RecordedDecisions, mirrors_named_by},
-    pod::{PlaceKind, PlaceLabel},
+    original::{self, Original, RecordedDecisions, mirrors_named_by},
+    platform::Landing,
+    pod::{Owner, PlaceKind, PlaceLabel},
     routing::Routing,
     time::Timestamp,
 };
@@ -37,13 +43,17 @@ use super::{
 /// policy that forbids to pull are not among them: another registry would not help.
 const REASONS: [&str; 5] = [
     "ErrImagePull",
-    "ImagePullBackOff",
+    BACK_OFF,
     "RegistryUnavailable",
     "SignatureValidationFailed",
     "ImageInspectError",
 ];
 
-/// How many containers of one Pod are looked at, and so how much one patch changes at most.
+/// The one for which it waits between two attempts.
+const BACK_OFF: &str = "ImagePullBackOff";
+
+/// How many containers a Pod has at most that is turned: where it has more, the policy that guards the companion's
+/// patches refuses them.
 const CONTAINERS: usize = 64;
 
 /// The longest recorded original that is kept in mind; no reference is longer.
@@ -69,8 +79,15 @@ pub struct Pod<'a> {
     pub started: Option<Timestamp>,
     /// The node that it is on; empty where it is on none yet.
     pub node: &'a str,
-    /// UID of the controller that made it.
+    /// What in its namespace stands for those that serve together: the UID of the controller that made it, or the name
+    /// of a Deployment, all of whose ReplicaSets count.
     pub owner: Option<&'a str>,
+    /// All of its owners.
+    pub owners: Vec<Owner<'a>>,
+    /// It lists the pull secret that Kagami places.
+    pub lists_pull_secret: bool,
+    /// Where it may land, as far as its own words tell without its affinity.
+    pub landing: Landing,
     /// Its own `kagami.dev/mode` label.
     pub mode_label: Option<&'a str>,
     /// It only shows a static Pod of its node.
@@ -121,10 +138,10 @@ impl Container<'_> {
         }
     }
 
-    /// Returns the message of a container that itself waits because of its image.
-    fn failed_pull(&self) -> Option<&str> {
-        let (reason, message) = self.waiting.filter(|_| !self.is_running)?;
-        REASONS.contains(&reason).then_some(message)
+    /// Returns reason and message of a container that itself waits because of its image.
+    fn failed_pull(&self) -> Option<(&str, &str)> {
+        let waiting = self.waiting.filter(|_| !self.is_running);
+        waiting.filter(|(reason, _)| REASONS.contains(reason))
     }
 }
 
@@ -134,14 +151,20 @@ pub struct StuckPod {
     pub id: PodId,
     pub created: Option<Timestamp>,
     pub node: Box<str>,
-    /// UID of the controller that made it.
-    pub owner: Option<Box<str>>,
     /// What its own label leaves.
     pub mode: Mode,
     pub containers: Vec<StuckContainer>,
+    /// It has more containers than a Pod that is turned.
+    is_large: bool,
     /// What was turned before; none where that cannot be read.
-    turns: Option<BTreeMap<String, Turn>>,
+    turns: Option<Turns>,
+    /// What admission would look at; none where that is too much to be kept.
+    newcomer: Option<Newcomer>,
+    has_annotations: bool,
 }
+
+/// Turns by place; those forward have the way behind it.
+type Turns = BTreeMap<String, Turn>;
 
 /// One version of one Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,10 +185,25 @@ pub struct StuckContainer {
     /// As it stands in the Pod.
     pub image: Box<str>,
     pub failure: Failure,
-    /// What is recorded as its original.
+    /// An attempt to pull has just ended; after it kubelet waits before the next.
+    has_just_failed: bool,
+    /// What is recorded as its original, unless it is too long to be an image.
     recorded: Option<Box<str>>,
+    /// Something is, whatever it is.
+    has_record: bool,
+    /// Its node does not accept the image's signature.
+    is_refused_by_node: bool,
     /// The mirror that was decided on for it.
     decided: Option<Box<str>>,
+}
+
+impl StuckContainer {
+    /// Whether another image is recorded as its original: Kagami rewrote it, or somebody says so.
+    pub fn is_recorded(&self) -> bool {
+        self.recorded
+            .as_ref()
+            .is_some_and(|recorded| *recorded != self.image)
+    }
 }
 
 /// What a container's message says could not be pulled.
@@ -179,6 +217,25 @@ pub enum Failure {
     Limit,
     /// It does not say.
     Unnamed,
+}
+
+/// Which way a container is turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To what its user wrote.
+    Back,
+    /// To a mirror.
+    Forward,
+}
+
+impl Way {
+    /// Returns its name as metrics have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Back => "back",
+            Self::Forward => "forward",
+        }
+    }
 }
 
 /// One turn of a container, as it is recorded on its Pod.
@@ -242,6 +299,8 @@ pub enum Left {
     TurnedBefore,
     /// What was turned before cannot be read.
     TurnsUnreadable,
+    /// The Pod has more containers than the guard of the companion's patches lets it change.
+    TooManyContainers,
     /// The Pod's own label says so.
     PodOff,
     /// The namespace is never touched.
@@ -262,6 +321,7 @@ impl Left {
             Self::RecordDiffers => "RecordDiffers",
             Self::TurnedBefore => "TurnedBefore",
             Self::TurnsUnreadable => "TurnsUnreadable",
+            Self::TooManyContainers => "TooManyContainers",
             Self::PodOff => "PodOff",
             Self::NamespaceLeftAlone => "NamespaceLeftAlone",
             Self::PolicyOff => "PolicyOff",
@@ -279,12 +339,14 @@ pub struct Order {
     pub told: Vec<Turning>,
     /// Its failure is not of just now, so that its node may have begun to pull again: [`hang::is_pulling`] tells.
     pub is_late: bool,
-    turns_before: BTreeMap<String, Turn>,
+    turns_before: Turns,
+    has_annotations: bool,
 }
 
 /// One container's turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turning {
+    pub way: Way,
     pub kind: PlaceKind,
     pub index: usize,
     pub container: Box<str>,
@@ -301,10 +363,14 @@ impl StuckPod {
             return None;
         }
         let stuck = tried(pod).filter_map(|(kind, index, container)| {
-            let message = container.failed_pull()?;
+            let (reason, message) = container.failed_pull()?;
             // No node tries to pull what is longer.
             let is_reference = container.image.len() <= LONGEST_REFERENCE;
-            is_reference.then(|| (kind, index, container, failure(container.image, message)))
+            let is_refused = refuses_signature(reason, message);
+            is_reference.then(|| {
+                let failure = failure(container.image, message);
+                (kind, index, container, failure, is_refused)
+            })
         });
         let stuck: Vec<_> = stuck.take(CONTAINERS).collect();
         if stuck.is_empty() {
@@ -312,34 +378,41 @@ impl StuckPod {
         }
         let annotation = |key: &str| Some(pod.annotations?.get(key)?.as_str());
         let decisions = RecordedDecisions::new(annotation(DECISIONS_ANNOTATION));
-        let containers = stuck.into_iter().map(|(kind, index, container, failure)| {
-            let label = PlaceLabel::new(kind, container.name);
-            let recorded = annotation(&label.original_annotation());
-            StuckContainer {
-                kind,
-                index,
-                name: container.name.into(),
-                image: container.image.into(),
-                failure,
-                recorded: recorded
-                    .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
-                    .map(Into::into),
-                decided: decisions
-                    .mirror(label)
-                    .filter(|mirror| mirror.len() <= LONGEST_NAME)
-                    .map(Into::into),
-            }
-        });
+        let containers = stuck
+            .into_iter()
+            .map(|(kind, index, container, failure, is_refused_by_node)| {
+                let label = PlaceLabel::new(kind, container.name);
+                let recorded = annotation(&label.original_annotation());
+                StuckContainer {
+                    kind,
+                    index,
+                    name: container.name.into(),
+                    image: container.image.into(),
+                    failure,
+                    has_just_failed: container.waiting.is_some_and(|(reason, _)| reason != BACK_OFF),
+                    has_record: recorded.is_some(),
+                    is_refused_by_node,
+                    recorded: recorded
+                        .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
+                        .map(Into::into),
+                    decided: decisions
+                        .mirror(label)
+                        .filter(|mirror| mirror.len() <= LONGEST_NAME)
+                        .map(Into::into),
+                }
+            });
         let mode = pod.mode_label.map(Mode::from_label);
         Some(Self {
             id: pod.id(),
             created: pod.created,
             node: pod.node.into(),
-            owner: pod.owner.map(Into::into),
+            is_large: pod.init_containers.len() + pod.containers.len() > CONTAINERS,
             // A value that nobody knows means off, as at admission.
             mode: mode.map_or(Mode::Enforce, |mode| mode.unwrap_or(Mode::Off)),
             containers: containers.collect(),
             turns: turns(annotation(RESCUED_ANNOTATION), pod.uid),
+            newcomer: Newcomer::of(pod),
+            has_annotations: pod.annotations.is_some_and(|annotations| !annotations.is_empty()),
         })
     }
 
@@ -397,10 +470,58 @@ impl StuckPod {
             return Err(Left::PolicyOff);
         }
         let turns = self.turns.as_ref().ok_or(Left::TurnsUnreadable)?;
-        if turns.contains_key(&label(container.kind, &container.name)) {
+        if turns.contains_key(&turn_label(container.kind, &container.name, Way::Back)) {
             return Err(Left::TurnedBefore);
         }
+        if self.is_large {
+            return Err(Left::TooManyContainers);
+        }
         Ok((mirror, recorded, policy))
+    }
+
+    /// Whether an attempt to pull has ended that had not `before`.
+    fn has_failed_anew(&self, before: &Self) -> bool {
+        let fails = |pod: &Self, name: &str| {
+            let mut containers = pod.containers.iter();
+            containers.any(|container| container.has_just_failed && &*container.name == name)
+        };
+        let mut failed = self
+            .containers
+            .iter()
+            .filter(|container| container.has_just_failed);
+        failed.any(|container| !fails(before, &container.name))
+    }
+
+    /// Returns the turn by which a container went back to the image that stands there and cannot be pulled either.
+    pub fn went_back(&self, container: &StuckContainer) -> Option<&Turn> {
+        let turn = self
+            .turns
+            .as_ref()?
+            .get(&turn_label(container.kind, &container.name, Way::Back))?;
+        let is_it = container.failure == Failure::Image && *turn.to == *container.image;
+        is_it.then_some(turn)
+    }
+
+    /// Returns how much text is kept of it, and a little for each thing that has some.
+    fn size(&self) -> usize {
+        let containers = self.containers.iter().map(|container| {
+            let texts =
+                [&container.recorded, &container.decided].map(|text| text.as_deref().map_or(0, str::len));
+            128 + container.name.len() + container.image.len() + texts.iter().sum::<usize>()
+        });
+        let turns = self.turns.iter().flatten().map(|(label, turn)| {
+            let Turn { from, to, at, pod } = turn;
+            256 + label.len() + from.len() + to.len() + at.len() + pod.as_deref().map_or(0, str::len)
+        });
+        let PodId {
+            uid,
+            namespace,
+            name,
+            resource_version,
+        } = &self.id;
+        let id = uid.len() + 2 * (namespace.len() + name.len()) + 2 * resource_version.len();
+        let newcomer = self.newcomer.as_ref().map_or(0, Newcomer::size);
+        id + self.node.len() + newcomer + containers.sum::<usize>() + turns.sum::<usize>()
     }
 }
 
@@ -446,20 +567,30 @@ fn former<'a>(image: &str, recorded: &str, former: &'a [Former]) -> Option<&'a F
 }
 
 /// Returns the turns of a Pod that stand in an annotation; none if it has not the form in which Kagami writes them.
-fn turns(text: Option<&str>, uid: &str) -> Option<BTreeMap<String, Turn>> {
+fn turns(text: Option<&str>, uid: &str) -> Option<Turns> {
     let Some(text) = text else {
         return Some(BTreeMap::new());
     };
     if text.len() > LONGEST_RECORD {
         return None;
     }
-    let mut turns: BTreeMap<String, Turn> = serde_json::from_str(text).ok()?;
+    let mut turns: Turns = serde_json::from_str(text).ok()?;
     turns.retain(|_, turn| turn.pod.as_deref().is_none_or(|pod| pod == uid));
     (turns.len() <= TURNS).then_some(turns)
 }
 
-fn label(kind: PlaceKind, container: &str) -> String {
-    PlaceLabel::new(kind, container).to_string()
+/// Returns what a container's turn is recorded by. No container has a slash in its name.
+fn turn_label(kind: PlaceKind, container: &str, way: Way) -> String {
+    let place = PlaceLabel::new(kind, container);
+    match way {
+        Way::Back => place.to_string(),
+        Way::Forward => format!("{place}/{}", way.as_str()),
+    }
+}
+
+/// Returns where an annotation stands, as a JSON patch names it.
+fn annotation_path(key: &str) -> String {
+    format!("/metadata/annotations/{}", key.replace('/', "~1"))
 }
 
 impl Order {
@@ -469,9 +600,14 @@ impl Order {
             json!({"op": "test", "path": "/metadata/uid", "value": self.pod.uid}),
             json!({"op": "test", "path": "/metadata/resourceVersion", "value": self.pod.resource_version}),
         ];
+        if !self.has_annotations {
+            // There is nothing to replace: the version is tested.
+            operations.push(json!({"op": "add", "path": "/metadata/annotations", "value": {}}));
+        }
         let mut turns = self.turns_before.clone();
         for turning in &self.turned {
             let Turning {
+                way,
                 kind,
                 index,
                 container,
@@ -485,16 +621,19 @@ impl Order {
                 json!({"op": "test", "path": format!("{at}/image"), "value": from}),
                 json!({"op": "replace", "path": format!("{at}/image"), "value": to}),
             ]);
+            if *way == Way::Forward {
+                let original = PlaceLabel::new(*kind, container).original_annotation();
+                operations.push(json!({"op": "add", "path": annotation_path(&original), "value": from}));
+            }
             let turn = Turn {
                 from: from.to_string(),
                 to: to.to_string(),
                 at: now.to_string(),
                 pod: Some(self.pod.uid.to_string()),
             };
-            turns.insert(label(*kind, container), turn);
+            turns.insert(turn_label(*kind, container, *way), turn);
         }
-        // A Pod with a recorded original has annotations.
-        let path = format!("/metadata/annotations/{}", RESCUED_ANNOTATION.replace('/', "~1"));
+        let path = annotation_path(RESCUED_ANNOTATION);
         operations.push(json!({"op": "add", "path": path, "value": json!(turns).to_string()}));
         Value::Array(operations)
     }

@@ -27,6 +27,8 @@ pub fn all_metrics() -> String {
     metrics.set_stale("main", false);
     metrics.set_watch("pods", None, 0);
     metrics.set_condition("main", "Ready", Some(true));
+    metrics.rescued("main", "back", "done");
+    metrics.set_stuck(0);
     metrics.wrote("ImageMirror", "ok");
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -319,6 +319,7 @@ mod tests {
             pulls: PullsReader::default(),
             ward: None,
             complete: watch::Sender::new(complete),
+            hands_on: complete,
         };
         (Mutex::new(readers), wanted)
     }

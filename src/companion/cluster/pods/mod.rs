@@ -50,6 +50,8 @@ pub(super) struct Pods {
     pub(super) ward: Option<Ward>,
     /// When this leader began: it cannot know of all use before.
     pub(super) since: Timestamp,
+    /// Whether it knows what the last leader knew: before, every image would seem to be new.
+    pub(super) taken_over: watch::Receiver<bool>,
 }
 
 /// What is kept of Pods.
@@ -59,6 +61,8 @@ struct Readers {
     ward: Option<Ward>,
     /// Whether all Pods were told once.
     complete: watch::Sender<bool>,
+    /// Whether new images are handed on: from the first round on, with which those of the first list come.
+    hands_on: bool,
 }
 
 impl Pods {
@@ -69,6 +73,7 @@ impl Pods {
             pulls: PullsReader::default(),
             ward: self.ward.clone(),
             complete: watch::Sender::new(false),
+            hands_on: false,
         });
         let (relists, wanted) = watch::channel(0);
         let handle = |event| lock(&readers).take(event, &self.store);
@@ -87,6 +92,12 @@ impl Pods {
         let mut complete = lock(readers).complete.subscribe();
         // The sender lives as long as this future.
         drop(complete.wait_for(|complete| *complete).await);
+        let mut taken_over = self.taken_over.clone();
+        if taken_over.wait_for(|taken_over| *taken_over).await.is_err() {
+            // The leader has ended, and this with it.
+            return std::future::pending().await;
+        }
+        lock(readers).hands_on = true;
         let mut snapshots = self.store.subscribe();
         loop {
             let started = Instant::now();
@@ -151,8 +162,7 @@ impl Readers {
             ward.take(&pod.as_patient(), is_listed, &snapshot, now);
         }
         self.pulls.take(pod, &snapshot, now);
-        // What the first list has comes with the first round.
-        let store = self.complete.borrow().then_some(store);
+        let store = self.hands_on.then_some(store);
         self.demand.take(pod, &snapshot, store);
     }
 }

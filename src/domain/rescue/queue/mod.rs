@@ -1,33 +1,43 @@
 //! All stuck Pods of a cluster, and whose turn is next.
 //!
 //! Of Pods that are not stuck nothing is kept but, for those that are ready, two numbers: that tells which owners
-//! have nothing that serves. The namespace that has waited longest comes first, in it the Pods of such owners, then the
-//! newest. A version of a Pod is turned once: whatever came of it, the next event tells.
+//! have nothing that serves. The namespace that has waited longest comes first, in it the Pods of such owners, then those
+//! that failed just now, then the newest. A version of a Pod is turned once: whatever came of it, the next event tells.
+//!
+//! An event and an order cost the logarithm of the number of Pods.
+
+mod nodes;
+mod ready;
+mod turns;
 
 use std::{
     cmp::Reverse,
-    collections::{HashMap, HashSet},
-    hash::BuildHasher as _,
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
-use foldhash::quality::FixedState;
+use self::{
+    nodes::Nodes,
+    ready::{Ready, owner},
+    turns::{Id, Lane, Merit, Turns},
+};
+use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning, Way, forward::Ahead};
+use crate::domain::{image::Reference, mirror::RescuePolicy, time::Timestamp};
 
-use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning};
-use crate::domain::{mirror::RescuePolicy, time::Timestamp};
+/// How much text is kept of stuck Pods, with what each costs beside: some fifty thousand, of which none is large.
+/// Beyond it Pods that nothing is to be done for are forgotten first, and others are taken in once there is room and
+/// they tell something new.
+const LIMIT: usize = 64 * 1024 * 1024;
 
-/// How many stuck Pods are kept in mind. More are taken in once there is room and they tell something new.
-const LIMIT: usize = 20_000;
+/// What a stuck Pod costs beside its text, roughly.
+const COST: usize = 512;
 
 /// How long a Pod waits for its node to pull anything at all, before it is turned all the same.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_secs(20);
 
-/// For how long a failed pull from elsewhere says something of its node: what fails for longer, as a name that does
-/// not exist, is its own fault.
-const TELLING: Duration = Duration::from_mins(5);
-
-/// How long after a Pod was first seen to fail its node surely waits before it pulls again: kubelet's first back-off
-/// takes ten seconds, and its status some of them.
+/// How long after a Pod was seen to fail its node surely waits before it pulls again: kubelet's first back-off takes ten
+/// seconds, and so does it at least until it looks at the Pod again; its status takes some of them.
 const FRESH: Duration = Duration::from_secs(6);
 
 /// The pause after a failed request, and how long it may become.
@@ -36,33 +46,62 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins
 /// The stuck Pods of a cluster.
 #[derive(Debug, Default)]
 pub struct Queue {
-    /// By namespace and name.
-    stuck: HashMap<(Box<str>, Box<str>), Entry>,
+    stuck: HashMap<Id, Entry>,
+    /// Those that nothing is to be done for.
+    idle: BTreeSet<Id>,
+    /// Those that are due.
+    turns: Turns,
+    /// Those that may be later.
+    later: BTreeSet<(Timestamp, Id)>,
+    /// Those that are due and failed just now, by when that was.
+    fresh: BTreeSet<(Timestamp, Id)>,
+    nodes: Nodes,
     ready: Ready,
-    /// When each namespace had its last turn, as long as Pods wait.
-    namespaces: HashMap<Box<str>, u64>,
-    /// The owners that had one.
-    owners: HashSet<u64>,
-    turns: u64,
-    /// The number of the last list of all Pods.
+    /// What all of them cost.
+    size: usize,
+    /// How many wait to be turned.
+    waiting: usize,
+    /// There was no room for one that waits.
+    is_full: bool,
+    /// The number of the last list of all Pods, and whether one was whole.
     listing: u32,
+    is_complete: bool,
+    /// How many entries were looked at for orders.
+    #[cfg(test)]
+    looks: usize,
 }
 
 /// One stuck Pod.
 #[derive(Debug)]
 struct Entry {
     pod: StuckPod,
+    owner: Option<u64>,
     since: Timestamp,
-    /// When it was seen to begin to fail; none where it was listed as one that fails.
+    /// When it was last seen to begin to fail; none where it was listed as one that fails.
     seen_at: Option<Timestamp>,
     plan: Plan,
-    /// Since when an image that is no mirror's cannot be pulled.
-    upstream_since: Option<Timestamp>,
+    /// Since when an image that is no mirror's cannot be pulled, and from which registry.
+    upstream_since: Option<(Box<str>, Timestamp)>,
     rest: Rest,
     /// Those that it was told of that they would be turned.
     told: Vec<Turning>,
     /// The list that last named the Pod.
     listing: u32,
+    place: Place,
+}
+
+/// Where a Pod stands in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nothing is to be done for it.
+    Idle,
+    /// Something is, and was tried with this version.
+    Tried,
+    Due(Merit),
+    /// It may be due from then on.
+    Later(Timestamp),
+    /// The same, or once its node pulls again.
+    Held(Timestamp),
 }
 
 /// What is to be done with a Pod.
@@ -70,8 +109,10 @@ struct Entry {
 struct Plan {
     turned: Vec<Turning>,
     told: Vec<Turning>,
-    /// An image that is no mirror's and cannot be pulled.
-    fails_upstream: Option<Box<str>>,
+    /// An image that is no mirror's cannot be pulled.
+    fails_upstream: bool,
+    /// The registry of such an image that says something of its node.
+    elsewhere: Option<Box<str>>,
 }
 
 /// Why a Pod is not asked about again.
@@ -82,6 +123,8 @@ struct Rest {
     /// The request failed.
     until: Option<Timestamp>,
     failures: u32,
+    /// What failed last was refused, and the next version may be too.
+    is_refused: bool,
 }
 
 /// What is next.
@@ -101,6 +144,8 @@ pub enum Ending {
     Done,
     /// The Pod is another one by now.
     Changed,
+    /// The API server refuses it: the Pod is another one by now, or a policy forbids it.
+    Refused,
     /// It may be tried again.
     Failed,
 }
@@ -112,194 +157,392 @@ impl Queue {
         self.ready.begin_listing();
     }
 
-    /// Ends it.
+    /// Ends it. There are no orders before the first one ended: until then nobody knows which owners serve.
     pub fn end_listing(&mut self) {
-        self.stuck.retain(|_, entry| entry.listing == self.listing);
+        let listing = self.listing;
+        let gone = self.stuck.iter().filter(|(_, entry)| entry.listing != listing);
+        for id in gone.map(|(id, _)| Arc::clone(id)).collect::<Vec<_>>() {
+            self.forget(&id);
+        }
         self.ready.end_listing();
+        self.turns.set_all_ready(|owner| self.ready.serves(owner));
+        self.is_complete = true;
     }
 
     /// Takes in a Pod. One that is `listed` was so for nobody knows how long. Returns whether something may be due.
     pub fn take(&mut self, pod: &Pod<'_>, known: &Known<'_>, listed: bool, now: Timestamp) -> bool {
-        self.ready.set(pod);
-        let Some(stuck) = StuckPod::of(pod) else {
-            self.forget(pod.namespace, pod.name);
-            return false;
-        };
-        let id = (stuck.id.namespace.clone(), stuck.id.name.clone());
-        let before = self
-            .stuck
-            .remove(&id)
-            .filter(|entry| entry.pod.id.uid == stuck.id.uid);
-        if before.is_none() && self.stuck.len() >= LIMIT {
+        for owner in self.ready.set(pod).into_iter().flatten() {
+            self.turns
+                .set_ready(pod.namespace, owner, self.ready.serves(owner));
+        }
+        let stuck = StuckPod::of(pod);
+        if stuck.is_none() && self.stuck.is_empty() {
             return false;
         }
-        let mut entry = before.unwrap_or_else(|| {
-            let since = stuck.created.filter(|_| listed).unwrap_or(now);
-            Entry {
-                seen_at: (!listed).then_some(now),
-                ..Entry::new(stuck.clone(), since.min(now))
-            }
+        let id = Id::new((pod.namespace.into(), pod.name.into()));
+        let before = self.detach(&id);
+        let waited = before.as_ref().filter(|before| !before.plan.is_empty());
+        let waited = waited.map(|before| before.owner);
+        let before = before.filter(|before| &*before.pod.id.uid == pod.uid);
+        if before.as_ref().is_some_and(|before| before.has_pulled(pod)) {
+            self.nodes.pulled(pod.node, now);
+        }
+        let may_be_due = stuck.is_some_and(|stuck| {
+            let owner = owner(pod);
+            let mut entry = match before {
+                Some(before) => before.next(stuck, owner, listed, now),
+                None => Entry::new(stuck, owner, listed, now),
+            };
+            entry.listing = self.listing;
+            let since = if listed { entry.since } else { now };
+            entry.judge(known, since);
+            let may_be_due = !entry.plan.is_empty();
+            self.put_in(&id, entry, now);
+            may_be_due
         });
-        // What failed before was another version.
-        if entry.pod.id.resource_version != stuck.id.resource_version {
-            entry.rest = Rest::default();
+        // Only now: nobody forgets whose turn it was because the one Pod that waits tells something.
+        if let Some(owner) = waited {
+            self.turns.leave(&id.0, owner);
         }
-        entry.listing = self.listing;
-        entry.pod = stuck;
-        let since = if listed { entry.since } else { now };
-        entry.judge(known, since);
-        let may_be_due = !entry.plan.is_empty();
-        self.stuck.insert(id, entry);
-        may_be_due
+        self.release(pod.node, now) || may_be_due
     }
 
     /// Forgets a Pod that is gone.
     pub fn remove(&mut self, pod: &Pod<'_>) {
-        self.ready.remove(pod.uid);
-        self.forget(pod.namespace, pod.name);
+        if let Some(owner) = self.ready.remove(pod.uid) {
+            self.turns
+                .set_ready(pod.namespace, owner, self.ready.serves(owner));
+        }
+        if !self.stuck.is_empty() {
+            self.forget(&Id::new((pod.namespace.into(), pod.name.into())));
+        }
     }
 
     /// Judges all anew, by what is known now.
     pub fn judge(&mut self, known: &Known<'_>, now: Timestamp) {
-        for entry in self.stuck.values_mut() {
+        for id in self.stuck.keys().cloned().collect::<Vec<_>>() {
+            let Some(mut entry) = self.detach(&id) else {
+                continue;
+            };
+            let waited = !entry.plan.is_empty();
+            let owner = entry.owner;
             entry.judge(known, now);
+            self.put_in(&id, entry, now);
+            if waited {
+                self.turns.leave(&id.0, owner);
+            }
         }
     }
 
+    /// Looks which Pods go forward, by what is proven now. Returns whether something may be due.
+    pub fn look_ahead(&mut self, by: &Ahead<'_>) -> bool {
+        let upstream = self.stuck.iter().filter(|(_, entry)| entry.plan.fails_upstream);
+        let mut any = false;
+        for id in upstream.map(|(id, _)| Arc::clone(id)).collect::<Vec<_>>() {
+            let Some(mut entry) = self.detach(&id) else {
+                continue;
+            };
+            let waited = !entry.plan.is_empty();
+            let owner = entry.owner;
+            any |= entry.look_ahead(by);
+            self.put_in(&id, entry, by.now);
+            if waited {
+                self.turns.leave(&id.0, owner);
+            }
+        }
+        any
+    }
+
     /// Returns how many Pods wait for their turn.
-    pub fn waiting(&self) -> usize {
-        self.stuck
-            .values()
-            .filter(|entry| !entry.plan.turned.is_empty())
-            .count()
+    pub const fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether there was no room for one that waits.
+    pub const fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// Takes the next order out.
     pub fn next(&mut self, now: Timestamp) -> Next {
-        let cut_off = self.cut_off(now);
-        let mut soonest: Option<Duration> = None;
-        let mut next: Option<(_, &(Box<str>, Box<str>))> = None;
-        for (id, entry) in &self.stuck {
-            if !entry.may_be_due() {
-                continue;
-            }
-            let wait = entry.wait(&cut_off, now);
-            if wait > Duration::ZERO {
-                soonest = Some(soonest.map_or(wait, |soonest| soonest.min(wait)));
-                continue;
-            }
-            let owner = entry.pod.owner.as_deref().map(hash);
-            // One Pod of each owner that has nothing which serves.
-            let serves = owner.is_some_and(|owner| self.ready.serves(owner) || self.owners.contains(&owner));
-            let served = self.namespaces.get(&id.0).copied().unwrap_or_default();
-            // To help goes before to tell, and no namespace, whatever its Pods say of their owners, before another.
-            let only_tells = entry.plan.turned.is_empty();
-            let order = (only_tells, served, serves, Reverse(entry.pod.created), id);
-            if next.as_ref().is_none_or(|(first, _)| order < *first) {
-                next = Some((order, id));
-            }
-        }
-        let Some(id) = next.map(|(_, id)| id.clone()) else {
-            if soonest.is_none() {
-                self.forget_turns();
-            }
-            return soonest.map_or(Next::Nothing, Next::In);
-        };
-        self.turns += 1;
-        self.namespaces.insert(id.0.clone(), self.turns);
-        let Some(entry) = self.stuck.get_mut(&id) else {
+        if !self.is_complete {
             return Next::Nothing;
-        };
-        self.owners.extend(entry.pod.owner.as_deref().map(hash));
-        Next::Order(Box::new(entry.order(now)))
+        }
+        while let Some((_, id)) = self.later.first().filter(|(at, _)| *at <= now) {
+            let id = Arc::clone(id);
+            self.look();
+            self.place(&id, now);
+        }
+        while let Some((_, id)) = self.fresh.first().filter(|(at, _)| now.since(*at) >= FRESH) {
+            let id = Arc::clone(id);
+            self.look();
+            self.place(&id, now);
+        }
+        while let Some(id) = self.turns.first().cloned() {
+            self.look();
+            let Some(entry) = self.stuck.get(&id) else { break };
+            let until = entry.since.after(PATIENCE);
+            // Where it is upstream that fails, no more is to be expected of waiting.
+            if until > now && entry.goes_back() && self.nodes.is_cut_off(&entry.pod.node, now) {
+                self.nodes.hold(&entry.pod.node, &id);
+                self.set_place(&id, Place::Held(until));
+                continue;
+            }
+            let Some(mut entry) = self.detach(&id) else { break };
+            let owner = entry.owner;
+            let order = entry.order(now);
+            self.put_in(&id, entry, now);
+            self.turns.had(&id.0, owner);
+            self.turns.leave(&id.0, owner);
+            return Next::Order(Box::new(order));
+        }
+        let next = self.later.first();
+        next.map_or(Next::Nothing, |(at, _)| Next::In(at.since(now)))
     }
 
     /// Takes in what came of an order.
     pub fn end(&mut self, pod: &PodId, ending: Ending, now: Timestamp) {
-        let id = (pod.namespace.clone(), pod.name.clone());
-        let Some(entry) = self
-            .stuck
-            .get_mut(&id)
-            .filter(|entry| entry.pod.id.uid == pod.uid)
-        else {
+        let id = Id::new((pod.namespace.clone(), pod.name.clone()));
+        let entry = self.stuck.get_mut(&id);
+        if let Some(entry) = entry.filter(|entry| entry.pod.id.uid == pod.uid) {
+            entry.rest.end(ending, now);
+            self.place(&id, now);
+        }
+    }
+
+    /// Puts a Pod in its place, where there is room for it.
+    fn put_in(&mut self, id: &Id, entry: Entry, now: Timestamp) {
+        let (size, is_idle) = (entry.size(), entry.plan.is_empty());
+        while !is_idle && self.size + size > LIMIT {
+            let Some(idle) = self.idle.first().cloned() else {
+                break;
+            };
+            self.forget(&idle);
+        }
+        if self.size + size > LIMIT {
+            self.is_full |= !is_idle;
+            return;
+        }
+        self.is_full &= is_idle;
+        self.size += size;
+        if !is_idle {
+            let is_ready = entry.owner.is_some_and(|owner| self.ready.serves(owner));
+            self.turns.join(&id.0, entry.owner, is_ready);
+        }
+        if let Some((host, since)) = entry.upstream_since.as_ref().filter(|_| entry.fails_elsewhere()) {
+            self.nodes.fails(&entry.pod.node, id, host, *since);
+        }
+        self.stuck.insert(Arc::clone(id), entry);
+        self.idle.insert(Arc::clone(id));
+        self.place(id, now);
+    }
+
+    /// Takes a Pod out of everything but the number of those that wait in its namespace.
+    fn detach(&mut self, id: &Id) -> Option<Entry> {
+        self.set_place(id, Place::Idle);
+        let entry = self.stuck.remove(id)?;
+        self.idle.remove(id);
+        self.size -= entry.size().min(self.size);
+        self.nodes.forget(&entry.pod.node, id);
+        Some(entry)
+    }
+
+    fn forget(&mut self, id: &Id) {
+        let entry = self.detach(id);
+        if let Some(entry) = entry.filter(|entry| !entry.plan.is_empty()) {
+            self.turns.leave(&id.0, entry.owner);
+        }
+    }
+
+    /// Puts those in their place that wait for a node without need. Returns whether there are any.
+    fn release(&mut self, node: &str, now: Timestamp) -> bool {
+        let released = self.nodes.released(node, now);
+        for id in &released {
+            self.place(id, now);
+        }
+        !released.is_empty()
+    }
+
+    /// Puts a Pod where it belongs now.
+    fn place(&mut self, id: &Id, now: Timestamp) {
+        if let Some(entry) = self.stuck.get(id) {
+            self.set_place(id, entry.place_at(now));
+        }
+    }
+
+    fn set_place(&mut self, id: &Id, place: Place) {
+        let Some(entry) = self.stuck.get_mut(id) else {
             return;
         };
-        if ending == Ending::Failed {
-            entry.rest.version = None;
-            let pause = PAUSE.0 * 2_u32.saturating_pow(entry.rest.failures.min(16));
-            entry.rest.until = Some(now.after(pause.min(PAUSE.1)));
-            entry.rest.failures += 1;
-        }
-    }
-
-    /// The nodes on which images that are no mirror's cannot be pulled either, as it seems: two of them, since one may
-    /// be a name that does not exist.
-    fn cut_off(&self, now: Timestamp) -> HashSet<&str> {
-        let mut failing: HashMap<&str, &str> = HashMap::new();
-        let mut cut_off = HashSet::new();
-        for entry in self.stuck.values() {
-            let (Some(since), Some(image)) = (entry.upstream_since, &entry.plan.fails_upstream) else {
-                continue;
-            };
-            let node = &*entry.pod.node;
-            if now.since(since) < TELLING
-                && !node.is_empty()
-                && *failing.entry(node).or_insert(image) != &**image
-            {
-                cut_off.insert(node);
+        let before = std::mem::replace(&mut entry.place, place);
+        let (owner, seen_at) = (entry.owner, entry.seen_at.unwrap_or_default());
+        let is_waiting = |place: Place| usize::from(entry.waits_in(place));
+        self.waiting = self.waiting + is_waiting(place) - is_waiting(before);
+        match before {
+            Place::Idle => {
+                self.idle.remove(id);
+            }
+            Place::Tried => {}
+            Place::Due(merit) => {
+                self.turns.remove(merit, id, owner);
+                if !merit.is_late {
+                    self.fresh.remove(&(seen_at, Arc::clone(id)));
+                }
+            }
+            Place::Later(at) | Place::Held(at) => {
+                self.later.remove(&(at, Arc::clone(id)));
             }
         }
-        cut_off
-    }
-
-    /// Forgets a Pod that is not stuck.
-    fn forget(&mut self, namespace: &str, name: &str) {
-        if !self.stuck.is_empty() {
-            self.stuck.remove(&(Box::from(namespace), Box::from(name)));
+        match place {
+            Place::Idle => {
+                self.idle.insert(Arc::clone(id));
+            }
+            Place::Tried => {}
+            Place::Due(merit) => {
+                self.turns.add(merit, id, owner);
+                if !merit.is_late {
+                    self.fresh.insert((seen_at, Arc::clone(id)));
+                }
+            }
+            Place::Later(at) | Place::Held(at) => {
+                self.later.insert((at, Arc::clone(id)));
+            }
         }
     }
 
-    /// Forgets whose turn it was, where nobody waits for one.
-    fn forget_turns(&mut self) {
-        self.namespaces.clear();
-        self.owners.clear();
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "tests count"))]
+    const fn look(&mut self) {
+        #[cfg(test)]
+        {
+            self.looks += 1;
+        }
     }
 }
 
 impl Entry {
-    fn new(pod: StuckPod, since: Timestamp) -> Self {
+    fn new(pod: StuckPod, owner: Option<u64>, listed: bool, now: Timestamp) -> Self {
+        let since = pod.created.filter(|_| listed).unwrap_or(now);
         Self {
             pod,
-            since,
-            seen_at: None,
+            owner,
+            since: since.min(now),
+            seen_at: (!listed).then_some(now),
             plan: Plan::default(),
             upstream_since: None,
             rest: Rest::default(),
             told: Vec::new(),
             listing: 0,
+            place: Place::Idle,
         }
+    }
+
+    /// Returns what becomes of it with the Pod's next version, or the same again.
+    fn next(mut self, pod: StuckPod, owner: Option<u64>, listed: bool, now: Timestamp) -> Self {
+        if self.pod.id.resource_version != pod.id.resource_version {
+            self.rest.renew();
+        }
+        // Kubelet wrote that an attempt ended: what it says of all containers is true now.
+        if !listed && pod.has_failed_anew(&self.pod) {
+            self.seen_at = Some(now);
+        }
+        (self.pod, self.owner) = (pod, owner);
+        self
     }
 
     /// Judges the Pod. What fails from now on does so `since` then.
     fn judge(&mut self, known: &Known<'_>, since: Timestamp) {
         self.plan = Plan::of(&self.pod, known);
         self.plan.told.retain(|turning| !self.told.contains(turning));
-        let fails = self.plan.fails_upstream.is_some();
-        self.upstream_since = fails.then(|| self.upstream_since.unwrap_or(since));
+        // It fails for as long though its status speaks of something else in between.
+        let before = self.upstream_since.take();
+        self.upstream_since = match (before, &self.plan.elsewhere) {
+            (Some(before), None) => Some(before),
+            (Some(before), Some(host)) if before.0 == *host => Some(before),
+            (_, host) => host.clone().map(|host| (host, since)),
+        };
     }
 
-    /// Whether there is something to do that was not tried with this version.
-    fn may_be_due(&self) -> bool {
-        !self.plan.is_empty() && self.rest.version.as_ref() != Some(&self.pod.id.resource_version)
-    }
-
-    /// Returns how long to wait before it is done.
-    fn wait(&self, cut_off: &HashSet<&str>, now: Timestamp) -> Duration {
-        let rest = self.rest.until.map_or(Duration::ZERO, |until| until.since(now));
-        if cut_off.contains(&*self.pod.node) {
-            return rest.max(self.since.after(PATIENCE).since(now));
+    /// Looks anew which containers go forward: proof comes and goes. Returns whether some do.
+    fn look_ahead(&mut self, by: &Ahead<'_>) -> bool {
+        let Plan {
+            turned,
+            told,
+            fails_upstream,
+            ..
+        } = &mut self.plan;
+        turned.retain(|turning| turning.way == Way::Back);
+        told.retain(|turning| turning.way == Way::Back);
+        // Nothing that fails is upstream's, as nearly always.
+        if !*fails_upstream {
+            return false;
         }
-        rest
+        let mut any = false;
+        for container in &self.pod.containers {
+            let Ok((turning, policy)) = self.pod.forward(container, by) else {
+                continue;
+            };
+            match policy {
+                RescuePolicy::Enforce => turned.push(turning),
+                RescuePolicy::Audit if !self.told.contains(&turning) => told.push(turning),
+                RescuePolicy::Audit | RescuePolicy::Off => continue,
+            }
+            any = true;
+        }
+        any
+    }
+
+    const fn fails_elsewhere(&self) -> bool {
+        self.plan.elsewhere.is_some()
+    }
+
+    /// Whether a container that was stuck has its image by now.
+    fn has_pulled(&self, pod: &Pod<'_>) -> bool {
+        if pod.is_deleted {
+            return false;
+        }
+        let mut now = pod.init_containers.iter().chain(&pod.containers);
+        now.any(|now| {
+            let mut stuck = self.pod.containers.iter();
+            (now.is_running || now.has_succeeded) && stuck.any(|stuck| &*stuck.name == now.name)
+        })
+    }
+
+    /// Returns where it belongs.
+    fn place_at(&self, now: Timestamp) -> Place {
+        if self.plan.is_empty() {
+            return Place::Idle;
+        }
+        if self.rest.version.as_ref() == Some(&self.pod.id.resource_version) {
+            return Place::Tried;
+        }
+        let lane = if self.plan.turned.is_empty() {
+            Lane::Tell
+        } else {
+            Lane::Turn
+        };
+        let merit = Merit {
+            lane,
+            is_late: self.is_late(now),
+            created: Reverse(self.pod.created),
+        };
+        let until = self.rest.until.filter(|until| *until > now);
+        until.map_or(Place::Due(merit), Place::Later)
+    }
+
+    /// Whether one of its containers goes back, or would.
+    fn goes_back(&self) -> bool {
+        let mut turnings = self.plan.turned.iter().chain(&self.plan.told);
+        turnings.any(|turning| turning.way == Way::Back)
+    }
+
+    /// Whether its failure is not of just now.
+    fn is_late(&self, now: Timestamp) -> bool {
+        self.seen_at.is_none_or(|at| now.since(at) >= FRESH)
+    }
+
+    /// Whether it waits to be turned where it stands there.
+    const fn waits_in(&self, place: Place) -> bool {
+        !self.plan.turned.is_empty() && !matches!(place, Place::Idle | Place::Tried)
     }
 
     /// Takes the order out. Its next one is for another version, or after a failure.
@@ -314,8 +557,51 @@ impl Entry {
             pod: self.pod.id.clone(),
             turned: self.plan.turned.clone(),
             told,
-            is_late: self.seen_at.is_none_or(|at| now.since(at) >= FRESH),
+            is_late: self.is_late(now),
             turns_before: self.pod.turns.clone().unwrap_or_default(),
+            has_annotations: self.pod.has_annotations,
+        }
+    }
+
+    fn size(&self) -> usize {
+        let turnings = self.plan.turned.iter().chain(&self.plan.told).chain(&self.told);
+        let turnings = turnings.map(|turning| {
+            let Turning {
+                container,
+                from,
+                to,
+                mirror,
+                ..
+            } = turning;
+            COST / 4 + container.len() + from.len() + to.len() + mirror.len()
+        });
+        COST + self.pod.size() + turnings.sum::<usize>()
+    }
+}
+
+impl Rest {
+    /// Takes in that there is another version. What failed before was not this one; but what was refused more than once
+    /// is by somebody's policy, as it seems, and waits.
+    fn renew(&mut self) {
+        self.version = None;
+        if !self.is_refused {
+            *self = Self::default();
+        } else if self.failures < 2 {
+            self.until = None;
+        }
+    }
+
+    fn end(&mut self, ending: Ending, now: Timestamp) {
+        self.is_refused = ending == Ending::Refused;
+        match ending {
+            Ending::Done => self.failures = 0,
+            Ending::Changed => {}
+            Ending::Refused | Ending::Failed => {
+                self.version = None;
+                let pause = PAUSE.0 * 2_u32.saturating_pow(self.failures.min(16));
+                self.until = Some(now.after(pause.min(PAUSE.1)));
+                self.failures += 1;
+            }
         }
     }
 }
@@ -327,6 +613,7 @@ impl Plan {
             match pod.judge(container, known) {
                 Judgement::Back { mirror, to, policy } => {
                     let turning = Turning {
+                        way: Way::Back,
                         kind: container.kind,
                         index: container.index,
                         container: container.name.clone(),
@@ -341,7 +628,13 @@ impl Plan {
                     }
                 }
                 Judgement::Left(Left::Upstream) if container.failure == Failure::Image => {
-                    plan.fails_upstream.get_or_insert_with(|| container.image.clone());
+                    plan.fails_upstream = true;
+                    // With a record it went back, or was a mirror's that is gone: it says nothing of other registries.
+                    let host = Reference::parse(&container.image).ok();
+                    let host = host.filter(|_| container.recorded.is_none());
+                    plan.elsewhere = plan
+                        .elsewhere
+                        .or_else(|| host.map(|reference| reference.host().into()));
                 }
                 Judgement::Left(_) => {}
             }
@@ -352,70 +645,6 @@ impl Plan {
     const fn is_empty(&self) -> bool {
         self.turned.is_empty() && self.told.is_empty()
     }
-}
-
-/// The Pods that are ready, and how many each owner has of them. A Pod costs two numbers.
-#[derive(Debug, Default)]
-struct Ready {
-    /// Owner by Pod.
-    pods: HashMap<u64, u64>,
-    owners: HashMap<u64, u32>,
-    /// Those that the list told so far which is in progress.
-    listed: Option<HashMap<u64, u64>>,
-}
-
-impl Ready {
-    fn begin_listing(&mut self) {
-        self.listed = Some(HashMap::new());
-    }
-
-    fn end_listing(&mut self) {
-        let Some(listed) = self.listed.take() else { return };
-        let mut owners = HashMap::new();
-        for owner in listed.values() {
-            *owners.entry(*owner).or_default() += 1;
-        }
-        (self.pods, self.owners) = (listed, owners);
-    }
-
-    fn set(&mut self, pod: &Pod<'_>) {
-        let owner = pod.owner.filter(|_| pod.is_ready && !pod.is_deleted).map(hash);
-        let Some(owner) = owner else {
-            return self.remove(pod.uid);
-        };
-        let pod = hash(pod.uid);
-        if let Some(listed) = &mut self.listed {
-            listed.insert(pod, owner);
-        }
-        if self.pods.insert(pod, owner).is_none() {
-            *self.owners.entry(owner).or_default() += 1;
-        }
-    }
-
-    fn remove(&mut self, uid: &str) {
-        let pod = hash(uid);
-        if let Some(listed) = &mut self.listed {
-            listed.remove(&pod);
-        }
-        let Some(owner) = self.pods.remove(&pod) else {
-            return;
-        };
-        if let Some(pods) = self.owners.get_mut(&owner) {
-            *pods -= 1;
-            if *pods == 0 {
-                self.owners.remove(&owner);
-            }
-        }
-    }
-
-    fn serves(&self, owner: u64) -> bool {
-        self.owners.contains_key(&owner)
-    }
-}
-
-/// Returns the number that stands for a UID, which the API server gives and nobody chooses.
-fn hash(uid: &str) -> u64 {
-    FixedState::default().hash_one(uid)
 }
 
 #[cfg(test)]

@@ -1,0 +1,84 @@
+//! Tells of Pods that stay stuck, though they went back or though nothing hinders them any more: what people have to see
+//! to, since a patch would help none of them.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{
+    leader::Leader,
+    pod_events,
+    rescuer::{Ward, container_of},
+};
+use crate::{
+    clock,
+    cluster::{events::Message, writer::NotWritten},
+    domain::rescue::lasting::{Due, Lasts, Missed, gives},
+    telemetry::{Reminder, chain},
+};
+
+/// The time between two looks.
+const PACE: Duration = Duration::from_millis(500);
+
+/// Looks at Pods that stay stuck until this process may not write any more.
+pub(super) async fn run(leader: Leader, ward: Ward) {
+    let mut failures = Reminder::default();
+    let is_given = |missed: &Missed| {
+        let snapshot = leader.store.snapshot();
+        gives(&snapshot, &leader.store.index(), missed, clock::now())
+    };
+    loop {
+        sleep(PACE).await;
+        let lasts = match ward.lasting(|lasting| lasting.next(is_given, clock::now())) {
+            None => continue,
+            Some(Due::Tell(lasts)) => lasts,
+            Some(Due::Look(pod)) => {
+                let look = pod_events::look(&leader, &pod, |events| {
+                    ward.lasting(|lasting| lasting.judge(&pod, events, is_given, clock::now()))
+                });
+                match look.await {
+                    Ok(lasts) => {
+                        failures.ended();
+                        let Some(lasts) = lasts else { continue };
+                        lasts
+                    }
+                    Err(error) => {
+                        let error = chain(&error);
+                        if failures.failed(&error, std::time::Instant::now()) {
+                            tracing::warn!(
+                                error,
+                                "cannot read the Events of a Pod that stays stuck; trying again"
+                            );
+                        }
+                        continue;
+                    }
+                }
+            }
+        };
+        if let Err(NotWritten::NotLeading) = tell(&leader, &lasts).await {
+            return;
+        }
+    }
+}
+
+async fn tell(leader: &Leader, lasts: &Lasts) -> Result<(), NotWritten> {
+    let reason = lasts.reason();
+    tracing::warn!(
+        pod.namespace = &*lasts.pod.namespace,
+        pod.name = &*lasts.pod.name,
+        container = &*lasts.container,
+        image = &*lasts.image,
+        node = &*lasts.node,
+        since = %lasts.since,
+        reason,
+        "a Pod stays stuck"
+    );
+    let message = Message {
+        action: "Rescue",
+        reason,
+        note: lasts.describe(),
+        is_warning: true,
+    };
+    let container = container_of(&lasts.pod, lasts.kind, &lasts.container);
+    leader.events.tell(container, message).await
+}
