@@ -148,3 +148,15 @@ securityContext:
 {{- $rescue := .Values.rescue | default dict -}}
 {{- ternary ($rescue.perSecond | default 10) 0 (eq (toString $rescue.enabled) "true") -}}
 {{- end -}}
+
+{{/* The registries that stuck Pods may be turned forward to, as a list in JSON. */}}
+{{- define "kagami.registries" -}}
+{{- $rescue := .Values.rescue | default dict -}}
+{{- $rescue.registries | default list | toJson -}}
+{{- end -}}
+
+{{/* Whether Pods that are stuck on an image volume may be evicted. */}}
+{{- define "kagami.evicts" -}}
+{{- $rescue := .Values.rescue | default dict -}}
+{{- and (ne (include "kagami.rescues" .) "0") (eq (toString $rescue.deletePods) "true") -}}
+{{- end -}}

@@ -404,7 +404,7 @@ pub enum Pin {
 pub struct Rescue {
     /// What becomes of a Pod that waits because its image cannot be pulled from this mirror. Enforce:
     /// the image goes back to what the user wrote, as Kagami recorded it when it rewrote it; once for
-    /// each container. Audit: an Event and a metric tell that it would. Off: nothing (write "Off" in
+    /// each container. So it is for one that cannot be pulled from upstream, the other way. Audit: an Event and a metric tell that it would. Off: nothing (write "Off" in
     /// quotes: YAML reads the bare word as false). Of two mirrors in one registry the weaker policy holds.
     pub policy: RescuePolicy,
     /// How long a node may be inside a pull before that is told, by an Event and condition NodesCanPull. While it

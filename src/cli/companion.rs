@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     clock,
-    companion::cluster::{self, CertificateSettings, DemandSettings, Settings, View},
+    companion::cluster::{self, CertificateSettings, DemandSettings, RescueSettings, Settings, View},
     metrics::Metrics,
     server::{
         Limits, Server,
@@ -30,6 +30,7 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
         forget_after,
         paused,
         rescue_per_second,
+        rescue_registries,
         identity,
         webhook_configuration,
         webhook_service,
@@ -66,7 +67,10 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
             forget_after,
         },
         paused,
-        rescues: NonZeroU32::new(rescue_per_second),
+        rescue: NonZeroU32::new(rescue_per_second).map(|per_second| RescueSettings {
+            per_second,
+            registries: rescue_registries,
+        }),
     };
 
     let (metrics, registry) = Metrics::new();

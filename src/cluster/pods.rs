@@ -13,9 +13,10 @@ use crate::{
     api::DECISIONS_ANNOTATION,
     domain::{
         image::ImageKey,
-        names::STATIC_POD_ANNOTATION,
+        names::{PULL_SECRET, STATIC_POD_ANNOTATION},
         original::{RecordedDecisions, key_of},
-        pod::{PlaceKind, PlaceLabel},
+        platform::{Label, Landing},
+        pod::{self, PlaceKind, PlaceLabel},
         pulls::{Pull, Pulled},
         rescue,
         routing::{MirrorId, Routing},
@@ -57,6 +58,9 @@ struct Labels {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct Owner {
+    #[serde(rename = "apiVersion")]
+    api_version: String,
+    kind: String,
     uid: String,
     controller: bool,
 }
@@ -82,6 +86,60 @@ struct Images {
     init_containers: Vec<Container>,
     ephemeral_containers: Vec<Container>,
     volumes: Vec<Volume>,
+    image_pull_secrets: Vec<PullSecret>,
+    node_selector: NodeSelector,
+    os: Os,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PullSecret {
+    name: String,
+}
+
+/// The labels that tell of a node's platform, by their present and their deprecated names.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct NodeSelector {
+    #[serde(rename = "kubernetes.io/os")]
+    os: Option<String>,
+    #[serde(rename = "beta.kubernetes.io/os")]
+    beta_os: Option<String>,
+    #[serde(rename = "kubernetes.io/arch")]
+    architecture: Option<String>,
+    #[serde(rename = "beta.kubernetes.io/arch")]
+    beta_architecture: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Os {
+    name: Option<String>,
+}
+
+impl Images {
+    /// Returns where the Pod may land. Its affinity is not read, so it may seem to land where it does not.
+    fn landing(&self) -> Landing {
+        let NodeSelector {
+            os,
+            beta_os,
+            architecture,
+            beta_architecture,
+        } = &self.node_selector;
+        let asked = [
+            (Label::Os, &self.os.name),
+            (Label::Os, os),
+            (Label::Os, beta_os),
+            (Label::Architecture, architecture),
+            (Label::Architecture, beta_architecture),
+        ];
+        let asked = asked
+            .into_iter()
+            .filter_map(|(label, value)| Some((label, value.as_deref()?)));
+        asked.fold(Landing::ANYWHERE, |landing, (label, value)| {
+            landing.and(Landing::of(label, [value]))
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -180,6 +238,12 @@ impl Pod {
             condition.last_transition_time.as_ref().map(timestamp)
         };
         let owner = metadata.owner_references.iter().find(|owner| owner.controller);
+        let owners = metadata.owner_references.iter().map(|owner| pod::Owner {
+            api_version: owner.api_version.as_str().into(),
+            kind: owner.kind.as_str().into(),
+            uid: owner.uid.as_str().into(),
+        });
+        let mut pull_secrets = spec.image_pull_secrets.iter();
         rescue::Pod {
             uid: &metadata.uid,
             namespace: &metadata.namespace,
@@ -189,6 +253,9 @@ impl Pod {
             started: since("PodReadyToStartContainers"),
             node: &spec.node_name,
             owner: owner.map(|owner| owner.uid.as_str()),
+            owners: owners.collect(),
+            lists_pull_secret: pull_secrets.any(|secret| secret.name == PULL_SECRET),
+            landing: spec.landing(),
             mode_label: metadata.labels.mode.as_deref(),
             is_static: metadata.annotations.contains_key(STATIC_POD_ANNOTATION),
             is_deleted: metadata.deletion_timestamp.is_some(),
@@ -233,11 +300,11 @@ fn timestamp(time: &Time) -> Timestamp {
 /// Returns the keys of what a Pod pulls, as its user wrote it.
 pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
     let Images {
-        node_name: _,
         containers,
         init_containers,
         ephemeral_containers,
         volumes,
+        ..
     } = &pod.spec;
     let lists = [
         (PlaceKind::Container, containers),
@@ -264,11 +331,10 @@ pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
 /// Returns how a Pod's containers stand with the images that they were sent to a mirror for.
 pub fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
     let Images {
-        node_name: _,
         containers,
         init_containers,
         ephemeral_containers,
-        volumes: _,
+        ..
     } = &pod.spec;
     let places = [
         (PlaceKind::Container, containers, &pod.status.containers),

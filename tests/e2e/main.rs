@@ -20,6 +20,8 @@ mod cluster;
 mod companion;
 mod definitions;
 mod faults;
+mod forward;
+mod guards;
 mod manifests;
 mod modes;
 mod neighbours;
@@ -81,6 +83,10 @@ const TESTS: &[Test<Cluster>] = tests![
     rescue::the_brake_holds_every_pod_as_it_is,
     rescue::a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads,
     rescue::a_mirror_that_is_off_or_deselected_lets_its_pods_go,
+    forward::a_pod_stuck_on_upstream_goes_forward_once_and_back_once,
+    forward::without_its_registry_listed_nothing_goes_forward_and_the_mirror_says_so,
+    forward::what_admission_would_keep_stays,
+    forward::with_both_dead_each_pod_is_turned_twice_at_most,
     secrets::a_secret_of_somebody_else_is_left_alone,
     secrets::a_secret_that_changes_voids_and_rewrites_nothing,
     secrets::images_of_a_mirror_that_is_out_of_force_stay,
@@ -101,7 +107,10 @@ const TESTS: &[Test<Cluster>] = tests![
     rights::viewers_of_a_namespace_read_what_kagami_knows,
     rights::an_unknown_mode_is_refused_on_a_namespace,
     rights::the_companion_is_held_to_its_secrets,
-    rights::the_companion_is_held_to_recorded_originals,
+    guards::the_companion_is_held_to_recorded_originals,
+    guards::the_companion_sends_pods_to_listed_registries_alone,
+    guards::a_policy_that_costs_too_much_refuses,
+    guards::the_companion_evicts_by_the_rules_alone,
     places::kubectl_run_gets_the_mirrors_image,
     places::init_containers_and_sidecars_are_rewritten,
     places::image_volumes_are_rewritten,

@@ -22,10 +22,10 @@ use crate::{
 };
 
 /// Without it stuck Pods are left to themselves.
-const RESCUES: &[&str] = &["--rescue-per-second", "10"];
+pub(crate) const RESCUES: &[&str] = &["--rescue-per-second", "10"];
 
 /// The first status that counts, and how long nothing else happens after it.
-const MOMENT: Duration = Duration::from_millis(500);
+pub(crate) const MOMENT: Duration = Duration::from_millis(500);
 
 /// The name of an image, as users write it.
 fn written(name: &str) -> String {
@@ -38,7 +38,7 @@ fn mirrored(name: &str) -> String {
 }
 
 /// A Pod as Kagami leaves it: containers by their names, which are those of their images too.
-fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
+pub(crate) fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
     let mut pod = pod(name, "x");
     let list = |names: &[&str]| -> Value {
         let container = |name: &&str| json!({"name": name, "image": mirrored(name)});
@@ -54,15 +54,15 @@ fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
     pod
 }
 
-fn back_off(image: &str) -> Value {
+pub(crate) fn back_off(image: &str) -> Value {
     waiting("ImagePullBackOff", &format!("Back-off pulling image \"{image}\""))
 }
 
-fn waiting(reason: &str, message: &str) -> Value {
+pub(crate) fn waiting(reason: &str, message: &str) -> Value {
     json!({"waiting": {"reason": reason, "message": message}})
 }
 
-fn running() -> Value {
+pub(crate) fn running() -> Value {
     json!({"running": {"startedAt": "2030-01-01T00:00:00Z"}})
 }
 
@@ -71,7 +71,7 @@ fn succeeded() -> Value {
 }
 
 /// Writes a Pod's status: the states of its containers, by their names.
-fn report(namespace: &Namespace<'_>, name: &str, states: &[(&str, Value)]) -> Answer {
+pub(crate) fn report(namespace: &Namespace<'_>, name: &str, states: &[(&str, Value)]) -> Answer {
     let mut pod = namespace.pod(name);
     let of = |list: &str| -> Value {
         let names = pod["spec"][list].as_array().into_iter().flatten();
@@ -124,7 +124,12 @@ fn until_all_is_done(namespace: &Namespace<'_>) {
 }
 
 /// The patches of a Pod that a companion had accepted, oldest first.
-fn patches(place: &Place<'_>, companion: &Companion, namespace: &Namespace<'_>, name: &str) -> Vec<Value> {
+pub(crate) fn patches(
+    place: &Place<'_>,
+    companion: &Companion,
+    namespace: &Namespace<'_>,
+    name: &str,
+) -> Vec<Value> {
     let mut writes = place.cluster.writes_of(|user| user["username"] == companion.user);
     writes.retain(|write| {
         let object = &write["objectRef"];
@@ -137,7 +142,7 @@ fn patches(place: &Place<'_>, companion: &Companion, namespace: &Namespace<'_>, 
 }
 
 /// Waits for an Event of a Pod with that reason, and returns its note.
-fn until_told(namespace: &Namespace<'_>, name: &str, reason: &str) -> String {
+pub(crate) fn until_told(namespace: &Namespace<'_>, name: &str, reason: &str) -> String {
     eventually(&format!("Event {reason} of {name}"), || {
         let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", namespace.name);
         let events = namespace.cluster.get(&path).success();
@@ -147,14 +152,14 @@ fn until_told(namespace: &Namespace<'_>, name: &str, reason: &str) -> String {
     })
 }
 
-fn metric(companion: &Companion, name: &str) -> Option<String> {
+pub(crate) fn metric(companion: &Companion, name: &str) -> Option<String> {
     let (_, metrics) = companion.listeners.get("/metrics").unwrap();
     let mut lines = metrics.lines();
     lines.find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
 }
 
 pub(crate) fn a_stuck_pod_goes_back_at_once_and_once_only(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     namespace
@@ -223,7 +228,7 @@ pub(crate) fn a_stuck_pod_goes_back_at_once_and_once_only(cluster: &Cluster) {
 }
 
 pub(crate) fn init_containers_and_sidecars_go_back_by_their_rules(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let mut pod = rewritten("web", &["one", "two"], &["app"]);
@@ -356,7 +361,7 @@ fn left_alone() -> Vec<Case> {
 }
 
 pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let (own, cases) = (mirrored("app"), left_alone());
@@ -391,7 +396,7 @@ pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Clus
 
 /// What it was about to do was decided of a Pod that is another one by now.
 pub(crate) fn a_pod_that_somebody_changed_in_between_is_left_alone(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     until_all_is_done(namespace);
@@ -417,7 +422,7 @@ pub(crate) fn a_pod_that_somebody_changed_in_between_is_left_alone(cluster: &Clu
 }
 
 pub(crate) fn by_its_policy_a_mirror_is_told_of_or_left_alone(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     place.patch_mirror(&json!({"spec": {"rescue": {"policy": "Audit"}}}));
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
@@ -461,7 +466,7 @@ pub(crate) fn by_its_policy_a_mirror_is_told_of_or_left_alone(cluster: &Cluster)
 
 pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Cluster) {
     // Nobody listens there, too.
-    let place = Place::new(cluster, "https://127.0.0.1:1");
+    let place = Place::guarded(cluster, "https://127.0.0.1:1");
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     let nobody = json!({"matchLabels": {"nobody": "has-it"}});
@@ -478,7 +483,7 @@ pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Clus
 
 /// While a node pulls nothing else tells of it.
 pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     place.patch_mirror(&json!({"spec": {"rescue": {"hangAfter": "10s"}}}));
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
@@ -566,7 +571,7 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
 
 /// A status is as old as kubelet's last round. While it pulls again, a container that it has started is shown as waiting.
 pub(crate) fn a_pod_whose_node_pulls_again_is_left_alone_until_that_fails(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let namespace = &place.served;
     let began = clock::now().before(Duration::from_secs(30));
     let event = |reason: &str, seconds: u64| {
@@ -597,7 +602,7 @@ pub(crate) fn a_pod_whose_node_pulls_again_is_left_alone_until_that_fails(cluste
 }
 
 pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
     let namespace = &place.served;
     until_all_is_done(namespace);
@@ -645,7 +650,7 @@ pub(crate) fn the_brake_holds_every_pod_as_it_is(cluster: &Cluster) {
 
 /// Deleted while it has a leader, and while nobody leads at all.
 pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let namespace = &place.served;
     let create = |name: &str| {
         let mut mirror = place.mirror();
@@ -707,7 +712,7 @@ pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: 
 }
 
 pub(crate) fn each_of_a_hundred_pods_is_turned_once_though_the_leader_dies(cluster: &Cluster) {
-    let place = Place::new(cluster, &cluster.mirror.url);
+    let place = Place::guarded(cluster, &cluster.mirror.url);
     let namespace = &place.served;
     let names: Vec<_> = (0..100).map(|number| format!("web-{number}")).collect();
     for name in &names {

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use crate::support::{
     chart::{CHART, Chart, apply, stdout},
-    cluster::{Cluster, Namespace, User},
+    cluster::{Cluster, Namespace},
     eventually,
 };
 
-const RBAC: [&str; 5] = [
+pub(crate) const RBAC: [&str; 5] = [
     "ServiceAccount",
     "ClusterRole",
     "ClusterRoleBinding",
@@ -309,143 +309,6 @@ pub(crate) fn the_companion_is_held_to_its_secrets(cluster: &Cluster) {
     // Others are not meant.
     let secret = json!({"metadata": {"name": "other"}});
     cluster.create(&home.path("secrets"), &secret).success();
-}
-
-pub(crate) fn the_companion_is_held_to_recorded_originals(cluster: &Cluster) {
-    let home = cluster.namespace(None);
-    let chart = policies(&home, "pods");
-    chart.apply(&RBAC);
-    let companion = format!("{}:pods-kagami-companion", home.name);
-    let place = cluster.namespace(None);
-    create_stuck(&place);
-    let path = place.path("pods/stuck");
-    let original = |name: &str| format!("original-image.kagami.dev/{name}");
-    let patch = |operations: &[Value]| {
-        let path = format!("{path}?dryRun=All");
-        let answer = cluster.request_by(&companion, Method::PATCH, &path, Some(&json!(operations)));
-        (answer.status, answer.body)
-    };
-    let replace = |at: &str, value: &str| json!({"op": "replace", "path": at, "value": value});
-    let rescued = json!({"op": "add", "path": "/metadata/annotations/kagami.dev~1rescued", "value": "{}"});
-    let back = replace("/spec/containers/0/image", "waits:1");
-    eventually("the role and the policy are in force", || {
-        let refused = patch(&[replace("/spec/containers/0/image", "evil.test/waits:1")]);
-        let allowed = patch(&[back.clone(), rescued.clone()]);
-        (refused.0 == 422 && allowed.0 == 200).then_some(())
-    });
-    let (status, body) = patch(&[replace("/spec/initContainers/0/image", "init:1"), rescued.clone()]);
-    assert_eq!(status, 200, "{body}");
-    for (operation, told) in [
-        (
-            replace("/spec/containers/0/image", "waits:2"),
-            "only to the recorded original",
-        ),
-        (
-            replace("/spec/containers/0/image", "runs:1"),
-            "only to the recorded original",
-        ),
-        (
-            replace("/spec/containers/1/image", "runs:1"),
-            "only where the container waits",
-        ),
-        (
-            replace("/spec/containers/2/image", "unrecorded:1"),
-            "only to the recorded original",
-        ),
-        (
-            json!({"op": "add", "path": "/spec/tolerations/-", "value": {"operator": "Exists"}}),
-            "nothing of a Pod's spec but images",
-        ),
-        (
-            json!({"op": "add", "path": "/spec/activeDeadlineSeconds", "value": 1}),
-            "nothing of a Pod's spec but images",
-        ),
-        (
-            json!({"op": "add", "path": "/metadata/labels/app", "value": "x"}),
-            "no labels",
-        ),
-        (json!({"op": "remove", "path": "/metadata/labels"}), "no labels"),
-        (
-            json!({"op": "add", "path": "/metadata/finalizers", "value": ["example.com/x"]}),
-            "no labels, finalizers",
-        ),
-        (
-            json!({"op": "add", "path": "/metadata/annotations/a", "value": "b"}),
-            "no annotation",
-        ),
-        (
-            json!({"op": "remove", "path": "/metadata/annotations/original-image.kagami.dev~1runs"}),
-            "no annotation",
-        ),
-    ] {
-        let (status, body) = patch(&[operation.clone(), rescued.clone()]);
-        assert!(
-            status != 200 && body.contains(told),
-            "{operation}: {status} {body}"
-        );
-    }
-    // The way in two steps: first the record, then back to it.
-    let at = format!("/metadata/annotations/{}", original("waits").replace('/', "~1"));
-    let forged = [
-        replace(&at, "evil.test/waits:1"),
-        replace("/spec/containers/0/image", "evil.test/waits:1"),
-    ];
-    for operations in [&forged[..1], &forged[..]] {
-        let (status, body) = patch(operations);
-        assert!(status != 200 && body.contains("no annotation"), "{status} {body}");
-    }
-    let at = format!(
-        "/metadata/annotations/{}",
-        original("unrecorded").replace('/', "~1")
-    );
-    let (status, body) = patch(&[json!({"op": "add", "path": at, "value": "evil.test/x:1"})]);
-    assert!(status != 200 && body.contains("no annotation"), "{status} {body}");
-    // Others are not meant.
-    let allowed = json!([replace("/spec/containers/0/image", "waits:2")]);
-    let request = cluster
-        .http
-        .client
-        .patch(format!("{}{path}?dryRun=All", cluster.url))
-        .bearer_auth(User::Admin.token())
-        .header("content-type", "application/json-patch+json")
-        .body(allowed.to_string());
-    assert_eq!(cluster.http.send(request).unwrap().status, 200);
-}
-
-/// Creates a Pod `stuck` of which some containers wait for their image.
-fn create_stuck(place: &Namespace<'_>) {
-    let image = |container: &str| format!("mirror.test/docker.io/library/{container}:1");
-    let container = |name: &str| json!({"name": name, "image": image(name)});
-    let original = |name: &str| format!("original-image.kagami.dev/{name}");
-    let mut pod = json!({
-        "metadata": {
-            "name": "stuck",
-            "labels": {"app": "stuck"},
-            "annotations": {original("waits"): "waits:1", original("runs"): "runs:1", original("init"): "init:1"},
-        },
-        "spec": {
-            "initContainers": [container("init")],
-            "containers": [container("waits"), container("runs"), container("unrecorded")],
-        },
-    });
-    place.create_pod(&pod).success();
-    pod = place.pod("stuck");
-    let waiting = json!({"waiting": {"reason": "ErrImagePull", "message": "x"}});
-    let status = |name: &str, state: &Value| json!({"name": name, "image": "x", "imageID": "x", "ready": false, "restartCount": 0, "state": state});
-    pod["status"] = json!({
-        "phase": "Pending",
-        "initContainerStatuses": [status("init", &waiting)],
-        "containerStatuses": [
-            status("waits", &waiting),
-            status("runs", &json!({"running": {"startedAt": "2030-01-01T00:00:00Z"}})),
-            status("unrecorded", &waiting),
-        ],
-    });
-    let path = place.path("pods/stuck");
-    place
-        .cluster
-        .request(User::Admin, Method::PUT, &format!("{path}/status"), Some(&pod))
-        .success();
 }
 
 /// Puts the chart's policies, and nothing else of it, in force.

@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{
+    chart::Chart,
     cluster::{Cluster, Namespace, RBAC, User},
     eventually,
     kagami::{self, ADMIN_LISTEN, Kagami, Listeners},
@@ -32,6 +33,8 @@ pub(crate) struct Place<'a> {
     pub(crate) served: Namespace<'a>,
     /// The name of the ImageMirror, and of everything else that is cluster-wide.
     pub(crate) name: String,
+    /// The policies that hold companions in `served`.
+    guards: Vec<String>,
     _alone: Option<MutexGuard<'static, ()>>,
 }
 
@@ -65,6 +68,7 @@ impl<'a> Place<'a> {
             own,
             served,
             name,
+            guards: Vec::new(),
             _alone: alone,
         };
         place.grant();
@@ -72,6 +76,77 @@ impl<'a> Place<'a> {
         cluster.create(&place.own.path("configmaps"), &map).success();
         place.create_mirror(url);
         place
+    }
+
+    /// The same as [`Place::new`] where the chart's policies about Pods hold every companion in the served namespace,
+    /// which may send Pods to the mirror's registry.
+    pub(crate) fn guarded(cluster: &'a Cluster, url: &str) -> Self {
+        let mut place = Self::new(cluster, url);
+        let release = format!("guards-{}", place.own.name);
+        let values = format!("{{rescue: {{enabled: true, deletePods: true, registries: [{REGISTRY}]}}}}");
+        let chart = Chart::new(cluster, &release, &place.own.name, &values);
+        let account = format!(
+            "== 'system:serviceaccount:{}:{release}-kagami-companion'",
+            place.own.name
+        );
+        for (kind, path) in [
+            ("ValidatingAdmissionPolicy", "validatingadmissionpolicies"),
+            (
+                "ValidatingAdmissionPolicyBinding",
+                "validatingadmissionpolicybindings",
+            ),
+        ] {
+            for mut policy in chart.of_kind(kind) {
+                let name = policy["metadata"]["name"].as_str().unwrap().to_owned();
+                if !["-pods", "-evictions"].iter().any(|end| name.ends_with(end)) {
+                    continue;
+                }
+                // Here they are users of a group, and other tests have other namespaces.
+                let text = policy.to_string();
+                let text = text.replace(
+                    &format!("request.userInfo.username {account}"),
+                    "'companions' in request.userInfo.groups",
+                );
+                policy = serde_json::from_str(&text).unwrap();
+                if kind.ends_with("Binding") {
+                    policy["spec"]["matchResources"] = json!({"namespaceSelector": {
+                        "matchLabels": {"kubernetes.io/metadata.name": place.served.name},
+                    }});
+                } else {
+                    assert!(text.contains("'companions' in"), "{text}");
+                }
+                let path = format!("/apis/admissionregistration.k8s.io/v1/{path}");
+                cluster.create(&path, &policy).success();
+                place.guards.push(format!("{path}/{name}"));
+            }
+        }
+        place.until_guarded();
+        place
+    }
+
+    /// Waits until the policies are in force.
+    fn until_guarded(&self) {
+        let probe = json!({
+            "metadata": {"name": "guarded", "annotations": {"original-image.kagami.dev/app": "x:1"}},
+            "spec": {"containers": [{"name": "app", "image": "x:2"}]},
+        });
+        self.served.create_pod(&probe).success();
+        let path = self.served.path("pods/guarded");
+        let patch = |patch: Value| {
+            let http = &self.cluster.http;
+            let request = http
+                .client
+                .patch(format!("{}{path}?dryRun=All", self.cluster.url))
+                .bearer_auth("companion-a")
+                .header("content-type", "application/merge-patch+json")
+                .body(patch.to_string());
+            http.send(request).unwrap().body
+        };
+        eventually("the policy about Pods is in force", || {
+            let label = patch(json!({"metadata": {"labels": {"a": "b"}}}));
+            label.contains("no labels").then_some(())
+        });
+        self.cluster.delete(&path).success();
     }
 
     /// Creates its mirror, at `url`.
@@ -151,6 +226,7 @@ impl<'a> Place<'a> {
         let cluster_wide = json!([
             {"apiGroups": [""], "resources": ["pods", "namespaces", "nodes"], "verbs": watch},
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]},
+            {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
             {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors"], "verbs": watch},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors/status"], "verbs": ["patch"]},
@@ -206,6 +282,9 @@ impl Companion {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        for path in self.guards.iter().rev() {
+            self.cluster.delete(path);
+        }
         self.cluster.delete(&format!("{MIRRORS}/{}", self.name));
         self.cluster.delete(IMAGES);
         self.cluster

@@ -94,6 +94,16 @@ pub(crate) struct CompanionArguments {
     )]
     pub(crate) rescue_per_second: u32,
 
+    /// Registries of mirrors, host[:port][/path], to which Pods may be turned that cannot be pulled from upstream,
+    /// where their namespace is labelled enforce and the mirror has proof; none by default
+    #[arg(
+        long,
+        value_name = "REGISTRY",
+        value_delimiter = ',',
+        env = "KAGAMI_RESCUE_REGISTRIES"
+    )]
+    pub(crate) rescue_registries: Vec<String>,
+
     /// Name in the leader lease, another one for each replica [default: host, process and time]
     #[arg(long, value_name = "NAME", env = "KAGAMI_IDENTITY")]
     pub(crate) identity: Option<String>,

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use kube::Client;
 use tokio::sync::watch;
 
-use super::mirrors::ClusterView;
+use super::mirrors::{ClusterView, MirrorResource};
 use crate::{
     cluster::{events::Events, watch::Pulses, writer::Writer},
     companion::mirror::reports::Reports,
+    domain::rescue::forward::is_listed,
     metrics::Metrics,
     state::Store,
 };
@@ -30,4 +31,17 @@ pub(super) struct Leader {
     pub(super) pulses: Pulses,
     /// What the cluster says; none until all of it is known.
     pub(super) cluster: watch::Receiver<Option<Arc<ClusterView>>>,
+    /// The registries that stuck Pods may be turned forward to; none where stuck Pods are left to themselves.
+    pub(super) registries: Option<Arc<[String]>>,
+}
+
+impl Leader {
+    /// Whether stuck Pods may be turned forward to a mirror, or its registry, which is not listed for that; none where
+    /// they are left to themselves, or the mirror has no good form.
+    pub(super) fn forward_allowed(&self, resource: &MirrorResource) -> Option<Result<(), String>> {
+        let (mirror, _) = resource.document.form.as_ref()?;
+        let registry = mirror.mapping.registry.to_string();
+        let listed = is_listed(self.registries.as_ref()?, &registry);
+        Some(if listed { Ok(()) } else { Err(registry) })
+    }
 }

@@ -24,7 +24,6 @@ mod status;
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
@@ -43,7 +42,10 @@ use self::{
     pods::Pods,
     rescuer::Ward,
 };
-pub use self::{certificates::Settings as CertificateSettings, pods::Settings as DemandSettings};
+pub use self::{
+    certificates::Settings as CertificateSettings, pods::Settings as DemandSettings,
+    rescuer::Settings as RescueSettings,
+};
 use super::mirror::{self, reports::Reports};
 use crate::{
     clock,
@@ -80,8 +82,8 @@ pub struct Settings {
     pub demand: DemandSettings,
     /// The brake is put on.
     pub paused: bool,
-    /// Stuck Pods that are turned in a second; none where they are left to themselves.
-    pub rescues: Option<NonZeroU32>,
+    /// None where stuck Pods are left to themselves.
+    pub rescue: Option<RescueSettings>,
     /// None where somebody else keeps the webhook's certificates.
     pub certificates: Option<CertificateSettings>,
 }
@@ -174,6 +176,10 @@ async fn follow(
             metrics: metrics.clone(),
             pulses: pulses.clone(),
             cluster,
+            registries: settings
+                .rescue
+                .as_ref()
+                .map(|rescue| rescue.registries.as_slice().into()),
         };
         let ended = tokio::select! {
             () = elector.hold() => None,
@@ -247,10 +253,9 @@ impl Leader {
             published.subscribe(),
         ));
         tasks.spawn(publisher::run(self.clone(), images, definitions, published));
-        let ward = settings.rescues.map(|per_second| {
+        let ward = settings.rescue.clone().map(|settings| {
             let ward = Ward::default();
-            let rescuer = rescuer::run(self.clone(), ward.clone(), per_second.get(), braked.clone());
-            tasks.spawn(rescuer);
+            tasks.spawn(rescuer::run(self.clone(), ward.clone(), settings, braked.clone()));
             tasks.spawn(register::run(self.clone(), ward.clone()));
             tasks.spawn(hangs::run(self.clone(), ward.clone()));
             ward
@@ -372,7 +377,7 @@ mod tests {
                 forget_after: Duration::from_hours(1),
             },
             paused: false,
-            rescues: None,
+            rescue: None,
             certificates: None,
         };
         let (metrics, _) = Metrics::new();

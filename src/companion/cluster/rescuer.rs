@@ -1,8 +1,10 @@
-//! Turns the images of Pods that are stuck back to what their users wrote: `domain::rescue` plans it, this carries
-//! it out, at a bounded rate, one patch for each Pod that applies only to the very Pod that was judged.
+//! Turns the images of Pods that are stuck back to what their users wrote, or forward to a mirror that has proof:
+//! `domain::rescue` plans it, this carries it out, at a bounded rate, one patch for each Pod that applies only to the
+//! very Pod that was judged.
 
 use std::{
     convert::Infallible,
+    num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -23,7 +25,8 @@ use crate::{
         bucket::Bucket,
         pod::PlaceKind,
         rescue::{
-            Ending, Former, Known, Next, Order, Pod, PodId, Queue, Turning,
+            Ending, Former, Known, Next, Order, Pod, PodId, Queue, Turning, Way,
+            forward::Ahead,
             hang::{Hangs, field_path, is_pulling},
         },
         snapshot::Snapshot,
@@ -38,8 +41,17 @@ const AT_ONCE: usize = 8;
 /// How often it is shown how many Pods wait, at least.
 const SHOW: Duration = Duration::from_secs(5);
 
-/// The one way in which images are turned, as metrics have it.
-const DIRECTION: &str = "back";
+/// The pause between two looks at who goes forward: at least so long, and so many times as long as the look took.
+const LOOK_AHEAD: (Duration, u32) = (Duration::from_secs(1), 20);
+
+/// What is done for stuck Pods.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many of them are turned in a second.
+    pub per_second: NonZeroU32,
+    /// The registries that they may be turned forward to: `host[:port][/path]`.
+    pub registries: Vec<String>,
+}
 
 /// The cluster's stuck Pods. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -97,6 +109,13 @@ impl Ward {
         look(&mut self.lock().hangs)
     }
 
+    /// Looks which Pods go forward, by what is proven now.
+    fn look_ahead(&self, by: &Ahead<'_>) {
+        if self.lock().queue.look_ahead(by) {
+            self.due.notify_one();
+        }
+    }
+
     /// Judges everything anew.
     fn judge(&self, snapshot: &Snapshot) {
         let Inside { queue, former, .. } = &mut *self.lock();
@@ -119,15 +138,17 @@ fn known<'a>(snapshot: &'a Snapshot, former: &'a [Former]) -> Known<'a> {
 }
 
 /// Turns Pods until this process may not write any more, once it is known whether the brake is on.
-pub(super) async fn run(leader: Leader, ward: Ward, per_second: u32, mut braked: watch::Receiver<bool>) {
+pub(super) async fn run(leader: Leader, ward: Ward, settings: Settings, mut braked: watch::Receiver<bool>) {
     if braked.wait_for(|seen| *seen).await.is_err() {
         // The task that tells has ended, and so does the leader.
         return;
     }
     let judges = judge_anew(&leader, &ward);
-    let turns = turn(&leader, &ward, per_second);
+    let looks = look_ahead(&leader, &ward, &settings.registries);
+    let turns = turn(&leader, &ward, settings.per_second.get());
     tokio::select! {
         never = judges => match never {},
+        never = looks => match never {},
         () = turns => {}
     }
 }
@@ -151,6 +172,28 @@ async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
             ward.judge(&snapshot);
         }
         judged_by = snapshot;
+    }
+}
+
+/// Looks again and again who goes forward: proof comes and goes without a word of the Pods.
+async fn look_ahead(leader: &Leader, ward: &Ward, registries: &[String]) -> Infallible {
+    if registries.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        let started = Instant::now();
+        {
+            let snapshot = leader.store.snapshot();
+            let index = leader.store.index();
+            ward.look_ahead(&Ahead {
+                snapshot: &snapshot,
+                index: &index,
+                registries,
+                now: clock::now(),
+            });
+        }
+        let (least, times) = LOOK_AHEAD;
+        sleep((started.elapsed() * times).max(least)).await;
     }
 }
 
@@ -204,7 +247,7 @@ async fn turn(leader: &Leader, ward: &Ward, per_second: u32) {
                             pod.namespace = namespace,
                             pod.name = pod,
                             error,
-                            "cannot turn a stuck Pod to its own images; trying again"
+                            "cannot turn a stuck Pod; trying again"
                         );
                     }
                 }
@@ -252,6 +295,7 @@ async fn send(leader: &Leader, order: &Order) -> Result<Sent, NotWritten> {
 /// Tells of one container that it was turned, or would be.
 async fn tell(leader: &Leader, order: &Order, turning: &Turning, turned: bool) -> Result<(), NotWritten> {
     let Turning {
+        way,
         kind,
         container,
         from,
@@ -266,28 +310,33 @@ async fn tell(leader: &Leader, order: &Order, turning: &Turning, turned: bool) -
         mirror = &**mirror,
         image.from = &**from,
         image.to = &**to,
-        "{}",
+        "{} {}",
         if turned {
-            "turned a stuck Pod back"
+            "turned a stuck Pod"
         } else {
-            "a stuck Pod would be turned back"
-        }
+            "a stuck Pod would be turned"
+        },
+        way.as_str()
     );
     let (outcome, reason) = if turned {
         ("done", "Rescued")
     } else {
         ("told", "WouldRescue")
     };
-    leader.metrics.rescued(mirror, DIRECTION, outcome);
-    let back = if turned {
-        "so it goes back to"
+    leader.metrics.rescued(mirror, way.as_str(), outcome);
+    let goes = if turned {
+        "so it goes"
     } else {
-        "and its policy or the Pod's label lets Kagami only tell: it would go back to"
+        "and the mirror's policy or the Pod's label lets Kagami only tell: it would go"
+    };
+    let note = match way {
+        Way::Back => format!("The node cannot pull {from} from mirror {mirror}, {goes} back to {to}"),
+        Way::Forward => format!("The node cannot pull {from}, and mirror {mirror} has it, {goes} to {to}"),
     };
     let message = Message {
         action: "Rescue",
         reason,
-        note: format!("The node cannot pull {from} from mirror {mirror}, {back} {to}"),
+        note,
         is_warning: !turned,
     };
     leader
@@ -337,7 +386,8 @@ fn ended(
     ward.lock().queue.end(&order.pod, ending, clock::now());
     if let Some(outcome) = outcome {
         for turning in &order.turned {
-            leader.metrics.rescued(&turning.mirror, DIRECTION, outcome);
+            let way = turning.way.as_str();
+            leader.metrics.rescued(&turning.mirror, way, outcome);
         }
     }
     if ending == Ending::Failed {

@@ -47,11 +47,12 @@ pub(super) enum ConditionType {
     NodesCanPull,
     ImagesReadable,
     SweepInTime,
+    ForwardAllowed,
 }
 
 impl ConditionType {
     /// Every type.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Ready,
         Self::UnknownFields,
         Self::MirrorsOverlap,
@@ -61,6 +62,7 @@ impl ConditionType {
         Self::NodesCanPull,
         Self::ImagesReadable,
         Self::SweepInTime,
+        Self::ForwardAllowed,
     ];
 
     /// Returns its name as users see it.
@@ -75,6 +77,7 @@ impl ConditionType {
             Self::NodesCanPull => "NodesCanPull",
             Self::ImagesReadable => "ImagesReadable",
             Self::SweepInTime => "SweepInTime",
+            Self::ForwardAllowed => "ForwardAllowed",
         }
     }
 }
@@ -124,6 +127,9 @@ pub(super) struct Seen<'a> {
     pub(super) nodes_can_pull: Option<bool>,
     /// A pull that lasts, in words.
     pub(super) pull_lasts: Option<Box<str>>,
+    /// Whether Pods may be turned forward to the mirror, or the registry that is not listed for that; none where stuck
+    /// Pods are left to themselves.
+    pub(super) forward_allowed: Option<Result<(), String>>,
     /// Whether what the mirror answers for images tells something, or what to say of those for which it does
     /// not; none while nobody knows.
     pub(super) images_readable: Option<Result<(), Box<str>>>,
@@ -252,6 +258,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     schema(&mut conditions, seen.lacking);
     nodes(&mut conditions, seen);
     images(&mut conditions, seen.images_readable.as_ref());
+    forward(&mut conditions, seen.forward_allowed.as_ref());
     sweeps(&mut next, seen, now);
     next.failing_upstreams.clone_from(&seen.failing_upstreams);
     if !seen.platforms.is_empty() {
@@ -424,6 +431,34 @@ fn images(conditions: &mut Conditions<'_>, readable: Option<&Result<(), Box<str>
         ),
         Some(Ok(())) | None => {}
     }
+}
+
+/// Tells whether Pods may be turned forward to the mirror; nothing was ever told where no Pods are turned.
+fn forward(conditions: &mut Conditions<'_>, allowed: Option<&Result<(), String>>) {
+    let (status, reason, message) = match allowed {
+        Some(Ok(())) => (
+            ConditionStatus::True,
+            "RegistryListed",
+            "Pods that cannot be pulled from upstream are turned to this mirror where it has proof and their namespace \
+             is labelled enforce."
+                .to_owned(),
+        ),
+        Some(Err(registry)) => (
+            ConditionStatus::False,
+            "RegistryNotListed",
+            format!(
+                "Pods that cannot be pulled from upstream stay there: the chart's value rescue.registries does not list \
+                 {registry}."
+            ),
+        ),
+        None if conditions.has(ConditionType::ForwardAllowed) => (
+            ConditionStatus::False,
+            "RescueOff",
+            "No stuck Pod is turned: the chart's value rescue.enabled is false.".to_owned(),
+        ),
+        None => return,
+    };
+    conditions.set(ConditionType::ForwardAllowed, status, reason, &message);
 }
 
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
@@ -758,6 +793,36 @@ mod tests {
             "{message}"
         );
         assert_eq!(of(&plan(&status, &seen(), at(40))).unwrap().0, "Apart");
+    }
+
+    #[test]
+    fn where_pods_may_not_go_forward_the_value_to_set_is_told() {
+        let of = |before: &ImageMirrorStatus, allowed: Option<Result<(), String>>| {
+            let seen = Seen {
+                forward_allowed: allowed,
+                ..seen()
+            };
+            plan(before, &seen, at(20))
+        };
+        let none = of(&ImageMirrorStatus::default(), None);
+        assert!(condition_of(&none, ConditionType::ForwardAllowed).is_none());
+        let not_listed = of(&none, Some(Err("m.test:5000/team".to_owned())));
+        let told = condition(&not_listed, "ForwardAllowed");
+        assert_eq!(
+            (told.status.as_str(), told.reason.as_str()),
+            ("False", "RegistryNotListed")
+        );
+        for part in ["rescue.registries", "m.test:5000/team"] {
+            assert!(told.message.contains(part), "{}", told.message);
+        }
+        let listed = of(&not_listed, Some(Ok(())));
+        assert_eq!(condition(&listed, "ForwardAllowed").status, "True");
+        let off = of(&listed, None);
+        let told = condition(&off, "ForwardAllowed");
+        assert_eq!(
+            (told.status.as_str(), told.reason.as_str()),
+            ("False", "RescueOff")
+        );
     }
 
     #[test]

@@ -39,6 +39,15 @@ const WRAPPING: [&str; 7] = [
 /// Kubelet's own limit of pulls, which speaks of no registry.
 const LIMIT: &str = "pull QPS exceeded";
 
+/// Kubelet's and CRI-O's word for an image whose signature the node does not accept. It stands before the registry's
+/// words, but for them nobody is led anywhere by finding it: an image stays where it is.
+pub(super) const SIGNATURE: &str = "SignatureValidationFailed";
+
+/// Whether a message tells of a signature that the node does not accept.
+pub(super) fn names_signature(message: &str) -> bool {
+    message[..message.floor_char_boundary(LONGEST)].contains(SIGNATURE)
+}
+
 /// What a message says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said<'a> {

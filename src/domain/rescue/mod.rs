@@ -5,9 +5,10 @@
 //! which one it speaks of), and only to the recorded original that the mapping alone of some mirror, whatever its
 //! mode and health, turns into that image. So nothing that runs is ever touched, nobody's annotation leads
 //! anywhere but where their own image came from, and it works while the mirror is off or gone. One turn back for
-//! each container of a Pod: what comes after it is not Kagami's doing.
+//! each container of a Pod: what comes after it is not Kagami's doing. [`forward`] is the other way.
 
 mod former;
+pub mod forward;
 pub mod hang;
 pub mod message;
 mod queue;
@@ -17,18 +18,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use self::message::{Said, said};
 pub use self::{
     former::Register,
     queue::{Ending, Next, Queue},
+};
+use self::{
+    forward::{Newcomer, refuses_signature},
+    message::{Said, said},
 };
 use super::{
     image::Reference,
     mapping::Mapping,
     mirror::{Mode, RescuePolicy},
     names::{DECISIONS_ANNOTATION, RESCUED_ANNOTATION},
-    original::{Original, RecordedDecisions, mirrors_named_by},
-    pod::{PlaceKind, PlaceLabel},
+    original::{self, Original, RecordedDecisions, mirrors_named_by},
+    platform::Landing,
+    pod::{Owner, PlaceKind, PlaceLabel},
     routing::Routing,
     time::Timestamp,
 };
@@ -71,6 +76,12 @@ pub struct Pod<'a> {
     pub node: &'a str,
     /// UID of the controller that made it.
     pub owner: Option<&'a str>,
+    /// All of its owners.
+    pub owners: Vec<Owner<'a>>,
+    /// It lists the pull secret that Kagami places.
+    pub lists_pull_secret: bool,
+    /// Where it may land, as far as its own words tell without its affinity.
+    pub landing: Landing,
     /// Its own `kagami.dev/mode` label.
     pub mode_label: Option<&'a str>,
     /// It only shows a static Pod of its node.
@@ -121,10 +132,10 @@ impl Container<'_> {
         }
     }
 
-    /// Returns the message of a container that itself waits because of its image.
-    fn failed_pull(&self) -> Option<&str> {
-        let (reason, message) = self.waiting.filter(|_| !self.is_running)?;
-        REASONS.contains(&reason).then_some(message)
+    /// Returns reason and message of a container that itself waits because of its image.
+    fn failed_pull(&self) -> Option<(&str, &str)> {
+        let waiting = self.waiting.filter(|_| !self.is_running);
+        waiting.filter(|(reason, _)| REASONS.contains(reason))
     }
 }
 
@@ -140,8 +151,14 @@ pub struct StuckPod {
     pub mode: Mode,
     pub containers: Vec<StuckContainer>,
     /// What was turned before; none where that cannot be read.
-    turns: Option<BTreeMap<String, Turn>>,
+    turns: Option<Turns>,
+    /// What admission would look at; none where that is too much to be kept.
+    newcomer: Option<Newcomer>,
+    has_annotations: bool,
 }
+
+/// Turns by place; those forward have the way behind it.
+type Turns = BTreeMap<String, Turn>;
 
 /// One version of one Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,8 +179,12 @@ pub struct StuckContainer {
     /// As it stands in the Pod.
     pub image: Box<str>,
     pub failure: Failure,
-    /// What is recorded as its original.
+    /// What is recorded as its original, unless it is too long to be an image.
     recorded: Option<Box<str>>,
+    /// Something is, whatever it is.
+    has_record: bool,
+    /// Its node does not accept the image's signature.
+    is_refused_by_node: bool,
     /// The mirror that was decided on for it.
     decided: Option<Box<str>>,
 }
@@ -179,6 +200,25 @@ pub enum Failure {
     Limit,
     /// It does not say.
     Unnamed,
+}
+
+/// Which way a container is turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// To what its user wrote.
+    Back,
+    /// To a mirror.
+    Forward,
+}
+
+impl Way {
+    /// Returns its name as metrics have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Back => "back",
+            Self::Forward => "forward",
+        }
+    }
 }
 
 /// One turn of a container, as it is recorded on its Pod.
@@ -279,12 +319,14 @@ pub struct Order {
     pub told: Vec<Turning>,
     /// Its failure is not of just now, so that its node may have begun to pull again: [`hang::is_pulling`] tells.
     pub is_late: bool,
-    turns_before: BTreeMap<String, Turn>,
+    turns_before: Turns,
+    has_annotations: bool,
 }
 
 /// One container's turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turning {
+    pub way: Way,
     pub kind: PlaceKind,
     pub index: usize,
     pub container: Box<str>,
@@ -301,10 +343,14 @@ impl StuckPod {
             return None;
         }
         let stuck = tried(pod).filter_map(|(kind, index, container)| {
-            let message = container.failed_pull()?;
+            let (reason, message) = container.failed_pull()?;
             // No node tries to pull what is longer.
             let is_reference = container.image.len() <= LONGEST_REFERENCE;
-            is_reference.then(|| (kind, index, container, failure(container.image, message)))
+            let is_refused = refuses_signature(reason, message);
+            is_reference.then(|| {
+                let failure = failure(container.image, message);
+                (kind, index, container, failure, is_refused)
+            })
         });
         let stuck: Vec<_> = stuck.take(CONTAINERS).collect();
         if stuck.is_empty() {
@@ -312,24 +358,28 @@ impl StuckPod {
         }
         let annotation = |key: &str| Some(pod.annotations?.get(key)?.as_str());
         let decisions = RecordedDecisions::new(annotation(DECISIONS_ANNOTATION));
-        let containers = stuck.into_iter().map(|(kind, index, container, failure)| {
-            let label = PlaceLabel::new(kind, container.name);
-            let recorded = annotation(&label.original_annotation());
-            StuckContainer {
-                kind,
-                index,
-                name: container.name.into(),
-                image: container.image.into(),
-                failure,
-                recorded: recorded
-                    .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
-                    .map(Into::into),
-                decided: decisions
-                    .mirror(label)
-                    .filter(|mirror| mirror.len() <= LONGEST_NAME)
-                    .map(Into::into),
-            }
-        });
+        let containers = stuck
+            .into_iter()
+            .map(|(kind, index, container, failure, is_refused_by_node)| {
+                let label = PlaceLabel::new(kind, container.name);
+                let recorded = annotation(&label.original_annotation());
+                StuckContainer {
+                    kind,
+                    index,
+                    name: container.name.into(),
+                    image: container.image.into(),
+                    failure,
+                    has_record: recorded.is_some(),
+                    is_refused_by_node,
+                    recorded: recorded
+                        .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
+                        .map(Into::into),
+                    decided: decisions
+                        .mirror(label)
+                        .filter(|mirror| mirror.len() <= LONGEST_NAME)
+                        .map(Into::into),
+                }
+            });
         let mode = pod.mode_label.map(Mode::from_label);
         Some(Self {
             id: pod.id(),
@@ -340,6 +390,8 @@ impl StuckPod {
             mode: mode.map_or(Mode::Enforce, |mode| mode.unwrap_or(Mode::Off)),
             containers: containers.collect(),
             turns: turns(annotation(RESCUED_ANNOTATION), pod.uid),
+            newcomer: Newcomer::of(pod),
+            has_annotations: pod.annotations.is_some_and(|annotations| !annotations.is_empty()),
         })
     }
 
@@ -397,7 +449,7 @@ impl StuckPod {
             return Err(Left::PolicyOff);
         }
         let turns = self.turns.as_ref().ok_or(Left::TurnsUnreadable)?;
-        if turns.contains_key(&label(container.kind, &container.name)) {
+        if turns.contains_key(&turn_label(container.kind, &container.name, Way::Back)) {
             return Err(Left::TurnedBefore);
         }
         Ok((mirror, recorded, policy))
@@ -446,20 +498,30 @@ fn former<'a>(image: &str, recorded: &str, former: &'a [Former]) -> Option<&'a F
 }
 
 /// Returns the turns of a Pod that stand in an annotation; none if it has not the form in which Kagami writes them.
-fn turns(text: Option<&str>, uid: &str) -> Option<BTreeMap<String, Turn>> {
+fn turns(text: Option<&str>, uid: &str) -> Option<Turns> {
     let Some(text) = text else {
         return Some(BTreeMap::new());
     };
     if text.len() > LONGEST_RECORD {
         return None;
     }
-    let mut turns: BTreeMap<String, Turn> = serde_json::from_str(text).ok()?;
+    let mut turns: Turns = serde_json::from_str(text).ok()?;
     turns.retain(|_, turn| turn.pod.as_deref().is_none_or(|pod| pod == uid));
     (turns.len() <= TURNS).then_some(turns)
 }
 
-fn label(kind: PlaceKind, container: &str) -> String {
-    PlaceLabel::new(kind, container).to_string()
+/// Returns what a container's turn is recorded by. No container has a slash in its name.
+fn turn_label(kind: PlaceKind, container: &str, way: Way) -> String {
+    let place = PlaceLabel::new(kind, container);
+    match way {
+        Way::Back => place.to_string(),
+        Way::Forward => format!("{place}/{}", way.as_str()),
+    }
+}
+
+/// Returns where an annotation stands, as a JSON patch names it.
+fn annotation_path(key: &str) -> String {
+    format!("/metadata/annotations/{}", key.replace('/', "~1"))
 }
 
 impl Order {
@@ -469,9 +531,14 @@ impl Order {
             json!({"op": "test", "path": "/metadata/uid", "value": self.pod.uid}),
             json!({"op": "test", "path": "/metadata/resourceVersion", "value": self.pod.resource_version}),
         ];
+        if !self.has_annotations {
+            // There is nothing to replace: the version is tested.
+            operations.push(json!({"op": "add", "path": "/metadata/annotations", "value": {}}));
+        }
         let mut turns = self.turns_before.clone();
         for turning in &self.turned {
             let Turning {
+                way,
                 kind,
                 index,
                 container,
@@ -485,16 +552,19 @@ impl Order {
                 json!({"op": "test", "path": format!("{at}/image"), "value": from}),
                 json!({"op": "replace", "path": format!("{at}/image"), "value": to}),
             ]);
+            if *way == Way::Forward {
+                let original = PlaceLabel::new(*kind, container).original_annotation();
+                operations.push(json!({"op": "add", "path": annotation_path(&original), "value": from}));
+            }
             let turn = Turn {
                 from: from.to_string(),
                 to: to.to_string(),
                 at: now.to_string(),
                 pod: Some(self.pod.uid.to_string()),
             };
-            turns.insert(label(*kind, container), turn);
+            turns.insert(turn_label(*kind, container, *way), turn);
         }
-        // A Pod with a recorded original has annotations.
-        let path = format!("/metadata/annotations/{}", RESCUED_ANNOTATION.replace('/', "~1"));
+        let path = annotation_path(RESCUED_ANNOTATION);
         operations.push(json!({"op": "add", "path": path, "value": json!(turns).to_string()}));
         Value::Array(operations)
     }

@@ -434,6 +434,7 @@ fn only_containers_whose_image_was_tried_are_judged() {
 #[test]
 fn a_patch_holds_for_the_pod_that_was_judged_alone() {
     let turning = |kind, index, container: &str| Turning {
+        way: Way::Back,
         kind,
         index,
         container: container.into(),
@@ -461,6 +462,7 @@ fn a_patch_holds_for_the_pod_that_was_judged_alone() {
         told: vec![turning(PlaceKind::Container, 2, "told")],
         is_late: false,
         turns_before: [("containers.before".to_owned(), before)].into(),
+        has_annotations: true,
     };
     let patch = order.patch(NOW);
     let at = NOW.to_string();

@@ -311,6 +311,7 @@ impl Publisher {
                     .map(|refused| refused.map_err(|refusal| (refusal.reason(), told(resource, &refusal)))),
                 nodes_can_pull: report.nodes_can_pull,
                 pull_lasts: report.pull_lasts,
+                forward_allowed: self.leader.forward_allowed(resource),
                 images_readable: report.images_readable,
                 sweeps: [None; 2],
                 not_written: None,

@@ -13,7 +13,7 @@ use std::{
 
 use foldhash::quality::FixedState;
 
-use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning};
+use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning, Way, forward::Ahead};
 use crate::domain::{mirror::RescuePolicy, time::Timestamp};
 
 /// How many stuck Pods are kept in mind. More are taken in once there is room and they tell something new.
@@ -166,6 +166,15 @@ impl Queue {
         }
     }
 
+    /// Looks which Pods go forward, by what is proven now. Returns whether something may be due.
+    pub fn look_ahead(&mut self, by: &Ahead<'_>) -> bool {
+        let mut any = false;
+        for entry in self.stuck.values_mut() {
+            any |= entry.look_ahead(by);
+        }
+        any
+    }
+
     /// Returns how many Pods wait for their turn.
     pub fn waiting(&self) -> usize {
         self.stuck
@@ -288,6 +297,34 @@ impl Entry {
         self.upstream_since = fails.then(|| self.upstream_since.unwrap_or(since));
     }
 
+    /// Looks anew which containers go forward: proof comes and goes. Returns whether some do.
+    fn look_ahead(&mut self, by: &Ahead<'_>) -> bool {
+        let Plan {
+            turned,
+            told,
+            fails_upstream,
+        } = &mut self.plan;
+        turned.retain(|turning| turning.way == Way::Back);
+        told.retain(|turning| turning.way == Way::Back);
+        // Nothing that fails is upstream's, as nearly always.
+        if fails_upstream.is_none() {
+            return false;
+        }
+        let mut any = false;
+        for container in &self.pod.containers {
+            let Ok((turning, policy)) = self.pod.forward(container, by) else {
+                continue;
+            };
+            match policy {
+                RescuePolicy::Enforce => turned.push(turning),
+                RescuePolicy::Audit if !self.told.contains(&turning) => told.push(turning),
+                RescuePolicy::Audit | RescuePolicy::Off => continue,
+            }
+            any = true;
+        }
+        any
+    }
+
     /// Whether there is something to do that was not tried with this version.
     fn may_be_due(&self) -> bool {
         !self.plan.is_empty() && self.rest.version.as_ref() != Some(&self.pod.id.resource_version)
@@ -296,7 +333,10 @@ impl Entry {
     /// Returns how long to wait before it is done.
     fn wait(&self, cut_off: &HashSet<&str>, now: Timestamp) -> Duration {
         let rest = self.rest.until.map_or(Duration::ZERO, |until| until.since(now));
-        if cut_off.contains(&*self.pod.node) {
+        // Where it is upstream that fails, no more is to be expected of waiting.
+        let Plan { turned, told, .. } = &self.plan;
+        let goes_back = turned.iter().chain(told).any(|turning| turning.way == Way::Back);
+        if goes_back && cut_off.contains(&*self.pod.node) {
             return rest.max(self.since.after(PATIENCE).since(now));
         }
         rest
@@ -316,6 +356,7 @@ impl Entry {
             told,
             is_late: self.seen_at.is_none_or(|at| now.since(at) >= FRESH),
             turns_before: self.pod.turns.clone().unwrap_or_default(),
+            has_annotations: self.pod.has_annotations,
         }
     }
 }
@@ -327,6 +368,7 @@ impl Plan {
             match pod.judge(container, known) {
                 Judgement::Back { mirror, to, policy } => {
                     let turning = Turning {
+                        way: Way::Back,
                         kind: container.kind,
                         index: container.index,
                         container: container.name.clone(),
