@@ -565,7 +565,8 @@ impl ClusterMetrics {
         registry.register(
             "rescues",
             "Containers of stuck Pods by what became of their image: done, told (the policy allows no more), changed \
-             (the Pod was another one by then), error (tried again)",
+             (the Pod was another one by then), refused, error (tried again); by direction: back to what was written, \
+             forward to a mirror, or evicted for an image volume",
             rescues,
         );
         registry.register(

@@ -7,6 +7,7 @@
 mod brake;
 mod certificates;
 mod definitions;
+mod evictor;
 mod hangs;
 mod heartbeat;
 mod inherit;
@@ -258,6 +259,7 @@ impl Leader {
             tasks.spawn(rescuer::run(self.clone(), ward.clone(), settings, braked.clone()));
             tasks.spawn(register::run(self.clone(), ward.clone()));
             tasks.spawn(hangs::run(self.clone(), ward.clone()));
+            tasks.spawn(evictor::run(self.clone(), ward.clone(), braked.clone()));
             ward
         });
         let (demand, wanted) = mpsc::channel(QUEUE);

@@ -28,6 +28,7 @@ use crate::{
             Ending, Former, Known, Next, Order, Pod, PodId, Queue, Turning, Way,
             forward::Ahead,
             hang::{Hangs, field_path, is_pulling},
+            volumes::Volumes,
         },
         snapshot::Snapshot,
         time::Timestamp,
@@ -67,33 +68,58 @@ struct Inside {
     /// Mirrors that are gone.
     former: Vec<Former>,
     hangs: Hangs,
+    volumes: Volumes,
 }
 
 impl Ward {
     pub(super) fn begin_listing(&self) {
-        let Inside { queue, hangs, .. } = &mut *self.lock();
+        let Inside {
+            queue,
+            hangs,
+            volumes,
+            ..
+        } = &mut *self.lock();
         queue.begin_listing();
         hangs.begin_listing();
+        volumes.begin_listing();
     }
 
     pub(super) fn end_listing(&self) {
-        let Inside { queue, hangs, .. } = &mut *self.lock();
+        let Inside {
+            queue,
+            hangs,
+            volumes,
+            ..
+        } = &mut *self.lock();
         queue.end_listing();
         hangs.end_listing();
+        volumes.end_listing();
     }
 
     pub(super) fn take(&self, pod: &Pod<'_>, is_listed: bool, snapshot: &Snapshot, now: Timestamp) {
-        let Inside { queue, former, hangs } = &mut *self.lock();
+        let Inside {
+            queue,
+            former,
+            hangs,
+            volumes,
+        } = &mut *self.lock();
         hangs.take(pod, &snapshot.routing, now);
+        volumes.take(pod, &snapshot.routing);
         if queue.take(pod, &known(snapshot, former), is_listed, now) {
             self.due.notify_one();
         }
     }
 
     pub(super) fn remove(&self, pod: &Pod<'_>) {
-        let Inside { queue, hangs, .. } = &mut *self.lock();
+        let Inside {
+            queue,
+            hangs,
+            volumes,
+            ..
+        } = &mut *self.lock();
         queue.remove(pod);
         hangs.remove(pod);
+        volumes.remove(pod);
     }
 
     /// Takes in which mirrors are gone.
@@ -107,6 +133,11 @@ impl Ward {
     /// Looks at the pulls that may last.
     pub(super) fn hangs<T>(&self, look: impl FnOnce(&mut Hangs) -> T) -> T {
         look(&mut self.lock().hangs)
+    }
+
+    /// Looks at the Pods that are stuck on image volumes.
+    pub(super) fn volumes<T>(&self, look: impl FnOnce(&mut Volumes) -> T) -> T {
+        look(&mut self.lock().volumes)
     }
 
     /// Looks which Pods go forward, by what is proven now.
