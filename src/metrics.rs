@@ -566,7 +566,8 @@ impl ClusterMetrics {
             "rescues",
             "Containers of stuck Pods by what became of their image: done, told (the policy allows no more), changed \
              (the Pod was another one by then), refused (so it was, or a policy forbids it; tried again less and less \
-             often), error (tried again)",
+             often), error (tried again); by direction: back to what was written, forward to a mirror, or evicted for \
+             an image volume",
             rescues,
         );
         registry.register(

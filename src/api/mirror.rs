@@ -98,6 +98,7 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             api::RescuePolicy::Off => RescuePolicy::Off,
         },
         hang_after,
+        delete_pods: spec.rescue.delete_pods,
         runs_in,
     };
     Ok((mirror, connection))

@@ -359,9 +359,9 @@ mod tests {
         );
         let off = json!({"rescue": {"policy": "Off"}});
         check(
-            &json!({"rescue": {"policy": "Enforce", "deletePods": true}}),
+            &json!({"rescue": {"policy": "Enforce", "deleteAll": true}}),
             &off,
-            &["spec.rescue is off because of spec.rescue.deletePods"],
+            &["spec.rescue is off because of spec.rescue.deleteAll"],
         );
         check(
             &json!({"rescue": {"policy": "Sometimes"}}),

@@ -411,6 +411,11 @@ pub struct Rescue {
     /// pulls, nobody gets through to it: nothing else is done.
     #[schemars(extend("x-kubernetes-validations" = rules::HANG_AFTER.validations()))]
     pub hang_after: Duration,
+    /// Whether a Pod is evicted that is stuck on an image volume of this mirror, which nobody can change: only where the
+    /// chart's value rescue.deletePods gives the right, and only a Pod whose ReplicaSet or DaemonSet makes it anew, with
+    /// no claim, of which no container has begun, where a new one would get upstream's image. Disruption budgets count.
+    /// Else an Event tells what to do.
+    pub delete_pods: bool,
 }
 
 impl Default for Rescue {
@@ -418,6 +423,7 @@ impl Default for Rescue {
         Self {
             policy: RescuePolicy::default(),
             hang_after: HANG_AFTER.into(),
+            delete_pods: false,
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::watch::Versioned;
 use crate::{
@@ -169,6 +169,9 @@ struct Container {
 struct Volume {
     name: String,
     image: Option<ImageVolume>,
+    #[serde(rename = "persistentVolumeClaim")]
+    claim: Option<IgnoredAny>,
+    ephemeral: Option<IgnoredAny>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -203,9 +206,26 @@ struct Condition {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
+#[serde(rename_all = "camelCase")]
 struct ContainerStatus {
     name: String,
     state: ContainerState,
+    last_state: ContainerState,
+    restart_count: u32,
+}
+
+impl ContainerStatus {
+    /// Whether the container has begun, now or before.
+    const fn has_begun(&self) -> bool {
+        let Self {
+            state, last_state, ..
+        } = self;
+        self.restart_count > 0
+            || state.running.is_some()
+            || state.terminated.is_some()
+            || last_state.running.is_some()
+            || last_state.terminated.is_some()
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -258,6 +278,16 @@ impl Pod {
             uid: owner.uid.as_str().into(),
         });
         let mut pull_secrets = spec.image_pull_secrets.iter();
+        let lists = [
+            &status.containers,
+            &status.init_containers,
+            &status.ephemeral_containers,
+        ];
+        let image_volumes = spec.volumes.iter().filter_map(|volume| {
+            let image = volume.image.as_ref()?;
+            Some((volume.name.as_str(), image.reference.as_str()))
+        });
+        let mut volumes = spec.volumes.iter();
         rescue::Pod {
             uid: &metadata.uid,
             namespace: &metadata.namespace,
@@ -275,6 +305,9 @@ impl Pod {
             is_deleted: metadata.deletion_timestamp.is_some(),
             is_done: ["Succeeded", "Failed"].contains(&status.phase.as_str()),
             is_ready: is_true("Ready"),
+            has_begun: lists.into_iter().flatten().any(ContainerStatus::has_begun),
+            has_claim: volumes.any(|volume| volume.claim.is_some() || volume.ephemeral.is_some()),
+            image_volumes: image_volumes.collect(),
             annotations: Some(&metadata.annotations),
             init_containers: containers(&spec.init_containers, &status.init_containers),
             containers: containers(&spec.containers, &status.containers),

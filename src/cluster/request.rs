@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use kube::{
-    api::{Patch, PatchParams},
+    api::{Patch, PatchParams, PostParams},
     core::Request,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 /// How long the answer to one request may take.
@@ -28,6 +28,20 @@ pub fn json_patch(path: &str, name: &str, operations: &Value) -> kube::Result<hy
     let content = HeaderValue::from_static("application/json-patch+json");
     request.headers_mut().insert(CONTENT_TYPE, content);
     Ok(request)
+}
+
+/// Returns the request that evicts the very Pod that was looked at, within its own grace period.
+pub fn evict(namespace: &str, name: &str, uid: &str, version: &str) -> kube::Result<hyper::Request<Vec<u8>>> {
+    let eviction = json!({
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"namespace": namespace, "name": name},
+        "deleteOptions": {"preconditions": {"uid": uid, "resourceVersion": version}},
+    });
+    let pods = Request::new(format!("/api/v1/namespaces/{namespace}/pods"));
+    let body = eviction.to_string().into_bytes();
+    let request = pods.create_subresource("eviction", name, &PostParams::default(), body);
+    request.map_err(kube::Error::BuildRequest)
 }
 
 #[cfg(test)]

@@ -47,6 +47,7 @@ pub(crate) fn mirror(name: &str, prefixes: &[&str]) -> Mirror {
         exclude_owners: OwnerPattern::built_in(),
         rescue: RescuePolicy::Enforce,
         hang_after: HANG_AFTER,
+        delete_pods: false,
         runs_in: Vec::new(),
     }
 }

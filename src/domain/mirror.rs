@@ -278,6 +278,8 @@ pub struct Mirror {
     pub rescue: RescuePolicy,
     /// How long a pull from it lasts before that is told.
     pub hang_after: Duration,
+    /// Whether Pods are evicted that are stuck on an image volume of it.
+    pub delete_pods: bool,
     /// Namespaces in which the mirror itself runs (it is reached as `*.NAMESPACE.svc`): their Pods
     /// cannot wait for it.
     pub runs_in: Vec<String>,

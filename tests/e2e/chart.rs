@@ -56,7 +56,7 @@ webhook: {replicas: 5, port: 10250, adminPort: 9090, budget: 500ms, drainSeconds
 companion: {replicas: 1, adminPort: 9091}
 webhookConfiguration: {name: yy, labels: {team: platform}, annotations: {admissions.enforcer/disabled: 'true'}}
 heal: false
-rescue: {enabled: true, perSecond: 50}
+rescue: {enabled: true, perSecond: 50, registries: ['mirror.example.com', 'mirror.example.com:5000/team'], deletePods: true}
 paused: true
 bindAddress: '[::]'
 priorityClassName: ''

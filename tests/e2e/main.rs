@@ -35,6 +35,7 @@ mod secrets;
 #[path = "../support/mod.rs"]
 mod support;
 mod upgrade;
+mod volumes;
 
 use std::{env, process::ExitCode};
 
@@ -91,6 +92,8 @@ const TESTS: &[Test<Cluster>] = tests![
     forward::without_its_registry_listed_nothing_goes_forward_and_the_mirror_says_so,
     forward::what_admission_would_keep_stays,
     forward::with_both_dead_each_pod_is_turned_twice_at_most,
+    volumes::a_pod_stuck_on_a_volume_is_evicted_where_nothing_is_lost,
+    volumes::without_leave_a_pod_stuck_on_a_volume_is_only_told,
     secrets::a_secret_of_somebody_else_is_left_alone,
     secrets::a_secret_that_changes_voids_and_rewrites_nothing,
     secrets::images_of_a_mirror_that_is_out_of_force_stay,

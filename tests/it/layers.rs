@@ -342,6 +342,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "register",
             "hangs",
             "lasting",
+            "evictor",
             "pods",
             "probe_secret",
             "publisher",

@@ -165,6 +165,7 @@ fn peer(number: usize, keys: &[ImageKey]) -> impl Strategy<Value = Peer> + use<>
                 exclude_owners: OwnerPattern::built_in(),
                 rescue: RescuePolicy::Enforce,
                 hang_after: HANG_AFTER,
+                delete_pods: false,
                 runs_in: Vec::new(),
             };
             let images = keys

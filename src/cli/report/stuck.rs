@@ -220,11 +220,13 @@ fn last_written(text: &str) -> Option<Timestamp> {
 const fn help(left: Left) -> &'static str {
     match left {
         Left::Upstream => {
-            "no mirror is named, so it is upstream that does not give the image: the Pod's events tell why"
+            "no mirror is named, so it is upstream that does not give the image: the Pod's events tell why. Where a \
+             mirror has proof of it, condition ForwardAllowed of that ImageMirror tells whether Pods go there"
         }
         Left::OtherReference => {
-            "kubelet speaks of another image: of an image volume, which nobody can change (delete the Pod), or of the \
-             one that stood there before, until it has tried this one"
+            "kubelet speaks of another image: of an image volume, which nobody can change (delete the Pod, or let it be \
+             evicted by spec.rescue.deletePods: Event VolumeStuck tells more), or of the one that stood there before, \
+             until it has tried this one"
         }
         Left::NodeLimit => "the node pulls too much at once, and tries again by itself",
         Left::Unnamed => "kubelet does not say which image it speaks of; it does when it tries again",

@@ -7,6 +7,7 @@
 mod brake;
 mod certificates;
 mod definitions;
+mod evictor;
 mod hangs;
 mod heartbeat;
 mod inherit;
@@ -250,6 +251,7 @@ impl Leader {
             tasks.spawn(register::run(self.clone(), ward.clone()));
             tasks.spawn(hangs::run(self.clone(), ward.clone()));
             tasks.spawn(lasting::run(self.clone(), ward.clone()));
+            tasks.spawn(evictor::run(self.clone(), ward.clone(), braked.clone()));
             ward
         });
         let (demand, wanted) = mpsc::channel(QUEUE);

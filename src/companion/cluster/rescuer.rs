@@ -29,6 +29,7 @@ use crate::{
             forward::Ahead,
             hang::{Hangs, field_path, is_pulling},
             lasting::Lasting,
+            volumes::Volumes,
         },
         snapshot::Snapshot,
         time::Timestamp,
@@ -75,6 +76,7 @@ struct Inside {
     former: Vec<Former>,
     hangs: Hangs,
     lasting: Lasting,
+    volumes: Volumes,
 }
 
 impl Ward {
@@ -83,6 +85,7 @@ impl Ward {
         inside.queue.begin_listing();
         inside.hangs.begin_listing();
         inside.lasting.begin_listing();
+        inside.volumes.begin_listing();
     }
 
     pub(super) fn end_listing(&self) {
@@ -90,6 +93,7 @@ impl Ward {
         inside.queue.end_listing();
         inside.hangs.end_listing();
         inside.lasting.end_listing();
+        inside.volumes.end_listing();
         self.due.notify_one();
     }
 
@@ -98,6 +102,7 @@ impl Ward {
         let known = known(snapshot, &inside.former);
         inside.hangs.take(pod, &snapshot.routing, now);
         inside.lasting.take(pod, &known, now);
+        inside.volumes.take(pod, &snapshot.routing);
         if inside.queue.take(pod, &known, is_listed, now) {
             self.due.notify_one();
         }
@@ -108,6 +113,7 @@ impl Ward {
         inside.queue.remove(pod);
         inside.hangs.remove(pod);
         inside.lasting.remove(pod);
+        inside.volumes.remove(pod);
     }
 
     /// Takes in which mirrors are gone.
@@ -126,6 +132,11 @@ impl Ward {
     /// Looks at the Pods that stay stuck.
     pub(super) fn lasting<T>(&self, look: impl FnOnce(&mut Lasting) -> T) -> T {
         look(&mut self.lock().lasting)
+    }
+
+    /// Looks at the Pods that are stuck on image volumes.
+    pub(super) fn volumes<T>(&self, look: impl FnOnce(&mut Volumes) -> T) -> T {
+        look(&mut self.lock().volumes)
     }
 
     /// Looks which Pods go forward, by what is proven now.

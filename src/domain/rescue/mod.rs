@@ -13,6 +13,7 @@ pub mod hang;
 pub mod lasting;
 pub mod message;
 mod queue;
+pub mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,7 +65,7 @@ const LONGEST_REFERENCE: usize = 1024;
 const LONGEST_RECORD: usize = 4 * 1024;
 const TURNS: usize = 16;
 
-/// The longest name of a mirror that is kept in mind; no ImageMirror has a longer one.
+/// The longest name of a mirror, or of what an owner is, that is kept in mind; nothing has a longer one.
 const LONGEST_NAME: usize = 253;
 
 /// What a Pod says of itself, as far as it decides whether it is turned.
@@ -98,6 +99,12 @@ pub struct Pod<'a> {
     pub is_done: bool,
     /// It serves.
     pub is_ready: bool,
+    /// Some container of it has begun, now or before.
+    pub has_begun: bool,
+    /// It has a volume that outlives it, or dies with it: a claim, its own or another's.
+    pub has_claim: bool,
+    /// Its image volumes: name and image.
+    pub image_volumes: Vec<(&'a str, &'a str)>,
     pub annotations: Option<&'a BTreeMap<String, String>>,
     pub init_containers: Vec<Container<'a>>,
     pub containers: Vec<Container<'a>>,

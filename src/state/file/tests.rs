@@ -76,6 +76,7 @@ fn a_minimal_mirror_has_the_defaults() {
         exclude_owners: OwnerPattern::built_in(),
         rescue: RescuePolicy::Enforce,
         hang_after: HANG_AFTER,
+        delete_pods: false,
         runs_in: vec![],
     };
     let connection = Connection {
@@ -183,6 +184,7 @@ fn every_field_is_accepted() {
         }],
         rescue: RescuePolicy::Audit,
         hang_after: Duration::from_mins(5),
+        delete_pods: false,
         runs_in: vec!["kagami".to_owned()],
     };
     assert_eq!(*mirror, expected);

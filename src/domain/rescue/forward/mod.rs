@@ -14,7 +14,7 @@
 use std::borrow::Cow;
 
 use super::{
-    Failure, Pod, REASONS, StuckContainer, StuckPod, Turning, Turns, Way,
+    Failure, LONGEST_NAME, Pod, REASONS, StuckContainer, StuckPod, Turning, Turns, Way,
     message::SIGNATURE,
     original::{Original, mirrors_named_by},
     turn_label,
@@ -34,9 +34,8 @@ use crate::domain::{
     time::Timestamp,
 };
 
-/// How many owners a Pod may have, and how long what they are called may be, to be kept in mind.
+/// How many owners a Pod may have to be kept in mind.
 const OWNERS: usize = 8;
-const LONGEST_NAME: usize = 253;
 
 /// What admission would look at besides images, if a Pod came now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,10 +127,11 @@ impl Newcomer {
         }
     }
 
-    /// Returns the mirror that admission would send an image to, or why to none, if the Pod were there already: the list
-    /// of its pull secrets cannot be changed. Only what is known counts, nobody is asked.
+    /// Returns the mirror that admission would send an image to, or why to none. Of a Pod that is there already the list of
+    /// pull secrets cannot be changed. Only what is known counts, nobody is asked.
     pub(super) fn admit(
         &self,
+        operation: Operation,
         place: Place<'_>,
         namespace: &str,
         mode: Mode,
@@ -140,7 +140,7 @@ impl Newcomer {
         let request = Request {
             namespace,
             mode,
-            operation: Operation::AddEphemeralContainers,
+            operation,
             heal: false,
             pod: self.with(vec![place]),
         };
@@ -155,6 +155,13 @@ impl Newcomer {
 }
 
 impl Ahead<'_> {
+    /// Whether a namespace itself is labelled enforce.
+    pub(super) fn enforces(&self, namespace: &str) -> bool {
+        let labels = self.snapshot.namespaces.get(namespace);
+        let mode = labels.and_then(|labels| labels.get(MODE_LABEL));
+        mode.map(String::as_str) == Some(Mode::Enforce.as_label())
+    }
+
     /// Whether Pods may be turned forward to a registry.
     fn lists(&self, registry: &str) -> bool {
         is_listed(self.registries, registry)
@@ -184,9 +191,7 @@ impl StuckPod {
             return Err(Stays::Signature);
         }
         let namespace = &*self.id.namespace;
-        let labels = by.snapshot.namespaces.get(namespace);
-        let mode = labels.and_then(|labels| labels.get(MODE_LABEL));
-        if mode.map(String::as_str) != Some(Mode::Enforce.as_label()) {
+        if !by.enforces(namespace) {
             return Err(Stays::NotEnforced);
         }
         let image = &*container.image;
@@ -206,7 +211,7 @@ impl StuckPod {
             image: Cow::Borrowed(image),
             never: false,
         };
-        let admitted = newcomer.admit(place, namespace, self.mode, by);
+        let admitted = newcomer.admit(Operation::AddEphemeralContainers, place, namespace, self.mode, by);
         let (mirror, outcome) = admitted.map_err(Stays::Kept)?;
         if is_recent(turns, container, by.snapshot.health_of(mirror).proven_since) {
             return Err(Stays::NotSince);
