@@ -39,6 +39,7 @@ struct Metadata {
     namespace: String,
     name: String,
     resource_version: String,
+    generation: i64,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
     labels: Labels,
@@ -78,6 +79,7 @@ impl Versioned for Pod {
 #[serde(rename_all = "camelCase", default)]
 struct Images {
     node_name: String,
+    restart_policy: String,
     containers: Vec<Container>,
     init_containers: Vec<Container>,
     ephemeral_containers: Vec<Container>,
@@ -110,6 +112,8 @@ struct ImageVolume {
 #[serde(default)]
 struct Statuses {
     phase: String,
+    #[serde(rename = "observedGeneration")]
+    observed_generation: i64,
     conditions: Vec<Condition>,
     #[serde(rename = "containerStatuses")]
     containers: Vec<ContainerStatus>,
@@ -195,14 +199,22 @@ impl Pod {
             is_done: ["Succeeded", "Failed"].contains(&status.phase.as_str()),
             is_ready: is_true("Ready"),
             annotations: Some(&metadata.annotations),
-            init_containers: containers(&spec.init_containers, &status.init_containers),
-            containers: containers(&spec.containers, &status.containers),
+            init_containers: containers(spec, &spec.init_containers, &status.init_containers),
+            containers: containers(spec, &spec.containers, &status.containers),
+            volumes: spec
+                .volumes
+                .iter()
+                .filter_map(|volume| Some((volume.name.as_str(), volume.image.as_ref()?.reference.as_str())))
+                .collect(),
+            // An older kubelet tells none.
+            is_unheard: (1..metadata.generation).contains(&status.observed_generation),
         }
     }
 }
 
 /// Returns containers with their statuses, which have an order of their own and may not be there yet.
 fn containers<'p>(
+    spec: &Images,
     containers: &'p [Container],
     statuses: &'p [ContainerStatus],
 ) -> Vec<rescue::Container<'p>> {
@@ -214,6 +226,12 @@ fn containers<'p>(
         let state = states.get(container.name.as_str());
         let waiting = state.and_then(|state| state.waiting.as_ref());
         let terminated = state.and_then(|state| state.terminated.as_ref());
+        let policy = container.restart_policy.as_ref().unwrap_or(&spec.restart_policy);
+        let runs_again = |ended: &Terminated| match policy.as_str() {
+            "Never" => false,
+            "OnFailure" => ended.exit_code != 0,
+            _ => true,
+        };
         rescue::Container {
             name: &container.name,
             image: &container.image,
@@ -221,6 +239,7 @@ fn containers<'p>(
             waiting: waiting.map(|waiting| (waiting.reason.as_str(), waiting.message.as_str())),
             is_running: state.is_some_and(|state| state.running.is_some()),
             has_succeeded: terminated.is_some_and(|terminated| terminated.exit_code == 0),
+            will_run_again: terminated.is_some_and(runs_again),
         }
     };
     containers.iter().map(container).collect()
@@ -234,6 +253,7 @@ fn timestamp(time: &Time) -> Timestamp {
 pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
     let Images {
         node_name: _,
+        restart_policy: _,
         containers,
         init_containers,
         ephemeral_containers,
@@ -265,6 +285,7 @@ pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
 pub fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
     let Images {
         node_name: _,
+        restart_policy: _,
         containers,
         init_containers,
         ephemeral_containers,

@@ -84,6 +84,10 @@ pub struct Pod<'a> {
     pub annotations: Option<&'a BTreeMap<String, String>>,
     pub init_containers: Vec<Container<'a>>,
     pub containers: Vec<Container<'a>>,
+    /// Names and references of the volumes that are images.
+    pub volumes: Vec<(&'a str, &'a str)>,
+    /// Its node has not taken in its last change: `status.observedGeneration` is behind `metadata.generation`.
+    pub is_unheard: bool,
 }
 
 impl Pod<'_> {
@@ -109,6 +113,8 @@ pub struct Container<'a> {
     pub is_running: bool,
     /// It ended, and well.
     pub has_succeeded: bool,
+    /// It ended, and is to be started once more.
+    pub will_run_again: bool,
 }
 
 impl Container<'_> {
