@@ -60,6 +60,8 @@ struct Suspect {
     /// Kubelet has not taken in its last change.
     is_unheard: bool,
     asked_at: Option<Timestamp>,
+    /// When it was asked about what its Events said last.
+    seen_at: Option<Timestamp>,
     /// Which of the places its Events say is being pulled, and since when.
     pulling: Option<(usize, Timestamp)>,
     /// Until when it was seen to wait behind another Pod's pull.
@@ -251,7 +253,7 @@ impl Hangs {
     /// Returns the Pod whose Events are to be asked for: of those that are due the one that was asked about longest
     /// ago, and before all others those on which it depends what is to be told. None if there is none now.
     pub fn next(&mut self, now: Timestamp) -> Option<PodId> {
-        let rivals = self.rivals(now);
+        let rivals = self.rivals();
         let due = self.pods.iter().filter_map(|(id, suspect)| {
             let is_rival = rivals.contains(id);
             let is_due = is_rival || suspect.due_at().is_some_and(|due| due <= now);
@@ -281,6 +283,7 @@ impl Hangs {
         let pulling = places.filter_map(|(index, place)| Some((pulling_since(place, &events)?, index)));
         // A Pod's images are pulled one by one.
         suspect.pulling = pulling.max().map(|(since, index)| (index, since));
+        suspect.seen_at = suspect.asked_at;
         if suspect.pulling.is_none() {
             // It has ended, though the Pod's status may not say so yet.
             suspect.told = None;
@@ -290,7 +293,7 @@ impl Hangs {
 
     /// Returns the pulls that last and were not told yet.
     pub fn news(&mut self, now: Timestamp) -> Vec<Hang> {
-        let rivals = self.rivals(now);
+        let rivals = self.rivals();
         let unclear: HashSet<Box<str>> = rivals
             .iter()
             .filter_map(|id| Some(self.pods.get(id)?.node.clone()))
@@ -305,7 +308,7 @@ impl Hangs {
         let mut news = Vec::new();
         for suspect in self.pods.values_mut() {
             let waited = suspect.told.as_ref().is_some_and(|told| told.waits);
-            let lasts = suspect.lasts(now).is_some();
+            let lasts = suspect.lasts().is_some();
             if !(lasts || waited) || unclear.contains(&suspect.node) {
                 continue;
             }
@@ -317,6 +320,7 @@ impl Hangs {
                 suspect.waited_until = Some(now);
             } else if !lasts {
                 // Its own time has just begun.
+                suspect.told = None;
                 continue;
             }
             let place = &suspect.places[index];
@@ -364,10 +368,10 @@ impl Hangs {
 
     /// Returns the Pods of which it depends what is told of other Pods of their nodes, and that nobody asked about since
     /// those began to pull.
-    fn rivals(&self, now: Timestamp) -> HashSet<(Box<str>, Box<str>)> {
+    fn rivals(&self) -> HashSet<(Box<str>, Box<str>)> {
         let mut lasting: HashMap<&str, Timestamp> = HashMap::new();
         for suspect in self.pods.values() {
-            if let Some((_, since)) = suspect.lasts(now) {
+            if let Some((_, since)) = suspect.lasts() {
                 let latest = lasting.entry(&suspect.node).or_insert(since);
                 *latest = since.max(*latest);
             }
@@ -408,6 +412,7 @@ impl Suspect {
             places: Vec::new(),
             is_unheard: false,
             asked_at: None,
+            seen_at: None,
             pulling: None,
             waited_until: None,
             told: None,
@@ -427,28 +432,32 @@ impl Suspect {
         Some((self.places.get(index)?, since))
     }
 
-    /// Returns the image that has been pulled from a mirror for too long, and since when.
-    fn lasts(&self, now: Timestamp) -> Option<(&Place, Timestamp)> {
-        let patience = |(place, _): &(&Place, _)| place.from.as_ref().map(|(_, patience)| *patience);
-        self.pulls()
-            .filter(|pulls| patience(pulls).is_some_and(|patience| now.since(pulls.1) >= patience))
+    /// Returns the image that had been pulled from a mirror for too long when it was asked about last, and since when.
+    fn lasts(&self) -> Option<(&Place, Timestamp)> {
+        let (place, since) = self.pulls()?;
+        let (_, patience) = place.from.as_ref()?;
+        let took_long = self.seen_at?.since(since) >= *patience;
+        took_long.then_some((place, since))
     }
 
     /// Returns when its Events are to be asked for; none where it depends on nothing what they tell.
     fn due_at(&self) -> Option<Timestamp> {
         let patience = |place: &Place| place.from.as_ref().map(|(_, patience)| *patience);
-        let shortest = self.places.iter().filter_map(patience).min()?;
+        let shortest = self.places.iter().filter_map(patience).min();
         let Some(asked_at) = self.asked_at else {
-            return Some(self.since.after(shortest));
+            return Some(self.since.after(shortest?));
         };
+        let waits = self.told.as_ref().is_some_and(|told| told.waits);
         let late = self
             .pulls()
+            .filter(|_| !waits)
             .and_then(|(place, since)| Some(since.after(patience(place)?)));
-        Some(match late {
-            Some(late) if late > asked_at => late,
-            Some(_) => asked_at.after(AGAIN.0),
-            None => asked_at.after(AGAIN.0.min(shortest).max(AGAIN.1)),
-        })
+        match late {
+            Some(late) if late > asked_at => Some(late),
+            // Whether it has ended meanwhile.
+            _ if self.pulling.is_some() => Some(asked_at.after(AGAIN.0)),
+            _ => Some(asked_at.after(AGAIN.0.min(shortest?).max(AGAIN.1))),
+        }
     }
 }
 
@@ -909,6 +918,17 @@ mod tests {
     }
 
     #[test]
+    fn a_pull_that_ended_before_it_took_too_long_is_not_told() {
+        let mut scene = Scene::new();
+        scene.take(&pod(vec![container("ContainerCreating")]), 0);
+        let events = [
+            ("web", event("Pulling", PULLING, APP, 30)),
+            ("web", event("Pulled", "x", APP, 140)),
+        ];
+        assert_eq!(scene.told(&events, 0..600), None);
+    }
+
+    #[test]
     fn who_began_before_and_pulls_nothing_holds_up_nobody() {
         let mut scene = Scene::new();
         for (name, image) in [("other", "quay.io/large:1"), ("web", IMAGE)] {
@@ -929,6 +949,15 @@ mod tests {
             scene.take(&named(name, "quay.io/large:1", 0), 0);
         }
         scene.take(&named("web", IMAGE, 2), 2);
+        // Others are due all the time.
+        let due: Vec<_> = (0..200).map(|number| format!("due-{number}")).collect();
+        for name in &due {
+            let elsewhere = Pod {
+                node: "node-2",
+                ..named(name, IMAGE, 62)
+            };
+            scene.take(&elsewhere, 62);
+        }
         let events = [("web", event("Pulling", PULLING, APP, 3))];
         let (told, ..) = scene.told(&events, 0..200).unwrap();
         assert!((123..=128).contains(&told), "{told}");
@@ -951,6 +980,7 @@ mod tests {
         assert_eq!(scene.hangs.news(at(30)).len(), 1);
         change(&mut scene, |mirror| mirror.rescue = RescuePolicy::Off);
         assert!(scene.hangs.longest().is_empty());
+        scene.hangs.judge(&id, &[]);
         assert_eq!(scene.hangs.next(at(900)), None);
         change(&mut scene, |_| ());
         assert!(scene.hangs.next(at(900)).is_some());
