@@ -16,8 +16,8 @@ use crate::{
         names::STATIC_POD_ANNOTATION,
         original::{RecordedDecisions, key_of},
         pod::{PlaceKind, PlaceLabel},
-        pulls::{Pull, Pulled},
-        rescue,
+        pulls::{Failure, Pull, Pulled},
+        rescue::{self, message::cause},
         routing::{MirrorId, Routing},
         time::Timestamp,
     },
@@ -63,6 +63,11 @@ struct Owner {
 }
 
 impl Pod {
+    /// Returns the node that it is on; empty where it is on none yet.
+    pub fn node(&self) -> &str {
+        &self.spec.node_name
+    }
+
     /// Returns namespace and name.
     pub fn id(&self) -> (&str, &str) {
         (&self.metadata.namespace, &self.metadata.name)
@@ -155,14 +160,18 @@ struct Waiting {
     message: String,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-struct Begun {}
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Begun {
+    started_at: Option<Time>,
+}
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct Terminated {
-    #[serde(default)]
     exit_code: i32,
+    #[serde(flatten)]
+    begun: Begun,
 }
 
 impl Pod {
@@ -312,9 +321,10 @@ pub fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
             .map(|container| (&container.name, &container.image));
         let images: HashMap<_, _> = images.collect();
         pulled.extend(statuses.iter().filter_map(|status| {
-            let pull = pull(&status.state)?;
             let place = PlaceLabel::new(kind, &status.name);
-            let (key, mirror) = record.key_of(place, images.get(&status.name)?, routing)?;
+            let image = images.get(&status.name)?;
+            let pull = pull(&status.state, image)?;
+            let (key, mirror) = record.key_of(place, image, routing)?;
             let mirror = Box::from(routing.mirror(mirror?).name.as_str());
             Some(Pulled { mirror, key, pull })
         }));
@@ -352,16 +362,31 @@ impl<'p> Record<'p> {
     }
 }
 
+/// The reasons for which a container waits whose image could not be pulled just now, and that of one that waits since.
+const FAILED: [&str; 3] = ["ErrImagePull", "RegistryUnavailable", "SignatureValidationFailed"];
+const WAITING: &str = "ImagePullBackOff";
+
 /// Returns how a container stands with its image, as far as its state tells.
-fn pull(state: &ContainerState) -> Option<Pull> {
-    if state.running.is_some() || state.terminated.is_some() {
-        return Some(Pull::Done);
+fn pull(state: &ContainerState, image: &str) -> Option<Pull> {
+    let begun = state
+        .running
+        .as_ref()
+        .or(state.terminated.as_ref().map(|ended| &ended.begun));
+    if let Some(begun) = begun {
+        let started = begun.started_at.as_ref().map(timestamp);
+        return Some(Pull::Done(started.unwrap_or_default()));
     }
-    match state.waiting.as_ref()?.reason.as_str() {
-        "ErrImagePull" => Some(Pull::Failed),
-        "ImagePullBackOff" => Some(Pull::Waiting),
-        _ => None,
+    let Waiting { reason, message } = state.waiting.as_ref()?;
+    // It may speak of another image, or of the node alone.
+    if rescue::failure(image, message) != rescue::Failure::Image {
+        return None;
     }
+    let cause = cause(message);
+    if let Some(code) = FAILED.iter().find(|known| *known == reason) {
+        return Some(Pull::Failed(Failure { cause, code }));
+    }
+    let waits = Failure { cause, code: WAITING };
+    (reason == WAITING).then_some(Pull::Waiting(waits))
 }
 
 #[cfg(test)]
@@ -369,6 +394,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
+        domain::pulls::Cause,
         state::file,
     };
 
@@ -400,7 +426,10 @@ mod tests {
                     DECISIONS_ANNOTATION: decisions,
                 }},
                 "spec": {"containers": [{"name": "app", "image": "mirror.test/docker.io/library/nginx:1.29"}]},
-                "status": {"containerStatuses": [{"name": "app", "state": {"waiting": {"reason": "ErrImagePull"}}}]},
+                "status": {"containerStatuses": [{"name": "app", "state": {"waiting": {
+                    "reason": "ErrImagePull",
+                    "message": "failed to pull and unpack image \"mirror.test/docker.io/library/nginx:1.29\": x",
+                }}}]},
             }))
             .unwrap();
             pulled(&pod, &routing)[0].mirror.clone()
@@ -447,12 +476,31 @@ mod tests {
                 pulled.pull
             })
         };
-        let waiting = |reason| serde_json::json!({"waiting": {"reason": reason}});
+        let says = |reason: &str, message: &str| serde_json::json!({"waiting": {"reason": reason, "message": message}});
+        let of = |image: &str| format!("failed to pull and unpack image \"{image}\": x");
+        let waiting = |reason: &str| says(reason, &of(mirrored));
         let running = serde_json::json!({"running": {"startedAt": "2030-01-01T00:00:00Z"}});
-        assert_eq!(found(mirrored, waiting("ErrImagePull")), Some(Pull::Failed));
-        assert_eq!(found(mirrored, waiting("ImagePullBackOff")), Some(Pull::Waiting));
+        let ended = serde_json::json!({"terminated": {"exitCode": 1, "startedAt": "2030-01-01T00:00:00Z"}});
+        let failure = |code| Failure {
+            cause: Cause::Other,
+            code,
+        };
+        for code in ["ErrImagePull", "RegistryUnavailable", "SignatureValidationFailed"] {
+            assert_eq!(found(mirrored, waiting(code)), Some(Pull::Failed(failure(code))));
+        }
+        assert_eq!(
+            found(mirrored, waiting("ImagePullBackOff")),
+            Some(Pull::Waiting(failure("ImagePullBackOff")))
+        );
         assert_eq!(found(mirrored, waiting("ContainerCreating")), None);
-        assert_eq!(found(mirrored, running.clone()), Some(Pull::Done));
+        // It speaks of the image before, of the node's own limit, or of nothing.
+        for message in [of("nginx:1.29"), "pull QPS exceeded".to_owned(), String::new()] {
+            assert_eq!(found(mirrored, says("ErrImagePull", &message)), None, "{message}");
+        }
+        let started = Timestamp::from_millis(1_893_456_000_000);
+        for state in [running.clone(), ended] {
+            assert_eq!(found(mirrored, state), Some(Pull::Done(started)));
+        }
         assert_eq!(found("nginx:1.29", running), None);
     }
 

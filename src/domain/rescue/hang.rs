@@ -250,15 +250,15 @@ impl Hangs {
         }
     }
 
-    /// Returns the Pod whose Events are to be asked for: of those that are due the one that was asked about longest
-    /// ago, and before all others those on which it depends what is to be told. None if there is none now.
+    /// Returns the Pod whose Events are to be asked for: of those that are due, or on which it depends what is told of
+    /// another, the one that was asked about longest ago; those that never ran come first. None if there is none now.
     pub fn next(&mut self, now: Timestamp) -> Option<PodId> {
         let rivals = self.rivals();
         let due = self.pods.iter().filter_map(|(id, suspect)| {
             let is_rival = rivals.contains(id);
             let is_due = is_rival || suspect.due_at().is_some_and(|due| due <= now);
             let goes_on = !suspect.begins();
-            is_due.then(|| ((!is_rival, goes_on, suspect.asked_at, suspect.since), id))
+            is_due.then(|| ((goes_on, suspect.asked_at, suspect.since), id))
         });
         let (_, id) = due.min()?;
         let id = id.clone();

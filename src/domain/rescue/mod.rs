@@ -425,7 +425,7 @@ fn tried<'p, 'a>(pod: &'p Pod<'a>) -> impl Iterator<Item = (PlaceKind, usize, &'
 }
 
 /// Returns what a message says could not be pulled, where this image stands.
-fn failure(image: &str, message: &str) -> Failure {
+pub fn failure(image: &str, message: &str) -> Failure {
     match said(message) {
         Said::Limit => Failure::Limit,
         Said::Nothing => Failure::Unnamed,

@@ -19,7 +19,7 @@ use ::kagami::{
     metrics::Metrics,
     registry::{Client, Endpoint},
     state::{
-        Demand, Store,
+        Demand, Store, Why,
         feed::{Feed, Keep},
         file,
     },
@@ -366,6 +366,7 @@ async fn a_recovery_is_followed_by_a_sweep() {
         let demand = Demand {
             mirror: "main".to_owned(),
             key: key.parse().unwrap(),
+            why: Why::New,
         };
         companion.demand.send(demand).await.unwrap();
     }
