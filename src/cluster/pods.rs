@@ -371,7 +371,7 @@ fn pull(state: &ContainerState, image: &str) -> Option<Pull> {
     let begun = state
         .running
         .as_ref()
-        .or(state.terminated.as_ref().map(|ended| &ended.begun));
+        .or_else(|| state.terminated.as_ref().map(|ended| &ended.begun));
     if let Some(begun) = begun {
         let started = begun.started_at.as_ref().map(timestamp);
         return Some(Pull::Done(started.unwrap_or_default()));

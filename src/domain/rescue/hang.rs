@@ -258,7 +258,7 @@ impl Hangs {
             let is_rival = rivals.contains(id);
             let is_due = is_rival || suspect.due_at().is_some_and(|due| due <= now);
             let goes_on = !suspect.begins();
-            is_due.then(|| ((goes_on, suspect.asked_at, suspect.since), id))
+            is_due.then_some(((goes_on, suspect.asked_at, suspect.since), id))
         });
         let (_, id) = due.min()?;
         let id = id.clone();

@@ -63,8 +63,10 @@ const REFUSED: [&str; 6] = [
 /// How CRI-O begins what it says of an image that is not there.
 const NOT_FOUND: [&str; 2] = ["manifest unknown", "name unknown"];
 
-/// What containerd says of a token that it did not get, before it says why.
-const TOKENS: [&str; 3] = [
+/// What containerd says it was about (2.4, `core/transfer/local/pull.go`), or of a token that it did not get, before it
+/// says why.
+const STEPS: [&str; 4] = [
+    "failed to resolve image: ",
     "failed to authorize: ",
     "failed to fetch oauth token: ",
     "failed to fetch anonymous token: ",
@@ -89,7 +91,7 @@ pub fn cause(message: &str) -> Cause {
     loop {
         if let Some(inner) = WRAPPING
             .iter()
-            .chain(&TOKENS)
+            .chain(&STEPS)
             .find_map(|before| rest.strip_prefix(before))
         {
             rest = inner;
