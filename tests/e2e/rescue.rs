@@ -28,17 +28,17 @@ const RESCUES: &[&str] = &["--rescue-per-second", "10"];
 const MOMENT: Duration = Duration::from_millis(500);
 
 /// The name of an image, as users write it.
-fn written(name: &str) -> String {
+pub(crate) fn written(name: &str) -> String {
     format!("docker.io/library/{name}:1")
 }
 
 /// The same as Kagami writes it.
-fn mirrored(name: &str) -> String {
+pub(crate) fn mirrored(name: &str) -> String {
     format!("mirror.test/{}", written(name))
 }
 
 /// A Pod as Kagami leaves it: containers by their names, which are those of their images too.
-fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
+pub(crate) fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value {
     let mut pod = pod(name, "x");
     let list = |names: &[&str]| -> Value {
         let container = |name: &&str| json!({"name": name, "image": mirrored(name)});
@@ -58,7 +58,7 @@ fn back_off(image: &str) -> Value {
     waiting("ImagePullBackOff", &format!("Back-off pulling image \"{image}\""))
 }
 
-fn waiting(reason: &str, message: &str) -> Value {
+pub(crate) fn waiting(reason: &str, message: &str) -> Value {
     json!({"waiting": {"reason": reason, "message": message}})
 }
 
@@ -71,7 +71,7 @@ fn succeeded() -> Value {
 }
 
 /// Writes a Pod's status: the states of its containers, by their names.
-fn report(namespace: &Namespace<'_>, name: &str, states: &[(&str, Value)]) -> Answer {
+pub(crate) fn report(namespace: &Namespace<'_>, name: &str, states: &[(&str, Value)]) -> Answer {
     let mut pod = namespace.pod(name);
     let of = |list: &str| -> Value {
         let names = pod["spec"][list].as_array().into_iter().flatten();
@@ -484,7 +484,14 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
     let namespace = &place.served;
     let long_ago = clock::now().before(Duration::from_mins(1));
     let second = |time: Timestamp| format!("{:.19}Z", time.to_string());
-    for name in ["hangs", "pulled"] {
+    let hosts = [
+        ("hangs", "kubelet", "no-such-node"),
+        ("pulled", "kubelet", "no-such-node"),
+        // Who may create Events may write of anything.
+        ("forged", "somebody", "no-such-node"),
+        ("elsewhere", "kubelet", "another-node"),
+    ];
+    for (name, component, host) in hosts {
         let mut pod = rewritten(name, &[], &["app"]);
         pod["spec"]["nodeName"] = "no-such-node".into();
         let pod = namespace.create_pod(&pod).success();
@@ -511,7 +518,8 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
                     "uid": pod["metadata"]["uid"], "fieldPath": "spec.containers{app}",
                 },
                 "reason": reason, "message": message, "type": "Normal", "count": 1,
-                "firstTimestamp": second(at), "lastTimestamp": second(at), "source": {"component": "kubelet"},
+                "firstTimestamp": second(at), "lastTimestamp": second(at),
+                "source": {"component": component, "host": host},
             });
             cluster.create(&namespace.path("events"), &event).success();
         };
@@ -545,13 +553,20 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
             },
         )
     };
-    assert!(lasts(true).contains("hangs"));
+    let message = lasts(true);
+    assert!(
+        message.contains(&mirrored("app")) && message.contains("no-such-node"),
+        "{message}"
+    );
+    assert!(!message.contains("hangs"), "everybody may read it: {message}");
     // It ends with an error, and is turned back as any other.
     report(namespace, "hangs", &[("app", back_off(&mirrored("app")))]).success();
     until_back(namespace, "hangs", "app");
     lasts(false);
-    assert_eq!(image(&namespace.pod("pulled"), "app"), mirrored("app"));
-    for name in ["hangs", "pulled"] {
+    for (name, ..) in &hosts[1..] {
+        assert_eq!(image(&namespace.pod(name), "app"), mirrored("app"));
+    }
+    for (name, ..) in hosts {
         // No kubelet says that it is gone.
         stdout(&namespace.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"]));
     }
