@@ -17,8 +17,8 @@ use crate::{
         original::{RecordedDecisions, key_of},
         platform::{Label, Landing},
         pod::{self, PlaceKind, PlaceLabel},
-        pulls::{Pull, Pulled},
-        rescue,
+        pulls::{Failure, Pull, Pulled},
+        rescue::{self, message::cause},
         routing::{MirrorId, Routing},
         time::Timestamp,
     },
@@ -40,6 +40,7 @@ struct Metadata {
     namespace: String,
     name: String,
     resource_version: String,
+    generation: i64,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
     labels: Labels,
@@ -80,6 +81,11 @@ impl Owner {
 }
 
 impl Pod {
+    /// Returns the node that it is on; empty where it is on none yet.
+    pub fn node(&self) -> &str {
+        &self.spec.node_name
+    }
+
     /// Returns namespace and name.
     pub fn id(&self) -> (&str, &str) {
         (&self.metadata.namespace, &self.metadata.name)
@@ -96,6 +102,7 @@ impl Versioned for Pod {
 #[serde(rename_all = "camelCase", default)]
 struct Images {
     node_name: String,
+    restart_policy: String,
     containers: Vec<Container>,
     init_containers: Vec<Container>,
     ephemeral_containers: Vec<Container>,
@@ -185,6 +192,8 @@ struct ImageVolume {
 #[serde(default)]
 struct Statuses {
     phase: String,
+    #[serde(rename = "observedGeneration")]
+    observed_generation: i64,
     conditions: Vec<Condition>,
     #[serde(rename = "containerStatuses")]
     containers: Vec<ContainerStatus>,
@@ -243,14 +252,18 @@ struct Waiting {
     message: String,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-struct Begun {}
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Begun {
+    started_at: Option<Time>,
+}
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 struct Terminated {
-    #[serde(default)]
     exit_code: i32,
+    #[serde(flatten)]
+    begun: Begun,
 }
 
 impl Pod {
@@ -309,14 +322,17 @@ impl Pod {
             has_claim: volumes.any(|volume| volume.claim.is_some() || volume.ephemeral.is_some()),
             image_volumes: image_volumes.collect(),
             annotations: Some(&metadata.annotations),
-            init_containers: containers(&spec.init_containers, &status.init_containers),
-            containers: containers(&spec.containers, &status.containers),
+            init_containers: containers(spec, &spec.init_containers, &status.init_containers),
+            containers: containers(spec, &spec.containers, &status.containers),
+            // An older kubelet tells none.
+            is_unheard: (1..metadata.generation).contains(&status.observed_generation),
         }
     }
 }
 
 /// Returns containers with their statuses, which have an order of their own and may not be there yet.
 fn containers<'p>(
+    spec: &Images,
     containers: &'p [Container],
     statuses: &'p [ContainerStatus],
 ) -> Vec<rescue::Container<'p>> {
@@ -328,6 +344,12 @@ fn containers<'p>(
         let state = states.get(container.name.as_str());
         let waiting = state.and_then(|state| state.waiting.as_ref());
         let terminated = state.and_then(|state| state.terminated.as_ref());
+        let policy = container.restart_policy.as_ref().unwrap_or(&spec.restart_policy);
+        let runs_again = |ended: &Terminated| match policy.as_str() {
+            "Never" => false,
+            "OnFailure" => ended.exit_code != 0,
+            _ => true,
+        };
         rescue::Container {
             name: &container.name,
             image: &container.image,
@@ -335,6 +357,7 @@ fn containers<'p>(
             waiting: waiting.map(|waiting| (waiting.reason.as_str(), waiting.message.as_str())),
             is_running: state.is_some_and(|state| state.running.is_some()),
             has_succeeded: terminated.is_some_and(|terminated| terminated.exit_code == 0),
+            will_run_again: terminated.is_some_and(runs_again),
         }
     };
     containers.iter().map(container).collect()
@@ -404,9 +427,10 @@ pub fn pulled(pod: &Pod, routing: &Routing) -> Vec<Pulled> {
             .map(|container| (&container.name, &container.image));
         let images: HashMap<_, _> = images.collect();
         pulled.extend(statuses.iter().filter_map(|status| {
-            let pull = pull(&status.state)?;
             let place = PlaceLabel::new(kind, &status.name);
-            let (key, mirror) = record.key_of(place, images.get(&status.name)?, routing)?;
+            let image = images.get(&status.name)?;
+            let pull = pull(&status.state, image)?;
+            let (key, mirror) = record.key_of(place, image, routing)?;
             let mirror = Box::from(routing.mirror(mirror?).name.as_str());
             Some(Pulled { mirror, key, pull })
         }));
@@ -444,16 +468,31 @@ impl<'p> Record<'p> {
     }
 }
 
+/// The reasons for which a container waits whose image could not be pulled just now, and that of one that waits since.
+const FAILED: [&str; 3] = ["ErrImagePull", "RegistryUnavailable", "SignatureValidationFailed"];
+const WAITING: &str = "ImagePullBackOff";
+
 /// Returns how a container stands with its image, as far as its state tells.
-fn pull(state: &ContainerState) -> Option<Pull> {
-    if state.running.is_some() || state.terminated.is_some() {
-        return Some(Pull::Done);
+fn pull(state: &ContainerState, image: &str) -> Option<Pull> {
+    let begun = state
+        .running
+        .as_ref()
+        .or_else(|| state.terminated.as_ref().map(|ended| &ended.begun));
+    if let Some(begun) = begun {
+        let started = begun.started_at.as_ref().map(timestamp);
+        return Some(Pull::Done(started.unwrap_or_default()));
     }
-    match state.waiting.as_ref()?.reason.as_str() {
-        "ErrImagePull" => Some(Pull::Failed),
-        "ImagePullBackOff" => Some(Pull::Waiting),
-        _ => None,
+    let Waiting { reason, message } = state.waiting.as_ref()?;
+    // It may speak of another image, or of the node alone.
+    if rescue::failure(image, message) != rescue::Failure::Image {
+        return None;
     }
+    let cause = cause(message);
+    if let Some(code) = FAILED.iter().find(|known| *known == reason) {
+        return Some(Pull::Failed(Failure { cause, code }));
+    }
+    let waits = Failure { cause, code: WAITING };
+    (reason == WAITING).then_some(Pull::Waiting(waits))
 }
 
 #[cfg(test)]
@@ -461,6 +500,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
+        domain::pulls::Cause,
         state::file,
     };
 
@@ -492,7 +532,10 @@ mod tests {
                     DECISIONS_ANNOTATION: decisions,
                 }},
                 "spec": {"containers": [{"name": "app", "image": "mirror.test/docker.io/library/nginx:1.29"}]},
-                "status": {"containerStatuses": [{"name": "app", "state": {"waiting": {"reason": "ErrImagePull"}}}]},
+                "status": {"containerStatuses": [{"name": "app", "state": {"waiting": {
+                    "reason": "ErrImagePull",
+                    "message": "failed to pull and unpack image \"mirror.test/docker.io/library/nginx:1.29\": x",
+                }}}]},
             }))
             .unwrap();
             pulled(&pod, &routing)[0].mirror.clone()
@@ -566,12 +609,31 @@ mod tests {
                 pulled.pull
             })
         };
-        let waiting = |reason| serde_json::json!({"waiting": {"reason": reason}});
+        let says = |reason: &str, message: &str| serde_json::json!({"waiting": {"reason": reason, "message": message}});
+        let of = |image: &str| format!("failed to pull and unpack image \"{image}\": x");
+        let waiting = |reason: &str| says(reason, &of(mirrored));
         let running = serde_json::json!({"running": {"startedAt": "2030-01-01T00:00:00Z"}});
-        assert_eq!(found(mirrored, waiting("ErrImagePull")), Some(Pull::Failed));
-        assert_eq!(found(mirrored, waiting("ImagePullBackOff")), Some(Pull::Waiting));
+        let ended = serde_json::json!({"terminated": {"exitCode": 1, "startedAt": "2030-01-01T00:00:00Z"}});
+        let failure = |code| Failure {
+            cause: Cause::Other,
+            code,
+        };
+        for code in ["ErrImagePull", "RegistryUnavailable", "SignatureValidationFailed"] {
+            assert_eq!(found(mirrored, waiting(code)), Some(Pull::Failed(failure(code))));
+        }
+        assert_eq!(
+            found(mirrored, waiting("ImagePullBackOff")),
+            Some(Pull::Waiting(failure("ImagePullBackOff")))
+        );
         assert_eq!(found(mirrored, waiting("ContainerCreating")), None);
-        assert_eq!(found(mirrored, running.clone()), Some(Pull::Done));
+        // It speaks of the image before, of the node's own limit, or of nothing.
+        for message in [of("nginx:1.29"), "pull QPS exceeded".to_owned(), String::new()] {
+            assert_eq!(found(mirrored, says("ErrImagePull", &message)), None, "{message}");
+        }
+        let started = Timestamp::from_millis(1_893_456_000_000);
+        for state in [running.clone(), ended] {
+            assert_eq!(found(mirrored, state), Some(Pull::Done(started)));
+        }
         assert_eq!(found("nginx:1.29", running), None);
     }
 

@@ -57,6 +57,16 @@ struct Inner {
 pub struct Demand {
     pub mirror: String,
     pub key: ImageKey,
+    pub why: Why,
+}
+
+/// Why an image is to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Nobody knows it yet.
+    New,
+    /// It is known, and a node could not pull it. Until it was looked at, what is known of it is believed or not.
+    PullFailed { is_believed: bool },
 }
 
 /// What a configuration gives to the state.

@@ -31,7 +31,7 @@ use crate::{
         time::Timestamp,
     },
     metrics::{Metrics, ReviewAnswer},
-    state::{Demand, Store},
+    state::{Demand, Store, Why},
     telemetry::{Sample, Throttle},
 };
 
@@ -429,6 +429,7 @@ impl Inner {
             let demand = Demand {
                 mirror: snapshot.routing.mirror(probe.mirror).name.clone(),
                 key: probe.key.clone(),
+                why: Why::New,
             };
             if taker.try_send(demand).is_err() {
                 self.metrics.demand_was_dropped();

@@ -26,6 +26,7 @@ mod manifests;
 mod modes;
 mod neighbours;
 mod places;
+mod pulls;
 mod report;
 mod rescue;
 mod rights;
@@ -84,6 +85,8 @@ const TESTS: &[Test<Cluster>] = tests![
     rescue::a_pod_that_somebody_changed_in_between_is_left_alone,
     rescue::by_its_policy_a_mirror_is_told_of_or_left_alone,
     rescue::a_pull_that_lasts_is_told_and_nothing_is_done,
+    pulls::a_failed_pull_asks_for_one_look_and_refused_credentials_for_none,
+    pulls::nodes_that_cannot_pull_are_told_by_two_of_them,
     rescue::a_pod_whose_node_pulls_again_is_left_alone_until_that_fails,
     rescue::the_brake_holds_every_pod_as_it_is,
     rescue::a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads,

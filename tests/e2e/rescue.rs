@@ -30,12 +30,12 @@ pub(crate) const RESCUES: &[&str] = &["--rescue-per-second", "10"];
 pub(crate) const MOMENT: Duration = Duration::from_millis(500);
 
 /// The name of an image, as users write it.
-fn written(name: &str) -> String {
+pub(crate) fn written(name: &str) -> String {
     format!("docker.io/library/{name}:1")
 }
 
 /// The same as Kagami writes it.
-fn mirrored(name: &str) -> String {
+pub(crate) fn mirrored(name: &str) -> String {
     format!("mirror.test/{}", written(name))
 }
 
@@ -719,7 +719,14 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
     let namespace = &place.served;
     let long_ago = clock::now().before(Duration::from_mins(1));
     let second = |time: Timestamp| format!("{:.19}Z", time.to_string());
-    for name in ["hangs", "pulled"] {
+    let hosts = [
+        ("hangs", "kubelet", "no-such-node"),
+        ("pulled", "kubelet", "no-such-node"),
+        // Who may create Events may write of anything.
+        ("forged", "somebody", "no-such-node"),
+        ("elsewhere", "kubelet", "another-node"),
+    ];
+    for (name, component, host) in hosts {
         let mut pod = rewritten(name, &[], &["app"]);
         pod["spec"]["nodeName"] = "no-such-node".into();
         let pod = namespace.create_pod(&pod).success();
@@ -746,7 +753,8 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
                     "uid": pod["metadata"]["uid"], "fieldPath": "spec.containers{app}",
                 },
                 "reason": reason, "message": message, "type": "Normal", "count": 1,
-                "firstTimestamp": second(at), "lastTimestamp": second(at), "source": {"component": "kubelet"},
+                "firstTimestamp": second(at), "lastTimestamp": second(at),
+                "source": {"component": component, "host": host},
             });
             cluster.create(&namespace.path("events"), &event).success();
         };
@@ -780,13 +788,20 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
             },
         )
     };
-    assert!(lasts(true).contains("hangs"));
+    let message = lasts(true);
+    assert!(
+        message.contains(&mirrored("app")) && message.contains("no-such-node"),
+        "{message}"
+    );
+    assert!(!message.contains("hangs"), "everybody may read it: {message}");
     // It ends with an error, and is turned back as any other.
     report(namespace, "hangs", &[("app", back_off(&mirrored("app")))]).success();
     until_back(namespace, "hangs", "app");
     lasts(false);
-    assert_eq!(image(&namespace.pod("pulled"), "app"), mirrored("app"));
-    for name in ["hangs", "pulled"] {
+    for (name, ..) in &hosts[1..] {
+        assert_eq!(image(&namespace.pod(name), "app"), mirrored("app"));
+    }
+    for (name, ..) in hosts {
         // No kubelet says that it is gone.
         stdout(&namespace.kubectl(&["delete", "pod", name, "--force", "--grace-period=0"]));
     }

@@ -11,6 +11,7 @@
     reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
 )]
 
+mod hangs;
 mod load;
 mod mirror;
 mod modes;
@@ -46,6 +47,10 @@ const TESTS: &[Test<Node>] = tests![
     presence::a_mirror_that_comes_back_empty_is_proven_anew,
     presence::a_deleted_image_is_not_rewritten_past_the_freshness_bound,
     rescue::pods_sent_to_a_mirror_that_died_run_from_upstream,
+    rescue::stuck_pods_are_let_go_by_a_mirror_that_is_off_or_deleted,
+    rescue::where_mirror_and_upstream_are_dead_each_pod_is_patched_once,
+    rescue::a_pod_whose_image_the_mirror_deleted_runs_from_upstream,
+    rescue::a_pod_whose_pull_secret_was_revoked_runs_from_upstream,
     presence::it_is_told_where_nodes_cannot_pull,
     modes::each_mode_does_what_it_says,
     mirror::pods_outlive_a_mirror_without_the_chart_too,
@@ -66,6 +71,8 @@ const TESTS: &[Test<Node>] = tests![
 
 /// Tests that take away what all others need; they run after them, one by one.
 const ALONE: &[Test<Node>] = tests![
+    hangs::a_pull_that_hangs_is_told_and_its_pod_runs_once_it_fails,
+    hangs::a_turn_that_comes_late_restarts_nothing,
     outage::a_restarted_api_server_finds_kagami_at_work,
     outage::an_image_that_replicas_hear_nothing_of_is_not_proven_by_sweeps,
 ];

@@ -77,24 +77,29 @@ pub(crate) fn it_is_told_where_nodes_cannot_pull(node: &Node) {
             let object = cluster.get(&format!("{MIRRORS}/{}", mirror.name)).success();
             let mut conditions = object["status"]["conditions"].as_array()?.iter();
             let found = conditions.find(|condition| condition["type"] == "NodesCanPull")?;
-            (found["status"] == expected).then_some(())
-        });
+            (found["status"] == expected).then(|| found["message"].as_str().unwrap().to_owned())
+        })
     };
 
     // The first Pod makes the companion look.
     namespace.create_pod(&pod("first", written)).success();
     until_rewritten(&namespace, &[written.to_owned()], &[mirrored.to_owned()]);
-    // Each fails once, and runs from upstream then.
-    for name in ["stranger", "another"] {
+    // Each fails once, and runs from upstream then. A secret is its namespace's, so it takes two of them.
+    let other = cluster.namespace(Some("enforce"));
+    let strangers = [(&namespace, "stranger"), (&other, "another")];
+    for (namespace, name) in strangers {
         let created = namespace.create_pod(&pod(name, written)).success();
         assert_eq!(admission::image(&created, "app"), mirrored);
-        let pod = until_running(&namespace, name);
+        let pod = until_running(namespace, name);
         assert_eq!(admission::image(&pod, "app"), written);
-        thread::sleep(Duration::from_secs(5));
+        thread::sleep(Duration::from_secs(6));
     }
-    nodes_can_pull("False");
+    let message = nodes_can_pull("False");
+    for part in ["node1", written, "credentials refused"] {
+        assert!(message.contains(part), "{message}");
+    }
 
-    for name in ["stranger", "another"] {
+    for (namespace, name) in strangers {
         cluster.delete(&namespace.path(&format!("pods/{name}")));
     }
     mirror.place_pull_secret(&namespace);

@@ -10,12 +10,15 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    shared::{admission::image, chart::stdout, cluster::Namespace, eventually, within},
+    hangs::{assert_never_restarted, gated, open, status},
+    shared::{admission::image, chart::stdout, cluster::Namespace, companion::MIRRORS, eventually, within},
     support::{
-        chart::Use,
+        chart::{OWN, Use},
         images::{self, FOREVER},
+        kagami::{Mirrored, image_mirror},
         node::Node,
-        pods::{pod, until_rewritten},
+        pods::{pod, until, until_kept, until_pull_fails, until_rewritten, until_running},
+        registry::{ALICE, Registry},
         scene::Scene,
     },
 };
@@ -25,7 +28,7 @@ use crate::{
 const BAR: Duration = Duration::from_secs(30);
 
 /// The Pods of each workload.
-const DEPLOYMENT: usize = 10;
+const DEPLOYMENT: usize = 30;
 const STATEFUL_SET: usize = 2;
 const ALL: usize = DEPLOYMENT + STATEFUL_SET + 2;
 
@@ -50,6 +53,11 @@ pub(crate) fn pods_sent_to_a_mirror_that_died_run_from_upstream(node: &Node) {
         let names: Vec<_> = pods(namespace).iter().map(name).collect();
         (names.len() == ALL).then_some(names)
     });
+    // One like them that Kagami does not help: it was not called for it, and nobody recorded what its user wrote.
+    let alone = node.cluster.namespace(None);
+    alone
+        .create_pod(&gated("alone", &[("app", &scene.mirrored[0])]))
+        .success();
     let is_of_a_mirror = |image: &str| [&scene.mirrored[0], &mirrored_task].contains(&&image.to_owned());
     for pod in pods(namespace) {
         for (container, image) in images_of(&pod) {
@@ -59,9 +67,10 @@ pub(crate) fn pods_sent_to_a_mirror_that_died_run_from_upstream(node: &Node) {
 
     scene.mirror.kill();
     let namespace = &scene.namespace;
+    open(&alone, "alone");
+    let opened = Instant::now();
     for name in &names {
-        let open = r#"[{"op": "remove", "path": "/spec/schedulingGates"}]"#;
-        stdout(&namespace.kubectl(&["patch", "pod", name, "--type=json", "--patch", open]));
+        open(namespace, name);
     }
     let times = times_to_run(namespace);
     let mut sorted: Vec<_> = times.values().copied().collect();
@@ -73,6 +82,15 @@ pub(crate) fn pods_sent_to_a_mirror_that_died_run_from_upstream(node: &Node) {
         "rescue: {} of {ALL} Pods saw a failed pull; until all of a Pod runs or has ended: median {median:?}, worst \
          {worst:?}",
         sorted.len(),
+    );
+    let unhelped = alone.pod("alone");
+    assert!(
+        !status(&unhelped, "app")["state"]["running"].is_object(),
+        "{unhelped}"
+    );
+    eprintln!(
+        "rescue: a Pod without Kagami's help waits still, {:?} after it was sent",
+        opened.elapsed()
     );
     assert!(*worst < BAR, "{times:?}");
     for pod in pods(namespace) {
@@ -92,6 +110,200 @@ pub(crate) fn pods_sent_to_a_mirror_that_died_run_from_upstream(node: &Node) {
     before.sort_unstable();
     assert_eq!(current, before, "no Pod was made again");
     scene.mirror.bring_back();
+}
+
+/// Twenty Pods are told of, by the mirror's policy, and then the mirror is set Off and lets them go; twenty others are
+/// stuck on one that is deleted.
+pub(crate) fn stuck_pods_are_let_go_by_a_mirror_that_is_off_or_deleted(node: &Node) {
+    let cluster = &node.cluster;
+    let mut scene = Scene::new(Use::shared(node), "released", |spec| {
+        spec["rescue"] = json!({"policy": "Audit"});
+    });
+    let theirs = format!("{}/team/theirs:1", scene.upstream.host());
+    scene
+        .upstream
+        .push(cluster, "team/theirs", "1", &images::shell("theirs", FOREVER));
+    let names = |kind: &str| -> Vec<String> { (0..20).map(|number| format!("{kind}-{number}")).collect() };
+    let (off, deleted) = (names("off"), names("deleted"));
+    for name in off.iter().chain(&deleted) {
+        let created = scene
+            .namespace
+            .create_pod(&gated(name, &[("app", &scene.written[0])]));
+        assert_eq!(image(&created.success(), "app"), scene.mirrored[0]);
+    }
+    scene.mirror.kill();
+    let namespace = &scene.namespace;
+    for name in &off {
+        open(namespace, name);
+    }
+    for name in &off {
+        until_pull_fails(namespace, name);
+    }
+    // One of them is helped by its owner.
+    let patch = json!({"spec": {"containers": [{"name": "app", "image": theirs}]}}).to_string();
+    stdout(&namespace.kubectl(&["patch", "pod", &off[0], "--patch", &patch]));
+    for name in &off {
+        assert_ne!(
+            image(&namespace.pod(name), "app"),
+            scene.written[0],
+            "it may only be told"
+        );
+    }
+    let path = format!("{MIRRORS}/{}", scene.mirror.name);
+    let change = json!({"spec": {"mode": "Off", "rescue": {"policy": "Enforce"}}}).to_string();
+    let arguments = [
+        "patch",
+        "imagemirror",
+        &scene.mirror.name,
+        "--type=merge",
+        "--patch",
+        &change,
+    ];
+    stdout(&cluster.kubectl(&arguments));
+    let run_from = |names: &[String], expected: &str| {
+        for name in names {
+            let pod = until_running(namespace, name);
+            assert_eq!(image(&pod, "app"), expected);
+            assert_never_restarted(namespace, name);
+        }
+    };
+    run_from(&off[..1], &theirs);
+    run_from(&off[1..], &scene.written[0]);
+    for name in &off {
+        cluster.delete(&namespace.path(&format!("pods/{name}")));
+    }
+
+    // It is noted in the form in which it is in force before it goes.
+    eventually("the mirror's policy is noted", || {
+        let map = cluster
+            .get(&format!("/api/v1/namespaces/{OWN}/configmaps/kagami-mirrors"))
+            .success();
+        let mut lines = map["data"]["mirrors"].as_str()?.lines();
+        let is_it = |line: &str| line.contains(&scene.mirror.name) && !line.contains("Audit");
+        lines.any(is_it).then_some(())
+    });
+    cluster.delete(&path).success();
+    for name in &deleted {
+        open(namespace, name);
+    }
+    // An image that the node has by now is not pulled: these are stuck on the mirror's name.
+    run_from(&deleted, &scene.written[0]);
+}
+
+/// Each is turned once, to where nothing is either, and comes when that is back.
+pub(crate) fn where_mirror_and_upstream_are_dead_each_pod_is_patched_once(node: &Node) {
+    let mut scene = Scene::new(Use::shared(node), "bothdead", |_| ());
+    let names: Vec<_> = (0..10).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        let created = scene
+            .namespace
+            .create_pod(&gated(name, &[("app", &scene.written[0])]));
+        assert_eq!(image(&created.success(), "app"), scene.mirrored[0]);
+    }
+    scene.mirror.kill();
+    scene.upstream.kill();
+    let namespace = &scene.namespace;
+    for name in &names {
+        open(namespace, name);
+    }
+    let fails_upstream = |pod: &Value| {
+        let message = &status(pod, "app")["state"]["waiting"]["message"];
+        message.as_str().is_some_and(|message| {
+            message.starts_with("Back-off") && message.contains(&format!("\"{}\"", scene.written[0]))
+        })
+    };
+    for name in &names {
+        until(
+            namespace,
+            name,
+            "it fails to pull from upstream too",
+            fails_upstream,
+        );
+    }
+    scene.upstream.bring_back();
+    let namespace = &scene.namespace;
+    for name in &names {
+        let pod = until_running(namespace, name);
+        assert_eq!(image(&pod, "app"), scene.written[0]);
+        assert_never_restarted(namespace, name);
+    }
+    let mut patches = node
+        .cluster
+        .writes_of(|user| user["username"] == format!("system:serviceaccount:{OWN}:kagami-companion"));
+    patches.retain(|write| {
+        let object = &write["objectRef"];
+        object["resource"] == "pods" && object["namespace"] == namespace.name.as_str()
+    });
+    let accepted = patches
+        .iter()
+        .filter(|write| write["responseStatus"]["code"] == 200)
+        .count();
+    eprintln!(
+        "rescue: with both dead, {} patches of {} Pods, {accepted} accepted",
+        patches.len(),
+        names.len()
+    );
+    assert_eq!(accepted, names.len());
+    assert!(patches.len() <= 3 * names.len(), "{}", patches.len());
+}
+
+/// The mirror had it when the Pod was admitted.
+pub(crate) fn a_pod_whose_image_the_mirror_deleted_runs_from_upstream(node: &Node) {
+    let scene = Scene::new(Use::shared(node), "withdrawn", |_| ());
+    let namespace = &scene.namespace;
+    let created = namespace
+        .create_pod(&gated("web", &[("app", &scene.written[0])]))
+        .success();
+    assert_eq!(image(&created, "app"), scene.mirrored[0]);
+    scene.delete_from_mirror();
+    open(namespace, "web");
+    let pod = until_running(namespace, "web");
+    assert_eq!(image(&pod, "app"), scene.written[0]);
+    assert_never_restarted(namespace, "web");
+    until_kept(namespace, &scene.written[0], "ImageMissing");
+}
+
+/// It goes to upstream, and nobody else does.
+pub(crate) fn a_pod_whose_pull_secret_was_revoked_runs_from_upstream(node: &Node) {
+    let cluster = &node.cluster;
+    let _kagami = Use::shared(node);
+    let upstream = Registry::start(node, "up.revoked.test");
+    let mirror = Registry::start_for(node, "mirror.revoked.test", ALICE);
+    let built = images::shell("revoked", FOREVER);
+    upstream.push(cluster, "team/web", "1", &built);
+    mirror.push(cluster, "up.revoked.test/team/web", "1", &built);
+    mirror.place_credentials(cluster, OWN);
+    let mut object = image_mirror(node, &mirror, &["up.revoked.test"]);
+    object["spec"]["endpoint"]["credentials"] = json!({"secretRef": {"name": mirror.host()}});
+    let _mirrored = Mirrored::new(node, &object);
+    let namespace = &cluster.namespace(Some("enforce"));
+    mirror.place_pull_secret(namespace);
+    let [written, mirrored] = [
+        "up.revoked.test/team/web:1",
+        "mirror.revoked.test/up.revoked.test/team/web:1",
+    ];
+    let mut wanted = gated("web", &[("app", written)]);
+    wanted["spec"]["imagePullSecrets"] = json!([{"name": mirror.host()}]);
+    until_rewritten(namespace, &[written.to_owned()], &[mirrored.to_owned()]);
+    let created = namespace.create_pod(&wanted).success();
+    assert_eq!(image(&created, "app"), mirrored);
+    let secret = namespace.path(&format!("secrets/{}", mirror.host()));
+    cluster.delete(&secret).success();
+    open(namespace, "web");
+    let pod = until_running(namespace, "web");
+    assert_eq!(image(&pod, "app"), written);
+    assert_never_restarted(namespace, "web");
+    until_rewritten(namespace, &[written.to_owned()], &[mirrored.to_owned()]);
+    let object = cluster.get(&format!("{MIRRORS}/{}", mirror.name)).success();
+    let conditions = object["status"]["conditions"].as_array().unwrap();
+    let nodes = conditions
+        .iter()
+        .find(|condition| condition["type"] == "NodesCanPull");
+    assert_ne!(
+        nodes.map(|nodes| &nodes["status"]),
+        Some(&json!("False")),
+        "{nodes:?}"
+    );
 }
 
 /// Creates workloads whose Pods are admitted and then wait for somebody to open their gate.

@@ -26,18 +26,11 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
     loop {
         sleep(PACE).await;
         if let Some(pod) = ward.hangs(|hangs| hangs.next(clock::now())) {
-            let now = clock::now();
             let look = pod_events::look(&leader, &pod, |events| {
-                ward.hangs(|hangs| hangs.judge(&pod, events, now))
+                ward.hangs(|hangs| hangs.judge(&pod, events));
             });
             match look.await {
-                Ok(Some(hang)) => {
-                    if let Err(NotWritten::NotLeading) = tell(&leader, &hang).await {
-                        return;
-                    }
-                    failures.ended();
-                }
-                Ok(None) => {
+                Ok(()) => {
                     failures.ended();
                 }
                 Err(error) => {
@@ -51,9 +44,14 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
                 }
             }
         }
+        for hang in ward.hangs(|hangs| hangs.news(clock::now())) {
+            if let Err(NotWritten::NotLeading) = tell(&leader, &hang).await {
+                return;
+            }
+        }
         let longest = ward.hangs(|hangs| {
             let longest = hangs.longest().into_iter();
-            let longest = longest.map(|(mirror, hang)| (mirror.to_owned(), hang.describe()));
+            let longest = longest.map(|(mirror, hang)| (mirror.to_owned(), hang.describe_to_all()));
             longest.collect::<std::collections::BTreeMap<_, _>>()
         });
         told.retain(|mirror: &String| {
@@ -79,6 +77,7 @@ async fn tell(leader: &Leader, hang: &Hang) -> Result<(), NotWritten> {
         mirror = &*hang.mirror,
         image = &*hang.image,
         since = %hang.since,
+        waits = hang.waits,
         "a node is inside a pull that lasts"
     );
     let message = Message {

@@ -12,21 +12,34 @@ use crate::{
     },
 };
 
-/// How many Events of one Pod are read. Kubelet writes a few, and counts what happens again.
+/// How many Events of one Pod are read at once, and how often more of them are. Kubelet writes a few, and counts what
+/// happens again; but whoever may create Events may write in its name.
 const EVENTS: u32 = 200;
+const PAGES: usize = 5;
 
-/// Reads the Events of a Pod, and returns what is made of them.
+/// Who tells of pulls.
+const KUBELET: &str = "kubelet";
+
+/// Reads the Events of a Pod that a kubelet wrote, and returns what is made of them.
 pub(super) async fn look<T>(
     leader: &Leader,
     pod: &PodId,
     make: impl FnOnce(&[PodEvent<'_>]) -> T,
 ) -> kube::Result<T> {
-    let events = Api::<Event>::namespaced(leader.client.clone(), &pod.namespace);
-    let parameters = ListParams::default()
-        .fields(&format!("involvedObject.uid={}", pod.uid))
+    let api = Api::<Event>::namespaced(leader.client.clone(), &pod.namespace);
+    let mut parameters = ListParams::default()
+        .fields(&format!("involvedObject.uid={},source={KUBELET}", pod.uid))
         .limit(EVENTS);
-    let events = bounded(events.list(&parameters)).await?;
-    let events: Vec<_> = events.items.iter().map(pod_event).collect();
+    let mut events = Vec::new();
+    for _ in 0..PAGES {
+        let page = bounded(api.list(&parameters)).await?;
+        events.extend(page.items);
+        parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+        if parameters.continue_token.is_none() {
+            break;
+        }
+    }
+    let events: Vec<_> = events.iter().map(pod_event).collect();
     Ok(make(&events))
 }
 
@@ -35,10 +48,13 @@ fn pod_event(event: &Event) -> PodEvent<'_> {
     let last = event.last_timestamp.as_ref().map(|time| time.0);
     let at = last.or_else(|| event.event_time.as_ref().map(|time| time.0));
     let millis = at.map(|at| u64::try_from(at.as_millisecond()).unwrap_or(0));
+    let source = event.source.as_ref();
+    let host = source.and_then(|source| source.host.as_deref());
     PodEvent {
         reason: event.reason.as_deref().unwrap_or_default(),
         message: event.message.as_deref().unwrap_or_default(),
         field_path: event.involved_object.field_path.as_deref().unwrap_or_default(),
+        host: host.or(event.reporting_instance.as_deref()).unwrap_or_default(),
         at: Timestamp::from_millis(millis.unwrap_or(0)),
     }
 }

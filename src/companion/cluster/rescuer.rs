@@ -148,8 +148,11 @@ impl Ward {
 
     /// Judges everything anew.
     fn judge(&self, snapshot: &Snapshot) {
-        let Inside { queue, former, .. } = &mut *self.lock();
+        let Inside {
+            queue, former, hangs, ..
+        } = &mut *self.lock();
         queue.judge(&known(snapshot, former), clock::now());
+        hangs.judge_anew(&snapshot.routing);
         self.due.notify_one();
     }
 

@@ -15,7 +15,7 @@ use crate::{
         newer::Unknown,
         v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
     },
-    companion::mirror::reports::SweepEnd,
+    companion::mirror::reports::{Nodes, SweepEnd},
     domain::{
         health::{Fault, Health, State},
         reason::Reason,
@@ -124,7 +124,7 @@ pub(super) struct Seen<'a> {
     /// Whether the mirror opens to the credentials that it is asked with, or the condition's reason and who
     /// refuses what; none before the first answer.
     pub(super) credentials: Option<Result<(), (&'static str, String)>>,
-    pub(super) nodes_can_pull: Option<bool>,
+    pub(super) nodes: Option<Nodes>,
     /// A pull that lasts, in words.
     pub(super) pull_lasts: Option<Box<str>>,
     /// Whether Pods may be turned forward to the mirror, or the registry that is not listed for that; none where stuck
@@ -651,26 +651,28 @@ pub(super) fn time(at: Timestamp) -> Time {
 
 /// Tells whether nodes get images from the mirror.
 fn nodes(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
-    let (status, reason, message) = match (&seen.pull_lasts, seen.nodes_can_pull) {
+    let says = |reason| conditions.says(ConditionType::NodesCanPull, reason);
+    let (status, reason, message) = match (&seen.pull_lasts, &seen.nodes) {
         // One that is slow and one that hangs cannot be told apart.
         (Some(what), _) => (ConditionStatus::Unknown, "PullLasts", &**what),
-        (None, Some(true)) => (
+        (None, Some(Nodes::CanPull)) => (
             ConditionStatus::True,
             "Pulled",
             "Pods run images that they were sent to the mirror for.",
         ),
-        (None, Some(false)) => (
-            ConditionStatus::False,
-            "PullsFail",
-            "Nodes fail to pull images that Kagami sees on the mirror. Their Pods' events tell why.",
+        (None, Some(Nodes::CannotPull(what))) => (ConditionStatus::False, "PullsFail", &**what),
+        // Of what was told nothing is known any more.
+        (None, Some(Nodes::Silent)) if says("PullsFail") => (
+            ConditionStatus::Unknown,
+            "PullEnded",
+            "No pull has failed lately, and none has come to a good end.",
         ),
-        // Of the pull that was told nothing is known any more.
-        (None, None) if conditions.says(ConditionType::NodesCanPull, "PullLasts") => (
+        (None, Some(Nodes::Silent) | None) if says("PullLasts") => (
             ConditionStatus::Unknown,
             "PullEnded",
             "No pull is known to last any more.",
         ),
-        (None, None) => return,
+        (None, Some(Nodes::Silent) | None) => return,
     };
     conditions.set(ConditionType::NodesCanPull, status, reason, message);
 }
@@ -1130,11 +1132,10 @@ mod tests {
 
     #[test]
     fn what_nodes_say_of_pulling_stays_until_they_say_otherwise() {
-        let told = |nodes_can_pull| Seen {
-            nodes_can_pull,
-            ..seen()
-        };
-        let status = plan(&ImageMirrorStatus::default(), &told(Some(false)), at(20));
+        let told = |nodes| Seen { nodes, ..seen() };
+        let cannot = || Some(Nodes::CannotPull("node-1 cannot".into()));
+        let status = plan(&ImageMirrorStatus::default(), &told(cannot()), at(20));
+        assert_eq!(condition(&status, "NodesCanPull").message, "node-1 cannot");
         let condition_of = |status| {
             let condition = condition(status, "NodesCanPull");
             (condition.status.clone(), condition.reason.clone())
@@ -1144,7 +1145,14 @@ mod tests {
             ("False".to_owned(), "PullsFail".to_owned())
         );
         assert_eq!(plan(&status, &told(None), at(30)), status);
-        let status = plan(&status, &told(Some(true)), at(40));
+        let silent = plan(&status, &told(Some(Nodes::Silent)), at(35));
+        assert_eq!(
+            condition_of(&silent),
+            ("Unknown".to_owned(), "PullEnded".to_owned())
+        );
+        assert_eq!(plan(&silent, &told(Some(Nodes::Silent)), at(36)), silent);
+        let status = plan(&status, &told(Some(Nodes::CanPull)), at(40));
+        assert_eq!(plan(&status, &told(Some(Nodes::Silent)), at(45)), status);
         assert_eq!(condition_of(&status), ("True".to_owned(), "Pulled".to_owned()));
         let lasts = |what: Option<&str>| Seen {
             pull_lasts: what.map(Into::into),

@@ -1,4 +1,5 @@
-//! New images: noting them and looking at them for the first time.
+//! Images that somebody asks about: new ones are noted and looked at for the first time, known ones again because a node
+//! could not pull them.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -8,12 +9,13 @@ use super::{context::Context, look::locate};
 use crate::{
     clock,
     domain::{
+        answer::Answer,
         health::State,
         image::{ImageKey, KeyRef},
         presence::Presence,
         reason::Reason,
     },
-    state::Demand,
+    state::{Demand, Why},
 };
 
 /// How many images of one mirror are kept in mind. Past it, those used longest ago are forgotten.
@@ -39,12 +41,22 @@ pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
                 }
             },
             Some(demand) = wanted.recv(), if looks.len() < AT_ONCE => {
-                if !is_due(&context, demand.key.by_ref()) || !under_way.insert(demand.key.clone()) {
+                let key = demand.key.by_ref();
+                let is_due = match demand.why {
+                    Why::New => is_due(&context, key),
+                    Why::PullFailed { .. } => true,
+                };
+                if !is_due || !under_way.insert(demand.key.clone()) {
                     continue;
                 }
                 let context = context.clone();
                 looks.spawn(async move {
-                    first_look(&context, demand.key.by_ref()).await;
+                    match demand.why {
+                        Why::New => first_look(&context, demand.key.by_ref()).await,
+                        Why::PullFailed { is_believed } => {
+                            look_again(&context, demand.key.by_ref(), is_believed).await;
+                        }
+                    }
                     demand.key
                 });
             }
@@ -91,4 +103,35 @@ async fn first_look(context: &Context, key: KeyRef<'_>) {
         .store
         .index_mut()
         .write(&context.mirror, key, presence, asked_at, clock::now());
+}
+
+/// Looks at an image that a node could not pull, while it is known to be there. Unless it is believed it is unknown from
+/// now on until there is an answer.
+async fn look_again(context: &Context, key: KeyRef<'_>, is_believed: bool) {
+    let Some(present) = context.present() else { return };
+    // While the mirror fails nothing that is known of its images counts anyhow.
+    if present.health().state != State::Healthy {
+        return;
+    }
+    let Some(located) = locate(present.settings(), key) else {
+        return;
+    };
+    let asked_at = clock::now();
+    let write = |presence| {
+        let mut index = context.store.index_mut();
+        // One that went away meanwhile, or that another look found to be gone, says nothing new.
+        let entry = index.get(&context.mirror, key);
+        if entry.is_some_and(|entry| entry.presence != Presence::Missing) {
+            index.write(&context.mirror, key, presence, asked_at, clock::now());
+        }
+    };
+    if !is_believed {
+        write(Presence::Unknown(Some(Reason::ImageUnknown)));
+    }
+    match context.inspect(&present, &located, None).await {
+        Ok(presence) | Err((Answer::Unauthorized | Answer::Ambiguous(_), presence)) => write(presence),
+        // Of an image that is believed, no answer says nothing.
+        Err((_, presence)) if !is_believed => write(presence),
+        Err(_) => {}
+    }
 }

@@ -93,6 +93,17 @@ impl Refusal {
     }
 }
 
+/// What nodes make of a mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nodes {
+    /// Pods run its images.
+    CanPull,
+    /// They do not get what is there, in words.
+    CannotPull(Box<str>),
+    /// Nobody has said anything of it lately.
+    Silent,
+}
+
 /// What the workers of one mirror told last.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -105,7 +116,7 @@ pub struct Report {
     /// Whether it gives them images; none before one was asked for.
     images_open: Option<bool>,
     /// Whether nodes get its images; none before there was a Pod to tell by.
-    pub nodes_can_pull: Option<bool>,
+    pub nodes: Option<Nodes>,
     /// A pull from it that lasts, in words.
     pub pull_lasts: Option<Box<str>>,
     pub tags: Option<SweepEnd>,
@@ -188,9 +199,11 @@ impl Reports {
         news
     }
 
-    pub(in crate::companion) fn nodes(&self, mirror: &str, can_pull: bool) {
+    pub(in crate::companion) fn nodes(&self, mirror: &str, nodes: Nodes) {
         self.tell(mirror, |report| {
-            report.nodes_can_pull.replace(can_pull) != Some(can_pull)
+            let is_news = report.nodes.as_ref() != Some(&nodes);
+            report.nodes = Some(nodes);
+            is_news
         });
     }
 

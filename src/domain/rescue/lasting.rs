@@ -490,6 +490,7 @@ mod tests {
             reason,
             message: "",
             field_path: "",
+            host: "",
             at: ward.now.before(before),
         };
         let tried = [

@@ -59,6 +59,102 @@ pub enum Said<'a> {
     Nothing,
 }
 
+/// How containerd and CRI-O begin what they say of credentials that are refused, right behind the reference.
+const REFUSED: [&str; 6] = [
+    "pull access denied",
+    "authorization failed",
+    "no basic auth credentials",
+    "unauthorized",
+    "denied",
+    "authentication required",
+];
+
+/// How CRI-O begins what it says of an image that is not there.
+const NOT_FOUND: [&str; 2] = ["manifest unknown", "name unknown"];
+
+/// What containerd says it was about (2.4, `core/transfer/local/pull.go`), or of a token that it did not get, before it
+/// says why.
+const STEPS: [&str; 4] = [
+    "failed to resolve image: ",
+    "failed to authorize: ",
+    "failed to fetch oauth token: ",
+    "failed to fetch anonymous token: ",
+];
+
+/// Why a pull failed, as far as the node's own words tell: the code of its runtime's error, and what stands at a fixed
+/// place behind the reference. A registry can decide which of these it is, as it does by its answer, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// There is no such image, or none for this node.
+    NotFound,
+    /// The credentials that were tried may not have it.
+    Refused,
+    /// Anything else.
+    Other,
+}
+
+/// Returns why a pull failed.
+pub fn cause(message: &str) -> Cause {
+    let mut rest = &message[..message.floor_char_boundary(LONGEST)];
+    let mut code = None;
+    loop {
+        if let Some(inner) = WRAPPING
+            .iter()
+            .chain(&STEPS)
+            .find_map(|before| rest.strip_prefix(before))
+        {
+            rest = inner;
+        } else if let Some(inner) = without_code(rest) {
+            let named = rest.strip_prefix("rpc error: code = ");
+            code = code.or_else(|| named?.split(' ').next());
+            rest = inner;
+        } else if let Some((_, inner)) = QUOTING
+            .iter()
+            .find_map(|before| quoted(rest.strip_prefix(before)?))
+        {
+            rest = inner.strip_prefix(": ").unwrap_or_default();
+        } else if let Some((_, inner)) = rest
+            .strip_prefix("initializing source docker://")
+            .and_then(|rest| rest.split_once(": "))
+        {
+            rest = inner;
+        } else if let Some((_, inner)) = rest
+            .strip_prefix("reading manifest ")
+            .and_then(|rest| rest.split_once(": "))
+        {
+            rest = inner;
+        } else {
+            break;
+        }
+    }
+    let begins = |phrases: &[&str]| phrases.iter().any(|phrase| rest.starts_with(phrase));
+    if begins(&REFUSED)
+        || ["Unauthenticated", "PermissionDenied"].map(Some).contains(&code)
+        || is_refusal(rest)
+    {
+        return Cause::Refused;
+    }
+    // What follows a name is containerd's: a name has no blanks.
+    let is_absent = rest
+        .split_once(": ")
+        .is_some_and(|(name, what)| what == "not found" && !name.contains(' '));
+    if code == Some("NotFound") || is_absent || begins(&NOT_FOUND) {
+        return Cause::NotFound;
+    }
+    Cause::Other
+}
+
+/// Whether containerd tells that a registry answered 401 or 403.
+fn is_refusal(text: &str) -> bool {
+    let status = text
+        .strip_prefix("unexpected status from ")
+        .and_then(|text| text.split_once(" request to "))
+        .filter(|(method, _)| !method.contains(' '))
+        .and_then(|(_, text)| text.split_once(": "))
+        .filter(|(url, _)| !url.contains(' '));
+    status.is_some_and(|(_, status)| ["401", "403"].iter().any(|refused| status.starts_with(refused)))
+}
+
 /// Returns what a message says.
 pub fn said(message: &str) -> Said<'_> {
     let message = &message[..message.floor_char_boundary(LONGEST)];
@@ -166,6 +262,77 @@ mod tests {
             "ErrImagePull: pull QPS exceeded",
         ] {
             assert_eq!(said(message), Said::Limit, "{message}");
+        }
+    }
+
+    #[test]
+    fn why_it_failed_is_read_of_the_nodes_own_words() {
+        for (message, expected) in [
+            (
+                r#"Back-off pulling image "X": ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack image "X": failed to resolve reference "X": X: not found"#,
+                Cause::NotFound,
+            ),
+            (
+                r#"failed to pull and unpack image "X": failed to resolve reference "X": X: not found"#,
+                Cause::NotFound,
+            ),
+            (
+                r#"rpc error: code = NotFound desc = failed to pull and unpack image "X": no match for platform in manifest: not found"#,
+                Cause::NotFound,
+            ),
+            (
+                r#"rpc error: code = Unknown desc = Error initializing source docker://X: reading manifest 1 in mirror.test/a: manifest unknown"#,
+                Cause::NotFound,
+            ),
+            (
+                r#"failed to pull and unpack image "X": failed to resolve reference "X": pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials"#,
+                Cause::Refused,
+            ),
+            (
+                r#"rpc error: code = NotFound desc = failed to pull and unpack image "X": failed to resolve reference "X": pull access denied"#,
+                Cause::Refused,
+            ),
+            (
+                r#"rpc error: code = Unauthenticated desc = failed to pull and unpack image "X": x"#,
+                Cause::Refused,
+            ),
+            (
+                r#"failed to pull and unpack image "X": failed to resolve reference "X": unexpected status from HEAD request to https://mirror.test/v2/a/manifests/1: 403 Forbidden"#,
+                Cause::Refused,
+            ),
+            (
+                r#"failed to pull and unpack image "X": failed to resolve reference "X": failed to authorize: failed to fetch oauth token: unexpected status from POST request to https://auth.test/token: 401 Unauthorized"#,
+                Cause::Refused,
+            ),
+            (
+                r#"failed to pull and unpack image "X": failed to resolve reference "X": failed to authorize: failed to fetch anonymous token: unexpected status from GET request to https://auth.test/token: 500"#,
+                Cause::Other,
+            ),
+            (
+                r#"failed to pull and unpack image "X": failed to resolve reference "X": unexpected status from HEAD request to https://mirror.test/v2/a/manifests/1: 500 x"#,
+                Cause::Other,
+            ),
+            (
+                r#"failed to pull and unpack image "X": failed to resolve reference "X": failed to do request: Head "https://mirror.test/": dial tcp 10.0.0.1:443: connect: connection refused"#,
+                Cause::Other,
+            ),
+            // A registry's words, wherever they say that.
+            (
+                r#"failed to pull and unpack image "X": failed to resolve reference "X": unexpected status from HEAD request to https://mirror.test/: 500 x: not found"#,
+                Cause::Other,
+            ),
+            (
+                r#"failed to pull and unpack image "X": failed to do request: pull access denied"#,
+                Cause::Other,
+            ),
+            (
+                "image pull failed for X because the registry is unavailable",
+                Cause::Other,
+            ),
+            ("", Cause::Other),
+        ] {
+            let message = message.replace('X', IMAGE);
+            assert_eq!(cause(&message), expected, "{message}");
         }
     }
 

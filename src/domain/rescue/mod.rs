@@ -108,6 +108,8 @@ pub struct Pod<'a> {
     pub annotations: Option<&'a BTreeMap<String, String>>,
     pub init_containers: Vec<Container<'a>>,
     pub containers: Vec<Container<'a>>,
+    /// Its node has not taken in its last change: `status.observedGeneration` is behind `metadata.generation`.
+    pub is_unheard: bool,
 }
 
 impl Pod<'_> {
@@ -133,6 +135,8 @@ pub struct Container<'a> {
     pub is_running: bool,
     /// It ended, and well.
     pub has_succeeded: bool,
+    /// It ended, and is to be started once more.
+    pub will_run_again: bool,
 }
 
 impl Container<'_> {
@@ -547,7 +551,7 @@ fn tried<'p, 'a>(pod: &'p Pod<'a>) -> impl Iterator<Item = (PlaceKind, usize, &'
 }
 
 /// Returns what a message says could not be pulled, where this image stands.
-fn failure(image: &str, message: &str) -> Failure {
+pub fn failure(image: &str, message: &str) -> Failure {
     match said(message) {
         Said::Limit => Failure::Limit,
         Said::Nothing => Failure::Unnamed,

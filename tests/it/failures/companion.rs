@@ -14,12 +14,13 @@ use ::kagami::{
         mirror::Trust,
         platform::Platforms,
         presence::{Judgement, Presence, Proof, Rules},
+        reason::Reason,
         routing::MirrorId,
     },
     metrics::Metrics,
     registry::{Client, Endpoint},
     state::{
-        Demand, Store,
+        Demand, Store, Why,
         feed::{Feed, Keep},
         file,
     },
@@ -366,6 +367,7 @@ async fn a_recovery_is_followed_by_a_sweep() {
         let demand = Demand {
             mirror: "main".to_owned(),
             key: key.parse().unwrap(),
+            why: Why::New,
         };
         companion.demand.send(demand).await.unwrap();
     }
@@ -439,4 +441,99 @@ async fn a_sweep_waits_as_it_is_asked_to() {
     })
     .await;
     assert_eq!(store.index().get("main", key(KEY)).unwrap().presence, present);
+}
+
+/// What a node could not pull is looked at again. Until there is an answer it counts as before, or not at all.
+#[tokio::test]
+async fn a_failed_pull_is_answered_by_a_look() {
+    let (mut peer, shelf) = stocked().await;
+    let store = Store::default();
+    let feed = Feed::new(store.clone(), [].into());
+    let spec = json!({"health": {"interval": "10m"}, "freshness": {"tag": "1h", "digest": "1h"}});
+    apply(&feed, &mirror(&peer.url(), &spec));
+    let companion = start(&store);
+    until_state(&store, State::Healthy).await;
+    let ask = async |image: &str, why| {
+        let demand = Demand {
+            mirror: "main".to_owned(),
+            key: image.parse().unwrap(),
+            why,
+        };
+        companion.demand.send(demand).await.unwrap();
+    };
+    let presence = |image: &str| {
+        let index = store.index();
+        let presence = index.get("main", key(image)).map(|entry| entry.presence.clone());
+        match presence {
+            Some(Presence::Present(_)) => "present",
+            Some(Presence::Missing) => "missing",
+            Some(Presence::Unknown(Some(Reason::ImageUnknown))) => "unknown",
+            _ => "something else",
+        }
+    };
+    let until = async |image: &str, expected: &str| {
+        eventually(&format!("{image} is {expected}"), SOON, async || {
+            let found = presence(image);
+            if found == expected {
+                Ok(())
+            } else {
+                Err(found.to_owned())
+            }
+        })
+        .await;
+    };
+    for image in [KEY, DIGEST] {
+        ask(image, Why::New).await;
+        until(image, "present").await;
+    }
+    let slow = shelf.clone();
+    peer.set(Behaviour::answer(move |request| {
+        if request.target.contains("/manifests/") {
+            Action::Later(Duration::from_secs(1), slow.answer(request))
+        } else {
+            slow.answer(request).into()
+        }
+    }))
+    .await;
+    let asked = peer.requests().len();
+    ask(KEY, Why::PullFailed { is_believed: true }).await;
+    ask(DIGEST, Why::PullFailed { is_believed: false }).await;
+    until(DIGEST, "unknown").await;
+    eventually("both are asked for", SOON, async || {
+        match peer.requests().len() - asked {
+            2.. => Ok(()),
+            other => Err(other.to_string()),
+        }
+    })
+    .await;
+    assert_eq!((presence(KEY), presence(DIGEST)), ("present", "unknown"));
+    until(DIGEST, "present").await;
+
+    // No answer says nothing of an image that is believed.
+    peer.set(Behaviour::always(Reply::error(500, "UNKNOWN"))).await;
+    let asked = peer.requests().len();
+    ask(KEY, Why::PullFailed { is_believed: true }).await;
+    eventually("it is asked for", SOON, async || {
+        if peer.requests().len() > asked {
+            Ok(())
+        } else {
+            Err(String::new())
+        }
+    })
+    .await;
+    ask(DIGEST, Why::PullFailed { is_believed: false }).await;
+    until(DIGEST, "something else").await;
+    assert_eq!(presence(KEY), "present");
+    peer.set(Behaviour::always(Reply::error(404, "MANIFEST_UNKNOWN")))
+        .await;
+    eventually("it is gone", SOON, async || {
+        ask(KEY, Why::PullFailed { is_believed: true }).await;
+        let found = presence(KEY);
+        if found == "missing" {
+            Ok(())
+        } else {
+            Err(found.to_owned())
+        }
+    })
+    .await;
 }

@@ -23,7 +23,7 @@ use ::kagami::{
     },
     metrics::Metrics,
     state::{
-        Demand, Store,
+        Demand, Store, Why,
         feed::{Feed, Keep},
         file,
     },
@@ -210,6 +210,7 @@ async fn a_pull_through_mirrors_sweeps_do_not_wait_for_its_tags() {
     let demand = Demand {
         mirror: "main".to_owned(),
         key: key("new"),
+        why: Why::New,
     };
     scene.until_swept(Class::Digest).await;
     scene.demand.send(demand).await.unwrap();

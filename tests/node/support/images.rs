@@ -21,7 +21,13 @@ pub(crate) const FOREVER: &str = "sleep infinity";
 
 /// An image of busybox that runs `command` in its shell. Another text in `/etc/message` makes another digest.
 pub(crate) fn shell(message: &str, command: &str) -> Image {
+    large_shell(message, command, 0)
+}
+
+/// The same with so many bytes more in its only layer.
+pub(crate) fn large_shell(message: &str, command: &str, ballast: usize) -> Image {
     let root = folder();
+    fs::write(root.path().join("ballast"), vec![0; ballast]).unwrap();
     put_program(root.path(), &machine::find("busybox").unwrap(), "bin/busybox");
     for applet in [
         "cat", "echo", "httpd", "ls", "nc", "nslookup", "sh", "sleep", "true", "wget",

@@ -1,6 +1,7 @@
 //! The private machine, its cluster, registries and images.
 
 pub(crate) mod chart;
+pub(crate) mod front;
 pub(crate) mod images;
 pub(crate) mod kagami;
 pub(crate) mod machine;

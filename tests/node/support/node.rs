@@ -227,6 +227,9 @@ fn start_containerd(files: &Files<'_>, pause: &str) -> Process {
         r#"version = 3
 root = "/var/lib/containerd"
 state = "/run/containerd"
+[plugins.'io.containerd.cri.v1.images']
+  # Five minutes by default, which tests would wait for.
+  image_pull_progress_timeout = "10s"
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = "{pause}"
 [plugins.'io.containerd.cri.v1.images'.registry]
@@ -283,6 +286,8 @@ fn start_kubelet(files: &Files<'_>, cgroup: &str) -> Process {
         "makeIPTablesUtilChains": false,
         // As in clusters that are well kept: one pull that hangs must not hold up the others.
         "serializeImagePulls": false,
+        // Some tests have many.
+        "maxPods": 200,
         "nodeStatusUpdateFrequency": "2s",
         // How often the files of Secrets are renewed; by default once a minute.
         "syncFrequency": "10s",

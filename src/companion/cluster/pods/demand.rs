@@ -18,7 +18,7 @@ use crate::{
         snapshot::Snapshot,
         time::Timestamp,
     },
-    state::{Demand, Store},
+    state::{Demand, Store, Why},
 };
 
 /// How many new images of one mirror one round hands on; the rest comes with the next.
@@ -166,6 +166,7 @@ fn hand_on(demand: &mpsc::Sender<Demand>, mirror: &str, key: &ImageKey) -> bool 
     let wanted = Demand {
         mirror: mirror.to_owned(),
         key: key.clone(),
+        why: Why::New,
     };
     demand.try_send(wanted).is_ok()
 }
@@ -315,8 +316,8 @@ mod tests {
         };
         let (demand, wanted) = mpsc::channel(10_000);
         let readers = Readers {
-            demand: DemandReader::new(settings, since, demand),
-            pulls: PullsReader::default(),
+            demand: DemandReader::new(settings, since, demand.clone()),
+            pulls: PullsReader::new(since, demand),
             ward: None,
             complete: watch::Sender::new(complete),
             hands_on: complete,

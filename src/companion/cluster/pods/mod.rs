@@ -70,7 +70,7 @@ impl Pods {
     pub(super) async fn run(self, client: Client, pulses: Pulses) {
         let readers = Mutex::new(Readers {
             demand: DemandReader::new(self.settings.clone(), self.since, self.demand.clone()),
-            pulls: PullsReader::default(),
+            pulls: PullsReader::new(self.since, self.demand.clone()),
             ward: self.ward.clone(),
             complete: watch::Sender::new(false),
             hands_on: false,
@@ -108,7 +108,9 @@ impl Pods {
             }
             read_by = Arc::clone(&snapshot);
             let round = demand::go_through(readers, &self.store, &snapshot).await;
-            lock(readers).pulls.judge(&self.store, &self.reports);
+            lock(readers)
+                .pulls
+                .judge(&self.store, &self.reports, clock::now());
             let took = started.elapsed();
             let handed_on = round.hand_on(&self.store, &snapshot, &self.demand).await;
             sleep((took * PAUSE.1).clamp(PAUSE.0, GO_THROUGH)).await;
@@ -161,7 +163,7 @@ impl Readers {
         if let Some(ward) = &self.ward {
             ward.take(&pod.as_patient(), is_listed, &snapshot, now);
         }
-        self.pulls.take(pod, &snapshot, now);
+        self.pulls.take(pod, store, &snapshot, now);
         let store = self.hands_on.then_some(store);
         self.demand.take(pod, &snapshot, store);
     }

@@ -309,7 +309,7 @@ impl Publisher {
                 credentials: report
                     .credentials()
                     .map(|refused| refused.map_err(|refusal| (refusal.reason(), told(resource, &refusal)))),
-                nodes_can_pull: report.nodes_can_pull,
+                nodes: report.nodes,
                 pull_lasts: report.pull_lasts,
                 forward_allowed: self.leader.forward_allowed(resource),
                 images_readable: report.images_readable,
