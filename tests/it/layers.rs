@@ -341,6 +341,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "rescuer",
             "register",
             "hangs",
+            "owners",
             "pods",
             "probe_secret",
             "publisher",

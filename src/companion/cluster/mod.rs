@@ -12,6 +12,7 @@ mod heartbeat;
 mod inherit;
 mod leader;
 mod mirrors;
+mod owners;
 mod pod_events;
 mod pods;
 mod probe_entry;
@@ -40,6 +41,7 @@ use self::{
     certificates::Keeper,
     leader::Leader,
     mirrors::{ClusterView, Follower},
+    owners::Owners,
     pods::Pods,
     rescuer::Ward,
 };
@@ -255,6 +257,8 @@ impl Leader {
             tasks.spawn(hangs::run(self.clone(), ward.clone()));
             ward
         });
+        let owners = Owners::default();
+        tasks.spawn(owners::run(self.clone(), owners.clone()));
         let (demand, wanted) = mpsc::channel(QUEUE);
         let pods = Pods {
             store: self.store.clone(),
@@ -262,6 +266,7 @@ impl Leader {
             reports: self.reports.clone(),
             demand,
             ward,
+            owners,
             since: clock::now(),
         };
         tasks.spawn(pods.run(self.client.clone(), self.pulses.clone()));
