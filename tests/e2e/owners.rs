@@ -13,7 +13,7 @@ use crate::{
         admission::{annotation, decision, image, pod},
         chart::stdout,
         cluster::{Cluster, Namespace},
-        companion::{Place, wait_for_image},
+        companion::Place,
         eventually,
         kagami::{self, Kagami, Registration},
     },
@@ -83,7 +83,6 @@ fn insist(namespace: &Namespace<'_>, name: &str, owner: &Value) -> usize {
 
 /// Waits until Pods are rewritten, by one that nobody owns.
 fn until_rewritten(place: &Place<'_>) {
-    wait_for_image(place.cluster, &place.name, NGINX, "Present");
     eventually("Pods are rewritten", || {
         let probe = format!("{}?dryRun=All", place.served.path("pods"));
         let pod = place.cluster.create(&probe, &pod("probe", NGINX)).success();
