@@ -49,6 +49,9 @@ const BETWEEN: Duration = Duration::from_secs(1);
 /// How often it is looked at what is forgotten, and whether people changed the ConfigMap.
 const LOOK: Duration = Duration::from_mins(1);
 
+/// How many owners wait to be told of.
+const TO_TELL: usize = 1000;
+
 /// The owners of the cluster's Pods. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Owners {
@@ -113,7 +116,7 @@ pub(super) async fn run(leader: Leader, owners: Owners) {
 async fn look(leader: &Leader, owners: &Owners) {
     let mut failures = Reminder::default();
     loop {
-        let question = owners.lock().next();
+        let question = owners.lock().next_question();
         let Some(question) = question else {
             owners.due.0.notified().await;
             continue;
@@ -192,10 +195,12 @@ async fn keep(leader: &Leader, owners: &Owners) {
         let started = Instant::now();
         owners.lock().tidy(clock::now());
         let kept = notes.keep(leader, &maps, owners).await;
-        to_tell.extend(owners.lock().found());
+        to_tell.extend(owners.lock().found().into_iter().take(TO_TELL - to_tell.len()));
         let told = match &kept {
+            Ok(()) => tell(leader, &mut to_tell).await,
             Err(NotWritten::NotLeading) => return,
-            Ok(()) | Err(_) => tell(leader, &mut to_tell).await,
+            // What webhooks do not know is not so.
+            Err(_) => Ok(()),
         };
         if let Err(NotWritten::NotLeading) = told {
             return;

@@ -5,7 +5,7 @@
 //! that live on: what counts of a Pod stands in its last version.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, btree_map::Entry},
     time::Duration,
 };
 
@@ -194,7 +194,7 @@ impl Watch {
     }
 
     /// Returns what is to be looked at next, if something is.
-    pub fn next(&mut self) -> Option<Question> {
+    pub fn next_question(&mut self) -> Option<Question> {
         if let Some(suspect) = self.suspects.pop_front() {
             return Some(Question::Fate(suspect));
         }
@@ -386,10 +386,8 @@ impl Watch {
     fn hold(&mut self, controller: Controller, owner: Resource, now: Timestamp) {
         let uid = controller.uid.clone();
         self.heard.insert(uid.clone(), now);
-        if !self.left.controllers.contains_key(&uid) {
-            self.left
-                .controllers
-                .insert(uid, super::Held { controller, owner });
+        if let Entry::Vacant(entry) = self.left.controllers.entry(uid) {
+            entry.insert(super::Held { controller, owner });
             self.left.fit();
             self.version += 1;
         }
@@ -535,15 +533,14 @@ impl Watch {
             let replaced = line.replaced.iter().filter(|at| now.since(**at) < length);
             replaced.count() >= count
         };
-        if within(QUICK) || within(SLOW) || known.is_some() && within(BEFORE) {
-            if let Some(watched) = self.owners.remove(owner) {
-                let found = self.left.leave_alone(watched.owner.clone(), now);
-                for controller in watched.controllers {
-                    self.hold(controller, watched.owner.clone(), now);
-                }
-                self.version += 1;
-                self.found.push(found);
+        let is_loop = within(QUICK) || within(SLOW) || known.is_some() && within(BEFORE);
+        if is_loop && let Some(watched) = self.owners.remove(owner) {
+            let found = self.left.leave_alone(watched.owner.clone(), now);
+            for controller in watched.controllers {
+                self.hold(controller, watched.owner.clone(), now);
             }
+            self.version += 1;
+            self.found.push(found);
         }
     }
 
