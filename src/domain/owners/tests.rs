@@ -205,6 +205,28 @@ fn an_operator_that_insists_is_left_alone_after_few_re_creations() {
     }
 }
 
+/// A slow API server costs no count.
+#[test]
+fn what_became_of_a_pod_may_be_known_a_minute_later() {
+    let mut scene = Scene::new();
+    for _ in 0..2 {
+        let pod = scene.create("web-0", WEB);
+        let now = scene.now;
+        scene.with(&pod, Some(now), |watch, pod| watch.take(pod, nothing, now));
+        scene.made += 1;
+        let next = Example {
+            uid: format!("p-{}", scene.made),
+            created: scene.now,
+            ..pod
+        };
+        scene.with(&next, None, |watch, pod| watch.take(pod, nothing, now));
+        scene.pass(MINUTE);
+        scene.look();
+        scene.delete(&next);
+    }
+    assert!(scene.is_left_alone("w-1"));
+}
+
 #[test]
 fn a_controller_of_its_that_is_new_is_known_by_its_first_pod() {
     let mut scene = Scene::new();

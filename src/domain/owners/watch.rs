@@ -135,6 +135,8 @@ struct Line {
     id: u64,
     /// When Pods were replaced that their owner took away.
     replaced: Vec<Timestamp>,
+    /// When its last Pod came: what became of the one before may not be known at once.
+    came: Timestamp,
     revision: u64,
     last: Last,
 }
@@ -282,7 +284,7 @@ impl Watch {
             watched.lines.retain_mut(|line| {
                 line.replaced.retain(|at| now.since(*at) < SLOW.1);
                 match line.last {
-                    Last::There(_) => !line.replaced.is_empty(),
+                    Last::There(_) => !line.replaced.is_empty() || now.since(line.came) <= PROMPT,
                     Last::Gone { until, .. } => now.since(until) <= PROMPT,
                 }
             });
@@ -449,6 +451,7 @@ impl Watch {
         watched.lines.push(Line {
             id,
             replaced: Vec::new(),
+            came: Timestamp::default(),
             revision,
             last,
         });
@@ -487,6 +490,7 @@ impl Watch {
             watched.lines.swap_remove(place);
             return;
         }
+        line.came = now;
         let gone = std::mem::replace(&mut line.last, Last::There(pod.uid.into()));
         let Last::Gone {
             uid,
