@@ -48,6 +48,10 @@ pub const LEADER_LEASE: &str = "kagami-companion";
 /// Name of the ConfigMap in Kagami's namespace with the mappings of the mirrors that are there, or were within a day.
 pub const MIRRORS_CONFIG_MAP: &str = "kagami-mirrors";
 
+/// Name of the ConfigMap, in Kagami's own namespace, in which it is noted whose Pods are left alone because their owners
+/// fight rewrites.
+pub const OWNERS_CONFIG_MAP: &str = "kagami-owners";
+
 /// Name of the Secret in Kagami's namespace with the companion's certificate authority and its key.
 pub const AUTHORITY_SECRET: &str = "kagami-authority";
 

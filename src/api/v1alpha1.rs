@@ -476,7 +476,7 @@ pub struct ImageMirrorStatus {
     /// Pods pull from the mirror.
     #[schemars(length(max = 64))]
     pub failing_upstreams: Vec<String>,
-    /// UIDs of owners that kept recreating rewritten Pods, and whose Pods are therefore left alone.
+    /// Owners that kept recreating rewritten Pods, and until when their Pods are therefore left alone: those of last.
     #[schemars(length(max = 100))]
     pub owners_left_alone: Vec<String>,
 }

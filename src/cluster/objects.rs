@@ -19,6 +19,7 @@ use crate::{
         health::Health,
         image::{ImageKey, KeyRef},
         mirror::Mirror,
+        owners::{LeftAlone, Owner},
         platform::Platforms,
         presence::{Presence, Swept, Version},
         selector::Labels,
@@ -85,6 +86,85 @@ impl Versioned for Outline {
     fn resource_version(&self) -> &str {
         &self.metadata.resource_version
     }
+}
+
+/// The part of an object that tells whose it is.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Owned {
+    #[serde(default)]
+    pub metadata: OwnedMetadata,
+}
+
+/// Its metadata.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OwnedMetadata {
+    pub uid: String,
+    owner_references: Vec<OwnerReference>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct OwnerReference {
+    api_version: String,
+    kind: String,
+    name: String,
+    uid: String,
+    controller: bool,
+}
+
+impl Owned {
+    /// Returns the owner that controls it, if one does.
+    pub fn owner(&self) -> Option<Owner<'_>> {
+        let mut owners = self.metadata.owner_references.iter();
+        let owner = owners.find(|owner| owner.controller)?;
+        Some(Owner {
+            api_version: &owner.api_version,
+            kind: &owner.kind,
+            name: &owner.name,
+            uid: &owner.uid,
+        })
+    }
+}
+
+/// The part of a Node that is read of one alone.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Node {
+    pub spec: NodeSpec,
+}
+
+/// Its spec.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// It is cordoned.
+    pub unschedulable: bool,
+}
+
+/// A ConfigMap.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ConfigMap {
+    #[serde(default)]
+    pub metadata: Metadata,
+    #[serde(default)]
+    pub data: Option<BTreeMap<String, String>>,
+}
+
+impl Versioned for ConfigMap {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
+/// The keys under which it is noted in a ConfigMap which owners are left alone.
+pub const LOOPS_KEY: &str = "loops";
+pub const CONTROLLERS_KEY: &str = "controllers";
+
+/// Returns what a ConfigMap notes of owners that fight rewrites.
+pub fn owners(data: Option<&BTreeMap<String, String>>) -> LeftAlone {
+    let of = |key: &str| data.and_then(|data| data.get(key)).map_or("", String::as_str);
+    LeftAlone::read(of(LOOPS_KEY), of(CONTROLLERS_KEY))
 }
 
 /// The part of a Secret that is read. `Debug` names it only.
@@ -183,7 +263,6 @@ impl From<ImageMirrorStatus> for SharedStatus {
             standing: Arc::new(Standing {
                 platforms: nodes(&status.platforms),
                 pull_secret_namespaces: status.pull_secret_namespaces.into_iter().collect(),
-                owners_left_alone: status.owners_left_alone.into_iter().collect(),
             }),
             failing_upstreams: status.failing_upstreams,
         }

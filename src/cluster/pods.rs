@@ -3,7 +3,11 @@
 //! What was rewritten counts as its original, where the mapping proves it; an image that names a
 //! mirror without such a proof is nobody's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    time::Duration,
+};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, de::IgnoredAny};
@@ -15,6 +19,7 @@ use crate::{
         image::ImageKey,
         names::{PULL_SECRET, STATIC_POD_ANNOTATION},
         original::{RecordedDecisions, key_of},
+        owners,
         platform::{Label, Landing},
         pod::{self, PlaceKind, PlaceLabel},
         pulls::{Failure, Pull, Pulled},
@@ -43,6 +48,7 @@ struct Metadata {
     generation: i64,
     creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
+    deletion_grace_period_seconds: Option<u64>,
     labels: Labels,
     annotations: BTreeMap<String, String>,
     owner_references: Vec<Owner>,
@@ -54,15 +60,28 @@ struct Metadata {
 struct Labels {
     #[serde(rename = "kagami.dev/mode")]
     mode: Option<String>,
-    /// What a Deployment's controller appends to its name for that of a ReplicaSet.
+    /// A Deployment's, whose controller appends it to its name for that of a ReplicaSet.
     #[serde(rename = "pod-template-hash")]
     template: Option<String>,
+    /// A StatefulSet's or a DaemonSet's.
+    #[serde(rename = "controller-revision-hash")]
+    revision: Option<String>,
+    #[serde(rename = "rollouts-pod-template-hash")]
+    rollout: Option<String>,
+    /// What [`owners::owner_by_label`] looks at.
+    application: Option<String>,
+}
+
+impl Labels {
+    /// Returns the kind of owner that they tell of.
+    fn owner(&self) -> Option<(&'static str, &'static str)> {
+        owners::owner_by_label("application", self.application.as_deref()?)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 struct Owner {
-    #[serde(rename = "apiVersion")]
     api_version: String,
     kind: String,
     name: String,
@@ -290,6 +309,11 @@ impl Pod {
             kind: owner.kind.as_str().into(),
             uid: owner.uid.as_str().into(),
         });
+        let labelled = metadata.labels.owner().map(|(api_version, kind)| pod::Owner {
+            api_version: api_version.into(),
+            kind: kind.into(),
+            uid: "".into(),
+        });
         let mut pull_secrets = spec.image_pull_secrets.iter();
         let lists = [
             &status.containers,
@@ -310,7 +334,7 @@ impl Pod {
             started: since("PodReadyToStartContainers"),
             node: &spec.node_name,
             owner: owner.map(|owner| owner.of_those_together(&metadata.labels)),
-            owners: owners.collect(),
+            owners: owners.chain(labelled).collect(),
             lists_pull_secret: pull_secrets.any(|secret| secret.name == PULL_SECRET),
             landing: spec.landing(),
             mode_label: metadata.labels.mode.as_deref(),
@@ -327,6 +351,83 @@ impl Pod {
             // An older kubelet tells none.
             is_unheard: (1..metadata.generation).contains(&status.observed_generation),
         }
+    }
+}
+
+impl Pod {
+    /// Returns what counts of a Pod whose owner may be one that fights rewrites; none of one that nobody owns, or a
+    /// controller that never compares images.
+    pub fn as_owned(&self, routing: &Routing) -> Option<owners::Pod<'_>> {
+        let Self {
+            metadata,
+            spec,
+            status,
+        } = self;
+        let owner = metadata.owner_references.iter().find(|owner| owner.controller)?;
+        let kind = owners::Kind::of(&owner.api_version, &owner.kind);
+        // A Deployment's ReplicaSet: there are many of them, and nobody need ask whose each is.
+        let of_deployment = kind == Some(owners::Kind::ReplicaSet) && metadata.labels.template.is_some();
+        if of_deployment || kind.is_none() && !owners::is_custom(&owner.api_version) {
+            return None;
+        }
+        let deleted = metadata.deletion_timestamp.as_ref().map(|time| {
+            // It is the time until which the Pod may take to end.
+            let grace = metadata.deletion_grace_period_seconds.unwrap_or(0);
+            timestamp(time).before(Duration::from_secs(grace))
+        });
+        let mut conditions = status.conditions.iter();
+        let is_disrupted =
+            conditions.any(|known| known.type_ == "DisruptionTarget" && known.status == "True");
+        let ready = status.conditions.iter().find(|known| known.type_ == "Ready");
+        let ready = ready.and_then(|ready| {
+            let since = timestamp(ready.last_transition_time.as_ref()?);
+            Some((ready.status == "True", since))
+        });
+        let (is_rewritten, revision) = self.wanted(routing);
+        Some(owners::Pod {
+            uid: &metadata.uid,
+            namespace: &metadata.namespace,
+            name: &metadata.name,
+            owner: owners::Owner {
+                api_version: &owner.api_version,
+                kind: &owner.kind,
+                name: &owner.name,
+                uid: &owner.uid,
+            },
+            created: metadata.creation_timestamp.as_ref().map(timestamp),
+            deleted,
+            is_rewritten,
+            revision,
+            is_disrupted,
+            ready,
+            node: &spec.node_name,
+        })
+    }
+
+    /// Returns whether some image was rewritten, and a number that is the same where the same was wanted: of images as
+    /// their users wrote them, and of templates.
+    fn wanted(&self, routing: &Routing) -> (bool, u64) {
+        let labels = &self.metadata.labels;
+        let mut hasher = DefaultHasher::new();
+        (&labels.template, &labels.revision, &labels.rollout).hash(&mut hasher);
+        let record = Record::of(self);
+        let mut is_rewritten = false;
+        let lists = [
+            (PlaceKind::InitContainer, &self.spec.init_containers),
+            (PlaceKind::Container, &self.spec.containers),
+        ];
+        for (kind, containers) in lists {
+            for container in containers {
+                let place = PlaceLabel::new(kind, &container.name);
+                let found = record.key_of(place, &container.image, routing);
+                is_rewritten |= found.as_ref().is_some_and(|(_, mirror)| mirror.is_some());
+                let key = found
+                    .as_ref()
+                    .map_or(container.image.as_str(), |(key, _)| key.as_str());
+                (container.name.as_str(), key).hash(&mut hasher);
+            }
+        }
+        (is_rewritten, hasher.finish())
     }
 }
 
@@ -635,6 +736,85 @@ mod tests {
             assert_eq!(found(mirrored, state), Some(Pull::Done(started)));
         }
         assert_eq!(found("nginx:1.29", running), None);
+    }
+
+    #[test]
+    fn what_tells_of_owners_that_fight_is_read_of_a_pod() {
+        let mirrored = "mirror.test/docker.io/library/nginx:1.29";
+        let pod = |change: &dyn Fn(&mut serde_json::Value)| -> Pod {
+            let mut pod = serde_json::json!({
+                "metadata": {
+                    "name": "web-0", "namespace": "a", "uid": "p-1",
+                    "annotations": {format!("{}app", ORIGINAL_IMAGE_PREFIX): "nginx:1.29"},
+                    "creationTimestamp": "2030-01-01T00:00:00Z",
+                    "deletionTimestamp": "2030-01-01T00:02:00Z", "deletionGracePeriodSeconds": 60,
+                    "ownerReferences": [
+                        {"apiVersion": "example.com/v1", "kind": "Other", "name": "other", "uid": "o-1"},
+                        {"apiVersion": "example.com/v1", "kind": "Web", "name": "web", "uid": "w-1", "controller": true},
+                    ],
+                },
+                "spec": {"nodeName": "node-1", "containers": [{"name": "app", "image": mirrored}]},
+                "status": {"conditions": [
+                    {"type": "Ready", "status": "False", "lastTransitionTime": "2030-01-01T00:00:30Z"},
+                ]},
+            });
+            change(&mut pod);
+            serde_json::from_value(pod).unwrap()
+        };
+        let routing = routing();
+        let known = pod(&|_| ());
+        let owned = known.as_owned(&routing).unwrap();
+        let created = owned.created.unwrap();
+        assert_eq!(
+            (owned.owner.kind, owned.owner.uid, owned.node),
+            ("Web", "w-1", "node-1")
+        );
+        assert_eq!(owned.deleted, Some(created.after(Duration::from_mins(1))));
+        assert_eq!(owned.ready, Some((false, created.after(Duration::from_secs(30)))));
+        assert!(owned.is_rewritten && !owned.is_disrupted);
+
+        // The same is wanted of a Pod that is not rewritten, and another thing where a revision is another.
+        let revision = |change: &dyn Fn(&mut serde_json::Value)| {
+            let pod = pod(change);
+            let owned = pod.as_owned(&routing).unwrap();
+            (
+                owned.is_rewritten,
+                owned.revision == known.as_owned(&routing).unwrap().revision,
+            )
+        };
+        let image = |pod: &mut serde_json::Value| pod["spec"]["containers"][0]["image"] = "nginx:1.29".into();
+        assert_eq!(revision(&image), (false, true));
+        let other = |pod: &mut serde_json::Value| pod["spec"]["containers"][0]["image"] = "nginx:1.30".into();
+        assert_eq!(revision(&other), (false, false));
+        for label in [
+            "controller-revision-hash",
+            "rollouts-pod-template-hash",
+            "pod-template-hash",
+        ] {
+            let label =
+                |pod: &mut serde_json::Value| pod["metadata"]["labels"] = serde_json::json!({label: "x"});
+            assert_eq!(revision(&label), (true, false));
+        }
+        let disrupted = pod(&|pod| {
+            pod["status"]["conditions"] = serde_json::json!([{"type": "DisruptionTarget", "status": "True"}]);
+        });
+        assert!(disrupted.as_owned(&routing).unwrap().is_disrupted);
+
+        // Whose owners never compare images.
+        let owned_by = |api_version: &str, kind: &str, template: bool| {
+            let pod = pod(&|pod| {
+                let owner = &mut pod["metadata"]["ownerReferences"][1];
+                (owner["apiVersion"], owner["kind"]) = (api_version.into(), kind.into());
+                if template {
+                    pod["metadata"]["labels"] = serde_json::json!({"pod-template-hash": "x"});
+                }
+            });
+            pod.as_owned(&routing).is_some()
+        };
+        assert!(owned_by("apps/v1", "StatefulSet", true) && owned_by("apps/v1", "ReplicaSet", false));
+        assert!(!owned_by("apps/v1", "ReplicaSet", true) && !owned_by("v1", "ReplicationController", false));
+        let nobodys = pod(&|pod| pod["metadata"]["ownerReferences"] = serde_json::json!([]));
+        assert!(nobodys.as_owned(&routing).is_none());
     }
 
     #[test]

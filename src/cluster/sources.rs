@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::watch::{Source, named};
 use crate::{
-    api::{HEALTH_LEASE, PROBE_SECRET},
+    api::{HEALTH_LEASE, OWNERS_CONFIG_MAP, PROBE_SECRET},
     domain::pod::RUNNING,
 };
 
@@ -98,6 +98,30 @@ pub fn lease(namespace: &str) -> Source {
         metadata_only: false,
         page: PAGE,
         renew: SOON,
+    }
+}
+
+/// What is noted of owners that fight rewrites, in Kagami's own namespace.
+pub fn owners(namespace: &str) -> Source {
+    Source {
+        name: "owners",
+        path: format!("/api/v1/namespaces/{namespace}/configmaps"),
+        fields: Some(named(OWNERS_CONFIG_MAP)),
+        metadata_only: false,
+        page: PAGE,
+        renew: SOON,
+    }
+}
+
+/// Where single objects are asked for; `metadata_only` is whether their metadata is enough.
+pub fn one_of(path: String, metadata_only: bool) -> Source {
+    Source {
+        name: "owners",
+        path,
+        fields: None,
+        metadata_only,
+        page: PAGE,
+        renew: LATER,
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{
     digest::Digest,
     mapping::{Form, Mapping},
+    owners::group_of,
     selector::Selector,
 };
 
@@ -231,12 +232,23 @@ pub struct OwnerPattern {
 }
 
 impl OwnerPattern {
-    /// Controllers known to compare the images of their Pods and to recreate those that differ
-    /// (CloudNativePG #4138 and others; operator-lifecycle-manager #2986).
+    /// Returns the owners whose controllers are known to compare the images of their Pods with what they asked for, and
+    /// to recreate those that differ.
     pub fn built_in() -> Vec<Self> {
         [
+            // cloudnative-pg/cloudnative-pg#4138, #6344 ("the instance is using an old init container image"), #10872.
             ("postgresql.cnpg.io", "*"),
+            // operator-framework/operator-lifecycle-manager#2986.
             ("operators.coreos.com", "CatalogSource"),
+            // aerospike/aerospike-kubernetes-operator#402: it deletes the Pods of its StatefulSets.
+            ("asdb.aerospike.com", "AerospikeCluster"),
+            // zalando/postgres-operator, pkg/cluster/sync.go: a Pod whose image is not its StatefulSet's is marked for a
+            // rolling update at each sync. Its Pods are known by a label (`owners::owner_by_label`).
+            ("acid.zalan.do", "postgresql"),
+            // konpyutaika/nifikop#541; what came of it (#500) takes one other tool's names for its own, and no more.
+            ("nifi.konpyutaika.com", "NifiCluster"),
+            // adobe/koperator#269: until then it compared running Pods with what it wants; banzaicloud's does still.
+            ("kafka.banzaicloud.io", "KafkaCluster"),
         ]
         .map(|(group, kind)| Self {
             group: group.to_owned(),
@@ -247,8 +259,7 @@ impl OwnerPattern {
 
     /// Whether an owner reference falls under this pattern.
     pub fn matches(&self, api_version: &str, kind: &str) -> bool {
-        let group = api_version.split_once('/').map_or("", |(group, _)| group);
-        self.group == group && (self.kind == "*" || self.kind == kind)
+        self.group == group_of(api_version) && (self.kind == "*" || self.kind == kind)
     }
 }
 
@@ -283,4 +294,12 @@ pub struct Mirror {
     /// Namespaces in which the mirror itself runs (it is reached as `*.NAMESPACE.svc`): their Pods
     /// cannot wait for it.
     pub runs_in: Vec<String>,
+}
+
+impl Mirror {
+    /// Whether it leaves alone the Pods of owners of this `apiVersion` and kind.
+    pub fn excludes(&self, api_version: &str, kind: &str) -> bool {
+        let mut patterns = self.exclude_owners.iter();
+        patterns.any(|pattern| pattern.matches(api_version, kind))
+    }
 }

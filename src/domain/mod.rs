@@ -18,6 +18,7 @@ pub mod mapping;
 pub mod mirror;
 pub mod names;
 pub mod original;
+pub mod owners;
 pub mod patch;
 pub mod pinging;
 pub mod platform;

@@ -427,7 +427,7 @@ mod tests {
         /// A Pod of that namespace on that node fails once, and goes back to upstream's image. Returns whether the image
         /// is believed until it was looked at; none if nobody is to look.
         fn fails(&mut self, place: &str, failure: Failure, second: u64) -> Option<bool> {
-            let (namespace, node) = place.split_once('/').unwrap();
+            let (namespace, node) = place.split_once('/')?;
             self.pods += 1;
             let pod = self.pods.to_string();
             let id = (namespace, pod.as_str());

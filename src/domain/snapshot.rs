@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     health::Health,
+    owners::LeftAlone,
     routing::{MirrorId, Routing},
     selector::Labels,
     standing::Standing,
@@ -41,6 +42,8 @@ pub struct Snapshot {
     pub paused: bool,
     /// Namespaces whose Pods are never touched: kube-system and Kagami's own.
     pub left_alone: Arc<BTreeSet<String>>,
+    /// What is known of owners that fight rewrites.
+    pub owners: Arc<LeftAlone>,
 }
 
 impl Snapshot {

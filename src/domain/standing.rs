@@ -11,8 +11,6 @@ pub struct Standing {
     pub platforms: Platforms,
     /// `status.pullSecretNamespaces`: where the pull secret is in place.
     pub pull_secret_namespaces: BTreeSet<String>,
-    /// `status.ownersLeftAlone`: UIDs of owners that kept recreating rewritten Pods.
-    pub owners_left_alone: BTreeSet<String>,
 }
 
 impl Standing {
@@ -20,6 +18,5 @@ impl Standing {
     pub const NONE: Self = Self {
         platforms: Platforms::NONE,
         pull_secret_namespaces: BTreeSet::new(),
-        owners_left_alone: BTreeSet::new(),
     };
 }

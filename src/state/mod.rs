@@ -23,6 +23,7 @@ use crate::{
     domain::{
         health::{Health, State},
         image::{ImageKey, KeyRef},
+        owners::LeftAlone,
         presence::{Index, Presence},
         routing::{MirrorId, Routing},
         selector::Labels,
@@ -240,6 +241,7 @@ impl Store {
                 suspected,
                 failing_upstreams: Arc::clone(&current.failing_upstreams),
                 paused: current.paused,
+                owners: Arc::clone(&current.owners),
             });
             true
         });
@@ -363,6 +365,20 @@ impl Store {
             });
             true
         })
+    }
+
+    /// Publishes what is known of owners that fight rewrites.
+    pub fn set_owners(&self, owners: Arc<LeftAlone>) {
+        self.0.snapshot.send_if_modified(|current| {
+            if current.owners == owners {
+                return false;
+            }
+            *current = Arc::new(Snapshot {
+                owners,
+                ..Snapshot::clone(current)
+            });
+            true
+        });
     }
 
     /// Publishes which upstream registries fail, all of them.

@@ -25,6 +25,7 @@ mod guards;
 mod manifests;
 mod modes;
 mod neighbours;
+mod owners;
 mod places;
 mod pulls;
 mod report;
@@ -74,6 +75,8 @@ const TESTS: &[Test<Cluster>] = tests![
     companion::an_image_of_next_year_is_proven_again_by_the_next_leader,
     companion::a_deleted_mirror_holds_up_no_other,
     companion::a_mirror_made_again_under_its_name_inherits_no_proof,
+    owners::listed_owners_are_left_alone_at_once,
+    owners::operators_that_insist_are_left_alone_whoever_leads,
     rescue::each_of_a_hundred_pods_is_turned_once_though_the_leader_dies,
     rescue::what_is_not_stuck_on_a_mirror_of_ours_is_left_alone,
     rescue::a_stuck_pod_goes_back_at_once_and_once_only,

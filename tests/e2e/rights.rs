@@ -25,12 +25,20 @@ const WEBHOOK: &[&str] = &[
     "get list watch namespaces",
 ];
 
-const WEBHOOK_AT_HOME: &[&str] = &["get list watch leases.coordination.k8s.io/kagami-health"];
+const WEBHOOK_AT_HOME: &[&str] = &[
+    "get list watch leases.coordination.k8s.io/kagami-health",
+    "get list watch configmaps/kagami-owners",
+];
 
 const COMPANION: &[&str] = &[
     "get list watch pods",
     "get list watch namespaces",
     "get list watch nodes",
+    "get daemonsets.apps",
+    "get replicasets.apps",
+    "get statefulsets.apps",
+    "get jobs.batch",
+    "create events.events.k8s.io",
     "get list watch imagemirrors.kagami.dev",
     "patch imagemirrors/status.kagami.dev",
     "create delete get list update watch mirroredimages.kagami.dev",
@@ -40,7 +48,7 @@ const COMPANION: &[&str] = &[
 
 const COMPANION_NOTES_MIRRORS: &[&str] = &["get update configmaps/kagami-mirrors"];
 
-const COMPANION_RESCUES: &[&str] = &["patch pods", "create events.events.k8s.io", "list events"];
+const COMPANION_RESCUES: &[&str] = &["patch pods", "list events"];
 
 const COMPANION_WRITES_BUNDLES: &[&str] =
     &["get patch mutatingwebhookconfigurations.admissionregistration.k8s.io/zz-rights-kagami"];
@@ -51,6 +59,7 @@ const COMPANION_AT_HOME: &[&str] = &[
     "get list watch update leases.coordination.k8s.io/kagami-health",
     "get list watch create secrets",
     "update secrets/kagami-probe",
+    "get update configmaps/kagami-owners",
 ];
 
 const COMPANION_MAKES_CERTIFICATES: &[&str] = &[

@@ -120,6 +120,11 @@ fn names_in_the_chart_are_those_of_the_code() {
         assert_eq!(word(&template, api::MIRRORS_CONFIG_MAP), 1);
     }
     assert_eq!(
+        word(&rights, api::OWNERS_CONFIG_MAP),
+        2,
+        "one right each: webhook, companion"
+    );
+    assert_eq!(
         word(&rights, api::HEALTH_LEASE),
         4,
         "one right each: webhook, viewers; two: companion"

@@ -343,6 +343,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "hangs",
             "lasting",
             "evictor",
+            "owners",
             "pods",
             "probe_secret",
             "publisher",

@@ -72,8 +72,10 @@ impl<'a> Place<'a> {
             _alone: alone,
         };
         place.grant();
-        let map = json!({"metadata": {"name": "kagami-mirrors"}});
-        cluster.create(&place.own.path("configmaps"), &map).success();
+        for name in ["kagami-mirrors", "kagami-owners"] {
+            let map = json!({"metadata": {"name": name}});
+            cluster.create(&place.own.path("configmaps"), &map).success();
+        }
         place.create_mirror(url);
         place
     }
@@ -231,6 +233,8 @@ impl<'a> Place<'a> {
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]},
             {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
             {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
+            {"apiGroups": ["apps"], "resources": ["daemonsets", "replicasets", "statefulsets"], "verbs": ["get"]},
+            {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors"], "verbs": watch},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors/status"], "verbs": ["patch"]},
             {"apiGroups": ["kagami.dev"], "resources": ["mirroredimages"],
@@ -250,7 +254,7 @@ impl<'a> Place<'a> {
             {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch", "create"]},
             {"apiGroups": [""], "resources": ["secrets"],
              "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-authority"], "verbs": ["update"]},
-            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kagami-mirrors"],
+            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kagami-mirrors", "kagami-owners"],
              "verbs": ["get", "update"]},
         ]);
         let companions =

@@ -3,6 +3,7 @@
 //! By the shared state alone: no mirror is asked anything. Pods are read a page at a time, and of
 //! each only what is told is kept.
 
+mod owners;
 mod pages;
 mod pods;
 mod refusals;
@@ -15,6 +16,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use self::{
+    owners::OwnerLeftAlone,
     refusals::{Refusal, Refusals},
     stuck::Stuck,
 };
@@ -53,6 +55,9 @@ struct Report {
     /// Containers that wait because their image cannot be pulled.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     stuck: Vec<Stuck>,
+    /// Owners whose Pods are left alone because they kept recreating rewritten ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    owners_left_alone: Vec<OwnerLeftAlone>,
     /// Makers of Pods whose Pods a policy refuses, in namespaces where images are rewritten.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refusals: Vec<Refusal>,
@@ -160,6 +165,7 @@ impl Reporter {
             ..Report::default()
         };
         let snapshot = self.read.store.snapshot();
+        report.owners_left_alone = owners::of(&snapshot, namespace, clock::now());
         let stale: Vec<&str> = snapshot
             .routing
             .mirrors()

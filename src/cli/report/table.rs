@@ -1,6 +1,6 @@
 //! A report as a person reads it: the images of all Pods, then what it comes to in each namespace.
 
-use super::{Counts, ImageReport, PodReport, Report, stuck};
+use super::{Counts, ImageReport, PodReport, Report, owners, stuck};
 use crate::{
     cli::{output::Table, passed_on},
     domain::foreign::Foreign,
@@ -85,6 +85,7 @@ pub(super) fn of(report: &Report, all: bool) -> String {
         lines.push(String::new());
     }
     lines.extend(stuck::table(&report.stuck));
+    lines.extend(owners::table(&report.owners_left_alone));
     lines.extend(passed_on(report));
     if namespaces.is_empty() {
         lines.push("No Pod is running.".to_owned());
@@ -200,6 +201,7 @@ mod tests {
                 ),
             ],
             stuck: Vec::new(),
+            owners_left_alone: Vec::new(),
             refusals: Vec::new(),
             notes: Vec::new(),
         }

@@ -14,6 +14,7 @@ mod inherit;
 mod lasting;
 mod leader;
 mod mirrors;
+mod owners;
 mod pod_events;
 mod pods;
 mod probe_entry;
@@ -41,6 +42,7 @@ use self::{
     certificates::Keeper,
     leader::Leader,
     mirrors::{ClusterView, Follower},
+    owners::Owners,
     pods::Pods,
     rescuer::Ward,
 };
@@ -254,6 +256,7 @@ impl Leader {
             tasks.spawn(evictor::run(self.clone(), ward.clone(), braked.clone()));
             ward
         });
+        let owners = Owners::default();
         let (demand, wanted) = mpsc::channel(QUEUE);
         let (has_taken_over, taken_over) = watch::channel(false);
         let pods = Pods {
@@ -262,6 +265,7 @@ impl Leader {
             reports: self.reports.clone(),
             demand,
             ward,
+            owners: owners.clone(),
             since: clock::now(),
             taken_over,
         };
@@ -279,6 +283,7 @@ impl Leader {
             error = early_end(&mut tasks) => return error,
         };
         has_taken_over.send_replace(true);
+        tasks.spawn(owners::run(self.clone(), owners));
         let published = watch::Sender::new(BTreeMap::new());
         tasks.spawn(heartbeat::run(
             self.clone(),

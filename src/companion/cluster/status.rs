@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     api::{
-        self, HEALTH_LEASE, PAUSED,
+        self, HEALTH_LEASE, MODE_LABEL, PAUSED,
         newer::Unknown,
         v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
     },
@@ -35,6 +35,10 @@ const NOT_IN_FORCE: &str = "NotInForce";
 /// How many lacking fields are named.
 const LACKING: usize = 5;
 
+/// How many owners that are left alone are listed, and how many of them a message names.
+const LOOPING: usize = 100;
+const LOOPING_NAMED: usize = 5;
+
 /// What a condition of an ImageMirror speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConditionType {
@@ -48,11 +52,12 @@ pub(super) enum ConditionType {
     ImagesReadable,
     SweepInTime,
     ForwardAllowed,
+    OwnersLeftAlone,
 }
 
 impl ConditionType {
     /// Every type.
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Ready,
         Self::UnknownFields,
         Self::MirrorsOverlap,
@@ -63,6 +68,7 @@ impl ConditionType {
         Self::ImagesReadable,
         Self::SweepInTime,
         Self::ForwardAllowed,
+        Self::OwnersLeftAlone,
     ];
 
     /// Returns its name as users see it.
@@ -78,6 +84,7 @@ impl ConditionType {
             Self::ImagesReadable => "ImagesReadable",
             Self::SweepInTime => "SweepInTime",
             Self::ForwardAllowed => "ForwardAllowed",
+            Self::OwnersLeftAlone => "OwnersLeftAlone",
         }
     }
 }
@@ -140,6 +147,8 @@ pub(super) struct Seen<'a> {
     pub(super) platforms: &'a [String],
     /// Those that fail of the upstreams that this mirror stands in for.
     pub(super) failing_upstreams: Vec<String>,
+    /// The owners that kept recreating rewritten Pods, and until when each is left alone; none while nobody knows.
+    pub(super) looping: Option<Vec<(String, Timestamp)>>,
     /// What the installed definitions lack; none while nobody can tell.
     pub(super) lacking: Option<&'a [String]>,
 }
@@ -259,7 +268,14 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     nodes(&mut conditions, seen);
     images(&mut conditions, seen.images_readable.as_ref());
     forward(&mut conditions, seen.forward_allowed.as_ref());
+    owners(&mut conditions, seen.looping.as_deref());
     sweeps(&mut next, seen, now);
+    if let Some(looping) = &seen.looping {
+        let looping = looping.iter().take(LOOPING);
+        next.owners_left_alone = looping
+            .map(|(owner, until)| format!("{owner} until {until}"))
+            .collect();
+    }
     next.failing_upstreams.clone_from(&seen.failing_upstreams);
     if !seen.platforms.is_empty() {
         next.platforms = seen.platforms.to_vec();
@@ -459,6 +475,42 @@ fn forward(conditions: &mut Conditions<'_>, allowed: Option<&Result<(), String>>
         None => return,
     };
     conditions.set(ConditionType::ForwardAllowed, status, reason, &message);
+}
+
+/// Tells of owners that fight rewrites; nothing was ever told where none did.
+fn owners(conditions: &mut Conditions<'_>, looping: Option<&[(String, Timestamp)]>) {
+    match looping {
+        Some([]) if conditions.has(ConditionType::OwnersLeftAlone) => conditions.set(
+            ConditionType::OwnersLeftAlone,
+            ConditionStatus::False,
+            "NoneFights",
+            "No owner is left alone for recreating Pods whose images were rewritten.",
+        ),
+        Some([]) | None => {}
+        Some(looping) => {
+            let (named, more) = looping.split_at(looping.len().min(LOOPING_NAMED));
+            let named: Vec<_> = named
+                .iter()
+                .map(|(owner, until)| format!("{owner} until {until}"))
+                .collect();
+            let more = if more.is_empty() {
+                String::new()
+            } else {
+                format!(", and {} more", more.len())
+            };
+            let message = format!(
+                "Owners recreated Pods whose images were rewritten again and again, so their Pods are left alone: \
+                 {}{more}. The label {MODE_LABEL}: \"off\" on their Pods makes that permanent.",
+                named.join(", ")
+            );
+            conditions.set(
+                ConditionType::OwnersLeftAlone,
+                ConditionStatus::True,
+                Reason::OwnerLoop.as_str(),
+                &message,
+            );
+        }
+    }
 }
 
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
@@ -1170,6 +1222,45 @@ mod tests {
             ("Unknown".to_owned(), "PullEnded".to_owned())
         );
         assert_eq!(plan(&status, &lasts(None), at(70)), status);
+    }
+
+    #[test]
+    fn owners_that_fight_are_told_while_they_are_left_alone() {
+        let left_alone = |count: u64| Seen {
+            looping: Some(
+                (0..count)
+                    .map(|number| (format!("Web.example.com team/{number}"), at(90)))
+                    .collect(),
+            ),
+            ..seen()
+        };
+        let none = plan(&ImageMirrorStatus::default(), &left_alone(0), at(20));
+        assert!(condition_of(&none, ConditionType::OwnersLeftAlone).is_none());
+        let status = plan(&none, &left_alone(120), at(30));
+        let told = condition(&status, "OwnersLeftAlone");
+        assert_eq!(
+            (told.status.as_str(), told.reason.as_str()),
+            ("True", "OwnerLoop")
+        );
+        assert!(
+            told.message
+                .contains("Web.example.com team/4 until 1970-01-01T00:01:30.000Z, and 115 more."),
+            "{told:?}"
+        );
+        assert_eq!(status.owners_left_alone.len(), LOOPING);
+        // A new leader does not know at first.
+        let unknown = Seen {
+            looping: None,
+            ..seen()
+        };
+        assert_eq!(plan(&status, &unknown, at(40)), status);
+        let status = plan(&status, &left_alone(0), at(50));
+        let told = condition(&status, "OwnersLeftAlone");
+        assert_eq!(
+            (told.status.as_str(), told.reason.as_str()),
+            ("False", "NoneFights")
+        );
+        assert!(status.owners_left_alone.is_empty());
     }
 
     #[test]

@@ -439,20 +439,21 @@ impl<'s, 'a> Decider<'s, 'a> {
         if !self.snapshot.serves(mirror, self.request.namespace) {
             return Some(Reason::NamespaceNotServed);
         }
-        let standing = self.snapshot.standing(mirror);
+        let known = &self.snapshot.owners;
         for owner in &self.request.pod.owners {
-            if settings
-                .exclude_owners
-                .iter()
-                .any(|pattern| pattern.matches(&owner.api_version, &owner.kind))
+            if settings.excludes(&owner.api_version, &owner.kind)
+                || known
+                    .owner_of(&owner.uid)
+                    .is_some_and(|owner| settings.excludes(&owner.api_version, &owner.kind))
             {
                 return Some(Reason::OwnerExcluded);
             }
-            if standing.owners_left_alone.contains(&*owner.uid) {
+            if known.is_looping(&owner.uid, self.now) {
                 return Some(Reason::OwnerLoop);
             }
         }
         if settings.pull_secret {
+            let standing = self.snapshot.standing(mirror);
             let in_place = standing.pull_secret_namespaces.contains(self.request.namespace);
             // The list of a Pod that exists cannot be changed, so it must be there already.
             let listed = self.request.operation == Operation::Create

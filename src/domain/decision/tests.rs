@@ -6,6 +6,7 @@ use crate::domain::{
     examples::{NOW, digest, key, manifest, mirror, place, proof, snapshot, source},
     health::Health,
     mirror::{OwnerPattern, Pin, Source, Tags},
+    owners::LeftAlone,
     platform::{Label, Landing},
     pod::{Annotations, Owner},
     presence::Presence,
@@ -136,11 +137,15 @@ fn placed_in(namespaces: &[&str]) -> Standing {
     }
 }
 
-fn leaving_alone(uid: &str) -> Standing {
-    Standing {
-        owners_left_alone: BTreeSet::from([uid.to_owned()]),
-        ..Standing::NONE
-    }
+/// Notes in which an owner is left alone until a millisecond, and a controller `c-1` is of a resource.
+fn noted(owner: &str, until: u64, resource: [&str; 3]) -> LeftAlone {
+    let [uid, api_version, kind] = resource;
+    let owner = serde_json::json!([[owner, "team", "example.com/v1", "Web", "web"], 1, 0, until]);
+    let controller = serde_json::json!([
+        ["c-1", "StatefulSet", "web"],
+        [uid, "team", api_version, kind, "web"]
+    ]);
+    LeftAlone::read(&owner.to_string(), &controller.to_string())
 }
 
 #[track_caller]
@@ -405,9 +410,37 @@ fn owners_that_fight_back_are_left_alone() {
         Reason::OwnerExcluded,
     );
     check(&owned(own_list(), "postgresql.cnpg.io/v1", "Cluster"), rewritten);
-    let looping = |uid: &str| owned(hub(), "apps/v1", "ReplicaSet").standing("a", leaving_alone(uid));
-    check_kept(&looping("u-1"), Reason::OwnerLoop);
-    check(&looping("u-2"), rewritten);
+}
+
+/// The Pod's own owner says it, or the resource that owns the controller which made the Pod.
+#[test]
+fn owners_that_fight_are_known_through_their_controllers_too() {
+    let owned = |uid: &'static str, notes: LeftAlone| {
+        known().edit(|scene| {
+            scene.request.pod.owners = vec![Owner {
+                api_version: "apps/v1".into(),
+                kind: "StatefulSet".into(),
+                uid: uid.into(),
+            }];
+            scene.snapshot.owners = Arc::new(notes);
+        })
+    };
+    let rewritten = "Rewritten Mirrored a → a.example.com/docker.io/library/nginx:1";
+    let (now, later) = (NOW.as_millis(), NOW.as_millis() + 1);
+    let web = |uid| [uid, "example.com/v1", "Web"];
+    check_kept(&owned("w-1", noted("w-1", later, web("w-2"))), Reason::OwnerLoop);
+    check_kept(&owned("c-1", noted("w-1", later, web("w-1"))), Reason::OwnerLoop);
+    check(&owned("c-1", noted("w-1", later, web("w-2"))), rewritten);
+    check(&owned("c-2", noted("w-1", later, web("w-1"))), rewritten);
+    check(&owned("c-1", noted("w-1", now, web("w-1"))), rewritten);
+    let listed = ["w-2", "asdb.aerospike.com/v1", "AerospikeCluster"];
+    check_kept(&owned("c-1", noted("w-1", later, listed)), Reason::OwnerExcluded);
+    let own_list = owned("c-1", noted("w-1", later, listed)).edit(|scene| {
+        let mut mirror = mirror("a", &["docker.io"]);
+        mirror.exclude_owners.clear();
+        scene.snapshot.routing = Arc::new(Routing::compile(vec![mirror]));
+    });
+    check(&own_list, rewritten);
 }
 
 #[test]
@@ -1165,7 +1198,11 @@ fn an_earlier_rewrite_stays_where_nothing_may_change() {
         kind: kind.into(),
         uid: "u-1".into(),
     };
-    let looping = || leaving_alone("u-1");
+    let looping = |scene: &mut Scene<'_>| {
+        let later = NOW.as_millis() + 1;
+        scene.snapshot.owners = Arc::new(noted("u-1", later, ["w-1", "example.com/v1", "Web"]));
+        scene.request.pod.owners = vec![owner("Other")];
+    };
     let scenes = [
         dead().edit(|scene| scene.request.pod.mode_label = Some("off".into())),
         dead().edit(|scene| scene.request.mode = Mode::Off),
@@ -1174,9 +1211,7 @@ fn an_earlier_rewrite_stays_where_nothing_may_change() {
         dead().edit(|scene| scene.snapshot.left_alone = Arc::new(BTreeSet::from(["team".to_owned()]))),
         dead().edit(never),
         dead().edit(|scene| scene.request.pod.owners = vec![owner("CatalogSource")]),
-        carried_by(vec![mirror("a", &["docker.io"])])
-            .standing("a", looping())
-            .edit(|scene| scene.request.pod.owners = vec![owner("Other")]),
+        carried_by(vec![mirror("a", &["docker.io"])]).edit(looping),
         // One that may only warn changes nothing either.
         carried_by(vec![Mirror {
             mode: Mode::Warn,
@@ -1184,9 +1219,8 @@ fn an_earlier_rewrite_stays_where_nothing_may_change() {
         }]),
         // The first mirror is merely dead, but the owner is known to fight.
         carried_by(vec![mirror("0", &["docker.io"]), mirror("a", &["docker.io"])])
-            .standing("a", looping())
             .health(0, State::Unhealthy)
-            .edit(|scene| scene.request.pod.owners = vec![owner("Other")]),
+            .edit(looping),
     ];
     for (number, scene) in scenes.iter().enumerate() {
         check_carried(scene, STAYS, None);

@@ -281,7 +281,7 @@ mod tests {
                 Cause::NotFound,
             ),
             (
-                r#"rpc error: code = Unknown desc = Error initializing source docker://X: reading manifest 1 in mirror.test/a: manifest unknown"#,
+                r"rpc error: code = Unknown desc = Error initializing source docker://X: reading manifest 1 in mirror.test/a: manifest unknown",
                 Cause::NotFound,
             ),
             (

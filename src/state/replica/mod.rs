@@ -39,7 +39,7 @@ use super::Store;
 use crate::{
     clock,
     cluster::{
-        objects::{Object, Outline},
+        objects::{self, ConfigMap, Object, Outline},
         sources,
         watch::{Event, Pulse, follow},
     },
@@ -82,6 +82,7 @@ struct Inner {
     images: Pulse,
     namespaces: Pulse,
     lease: Pulse,
+    owners: Pulse,
 }
 
 /// A value without a `Debug` of its own.
@@ -98,12 +99,13 @@ impl Shared {
         self.0.belief.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pulses(&self) -> [(&'static str, &Pulse); 4] {
+    fn pulses(&self) -> [(&'static str, &Pulse); 5] {
         let Inner {
             mirrors,
             images,
             namespaces,
             lease,
+            owners,
             ..
         } = &*self.0;
         [
@@ -111,6 +113,7 @@ impl Shared {
             ("mirroredimages", images),
             ("namespaces", namespaces),
             ("lease", lease),
+            ("owners", owners),
         ]
     }
 }
@@ -122,17 +125,19 @@ enum Part {
     Images,
     Namespaces,
     Lease,
+    Owners,
     Own,
     Credentials,
     Time,
 }
 
 impl Part {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Mirrors,
         Self::Images,
         Self::Namespaces,
         Self::Lease,
+        Self::Owners,
         Self::Own,
         Self::Credentials,
         Self::Time,
@@ -154,6 +159,7 @@ impl Replica {
             images: Pulse::default(),
             namespaces: Pulse::default(),
             lease: Pulse::default(),
+            owners: Pulse::default(),
         })))
     }
 
@@ -227,6 +233,7 @@ impl Shared {
             Part::Images => self.follow_images().await,
             Part::Namespaces => self.follow_namespaces().await,
             Part::Lease => self.follow_lease().await,
+            Part::Owners => self.follow_owners().await,
             Part::Own => own::run(self).await,
             Part::Credentials => match self.0.settings.probe_credentials.clone() {
                 Some(folder) => credentials::run(self, folder).await,
@@ -282,6 +289,24 @@ impl Shared {
             Event::Listing | Event::ListedAll { .. } | Event::Deleted(_) | Event::Reached(_) => {}
         };
         follow(self.0.client.0.clone(), source, pulse, relists, handle).await
+    }
+
+    async fn follow_owners(self) -> Infallible {
+        let source = sources::owners(&self.0.settings.namespace);
+        let (_never, relists) = tokio::sync::watch::channel(0);
+        let (client, pulse) = (self.0.client.0.clone(), self.0.owners.clone());
+        follow(client, source, pulse, relists, |event| self.take_owners(event)).await
+    }
+
+    fn take_owners(&self, event: Event<ConfigMap>) {
+        match event {
+            Event::Listed(map) | Event::Changed(map) => {
+                let owners = objects::owners(map.data.as_ref());
+                self.0.store.set_owners(Arc::new(owners));
+            }
+            // What was known stays so until it is made anew: nobody began to like rewrites by that.
+            Event::Deleted(_) | Event::Listing | Event::ListedAll { .. } | Event::Reached(_) => {}
+        }
     }
 
     /// Lets time pass for what is believed, and shows how the watches fare.

@@ -11,10 +11,10 @@ use tokio::time::Instant;
 
 use super::{Replica, SharedMirror, belief::Contacts};
 use crate::{
-    api::{HEALTH_LEASE, PROBE_SECRET, v1alpha1::MirroredImage},
+    api::{HEALTH_LEASE, OWNERS_CONFIG_MAP, PROBE_SECRET, v1alpha1::MirroredImage},
     clock,
     cluster::{
-        objects::{self, Object, Outline},
+        objects::{self, ConfigMap, Object, Outline},
         sources,
         watch::{Event, Failure, Pulse, Source, get, list, named, version},
     },
@@ -74,15 +74,16 @@ impl Replica {
         // Before the images: a sweep that a status tells of is then covered by their list.
         self.list(sources::mirrors(), |event| self.0.take_mirror(event))
             .await?;
-        let (images, namespaces, lease, credentials) = tokio::join!(
+        let (images, namespaces, lease, credentials, owners) = tokio::join!(
             self.read_images(&scope.images),
             self.read_namespaces(&scope.namespaces),
             self.read_lease(),
             self.read_credentials(),
+            self.read_owners(),
         );
         images?;
         notes.extend(
-            [namespaces, lease, credentials]
+            [namespaces, lease, credentials, owners]
                 .into_iter()
                 .filter_map(Result::err),
         );
@@ -191,6 +192,23 @@ impl Replica {
             )),
             Err(failure) => Err(format!(
                 "cannot read the heartbeat in {namespace}: {failure}; {without}"
+            )),
+        }
+    }
+
+    /// Reads which owners are left alone because they fight rewrites.
+    async fn read_owners(&self) -> Result<(), String> {
+        let namespace = &self.0.0.settings.namespace;
+        match get::<ConfigMap>(&self.0.0.client.0, &sources::owners(namespace), OWNERS_CONFIG_MAP).await {
+            Ok(Some(map)) => {
+                self.0.take_owners(Event::Listed(map));
+                Ok(())
+            }
+            // A companion of before has none.
+            Ok(None) => Ok(()),
+            Err(failure) => Err(format!(
+                "cannot read ConfigMap {OWNERS_CONFIG_MAP} in {namespace}: {failure}; owners that fight rewrites are \
+                 known by their kinds alone"
             )),
         }
     }

@@ -11,6 +11,7 @@ use super::scan::{Cursor, ScanError};
 use crate::domain::{
     decision::Operation,
     names::{DECISIONS_ANNOTATION, MODE_LABEL, ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
+    owners,
     platform::{Label, Landing},
     pod::{Annotations, Owner, Place, PlaceKind, Pod},
 };
@@ -254,7 +255,17 @@ fn read_metadata<'a>(pod: &mut Pod<'a>, cursor: &mut Cursor<'a>) -> Scan<()> {
             "labels" => {
                 once!(seen, 2, "labels");
                 cursor.object(|key, cursor| {
-                    if key != MODE_LABEL {
+                    if owners::is_telling(key) {
+                        let value = cursor.string()?;
+                        if let Some((api_version, kind)) = owners::owner_by_label(key, &value) {
+                            let owner = Owner {
+                                api_version: api_version.into(),
+                                kind: kind.into(),
+                                uid: Cow::default(),
+                            };
+                            push(&mut pod.owners, owner, OWNERS_LIMIT, "owners")?;
+                        }
+                    } else if key != MODE_LABEL {
                         cursor.skip()?;
                     } else if pod.mode_label.replace(cursor.string()?).is_some() {
                         return Err(ScanError::Duplicate(MODE_LABEL));

@@ -5,9 +5,8 @@ use std::{collections::HashSet, sync::Mutex, time::Duration};
 
 use tokio::{sync::mpsc, task::yield_now, time::sleep};
 
-use super::{Readers, lock};
+use super::{Readers, lock, mode_of};
 use crate::{
-    api::MODE_LABEL,
     clock,
     cluster::pods::{Pod, images},
     domain::{
@@ -224,9 +223,7 @@ impl<'s> Serving<'s> {
         if snapshot.left_alone.contains(namespace) {
             return None;
         }
-        let labels = snapshot.namespaces.get(namespace);
-        let label = labels.and_then(|labels| labels.get(MODE_LABEL));
-        if Mode::of_namespace(label.map(String::as_str), default_mode) == Mode::Off {
+        if mode_of(snapshot, namespace, default_mode) == Mode::Off {
             return None;
         }
         let mirrors = snapshot.routing.mirrors();
@@ -253,8 +250,12 @@ mod tests {
     use serde_json::json;
     use tokio::sync::watch;
 
-    use super::{super::pulls::PullsReader, *};
+    use super::{
+        super::{super::owners::Owners, pulls::PullsReader},
+        *,
+    };
     use crate::{
+        api::MODE_LABEL,
         cluster::watch::Event,
         domain::{examples::key, presence::Presence},
         state::{Configured, file},
@@ -319,6 +320,8 @@ mod tests {
             demand: DemandReader::new(settings, since, demand.clone()),
             pulls: PullsReader::new(since, demand),
             ward: None,
+            owners: Owners::default(),
+            default_mode: Mode::Off,
             complete: watch::Sender::new(complete),
             hands_on: complete,
         };

@@ -21,8 +21,9 @@ use tokio::{
 
 pub use self::demand::Settings;
 use self::{demand::DemandReader, pulls::PullsReader};
-use super::rescuer::Ward;
+use super::{owners::Owners, rescuer::Ward};
 use crate::{
+    api::MODE_LABEL,
     clock,
     cluster::{
         pods::Pod,
@@ -30,7 +31,7 @@ use crate::{
         watch::{Event, Pulses, follow},
     },
     companion::mirror::reports::Reports,
-    domain::{routing::Routing, snapshot::Snapshot, time::Timestamp},
+    domain::{mirror::Mode, routing::Routing, snapshot::Snapshot, time::Timestamp},
     state::{Demand, Store},
 };
 
@@ -48,6 +49,7 @@ pub(super) struct Pods {
     pub(super) demand: mpsc::Sender<Demand>,
     /// Where stuck Pods are told; none where they are left to themselves.
     pub(super) ward: Option<Ward>,
+    pub(super) owners: Owners,
     /// When this leader began: it cannot know of all use before.
     pub(super) since: Timestamp,
     /// Whether it knows what the last leader knew: before, every image would seem to be new.
@@ -59,6 +61,9 @@ struct Readers {
     demand: DemandReader,
     pulls: PullsReader,
     ward: Option<Ward>,
+    owners: Owners,
+    /// The mode of namespaces without the label.
+    default_mode: Mode,
     /// Whether all Pods were told once.
     complete: watch::Sender<bool>,
     /// Whether new images are handed on: from the first round on, with which those of the first list come.
@@ -72,6 +77,8 @@ impl Pods {
             demand: DemandReader::new(self.settings.clone(), self.since, self.demand.clone()),
             pulls: PullsReader::new(self.since, self.demand.clone()),
             ward: self.ward.clone(),
+            owners: self.owners.clone(),
+            default_mode: self.settings.default_mode,
             complete: watch::Sender::new(false),
             hands_on: false,
         });
@@ -149,6 +156,7 @@ impl Readers {
                 if let Some(ward) = &self.ward {
                     ward.remove(&pod.as_patient());
                 }
+                self.owners.remove(&pod, &store.snapshot(), clock::now());
                 let (namespace, name) = pod.id();
                 self.demand.used.remove(namespace, name);
                 self.pulls.pulls.remove(namespace, name);
@@ -163,6 +171,8 @@ impl Readers {
         if let Some(ward) = &self.ward {
             ward.take(&pod.as_patient(), is_listed, &snapshot, now);
         }
+        let mode = mode_of(&snapshot, pod.id().0, self.default_mode);
+        self.owners.take(pod, mode, &snapshot, now);
         self.pulls.take(pod, store, &snapshot, now);
         let store = self.hands_on.then_some(store);
         self.demand.take(pod, &snapshot, store);
@@ -171,6 +181,13 @@ impl Readers {
 
 fn lock(readers: &Mutex<Readers>) -> MutexGuard<'_, Readers> {
     readers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns the mode of a namespace.
+fn mode_of(snapshot: &Snapshot, namespace: &str, default_mode: Mode) -> Mode {
+    let labels = snapshot.namespaces.get(namespace);
+    let label = labels.and_then(|labels| labels.get(MODE_LABEL));
+    Mode::of_namespace(label.map(String::as_str), default_mode)
 }
 
 /// Whether the mirrors of two routings name images alike.

@@ -287,6 +287,7 @@ impl Publisher {
         let lacking = self.definitions.borrow().clone();
         let mut queues = self.images.queues();
         let reached = queues.reached().unwrap_or_default();
+        let looping = looping(&snapshot);
         let mut conditions = BTreeMap::new();
         for (name, resource) in &cluster.mirrors {
             let Some(mirror) = queues.get_mut(name) else {
@@ -316,6 +317,7 @@ impl Publisher {
                 sweeps: [None; 2],
                 not_written: None,
                 platforms: &cluster.platforms,
+                looping: looping.clone(),
                 lacking: lacking.as_deref(),
             };
             conditions.insert(name.clone(), mirror.status.conditions(resource));
@@ -439,6 +441,13 @@ fn told(resource: &MirrorResource, refusal: &Refusal) -> String {
         (host, mirror.read_secret.as_deref())
     });
     refusal.tell(host, secret)
+}
+
+/// Returns the owners that are left alone because they fight rewrites, as people know them; none while nobody knows.
+fn looping(snapshot: &Snapshot) -> Option<Vec<(String, Timestamp)>> {
+    let looping = snapshot.owners.looping(clock::now()).into_iter();
+    let looping = looping.map(|noted| (noted.owner.describe(), noted.until));
+    snapshot.owners.is_known().then(|| looping.collect())
 }
 
 /// Returns the upstreams that fail, of a mirror that is used only then.

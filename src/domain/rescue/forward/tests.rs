@@ -9,6 +9,7 @@ use crate::domain::{
     mapping::Mapping,
     mirror::{Access, Mirror, Pin, Prefer, Tags},
     names::{ORIGINAL_IMAGE_PREFIX, RESCUED_ANNOTATION},
+    owners::LeftAlone,
     platform::{Label, Platforms},
     presence::Presence,
     rescue::{Container, Known, Next, Queue},
@@ -212,11 +213,9 @@ fn every_doubt_of_admission_keeps_it_where_it_is() {
     check(
         |example| {
             example.pod.owners = vec![owner("apps/v1", "ReplicaSet")];
-            let standing = Standing {
-                owners_left_alone: ["o".to_owned()].into(),
-                ..Standing::default()
-            };
-            example.snapshot.standings = vec![Arc::new(standing)];
+            let until = NOW.after(Duration::from_hours(1)).as_millis();
+            let loops = json!([["o", "team", "example.com/v1", "Web", "web"], 1, 0, until]);
+            example.snapshot.owners = Arc::new(LeftAlone::read(&loops.to_string(), ""));
         },
         kept(Reason::OwnerLoop),
     );

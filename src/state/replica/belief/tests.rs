@@ -328,11 +328,9 @@ fn what_a_status_tells_compiles_no_routing() {
     let mut object = mirror("Healthy", "10s");
     object.status["platforms"] = json!(["linux/arm64"]);
     object.status["pullSecretNamespaces"] = json!(["shop"]);
-    object.status["ownersLeftAlone"] = json!(["u-1", "u-2"]);
     let standing = Standing {
         platforms: Platforms::of("linux", "arm64", ""),
         pull_secret_namespaces: BTreeSet::from(["shop".to_owned()]),
-        owners_left_alone: ["u-1", "u-2"].map(str::to_owned).into(),
     };
     scene.belief.take_mirror(Event::Changed(object.clone()), now());
     assert_eq!(told(&scene), standing);
