@@ -36,6 +36,7 @@ const LAYERS: &[Layer] = &[
         parts: &[],
         crates: Some(&[
             "foldhash",
+            "hashbrown",
             "memchr",
             "serde",
             "serde_json",
