@@ -787,7 +787,13 @@ mod tests {
         let base = Url::parse("https://registry.example.com").unwrap();
         let authority = Authority::new(base, None);
         let slot = |repository, actions| {
-            let scope = Right { repository, actions }.scope();
+            let from = None;
+            let scope = Right {
+                repository,
+                actions,
+                from,
+            }
+            .scope();
             authority.login().slot(scope.as_deref().unwrap_or_default())
         };
         let pull = slot("web", "pull");

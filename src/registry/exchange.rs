@@ -47,6 +47,8 @@ pub enum Fault {
     Stalled(Duration),
     /// Something came that is not what it should be.
     Wrong(String),
+    /// An upload is not what it should be by now.
+    Lost(String),
     /// What was being sent could not be read to its end.
     Source(Box<Self>),
 }
@@ -72,7 +74,7 @@ impl fmt::Display for Fault {
                 Ok(())
             }
             Self::Stalled(limit) => write!(f, "nothing moved for {limit:?}"),
-            Self::Wrong(words) => f.write_str(words),
+            Self::Wrong(words) | Self::Lost(words) => f.write_str(words),
             Self::Source(fault) => fault.fmt(f),
         }
     }

@@ -269,6 +269,7 @@ pub(super) fn verdict(fault: &Fault, step: Step) -> Verdict {
         Fault::Refused(refusal, _) => refusal.verdict(step),
         Fault::Stalled(_) if matches!(step, Step::Read | Step::Look) => Verdict::Again(Reason::Unreachable),
         Fault::Stalled(_) => Verdict::Again(Reason::MirrorNotWritable),
+        Fault::Lost(_) => Verdict::UploadGone,
         Fault::Wrong(_) => Verdict::Never(Reason::DigestMismatch),
         Fault::Failure(failure) => match failure {
             Failure::Missing => Verdict::Missing,

@@ -11,6 +11,7 @@
 pub mod manifest;
 pub mod plan;
 pub mod reason;
+pub mod referrers;
 pub mod refusal;
 
 pub use self::{

@@ -155,6 +155,7 @@ impl Plan {
     /// Takes in that what an index lists is a blob. Every index that lists it needs it.
     pub fn is_blob(&mut self, wanted: &Wanted) {
         let Some(size) = wanted.blob else { return };
+        self.met.remove(&wanted.digest);
         for manifest in self.manifests.values_mut() {
             if manifest.children.contains(&wanted.digest) {
                 manifest.children.retain(|child| *child != wanted.digest);
@@ -210,6 +211,11 @@ impl Plan {
     /// Returns what was read of a digest.
     pub fn manifest(&self, digest: &Digest) -> Option<&Manifest> {
         self.manifests.get(digest)
+    }
+
+    /// Returns every manifest that is copied, read or not.
+    pub fn subjects(&self) -> impl Iterator<Item = &Digest> {
+        self.met.iter()
     }
 
     /// Returns every manifest that was read.

@@ -83,6 +83,7 @@ impl Refusal {
             (400..=499, Step::Read) if self.is_elsewhere => Again(Reason::RegistryError),
             (404, Step::Read | Step::Look) => Missing,
             (403, Step::Read) => Never(Reason::SourceUnauthorized),
+            (403, Step::Look) => Never(Reason::PushForbidden),
             (507, _) => Never(Reason::QuotaExceeded),
             (500, Step::Manifest(manifest)) if manifest.names_foreign => Never(Reason::ForeignLayersRefused),
             (408 | 425 | 499 | 500..=599, Step::Read | Step::Look) => Again(Reason::RegistryError),
@@ -400,6 +401,7 @@ mod tests {
     #[test]
     fn uploads_begin_anew_come_in_pieces_or_end() {
         let (begin, upload, never) = (Step::Begin, Step::Upload, Verdict::Never);
+        check(Step::Look, 403, "DENIED", "", never(Reason::PushForbidden));
         check(begin, 405, "UNSUPPORTED", "", never(Reason::MirrorReadOnly));
         check(
             begin,

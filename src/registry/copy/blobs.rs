@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use super::{
     Again, Copying, Side, Trouble,
 };
 use crate::domain::{
+    answer::{Failure, Unreachable},
     copying::{Part, Reason, Step, Verdict, plan::Manifest},
     digest::Digest,
 };
@@ -149,7 +150,7 @@ impl Copying<'_> {
     /// Sends a blob, or has it taken over. Returns whether it is there then: what may be kept elsewhere need not be.
     async fn send(&self, part: &Part, unasked: bool) -> Result<bool, Trouble> {
         let what = part.digest.to_string();
-        let (mut again, mut lost) = (Again::default(), 0);
+        let (mut again, mut lost, mut cuts) = (Again::default(), 0, 0);
         let mut may_be_there = false;
         loop {
             if may_be_there {
@@ -173,19 +174,23 @@ impl Copying<'_> {
                 }
             };
             let piece = self.job.mirror.learned().piece;
-            let sent = match self.open(part).await? {
-                None if part.is_foreign => return Ok(false),
-                None => return Err(self.vanished(&part.digest)),
-                Some(feed) => match piece.filter(|piece| *piece < part.size) {
-                    Some(piece) => self.target.upload_in_pieces(session, part, feed, piece).await,
-                    None => self.target.upload(session, part, feed).await,
-                },
+            let Some(feed) = self.open(part).await? else {
+                return if part.is_foreign {
+                    Ok(false)
+                } else {
+                    Err(self.vanished(&part.digest))
+                };
+            };
+            let given = feed.clone();
+            let piece = piece.filter(|piece| *piece < part.size);
+            let sent = match piece {
+                Some(piece) => self.target.upload_in_pieces(session, part, feed, piece).await,
+                None => self.target.upload(session, part, feed).await,
             };
             let Err(fault) = sent else {
                 let mut state = self.state();
                 state.uploaded += 1;
                 state.bytes += part.size;
-                self.meter.bytes_sent.fetch_add(part.size, Ordering::Relaxed);
                 return Ok(true);
             };
             if let Fault::Source(fault) = &fault {
@@ -199,6 +204,8 @@ impl Copying<'_> {
                     may_be_there = true;
                 }
                 Verdict::UploadGone => {
+                    // Pieces may be what it does not take.
+                    self.job.mirror.learned().piece = None;
                     return Err(Trouble {
                         is_passing: true,
                         ..self.trouble(Side::Mirror, Reason::UploadLost, &what, &fault)
@@ -217,8 +224,14 @@ impl Copying<'_> {
                 _ => {
                     self.once_more(&mut again, Side::Mirror, Step::Upload, &what, &fault)
                         .await?;
-                    // Whoever ends connections in the middle, again and again, may not like how much comes.
-                    if again.tries >= 2 && matches!(fault, Fault::Failure(_)) {
+                    // Whoever cuts connections in the middle, again and again, may not like how much comes, and has said
+                    // so before it was heard.
+                    let is_cut = matches!(
+                        &fault,
+                        Fault::Failure(Failure::Unreachable(Unreachable::Reset, _))
+                    );
+                    cuts += u32::from(is_cut && given.given() > 0);
+                    if is_cut && cuts >= 2 {
                         self.smaller_pieces(part, piece);
                     }
                     may_be_there = true;
@@ -269,7 +282,10 @@ impl Copying<'_> {
         let mut again = Again::default();
         loop {
             match self.source.open(part).await {
-                Ok(reader) => return Ok(reader.map(Feed::new)),
+                Ok(reader) => {
+                    let meter = &self.meter.bytes_sent;
+                    return Ok(reader.map(|reader| Feed::new(reader, Arc::clone(meter))));
+                }
                 Err(fault) => {
                     self.once_more(&mut again, Side::Source, Step::Read, &what, &fault)
                         .await?

@@ -37,9 +37,15 @@ use crate::domain::{
         plan::{self, Manifest},
         refusal,
     },
-    digest::Digest,
+    digest::{Algorithm, Digest},
     platform::Platforms,
 };
+
+/// How many manifests of one image are under way at once, each with its blobs.
+const CHILDREN: usize = 4;
+
+/// How often a mirror is brought what it lacks although it said otherwise: what it names, and then everything.
+const MENDED: u32 = 2;
 
 /// How long things may take, and how much goes on at once.
 #[derive(Clone, Debug)]
@@ -186,8 +192,8 @@ pub struct Meter {
     pub bytes: AtomicU64,
     /// Of bytes that were there already, too.
     pub bytes_done: AtomicU64,
-    /// Those that were sent.
-    pub bytes_sent: AtomicU64,
+    /// Those that were sent, while they are.
+    pub bytes_sent: Arc<AtomicU64>,
 }
 
 /// A copy that came to its end.
@@ -425,11 +431,15 @@ impl<'c> Copying<'c> {
         most / 2 + most / 2 * part / 1000
     }
 
-    fn trouble(&self, side: Side, reason: Reason, what: &str, fault: &Fault) -> Trouble {
-        let host = match side {
+    fn host(&self, side: Side) -> &str {
+        match side {
             Side::Source => self.source.client.host(),
             Side::Mirror => self.target.client().host(),
-        };
+        }
+    }
+
+    fn trouble(&self, side: Side, reason: Reason, what: &str, fault: &Fault) -> Trouble {
+        let host = self.host(side);
         Trouble::new(reason, format!("{host}, asked for {what}: {fault}"))
     }
 
@@ -474,11 +484,11 @@ impl<'c> Copying<'c> {
         let same = there.filter(|there| there.digest == root);
         if let Some(same) = &same
             && !self.job.verify
-            && self.is_whole(same).await?
+            && let Some(whole) = self.is_whole(same).await?
         {
             if self.job.referrers {
-                let plan = self.known_plan(same)?;
-                self.bring_referrers(&plan).await;
+                // Signatures come later than what they sign.
+                self.bring_referrers(&whole).await;
             }
             return Ok(());
         }
@@ -496,27 +506,28 @@ impl<'c> Copying<'c> {
         Ok(plan)
     }
 
-    /// Whether all that is wanted of an image is at the mirror, to the last child: it may have lost some.
-    async fn is_whole(&self, raw: &Raw) -> Result<bool, Trouble> {
+    /// Looks whether all that is wanted of an image is at the mirror, to the last child: it may have lost some. Returns
+    /// what belongs to it if so.
+    async fn is_whole(&self, raw: &Raw) -> Result<Option<Plan>, Trouble> {
         let Ok(mut plan) = self.known_plan(raw) else {
-            return Ok(false);
+            return Ok(None);
         };
         loop {
             let wanted = plan.to_read();
             if wanted.is_empty() {
                 self.state().is_sparse = plan.is_sparse();
-                return Ok(true);
+                return Ok(Some(plan));
             }
             for found in self.each(&wanted, |wanted| self.at_mirror(wanted)).await? {
                 match found {
                     (wanted, AtMirror::Index(raw)) => {
                         let read = plan.read(&wanted, raw.media_type.as_deref(), raw.bytes);
                         if read.is_err() {
-                            return Ok(false);
+                            return Ok(None);
                         }
                     }
                     (_, AtMirror::There) => {}
-                    (_, AtMirror::Missing) => return Ok(false),
+                    (_, AtMirror::Missing) => return Ok(None),
                 }
             }
         }
@@ -623,10 +634,39 @@ impl<'c> Copying<'c> {
 
     /// Pushes everything in its order, the tag last.
     async fn push(&self, plan: &Plan, is_tagged: bool) -> Result<(), Trouble> {
-        let (mut blobs, mut bytes) = (0, 0);
+        let root = self.push_below(plan).await?;
+        if self.job.referrers {
+            let found = self.find_referrers(plan).await;
+            if !found.is_empty() {
+                // What refers to it must find it, and the tag shows it only with all that belongs to it.
+                self.put(plan, root, None).await?;
+                self.push_referrers(found).await;
+            }
+        }
+        // A registry may refuse to be told again what a tag is.
+        let tag = Some(self.job.tag.as_str()).filter(|_| !is_tagged);
+        match self.put(plan, root, tag).await {
+            Err(trouble) if trouble.reason == Reason::TagImmutable => {
+                // By its digest it can be used all the same.
+                self.put(plan, root, None).await?;
+                Err(trouble)
+            }
+            done => done,
+        }
+    }
+
+    /// Pushes something that is none of the image's own manifests, under a tag or its digest.
+    async fn push_plan(&self, plan: &Plan, tag: Option<&str>) -> Result<(), Trouble> {
+        let root = self.push_below(plan).await?;
+        self.put(plan, root, tag).await
+    }
+
+    /// Pushes everything that a manifest needs, and returns it.
+    async fn push_below<'p>(&self, plan: &'p Plan) -> Result<&'p Manifest, Trouble> {
+        let (mut blobs, mut bytes) = (0, 0_u64);
         for part in plan.blobs() {
             blobs += 1;
-            bytes += part.size;
+            bytes = part.size.saturating_add(bytes);
         }
         self.meter.blobs.fetch_add(blobs, Ordering::Relaxed);
         self.meter.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -639,40 +679,18 @@ impl<'c> Copying<'c> {
         let root = root.and_then(|root| plan.manifest(root));
         let root = root.ok_or_else(|| Trouble::new(Reason::Internal, "a plan without an end"))?;
         for step in below {
-            let manifests: Vec<&Manifest> = step.iter().filter_map(|digest| plan.manifest(digest)).collect();
-            let push = |manifest: &'_ Manifest| {
-                let manifest = manifest.clone();
-                async move { self.push_child(plan, &manifest).await }
-            };
-            // One after the other begins, so that a manifest follows its last blob soon.
-            let calls: Vec<_> = manifests.into_iter().map(push).collect();
-            let mut calls = stream::iter(calls).buffer_unordered(4);
+            let manifests = step.iter().filter_map(|digest| plan.manifest(digest));
+            let calls: Vec<_> = manifests
+                .map(|manifest| self.push_child(plan, manifest))
+                .collect();
+            // A few at once, so that a manifest follows its last blob soon.
+            let mut calls = stream::iter(calls).buffer_unordered(CHILDREN);
             while let Some(done) = calls.next().await {
                 done?;
             }
         }
         self.bring_blobs(root, false).await?;
-        let tag = &self.job.tag;
-        if self.job.referrers {
-            let found = self.find_referrers(plan).await;
-            if !found.is_empty() {
-                // What refers to it must find it, and the tag shows it only with all that belongs to it.
-                self.put(plan, root, None).await?;
-                self.push_referrers(found).await;
-            }
-        }
-        if is_tagged {
-            // A registry may refuse to be told again what a tag is.
-            return self.put(plan, root, None).await;
-        }
-        match self.put(plan, root, Some(tag)).await {
-            Err(trouble) if trouble.reason == Reason::TagImmutable => {
-                // By its digest it can be used all the same.
-                self.put(plan, root, None).await?;
-                Err(trouble)
-            }
-            done => done,
-        }
+        Ok(root)
     }
 
     async fn push_child(&self, plan: &Plan, manifest: &Manifest) -> Result<(), Trouble> {
@@ -702,7 +720,7 @@ impl<'c> Copying<'c> {
             names_foreign: manifest.blobs.iter().any(|part| part.is_foreign),
             algorithm: manifest.digest.algorithm(),
         });
-        let (mut again, mut mended) = (Again::default(), false);
+        let (mut again, mut mended) = (Again::default(), 0);
         loop {
             let fault = {
                 let _permit = self.job.mirror.requests.enter().await;
@@ -715,11 +733,12 @@ impl<'c> Copying<'c> {
                 }
             };
             if verdict(&fault, step) == Verdict::Incomplete {
-                if mended {
+                mended += 1;
+                if mended > MENDED {
                     return Err(self.trouble(Side::Mirror, Reason::MirrorInconsistent, reference, &fault));
                 }
-                mended = true;
-                self.mend(plan, manifest, &fault).await?;
+                // Some name one thing at a time that they lack.
+                self.mend(plan, manifest, &fault, mended == MENDED).await?;
                 continue;
             }
             self.once_more(&mut again, Side::Mirror, step, reference, &fault)
@@ -730,9 +749,15 @@ impl<'c> Copying<'c> {
     }
 
     /// Brings what a registry says that it lacks, although it said otherwise before.
-    async fn mend(&self, plan: &Plan, manifest: &Manifest, fault: &Fault) -> Result<(), Trouble> {
+    async fn mend(
+        &self,
+        plan: &Plan,
+        manifest: &Manifest,
+        fault: &Fault,
+        everything: bool,
+    ) -> Result<(), Trouble> {
         let named: BTreeSet<&Digest> = match fault {
-            Fault::Refused(_, named) => named.iter().collect(),
+            Fault::Refused(_, named) if !everything => named.iter().collect(),
             _ => BTreeSet::new(),
         };
         let is_meant = |digest: &Digest| named.contains(digest);
@@ -754,7 +779,7 @@ impl<'c> Copying<'c> {
             .filter_map(|entry| plan.manifest(&entry.digest))
         {
             if named.is_empty() || is_meant(&child.digest) {
-                self.bring_blobs(child, true).await?;
+                self.bring_blobs(child, false).await?;
                 Box::pin(self.put(plan, child, None)).await?;
             }
         }
@@ -785,6 +810,16 @@ impl<'c> Copying<'c> {
             ..Trouble::new(Reason::NotReadBack, words)
         })
     }
+}
+
+/// Returns what is asked for where an ordinary manifest is pushed under a tag.
+const fn tag_step() -> Step {
+    Step::Manifest(refusal::Manifest {
+        by_tag: true,
+        is_sparse: false,
+        names_foreign: false,
+        algorithm: Algorithm::Sha256,
+    })
 }
 
 enum AtMirror {
@@ -823,7 +858,7 @@ pub async fn foresee(job: &Job, settings: &Settings) -> Result<Foreseen, Trouble
         .await?;
     let root = copying.resolve().await?;
     if let Some(there) = there.filter(|there| there.digest == root)
-        && copying.is_whole(&there).await?
+        && copying.is_whole(&there).await?.is_some()
     {
         return Ok(Foreseen {
             digest: root,
@@ -840,6 +875,6 @@ pub async fn foresee(job: &Job, settings: &Settings) -> Result<Foreseen, Trouble
         is_there: false,
         manifests: plan.manifests().count() as u64,
         blobs: sizes.len() as u64,
-        bytes: sizes.iter().sum(),
+        bytes: sizes.iter().fold(0, |all, size| size.saturating_add(all)),
     })
 }

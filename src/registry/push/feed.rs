@@ -5,7 +5,10 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -20,6 +23,9 @@ pub struct Feed {
     inner: Arc<tokio::sync::Mutex<Inner>>,
     moving: Moving,
     broken: Broken,
+    given: Arc<AtomicU64>,
+    /// Of all feeds.
+    meter: Arc<AtomicU64>,
 }
 
 struct Inner {
@@ -73,8 +79,8 @@ impl Broken {
 }
 
 impl Feed {
-    /// Returns a feed of what a reader reads.
-    pub fn new(reader: Reader) -> Self {
+    /// Returns a feed of what a reader reads, which counts what is taken from it.
+    pub fn new(reader: Reader, meter: Arc<AtomicU64>) -> Self {
         Self {
             inner: Arc::new(tokio::sync::Mutex::new(Inner {
                 reader,
@@ -82,7 +88,14 @@ impl Feed {
             })),
             moving: Moving(Arc::new(Mutex::new(Waiting::Target(Instant::now())))),
             broken: Broken::default(),
+            given: Arc::default(),
+            meter,
         }
+    }
+
+    /// Returns how many bytes were taken from it.
+    pub fn given(&self) -> u64 {
+        self.given.load(Ordering::Relaxed)
     }
 
     pub(super) fn moving(&self) -> Moving {
@@ -107,6 +120,8 @@ impl Feed {
             match next {
                 Ok(bytes) => {
                     let left = left - bytes.len() as u64;
+                    feed.given.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    feed.meter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                     feed.moving.set(if left == 0 {
                         Waiting::Answer(now)
                     } else {

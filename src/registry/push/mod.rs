@@ -6,7 +6,7 @@
 
 pub mod feed;
 
-use std::{net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
@@ -70,12 +70,17 @@ pub enum Opened {
     NoMount,
 }
 
-/// An upload that was begun.
-#[derive(Debug)]
+/// An upload that was begun. `Debug` shows nothing: who knows its address may write to it.
 pub struct Session {
     url: Url,
     /// What keeps it at one replica, where a load balancer told one.
     cookie: Option<HeaderValue>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").finish_non_exhaustive()
+    }
 }
 
 /// A manifest that was taken.
@@ -113,12 +118,17 @@ impl Target {
         Instant::now() + self.patience.answer
     }
 
-    /// Reads a manifest by tag or digest; none if it is not there.
+    /// Reads a manifest by tag or digest; none if it is not there, or is not what it says it is: then it has to be
+    /// brought anew.
     pub async fn raw(&self, reference: &str) -> Result<Option<Raw>, Fault> {
         let deadline = self.soon();
-        self.client
-            .raw(self.right(), &self.repository, reference, None, deadline)
-            .await
+        let raw = self
+            .client
+            .raw(self.right(), &self.repository, reference, None, deadline);
+        match raw.await {
+            Err(Fault::Wrong(_)) => Ok(None),
+            read => read,
+        }
     }
 
     /// Asks for the digest of a manifest by tag or digest; none if it is not there.
@@ -248,7 +258,7 @@ impl Target {
                 .is_some_and(|kept| end_of_range(kept) != Some(offset - 1))
             {
                 let kept = visible(kept.as_deref().unwrap_or_default()).into_owned();
-                return Err(Fault::Wrong(format!(
+                return Err(Fault::Lost(format!(
                     "the registry was sent {offset} bytes in pieces and says that it has {kept}"
                 )));
             }
