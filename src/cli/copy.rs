@@ -67,14 +67,6 @@ pub(super) async fn run(arguments: CopyArguments) -> anyhow::Result<()> {
     let platforms = platforms(&arguments.platforms)?;
     let keyring = keyring(arguments.docker_config.as_deref())?;
     let into = destination(&arguments).await?;
-    if into.mirror.kind != Kind::Hosted {
-        return Err(BadSettings::one(format!(
-            "mirror {} is of kind {}, which fetches by itself: only mirrors of kind Hosted take copies",
-            into.mirror.name,
-            into.mirror.kind.as_str()
-        ))
-        .into());
-    }
     let settings = Settings::default();
     let client = into.client(&keyring)?;
     let mirror = Arc::new(copy::Mirror::new(client, &settings));
@@ -319,6 +311,14 @@ async fn destination(arguments: &CopyArguments) -> anyhow::Result<Destination> {
         };
         return Err(BadSettings::one(format!("there is no mirror {name}; there is: {there}")).into());
     };
+    if mirror.kind != Kind::Hosted {
+        return Err(BadSettings::one(format!(
+            "mirror {} is of kind {}, which fetches by itself: only mirrors of kind Hosted take copies",
+            mirror.name,
+            mirror.kind.as_str()
+        ))
+        .into());
+    }
     let secret = match (&connection.probe_secret, &client) {
         (None, _) => None,
         (Some(secret), None) => configuration.secrets.get(secret).cloned(),

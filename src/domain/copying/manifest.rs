@@ -227,10 +227,7 @@ impl Document {
             let media_type = descriptor.media_type.as_deref().unwrap_or_default();
             media_type.starts_with("application/vnd.docker.")
         };
-        let first = self
-            .config
-            .as_ref()
-            .or(self.manifests.as_ref().and_then(|list| list.first()));
+        let first = self.config.as_ref().or_else(|| self.manifests.as_ref()?.first());
         match (is_index, first.is_some_and(is_docker)) {
             (true, false) => INDEXES[0],
             (true, true) => INDEXES[1],

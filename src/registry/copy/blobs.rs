@@ -288,7 +288,7 @@ impl Copying<'_> {
                 }
                 Err(fault) => {
                     self.once_more(&mut again, Side::Source, Step::Read, &what, &fault)
-                        .await?
+                        .await?;
                 }
             }
         }

@@ -336,7 +336,7 @@ impl<'c> Copying<'c> {
     fn copied(&self) -> Copied {
         let state = self.state();
         Copied {
-            digest: state.root.clone().unwrap_or_else(|| Digest::Sha256([0; 32])),
+            digest: state.root.clone().unwrap_or(Digest::Sha256([0; 32])),
             manifests: state.manifests,
             uploaded: state.uploaded,
             mounted: state.mounted,
@@ -470,15 +470,12 @@ impl<'c> Copying<'c> {
             .until(Side::Mirror, Step::Look, tag, || self.target.raw(tag))
             .await?;
         // Where nothing is, the manifest is read at once; else it is enough to know whether it is the same.
-        let (root, at_source) = match &there {
-            Some(_) => (self.resolve().await?, None),
-            None => {
-                let raw = self
-                    .read(&self.job.reference, None)
-                    .await?
-                    .ok_or_else(|| self.missing())?;
-                (raw.digest.clone(), Some(raw))
-            }
+        let (root, at_source) = if there.is_some() {
+            (self.resolve().await?, None)
+        } else {
+            let raw = self.read(&self.job.reference, None).await?;
+            let raw = raw.ok_or_else(|| self.missing())?;
+            (raw.digest.clone(), Some(raw))
         };
         self.state().root = Some(root.clone());
         let same = there.filter(|there| there.digest == root);
@@ -766,7 +763,9 @@ impl<'c> Copying<'c> {
         {
             let mut state = self.state();
             for part in &manifest.blobs {
-                if !any || is_meant(&part.digest) {
+                // What was sent for this reason already is there.
+                let is_sent = everything && state.lied_about.contains(&part.digest);
+                if (!any || is_meant(&part.digest)) && !is_sent {
                     state.there.remove(&part.digest);
                     state.lied_about.insert(part.digest.clone());
                 }

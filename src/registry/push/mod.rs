@@ -45,8 +45,8 @@ pub struct Patience {
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            answer: Duration::from_secs(60),
-            stall: Duration::from_secs(60),
+            answer: Duration::from_mins(1),
+            stall: Duration::from_mins(1),
             commit: Duration::from_mins(15),
         }
     }

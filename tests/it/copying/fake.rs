@@ -148,6 +148,8 @@ struct Content {
     asked: Vec<Ask>,
     counts: BTreeMap<(String, Kind), usize>,
     next: usize,
+    /// The lengths of bodies that were received to their end.
+    whole: Vec<usize>,
 }
 
 struct Shared {
@@ -293,6 +295,11 @@ impl Fake {
         self.content().manifests.is_empty()
     }
 
+    /// Whether a body of this length was received to its end.
+    pub fn received(&self, length: usize) -> bool {
+        self.content().whole.contains(&length)
+    }
+
     /// Returns how many blobs are there.
     pub fn blobs(&self) -> usize {
         self.content().blobs.len()
@@ -379,6 +386,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             act => {
                 let mut body = vec![0; ask.length()];
                 stream.read_exact(&mut body).await?;
+                shared.content.lock().unwrap().whole.push(body.len());
                 let usual = match &act {
                     Act::Swallow(answer) => answer.clone(),
                     _ => usual(shared, &ask, &body),
@@ -394,7 +402,12 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
                         stream
                             .write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
                             .await?;
-                        stream.write_all(&body).await?;
+                        let (last, most) = body.split_last().unwrap();
+                        stream.write_all(most).await?;
+                        stream.flush().await?;
+                        // In a piece of its own.
+                        sleep(Duration::from_millis(50)).await;
+                        stream.write_all(&[*last]).await?;
                         return stream.shutdown().await;
                     }
                     _ => write(&mut stream, &usual, is_head, None).await?,

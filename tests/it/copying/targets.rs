@@ -231,17 +231,26 @@ async fn a_mirror_that_contradicts_itself_is_told_by_name() {
 
 #[tokio::test]
 async fn an_answer_that_gets_lost_does_not_send_it_twice() {
-    let mirror = copied(2 << 20, |ask| {
+    // One that takes nothing over: then it would be told by that.
+    let features = Features {
+        no_mounts: true,
+        ..Features::default()
+    };
+    let source = Fake::usual().await;
+    let mirror = Fake::with(features, |ask| {
         if ask.is("PUT", Kind::Upload) && ask.length() > 1 << 20 {
             return Act::Instead(Answer::html(504));
         }
         Act::Usual
     })
     .await;
-    let sent = mirror
-        .asked()
-        .into_iter()
-        .filter(|ask| ask.is("PUT", Kind::Upload) && ask.length() > 1 << 20);
+    let image = of_size(2 << 20);
+    source.hold(FROM, "1", &image);
+    let done = run(&job(&source, &mirror)).await;
+    done.unwrap_or_else(|trouble| panic!("{trouble}"));
+    assert!(mirror.holds(INTO, "1", &image));
+    let asked = mirror.asked().into_iter();
+    let sent = asked.filter(|ask| ask.is("PUT", Kind::Upload) && ask.length() > 1 << 20);
     assert_eq!(sent.count(), 1);
 }
 
@@ -603,4 +612,6 @@ async fn a_registry_without_mounts_takes_everything_by_upload() {
     source.hold(FROM, "1", &image);
     run(&job(&source, &mirror)).await.unwrap();
     assert!(mirror.holds(INTO, "1", &image));
+    // Nothing had to be brought later.
+    assert_eq!(mirror.count("PUT", Kind::Manifest), 1);
 }
