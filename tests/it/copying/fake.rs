@@ -36,7 +36,7 @@ pub struct Ask {
 }
 
 /// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Ping,
     Manifest,
@@ -91,6 +91,7 @@ impl Answer {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and texts alike")]
     pub fn header(mut self, name: &str, value: impl ToString) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
@@ -136,6 +137,13 @@ pub enum Act {
     Body(Vec<u8>),
     /// The same without an end that is told.
     Unmeasured(Vec<u8>),
+}
+
+impl Act {
+    /// This in a certain case, else what registries do.
+    pub fn when(case: bool, act: Self) -> Self {
+        if case { act } else { Self::Usual }
+    }
 }
 
 type Quirk = Box<dyn Fn(&Ask) -> Act + Send + Sync>;
@@ -311,10 +319,7 @@ impl Fake {
 
     /// Returns how often something was asked for.
     pub fn count(&self, method: &str, kind: Kind) -> usize {
-        self.asked()
-            .iter()
-            .filter(|ask| ask.is(method, kind.clone()))
-            .count()
+        self.asked().iter().filter(|ask| ask.is(method, kind)).count()
     }
 }
 
@@ -343,7 +348,7 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         let kind = kind(&target);
         let ask = {
             let mut content = shared.content.lock().unwrap();
-            let count = content.counts.entry((method.clone(), kind.clone())).or_default();
+            let count = content.counts.entry((method.clone(), kind)).or_default();
             let nth = *count;
             *count += 1;
             let ask = Ask {
@@ -465,6 +470,7 @@ fn kind(target: &str) -> Kind {
 }
 
 /// What a registry does.
+#[expect(clippy::too_many_lines, reason = "all of it in one place")]
 fn usual(shared: &Shared, ask: &Ask, body: &[u8]) -> Answer {
     let mut content = shared.content.lock().unwrap();
     let content = &mut *content;

@@ -34,12 +34,12 @@ async fn a_body_that_breaks_goes_on_where_it_stopped() {
         let (image, layer) = large();
         source.hold(FROM, "1", &image);
         let (times, of) = (AtomicUsize::new(0), layer.clone());
-        source.set(
-            move |ask| match asks_for(ask, &of) && times.fetch_add(1, Ordering::Relaxed) < 2 {
-                true => Act::Cut(SIZE * 4 / 10),
-                false => Act::Usual,
-            },
-        );
+        source.set(move |ask| {
+            Act::when(
+                asks_for(ask, &of) && times.fetch_add(1, Ordering::Relaxed) < 2,
+                Act::Cut(SIZE * 4 / 10),
+            )
+        });
         run(&job(&source, &mirror))
             .await
             .unwrap_or_else(|trouble| panic!("{trouble}"));
@@ -67,10 +67,7 @@ async fn a_body_that_breaks_for_ever_ends_the_copy() {
     let (source, mirror) = (Fake::usual().await, Fake::usual().await);
     let (image, layer) = large();
     source.hold(FROM, "1", &image);
-    source.set(move |ask| match asks_for(ask, &layer) {
-        true => Act::Cut(0),
-        false => Act::Usual,
-    });
+    source.set(move |ask| Act::when(asks_for(ask, &layer), Act::Cut(0)));
     let trouble = run(&job(&source, &mirror)).await.unwrap_err();
     assert!(trouble.is_passing, "{trouble}");
     assert!(mirror.shows_nothing());
@@ -93,10 +90,7 @@ async fn what_is_not_what_its_digest_says_never_gets_whole_to_the_mirror() {
         let (source, mirror) = (Fake::usual().await, Fake::usual().await);
         source.hold(FROM, "1", &image);
         let of = layer.clone();
-        source.set(move |ask| match asks_for(ask, &of) {
-            true => act.clone(),
-            false => Act::Usual,
-        });
+        source.set(move |ask| Act::when(asks_for(ask, &of), act.clone()));
         let trouble = run(&job(&source, &mirror)).await.unwrap_err();
         assert_eq!(trouble.reason, expected, "{trouble}");
         assert!(mirror.shows_nothing());

@@ -286,9 +286,8 @@ async fn what_was_written_may_be_shown_later() {
 #[tokio::test]
 async fn what_is_never_shown_was_not_copied() {
     for answer in [Answer::new(200), Answer::new(201)] {
-        let (reason, words) = refused(1000, move |ask| match ask.is("PUT", Kind::Manifest) {
-            true => Act::Swallow(answer.clone()),
-            false => Act::Usual,
+        let (reason, words) = refused(1000, move |ask| {
+            Act::when(ask.is("PUT", Kind::Manifest), Act::Swallow(answer.clone()))
         })
         .await;
         // Web servers say 200 to anything.
@@ -468,10 +467,10 @@ async fn docker_images_are_refused_by_name() {
             .headers
             .get("content-type")
             .is_some_and(|kind| kind.contains("docker"));
-        match ask.is("PUT", Kind::Manifest) && is_docker {
-            true => Act::Swallow(Answer::error(415, "MANIFEST_INVALID", "manifest invalid")),
-            false => Act::Usual,
-        }
+        Act::when(
+            ask.is("PUT", Kind::Manifest) && is_docker,
+            Act::Swallow(Answer::error(415, "MANIFEST_INVALID", "manifest invalid")),
+        )
     });
     let trouble = run(&job(&source, &mirror)).await.unwrap_err();
     assert_eq!(trouble.reason, Reason::MediaTypeRefused);
