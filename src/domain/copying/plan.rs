@@ -275,7 +275,7 @@ mod tests {
     fn index(children: &[usize]) -> Value {
         let entries: Vec<_> = children
             .iter()
-            .map(|child| json!({"digest": digest(*child).to_string(), "size": 1, "mediaType": "application/vnd.oci.image.manifest.v1+json"}))
+            .map(|child| json!({"digest": digest(*child).to_string(), "size": 1}))
             .collect();
         json!({"manifests": entries})
     }
