@@ -6,6 +6,7 @@ mod arguments;
 mod certs;
 mod cluster;
 mod companion;
+mod copy;
 mod explain;
 mod input;
 mod oneshot;
@@ -64,6 +65,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Explain(arguments) => block_on(explain::run(arguments)),
         Command::Resolve(arguments) => block_on(resolve::run(arguments)),
         Command::Report(arguments) => block_on(report::run(arguments)),
+        Command::Copy(arguments) => block_on(copy::run(arguments)),
         Command::Certs(arguments) => certs::run(&arguments),
         Command::Crds => output::print(&api::crds_yaml()),
         Command::Completions { shell } => {

@@ -6,6 +6,7 @@
 
 pub mod answer;
 pub mod bucket;
+pub mod copying;
 pub mod decision;
 pub mod demand;
 pub mod digest;

@@ -91,6 +91,8 @@ pub(super) struct Right<'a> {
     /// Empty for `/v2/`, which needs none.
     repository: &'a str,
     actions: &'static str,
+    /// Another repository to be read as well.
+    from: Option<&'a str>,
 }
 
 impl<'a> Right<'a> {
@@ -98,18 +100,47 @@ impl<'a> Right<'a> {
     pub(super) const NONE: Self = Self {
         repository: "",
         actions: "",
+        from: None,
     };
 
     /// The right to read a repository.
     pub(super) const fn pull(repository: &'a str) -> Self {
-        let actions = "pull";
-        Self { repository, actions }
+        Self {
+            repository,
+            actions: "pull",
+            from: None,
+        }
+    }
+
+    /// The right to read a repository and to write to it.
+    pub(super) const fn push(repository: &'a str) -> Self {
+        Self {
+            repository,
+            actions: "pull,push",
+            from: None,
+        }
+    }
+
+    /// The right to take over what another repository has.
+    pub(super) const fn mount(repository: &'a str, from: &'a str) -> Self {
+        Self {
+            from: Some(from),
+            ..Self::push(repository)
+        }
     }
 
     /// Returns the right as token services read it.
     fn scope(&self) -> Option<String> {
-        let Self { repository, actions } = self;
-        (!repository.is_empty()).then(|| format!("repository:{repository}:{actions}"))
+        let Self {
+            repository,
+            actions,
+            from,
+        } = self;
+        // Some look at the first one alone.
+        let other = from
+            .map(|from| format!(" repository:{from}:pull"))
+            .unwrap_or_default();
+        (!repository.is_empty()).then(|| format!("repository:{repository}:{actions}{other}"))
     }
 }
 
@@ -250,6 +281,31 @@ impl Authority {
         }
     }
 
+    /// Returns what a request that is sent but once is sent with, by what earlier ones met.
+    pub(super) async fn pass(
+        &self,
+        wire: &Wire,
+        right: Right<'_>,
+        deadline: Instant,
+    ) -> Result<Option<HeaderValue>, Failure> {
+        let login = self.login();
+        Ok(match self.known() {
+            Known::Basic => login.basic.clone(),
+            Known::Bearer(realm) => {
+                let pass = login.token(wire, &realm, right, None, None, deadline).await;
+                let pass = pass.map_err(|failure| self.realm_failed(failure))?;
+                pass.header().cloned()
+            }
+            Known::Nothing | Known::Open => None,
+        })
+    }
+
+    /// Takes the token for a right out of use: it was refused.
+    pub(super) fn drop_token(&self, right: Right<'_>) {
+        let slot = self.login().slot(&right.scope().unwrap_or_default());
+        drop(slot.token.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
     /// Asks `/v2/` for its challenge, so that it can be met before it is made.
     async fn learn(&self, wire: &Wire) -> Result<(), Failure> {
         let reply = wire.send(&self.ping_call(), None).await?;
@@ -273,6 +329,8 @@ impl Authority {
             matter: Matter::Registry,
             anew: false,
             beginning: None,
+            from: 0,
+            content: None,
         }
     }
 
@@ -522,6 +580,8 @@ impl Login {
             matter: Matter::Token(url.as_str().into()),
             anew: false,
             beginning: None,
+            from: 0,
+            content: None,
             url,
             accept: HeaderValue::from_static("application/json"),
             redirects: REDIRECTS,
@@ -727,7 +787,13 @@ mod tests {
         let base = Url::parse("https://registry.example.com").unwrap();
         let authority = Authority::new(base, None);
         let slot = |repository, actions| {
-            let scope = Right { repository, actions }.scope();
+            let from = None;
+            let scope = Right {
+                repository,
+                actions,
+                from,
+            }
+            .scope();
             authority.login().slot(scope.as_deref().unwrap_or_default())
         };
         let pull = slot("web", "pull");

@@ -1,4 +1,5 @@
-//! A client of the OCI distribution API that only looks: ping, manifests, blobs.
+//! A client of the OCI distribution API that looks: ping, manifests, blobs. What copies stands apart, in [`copy`] and
+//! what it uses.
 //!
 //! It makes sure that `Exists` is said of nothing but a manifest that is there under the digest asked
 //! for; everything else is told apart for those who keep watch over health. Every call ends at the
@@ -8,13 +9,17 @@
 mod auth;
 pub mod blob;
 mod certificate;
+pub mod copy;
+pub mod exchange;
 mod heads;
 mod held;
 pub mod look;
 mod manifest;
 pub mod pace;
 pub mod pool;
+pub mod push;
 mod resolver;
+pub mod source;
 mod trust;
 mod waits;
 mod wire;
@@ -403,6 +408,8 @@ impl Inner {
             matter: Matter::Repository(repository.into()),
             anew: false,
             beginning: None,
+            from: 0,
+            content: None,
         })
     }
 }

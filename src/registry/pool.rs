@@ -47,7 +47,7 @@ impl Pool {
 }
 
 /// Returns where the API of a registry is.
-fn url(host: &str) -> String {
+pub fn url(host: &str) -> String {
     match host {
         // The name in references is not the name of the registry's API.
         DOCKER_HUB => "https://registry-1.docker.io".to_owned(),

@@ -81,6 +81,28 @@ pub(super) struct Call {
     pub(super) anew: bool,
     /// How many bytes of the beginning are wanted; all if absent. Not everybody sends less than all.
     pub(super) beginning: Option<u64>,
+    /// Where the part begins that is wanted; not everybody sends less than all.
+    pub(super) from: u64,
+    /// What is sent along.
+    pub(super) content: Option<Content>,
+}
+
+/// The body of a request that may be sent more than once.
+#[derive(Clone)]
+pub(super) struct Content {
+    pub(super) media_type: Option<HeaderValue>,
+    pub(super) bytes: Bytes,
+    /// What keeps the requests of one upload together, where somebody between told one.
+    pub(super) cookie: Option<HeaderValue>,
+}
+
+/// A request whose body is sent while it comes, and so but once.
+pub(super) struct Streamed {
+    pub(super) method: Method,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    pub(super) body: reqwest::Body,
+    pub(super) matter: Matter,
 }
 
 /// An HTTP answer that is no 429 and no redirect that was to be followed.
@@ -131,10 +153,16 @@ impl Wire {
             self.wait_is_over(call)?;
             let party = party(call, &url, direct);
             let response = self
-                .request(call, &url, authorization.filter(|_| direct), party.as_ref())
+                .request(
+                    call,
+                    &url,
+                    authorization.filter(|_| direct),
+                    party.as_ref(),
+                    direct,
+                )
                 .await?;
             if response.status() == StatusCode::TOO_MANY_REQUESTS {
-                return Err(self.rate_limited(call, response.headers()));
+                return Err(self.limited(&call.matter, response.headers()));
             }
             let redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             if call.redirects == 0 || !redirect {
@@ -170,6 +198,7 @@ impl Wire {
         url: &Url,
         authorization: Option<&HeaderValue>,
         party: Option<&Party>,
+        direct: bool,
     ) -> Result<Response, Failure> {
         let mut tried = false;
         loop {
@@ -183,6 +212,24 @@ impl Wire {
                 let range = format!("bytes=0-{}", bytes.saturating_sub(1));
                 headers.extend(HeaderValue::try_from(range).map(|range| (header::RANGE, range)));
             }
+            if call.from > 0 {
+                let range = format!("bytes={}-", call.from);
+                headers.extend(HeaderValue::try_from(range).map(|range| (header::RANGE, range)));
+            }
+            if let Some(content) = &call.content {
+                headers.extend(
+                    content
+                        .media_type
+                        .clone()
+                        .map(|kind| (header::CONTENT_TYPE, kind)),
+                );
+                if direct {
+                    headers.extend(content.cookie.clone().map(|cookie| (header::COOKIE, cookie)));
+                }
+                // Said of an empty body too: some proxies refuse requests without.
+                headers.insert(header::CONTENT_LENGTH, content.bytes.len().into());
+                *request.body_mut() = Some(content.bytes.clone().into());
+            }
             let http = if call.anew { &self.anew } else { &self.http };
             match http.execute(request).await {
                 Ok(response) => return Ok(response),
@@ -195,6 +242,30 @@ impl Wire {
         }
     }
 
+    /// Sends a request once, and follows no redirect: what was sent of its body is gone.
+    pub(super) async fn stream(&self, streamed: Streamed) -> Result<Reply, Failure> {
+        let Streamed {
+            method,
+            url,
+            headers,
+            body,
+            matter,
+        } = streamed;
+        let mut request = Request::new(method, url);
+        *request.headers_mut() = headers;
+        *request.body_mut() = Some(body);
+        let response = self.http.execute(request).await;
+        let response = response.map_err(|error| unreachable(error, None))?;
+        if response.status() == StatusCode::TOO_MANY_REQUESTS {
+            return Err(self.limited(&matter, response.headers()));
+        }
+        Ok(Reply {
+            response,
+            direct: true,
+            party: None,
+        })
+    }
+
     fn wait_is_over(&self, call: &Call) -> Result<(), Failure> {
         let left = self.waits().left(&call.matter, Instant::now());
         left.map_or(Ok(()), |(of, wait)| {
@@ -203,11 +274,8 @@ impl Wire {
         })
     }
 
-    fn rate_limited(&self, call: &Call, headers: &HeaderMap) -> Failure {
-        let asked = headers
-            .get(header::RETRY_AFTER)
-            .and_then(|value| retry_after(value.to_str().ok()?, clock::now()));
-        let (of, retry_after) = self.waits().limited(&call.matter, asked, Instant::now());
+    fn limited(&self, matter: &Matter, headers: &HeaderMap) -> Failure {
+        let (of, retry_after) = self.waits().limited(matter, asked_wait(headers), Instant::now());
         Failure::RateLimited { of, retry_after }
     }
 
@@ -219,6 +287,12 @@ impl Wire {
     fn waits(&self) -> MutexGuard<'_, Waits> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns the wait that an answer asks for.
+pub(super) fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?;
+    retry_after(value.to_str().ok()?, clock::now())
 }
 
 /// Returns whom a URL belongs to, where that is not the registry.

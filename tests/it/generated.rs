@@ -2,7 +2,10 @@
 
 use std::{env, fs, path::Path};
 
-use kagami::{api, domain::reason::Reason};
+use kagami::{
+    api,
+    domain::{copying, reason::Reason},
+};
 use serde_json::Value;
 
 use crate::support::metrics::{all_metrics, samples};
@@ -44,7 +47,12 @@ fn all_definitions_are_one_stream() {
 
 /// Returns README.md with the text between two comments replaced.
 fn readme_with(section: &str, text: &str) -> String {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    page_with("README.md", section, text)
+}
+
+/// Returns a page with the text between two comments replaced.
+fn page_with(page: &str, section: &str, text: &str) -> String {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
     let begin = readme.find(&format!("<!-- {section}: ")).unwrap();
     let begin = begin + readme[begin..].find("-->\n").unwrap() + "-->\n".len();
     let end = readme.find(&format!("<!-- end of {section} -->")).unwrap();
@@ -73,6 +81,27 @@ fn the_readmes_reasons_are_current() {
     assert!(
         is_current("README.md", &expected),
         "README.md was stale (rewritten unless CI=true)"
+    );
+}
+
+#[test]
+fn the_reasons_of_copying_are_current() {
+    let rows = copying::Reason::ALL.iter().map(|reason| {
+        format!(
+            "| `{reason}` | {} | {} |\n",
+            reason.explanation(),
+            reason.advice()
+        )
+    });
+    let table = format!(
+        "| reason | meaning | what to change |\n| --- | --- | --- |\n{}",
+        rows.collect::<String>()
+    );
+    let page = "docs/copying.md";
+    let expected = page_with(page, "reasons", &table);
+    assert!(
+        is_current(page, &expected),
+        "{page} was stale (rewritten unless CI=true)"
     );
 }
 

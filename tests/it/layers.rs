@@ -135,6 +135,7 @@ const LAYERS: &[Layer] = &[
             "clock",
             "cluster",
             "companion",
+            "credentials",
             "domain",
             "metrics",
             "registry",
@@ -429,8 +430,71 @@ fn no_room_uses_one_above_it() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// What writes to registries, and who alone may name it: the webhook must have no way to any of it, nor must what it
+/// stands on.
+const GUARDED: &[(&str, &str, &[&str])] = &[
+    ("registry::", "push", &["registry"]),
+    ("registry::", "source", &["registry"]),
+    ("registry::", "exchange", &["registry"]),
+    ("registry::", "copy", &["registry", "cli", "companion"]),
+    ("domain::", "copying", &["domain", "registry", "cli", "companion"]),
+];
+
+/// Returns what of [`GUARDED`] a file of a layer names and may not.
+fn guarded_named(layer: &str, code: &str) -> Vec<String> {
+    GUARDED
+        .iter()
+        .filter(|(part, room, by)| !by.contains(&layer) && heads_after(code, part).contains(*room))
+        .map(|(part, room, _)| format!("{part}{room}"))
+        .collect()
+}
+
+#[test]
+fn nobody_writes_to_registries_but_who_copies() {
+    let mut found = Vec::new();
+    for file in files(&source()).into_iter().filter(|file| !is_test(file)) {
+        let name = file.strip_prefix(source()).unwrap().display().to_string();
+        for named in guarded_named(&layer_of(&file), &code(&file)) {
+            found.push(format!("{name} names {named}"));
+        }
+    }
+    // Within the registry's own part, what only looks must not write either.
+    let folder = source().join("registry");
+    for file in files(&folder) {
+        let first = file.strip_prefix(&folder).unwrap().components().next().unwrap();
+        let own = Path::new(first.as_os_str())
+            .file_stem()
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned();
+        let named = heads_after(&code(&file), "super::");
+        let writes = ["push", "copy"].iter().filter(|room| named.contains(**room));
+        let may = matches!(own.as_str(), "push" | "copy" | "mod");
+        found.extend(
+            writes
+                .filter(|_| !may)
+                .map(|room| format!("registry/{own} names {room}")),
+        );
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
 #[test]
 fn the_rules_see_what_they_forbid() {
+    assert_eq!(
+        guarded_named("webhook", "use crate::registry::{Client, copy::Job};").len(),
+        1
+    );
+    assert_eq!(
+        guarded_named(
+            "state",
+            "use crate::{domain::{copying::Plan, image}, registry::push};"
+        )
+        .len(),
+        2
+    );
+    assert_eq!(guarded_named("cli", "use crate::registry::copy::Job;").len(), 0);
     let rooms = ["mirror", "cluster"];
     let above = |own: &str, depth, code: &str| rooms_above("companion", &rooms, own, depth, code).len();
     assert_eq!(above("mirror", 1, "use crate::companion::cluster::View;"), 1);

@@ -12,6 +12,7 @@
 
 mod admission;
 mod chart;
+mod copying;
 mod failures;
 mod foreign;
 mod generated;

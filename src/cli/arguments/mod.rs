@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 pub(super) use self::{
     oneshot::{
-        CertsArguments, ExplainArguments, ExplainOutput, OnceArguments, ReferenceForm, ReportArguments,
-        ReportOutput, ResolveArguments, ReviewArguments,
+        CertsArguments, CopyArguments, ExplainArguments, ExplainOutput, OnceArguments, ReferenceForm,
+        ReportArguments, ReportOutput, ResolveArguments, ReviewArguments,
     },
     serving::{CompanionArguments, ServeArguments, WebhookArguments},
     shared::{ClusterArguments, LeftAloneArguments, ListenArguments, PairArguments},
@@ -88,6 +88,12 @@ pub(super) enum Command {
         after_help = "It changes nothing and asks no mirror: put namespaces into mode audit, then look here."
     )]
     Report(ReportArguments),
+    /// Copy images into a mirror of kind Hosted, with all that belongs to them
+    #[command(
+        after_help = "Example: kagami copy nginx:1.27 redis:8 --to main --config mirrors.yaml\n\nThe exit code is 0 if \
+                      every image is there in the end, 1 if not."
+    )]
+    Copy(CopyArguments),
     /// Write a certificate authority and a serving certificate, for trying out
     Certs(CertsArguments),
     /// Print the custom resource definitions

@@ -124,6 +124,51 @@ pub(crate) enum ReportOutput {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct CopyArguments {
+    /// The images, as they would stand in Pods; `-` reads more from standard input, one a line
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+
+    /// Name of the ImageMirror to copy into
+    #[arg(long, value_name = "MIRROR")]
+    pub(crate) to: String,
+
+    /// YAML or JSON file with ImageMirror documents and, where they are needed, v1 Secret documents, instead of
+    /// a cluster
+    #[arg(long, short, value_name = "FILE", env = "KAGAMI_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Copy only what nodes of this platform pull, such as linux/arm64; may be given several times. Not every registry
+    /// takes an index without all that it lists [default: all platforms]
+    #[arg(long = "platform", value_name = "OS/ARCH")]
+    pub(crate) platforms: Vec<String>,
+
+    /// Leave out signatures, SBOMs and what else refers to an image
+    #[arg(long)]
+    pub(crate) no_referrers: bool,
+
+    /// Look at every blob also where the mirror has the manifest already
+    #[arg(long)]
+    pub(crate) verify: bool,
+
+    /// Say what would be copied, and copy nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// How many images are copied at once
+    #[arg(long, value_name = "NUMBER", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) parallel: u16,
+
+    /// Docker configuration with logins for the registries that images come from, and for the mirror
+    /// [default: config.json in the folder $DOCKER_CONFIG, or in ~/.docker]
+    #[arg(long, value_name = "FILE", env = "KAGAMI_DOCKER_CONFIG")]
+    pub(crate) docker_config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CertsArguments {
     /// Folder for ca.crt, tls.crt and tls.key
     #[arg(long, short, value_name = "FOLDER", default_value = ".")]
