@@ -98,7 +98,7 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             api::RescuePolicy::Off => RescuePolicy::Off,
         },
         hang_after,
-        delete_pods: spec.rescue.delete_pods,
+        delete_pods: spec.rescue.delete_pods.unwrap_or(false),
         runs_in,
     };
     Ok((mirror, connection))

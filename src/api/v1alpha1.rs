@@ -414,8 +414,11 @@ pub struct Rescue {
     /// Whether a Pod is evicted that is stuck on an image volume of this mirror, which nobody can change: only where the
     /// chart's value rescue.deletePods gives the right, and only a Pod whose ReplicaSet or DaemonSet makes it anew, with
     /// no claim, of which no container has begun, where a new one would get upstream's image. Disruption budgets count.
-    /// Else an Event tells what to do.
-    pub delete_pods: bool,
+    /// Else, and where nothing is written here, an Event tells what to do.
+    // No default in the definition: it would be written into every object, and a program that does not know the field
+    // yet, as after a rollback, would take all of `rescue` for newer than itself and turn it off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_pods: Option<bool>,
 }
 
 impl Default for Rescue {
@@ -423,7 +426,7 @@ impl Default for Rescue {
         Self {
             policy: RescuePolicy::default(),
             hang_after: HANG_AFTER.into(),
-            delete_pods: false,
+            delete_pods: None,
         }
     }
 }

@@ -334,6 +334,7 @@ impl Pod {
             started: since("PodReadyToStartContainers"),
             node: &spec.node_name,
             owner: owner.map(|owner| owner.of_those_together(&metadata.labels)),
+            controller: owner.map(|owner| (owner.api_version.as_str(), owner.kind.as_str())),
             owners: owners.chain(labelled).collect(),
             lists_pull_secret: pull_secrets.any(|secret| secret.name == PULL_SECRET),
             landing: spec.landing(),

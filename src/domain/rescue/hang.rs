@@ -498,10 +498,13 @@ fn places(pod: &Pod<'_>, routing: &Routing) -> Vec<Place> {
     let containers = whose_turn.filter_map(|(kind, _, container)| {
         Some(place(kind, container.name, container.image, state(container)?))
     });
-    let mut places: Vec<_> = containers.take(super::CONTAINERS).collect();
+    // No node pulls what is longer.
+    let is_reference = |place: &Place| place.image.len() <= super::LONGEST_REFERENCE;
+    let mut places: Vec<_> = containers.take(super::CONTAINERS).filter(is_reference).collect();
     if let Some(first) = places.first().map(|place| place.state.clone()) {
         let volumes = pod.image_volumes.iter().take(super::CONTAINERS);
-        places.extend(volumes.map(|(name, image)| place(PlaceKind::Volume, name, image, &first)));
+        let volumes = volumes.map(|(name, image)| place(PlaceKind::Volume, name, image, &first));
+        places.extend(volumes.filter(is_reference));
     }
     places
 }

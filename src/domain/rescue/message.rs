@@ -138,6 +138,10 @@ pub fn cause(message: &str) -> Cause {
     let is_absent = rest
         .split_once(": ")
         .is_some_and(|(name, what)| what == "not found" && !name.contains(' '));
+    // Of an image that is there: the node is of another platform.
+    if rest.starts_with("no match for platform") {
+        return Cause::Other;
+    }
     if code == Some("NotFound") || is_absent || begins(&NOT_FOUND) {
         return Cause::NotFound;
     }
@@ -278,7 +282,7 @@ mod tests {
             ),
             (
                 r#"rpc error: code = NotFound desc = failed to pull and unpack image "X": no match for platform in manifest: not found"#,
-                Cause::NotFound,
+                Cause::Other,
             ),
             (
                 r"rpc error: code = Unknown desc = Error initializing source docker://X: reading manifest 1 in mirror.test/a: manifest unknown",

@@ -101,6 +101,8 @@ pub struct Pod<'a> {
     pub is_ready: bool,
     /// Some container of it has begun, now or before.
     pub has_begun: bool,
+    /// `apiVersion` and kind of the controller that made it.
+    pub controller: Option<(&'a str, &'a str)>,
     /// It has a volume that outlives it, or dies with it: a claim, its own or another's.
     pub has_claim: bool,
     /// Its image volumes: name and image.

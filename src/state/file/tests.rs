@@ -184,7 +184,7 @@ fn every_field_is_accepted() {
         }],
         rescue: RescuePolicy::Audit,
         hang_after: Duration::from_mins(5),
-        delete_pods: false,
+        delete_pods: true,
         runs_in: vec!["kagami".to_owned()],
     };
     assert_eq!(*mirror, expected);

@@ -314,12 +314,15 @@ impl StuckVolume {
             {
                 told(Hindrance::InVain)
             }
-            // What is not known now may be known in a moment, and admission would ask.
+            // What is not known now may be known in a moment, and then a new Pod gets the same image again.
             Err(
                 Reason::BudgetExhausted
                 | Reason::MirrorSuspected
                 | Reason::MirrorUnknown
                 | Reason::StateStale
+                | Reason::ImageUnknown
+                | Reason::RateLimited
+                | Reason::RegistryError
                 | Reason::Internal,
             ) => None,
             Ok(_) | Err(_) => Some((mirror, None)),
@@ -334,8 +337,9 @@ impl StuckVolume {
 
 /// Returns what keeps a Pod from being evicted, whatever is known of the mirror.
 fn hindrance(pod: &Pod<'_>) -> Option<Hindrance> {
-    let controller = pod.owners.iter().find(|owner| Some(&*owner.uid) == pod.owner);
-    let makes_anew = controller.is_some_and(|owner| OWNERS.contains(&(&*owner.api_version, &*owner.kind)));
+    let makes_anew = pod
+        .controller
+        .is_some_and(|controller| OWNERS.contains(&controller));
     if pod.has_begun {
         Some(Hindrance::Begun)
     } else if pod.has_claim {

@@ -4,7 +4,7 @@ use super::*;
 use crate::domain::{
     examples::{NOW, key, mirror, proof, snapshot},
     health::State,
-    mirror::Mirror,
+    mirror::{Kind, Mirror},
     names::{MODE_LABEL, ORIGINAL_VOLUME_PREFIX},
     pod::Owner,
     presence::{Index, Presence},
@@ -42,7 +42,9 @@ impl Example {
                 namespace: "team",
                 name: "web",
                 resource_version: "7",
-                owner: Some("o"),
+                // As those of a Deployment are known, which is no UID.
+                owner: Some("web"),
+                controller: Some(("apps/v1", "ReplicaSet")),
                 owners: vec![owner("apps/v1", "ReplicaSet")],
                 image_volumes: vec![("other", "x:1"), ("model", MIRRORED)],
                 ..Pod::default()
@@ -133,13 +135,12 @@ fn a_pod_is_evicted_where_nothing_is_lost_and_a_new_one_gets_upstreams_image() {
         ("evil.test/v1", "ReplicaSet", "Owner"),
     ] {
         check(
-            |example| example.pod.owners = vec![owner(api_version, kind)],
+            |example| example.pod.controller = Some((api_version, kind)),
             expected,
         );
     }
     // An owner that does not control it makes no other.
-    check(|example| example.pod.owner = None, "Owner");
-    check(|example| example.pod.owner = Some("another"), "Owner");
+    check(|example| example.pod.controller = None, "Owner");
     check(|example| example.pod.has_begun = true, "Begun");
     check(|example| example.pod.has_claim = true, "Claim");
     check_with(|mirror| mirror.delete_pods = false, "NotAsked");
@@ -183,6 +184,16 @@ fn where_a_new_pod_would_get_the_same_it_stays() {
         },
         "evicted",
     );
+    // Of a pull-through mirror a proof lapses, and comes again.
+    let mut lapsed = mirror("a", &["ghcr.io"]);
+    (lapsed.delete_pods, lapsed.kind) = (true, Kind::PullThrough);
+    for reason in [None, Some(Reason::RegistryError), Some(Reason::RateLimited)] {
+        let mut example = Example::with(vec![lapsed.clone()]);
+        example.snapshot.health[0].state = State::Healthy;
+        let index = &mut example.index;
+        index.write("a", key(UPSTREAM), Presence::Unknown(reason), NOW, NOW);
+        assert_eq!(example.helped(), "nothing", "{reason:?}");
+    }
     check_with(|mirror| mirror.mode = Mode::Off, "evicted");
     // Of two mirrors in one registry both must ask for it.
     let mut mirrors = vec![mirror("a", &["ghcr.io"]), mirror("b", &["ghcr.io"])];
