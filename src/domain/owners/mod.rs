@@ -45,6 +45,13 @@ pub struct Resource {
     pub uid: Box<str>,
 }
 
+/// How long a name may be, an `apiVersion` (a group, a slash and a version), a kind and a UID. The API server bounds
+/// the names and kinds of objects so (DNS subdomains and labels), but nothing of an owner reference.
+const NAME: usize = 253;
+const API_VERSION: usize = 253 + 1 + 63;
+const KIND: usize = 63;
+const UID: usize = 64;
+
 /// A resource as it is written.
 type Written = [Box<str>; 5];
 
@@ -65,9 +72,9 @@ impl Resource {
         ]
     }
 
-    /// Returns how many bytes it takes in notes, about.
+    /// Returns how many bytes it takes in notes at most.
     fn size(&self) -> usize {
-        self.written().map(|text| text.len() + 3).iter().sum()
+        self.written().map(size_of).iter().sum()
     }
 }
 
@@ -81,6 +88,30 @@ impl From<Written> for Resource {
             uid,
         }
     }
+}
+
+/// Returns how many bytes a text takes at most as one of a list in JSON.
+fn size_of(text: &str) -> usize {
+    let of = |byte: u8| match byte {
+        // As \u0000 at most.
+        ..0x20 => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    };
+    // Two quotes and a comma.
+    text.bytes().map(of).sum::<usize>() + 3
+}
+
+/// Whether something can have this name, as far as its owners and Pods are looked at: it is a DNS subdomain. It
+/// becomes a part of a URL as it is.
+fn is_name(name: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        let ends = label.bytes().next().zip(label.bytes().last());
+        ends.is_some_and(|(first, last)| is_letter(first) && is_letter(last))
+            && label.bytes().all(|byte| is_letter(byte) || byte == b'-')
+    };
+    name.len() <= NAME && name.split('.').all(is_label)
 }
 
 /// Returns the API group of an `apiVersion`; nothing for the core group.
@@ -123,6 +154,11 @@ pub struct Loop {
 }
 
 impl Loop {
+    /// Returns how many bytes it takes in notes at most: beside the owner three numbers.
+    fn size(&self) -> usize {
+        self.owner.size() + 64
+    }
+
     /// Whether its Pods are left alone now.
     pub fn is_on(&self, now: Timestamp) -> bool {
         now < self.until && !self.is_of_a_wrong_clock(now)
@@ -145,6 +181,15 @@ struct Held {
     controller: Controller,
     /// The resource that owns the controller.
     owner: Resource,
+}
+
+impl Held {
+    /// Returns how many bytes it takes in notes at most: beside texts a few brackets.
+    fn size(&self) -> usize {
+        let Controller { kind, name, uid, .. } = &self.controller;
+        let texts = [uid, kind.as_str(), name].map(size_of);
+        self.owner.size() + texts.iter().sum::<usize>() + 8
+    }
 }
 
 /// What is known of owners that fight rewrites, as it is noted for everybody who decides about Pods.
@@ -261,18 +306,9 @@ impl LeftAlone {
 
     /// Drops what is over the bounds: each time from the namespace that has most, so nobody drives out another's.
     fn fit(&mut self) {
-        let loops = self.loops.values().map(|noted| &noted.owner);
-        let controllers = self.controllers.values().map(|held| &held.owner);
-        // What a line has beside the owner: a controller's name and UID, or three numbers.
-        let size = |owner: &Resource| owner.size() + 64;
         let mut count = self.loops.len() + self.controllers.len();
-        let mut bytes: usize = loops.map(size).sum();
-        bytes += controllers.map(size).sum::<usize>();
-        bytes += self
-            .controllers
-            .values()
-            .map(|held| held.controller.name.len())
-            .sum::<usize>();
+        let mut bytes: usize = self.loops.values().map(Loop::size).sum();
+        bytes += self.controllers.values().map(Held::size).sum::<usize>();
         while count > KEPT || bytes > BYTES {
             let mut namespaces: HashMap<&str, usize> = HashMap::new();
             let owners = self.loops.values().map(|noted| &noted.owner);
@@ -289,9 +325,7 @@ impl LeftAlone {
                 .iter()
                 .find(|(_, held)| held.owner.namespace == fullest);
             let dropped = if let Some(uid) = controller.map(|(uid, _)| uid.clone()) {
-                self.controllers
-                    .remove(&uid)
-                    .map(|held| size(&held.owner) + held.controller.name.len())
+                self.controllers.remove(&uid).map(|held| held.size())
             } else {
                 let of_it = self
                     .loops
@@ -301,7 +335,7 @@ impl LeftAlone {
                     .min_by_key(|noted| noted.until)
                     .map(|noted| noted.owner.uid.clone());
                 let soonest = soonest.and_then(|uid| self.loops.remove(&uid));
-                soonest.map(|noted| size(&noted.owner))
+                soonest.map(|noted| noted.size())
             };
             let Some(dropped) = dropped else { return };
             count -= 1;

@@ -499,6 +499,43 @@ fn notes_have_a_bound_and_nobody_drives_out_others() {
     assert!(!left.knows("loud-00000000-0000-0000-0000-000000000000"));
 }
 
+/// As they are written: a text may take six times as many bytes.
+#[test]
+fn notes_have_a_bound_of_what_is_written() {
+    for text in ["\u{1}", "\"\\", "\n", "é", "a"] {
+        let mut left = LeftAlone::default();
+        for number in 0..40 {
+            let mut owner = resource(&format!("{number}-{}", text.repeat(50)));
+            owner.name = text.repeat(10_000).into();
+            let held = Held {
+                controller: Controller {
+                    namespace: "team".into(),
+                    kind: Kind::StatefulSet,
+                    name: text.repeat(10_000).into(),
+                    uid: owner.uid.clone(),
+                },
+                owner: owner.clone(),
+            };
+            let noted = Loop {
+                owner,
+                times: u32::MAX,
+                since: Timestamp::from_millis(u64::MAX),
+                until: Timestamp::from_millis(u64::MAX),
+            };
+            let size = noted.size() + held.size();
+            let mut one = LeftAlone::default();
+            one.loops.insert(noted.owner.uid.clone(), noted.clone());
+            one.controllers.insert(noted.owner.uid.clone(), held.clone());
+            assert!(one.write().concat().len() <= size, "{text:?}");
+            left.loops.insert(noted.owner.uid.clone(), noted);
+            left.controllers.insert(held.controller.uid.clone(), held);
+            left.fit();
+            assert!(left.write().concat().len() <= BYTES, "{text:?}");
+        }
+        assert!(left.owners().count() > 0);
+    }
+}
+
 #[test]
 fn owners_that_are_watched_have_a_bound_and_nobody_drives_out_others() {
     let mut scene = Scene::new();

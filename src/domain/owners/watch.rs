@@ -11,9 +11,9 @@ use std::{
 
 use super::{
     super::time::Timestamp,
-    Controller, Kind, LeftAlone, Loop, Resource,
+    API_VERSION, Controller, KIND, Kind, LeftAlone, Loop, Resource, UID,
     asked::{AGAIN, Answer, Answers, Turns},
-    is_custom,
+    is_custom, is_name,
 };
 
 /// So many replacements in a row within so long a time are a loop: of an operator that acts at once, and of one that
@@ -53,6 +53,21 @@ pub struct Owner<'a> {
     pub kind: &'a str,
     pub name: &'a str,
     pub uid: &'a str,
+}
+
+impl Owner<'_> {
+    /// Whether there can be such an owner. Whoever may create Pods or controllers writes their owner references, and
+    /// the API server only looks whether they are empty: nothing else may be kept, written or asked for.
+    pub fn can_be(&self) -> bool {
+        let of = |text: &str, longest: usize, other: &[u8]| {
+            let may_be = |byte: u8| byte.is_ascii_alphanumeric() || other.contains(&byte);
+            !text.is_empty() && text.len() <= longest && text.bytes().all(may_be)
+        };
+        of(self.api_version, API_VERSION, b"-./")
+            && of(self.kind, KIND, b"-")
+            && of(self.uid, UID, b"-")
+            && is_name(self.name)
+    }
 }
 
 /// The part of a Pod that counts.
