@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::{super::time::Timestamp, Resource};
+use super::{super::time::Timestamp, Key, Resource, key};
 
 /// How many answers are kept, in each of two generations.
 const GENERATION: usize = 10_000;
@@ -68,6 +68,12 @@ pub struct Controller {
     pub uid: Box<str>,
 }
 
+impl Controller {
+    pub(super) fn key(&self) -> Key {
+        key(&self.namespace, &self.uid)
+    }
+}
+
 /// What is known of a controller.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
@@ -77,27 +83,27 @@ pub(super) enum Answer {
     Owner(Option<Resource>),
 }
 
-/// What is known of controllers, by their UIDs: the last ones that somebody asked about.
+/// What is known of controllers: of the last ones that somebody asked about.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
-    newer: HashMap<Box<str>, Answer>,
-    older: HashMap<Box<str>, Answer>,
+    newer: HashMap<Key, Answer>,
+    older: HashMap<Key, Answer>,
 }
 
 impl Answers {
-    pub(super) fn get(&mut self, uid: &str) -> Option<&Answer> {
-        if !self.newer.contains_key(uid) {
-            let (uid, answer) = self.older.remove_entry(uid)?;
-            self.insert(uid, answer);
+    pub(super) fn get(&mut self, controller: &str) -> Option<&Answer> {
+        if !self.newer.contains_key(controller) {
+            let (controller, answer) = self.older.remove_entry(controller)?;
+            self.insert(controller, answer);
         }
-        self.newer.get(uid)
+        self.newer.get(controller)
     }
 
-    pub(super) fn insert(&mut self, uid: Box<str>, answer: Answer) {
-        if self.newer.len() >= GENERATION && !self.newer.contains_key(&uid) {
+    pub(super) fn insert(&mut self, controller: Key, answer: Answer) {
+        if self.newer.len() >= GENERATION && !self.newer.contains_key(&controller) {
             self.older = std::mem::take(&mut self.newer);
         }
-        self.newer.insert(uid, answer);
+        self.newer.insert(controller, answer);
     }
 }
 

@@ -55,7 +55,20 @@ const UID: usize = 64;
 /// A resource as it is written.
 type Written = [Box<str>; 5];
 
+/// A namespace and a UID. Owner references never lead out of a namespace, and whoever writes one may write any UID: so
+/// nobody speaks of what is another namespace's. What owns Pods of several namespaces counts for each.
+type Key = Box<str>;
+
+/// Returns the key of what has this UID in a namespace, in whose name there is no slash.
+fn key(namespace: &str, uid: &str) -> Key {
+    format!("{namespace}/{uid}").into()
+}
+
 impl Resource {
+    fn key(&self) -> Key {
+        key(&self.namespace, &self.uid)
+    }
+
     /// Returns what people know it by: kind, API group, namespace and name.
     pub fn describe(&self) -> String {
         let group = group_of(&self.api_version);
@@ -195,10 +208,8 @@ impl Held {
 /// What is known of owners that fight rewrites, as it is noted for everybody who decides about Pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftAlone {
-    /// By the owner's UID.
-    loops: BTreeMap<Box<str>, Loop>,
-    /// By the controller's UID.
-    controllers: BTreeMap<Box<str>, Held>,
+    loops: BTreeMap<Key, Loop>,
+    controllers: BTreeMap<Key, Held>,
     is_known: bool,
 }
 
@@ -213,7 +224,7 @@ impl LeftAlone {
                 since: Timestamp::from_millis(since),
                 until: Timestamp::from_millis(until),
             };
-            Some((noted.owner.uid.clone(), noted))
+            Some((noted.owner.key(), noted))
         });
         let controllers = controllers.lines().take(KEPT).filter_map(|line| {
             let ([uid, kind, name], owner): ([Box<str>; 3], Written) = serde_json::from_str(line).ok()?;
@@ -222,9 +233,9 @@ impl LeftAlone {
                 namespace: owner.namespace.clone(),
                 kind: Kind::from_name(&kind)?,
                 name,
-                uid: uid.clone(),
+                uid,
             };
-            Some((uid, Held { controller, owner }))
+            Some((controller.key(), Held { controller, owner }))
         });
         Self {
             loops: loops.collect(),
@@ -255,14 +266,15 @@ impl LeftAlone {
         [loops.collect(), controllers.collect()]
     }
 
-    /// Whether an owner is noted: one that kept recreating Pods, be that over or not.
+    /// Whether an owner is noted: one that kept recreating Pods, be that over or not. It is named as by
+    /// [`LeftAlone::owners`].
     pub fn knows(&self, owner: &str) -> bool {
         self.loops.contains_key(owner)
     }
 
-    /// Returns the UIDs of the owners that are noted, without the controllers.
+    /// Returns the owners that are noted, without the controllers: of each its namespace, a slash and its UID.
     pub fn owners(&self) -> impl Iterator<Item = &str> {
-        self.loops.keys().map(|uid| &**uid)
+        self.loops.keys().map(|owner| &**owner)
     }
 
     /// Whether it was read at all.
@@ -270,16 +282,23 @@ impl LeftAlone {
         self.is_known
     }
 
-    /// Returns the resource whose Pods a controller makes, if it is noted.
-    pub fn owner_of(&self, controller: &str) -> Option<&Resource> {
-        Some(&self.controllers.get(controller)?.owner)
+    /// Returns the resource whose Pods a controller of this UID makes in a namespace, if it is noted.
+    pub fn owner_of(&self, namespace: &str, controller: &str) -> Option<&Resource> {
+        if self.controllers.is_empty() {
+            return None;
+        }
+        Some(&self.controllers.get(&key(namespace, controller))?.owner)
     }
 
-    /// Whether the Pods of an owner are left alone now because it kept recreating them; the owner may be the
-    /// resource or a controller of its.
-    pub fn is_looping(&self, owner: &str, now: Timestamp) -> bool {
-        let owner = self.owner_of(owner).map_or(owner, |owner| &owner.uid);
-        self.loops.get(owner).is_some_and(|noted| noted.is_on(now))
+    /// Whether an owner's Pods of this namespace are left alone now because it kept recreating them; the owner may be
+    /// the resource of this UID or a controller of its.
+    pub fn is_looping(&self, namespace: &str, owner: &str, now: Timestamp) -> bool {
+        if self.loops.is_empty() {
+            return false;
+        }
+        let resource = self.owner_of(namespace, owner);
+        let owner = resource.map_or_else(|| key(namespace, owner), Resource::key);
+        self.loops.get(&owner).is_some_and(|noted| noted.is_on(now))
     }
 
     /// Returns the owners that are left alone now because they kept recreating Pods: those of last first.
@@ -291,7 +310,7 @@ impl LeftAlone {
 
     /// Leaves an owner alone, for longer each time.
     fn leave_alone(&mut self, owner: Resource, now: Timestamp) -> Loop {
-        let before = self.loops.get(&owner.uid).map_or(0, |noted| noted.times);
+        let before = self.loops.get(&owner.key()).map_or(0, |noted| noted.times);
         let length = FIRST.saturating_mul(GROWTH.saturating_pow(before)).min(LONGEST);
         let noted = Loop {
             owner,
@@ -299,7 +318,7 @@ impl LeftAlone {
             since: now,
             until: now.after(length),
         };
-        self.loops.insert(noted.owner.uid.clone(), noted.clone());
+        self.loops.insert(noted.owner.key(), noted.clone());
         self.fit();
         noted
     }
@@ -324,8 +343,8 @@ impl LeftAlone {
                 .controllers
                 .iter()
                 .find(|(_, held)| held.owner.namespace == fullest);
-            let dropped = if let Some(uid) = controller.map(|(uid, _)| uid.clone()) {
-                self.controllers.remove(&uid).map(|held| held.size())
+            let dropped = if let Some(controller) = controller.map(|(key, _)| key.clone()) {
+                self.controllers.remove(&controller).map(|held| held.size())
             } else {
                 let of_it = self
                     .loops
@@ -333,8 +352,8 @@ impl LeftAlone {
                     .filter(|noted| noted.owner.namespace == fullest);
                 let soonest = of_it
                     .min_by_key(|noted| noted.until)
-                    .map(|noted| noted.owner.uid.clone());
-                let soonest = soonest.and_then(|uid| self.loops.remove(&uid));
+                    .map(|noted| noted.owner.key());
+                let soonest = soonest.and_then(|owner| self.loops.remove(&owner));
                 soonest.map(|noted| noted.size())
             };
             let Some(dropped) = dropped else { return };

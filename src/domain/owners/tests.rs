@@ -78,7 +78,7 @@ impl Scene {
             owner,
             created: self.now,
             revision,
-            is_rewritten: !self.watch.left_alone().0.is_looping(owner[3], self.now),
+            is_rewritten: !self.watch.left_alone().0.is_looping("team", owner[3], self.now),
             node: "node-1",
             ready: None,
             is_disrupted: false,
@@ -151,7 +151,7 @@ impl Scene {
     }
 
     fn is_left_alone(&self, uid: &str) -> bool {
-        self.watch.left_alone().0.is_looping(uid, self.now)
+        self.watch.left_alone().0.is_looping("team", uid, self.now)
     }
 
     /// An operator that insists on its image: it deletes whatever was rewritten once it has lived for so long, and makes
@@ -242,12 +242,15 @@ fn a_controller_of_its_that_is_new_is_known_by_its_first_pod() {
 fn a_controller_of_a_listed_owner_is_known_by_its_first_pod() {
     let mut scene = Scene::new();
     let pod = scene.create("web-0", SET);
-    assert_eq!(scene.watch.left_alone().0.owner_of("s-1"), None);
+    assert_eq!(scene.watch.left_alone().0.owner_of("team", "s-1"), None);
     let listed = |_: &str, kind: &str| kind == "Web";
     let now = scene.now;
     // By its next event where the list of kinds changed,
     scene.with(&pod, None, |watch, pod| watch.take(pod, listed, now));
-    assert_eq!(scene.watch.left_alone().0.owner_of("s-1"), Some(&resource("w-1")));
+    assert_eq!(
+        scene.watch.left_alone().0.owner_of("team", "s-1"),
+        Some(&resource("w-1"))
+    );
     // and as soon as it is known whose it is where it did not.
     let mut scene = Scene::new();
     scene.with(&pod, None, |watch, pod| watch.take(pod, listed, now));
@@ -256,8 +259,8 @@ fn a_controller_of_a_listed_owner_is_known_by_its_first_pod() {
     };
     scene.watch.answer(&controller, scene.found.clone(), listed, now);
     let (left, version) = scene.watch.left_alone();
-    assert_eq!(left.owner_of("s-1"), Some(&resource("w-1")));
-    assert!(!left.is_looping("s-1", now));
+    assert_eq!(left.owner_of("team", "s-1"), Some(&resource("w-1")));
+    assert!(!left.is_looping("team", "s-1", now));
     assert_ne!(version, 0);
     // A day without a word of it, it is asked for again; and forgotten where it is gone.
     scene.pass(25 * HOUR);
@@ -265,7 +268,7 @@ fn a_controller_of_a_listed_owner_is_known_by_its_first_pod() {
         panic!("nobody asks again");
     };
     scene.watch.answer(&controller, Found::Gone, listed, scene.now);
-    assert_eq!(scene.watch.left_alone().0.owner_of("s-1"), None);
+    assert_eq!(scene.watch.left_alone().0.owner_of("team", "s-1"), None);
 }
 
 #[test]
@@ -289,9 +292,9 @@ fn it_is_left_alone_for_longer_each_time() {
     assert_eq!(lengths, [1, 4, 16, 64, 168, 168]);
     // Nothing is forgotten as long as it may matter, and then everything.
     scene.pass(168 * HOUR);
-    assert!(scene.watch.left_alone().0.knows("w-1"));
+    assert!(scene.watch.left_alone().0.knows("team/w-1"));
     scene.pass(Duration::from_secs(1));
-    assert!(!scene.watch.left_alone().0.knows("w-1"));
+    assert!(!scene.watch.left_alone().0.knows("team/w-1"));
 }
 
 #[test]
@@ -312,7 +315,7 @@ fn the_next_leader_knows_it() {
     );
     assert_eq!(odd, LeftAlone::read("", ""));
     // People take it out, and it is as any other.
-    next.watch.release("w-1");
+    next.watch.release("team/w-1");
     assert!(!next.is_left_alone("s-1"));
     assert_eq!(next.insist(WEB, Duration::from_secs(1), same), Some(4));
 }
@@ -426,7 +429,7 @@ fn what_was_ready_for_long_makes_no_loop() {
             scene.delete(&pod);
         }
         // It may have been let go since.
-        assert_eq!(scene.watch.left_alone().0.knows("w-1"), expected);
+        assert_eq!(scene.watch.left_alone().0.knows("team/w-1"), expected);
     };
     check(|created, _| (true, created), HOUR, false);
     check(|created, _| (true, created), 59 * MINUTE, true);
@@ -485,7 +488,7 @@ fn notes_have_a_bound_and_nobody_drives_out_others() {
             since: NOW,
             until: NOW.after(Duration::from_millis(number as u64)),
         };
-        left.loops.insert(noted.owner.uid.clone(), noted);
+        left.loops.insert(noted.owner.key(), noted);
     }
     left.leave_alone(owner("other", 0), NOW);
     let written = left.write();
@@ -493,10 +496,12 @@ fn notes_have_a_bound_and_nobody_drives_out_others() {
     assert!(bytes <= BYTES, "{bytes}");
     assert!(left.owners().count() > 5000 && left.owners().count() <= KEPT);
     for namespace in ["quiet", "other"] {
-        assert!(left.knows(&format!("{namespace}-00000000-0000-0000-0000-000000000000")));
+        assert!(left.knows(&format!(
+            "{namespace}/{namespace}-00000000-0000-0000-0000-000000000000"
+        )));
     }
     // Who is let go soonest goes first.
-    assert!(!left.knows("loud-00000000-0000-0000-0000-000000000000"));
+    assert!(!left.knows("loud/loud-00000000-0000-0000-0000-000000000000"));
 }
 
 /// As they are written: a text may take six times as many bytes.
@@ -524,11 +529,11 @@ fn notes_have_a_bound_of_what_is_written() {
             };
             let size = noted.size() + held.size();
             let mut one = LeftAlone::default();
-            one.loops.insert(noted.owner.uid.clone(), noted.clone());
-            one.controllers.insert(noted.owner.uid.clone(), held.clone());
+            one.loops.insert(noted.owner.key(), noted.clone());
+            one.controllers.insert(held.controller.key(), held.clone());
             assert!(one.write().concat().len() <= size, "{text:?}");
-            left.loops.insert(noted.owner.uid.clone(), noted);
-            left.controllers.insert(held.controller.uid.clone(), held);
+            left.loops.insert(noted.owner.key(), noted);
+            left.controllers.insert(held.controller.key(), held);
             left.fit();
             assert!(left.write().concat().len() <= BYTES, "{text:?}");
         }
@@ -608,6 +613,50 @@ fn questions_take_turns_and_have_a_bound() {
     assert_eq!(rest.len(), 1000 - 2 + 1);
     // What is older than its owner may be comes when nothing else is to be done.
     assert_eq!(rest.last().unwrap(), "old-0");
+}
+
+/// Whoever may create Pods of one namespace writes any UID into their owner references.
+#[test]
+fn nobody_speaks_of_another_namespaces_owners() {
+    let listed = |_: &str, kind: &str| kind == "Web";
+    let controller = |namespace: &str, name: &str| Controller {
+        namespace: namespace.into(),
+        kind: Kind::StatefulSet,
+        name: name.into(),
+        uid: "s-1".into(),
+    };
+    let mut scene = Scene::new();
+    let now = scene.now;
+    let found = scene.found.clone();
+    scene
+        .watch
+        .answer(&controller("team", "web"), found.clone(), listed, now);
+    let is_known = |scene: &Scene| scene.watch.left_alone().0.owner_of("team", "s-1").is_some();
+    // There is none of that UID elsewhere, nor of that name,
+    for (namespace, name) in [("other", "web"), ("other", "nothing"), ("team", "nothing")] {
+        scene
+            .watch
+            .answer(&controller(namespace, name), Found::Gone, listed, now);
+        assert!(is_known(&scene), "{namespace}/{name}");
+    }
+    assert_eq!(scene.watch.left_alone().0.owner_of("other", "s-1"), None);
+    // so its Pods still count,
+    assert_eq!(scene.insist(SET, Duration::from_secs(1), same), Some(4));
+    // without another question of whose it is than what became of three Pods,
+    assert_eq!(scene.asked, 3);
+    // and not for others.
+    let (left, _) = scene.watch.left_alone();
+    assert!(left.is_looping("team", "w-1", scene.now) && left.is_looping("team", "s-1", scene.now));
+    assert!(!left.is_looping("other", "w-1", scene.now) && !left.is_looping("other", "s-1", scene.now));
+    let [loops, controllers] = left.write();
+    assert_eq!(
+        LeftAlone::read(&loops, &controllers).write(),
+        [loops, controllers]
+    );
+    scene
+        .watch
+        .answer(&controller("team", "web"), Found::Gone, listed, now);
+    assert!(!is_known(&scene));
 }
 
 #[test]

@@ -11,9 +11,9 @@ use std::{
 
 use super::{
     super::time::Timestamp,
-    API_VERSION, Controller, KIND, Kind, LeftAlone, Loop, Resource, UID,
+    API_VERSION, Controller, KIND, Key, Kind, LeftAlone, Loop, Resource, UID,
     asked::{AGAIN, Answer, Answers, Turns},
-    is_custom, is_name,
+    is_custom, is_name, key,
 };
 
 /// So many replacements in a row within so long a time are a loop: of an operator that acts at once, and of one that
@@ -96,8 +96,7 @@ pub struct Pod<'a> {
 /// A Pod that was replaced, if its owner took it away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suspect {
-    /// The owner's UID.
-    owner: Box<str>,
+    owner: Key,
     line: u64,
     pub namespace: Box<str>,
     pub name: Box<str>,
@@ -177,13 +176,13 @@ pub struct Watch {
     left: LeftAlone,
     /// Counts the changes of what is left alone.
     version: u64,
-    owners: HashMap<Box<str>, Watched>,
+    owners: HashMap<Key, Watched>,
     answers: Answers,
     fresh: Turns,
     rest: Turns,
     suspects: VecDeque<Suspect>,
     /// When something was heard last of the controllers that are noted.
-    heard: HashMap<Box<str>, Timestamp>,
+    heard: HashMap<Key, Timestamp>,
     found: Vec<Loop>,
     lines: u64,
 }
@@ -227,18 +226,28 @@ impl Watch {
         excluded: impl Fn(&str, &str) -> bool,
         now: Timestamp,
     ) {
+        let key = controller.key();
         let owner = match found {
+            // A Pod that gives this UID another name says nothing of what is noted.
             Found::Gone => {
-                self.heard.remove(&controller.uid);
-                self.version += u64::from(self.left.controllers.remove(&controller.uid).is_some());
-                None
+                let held = self.left.controllers.get(&key);
+                if let Some(other) = held.filter(|held| held.controller != *controller) {
+                    Some(other.owner.clone())
+                } else {
+                    self.version += u64::from(self.left.controllers.remove(&key).is_some());
+                    self.heard.remove(&key);
+                    None
+                }
             }
-            Found::Owner(owner) => owner.filter(|owner| is_custom(&owner.api_version)),
+            Found::Owner(owner) => {
+                let owner = owner.filter(|owner| is_custom(&owner.api_version));
+                if let Some(owner) = &owner {
+                    self.note_controller(controller, owner, excluded, now);
+                }
+                owner
+            }
         };
-        if let Some(owner) = &owner {
-            self.note_controller(controller, owner, excluded, now);
-        }
-        self.answers.insert(controller.uid.clone(), Answer::Owner(owner));
+        self.answers.insert(key, Answer::Owner(owner));
     }
 
     /// Takes in that something could not be looked at: it comes again.
@@ -269,17 +278,17 @@ impl Watch {
 
     /// Takes in what was noted before. Of an owner that both know, who left it alone more often is believed.
     pub fn inherit(&mut self, noted: LeftAlone, now: Timestamp) {
-        for (uid, noted) in noted.loops {
-            let known = self.left.loops.get(&uid);
+        for (key, noted) in noted.loops {
+            let known = self.left.loops.get(&key);
             if known.is_none_or(|known| known.times < noted.times) {
-                self.left.loops.insert(uid, noted);
+                self.left.loops.insert(key, noted);
             }
         }
-        for (uid, held) in noted.controllers {
+        for (key, held) in noted.controllers {
             self.answers
-                .insert(uid.clone(), Answer::Owner(Some(held.owner.clone())));
-            self.heard.entry(uid.clone()).or_insert(now);
-            self.left.controllers.entry(uid).or_insert(held);
+                .insert(key.clone(), Answer::Owner(Some(held.owner.clone())));
+            self.heard.entry(key.clone()).or_insert(now);
+            self.left.controllers.entry(key).or_insert(held);
         }
         self.left.is_known = true;
         self.version += 1;
@@ -287,7 +296,7 @@ impl Watch {
         self.tidy(now);
     }
 
-    /// Takes in that people took owners out of the notes: they are as any other.
+    /// Takes in that people took an owner out of the notes, named as by [`LeftAlone::owners`]: it is as any other.
     pub fn release(&mut self, owner: &str) {
         self.version += u64::from(self.left.loops.remove(owner).is_some());
         self.owners.remove(owner);
@@ -309,9 +318,9 @@ impl Watch {
         self.left.loops.retain(|_, noted| !noted.is_forgotten(now));
         self.version += u64::from(self.left.loops.len() != before);
         self.heard
-            .retain(|uid, _| self.left.controllers.contains_key(uid));
-        for (uid, held) in &self.left.controllers {
-            let heard = self.heard.entry(uid.clone()).or_insert(now);
+            .retain(|controller, _| self.left.controllers.contains_key(controller));
+        for (key, held) in &self.left.controllers {
+            let heard = self.heard.entry(key.clone()).or_insert(now);
             if now.since(*heard) >= QUIET {
                 *heard = now;
                 self.rest.push(held.controller.clone());
@@ -337,12 +346,13 @@ impl Watch {
             });
         }
         let controller_kind = Kind::of(api_version, kind)?;
-        match self.answers.get(uid) {
+        let key = key(pod.namespace, uid);
+        match self.answers.get(&key) {
             Some(Answer::Owner(owner)) => return owner.clone(),
             Some(Answer::Asked(at)) if now.since(*at) < AGAIN => return None,
             Some(Answer::Asked(_)) | None => {}
         }
-        self.answers.insert(uid.into(), Answer::Asked(now));
+        self.answers.insert(key, Answer::Asked(now));
         let controller = Controller {
             namespace: pod.namespace.into(),
             kind: controller_kind,
@@ -385,11 +395,11 @@ impl Watch {
         now: Timestamp,
     ) {
         let must_be_known =
-            self.left.loops.contains_key(&owner.uid) || excluded(&owner.api_version, &owner.kind);
+            self.left.loops.contains_key(&owner.key()) || excluded(&owner.api_version, &owner.kind);
         if must_be_known {
             self.hold(controller.clone(), owner.clone(), now);
         }
-        if let Some(watched) = self.owners.get_mut(&owner.uid) {
+        if let Some(watched) = self.owners.get_mut(&owner.key()) {
             let known = &mut watched.controllers;
             if !known.iter().any(|known| known.uid == controller.uid) {
                 if known.len() >= CONTROLLERS {
@@ -401,9 +411,9 @@ impl Watch {
     }
 
     fn hold(&mut self, controller: Controller, owner: Resource, now: Timestamp) {
-        let uid = controller.uid.clone();
-        self.heard.insert(uid.clone(), now);
-        if let Entry::Vacant(entry) = self.left.controllers.entry(uid) {
+        let key = controller.key();
+        self.heard.insert(key.clone(), now);
+        if let Entry::Vacant(entry) = self.left.controllers.entry(key) {
             entry.insert(super::Held { controller, owner });
             self.left.fit();
             self.version += 1;
@@ -414,7 +424,7 @@ impl Watch {
     fn went(&mut self, pod: &Pod<'_>, owner: &Resource, now: Timestamp) {
         let since = pod.deleted.unwrap_or(now);
         let counts = pod.is_rewritten && !pod.is_disrupted && !is_settled(pod, since);
-        if !counts && !self.owners.contains_key(&owner.uid) {
+        if !counts && !self.owners.contains_key(&owner.key()) {
             return;
         }
         let watched = self.watched(owner, now);
@@ -453,7 +463,7 @@ impl Watch {
     fn begin_line(&mut self, owner: &Resource, revision: u64, last: Last) {
         self.lines += 1;
         let id = self.lines;
-        let Some(watched) = self.owners.get_mut(&owner.uid) else {
+        let Some(watched) = self.owners.get_mut(&owner.key()) else {
             return;
         };
         if watched.lines.len() >= LINES {
@@ -474,7 +484,7 @@ impl Watch {
 
     /// Takes in a Pod that is there, and may have come for another one.
     fn came(&mut self, pod: &Pod<'_>, owner: &Resource, now: Timestamp) {
-        let Some(watched) = self.owners.get_mut(&owner.uid) else {
+        let Some(watched) = self.owners.get_mut(&owner.key()) else {
             return;
         };
         let mut lines = watched.lines.iter();
@@ -518,7 +528,7 @@ impl Watch {
             return;
         };
         let suspect = Suspect {
-            owner: owner.uid.clone(),
+            owner: owner.key(),
             line: line.id,
             namespace: pod.namespace.into(),
             name,
@@ -566,7 +576,7 @@ impl Watch {
     /// Returns what is known of an owner. Where there is no room, a tenth of those goes that the fullest namespace has:
     /// nobody drives out another's.
     fn watched(&mut self, owner: &Resource, now: Timestamp) -> &mut Watched {
-        if self.owners.len() >= OWNERS && !self.owners.contains_key(&owner.uid) {
+        if self.owners.len() >= OWNERS && !self.owners.contains_key(&owner.key()) {
             let mut namespaces: HashMap<&str, usize> = HashMap::new();
             for watched in self.owners.values() {
                 *namespaces.entry(&watched.owner.namespace).or_default() += 1;
@@ -576,15 +586,15 @@ impl Watch {
             let of_it = self.owners.values();
             let of_it = of_it.filter(|watched| watched.owner.namespace == fullest);
             let mut of_it: Vec<_> = of_it
-                .map(|watched| (watched.touched, watched.owner.uid.clone()))
+                .map(|watched| (watched.touched, watched.owner.key()))
                 .collect();
             of_it.sort_unstable();
             of_it.truncate((of_it.len() / 10).max(1));
-            for (_, uid) in of_it {
-                self.owners.remove(&uid);
+            for (_, owner) in of_it {
+                self.owners.remove(&owner);
             }
         }
-        let watched = self.owners.entry(owner.uid.clone()).or_insert_with(|| Watched {
+        let watched = self.owners.entry(owner.key()).or_insert_with(|| Watched {
             owner: owner.clone(),
             lines: Vec::new(),
             controllers: VecDeque::new(),
