@@ -207,12 +207,18 @@ pub enum Failure {
     Silent,
     #[error("{0}")]
     Broken(String),
+    /// This request cannot be made, or its answer cannot be read: so it will be each time.
+    #[error("{0}")]
+    Unusable(String),
 }
 
 impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_status(&status),
+            kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => {
+                Self::Unusable(crate::telemetry::chain(&error))
+            }
             error => Self::Broken(crate::telemetry::chain(&error)),
         }
     }
@@ -223,7 +229,7 @@ impl Failure {
     pub const fn code(&self) -> Option<u16> {
         match self {
             Self::Refused { code, .. } => Some(*code),
-            Self::Gone | Self::Silent | Self::Broken(_) => None,
+            Self::Gone | Self::Silent | Self::Broken(_) | Self::Unusable(_) => None,
         }
     }
 
@@ -337,7 +343,7 @@ where
     } else {
         request.get(name, &GetParams::default())
     };
-    let request = request.map_err(|error| Failure::Broken(error.to_string()))?;
+    let request = request.map_err(|error| Failure::Unusable(error.to_string()))?;
     let answer = timeout(ANSWER, client.request(request))
         .await
         .map_err(|_| Failure::Silent)?;

@@ -15,7 +15,7 @@ use std::{
 };
 
 pub use self::{
-    asked::{Controller, Kind},
+    asked::{Asked, Controller, Kind},
     watch::{Fate, Found, Owner, Pod, Question, Suspect, Watch},
 };
 use super::time::Timestamp;

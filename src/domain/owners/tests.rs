@@ -44,6 +44,10 @@ fn resource(uid: &str) -> Resource {
     }
 }
 
+fn question(watch: &mut Watch) -> Option<Question> {
+    Some(watch.next_question()?.question)
+}
+
 fn nothing(_: &str, _: &str) -> bool {
     false
 }
@@ -138,9 +142,9 @@ impl Scene {
     }
 
     fn look(&mut self) {
-        while let Some(question) = self.watch.next_question() {
+        while let Some(asked) = self.watch.next_question() {
             self.asked += 1;
-            match question {
+            match asked.question {
                 Question::Owner(controller) => {
                     self.watch
                         .answer(&controller, self.found.clone(), nothing, self.now);
@@ -254,7 +258,7 @@ fn a_controller_of_a_listed_owner_is_known_by_its_first_pod() {
     // and as soon as it is known whose it is where it did not.
     let mut scene = Scene::new();
     scene.with(&pod, None, |watch, pod| watch.take(pod, listed, now));
-    let Some(Question::Owner(controller)) = scene.watch.next_question() else {
+    let Some(Question::Owner(controller)) = question(&mut scene.watch) else {
         panic!("nobody asks");
     };
     scene.watch.answer(&controller, scene.found.clone(), listed, now);
@@ -264,7 +268,7 @@ fn a_controller_of_a_listed_owner_is_known_by_its_first_pod() {
     assert_ne!(version, 0);
     // A day without a word of it, it is asked for again; and forgotten where it is gone.
     scene.pass(25 * HOUR);
-    let Some(Question::Owner(controller)) = scene.watch.next_question() else {
+    let Some(Question::Owner(controller)) = question(&mut scene.watch) else {
         panic!("nobody asks again");
     };
     scene.watch.answer(&controller, Found::Gone, listed, scene.now);
@@ -360,7 +364,6 @@ fn a_cron_job_is_no_loop() {
         ..resource("c-1")
     }));
     let job = ["batch/v1", "Job", "web-1", "j-1"];
-    scene.fate = Fate::Excused;
     for owner in [job, WEB] {
         for round in 0..20 {
             let pod = scene.create(&generated(round), owner);
@@ -369,13 +372,42 @@ fn a_cron_job_is_no_loop() {
         }
         assert!(!scene.is_left_alone("w-1") && !scene.is_left_alone("j-1"));
     }
-    // Were they deleted, they would count: what is asked for is what tells.
-    scene.fate = Fate::Deleted;
+    // Not even when what became of them would have to be asked for.
+    assert_eq!(scene.asked, 1);
+    // One that has no node is deleted at once: there is nobody to wait for.
     for round in 0..5 {
-        let pod = scene.create(&generated(round), WEB);
+        let mut pod = scene.create(&generated(round), WEB);
+        pod.node = "";
         scene.pass(Duration::from_secs(10));
         scene.gone(&pod);
     }
+    assert!(scene.is_left_alone("w-1"));
+}
+
+/// A kubelet fails a Pod, and its controller deletes it and makes it anew: it is gone when somebody could look.
+#[test]
+fn a_pod_that_failed_does_not_count_and_changes_no_count() {
+    let mut scene = Scene::new();
+    let second = Duration::from_secs(1);
+    for _ in 0..20 {
+        let pod = scene.create("web-0", SET);
+        scene.pass(second);
+        scene.gone(&pod);
+    }
+    assert!(!scene.is_left_alone("w-1"));
+    // Of those that were deleted before and after every one counts.
+    for _ in 0..2 {
+        let pod = scene.create("web-0", SET);
+        scene.pass(second);
+        scene.delete(&pod);
+    }
+    let failed = scene.create("web-0", SET);
+    scene.pass(second);
+    scene.gone(&failed);
+    let pod = scene.create("web-0", SET);
+    assert!(!scene.is_left_alone("w-1"));
+    scene.delete(&pod);
+    scene.create("web-0", SET);
     assert!(scene.is_left_alone("w-1"));
 }
 
@@ -603,7 +635,7 @@ fn questions_take_turns_and_have_a_bound() {
         ask(&mut watch, "loud", number, NOW);
     }
     ask(&mut watch, "quiet", 0, NOW);
-    let mut next = || match watch.next_question() {
+    let mut next = || match question(&mut watch) {
         Some(Question::Owner(controller)) => Some(controller.uid.to_string()),
         Some(Question::Fate(_)) | None => None,
     };
@@ -657,6 +689,95 @@ fn nobody_speaks_of_another_namespaces_owners() {
         .watch
         .answer(&controller("team", "web"), Found::Gone, listed, now);
     assert!(!is_known(&scene));
+}
+
+#[test]
+fn a_question_that_cannot_be_answered_comes_a_few_times() {
+    for owner in [SET, WEB] {
+        let mut scene = Scene::new();
+        let now = scene.now;
+        let mut pod = scene.create("web-0", WEB);
+        pod.owner = owner;
+        if owner == WEB {
+            scene.delete(&pod);
+            pod.uid = "p-2".to_owned();
+            pod.created = scene.now;
+        }
+        let tell = |scene: &mut Scene| scene.with(&pod, None, |watch, pod| watch.take(pod, nothing, now));
+        tell(&mut scene);
+        // Whoever answers is at fault: for as long as that takes.
+        for _ in 0..20 {
+            let asked = scene.watch.next_question().unwrap();
+            scene.watch.again(asked, false);
+        }
+        for _ in 0..3 {
+            let asked = scene.watch.next_question().unwrap();
+            scene.watch.again(asked, true);
+        }
+        assert_eq!(scene.watch.next_question(), None, "{owner:?}");
+    }
+}
+
+/// Whoever recreates Pods without end keeps nobody else waiting.
+#[test]
+fn pods_that_are_looked_after_take_turns_and_have_a_bound() {
+    let mut watch = Watch::default();
+    let tell = |watch: &mut Watch, namespace: &str, number: usize| {
+        let uids = [0, 1].map(|place| format!("{namespace}-{number}-{place}"));
+        let [api_version, kind, name, _] = WEB;
+        let owner = Owner {
+            api_version,
+            kind,
+            name,
+            uid: &uids[0],
+        };
+        let pod = |uid, deleted| Pod {
+            uid,
+            namespace,
+            name: "p",
+            owner,
+            created: Some(NOW),
+            deleted,
+            is_rewritten: true,
+            revision: 0,
+            is_disrupted: false,
+            ready: None,
+            node: "node-1",
+        };
+        watch.take(&pod(&uids[0], Some(NOW)), nothing, NOW);
+        watch.take(&pod(&uids[1], None), nothing, NOW);
+    };
+    for number in 0..3000 {
+        tell(&mut watch, "loud", number);
+    }
+    tell(&mut watch, "quiet", 0);
+    let set = Owner {
+        api_version: SET[0],
+        kind: SET[1],
+        name: SET[2],
+        uid: SET[3],
+    };
+    let of_set = Pod {
+        uid: "p",
+        namespace: "quiet",
+        name: "p",
+        owner: set,
+        created: Some(NOW),
+        deleted: None,
+        is_rewritten: true,
+        revision: 0,
+        is_disrupted: false,
+        ready: None,
+        node: "",
+    };
+    watch.take(&of_set, nothing, NOW);
+    let mut next = || match question(&mut watch)? {
+        Question::Owner(controller) => Some(controller.uid.to_string()),
+        Question::Fate(suspect) => Some(suspect.namespace.to_string()),
+    };
+    let first: Vec<_> = (0..3).filter_map(|_| next()).collect();
+    assert_eq!(first, ["loud", "s-1", "quiet"]);
+    assert_eq!(std::iter::from_fn(next).count(), 999);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 use super::{
     super::time::Timestamp,
     API_VERSION, Controller, KIND, Key, Kind, LeftAlone, Loop, Resource, UID,
-    asked::{AGAIN, Answer, Answers, Turns},
+    asked::{AGAIN, Answer, Answers, Asked, Turns},
     is_custom, is_name, key,
 };
 
@@ -40,11 +40,10 @@ const QUIET: Duration = Duration::from_hours(24);
 /// A Pod that is so young was just made, and so may its controller have been.
 const FRESH: Duration = Duration::from_mins(1);
 
-/// How many owners are watched, how many lines of each and how many controllers; how many Pods are looked after.
+/// How many owners are watched, how many lines of each and how many controllers.
 const OWNERS: usize = 10_000;
 const LINES: usize = 32;
 const CONTROLLERS: usize = 32;
-const SUSPECTS: usize = 1_000;
 
 /// The owner that an owner reference names.
 #[derive(Clone, Copy, Debug)]
@@ -99,11 +98,7 @@ pub struct Suspect {
     owner: Key,
     line: u64,
     pub namespace: Box<str>,
-    pub name: Box<str>,
-    pub uid: Box<str>,
     pub node: Box<str>,
-    /// It was not seen to be deleted: it may be there still, and done.
-    pub may_be_done: bool,
     at: Timestamp,
 }
 
@@ -112,7 +107,7 @@ pub struct Suspect {
 pub enum Question {
     /// Whose a controller is.
     Owner(Controller),
-    /// What became of a Pod, and of its node.
+    /// What became of a Pod: whether its node is there.
     Fate(Suspect),
 }
 
@@ -125,12 +120,12 @@ pub enum Found {
     Owner(Option<Resource>),
 }
 
-/// What became of a Pod that is not told of any more.
+/// What became of a Pod that was deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Somebody deleted it.
+    /// Its owner deleted it, as far as anybody can tell.
     Deleted,
-    /// It is done, or its node is gone or cordoned.
+    /// Its node is gone or cordoned.
     Excused,
 }
 
@@ -163,7 +158,7 @@ enum Last {
         uid: Box<str>,
         name: Box<str>,
         node: Box<str>,
-        may_be_done: bool,
+        is_done: bool,
         since: Timestamp,
         /// When it was told of last: it may have taken long to end.
         until: Timestamp,
@@ -180,7 +175,9 @@ pub struct Watch {
     answers: Answers,
     fresh: Turns,
     rest: Turns,
-    suspects: VecDeque<Suspect>,
+    suspects: Turns,
+    /// Of controllers and Pods one is looked at in turn: the last one was a Pod.
+    looked_at_pod: bool,
     /// When something was heard last of the controllers that are noted.
     heard: HashMap<Key, Timestamp>,
     found: Vec<Loop>,
@@ -210,12 +207,18 @@ impl Watch {
     }
 
     /// Returns what is to be looked at next, if something is.
-    pub fn next_question(&mut self) -> Option<Question> {
-        if let Some(suspect) = self.suspects.pop_front() {
-            return Some(Question::Fate(suspect));
+    pub fn next_question(&mut self) -> Option<Asked> {
+        self.looked_at_pod = !self.looked_at_pod;
+        if self.looked_at_pod {
+            let pod = self.suspects.next();
+            pod.or_else(|| self.next_controller())
+        } else {
+            self.next_controller().or_else(|| self.suspects.next())
         }
-        let controller = self.fresh.next().or_else(|| self.rest.next());
-        controller.map(Question::Owner)
+    }
+
+    fn next_controller(&mut self) -> Option<Asked> {
+        self.fresh.next().or_else(|| self.rest.next())
     }
 
     /// Takes in whose a controller is.
@@ -250,12 +253,18 @@ impl Watch {
         self.answers.insert(key, Answer::Owner(owner));
     }
 
-    /// Takes in that something could not be looked at: it comes again.
-    pub fn again(&mut self, question: Question) {
-        match question {
-            Question::Owner(controller) => self.rest.push(controller),
-            Question::Fate(suspect) if self.suspects.len() < SUSPECTS => self.suspects.push_back(suspect),
-            Question::Fate(_) => {}
+    /// Takes in that something could not be looked at: it comes again, and where that is its own fault, a few times.
+    /// A controller is asked for anew then with a later event of its Pods.
+    pub fn again(&mut self, asked: Asked, is_its_fault: bool) {
+        let asked = if is_its_fault {
+            asked.after_failure()
+        } else {
+            Some(asked)
+        };
+        let Some(asked) = asked else { return };
+        match &asked.question {
+            Question::Owner(_) => self.rest.push(asked),
+            Question::Fate(_) => self.suspects.push(asked),
         }
     }
 
@@ -323,7 +332,8 @@ impl Watch {
             let heard = self.heard.entry(key.clone()).or_insert(now);
             if now.since(*heard) >= QUIET {
                 *heard = now;
-                self.rest.push(held.controller.clone());
+                self.rest
+                    .push(Asked::new(Question::Owner(held.controller.clone())));
             }
         }
     }
@@ -359,10 +369,11 @@ impl Watch {
             name: name.into(),
             uid: uid.into(),
         };
+        let asked = Asked::new(Question::Owner(controller));
         if pod.created.is_some_and(|created| now.since(created) < FRESH) {
-            self.fresh.push(controller);
+            self.fresh.push(asked);
         } else {
-            self.rest.push(controller);
+            self.rest.push(asked);
         }
         None
     }
@@ -424,7 +435,10 @@ impl Watch {
     fn went(&mut self, pod: &Pod<'_>, owner: &Resource, now: Timestamp) {
         let since = pod.deleted.unwrap_or(now);
         let counts = pod.is_rewritten && !pod.is_disrupted && !is_settled(pod, since);
-        if !counts && !self.owners.contains_key(&owner.key()) {
+        // Whoever deletes a Pod that runs is seen to do so before it is gone. Without that it is done or failed: only
+        // Pods that run are followed, and it may be cleaned up at once.
+        let is_done = pod.deleted.is_none() && !pod.node.is_empty();
+        if (!counts || is_done) && !self.owners.contains_key(&owner.key()) {
             return;
         }
         let watched = self.watched(owner, now);
@@ -441,8 +455,7 @@ impl Watch {
             uid: pod.uid.into(),
             name: pod.name.into(),
             node: pod.node.into(),
-            // What has no node cannot be done.
-            may_be_done: pod.deleted.is_none() && !pod.node.is_empty(),
+            is_done,
             since,
             until: now,
         };
@@ -453,7 +466,7 @@ impl Watch {
             },
             None => {
                 // Long ago it went, and may have been replaced: it only takes long to end.
-                if now.since(since) <= PROMPT {
+                if now.since(since) <= PROMPT && !is_done {
                     self.begin_line(owner, pod.revision, gone);
                 }
             }
@@ -518,11 +531,7 @@ impl Watch {
         line.came = now;
         let gone = std::mem::replace(&mut line.last, Last::There(pod.uid.into()));
         let Last::Gone {
-            uid,
-            name,
-            node,
-            may_be_done,
-            ..
+            node, is_done: false, ..
         } = gone
         else {
             return;
@@ -531,16 +540,13 @@ impl Watch {
             owner: owner.key(),
             line: line.id,
             namespace: pod.namespace.into(),
-            name,
-            uid,
             node,
-            may_be_done,
             at: now,
         };
         if suspect.node.is_empty() {
             self.judge(&suspect, Fate::Deleted, now);
-        } else if self.suspects.len() < SUSPECTS {
-            self.suspects.push_back(suspect);
+        } else {
+            self.suspects.push(Asked::new(Question::Fate(suspect)));
         }
     }
 
