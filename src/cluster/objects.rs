@@ -114,16 +114,17 @@ struct OwnerReference {
 }
 
 impl Owned {
-    /// Returns the owner that controls it, if one does.
+    /// Returns the owner that controls it, if one does and can be.
     pub fn owner(&self) -> Option<Owner<'_>> {
         let mut owners = self.metadata.owner_references.iter();
         let owner = owners.find(|owner| owner.controller)?;
-        Some(Owner {
+        let owner = Owner {
             api_version: &owner.api_version,
             kind: &owner.kind,
             name: &owner.name,
             uid: &owner.uid,
-        })
+        };
+        owner.can_be().then_some(owner)
     }
 }
 

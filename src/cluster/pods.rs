@@ -357,7 +357,7 @@ impl Pod {
 
 impl Pod {
     /// Returns what counts of a Pod whose owner may be one that fights rewrites; none of one that nobody owns, or a
-    /// controller that never compares images.
+    /// controller that never compares images, and of an owner that cannot be.
     pub fn as_owned(&self, routing: &Routing) -> Option<owners::Pod<'_>> {
         let Self {
             metadata,
@@ -365,10 +365,16 @@ impl Pod {
             status,
         } = self;
         let owner = metadata.owner_references.iter().find(|owner| owner.controller)?;
-        let kind = owners::Kind::of(&owner.api_version, &owner.kind);
+        let owner = owners::Owner {
+            api_version: &owner.api_version,
+            kind: &owner.kind,
+            name: &owner.name,
+            uid: &owner.uid,
+        };
+        let kind = owners::Kind::of(owner.api_version, owner.kind);
         // A Deployment's ReplicaSet: there are many of them, and nobody need ask whose each is.
         let of_deployment = kind == Some(owners::Kind::ReplicaSet) && metadata.labels.template.is_some();
-        if of_deployment || kind.is_none() && !owners::is_custom(&owner.api_version) {
+        if of_deployment || kind.is_none() && !owners::is_custom(owner.api_version) || !owner.can_be() {
             return None;
         }
         let deleted = metadata.deletion_timestamp.as_ref().map(|time| {
@@ -389,12 +395,7 @@ impl Pod {
             uid: &metadata.uid,
             namespace: &metadata.namespace,
             name: &metadata.name,
-            owner: owners::Owner {
-                api_version: &owner.api_version,
-                kind: &owner.kind,
-                name: &owner.name,
-                uid: &owner.uid,
-            },
+            owner,
             created: metadata.creation_timestamp.as_ref().map(timestamp),
             deleted,
             is_rewritten,
@@ -814,6 +815,28 @@ mod tests {
         };
         assert!(owned_by("apps/v1", "StatefulSet", true) && owned_by("apps/v1", "ReplicaSet", false));
         assert!(!owned_by("apps/v1", "ReplicaSet", true) && !owned_by("v1", "ReplicationController", false));
+        // What cannot be is nobody's: the API server takes any text.
+        let odd = |field: &str, text: &str| {
+            let pod = pod(&|pod| pod["metadata"]["ownerReferences"][1][field] = text.into());
+            pod.as_owned(&routing).is_none()
+        };
+        for name in [
+            "a b",
+            "a/b",
+            "?a",
+            "..",
+            "a.",
+            "-a",
+            "A",
+            "\u{1}",
+            &"a".repeat(254),
+        ] {
+            assert!(odd("name", name), "{name}");
+        }
+        assert!(!odd("name", "a-1.b") && !odd("name", &"a".repeat(253)));
+        assert!(odd("uid", &"a".repeat(65)) && odd("uid", "\"") && !odd("uid", &"a".repeat(64)));
+        assert!(odd("kind", &"a".repeat(64)) && odd("kind", "\u{202e}"));
+        assert!(odd("apiVersion", "a.b\n/v1") && odd("apiVersion", &format!("a.b/{}", "v".repeat(314))));
         let nobodys = pod(&|pod| pod["metadata"]["ownerReferences"] = serde_json::json!([]));
         assert!(nobodys.as_owned(&routing).is_none());
     }

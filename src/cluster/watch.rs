@@ -127,6 +127,9 @@ pub struct Beat {
     pub contact: Option<Instant>,
     /// Everything was listed at least once.
     pub listed: bool,
+    /// The API server said that there is no such thing, or that this process may not read it, and nothing else
+    /// was listed since.
+    pub withheld: bool,
     pub failures: u64,
     /// Why it does not get on now.
     pub failure: Option<String>,
@@ -152,10 +155,19 @@ impl Pulse {
         }
     }
 
+    /// Takes in that everything was listed.
+    pub(crate) fn listed(&self) {
+        let mut beat = self.beat();
+        beat.listed = true;
+        beat.withheld = false;
+    }
+
     fn failed(&self, name: &str, why: &Failure) {
+        let is_withheld = matches!(why.code(), Some(401 | 403 | 404));
         let why = why.to_string();
         let mut beat = self.beat();
         beat.failures += 1;
+        beat.withheld |= is_withheld;
         if beat.failure.is_none() {
             tracing::warn!(watch = name, error = why, "the watch failed and is tried again");
         }
@@ -195,18 +207,32 @@ pub enum Failure {
     Silent,
     #[error("{0}")]
     Broken(String),
+    /// This request cannot be made, or its answer cannot be read: so it will be each time.
+    #[error("{0}")]
+    Unusable(String),
 }
 
 impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => Self::of_status(&status),
+            kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => {
+                Self::Unusable(crate::telemetry::chain(&error))
+            }
             error => Self::Broken(crate::telemetry::chain(&error)),
         }
     }
 }
 
 impl Failure {
+    /// Returns the HTTP status with which the API server refused, if it did.
+    pub const fn code(&self) -> Option<u16> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            Self::Gone | Self::Silent | Self::Broken(_) | Self::Unusable(_) => None,
+        }
+    }
+
     fn of_status(status: &kube::core::Status) -> Self {
         if status.code == 410 {
             Self::Gone
@@ -266,7 +292,7 @@ where
         if let Some(version) = version(&from) {
             handle(Event::Reached(version));
         }
-        pulse.beat().listed = true;
+        pulse.listed();
         let mut refusals = 0;
         while refusals < REFUSALS {
             let started = Instant::now();
@@ -317,7 +343,7 @@ where
     } else {
         request.get(name, &GetParams::default())
     };
-    let request = request.map_err(|error| Failure::Broken(error.to_string()))?;
+    let request = request.map_err(|error| Failure::Unusable(error.to_string()))?;
     let answer = timeout(ANSWER, client.request(request))
         .await
         .map_err(|_| Failure::Silent)?;

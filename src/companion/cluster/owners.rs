@@ -37,10 +37,10 @@ use crate::{
     telemetry::{Reminder, chain},
 };
 
-/// The time between two looks at whatever is asked for: at most 20 requests a second, for a Pod may need two.
+/// The time between two looks at whatever is asked for.
 const PACE: Duration = Duration::from_millis(100);
 
-/// The pause after something failed.
+/// The pause after the API server failed.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The time between two writes at least: what is found together is written together.
@@ -116,12 +116,12 @@ pub(super) async fn run(leader: Leader, owners: Owners) {
 async fn look(leader: &Leader, owners: &Owners) {
     let mut failures = Reminder::default();
     loop {
-        let question = owners.lock().next_question();
-        let Some(question) = question else {
+        let asked = owners.lock().next_question();
+        let Some(asked) = asked else {
             owners.due.0.notified().await;
             continue;
         };
-        let answered = match &question {
+        let answered = match &asked.question {
             Question::Owner(controller) => {
                 let source = sources::one_of(controller.kind.path(&controller.namespace), true);
                 let found = get::<Owned>(&leader.client, &source, &controller.name).await;
@@ -147,14 +147,26 @@ async fn look(leader: &Leader, owners: &Owners) {
                 sleep(PACE).await;
             }
             Err(error) => {
-                owners.lock().again(question);
+                let is_its_fault = is_fault_of_question(&error);
+                owners.lock().again(asked, is_its_fault);
                 let error = error.to_string();
                 if failures.failed(&error, std::time::Instant::now()) {
                     tracing::warn!(error, "cannot look at an owner of Pods; trying again");
                 }
-                sleep(PAUSE).await;
+                // What one question is refused for must not keep others waiting.
+                sleep(if is_its_fault { PACE } else { PAUSE }).await;
             }
         }
+    }
+}
+
+/// Whether a request failed for what it asks, so that it will again, and others will not.
+const fn is_fault_of_question(failure: &Failure) -> bool {
+    match failure {
+        // Who asks and how often is nothing of what is asked.
+        Failure::Refused { code, .. } => matches!(code, 400..500) && !matches!(code, 401 | 408 | 429),
+        Failure::Gone | Failure::Unusable(_) => true,
+        Failure::Silent | Failure::Broken(_) => false,
     }
 }
 
@@ -168,15 +180,8 @@ fn resource(namespace: &str, owner: Owner<'_>) -> Resource {
     }
 }
 
-/// Looks at what became of a Pod that was replaced.
+/// Looks at what became of a Pod that was deleted and replaced.
 async fn fate(leader: &Leader, suspect: &Suspect) -> Result<Fate, Failure> {
-    if suspect.may_be_done {
-        let source = sources::one_of(format!("/api/v1/namespaces/{}/pods", suspect.namespace), true);
-        let pod = get::<Owned>(&leader.client, &source, &suspect.name).await?;
-        if pod.is_some_and(|pod| pod.metadata.uid == *suspect.uid) {
-            return Ok(Fate::Excused);
-        }
-    }
     let source = sources::one_of("/api/v1/nodes".to_owned(), false);
     let node = get::<Node>(&leader.client, &source, &suspect.node).await?;
     Ok(match node {
@@ -195,6 +200,7 @@ async fn keep(leader: &Leader, owners: &Owners) {
         let started = Instant::now();
         owners.lock().tidy(clock::now());
         let kept = notes.keep(leader, &maps, owners).await;
+        notes.has_failed = kept.is_err();
         to_tell.extend(owners.lock().found().into_iter().take(TO_TELL - to_tell.len()));
         let told = match &kept {
             Ok(()) => tell(leader, &mut to_tell).await,
@@ -241,13 +247,15 @@ struct Notes {
     version: Option<u64>,
     /// The owners that it had then.
     loops: BTreeSet<Box<str>>,
+    /// The last try failed.
+    has_failed: bool,
 }
 
 impl Notes {
     /// Whether there is something to write. After a failure it is tried again in its own time.
     fn is_due(&self, owners: &Owners) -> bool {
         let version = owners.lock().left_alone().1;
-        self.version.is_some_and(|known| known != version)
+        !self.has_failed && self.version.is_some_and(|known| known != version)
     }
 
     /// Reads the notes, brings them up to date, and writes them where that changes them.
@@ -328,4 +336,41 @@ async fn tell(leader: &Leader, found: &mut Vec<Loop>) -> Result<(), NotWritten> 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::owners::LeftAlone;
+
+    #[test]
+    fn what_is_asked_is_told_from_who_answers() {
+        let refused = |code| Failure::Refused {
+            code,
+            message: String::new(),
+        };
+        for code in [400, 403, 404, 405, 422] {
+            assert!(is_fault_of_question(&refused(code)), "{code}");
+        }
+        for code in [401, 408, 429, 500, 503] {
+            assert!(!is_fault_of_question(&refused(code)), "{code}");
+        }
+        assert!(is_fault_of_question(&Failure::Unusable(String::new())));
+        assert!(!is_fault_of_question(&Failure::Broken(String::new())));
+        assert!(!is_fault_of_question(&Failure::Silent));
+    }
+
+    #[test]
+    fn a_failed_write_is_tried_again_in_its_own_time() {
+        let owners = Owners::default();
+        let mut notes = Notes {
+            version: Some(owners.lock().left_alone().1),
+            ..Notes::default()
+        };
+        assert!(!notes.is_due(&owners));
+        owners.lock().inherit(LeftAlone::default(), Timestamp::default());
+        assert!(notes.is_due(&owners));
+        notes.has_failed = true;
+        assert!(!notes.is_due(&owners));
+    }
 }

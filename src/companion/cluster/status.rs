@@ -17,6 +17,7 @@ use crate::{
     },
     companion::mirror::reports::{Nodes, SweepEnd},
     domain::{
+        foreign::visible,
         health::{Fault, Health, State},
         reason::Reason,
         routing::Overlap,
@@ -38,6 +39,9 @@ const LACKING: usize = 5;
 /// How many owners that are left alone are listed, and how many of them a message names.
 const LOOPING: usize = 100;
 const LOOPING_NAMED: usize = 5;
+
+/// How many bytes of an owner are told: more than any has that can be.
+const OWNER: usize = 640;
 
 /// What a condition of an ImageMirror speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,9 +276,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     sweeps(&mut next, seen, now);
     if let Some(looping) = &seen.looping {
         let looping = looping.iter().take(LOOPING);
-        next.owners_left_alone = looping
-            .map(|(owner, until)| format!("{owner} until {until}"))
-            .collect();
+        next.owners_left_alone = looping.map(left_alone).collect();
     }
     next.failing_upstreams.clone_from(&seen.failing_upstreams);
     if !seen.platforms.is_empty() {
@@ -477,6 +479,12 @@ fn forward(conditions: &mut Conditions<'_>, allowed: Option<&Result<(), String>>
     conditions.set(ConditionType::ForwardAllowed, status, reason, &message);
 }
 
+/// Tells of an owner that is left alone, as people may safely see it.
+fn left_alone((owner, until): &(String, Timestamp)) -> String {
+    let owner = visible(owner);
+    format!("{} until {until}", &owner[..owner.floor_char_boundary(OWNER)])
+}
+
 /// Tells of owners that fight rewrites; nothing was ever told where none did.
 fn owners(conditions: &mut Conditions<'_>, looping: Option<&[(String, Timestamp)]>) {
     match looping {
@@ -489,10 +497,7 @@ fn owners(conditions: &mut Conditions<'_>, looping: Option<&[(String, Timestamp)
         Some([]) | None => {}
         Some(looping) => {
             let (named, more) = looping.split_at(looping.len().min(LOOPING_NAMED));
-            let named: Vec<_> = named
-                .iter()
-                .map(|(owner, until)| format!("{owner} until {until}"))
-                .collect();
+            let named: Vec<_> = named.iter().map(left_alone).collect();
             let more = if more.is_empty() {
                 String::new()
             } else {
@@ -678,7 +683,7 @@ impl Conditions<'_> {
                 || time(self.now),
                 |condition| condition.last_transition_time.clone(),
             );
-        let mut message = crate::domain::foreign::visible(message).into_owned();
+        let mut message = visible(message).into_owned();
         message.truncate(message.floor_char_boundary(MESSAGE));
         let condition = Condition {
             type_: type_.to_owned(),
@@ -1248,6 +1253,13 @@ mod tests {
             "{told:?}"
         );
         assert_eq!(status.owners_left_alone.len(), LOOPING);
+        // Whatever a name is, little of it is told, and nothing that hides.
+        let odd = Seen {
+            looping: Some(vec![("\u{202e}é".repeat(100_000), at(90))]),
+            ..seen()
+        };
+        let odd = plan(&none, &odd, at(30)).owners_left_alone.remove(0);
+        assert!(odd.starts_with("\\u{202e}é") && odd.len() < 700, "{odd}");
         // A new leader does not know at first.
         let unknown = Seen {
             looping: None,

@@ -443,12 +443,12 @@ impl<'s, 'a> Decider<'s, 'a> {
         for owner in &self.request.pod.owners {
             if settings.excludes(&owner.api_version, &owner.kind)
                 || known
-                    .owner_of(&owner.uid)
+                    .owner_of(self.request.namespace, &owner.uid)
                     .is_some_and(|owner| settings.excludes(&owner.api_version, &owner.kind))
             {
                 return Some(Reason::OwnerExcluded);
             }
-            if known.is_looping(&owner.uid, self.now) {
+            if known.is_looping(self.request.namespace, &owner.uid, self.now) {
                 return Some(Reason::OwnerLoop);
             }
         }

@@ -433,6 +433,12 @@ fn owners_that_fight_are_known_through_their_controllers_too() {
     check(&owned("c-1", noted("w-1", later, web("w-2"))), rewritten);
     check(&owned("c-2", noted("w-1", later, web("w-1"))), rewritten);
     check(&owned("c-1", noted("w-1", now, web("w-1"))), rewritten);
+    // A UID says nothing in another namespace.
+    for uid in ["w-1", "c-1"] {
+        let other =
+            owned(uid, noted("w-1", later, web("w-1"))).edit(|scene| scene.request.namespace = "other");
+        check(&other, rewritten);
+    }
     let listed = ["w-2", "asdb.aerospike.com/v1", "AerospikeCluster"];
     check_kept(&owned("c-1", noted("w-1", later, listed)), Reason::OwnerExcluded);
     let own_list = owned("c-1", noted("w-1", later, listed)).edit(|scene| {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::{super::time::Timestamp, Resource};
+use super::{super::time::Timestamp, Key, Question, Resource, key};
 
 /// How many answers are kept, in each of two generations.
 const GENERATION: usize = 10_000;
@@ -13,6 +13,9 @@ const OF_ALL: usize = 10_000;
 
 /// After which time an answer that did not come is asked for again.
 pub(super) const AGAIN: std::time::Duration = std::time::Duration::from_mins(1);
+
+/// So many failures of its own make a question one that cannot be answered.
+const FAILURES: u8 = 3;
 
 /// The kinds of built-in controllers whose Pods a custom resource may want.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,41 @@ pub struct Controller {
     pub uid: Box<str>,
 }
 
+impl Controller {
+    pub(super) fn key(&self) -> Key {
+        key(&self.namespace, &self.uid)
+    }
+}
+
+/// A question, and how often it could not be answered through its own fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub question: Question,
+    failures: u8,
+}
+
+impl Asked {
+    pub(super) const fn new(question: Question) -> Self {
+        Self {
+            question,
+            failures: 0,
+        }
+    }
+
+    /// Returns it after it failed through its own fault; nothing once that was too often.
+    pub(super) fn after_failure(mut self) -> Option<Self> {
+        self.failures += 1;
+        (self.failures < FAILURES).then_some(self)
+    }
+
+    fn namespace(&self) -> &str {
+        match &self.question {
+            Question::Owner(controller) => &controller.namespace,
+            Question::Fate(suspect) => &suspect.namespace,
+        }
+    }
+}
+
 /// What is known of a controller.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
@@ -77,51 +115,51 @@ pub(super) enum Answer {
     Owner(Option<Resource>),
 }
 
-/// What is known of controllers, by their UIDs: the last ones that somebody asked about.
+/// What is known of controllers: of the last ones that somebody asked about.
 #[derive(Debug, Default)]
 pub(super) struct Answers {
-    newer: HashMap<Box<str>, Answer>,
-    older: HashMap<Box<str>, Answer>,
+    newer: HashMap<Key, Answer>,
+    older: HashMap<Key, Answer>,
 }
 
 impl Answers {
-    pub(super) fn get(&mut self, uid: &str) -> Option<&Answer> {
-        if !self.newer.contains_key(uid) {
-            let (uid, answer) = self.older.remove_entry(uid)?;
-            self.insert(uid, answer);
+    pub(super) fn get(&mut self, controller: &str) -> Option<&Answer> {
+        if !self.newer.contains_key(controller) {
+            let (controller, answer) = self.older.remove_entry(controller)?;
+            self.insert(controller, answer);
         }
-        self.newer.get(uid)
+        self.newer.get(controller)
     }
 
-    pub(super) fn insert(&mut self, uid: Box<str>, answer: Answer) {
-        if self.newer.len() >= GENERATION && !self.newer.contains_key(&uid) {
+    pub(super) fn insert(&mut self, controller: Key, answer: Answer) {
+        if self.newer.len() >= GENERATION && !self.newer.contains_key(&controller) {
             self.older = std::mem::take(&mut self.newer);
         }
-        self.newer.insert(uid, answer);
+        self.newer.insert(controller, answer);
     }
 }
 
 /// Questions that wait: namespaces take turns, and in each the newest comes first.
 #[derive(Debug, Default)]
 pub(super) struct Turns {
-    waiting: BTreeMap<Box<str>, VecDeque<Controller>>,
+    waiting: BTreeMap<Box<str>, VecDeque<Asked>>,
     count: usize,
     last: Box<str>,
 }
 
 impl Turns {
-    pub(super) fn push(&mut self, controller: Controller) {
+    pub(super) fn push(&mut self, asked: Asked) {
         if self.count >= OF_ALL {
             let fullest = self.waiting.iter().max_by_key(|(_, waiting)| waiting.len());
             let fullest = fullest.map(|(namespace, _)| namespace.clone());
             self.drop_oldest(&fullest.unwrap_or_default());
         }
-        let waiting = self.waiting.entry(controller.namespace.clone()).or_default();
+        let waiting = self.waiting.entry(asked.namespace().into()).or_default();
         if waiting.len() >= OF_ONE {
             waiting.pop_front();
             self.count -= 1;
         }
-        waiting.push_back(controller);
+        waiting.push_back(asked);
         self.count += 1;
     }
 
@@ -134,18 +172,18 @@ impl Turns {
         }
     }
 
-    pub(super) fn next(&mut self) -> Option<Controller> {
+    pub(super) fn next(&mut self) -> Option<Asked> {
         use std::ops::Bound::{Excluded, Unbounded};
         let after = (Excluded(&*self.last), Unbounded);
         let next = self.waiting.range::<str, _>(after).next();
         let namespace = next.or_else(|| self.waiting.iter().next())?.0.clone();
         let waiting = self.waiting.get_mut(&namespace)?;
-        let controller = waiting.pop_back();
+        let asked = waiting.pop_back();
         if waiting.is_empty() {
             self.waiting.remove(&namespace);
         }
-        self.count -= usize::from(controller.is_some());
+        self.count -= usize::from(asked.is_some());
         self.last = namespace;
-        controller
+        asked
     }
 }

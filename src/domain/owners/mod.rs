@@ -15,7 +15,7 @@ use std::{
 };
 
 pub use self::{
-    asked::{Controller, Kind},
+    asked::{Asked, Controller, Kind},
     watch::{Fate, Found, Owner, Pod, Question, Suspect, Watch},
 };
 use super::time::Timestamp;
@@ -45,10 +45,30 @@ pub struct Resource {
     pub uid: Box<str>,
 }
 
+/// How long a name may be, an `apiVersion` (a group, a slash and a version), a kind and a UID. The API server bounds
+/// the names and kinds of objects so (DNS subdomains and labels), but nothing of an owner reference.
+const NAME: usize = 253;
+const API_VERSION: usize = 253 + 1 + 63;
+const KIND: usize = 63;
+const UID: usize = 64;
+
 /// A resource as it is written.
 type Written = [Box<str>; 5];
 
+/// A namespace and a UID. Owner references never lead out of a namespace, and whoever writes one may write any UID: so
+/// nobody speaks of what is another namespace's. What owns Pods of several namespaces counts for each.
+type Key = Box<str>;
+
+/// Returns the key of what has this UID in a namespace, in whose name there is no slash.
+fn key(namespace: &str, uid: &str) -> Key {
+    format!("{namespace}/{uid}").into()
+}
+
 impl Resource {
+    fn key(&self) -> Key {
+        key(&self.namespace, &self.uid)
+    }
+
     /// Returns what people know it by: kind, API group, namespace and name.
     pub fn describe(&self) -> String {
         let group = group_of(&self.api_version);
@@ -65,9 +85,9 @@ impl Resource {
         ]
     }
 
-    /// Returns how many bytes it takes in notes, about.
+    /// Returns how many bytes it takes in notes at most.
     fn size(&self) -> usize {
-        self.written().map(|text| text.len() + 3).iter().sum()
+        self.written().map(size_of).iter().sum()
     }
 }
 
@@ -81,6 +101,30 @@ impl From<Written> for Resource {
             uid,
         }
     }
+}
+
+/// Returns how many bytes a text takes at most as one of a list in JSON.
+fn size_of(text: &str) -> usize {
+    let of = |byte: u8| match byte {
+        // As \u0000 at most.
+        ..0x20 => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
+    };
+    // Two quotes and a comma.
+    text.bytes().map(of).sum::<usize>() + 3
+}
+
+/// Whether something can have this name, as far as its owners and Pods are looked at: it is a DNS subdomain. It
+/// becomes a part of a URL as it is.
+fn is_name(name: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &str| {
+        let ends = label.bytes().next().zip(label.bytes().last());
+        ends.is_some_and(|(first, last)| is_letter(first) && is_letter(last))
+            && label.bytes().all(|byte| is_letter(byte) || byte == b'-')
+    };
+    name.len() <= NAME && name.split('.').all(is_label)
 }
 
 /// Returns the API group of an `apiVersion`; nothing for the core group.
@@ -123,6 +167,11 @@ pub struct Loop {
 }
 
 impl Loop {
+    /// Returns how many bytes it takes in notes at most: beside the owner three numbers.
+    fn size(&self) -> usize {
+        self.owner.size() + 64
+    }
+
     /// Whether its Pods are left alone now.
     pub fn is_on(&self, now: Timestamp) -> bool {
         now < self.until && !self.is_of_a_wrong_clock(now)
@@ -147,13 +196,20 @@ struct Held {
     owner: Resource,
 }
 
+impl Held {
+    /// Returns how many bytes it takes in notes at most: beside texts a few brackets.
+    fn size(&self) -> usize {
+        let Controller { kind, name, uid, .. } = &self.controller;
+        let texts = [uid, kind.as_str(), name].map(size_of);
+        self.owner.size() + texts.iter().sum::<usize>() + 8
+    }
+}
+
 /// What is known of owners that fight rewrites, as it is noted for everybody who decides about Pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftAlone {
-    /// By the owner's UID.
-    loops: BTreeMap<Box<str>, Loop>,
-    /// By the controller's UID.
-    controllers: BTreeMap<Box<str>, Held>,
+    loops: BTreeMap<Key, Loop>,
+    controllers: BTreeMap<Key, Held>,
     is_known: bool,
 }
 
@@ -168,7 +224,7 @@ impl LeftAlone {
                 since: Timestamp::from_millis(since),
                 until: Timestamp::from_millis(until),
             };
-            Some((noted.owner.uid.clone(), noted))
+            Some((noted.owner.key(), noted))
         });
         let controllers = controllers.lines().take(KEPT).filter_map(|line| {
             let ([uid, kind, name], owner): ([Box<str>; 3], Written) = serde_json::from_str(line).ok()?;
@@ -177,9 +233,9 @@ impl LeftAlone {
                 namespace: owner.namespace.clone(),
                 kind: Kind::from_name(&kind)?,
                 name,
-                uid: uid.clone(),
+                uid,
             };
-            Some((uid, Held { controller, owner }))
+            Some((controller.key(), Held { controller, owner }))
         });
         Self {
             loops: loops.collect(),
@@ -210,14 +266,15 @@ impl LeftAlone {
         [loops.collect(), controllers.collect()]
     }
 
-    /// Whether an owner is noted: one that kept recreating Pods, be that over or not.
+    /// Whether an owner is noted: one that kept recreating Pods, be that over or not. It is named as by
+    /// [`LeftAlone::owners`].
     pub fn knows(&self, owner: &str) -> bool {
         self.loops.contains_key(owner)
     }
 
-    /// Returns the UIDs of the owners that are noted, without the controllers.
+    /// Returns the owners that are noted, without the controllers: of each its namespace, a slash and its UID.
     pub fn owners(&self) -> impl Iterator<Item = &str> {
-        self.loops.keys().map(|uid| &**uid)
+        self.loops.keys().map(|owner| &**owner)
     }
 
     /// Whether it was read at all.
@@ -225,16 +282,23 @@ impl LeftAlone {
         self.is_known
     }
 
-    /// Returns the resource whose Pods a controller makes, if it is noted.
-    pub fn owner_of(&self, controller: &str) -> Option<&Resource> {
-        Some(&self.controllers.get(controller)?.owner)
+    /// Returns the resource whose Pods a controller of this UID makes in a namespace, if it is noted.
+    pub fn owner_of(&self, namespace: &str, controller: &str) -> Option<&Resource> {
+        if self.controllers.is_empty() {
+            return None;
+        }
+        Some(&self.controllers.get(&key(namespace, controller))?.owner)
     }
 
-    /// Whether the Pods of an owner are left alone now because it kept recreating them; the owner may be the
-    /// resource or a controller of its.
-    pub fn is_looping(&self, owner: &str, now: Timestamp) -> bool {
-        let owner = self.owner_of(owner).map_or(owner, |owner| &owner.uid);
-        self.loops.get(owner).is_some_and(|noted| noted.is_on(now))
+    /// Whether an owner's Pods of this namespace are left alone now because it kept recreating them; the owner may be
+    /// the resource of this UID or a controller of its.
+    pub fn is_looping(&self, namespace: &str, owner: &str, now: Timestamp) -> bool {
+        if self.loops.is_empty() {
+            return false;
+        }
+        let resource = self.owner_of(namespace, owner);
+        let owner = resource.map_or_else(|| key(namespace, owner), Resource::key);
+        self.loops.get(&owner).is_some_and(|noted| noted.is_on(now))
     }
 
     /// Returns the owners that are left alone now because they kept recreating Pods: those of last first.
@@ -246,7 +310,7 @@ impl LeftAlone {
 
     /// Leaves an owner alone, for longer each time.
     fn leave_alone(&mut self, owner: Resource, now: Timestamp) -> Loop {
-        let before = self.loops.get(&owner.uid).map_or(0, |noted| noted.times);
+        let before = self.loops.get(&owner.key()).map_or(0, |noted| noted.times);
         let length = FIRST.saturating_mul(GROWTH.saturating_pow(before)).min(LONGEST);
         let noted = Loop {
             owner,
@@ -254,25 +318,16 @@ impl LeftAlone {
             since: now,
             until: now.after(length),
         };
-        self.loops.insert(noted.owner.uid.clone(), noted.clone());
+        self.loops.insert(noted.owner.key(), noted.clone());
         self.fit();
         noted
     }
 
     /// Drops what is over the bounds: each time from the namespace that has most, so nobody drives out another's.
     fn fit(&mut self) {
-        let loops = self.loops.values().map(|noted| &noted.owner);
-        let controllers = self.controllers.values().map(|held| &held.owner);
-        // What a line has beside the owner: a controller's name and UID, or three numbers.
-        let size = |owner: &Resource| owner.size() + 64;
         let mut count = self.loops.len() + self.controllers.len();
-        let mut bytes: usize = loops.map(size).sum();
-        bytes += controllers.map(size).sum::<usize>();
-        bytes += self
-            .controllers
-            .values()
-            .map(|held| held.controller.name.len())
-            .sum::<usize>();
+        let mut bytes: usize = self.loops.values().map(Loop::size).sum();
+        bytes += self.controllers.values().map(Held::size).sum::<usize>();
         while count > KEPT || bytes > BYTES {
             let mut namespaces: HashMap<&str, usize> = HashMap::new();
             let owners = self.loops.values().map(|noted| &noted.owner);
@@ -288,10 +343,8 @@ impl LeftAlone {
                 .controllers
                 .iter()
                 .find(|(_, held)| held.owner.namespace == fullest);
-            let dropped = if let Some(uid) = controller.map(|(uid, _)| uid.clone()) {
-                self.controllers
-                    .remove(&uid)
-                    .map(|held| size(&held.owner) + held.controller.name.len())
+            let dropped = if let Some(controller) = controller.map(|(key, _)| key.clone()) {
+                self.controllers.remove(&controller).map(|held| held.size())
             } else {
                 let of_it = self
                     .loops
@@ -299,9 +352,9 @@ impl LeftAlone {
                     .filter(|noted| noted.owner.namespace == fullest);
                 let soonest = of_it
                     .min_by_key(|noted| noted.until)
-                    .map(|noted| noted.owner.uid.clone());
-                let soonest = soonest.and_then(|uid| self.loops.remove(&uid));
-                soonest.map(|noted| size(&noted.owner))
+                    .map(|noted| noted.owner.key());
+                let soonest = soonest.and_then(|owner| self.loops.remove(&owner));
+                soonest.map(|noted| noted.size())
             };
             let Some(dropped) = dropped else { return };
             count -= 1;

@@ -44,6 +44,10 @@ fn resource(uid: &str) -> Resource {
     }
 }
 
+fn question(watch: &mut Watch) -> Option<Question> {
+    Some(watch.next_question()?.question)
+}
+
 fn nothing(_: &str, _: &str) -> bool {
     false
 }
@@ -78,7 +82,7 @@ impl Scene {
             owner,
             created: self.now,
             revision,
-            is_rewritten: !self.watch.left_alone().0.is_looping(owner[3], self.now),
+            is_rewritten: !self.watch.left_alone().0.is_looping("team", owner[3], self.now),
             node: "node-1",
             ready: None,
             is_disrupted: false,
@@ -138,9 +142,9 @@ impl Scene {
     }
 
     fn look(&mut self) {
-        while let Some(question) = self.watch.next_question() {
+        while let Some(asked) = self.watch.next_question() {
             self.asked += 1;
-            match question {
+            match asked.question {
                 Question::Owner(controller) => {
                     self.watch
                         .answer(&controller, self.found.clone(), nothing, self.now);
@@ -151,7 +155,7 @@ impl Scene {
     }
 
     fn is_left_alone(&self, uid: &str) -> bool {
-        self.watch.left_alone().0.is_looping(uid, self.now)
+        self.watch.left_alone().0.is_looping("team", uid, self.now)
     }
 
     /// An operator that insists on its image: it deletes whatever was rewritten once it has lived for so long, and makes
@@ -242,30 +246,33 @@ fn a_controller_of_its_that_is_new_is_known_by_its_first_pod() {
 fn a_controller_of_a_listed_owner_is_known_by_its_first_pod() {
     let mut scene = Scene::new();
     let pod = scene.create("web-0", SET);
-    assert_eq!(scene.watch.left_alone().0.owner_of("s-1"), None);
+    assert_eq!(scene.watch.left_alone().0.owner_of("team", "s-1"), None);
     let listed = |_: &str, kind: &str| kind == "Web";
     let now = scene.now;
     // By its next event where the list of kinds changed,
     scene.with(&pod, None, |watch, pod| watch.take(pod, listed, now));
-    assert_eq!(scene.watch.left_alone().0.owner_of("s-1"), Some(&resource("w-1")));
+    assert_eq!(
+        scene.watch.left_alone().0.owner_of("team", "s-1"),
+        Some(&resource("w-1"))
+    );
     // and as soon as it is known whose it is where it did not.
     let mut scene = Scene::new();
     scene.with(&pod, None, |watch, pod| watch.take(pod, listed, now));
-    let Some(Question::Owner(controller)) = scene.watch.next_question() else {
+    let Some(Question::Owner(controller)) = question(&mut scene.watch) else {
         panic!("nobody asks");
     };
     scene.watch.answer(&controller, scene.found.clone(), listed, now);
     let (left, version) = scene.watch.left_alone();
-    assert_eq!(left.owner_of("s-1"), Some(&resource("w-1")));
-    assert!(!left.is_looping("s-1", now));
+    assert_eq!(left.owner_of("team", "s-1"), Some(&resource("w-1")));
+    assert!(!left.is_looping("team", "s-1", now));
     assert_ne!(version, 0);
     // A day without a word of it, it is asked for again; and forgotten where it is gone.
     scene.pass(25 * HOUR);
-    let Some(Question::Owner(controller)) = scene.watch.next_question() else {
+    let Some(Question::Owner(controller)) = question(&mut scene.watch) else {
         panic!("nobody asks again");
     };
     scene.watch.answer(&controller, Found::Gone, listed, scene.now);
-    assert_eq!(scene.watch.left_alone().0.owner_of("s-1"), None);
+    assert_eq!(scene.watch.left_alone().0.owner_of("team", "s-1"), None);
 }
 
 #[test]
@@ -289,9 +296,9 @@ fn it_is_left_alone_for_longer_each_time() {
     assert_eq!(lengths, [1, 4, 16, 64, 168, 168]);
     // Nothing is forgotten as long as it may matter, and then everything.
     scene.pass(168 * HOUR);
-    assert!(scene.watch.left_alone().0.knows("w-1"));
+    assert!(scene.watch.left_alone().0.knows("team/w-1"));
     scene.pass(Duration::from_secs(1));
-    assert!(!scene.watch.left_alone().0.knows("w-1"));
+    assert!(!scene.watch.left_alone().0.knows("team/w-1"));
 }
 
 #[test]
@@ -312,7 +319,7 @@ fn the_next_leader_knows_it() {
     );
     assert_eq!(odd, LeftAlone::read("", ""));
     // People take it out, and it is as any other.
-    next.watch.release("w-1");
+    next.watch.release("team/w-1");
     assert!(!next.is_left_alone("s-1"));
     assert_eq!(next.insist(WEB, Duration::from_secs(1), same), Some(4));
 }
@@ -357,7 +364,6 @@ fn a_cron_job_is_no_loop() {
         ..resource("c-1")
     }));
     let job = ["batch/v1", "Job", "web-1", "j-1"];
-    scene.fate = Fate::Excused;
     for owner in [job, WEB] {
         for round in 0..20 {
             let pod = scene.create(&generated(round), owner);
@@ -366,13 +372,42 @@ fn a_cron_job_is_no_loop() {
         }
         assert!(!scene.is_left_alone("w-1") && !scene.is_left_alone("j-1"));
     }
-    // Were they deleted, they would count: what is asked for is what tells.
-    scene.fate = Fate::Deleted;
+    // Not even when what became of them would have to be asked for.
+    assert_eq!(scene.asked, 1);
+    // One that has no node is deleted at once: there is nobody to wait for.
     for round in 0..5 {
-        let pod = scene.create(&generated(round), WEB);
+        let mut pod = scene.create(&generated(round), WEB);
+        pod.node = "";
         scene.pass(Duration::from_secs(10));
         scene.gone(&pod);
     }
+    assert!(scene.is_left_alone("w-1"));
+}
+
+/// A kubelet fails a Pod, and its controller deletes it and makes it anew: it is gone when somebody could look.
+#[test]
+fn a_pod_that_failed_does_not_count_and_changes_no_count() {
+    let mut scene = Scene::new();
+    let second = Duration::from_secs(1);
+    for _ in 0..20 {
+        let pod = scene.create("web-0", SET);
+        scene.pass(second);
+        scene.gone(&pod);
+    }
+    assert!(!scene.is_left_alone("w-1"));
+    // Of those that were deleted before and after every one counts.
+    for _ in 0..2 {
+        let pod = scene.create("web-0", SET);
+        scene.pass(second);
+        scene.delete(&pod);
+    }
+    let failed = scene.create("web-0", SET);
+    scene.pass(second);
+    scene.gone(&failed);
+    let pod = scene.create("web-0", SET);
+    assert!(!scene.is_left_alone("w-1"));
+    scene.delete(&pod);
+    scene.create("web-0", SET);
     assert!(scene.is_left_alone("w-1"));
 }
 
@@ -426,7 +461,7 @@ fn what_was_ready_for_long_makes_no_loop() {
             scene.delete(&pod);
         }
         // It may have been let go since.
-        assert_eq!(scene.watch.left_alone().0.knows("w-1"), expected);
+        assert_eq!(scene.watch.left_alone().0.knows("team/w-1"), expected);
     };
     check(|created, _| (true, created), HOUR, false);
     check(|created, _| (true, created), 59 * MINUTE, true);
@@ -485,7 +520,7 @@ fn notes_have_a_bound_and_nobody_drives_out_others() {
             since: NOW,
             until: NOW.after(Duration::from_millis(number as u64)),
         };
-        left.loops.insert(noted.owner.uid.clone(), noted);
+        left.loops.insert(noted.owner.key(), noted);
     }
     left.leave_alone(owner("other", 0), NOW);
     let written = left.write();
@@ -493,10 +528,49 @@ fn notes_have_a_bound_and_nobody_drives_out_others() {
     assert!(bytes <= BYTES, "{bytes}");
     assert!(left.owners().count() > 5000 && left.owners().count() <= KEPT);
     for namespace in ["quiet", "other"] {
-        assert!(left.knows(&format!("{namespace}-00000000-0000-0000-0000-000000000000")));
+        assert!(left.knows(&format!(
+            "{namespace}/{namespace}-00000000-0000-0000-0000-000000000000"
+        )));
     }
     // Who is let go soonest goes first.
-    assert!(!left.knows("loud-00000000-0000-0000-0000-000000000000"));
+    assert!(!left.knows("loud/loud-00000000-0000-0000-0000-000000000000"));
+}
+
+/// As they are written: a text may take six times as many bytes.
+#[test]
+fn notes_have_a_bound_of_what_is_written() {
+    for text in ["\u{1}", "\"\\", "\n", "é", "a"] {
+        let mut left = LeftAlone::default();
+        for number in 0..40 {
+            let mut owner = resource(&format!("{number}-{}", text.repeat(50)));
+            owner.name = text.repeat(10_000).into();
+            let held = Held {
+                controller: Controller {
+                    namespace: "team".into(),
+                    kind: Kind::StatefulSet,
+                    name: text.repeat(10_000).into(),
+                    uid: owner.uid.clone(),
+                },
+                owner: owner.clone(),
+            };
+            let noted = Loop {
+                owner,
+                times: u32::MAX,
+                since: Timestamp::from_millis(u64::MAX),
+                until: Timestamp::from_millis(u64::MAX),
+            };
+            let size = noted.size() + held.size();
+            let mut one = LeftAlone::default();
+            one.loops.insert(noted.owner.key(), noted.clone());
+            one.controllers.insert(held.controller.key(), held.clone());
+            assert!(one.write().concat().len() <= size, "{text:?}");
+            left.loops.insert(noted.owner.key(), noted);
+            left.controllers.insert(held.controller.key(), held);
+            left.fit();
+            assert!(left.write().concat().len() <= BYTES, "{text:?}");
+        }
+        assert!(left.owners().count() > 0);
+    }
 }
 
 #[test]
@@ -561,7 +635,7 @@ fn questions_take_turns_and_have_a_bound() {
         ask(&mut watch, "loud", number, NOW);
     }
     ask(&mut watch, "quiet", 0, NOW);
-    let mut next = || match watch.next_question() {
+    let mut next = || match question(&mut watch) {
         Some(Question::Owner(controller)) => Some(controller.uid.to_string()),
         Some(Question::Fate(_)) | None => None,
     };
@@ -571,6 +645,139 @@ fn questions_take_turns_and_have_a_bound() {
     assert_eq!(rest.len(), 1000 - 2 + 1);
     // What is older than its owner may be comes when nothing else is to be done.
     assert_eq!(rest.last().unwrap(), "old-0");
+}
+
+/// Whoever may create Pods of one namespace writes any UID into their owner references.
+#[test]
+fn nobody_speaks_of_another_namespaces_owners() {
+    let listed = |_: &str, kind: &str| kind == "Web";
+    let controller = |namespace: &str, name: &str| Controller {
+        namespace: namespace.into(),
+        kind: Kind::StatefulSet,
+        name: name.into(),
+        uid: "s-1".into(),
+    };
+    let mut scene = Scene::new();
+    let now = scene.now;
+    let found = scene.found.clone();
+    scene
+        .watch
+        .answer(&controller("team", "web"), found.clone(), listed, now);
+    let is_known = |scene: &Scene| scene.watch.left_alone().0.owner_of("team", "s-1").is_some();
+    // There is none of that UID elsewhere, nor of that name,
+    for (namespace, name) in [("other", "web"), ("other", "nothing"), ("team", "nothing")] {
+        scene
+            .watch
+            .answer(&controller(namespace, name), Found::Gone, listed, now);
+        assert!(is_known(&scene), "{namespace}/{name}");
+    }
+    assert_eq!(scene.watch.left_alone().0.owner_of("other", "s-1"), None);
+    // so its Pods still count,
+    assert_eq!(scene.insist(SET, Duration::from_secs(1), same), Some(4));
+    // without another question of whose it is than what became of three Pods,
+    assert_eq!(scene.asked, 3);
+    // and not for others.
+    let (left, _) = scene.watch.left_alone();
+    assert!(left.is_looping("team", "w-1", scene.now) && left.is_looping("team", "s-1", scene.now));
+    assert!(!left.is_looping("other", "w-1", scene.now) && !left.is_looping("other", "s-1", scene.now));
+    let [loops, controllers] = left.write();
+    assert_eq!(
+        LeftAlone::read(&loops, &controllers).write(),
+        [loops, controllers]
+    );
+    scene
+        .watch
+        .answer(&controller("team", "web"), Found::Gone, listed, now);
+    assert!(!is_known(&scene));
+}
+
+#[test]
+fn a_question_that_cannot_be_answered_comes_a_few_times() {
+    for owner in [SET, WEB] {
+        let mut scene = Scene::new();
+        let now = scene.now;
+        let mut pod = scene.create("web-0", WEB);
+        pod.owner = owner;
+        if owner == WEB {
+            scene.delete(&pod);
+            pod.uid = "p-2".to_owned();
+            pod.created = scene.now;
+        }
+        let tell = |scene: &mut Scene| scene.with(&pod, None, |watch, pod| watch.take(pod, nothing, now));
+        tell(&mut scene);
+        // Whoever answers is at fault: for as long as that takes.
+        for _ in 0..20 {
+            let asked = scene.watch.next_question().unwrap();
+            scene.watch.again(asked, false);
+        }
+        for _ in 0..3 {
+            let asked = scene.watch.next_question().unwrap();
+            scene.watch.again(asked, true);
+        }
+        assert_eq!(scene.watch.next_question(), None, "{owner:?}");
+    }
+}
+
+/// Whoever recreates Pods without end keeps nobody else waiting.
+#[test]
+fn pods_that_are_looked_after_take_turns_and_have_a_bound() {
+    let mut watch = Watch::default();
+    let tell = |watch: &mut Watch, namespace: &str, number: usize| {
+        let uids = [0, 1].map(|place| format!("{namespace}-{number}-{place}"));
+        let [api_version, kind, name, _] = WEB;
+        let owner = Owner {
+            api_version,
+            kind,
+            name,
+            uid: &uids[0],
+        };
+        let pod = |uid, deleted| Pod {
+            uid,
+            namespace,
+            name: "p",
+            owner,
+            created: Some(NOW),
+            deleted,
+            is_rewritten: true,
+            revision: 0,
+            is_disrupted: false,
+            ready: None,
+            node: "node-1",
+        };
+        watch.take(&pod(&uids[0], Some(NOW)), nothing, NOW);
+        watch.take(&pod(&uids[1], None), nothing, NOW);
+    };
+    for number in 0..3000 {
+        tell(&mut watch, "loud", number);
+    }
+    tell(&mut watch, "quiet", 0);
+    let set = Owner {
+        api_version: SET[0],
+        kind: SET[1],
+        name: SET[2],
+        uid: SET[3],
+    };
+    let of_set = Pod {
+        uid: "p",
+        namespace: "quiet",
+        name: "p",
+        owner: set,
+        created: Some(NOW),
+        deleted: None,
+        is_rewritten: true,
+        revision: 0,
+        is_disrupted: false,
+        ready: None,
+        node: "",
+    };
+    watch.take(&of_set, nothing, NOW);
+    let mut next = || match question(&mut watch)? {
+        Question::Owner(controller) => Some(controller.uid.to_string()),
+        Question::Fate(suspect) => Some(suspect.namespace.to_string()),
+    };
+    let first: Vec<_> = (0..3).filter_map(|_| next()).collect();
+    assert_eq!(first, ["loud", "s-1", "quiet"]);
+    assert_eq!(std::iter::from_fn(next).count(), 999);
 }
 
 #[test]

@@ -11,9 +11,9 @@ use std::{
 
 use super::{
     super::time::Timestamp,
-    Controller, Kind, LeftAlone, Loop, Resource,
-    asked::{AGAIN, Answer, Answers, Turns},
-    is_custom,
+    API_VERSION, Controller, KIND, Key, Kind, LeftAlone, Loop, Resource, UID,
+    asked::{AGAIN, Answer, Answers, Asked, Turns},
+    is_custom, is_name, key,
 };
 
 /// So many replacements in a row within so long a time are a loop: of an operator that acts at once, and of one that
@@ -40,11 +40,10 @@ const QUIET: Duration = Duration::from_hours(24);
 /// A Pod that is so young was just made, and so may its controller have been.
 const FRESH: Duration = Duration::from_mins(1);
 
-/// How many owners are watched, how many lines of each and how many controllers; how many Pods are looked after.
+/// How many owners are watched, how many lines of each and how many controllers.
 const OWNERS: usize = 10_000;
 const LINES: usize = 32;
 const CONTROLLERS: usize = 32;
-const SUSPECTS: usize = 1_000;
 
 /// The owner that an owner reference names.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +52,21 @@ pub struct Owner<'a> {
     pub kind: &'a str,
     pub name: &'a str,
     pub uid: &'a str,
+}
+
+impl Owner<'_> {
+    /// Whether there can be such an owner. Whoever may create Pods or controllers writes their owner references, and
+    /// the API server only looks whether they are empty: nothing else may be kept, written or asked for.
+    pub fn can_be(&self) -> bool {
+        let of = |text: &str, longest: usize, other: &[u8]| {
+            let may_be = |byte: u8| byte.is_ascii_alphanumeric() || other.contains(&byte);
+            !text.is_empty() && text.len() <= longest && text.bytes().all(may_be)
+        };
+        of(self.api_version, API_VERSION, b"-./")
+            && of(self.kind, KIND, b"-")
+            && of(self.uid, UID, b"-")
+            && is_name(self.name)
+    }
 }
 
 /// The part of a Pod that counts.
@@ -81,15 +95,10 @@ pub struct Pod<'a> {
 /// A Pod that was replaced, if its owner took it away.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suspect {
-    /// The owner's UID.
-    owner: Box<str>,
+    owner: Key,
     line: u64,
     pub namespace: Box<str>,
-    pub name: Box<str>,
-    pub uid: Box<str>,
     pub node: Box<str>,
-    /// It was not seen to be deleted: it may be there still, and done.
-    pub may_be_done: bool,
     at: Timestamp,
 }
 
@@ -98,7 +107,7 @@ pub struct Suspect {
 pub enum Question {
     /// Whose a controller is.
     Owner(Controller),
-    /// What became of a Pod, and of its node.
+    /// What became of a Pod: whether its node is there.
     Fate(Suspect),
 }
 
@@ -111,12 +120,12 @@ pub enum Found {
     Owner(Option<Resource>),
 }
 
-/// What became of a Pod that is not told of any more.
+/// What became of a Pod that was deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Somebody deleted it.
+    /// Its owner deleted it, as far as anybody can tell.
     Deleted,
-    /// It is done, or its node is gone or cordoned.
+    /// Its node is gone or cordoned.
     Excused,
 }
 
@@ -149,7 +158,7 @@ enum Last {
         uid: Box<str>,
         name: Box<str>,
         node: Box<str>,
-        may_be_done: bool,
+        is_done: bool,
         since: Timestamp,
         /// When it was told of last: it may have taken long to end.
         until: Timestamp,
@@ -162,13 +171,15 @@ pub struct Watch {
     left: LeftAlone,
     /// Counts the changes of what is left alone.
     version: u64,
-    owners: HashMap<Box<str>, Watched>,
+    owners: HashMap<Key, Watched>,
     answers: Answers,
     fresh: Turns,
     rest: Turns,
-    suspects: VecDeque<Suspect>,
+    suspects: Turns,
+    /// Of controllers and Pods one is looked at in turn: the last one was a Pod.
+    looked_at_pod: bool,
     /// When something was heard last of the controllers that are noted.
-    heard: HashMap<Box<str>, Timestamp>,
+    heard: HashMap<Key, Timestamp>,
     found: Vec<Loop>,
     lines: u64,
 }
@@ -196,12 +207,18 @@ impl Watch {
     }
 
     /// Returns what is to be looked at next, if something is.
-    pub fn next_question(&mut self) -> Option<Question> {
-        if let Some(suspect) = self.suspects.pop_front() {
-            return Some(Question::Fate(suspect));
+    pub fn next_question(&mut self) -> Option<Asked> {
+        self.looked_at_pod = !self.looked_at_pod;
+        if self.looked_at_pod {
+            let pod = self.suspects.next();
+            pod.or_else(|| self.next_controller())
+        } else {
+            self.next_controller().or_else(|| self.suspects.next())
         }
-        let controller = self.fresh.next().or_else(|| self.rest.next());
-        controller.map(Question::Owner)
+    }
+
+    fn next_controller(&mut self) -> Option<Asked> {
+        self.fresh.next().or_else(|| self.rest.next())
     }
 
     /// Takes in whose a controller is.
@@ -212,26 +229,42 @@ impl Watch {
         excluded: impl Fn(&str, &str) -> bool,
         now: Timestamp,
     ) {
+        let key = controller.key();
         let owner = match found {
+            // A Pod that gives this UID another name says nothing of what is noted.
             Found::Gone => {
-                self.heard.remove(&controller.uid);
-                self.version += u64::from(self.left.controllers.remove(&controller.uid).is_some());
-                None
+                let held = self.left.controllers.get(&key);
+                if let Some(other) = held.filter(|held| held.controller != *controller) {
+                    Some(other.owner.clone())
+                } else {
+                    self.version += u64::from(self.left.controllers.remove(&key).is_some());
+                    self.heard.remove(&key);
+                    None
+                }
             }
-            Found::Owner(owner) => owner.filter(|owner| is_custom(&owner.api_version)),
+            Found::Owner(owner) => {
+                let owner = owner.filter(|owner| is_custom(&owner.api_version));
+                if let Some(owner) = &owner {
+                    self.note_controller(controller, owner, excluded, now);
+                }
+                owner
+            }
         };
-        if let Some(owner) = &owner {
-            self.note_controller(controller, owner, excluded, now);
-        }
-        self.answers.insert(controller.uid.clone(), Answer::Owner(owner));
+        self.answers.insert(key, Answer::Owner(owner));
     }
 
-    /// Takes in that something could not be looked at: it comes again.
-    pub fn again(&mut self, question: Question) {
-        match question {
-            Question::Owner(controller) => self.rest.push(controller),
-            Question::Fate(suspect) if self.suspects.len() < SUSPECTS => self.suspects.push_back(suspect),
-            Question::Fate(_) => {}
+    /// Takes in that something could not be looked at: it comes again, and where that is its own fault, a few times.
+    /// A controller is asked for anew then with a later event of its Pods.
+    pub fn again(&mut self, asked: Asked, is_its_fault: bool) {
+        let asked = if is_its_fault {
+            asked.after_failure()
+        } else {
+            Some(asked)
+        };
+        let Some(asked) = asked else { return };
+        match &asked.question {
+            Question::Owner(_) => self.rest.push(asked),
+            Question::Fate(_) => self.suspects.push(asked),
         }
     }
 
@@ -254,17 +287,17 @@ impl Watch {
 
     /// Takes in what was noted before. Of an owner that both know, who left it alone more often is believed.
     pub fn inherit(&mut self, noted: LeftAlone, now: Timestamp) {
-        for (uid, noted) in noted.loops {
-            let known = self.left.loops.get(&uid);
+        for (key, noted) in noted.loops {
+            let known = self.left.loops.get(&key);
             if known.is_none_or(|known| known.times < noted.times) {
-                self.left.loops.insert(uid, noted);
+                self.left.loops.insert(key, noted);
             }
         }
-        for (uid, held) in noted.controllers {
+        for (key, held) in noted.controllers {
             self.answers
-                .insert(uid.clone(), Answer::Owner(Some(held.owner.clone())));
-            self.heard.entry(uid.clone()).or_insert(now);
-            self.left.controllers.entry(uid).or_insert(held);
+                .insert(key.clone(), Answer::Owner(Some(held.owner.clone())));
+            self.heard.entry(key.clone()).or_insert(now);
+            self.left.controllers.entry(key).or_insert(held);
         }
         self.left.is_known = true;
         self.version += 1;
@@ -272,7 +305,7 @@ impl Watch {
         self.tidy(now);
     }
 
-    /// Takes in that people took owners out of the notes: they are as any other.
+    /// Takes in that people took an owner out of the notes, named as by [`LeftAlone::owners`]: it is as any other.
     pub fn release(&mut self, owner: &str) {
         self.version += u64::from(self.left.loops.remove(owner).is_some());
         self.owners.remove(owner);
@@ -294,12 +327,13 @@ impl Watch {
         self.left.loops.retain(|_, noted| !noted.is_forgotten(now));
         self.version += u64::from(self.left.loops.len() != before);
         self.heard
-            .retain(|uid, _| self.left.controllers.contains_key(uid));
-        for (uid, held) in &self.left.controllers {
-            let heard = self.heard.entry(uid.clone()).or_insert(now);
+            .retain(|controller, _| self.left.controllers.contains_key(controller));
+        for (key, held) in &self.left.controllers {
+            let heard = self.heard.entry(key.clone()).or_insert(now);
             if now.since(*heard) >= QUIET {
                 *heard = now;
-                self.rest.push(held.controller.clone());
+                self.rest
+                    .push(Asked::new(Question::Owner(held.controller.clone())));
             }
         }
     }
@@ -322,22 +356,24 @@ impl Watch {
             });
         }
         let controller_kind = Kind::of(api_version, kind)?;
-        match self.answers.get(uid) {
+        let key = key(pod.namespace, uid);
+        match self.answers.get(&key) {
             Some(Answer::Owner(owner)) => return owner.clone(),
             Some(Answer::Asked(at)) if now.since(*at) < AGAIN => return None,
             Some(Answer::Asked(_)) | None => {}
         }
-        self.answers.insert(uid.into(), Answer::Asked(now));
+        self.answers.insert(key, Answer::Asked(now));
         let controller = Controller {
             namespace: pod.namespace.into(),
             kind: controller_kind,
             name: name.into(),
             uid: uid.into(),
         };
+        let asked = Asked::new(Question::Owner(controller));
         if pod.created.is_some_and(|created| now.since(created) < FRESH) {
-            self.fresh.push(controller);
+            self.fresh.push(asked);
         } else {
-            self.rest.push(controller);
+            self.rest.push(asked);
         }
         None
     }
@@ -370,11 +406,11 @@ impl Watch {
         now: Timestamp,
     ) {
         let must_be_known =
-            self.left.loops.contains_key(&owner.uid) || excluded(&owner.api_version, &owner.kind);
+            self.left.loops.contains_key(&owner.key()) || excluded(&owner.api_version, &owner.kind);
         if must_be_known {
             self.hold(controller.clone(), owner.clone(), now);
         }
-        if let Some(watched) = self.owners.get_mut(&owner.uid) {
+        if let Some(watched) = self.owners.get_mut(&owner.key()) {
             let known = &mut watched.controllers;
             if !known.iter().any(|known| known.uid == controller.uid) {
                 if known.len() >= CONTROLLERS {
@@ -386,9 +422,9 @@ impl Watch {
     }
 
     fn hold(&mut self, controller: Controller, owner: Resource, now: Timestamp) {
-        let uid = controller.uid.clone();
-        self.heard.insert(uid.clone(), now);
-        if let Entry::Vacant(entry) = self.left.controllers.entry(uid) {
+        let key = controller.key();
+        self.heard.insert(key.clone(), now);
+        if let Entry::Vacant(entry) = self.left.controllers.entry(key) {
             entry.insert(super::Held { controller, owner });
             self.left.fit();
             self.version += 1;
@@ -399,7 +435,10 @@ impl Watch {
     fn went(&mut self, pod: &Pod<'_>, owner: &Resource, now: Timestamp) {
         let since = pod.deleted.unwrap_or(now);
         let counts = pod.is_rewritten && !pod.is_disrupted && !is_settled(pod, since);
-        if !counts && !self.owners.contains_key(&owner.uid) {
+        // Whoever deletes a Pod that runs is seen to do so before it is gone. Without that it is done or failed: only
+        // Pods that run are followed, and it may be cleaned up at once.
+        let is_done = pod.deleted.is_none() && !pod.node.is_empty();
+        if (!counts || is_done) && !self.owners.contains_key(&owner.key()) {
             return;
         }
         let watched = self.watched(owner, now);
@@ -416,8 +455,7 @@ impl Watch {
             uid: pod.uid.into(),
             name: pod.name.into(),
             node: pod.node.into(),
-            // What has no node cannot be done.
-            may_be_done: pod.deleted.is_none() && !pod.node.is_empty(),
+            is_done,
             since,
             until: now,
         };
@@ -428,7 +466,7 @@ impl Watch {
             },
             None => {
                 // Long ago it went, and may have been replaced: it only takes long to end.
-                if now.since(since) <= PROMPT {
+                if now.since(since) <= PROMPT && !is_done {
                     self.begin_line(owner, pod.revision, gone);
                 }
             }
@@ -438,7 +476,7 @@ impl Watch {
     fn begin_line(&mut self, owner: &Resource, revision: u64, last: Last) {
         self.lines += 1;
         let id = self.lines;
-        let Some(watched) = self.owners.get_mut(&owner.uid) else {
+        let Some(watched) = self.owners.get_mut(&owner.key()) else {
             return;
         };
         if watched.lines.len() >= LINES {
@@ -459,7 +497,7 @@ impl Watch {
 
     /// Takes in a Pod that is there, and may have come for another one.
     fn came(&mut self, pod: &Pod<'_>, owner: &Resource, now: Timestamp) {
-        let Some(watched) = self.owners.get_mut(&owner.uid) else {
+        let Some(watched) = self.owners.get_mut(&owner.key()) else {
             return;
         };
         let mut lines = watched.lines.iter();
@@ -493,29 +531,22 @@ impl Watch {
         line.came = now;
         let gone = std::mem::replace(&mut line.last, Last::There(pod.uid.into()));
         let Last::Gone {
-            uid,
-            name,
-            node,
-            may_be_done,
-            ..
+            node, is_done: false, ..
         } = gone
         else {
             return;
         };
         let suspect = Suspect {
-            owner: owner.uid.clone(),
+            owner: owner.key(),
             line: line.id,
             namespace: pod.namespace.into(),
-            name,
-            uid,
             node,
-            may_be_done,
             at: now,
         };
         if suspect.node.is_empty() {
             self.judge(&suspect, Fate::Deleted, now);
-        } else if self.suspects.len() < SUSPECTS {
-            self.suspects.push_back(suspect);
+        } else {
+            self.suspects.push(Asked::new(Question::Fate(suspect)));
         }
     }
 
@@ -551,7 +582,7 @@ impl Watch {
     /// Returns what is known of an owner. Where there is no room, a tenth of those goes that the fullest namespace has:
     /// nobody drives out another's.
     fn watched(&mut self, owner: &Resource, now: Timestamp) -> &mut Watched {
-        if self.owners.len() >= OWNERS && !self.owners.contains_key(&owner.uid) {
+        if self.owners.len() >= OWNERS && !self.owners.contains_key(&owner.key()) {
             let mut namespaces: HashMap<&str, usize> = HashMap::new();
             for watched in self.owners.values() {
                 *namespaces.entry(&watched.owner.namespace).or_default() += 1;
@@ -561,15 +592,15 @@ impl Watch {
             let of_it = self.owners.values();
             let of_it = of_it.filter(|watched| watched.owner.namespace == fullest);
             let mut of_it: Vec<_> = of_it
-                .map(|watched| (watched.touched, watched.owner.uid.clone()))
+                .map(|watched| (watched.touched, watched.owner.key()))
                 .collect();
             of_it.sort_unstable();
             of_it.truncate((of_it.len() / 10).max(1));
-            for (_, uid) in of_it {
-                self.owners.remove(&uid);
+            for (_, owner) in of_it {
+                self.owners.remove(&owner);
             }
         }
-        let watched = self.owners.entry(owner.uid.clone()).or_insert_with(|| Watched {
+        let watched = self.owners.entry(owner.key()).or_insert_with(|| Watched {
             owner: owner.clone(),
             lines: Vec::new(),
             controllers: VecDeque::new(),

@@ -37,11 +37,12 @@ pub use self::{
 };
 use super::Store;
 use crate::{
+    api::OWNERS_CONFIG_MAP,
     clock,
     cluster::{
         objects::{self, ConfigMap, Object, Outline},
         sources,
-        watch::{Event, Pulse, follow},
+        watch::{Beat, Event, Pulse, follow},
     },
     metrics::Metrics,
     tasks::panic_text,
@@ -52,6 +53,10 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// The pause before what panicked is begun anew.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
+
+/// The watch of what is noted of owners that fight rewrites, and what is told while it is refused.
+const OWNERS: &str = "owners";
+const WITHOUT_OWNERS: &str = "ready without it: owners that fight rewrites are known by their kinds alone";
 
 /// What to follow.
 #[derive(Clone, Debug)]
@@ -113,7 +118,7 @@ impl Shared {
             ("mirroredimages", images),
             ("namespaces", namespaces),
             ("lease", lease),
-            ("owners", owners),
+            (OWNERS, owners),
         ]
     }
 }
@@ -164,11 +169,13 @@ impl Replica {
     }
 
     /// Returns what is still missing of the state; nothing once all of it was loaded, and a sign of
-    /// life of the companion was seen.
+    /// life of the companion was seen. The notes of owners may be withheld, as where a Role is older than this
+    /// program: everything else works without them.
     pub fn missing(&self) -> Vec<&'static str> {
         let pulses = self.0.pulses().into_iter();
+        let is_there = |name: &str, beat: &Beat| beat.listed || name == OWNERS && beat.withheld;
         let mut missing: Vec<_> = pulses
-            .filter(|(_, pulse)| !pulse.beat().listed)
+            .filter(|(name, pulse)| !is_there(name, &pulse.beat()))
             .map(|(name, _)| name)
             .collect();
         if !self.0.belief().heard() {
@@ -189,6 +196,7 @@ impl Replica {
                 silent_seconds: silent.map(|silent| silent.as_secs()),
                 failures: beat.failures,
                 failure: beat.failure.clone(),
+                note: (name == OWNERS && beat.withheld).then_some(WITHOUT_OWNERS),
             };
             (name, watch)
         };
@@ -312,6 +320,7 @@ impl Shared {
     /// Lets time pass for what is believed, and shows how the watches fare.
     async fn follow_time(self) -> Infallible {
         let mut ticks = interval(TICK);
+        let mut told = false;
         loop {
             ticks.tick().await;
             let now = Instant::now();
@@ -323,10 +332,97 @@ impl Shared {
             for (name, pulse) in self.pulses() {
                 pulse.show(name, &self.0.metrics);
             }
+            if !told && self.0.owners.beat().withheld {
+                told = true;
+                let config_map = OWNERS_CONFIG_MAP;
+                tracing::warn!(config_map, "may not be read: {WITHOUT_OWNERS}");
+            }
             let counts = self.0.store.index().counts();
             for (mirror, counts) in counts {
                 self.0.metrics.set_images(&mirror, counts);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// Answers every request with one status, once each connection.
+    async fn refuse(listener: TcpListener, code: u16) {
+        let body = serde_json::json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "No", "code": code,
+        })
+        .to_string();
+        let answer = format!(
+            "HTTP/1.1 {code} No\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let _read = stream.read(&mut request).await;
+            let _written = stream.write_all(answer.as_bytes()).await;
+        }
+    }
+
+    /// A Role of before says nothing of the notes of owners.
+    #[tokio::test]
+    async fn the_notes_of_owners_may_be_withheld_and_nothing_else() {
+        for (code, expected) in [(401, false), (403, false), (404, false), (500, true)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let server = format!("http://{}/", listener.local_addr().unwrap());
+            let client = Client::try_from(kube::Config::new(server.parse().unwrap())).unwrap();
+            let settings = Settings {
+                namespace: "kagami".to_owned(),
+                left_alone: BTreeSet::new(),
+                probe_credentials: None,
+            };
+            let replica = Replica::new(client, Store::default(), settings, Metrics::new().0);
+            let everything = [
+                "imagemirrors",
+                "mirroredimages",
+                "namespaces",
+                "lease",
+                OWNERS,
+                "heartbeat",
+            ];
+            // Nothing is known of it yet.
+            assert_eq!(replica.missing(), everything);
+            let asked = replica.clone();
+            let failed = async {
+                while asked
+                    .0
+                    .pulses()
+                    .iter()
+                    .any(|(_, pulse)| pulse.beat().failures == 0)
+                {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::select! {
+                _ = replica.clone().run() => {}
+                () = refuse(listener, code) => {}
+                () = failed => {}
+            }
+            let missing = replica.missing();
+            assert_eq!(missing.contains(&OWNERS), expected, "{code}");
+            let others = everything.iter().filter(|name| **name != OWNERS);
+            assert!(others.clone().all(|name| missing.contains(name)), "{missing:?}");
+            let status = serde_json::to_value(replica.status()).unwrap();
+            let note = status["watches"][OWNERS]["note"].as_str();
+            assert_eq!(note, (!expected).then_some(WITHOUT_OWNERS), "{status}");
+            assert!(status["watches"]["lease"].get("note").is_none());
+            // Once it may be read it is as any other.
+            replica.0.0.owners.listed();
+            assert!(!replica.missing().contains(&OWNERS));
+            assert!(!replica.0.0.owners.beat().withheld);
         }
     }
 }

@@ -23,6 +23,9 @@ pub(super) struct Watch {
     pub(super) failures: u64,
     /// Why it does not get on now.
     pub(super) failure: Option<String>,
+    /// What that means where it matters little.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) note: Option<&'static str>,
 }
 
 /// The companion's sign of life.
