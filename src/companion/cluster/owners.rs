@@ -115,6 +115,8 @@ pub(super) async fn run(leader: Leader, owners: Owners) {
 /// Looks at one thing after the other, for ever.
 async fn look(leader: &Leader, owners: &Owners) {
     let mut failures = Reminder::default();
+    // These go on whatever else is answered meanwhile.
+    let mut refusals = Reminder::default();
     loop {
         let asked = owners.lock().next_question();
         let Some(asked) = asked else {
@@ -150,7 +152,12 @@ async fn look(leader: &Leader, owners: &Owners) {
                 let is_its_fault = is_fault_of_question(&error);
                 owners.lock().again(asked, is_its_fault);
                 let error = error.to_string();
-                if failures.failed(&error, std::time::Instant::now()) {
+                let reminder = if is_its_fault {
+                    &mut refusals
+                } else {
+                    &mut failures
+                };
+                if reminder.failed(&error, std::time::Instant::now()) {
                     tracing::warn!(error, "cannot look at an owner of Pods; trying again");
                 }
                 // What one question is refused for must not keep others waiting.

@@ -660,9 +660,7 @@ fn nobody_speaks_of_another_namespaces_owners() {
     let mut scene = Scene::new();
     let now = scene.now;
     let found = scene.found.clone();
-    scene
-        .watch
-        .answer(&controller("team", "web"), found.clone(), listed, now);
+    scene.watch.answer(&controller("team", "web"), found, listed, now);
     let is_known = |scene: &Scene| scene.watch.left_alone().0.owner_of("team", "s-1").is_some();
     // There is none of that UID elsewhere, nor of that name,
     for (namespace, name) in [("other", "web"), ("other", "nothing"), ("team", "nothing")] {
