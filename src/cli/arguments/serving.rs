@@ -94,7 +94,7 @@ pub(crate) struct CompanionArguments {
     )]
     pub(crate) rescue_per_second: u32,
 
-    /// Registries of mirrors, host[:port][/path], to which Pods may be turned that cannot be pulled from upstream,
+    /// Registries of mirrors, as `spec.registry` names them, to which Pods may be turned that cannot be pulled from upstream,
     /// where their namespace is labelled enforce and the mirror has proof; none by default
     #[arg(
         long,

@@ -430,7 +430,7 @@ impl Index {
     }
 
     /// Returns what is known of images, each on a mirror, in their order. They are looked up at the same time: it costs
-    /// hardly more than to look for one, while one after the other is waited for each ([`entries`]).
+    /// hardly more than to look for one, while one after the other is waited for each.
     pub fn find<'k>(
         &self,
         asked: impl IntoIterator<Item = (&'k str, KeyRef<'k>)>,
