@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{node::Node, registry::Registry};
@@ -24,12 +24,7 @@ pub(crate) enum Passing {
     Nothing,
     /// The first bytes of each connection.
     First(usize),
-    /// What comes in small pieces, up to the first large one: no data of a layer.
-    Small,
 }
-
-/// What is large: answers without data are smaller, and data comes as fast as it is taken.
-const LARGE: usize = 4 * 1024;
 
 /// A front end under the registry's name, with an address of its own. It ends with the process.
 #[derive(Debug)]
@@ -43,14 +38,13 @@ pub(crate) struct Front {
 struct Connection {
     passing: Arc<Mutex<Passing>>,
     closed: Arc<AtomicUsize>,
-    closes_after: Option<Duration>,
     /// How many pieces the caller has sent. The first opens the TLS session.
     pieces: Arc<AtomicUsize>,
 }
 
 impl Front {
-    /// Takes a registry's place. A connection that is silent is closed after a time, or never.
-    pub(crate) fn before(node: &Node, registry: &Registry, closes_after: Option<Duration>) -> Self {
+    /// Takes a registry's place.
+    pub(crate) fn before(node: &Node, registry: &Registry) -> Self {
         let to = SocketAddr::from((registry.address.unwrap(), 443));
         let address: Ipv4Addr = node.new_address(&registry.name);
         let listener = TcpListener::bind((address, 443)).unwrap();
@@ -64,7 +58,6 @@ impl Front {
                 let connection = Connection {
                     passing: Arc::clone(&passing),
                     closed: Arc::clone(&closed),
-                    closes_after,
                     pieces: Arc::default(),
                 };
                 // A registry that is dead refuses: the caller is told by an end.
@@ -110,7 +103,7 @@ impl Connection {
         let mut passed = 0;
         let mut piece = [0; 16 * 1024];
         while let Ok(length @ 1..) = registry.read(&mut piece) {
-            if !self.passes(passed, length) {
+            if !self.passes(passed) {
                 self.be_silent();
                 return;
             }
@@ -121,20 +114,17 @@ impl Connection {
         }
     }
 
-    fn passes(&self, passed: usize, length: usize) -> bool {
+    fn passes(&self, passed: usize) -> bool {
         match *self.passing.lock().unwrap_or_else(PoisonError::into_inner) {
             Passing::All => true,
             Passing::Nothing => self.pieces.load(Ordering::Relaxed) < 2,
             Passing::First(bytes) => passed < bytes,
-            Passing::Small => length < LARGE,
         }
     }
 
     fn be_silent(&self) {
-        let (since, closed) = (Instant::now(), self.closed.load(Ordering::Relaxed));
-        while self.closed.load(Ordering::Relaxed) == closed
-            && self.closes_after.is_none_or(|after| since.elapsed() < after)
-        {
+        let closed = self.closed.load(Ordering::Relaxed);
+        while self.closed.load(Ordering::Relaxed) == closed {
             thread::sleep(LOOK);
         }
     }
