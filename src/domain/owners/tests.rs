@@ -261,7 +261,7 @@ fn a_controller_of_a_listed_owner_is_known_by_its_first_pod() {
     let Some(Question::Owner(controller)) = question(&mut scene.watch) else {
         panic!("nobody asks");
     };
-    scene.watch.answer(&controller, scene.found, listed, now);
+    scene.watch.answer(&controller, scene.found.clone(), listed, now);
     let (left, version) = scene.watch.left_alone();
     assert_eq!(left.owner_of("team", "s-1"), Some(&resource("w-1")));
     assert!(!left.is_looping("team", "s-1", now));
