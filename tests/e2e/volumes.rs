@@ -49,6 +49,18 @@ fn only_pod(namespace: &Namespace<'_>, app: &str) -> Option<String> {
     pod["metadata"]["name"].as_str().map(ToOwned::to_owned)
 }
 
+/// Labels the namespace itself, which a default mode does not.
+fn enforce(namespace: &Namespace<'_>) {
+    let label = [
+        "label",
+        "--overwrite",
+        "namespace",
+        &namespace.name,
+        "kagami.dev/mode=enforce",
+    ];
+    stdout(&namespace.cluster.kubectl(&label));
+}
+
 fn fails(namespace: &Namespace<'_>, pod: &str) {
     report(namespace, pod, &[("app", back_off(MIRRORED))]).success();
 }
@@ -58,14 +70,7 @@ pub(crate) fn a_pod_stuck_on_a_volume_is_evicted_where_nothing_is_lost(cluster: 
     let place = Place::guarded(cluster, "https://127.0.0.1:1");
     place.patch_mirror(&json!({"spec": {"rescue": {"deletePods": true}}}));
     let namespace = &place.served;
-    let enforce = [
-        "label",
-        "--overwrite",
-        "namespace",
-        &namespace.name,
-        "kagami.dev/mode=enforce",
-    ];
-    stdout(&cluster.kubectl(&enforce));
+    enforce(namespace);
     let companion = place.start("companion-a", RESCUES);
     place.wait_for_health("Unhealthy");
 
@@ -171,14 +176,7 @@ fn clear(namespace: &Namespace<'_>) {
 pub(crate) fn without_leave_a_pod_stuck_on_a_volume_is_only_told(cluster: &Cluster) {
     let place = Place::guarded(cluster, "https://127.0.0.1:1");
     let namespace = &place.served;
-    let enforce = [
-        "label",
-        "--overwrite",
-        "namespace",
-        &namespace.name,
-        "kagami.dev/mode=enforce",
-    ];
-    stdout(&cluster.kubectl(&enforce));
+    enforce(namespace);
     let companion = place.start("companion-a", RESCUES);
     place.wait_for_health("Unhealthy");
     let pod = create(namespace, "web", |_| ());

@@ -3,15 +3,18 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ObjectReference;
 use serde::de::IgnoredAny;
 use tokio::{sync::watch, time::sleep};
 
-use super::{leader::Leader, pod_events, rescuer::Ward};
+use super::{
+    leader::Leader,
+    pod_events,
+    rescuer::{Ward, reference},
+};
 use crate::{
     clock,
     cluster::{events::Message, request, writer::NotWritten},
-    domain::rescue::{PodId, forward::Ahead, volumes::Help},
+    domain::rescue::{forward::Ahead, volumes::Help},
     telemetry::{Reminder, chain},
 };
 
@@ -79,7 +82,7 @@ async fn carry_out(leader: &Leader, ward: &Ward, help: &Help) -> Result<(), NotW
             note: format!("{what}: {}", hindrance.help()),
             is_warning: true,
         };
-        return leader.events.tell(whole(pod), message).await;
+        return leader.events.tell(reference(pod), message).await;
     }
     // The status of a Pod whose node is inside a pull is as old as that.
     let result = pod_events::look(leader, pod, |events| {
@@ -121,17 +124,5 @@ async fn carry_out(leader: &Leader, ward: &Ward, help: &Help) -> Result<(), NotW
         note: format!("{what}: the Pod is evicted, and its owner makes another one, with {original}"),
         is_warning: false,
     };
-    leader.events.tell(whole(pod), message).await
-}
-
-/// Returns a Pod, as Events name it.
-fn whole(pod: &PodId) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Pod".to_owned()),
-        namespace: Some(pod.namespace.to_string()),
-        name: Some(pod.name.to_string()),
-        uid: Some(pod.uid.to_string()),
-        ..ObjectReference::default()
-    }
+    leader.events.tell(reference(pod), message).await
 }

@@ -448,7 +448,7 @@ pub(super) fn container_of(pod: &PodId, kind: PlaceKind, container: &str) -> Obj
 }
 
 /// Returns a Pod, as Events name it.
-fn reference(pod: &PodId) -> ObjectReference {
+pub(super) fn reference(pod: &PodId) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".to_owned()),
         kind: Some("Pod".to_owned()),

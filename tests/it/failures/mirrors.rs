@@ -258,6 +258,17 @@ async fn the_mirror_hangs_in_the_body() {
     row.check_behaviour(Behaviour::always(hanging)).await;
 }
 
+/// A mirror that answers everything and sends no data.
+fn without_data(shelf: Shelf) -> Behaviour {
+    Behaviour::answer(move |request| {
+        if request.target.contains("/blobs/") {
+            Reply::new(200).hanging_body("half").into()
+        } else {
+            shelf.answer(request).into()
+        }
+    })
+}
+
 /// Worse than a dead mirror: everything Kagami asks for in passing works, and nodes wait for layers.
 #[tokio::test]
 async fn the_mirror_hangs_in_blobs_alone() {
@@ -268,14 +279,7 @@ async fn the_mirror_hangs_in_blobs_alone() {
     let (unaware, aware) = tokio::join!(unaware(&url, &nothing), knowing(&url, &spec));
     know_more(&aware, &shelf, image).await;
     let good = shelf.behaviour();
-    peer.set(Behaviour::answer(move |request| {
-        if request.target.contains("/blobs/") {
-            Reply::new(200).hanging_body("half").into()
-        } else {
-            shelf.answer(request).into()
-        }
-    }))
-    .await;
+    peer.set(without_data(shelf)).await;
     assert_eq!(
         unaware.ask(&BOTH).await.reasons,
         ["Mirrored"; 2],
@@ -298,14 +302,7 @@ async fn data_that_does_not_come_is_settled_in_one_round() {
     )
     .await;
     know_more(&kagami, &shelf, image).await;
-    peer.set(Behaviour::answer(move |request| {
-        if request.target.contains("/blobs/") {
-            Reply::new(200).hanging_body("half").into()
-        } else {
-            shelf.answer(request).into()
-        }
-    }))
-    .await;
+    peer.set(without_data(shelf)).await;
     let blobs = |peer: &Faulty| {
         let requests = peer.requests();
         requests
