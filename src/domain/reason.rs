@@ -14,28 +14,25 @@ pub enum Outcome {
     Kept,
 }
 
-macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// Why an image is rewritten or kept.
+/// Makes a closed list of names: an enum whose names are what users see, and whose documentation is one sentence for
+/// people.
+macro_rules! closed_list {
+    ($(#[doc = $about:literal])+ $list:ident { $($(#[doc = $doc:literal])+ $name:ident,)+ }) => {
+        $(#[doc = $about])+
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Reason {
+        pub enum $list {
             $($(#[doc = $doc])+ $name,)+
         }
 
-        impl Reason {
-            /// Every reason, in the order of their declaration.
+        impl $list {
+            /// Every one, in the order of their declaration.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// Returns the reason's name as users see it.
+            /// Returns the name as users see it.
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$name => stringify!($name),)+
                 }
-            }
-
-            /// Returns the reason of this name.
-            pub fn from_name(name: &str) -> Option<Self> {
-                Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
             }
 
             /// Returns one sentence for people.
@@ -45,73 +42,91 @@ macro_rules! reasons {
                 }
             }
         }
+
+        impl std::fmt::Display for $list {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
     };
 }
 
-reasons! {
-    /// The mirror is healthy and the manifest was seen there, recently enough.
-    Mirrored,
-    /// The image already names a mirror.
-    AlreadyMirrored,
-    /// No mirror has a source for this image.
-    NoMirror,
-    /// The mirror's source excludes this image.
-    Excluded,
-    /// The mirror does not serve this namespace.
-    NamespaceNotServed,
-    /// The mirror, the namespace or the Pod is switched off.
-    ModeOff,
-    /// The brake is on: nothing is rewritten in the whole cluster.
-    Paused,
-    /// The mirror fails its health checks.
-    MirrorUnhealthy,
-    /// The mirror takes longer to answer than it usually does, or just failed once; it is being asked again.
-    MirrorSuspected,
-    /// The mirror's health is not known yet.
-    MirrorUnknown,
-    /// The shared state is too old to be believed.
-    StateStale,
-    /// The mirror does not hold this image.
-    ImageMissing,
-    /// Nobody has looked for this image on the mirror yet, or not recently enough.
-    ImageUnknown,
-    /// The tag means another image upstream than on the mirror.
-    ImageMoved,
-    /// The mirror answered with another digest than asked for.
-    DigestMismatch,
-    /// The mirror holds this image, but not for a platform that the Pod
-    /// may land on, as far as is known.
-    PlatformMissing,
-    /// Upstream does not give this image to everybody.
-    Private,
-    /// The mirror refused Kagami's credentials, or asks for some.
-    Unauthorized,
-    /// The mirror, or its token service, asked to be asked less often.
-    RateLimited,
-    /// The mirror's answer proves nothing.
-    RegistryError,
-    /// The answer did not come within the review's time budget.
-    BudgetExhausted,
-    /// The mirror needs a pull secret that is not in place in this namespace.
-    PullSecretNotReady,
-    /// The pull policy is Never: nothing is pulled.
-    PullNever,
-    /// The mirror is used only while upstream fails, and upstream works.
-    UpstreamPreferred,
-    /// The Pod's owner compares images and would fight a rewrite.
-    OwnerExcluded,
-    /// The Pod's owner kept recreating rewritten Pods.
-    OwnerLoop,
-    /// The mirror's reference would be longer than references may be.
-    NameTooLong,
-    /// The Pod names too many images, or it or its annotations would become too large.
-    PodTooLarge,
-    /// The image is no valid reference, or one that cannot be proven.
-    InvalidReference,
-    /// The image is a placeholder that an injector replaces before anybody pulls.
-    Placeholder,
-    /// A fault inside Kagami.
-    Internal,
+pub(in crate::domain) use closed_list;
+
+closed_list! {
+    /// Why an image is rewritten or kept.
+    Reason {
+        /// The mirror is healthy and the manifest was seen there, recently enough.
+        Mirrored,
+        /// The image already names a mirror.
+        AlreadyMirrored,
+        /// No mirror has a source for this image.
+        NoMirror,
+        /// The mirror's source excludes this image.
+        Excluded,
+        /// The mirror does not serve this namespace.
+        NamespaceNotServed,
+        /// The mirror, the namespace or the Pod is switched off.
+        ModeOff,
+        /// The brake is on: nothing is rewritten in the whole cluster.
+        Paused,
+        /// The mirror fails its health checks.
+        MirrorUnhealthy,
+        /// The mirror takes longer to answer than it usually does, or just failed once; it is being asked again.
+        MirrorSuspected,
+        /// The mirror's health is not known yet.
+        MirrorUnknown,
+        /// The shared state is too old to be believed.
+        StateStale,
+        /// The mirror does not hold this image.
+        ImageMissing,
+        /// Nobody has looked for this image on the mirror yet, or not recently enough.
+        ImageUnknown,
+        /// The tag means another image upstream than on the mirror.
+        ImageMoved,
+        /// The mirror answered with another digest than asked for.
+        DigestMismatch,
+        /// The mirror holds this image, but not for a platform that the Pod
+        /// may land on, as far as is known.
+        PlatformMissing,
+        /// Upstream does not give this image to everybody.
+        Private,
+        /// The mirror refused Kagami's credentials, or asks for some.
+        Unauthorized,
+        /// The mirror, or its token service, asked to be asked less often.
+        RateLimited,
+        /// The mirror's answer proves nothing.
+        RegistryError,
+        /// The answer did not come within the review's time budget.
+        BudgetExhausted,
+        /// The mirror needs a pull secret that is not in place in this namespace.
+        PullSecretNotReady,
+        /// The pull policy is Never: nothing is pulled.
+        PullNever,
+        /// The mirror is used only while upstream fails, and upstream works.
+        UpstreamPreferred,
+        /// The Pod's owner compares images and would fight a rewrite.
+        OwnerExcluded,
+        /// The Pod's owner kept recreating rewritten Pods.
+        OwnerLoop,
+        /// The mirror's reference would be longer than references may be.
+        NameTooLong,
+        /// The Pod names too many images, or it or its annotations would become too large.
+        PodTooLarge,
+        /// The image is no valid reference, or one that cannot be proven.
+        InvalidReference,
+        /// The image is a placeholder that an injector replaces before anybody pulls.
+        Placeholder,
+        /// A fault inside Kagami.
+        Internal,
+    }
+}
+
+impl Reason {
+    /// Returns the reason of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+    }
 }
 
 impl Outcome {
@@ -129,12 +144,6 @@ impl Outcome {
 }
 
 impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
     }

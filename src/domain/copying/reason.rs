@@ -1,34 +1,18 @@
 //! The closed list of why an image was not copied, with what to change. Names that
 //! [`crate::domain::reason`] has too mean the same.
 
-use std::fmt;
+use crate::domain::reason::closed_list;
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident => $advice:literal,)+) => {
-        /// Why an image, or what belongs to it, was not copied.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Reason {
-            $($(#[doc = $doc])+ $name,)+
+        closed_list! {
+            /// Why an image, or what belongs to it, was not copied.
+            Reason {
+                $($(#[doc = $doc])+ $name,)+
+            }
         }
 
         impl Reason {
-            /// Every reason, in the order of their declaration.
-            pub const ALL: &[Self] = &[$(Self::$name,)+];
-
-            /// Returns the reason's name as users see it.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$name => stringify!($name),)+
-                }
-            }
-
-            /// Returns one sentence for people.
-            pub const fn explanation(self) -> &'static str {
-                match self {
-                    $(Self::$name => concat!($($doc),+).trim_ascii(),)+
-                }
-            }
-
             /// Returns what to change, for people.
             pub const fn advice(self) -> &'static str {
                 match self {
@@ -104,10 +88,4 @@ reasons! {
     RegistryError => "look at the registry's log",
     /// A fault inside Kagami.
     Internal => "tell the makers of Kagami",
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
 }
