@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use super::{
     client::{Connection, Expected, Load, Target, closed_loop, open_loop},
+    copies,
     e2e::{certificates::Authority, process::Process},
     echo, noticing,
     payload::{Images, Payload},
@@ -53,6 +54,7 @@ pub struct Plan {
     pub outage: Duration,
     pub scale: sizes::Sizes,
     pub noticing: noticing::Sizes,
+    pub copies: copies::Sizes,
 }
 
 pub const FULL: Plan = Plan {
@@ -68,6 +70,7 @@ pub const FULL: Plan = Plan {
     outage: Duration::from_mins(1),
     scale: sizes::FULL,
     noticing: noticing::FULL,
+    copies: copies::FULL,
 };
 
 pub const QUICK: Plan = Plan {
@@ -83,6 +86,7 @@ pub const QUICK: Plan = Plan {
     outage: Duration::from_secs(20),
     scale: sizes::QUICK,
     noticing: noticing::QUICK,
+    copies: copies::QUICK,
 };
 
 #[derive(Debug)]

@@ -12,6 +12,7 @@ mod answers;
 mod bench;
 mod client;
 mod cluster;
+mod copies;
 mod decision;
 #[allow(
     dead_code,
@@ -57,7 +58,7 @@ const USAGE: &str =
     "usage: throughput [--quick] [--registry PROGRAM] [--against NAME=PROGRAM] [--seed NUMBER] [PART...]
 parts: decision, reviews, faults, sweep, cluster (or of it: replica, creates, companion),
        scale (or of it: bodies, builds, believed, fresh, deletion, finished, large),
-       noticing (or of it: breaking, data, quiet, patience), rescue";
+       noticing (or of it: breaking, data, quiet, patience), rescue, copies";
 
 /// What a part is one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,10 +73,12 @@ enum Group {
     Noticing,
     /// Very many Pods that are stuck.
     Rescue,
+    /// Images from one registry to another, beside other programs.
+    Copies,
 }
 
 /// What can be measured, in the order in which it is.
-const PARTS: [(&str, Group); 19] = [
+const PARTS: [(&str, Group); 20] = [
     ("decision", Group::Alone),
     ("reviews", Group::Alone),
     ("faults", Group::Alone),
@@ -95,6 +98,7 @@ const PARTS: [(&str, Group); 19] = [
     ("quiet", Group::Noticing),
     ("patience", Group::Noticing),
     ("rescue", Group::Rescue),
+    ("copies", Group::Copies),
 ];
 
 /// The parts that need the programs of a cluster.
@@ -129,6 +133,9 @@ fn main() -> Result<ExitCode> {
             echo::run(Path::new(folder), &lengths)?;
         }
         [noticing::lossy::ROLE, name] => noticing::lossy::serve(name)?,
+        [copies::replay::ROLE, from, to, parallel, names] => {
+            copies::replay::run(from.parse()?, to.parse()?, parallel.parse()?, names)?;
+        }
         ["heads", registry, images] => sweep::heads(registry.parse()?, images.parse()?)?,
         words => return run(words),
     }
@@ -194,6 +201,7 @@ fn run(words: &[&str]) -> Result<ExitCode> {
             ("quiet", Some(tools)) => bench.quiet(tools, &mut bars),
             ("patience", Some(tools)) => bench.patience(tools, &mut bars),
             ("rescue", Some(tools)) => bench.rescue(tools, &mut bars),
+            ("copies", _) => bench.copies(program.as_deref(), &mut bars),
             _ => Ok(()),
         };
         // What is shared with the tests panics where something is wrong.

@@ -83,6 +83,11 @@ impl Registry {
         self.process.is_some()
     }
 
+    /// Returns its process, if it runs.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// Starts the registry again on the same port, with the same data.
     pub(crate) fn bring_back(&mut self) {
         let mut command = Command::new(&self.program);
