@@ -67,7 +67,10 @@ pub(super) async fn run(arguments: CopyArguments) -> anyhow::Result<()> {
     let platforms = platforms(&arguments.platforms)?;
     let keyring = keyring(arguments.docker_config.as_deref())?;
     let into = destination(&arguments).await?;
-    let settings = Settings::default();
+    let settings = Settings {
+        images: arguments.parallel.into(),
+        ..Settings::default()
+    };
     let client = into.client(&keyring)?;
     let mirror = Arc::new(copy::Mirror::new(client, &settings));
     let mut upstreams = Upstreams::default();
@@ -111,7 +114,8 @@ pub(super) async fn run(arguments: CopyArguments) -> anyhow::Result<()> {
         }
     });
     let calls: Vec<_> = calls.collect();
-    let mut calls = stream::iter(calls).buffer_unordered(arguments.parallel.into());
+    // As many again get ready meanwhile.
+    let mut calls = stream::iter(calls).buffer_unordered(2 * usize::from(arguments.parallel));
     let mut ticks = interval(progress.pause());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;

@@ -130,7 +130,7 @@ impl Copying<'_> {
         }
         let _reading = self.job.upstream.blobs.enter().await;
         let _writing = mirror.blobs.enter().await;
-        if self.send(part, unasked).await? {
+        if Box::pin(self.send(part, unasked)).await? {
             self.blob_done(part);
             mirror.learned().put(&part.digest, self.target.repository());
         }
@@ -164,9 +164,20 @@ impl Copying<'_> {
                     return Ok(true);
                 }
             }
-            let session = match self.begin(part, unasked).await {
+            // Where it is most likely not there, both registries are asked at once.
+            let (begun, opened) = if unasked || self.is_news(part) {
+                let (begun, opened) = tokio::join!(self.begin(part, unasked), self.open(part));
+                (begun, Some(opened))
+            } else {
+                (self.begin(part, unasked).await, None)
+            };
+            let session = match begun {
                 Ok(Some(session)) => session,
-                Ok(None) => return Ok(true),
+                Ok(None) => {
+                    // More may be there than was thought.
+                    self.state().is_new = false;
+                    return Ok(true);
+                }
                 Err(fault) => {
                     self.once_more(&mut again, Side::Mirror, Step::Begin, &what, &fault)
                         .await?;
@@ -174,7 +185,11 @@ impl Copying<'_> {
                 }
             };
             let piece = self.job.mirror.learned().piece;
-            let Some(feed) = self.open(part).await? else {
+            let opened = match opened {
+                Some(opened) => opened,
+                None => self.open(part).await,
+            };
+            let Some(feed) = opened? else {
                 return if part.is_foreign {
                     Ok(false)
                 } else {
@@ -238,6 +253,12 @@ impl Copying<'_> {
                 }
             }
         }
+    }
+
+    /// Whether nothing speaks for it that the mirror has a blob, in this repository or in another one.
+    fn is_news(&self, part: &Part) -> bool {
+        let is_known = self.job.mirror.learned().repository_of(&part.digest).is_some();
+        !is_known && !self.is_same_registry() && self.state().is_new
     }
 
     /// Begins an upload; none if the blob was taken over from where it is.

@@ -22,7 +22,10 @@ use std::{
 };
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 
 use self::gate::Gate;
 use super::{
@@ -59,6 +62,8 @@ pub struct Settings {
     pub limited: Duration,
     /// The pauses before each look at what was written, until it is there.
     pub read_back: Vec<Duration>,
+    /// How many images are brought to one mirror at once. More are made ready meanwhile, and looked at afterwards.
+    pub images: usize,
     /// How many blobs are under way at once with one registry.
     pub blobs: usize,
     /// How many other requests are.
@@ -78,6 +83,7 @@ impl Default for Settings {
             tries: 5,
             limited: Duration::from_mins(10),
             read_back: seconds(&[0, 1, 2, 4, 8, 15]),
+            images: 4,
             blobs: 6,
             requests: 12,
             look_from: 1 << 20,
@@ -117,6 +123,7 @@ impl Upstream {
 #[derive(Debug)]
 pub struct Mirror {
     client: Client,
+    images: Semaphore,
     blobs: Gate,
     requests: Gate,
     lists: referrers::Lists,
@@ -130,6 +137,7 @@ impl Mirror {
     pub fn new(client: Client, settings: &Settings) -> Self {
         Self {
             client,
+            images: Semaphore::new(settings.images.max(1)),
             blobs: Gate::new(settings.blobs),
             requests: Gate::new(settings.requests),
             lists: referrers::Lists::default(),
@@ -303,6 +311,8 @@ struct State {
     is_sparse: bool,
     /// Blobs that were seen or put in the target's repository by this copy.
     there: BTreeSet<Digest>,
+    /// Whether the mirror has nothing of the image, as far as is known.
+    is_new: bool,
     /// Blobs that the registry lacks although it said otherwise.
     lied_about: BTreeSet<Digest>,
 }
@@ -477,7 +487,11 @@ impl<'c> Copying<'c> {
             let raw = raw.ok_or_else(|| self.missing())?;
             (raw.digest.clone(), Some(raw))
         };
-        self.state().root = Some(root.clone());
+        {
+            let mut state = self.state();
+            state.root = Some(root.clone());
+            state.is_new = there.is_none();
+        }
         let same = there.filter(|there| there.digest == root);
         if let Some(same) = &same
             && !self.job.verify
@@ -631,6 +645,8 @@ impl<'c> Copying<'c> {
 
     /// Pushes everything in its order, the tag last.
     async fn push(&self, plan: &Plan, is_tagged: bool) -> Result<(), Trouble> {
+        // Fails only where it was closed, which nobody does.
+        let turn = self.job.mirror.images.acquire().await;
         let root = self.push_below(plan).await?;
         if self.job.referrers {
             let found = self.find_referrers(plan).await;
@@ -642,14 +658,17 @@ impl<'c> Copying<'c> {
         }
         // A registry may refuse to be told again what a tag is.
         let tag = Some(self.job.tag.as_str()).filter(|_| !is_tagged);
-        match self.put(plan, root, tag).await {
+        match self.write(plan, root, tag).await {
             Err(trouble) if trouble.reason == Reason::TagImmutable => {
                 // By its digest it can be used all the same.
                 self.put(plan, root, None).await?;
-                Err(trouble)
+                return Err(trouble);
             }
-            done => done,
+            written => written?,
         }
+        // The next image need not wait for a look at this one.
+        drop(turn);
+        self.read_back(tag, &root.digest).await
     }
 
     /// Pushes something that is none of the image's own manifests, under a tag or its digest.
@@ -709,6 +728,12 @@ impl<'c> Copying<'c> {
 
     /// Pushes a manifest whose blobs are there, under a tag or its digest, and looks whether it can be read.
     async fn put(&self, plan: &Plan, manifest: &Manifest, tag: Option<&str>) -> Result<(), Trouble> {
+        self.write(plan, manifest, tag).await?;
+        self.read_back(tag, &manifest.digest).await
+    }
+
+    /// Pushes a manifest whose blobs are there, under a tag or its digest.
+    async fn write(&self, plan: &Plan, manifest: &Manifest, tag: Option<&str>) -> Result<(), Trouble> {
         let digest = manifest.digest.to_string();
         let reference = tag.unwrap_or(&digest);
         let step = Step::Manifest(refusal::Manifest {
@@ -742,7 +767,7 @@ impl<'c> Copying<'c> {
                 .await?;
         }
         self.state().manifests += 1;
-        self.read_back(reference, &manifest.digest).await
+        Ok(())
     }
 
     /// Brings what a registry says that it lacks, although it said otherwise before.
@@ -786,8 +811,9 @@ impl<'c> Copying<'c> {
     }
 
     /// Looks whether what was written can be read: some show it after a while only.
-    async fn read_back(&self, reference: &str, digest: &Digest) -> Result<(), Trouble> {
-        let mut seen = None;
+    async fn read_back(&self, tag: Option<&str>, digest: &Digest) -> Result<(), Trouble> {
+        let (by_digest, mut seen) = (digest.to_string(), None);
+        let reference = tag.unwrap_or(&by_digest);
         for pause in &self.settings.read_back {
             sleep(*pause).await;
             seen = self

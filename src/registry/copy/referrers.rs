@@ -370,7 +370,7 @@ impl Copying<'_> {
                 self.target.put(&tag, OCI_INDEX, &list, &digest)
             })
             .await?;
-            self.read_back(&tag, &digest).await?;
+            self.read_back(Some(&tag), &digest).await?;
         }
         let host = self.host(Side::Mirror);
         Err(Trouble::new(
