@@ -8,9 +8,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use kagami::{
     domain::{answer::MediaType, copying::Reason, platform::Platforms},
-    registry::{Credentials, copy::Job},
+    registry::{
+        Credentials,
+        copy::{self, Job, Meter, Mirror, Settings},
+    },
 };
 use serde_json::json;
 use tokio::time::Instant;
@@ -18,9 +22,12 @@ use tokio::time::Instant;
 use super::{
     FROM, INTO,
     fake::{Act, Answer, Ask, Fake, Features, Kind},
-    image, job, job_as, noise, of_size, run,
+    image, job, job_as, noise, of_size, run, settings,
 };
-use crate::support::images::{digest, index, single};
+use crate::support::{
+    images::{digest, index, single},
+    kagami::eventually,
+};
 
 /// Copies an image of so many bytes to a mirror that behaves so, and checks that all of it is there.
 async fn copied(bytes: usize, quirk: impl Fn(&Ask) -> Act + Send + Sync + 'static) -> Fake {
@@ -67,6 +74,106 @@ async fn an_image_costs_few_requests() {
     run(&job).await.unwrap();
     let requests = source.asked().len() + mirror.asked().len();
     assert!(requests <= 30, "{requests}");
+}
+
+#[tokio::test]
+async fn both_registries_are_asked_at_once_where_nothing_is_there() {
+    let source = Fake::usual().await;
+    let mirror = Fake::start(|ask| Act::when(ask.is("POST", Kind::Begin), Act::Stall(0))).await;
+    source.hold(FROM, "1", &of_size(1000));
+    let copying = job(&source, &mirror);
+    let copying = tokio::spawn(async move { run(&copying).await });
+    eventually("the blobs are asked for", Duration::from_secs(5), async || {
+        let begun = mirror.count("POST", Kind::Begin);
+        let asked = source.count("GET", Kind::Blob);
+        (begun == 4 && asked == 4)
+            .then_some(())
+            .ok_or_else(|| format!("{begun} uploads begun, {asked} blobs asked for"))
+    })
+    .await;
+    copying.abort();
+}
+
+#[tokio::test]
+async fn little_is_fetched_where_much_is_there() {
+    // As after a copy that was broken off: blobs, and nothing that names them.
+    let (source, mirror) = (Fake::usual().await, Fake::usual().await);
+    let image = image((0..40).map(|seed| noise(seed, 5000)).collect(), &json!({}));
+    source.hold(FROM, "1", &image);
+    mirror.hold(INTO, "1", &image);
+    mirror.lose(INTO, "1");
+    mirror.lose(INTO, &image.digest.to_string());
+    run(&job(&source, &mirror)).await.unwrap();
+    assert!(mirror.holds(INTO, "1", &image));
+    assert_eq!(mirror.count("PUT", Kind::Upload), 0);
+    // The first ones are under way before anything is known.
+    let fetched = source.count("GET", Kind::Blob);
+    assert!(fetched <= settings().blobs, "{fetched}");
+}
+
+#[tokio::test]
+async fn the_next_image_is_read_while_one_is_brought_and_waits_for_its_turn() {
+    let (source, mirror) = (Fake::usual().await, Fake::usual().await);
+    let settings = Settings {
+        images: 1,
+        ..settings()
+    };
+    let images: Vec<_> = (0..2)
+        .map(|number| {
+            image(
+                vec![noise(number, 5000)],
+                &json!({"annotations": {"of": number.to_string()}}),
+            )
+        })
+        .collect();
+    for (number, image) in images.iter().enumerate() {
+        source.hold(FROM, &number.to_string(), image);
+    }
+    let read = Arc::new(AtomicBool::new(false));
+    let is_read = Arc::clone(&read);
+    // No upload of the first one comes to pass before the second one is read.
+    mirror.set(move |ask| {
+        let waits = ask.is("PUT", Kind::Upload) && !is_read.load(Ordering::Relaxed);
+        Act::when(waits, Act::Early(Answer::new(503)))
+    });
+    source.set(move |ask| {
+        if ask.is("GET", Kind::Manifest) && ask.nth == 1 {
+            read.store(true, Ordering::Relaxed);
+        }
+        Act::Usual
+    });
+    let first = Job {
+        mirror: Arc::new(Mirror::new(mirror.client(None), &settings)),
+        ..job(&source, &mirror)
+    };
+    let jobs: Vec<Job> = (0..2)
+        .map(|number| Job {
+            reference: number.to_string(),
+            tag: number.to_string(),
+            ..first.clone()
+        })
+        .collect();
+    let meter = Meter::default();
+    let done = join_all(jobs.iter().map(|job| copy::copy(job, &settings, &meter))).await;
+    for (done, image) in done.into_iter().zip(&images) {
+        assert_eq!(done.unwrap().digest, image.digest);
+    }
+    // The second one begins when the first one's tag is there.
+    let asked = mirror.asked();
+    let tagged = asked
+        .iter()
+        .position(|ask| ask.is("PUT", Kind::Manifest))
+        .unwrap();
+    let of = |layer: u64| digest(&noise(layer, 5000)).to_string();
+    let begun = |layer: u64| {
+        let mut asked = asked.iter();
+        asked.position(|ask| ask.query("mount").is_some_and(|digest| digest == of(layer)))
+    };
+    let (first, second) = (begun(0).unwrap(), begun(1).unwrap());
+    assert!(
+        (first < tagged) != (second < tagged),
+        "{first}, {second}, tag {tagged}"
+    );
 }
 
 #[tokio::test]
@@ -552,7 +659,7 @@ async fn one_blob_is_uploaded_once_however_many_want_it() {
             ..first.clone()
         })
         .collect();
-    for done in futures_util::future::join_all(jobs.iter().map(run)).await {
+    for done in join_all(jobs.iter().map(run)).await {
         done.unwrap_or_else(|trouble| panic!("{trouble}"));
     }
     let sent = mirror
