@@ -11,6 +11,7 @@
     reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
 )]
 
+mod demo;
 mod hangs;
 mod load;
 mod mirror;
@@ -85,13 +86,13 @@ const ALONE: &[Test<Node>] = tests![
 ];
 
 fn main() -> ExitCode {
+    if let Some(step) = demo::wanted() {
+        return demo::show(step);
+    }
     let mut arguments = Arguments::from_args();
     // Tests mostly wait, one of them for three minutes.
     arguments.test_threads = arguments.test_threads.or(Some(5));
-    rustls::crypto::ring::default_provider()
-        .install_default()
-        .unwrap();
-
+    install_cryptography();
     let state = State::default();
     let [side_by_side, alone] = [TESTS, ALONE].map(|tests| trials(tests, &state, |node, _| node));
     let any = |counts: fn(&str) -> bool| {
@@ -130,4 +131,10 @@ fn main() -> ExitCode {
     } else {
         then.exit_code()
     }
+}
+
+fn install_cryptography() {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .unwrap();
 }
