@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    slice::from_ref,
     thread,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use crate::{
         eventually, within,
     },
     support::{
-        chart::{Use, kubectl},
+        chart::{Use, kubectl, until_rolled_out},
         front::{Front, Passing},
         images::{self, FOREVER},
         kagami::{Mirrored, image_mirror},
@@ -33,6 +34,15 @@ const HANG_AFTER: Duration = Duration::from_secs(10);
 
 /// How long after that a pull may take to be told, and how long a Pod may take from its error to running.
 const BAR: Duration = Duration::from_secs(10);
+
+/// After how long the front end closes that does so by itself.
+const CLOSES_AFTER: Duration = Duration::from_secs(5);
+
+/// A pull that takes its time, and the rate and size that make it so: containerd gives up where no further MiB comes within
+/// its timeout, 10 s here.
+const SLOW: Duration = Duration::from_mins(3);
+const SLOW_RATE: u32 = 200_000;
+const SLOW_BALLAST: usize = 36_000_000;
 
 /// So much of an answer that a manifest comes through, and of a layer the beginning.
 const HEADERS: Passing = Passing::First(24 * 1024);
@@ -49,8 +59,12 @@ struct Behind<'a> {
 
 impl<'a> Behind<'a> {
     fn new(node: &'a Node, upstream: &Registry, name: &str, ballast: usize) -> Self {
-        let cluster = &node.cluster;
         let mirror = Registry::start(node, &format!("{name}.{}", upstream.host()));
+        Self::before(node, upstream, mirror, name, ballast)
+    }
+
+    fn before(node: &'a Node, upstream: &Registry, mirror: Registry, name: &str, ballast: usize) -> Self {
+        let cluster = &node.cluster;
         let front = Front::before(node, &mirror);
         let image = images::large_shell(&mirror.host(), FOREVER, ballast);
         let repository = format!("{name}/app");
@@ -77,51 +91,42 @@ impl<'a> Behind<'a> {
     }
 }
 
-/// Before the headers, after 2 MiB of a layer, and after the headers with a front end that never closes. One that closes
-/// after a while is left out: with every byte that comes containerd begins to count anew how often it has tried.
+/// Before the headers, after 2 MiB of a layer, and after the headers with a front end that never closes or that closes after
+/// 5 s. Of the last no byte of the layer comes through: with every byte containerd begins to count anew how often it has
+/// tried, and such a pull has no end.
 #[expect(clippy::too_many_lines, reason = "one story, whose pulls hang side by side")]
 pub(crate) fn a_pull_that_hangs_is_told_and_its_pod_runs_once_it_fails(node: &Node) {
     let kagami = Use::alone(node);
-    let cluster = &node.cluster;
     let upstream = Registry::start(node, "hangs.test");
-    let namespace = cluster.namespace(Some("enforce"));
-    let side = format!("{}/team/side:1", upstream.host());
-    upstream.push(cluster, "team/side", "1", &images::shell("side", FOREVER));
-    run(
-        &namespace,
-        "side",
-        std::slice::from_ref(&side),
-        std::slice::from_ref(&side),
-    );
+    let namespace = node.cluster.namespace(Some("enforce"));
+    let side = side(node, &namespace, &upstream);
     let cases = [
         ("never", HEADERS, 0),
         ("silent", Passing::Nothing, 0),
         ("partial", Passing::First(2 << 20), 8 << 20),
+        ("closing", Passing::Headers(CLOSES_AFTER), 0),
     ];
     let mut behind: Vec<_> = cases
         .iter()
-        .map(|(name, _, ballast)| Behind::new(node, &upstream, name, *ballast))
+        .map(|(name, passing, ballast)| match passing {
+            Passing::Headers(_) => {
+                let mirror = Registry::start_plain(node, &format!("{name}.{}", upstream.host()));
+                Behind::before(node, &upstream, mirror, name, *ballast)
+            }
+            _ => Behind::new(node, &upstream, name, *ballast),
+        })
         .collect();
     for ((name, ..), behind) in cases.iter().zip(&behind) {
-        until_rewritten(
-            &namespace,
-            std::slice::from_ref(&behind.written),
-            std::slice::from_ref(&behind.mirrored),
-        );
+        until_rewritten(&namespace, from_ref(&behind.written), from_ref(&behind.mirrored));
         let created = namespace.create_pod(&gated(name, &[("side", &side), ("app", &behind.written)]));
         assert_eq!(image(&created.success(), "app"), behind.mirrored);
     }
+    let mut began: BTreeMap<&str, Instant> = BTreeMap::new();
     for ((name, passing, ..), behind) in cases.iter().zip(&behind) {
         behind.front.pass(*passing);
         open(&namespace, name);
-        let began = eventually("its node pulls", || {
-            event(&namespace, name, "Pulling", "spec.containers{app}")
-        });
-        // Of a node the pull that began first is told, and Events have whole seconds.
-        eventually("another second", || {
-            let now = kagami::clock::now().to_string();
-            (now[..19] > began[..19]).then_some(())
-        });
+        began.insert(name, Instant::now());
+        until_pulling(&namespace, name);
     }
 
     let [never, others @ ..] = &mut behind[..] else {
@@ -160,9 +165,15 @@ pub(crate) fn a_pull_that_hangs_is_told_and_its_pod_runs_once_it_fails(node: &No
     );
     for (name, ran) in &ran {
         let took = ran.saturating_duration_since(failed[name]);
-        eprintln!("hangs: {name} runs {took:?} after kubelet's error");
+        let lasted = failed[name].saturating_duration_since(began[name]);
+        eprintln!("hangs: {name} pulls for {lasted:?}, and runs {took:?} after kubelet's error");
         assert!(took < BAR, "{name}: {took:?}");
     }
+    // Containerd alone, as Kagami looks at layers too, and but for the configuration.
+    let pulls = others.last().unwrap().mirror.pulls("hangs.test/closing/app");
+    let layers = pulls.iter().filter(|pull| pull.contains("/blobs/")).count() - 1;
+    eprintln!("hangs: containerd asked {layers} times for a layer of which no byte came");
+    assert!(layers > 0, "{pulls:?}");
     // Its pull began before, by as long as it took to begin the others'.
     let told = told.unwrap();
     eprintln!("hangs: told {told:?} after the last pull began");
@@ -202,6 +213,145 @@ pub(crate) fn a_pull_that_hangs_is_told_and_its_pod_runs_once_it_fails(node: &No
     drop(kagami);
 }
 
+/// Kubelet pulls one image after the other, as it does by default: a Pod of a sound mirror waits for the pull that hangs.
+pub(crate) fn who_waits_behind_a_pull_that_hangs_is_told_and_left_alone(node: &Node) {
+    let kagami = Use::alone(node);
+    let upstream = Registry::start(node, "serial.test");
+    let namespace = node.cluster.namespace(Some("enforce"));
+    let side = side(node, &namespace, &upstream);
+    let serial = node.pull_one_by_one();
+    until_kubelet_is_back(node, &side);
+    let mut hanging = Behind::new(node, &upstream, "hanging", 0);
+    let waiting = Behind::new(node, &upstream, "waiting", 0);
+    let pods = [("hanging", &hanging), ("waiting", &waiting)];
+    for (name, behind) in pods {
+        until_rewritten(&namespace, from_ref(&behind.written), from_ref(&behind.mirrored));
+        let created = namespace.create_pod(&gated(name, &[("side", &side), ("app", &behind.written)]));
+        assert_eq!(image(&created.success(), "app"), behind.mirrored);
+    }
+    hanging.front.pass(HEADERS);
+    for (name, _) in pods {
+        open(&namespace, name);
+        until_pulling(&namespace, name);
+    }
+    let began = Instant::now();
+    let note = |name: &str| {
+        eventually(&format!("{name} is told"), || {
+            note(&namespace, name, "PullLasts", "spec.containers{app}")
+        })
+    };
+    let told = note("hanging");
+    let took = began.elapsed();
+    eprintln!("hangs: with serial pulls, told {took:?} after the last said that it pulls");
+    assert!(took < HANG_AFTER + BAR, "{took:?}");
+    assert!(!told.contains("waits behind"), "{told}");
+    let told = note("waiting");
+    assert!(told.contains("waits behind"), "{told}");
+    for (name, behind) in pods {
+        assert_untouched(&namespace, name, behind);
+    }
+
+    hanging.mirror.kill();
+    hanging.front.close();
+    eventually("kubelet's error", || {
+        event(&namespace, "hanging", "Failed", "spec.containers{app}")
+    });
+    let failed = Instant::now();
+    until(&namespace, "hanging", "it runs from upstream", |pod| {
+        runs(pod, "app") && image(pod, "app") == hanging.written
+    });
+    let took = failed.elapsed();
+    eprintln!("hangs: with serial pulls, it runs {took:?} after kubelet's error");
+    assert!(took < BAR, "{took:?}");
+    until(&namespace, "waiting", "it runs", |pod| runs(pod, "app"));
+    assert_untouched(&namespace, "waiting", &waiting);
+    for name in ["hanging", "waiting"] {
+        assert_never_restarted(&namespace, name);
+    }
+    drop(serial);
+    until_kubelet_is_back(node, &side);
+    drop(kagami);
+}
+
+/// Slow and hung cannot be told apart from outside, so it is told like one that hangs, and nothing else happens to it.
+pub(crate) fn a_pull_of_three_minutes_that_ends_well_is_left_alone(node: &Node) {
+    let kagami = Use::shared(node);
+    let upstream = Registry::start(node, "slow.test");
+    let namespace = node.cluster.namespace(Some("enforce"));
+    let side = side(node, &namespace, &upstream);
+    let slow = Behind::new(node, &upstream, "slow", SLOW_BALLAST);
+    until_rewritten(&namespace, from_ref(&slow.written), from_ref(&slow.mirrored));
+    let created = namespace.create_pod(&gated("slow", &[("side", &side), ("app", &slow.written)]));
+    assert_eq!(image(&created.success(), "app"), slow.mirrored);
+    slow.front.pass(Passing::Slowly(SLOW_RATE));
+    open(&namespace, "slow");
+    until_pulling(&namespace, "slow");
+    let began = Instant::now();
+    eventually("it is told", || {
+        event(&namespace, "slow", "PullLasts", "spec.containers{app}")
+    });
+    let started = event(&namespace, "slow", "Started", "spec.containers{side}");
+    assert!(started.is_some(), "its neighbour runs");
+    // Tests that disturb Kagami need not wait for this one: it has had its say.
+    drop(kagami);
+    within(2 * SLOW, "the pull ends", || {
+        let pod = assert_untouched(&namespace, "slow", &slow);
+        runs(&pod, "app").then_some(())
+    });
+    let took = began.elapsed();
+    eprintln!("hangs: a pull of {took:?} was left alone");
+    assert!(took >= SLOW, "{took:?}");
+    assert_eq!(
+        event(&namespace, "slow", "Failed", "spec.containers{app}"),
+        None,
+        "it ended well"
+    );
+    assert_never_restarted(&namespace, "slow");
+    assert_untouched(&namespace, "slow", &slow);
+}
+
+/// An image that the mirrors do not have, which is on the node from now on.
+fn side(node: &Node, namespace: &Namespace<'_>, upstream: &Registry) -> String {
+    let side = format!("{}/team/side:1", upstream.host());
+    let built = images::shell("side", FOREVER);
+    upstream.push(&node.cluster, "team/side", "1", &built);
+    run(namespace, "side", from_ref(&side), from_ref(&side));
+    side
+}
+
+/// Waits until a kubelet that was started again starts Pods, and Kagami's are as ready as before: it asks them anew.
+fn until_kubelet_is_back(node: &Node, image: &str) {
+    let namespace = node.cluster.namespace(None);
+    run(&namespace, "back", &[image.to_owned()], &[image.to_owned()]);
+    until_rolled_out(node, "webhook", 3);
+    until_rolled_out(node, "companion", 2);
+}
+
+/// Waits until a Pod's node says that it pulls, and for another second: of a node the pull that began first is told, and
+/// Events have whole seconds.
+fn until_pulling(namespace: &Namespace<'_>, name: &str) {
+    let began = eventually("its node pulls", || {
+        event(namespace, name, "Pulling", "spec.containers{app}")
+    });
+    eventually("another second", || {
+        let now = kagami::clock::now().to_string();
+        (now[..19] > began[..19]).then_some(())
+    });
+}
+
+fn runs(pod: &Value, container: &str) -> bool {
+    status(pod, container)["state"]["running"].is_object()
+}
+
+/// Kagami has changed nothing of a Pod since it was admitted. Returns it.
+#[track_caller]
+fn assert_untouched(namespace: &Namespace<'_>, name: &str, behind: &Behind<'_>) -> Value {
+    let pod = namespace.pod(name);
+    assert_eq!(image(&pod, "app"), behind.mirrored);
+    assert!(annotation(&pod, "kagami.dev/rescued").is_none(), "{pod}");
+    pod
+}
+
 /// The brake is on while two containers of a Pod fail. The mirror comes back, kubelet starts the first and pulls the
 /// second: its status calls both waiting. Whoever believes that restarts the first.
 pub(crate) fn a_turn_that_comes_late_restarts_nothing(node: &Node) {
@@ -211,11 +361,7 @@ pub(crate) fn a_turn_that_comes_late_restarts_nothing(node: &Node) {
     let mut one = Behind::new(node, &upstream, "one", 0);
     let mut two = Behind::new(node, &upstream, "two", 0);
     for behind in [&one, &two] {
-        until_rewritten(
-            &namespace,
-            std::slice::from_ref(&behind.written),
-            std::slice::from_ref(&behind.mirrored),
-        );
+        until_rewritten(&namespace, from_ref(&behind.written), from_ref(&behind.mirrored));
     }
     let pod = gated("web", &[("a", &one.written), ("b", &two.written)]);
     let created = namespace.create_pod(&pod).success();
@@ -315,17 +461,29 @@ pub(crate) fn open(namespace: &Namespace<'_>, name: &str) {
 
 /// When an Event of a Pod's container was last so.
 fn event(namespace: &Namespace<'_>, pod: &str, reason: &str, path: &str) -> Option<String> {
-    let events = namespace.cluster.get(&namespace.path("events")).success();
-    let events = events["items"].as_array()?.clone().into_iter();
-    let of = events.filter(|event| {
-        let object = &event["involvedObject"];
-        object["name"] == pod && object["fieldPath"] == path && event["reason"] == reason
-    });
-    let at = of.filter_map(|event| {
+    let events = events(namespace, pod, reason, path).into_iter();
+    let at = events.filter_map(|event| {
         let times = [&event["lastTimestamp"], &event["eventTime"]];
         times.iter().find_map(|time| time.as_str().map(str::to_owned))
     });
     at.max()
+}
+
+/// What an Event of a Pod's container says.
+fn note(namespace: &Namespace<'_>, pod: &str, reason: &str, path: &str) -> Option<String> {
+    let events = events(namespace, pod, reason, path);
+    Some(events.first()?["message"].as_str()?.to_owned())
+}
+
+/// The Events of a Pod's container with a reason.
+pub(crate) fn events(namespace: &Namespace<'_>, pod: &str, reason: &str, path: &str) -> Vec<Value> {
+    let events = namespace.cluster.get(&namespace.path("events")).success();
+    let mut events = events["items"].as_array().cloned().unwrap_or_default();
+    events.retain(|event| {
+        let object = &event["involvedObject"];
+        object["name"] == pod && object["fieldPath"] == path && event["reason"] == reason
+    });
+    events
 }
 
 pub(crate) fn status<'p>(pod: &'p Value, container: &str) -> &'p Value {

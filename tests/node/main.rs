@@ -11,6 +11,7 @@
     reason = "test code outside of #[test] functions, for which clippy.toml has no allowance"
 )]
 
+mod demo;
 mod hangs;
 mod load;
 mod mirror;
@@ -36,10 +37,12 @@ use shared::{
 use support::{
     machine,
     node::{self, Node},
+    object_store,
 };
 
 /// Tests that run side by side; the long ones first, because tests start in this order.
 const TESTS: &[Test<Node>] = tests![
+    hangs::a_pull_of_three_minutes_that_ends_well_is_left_alone,
     mirror::pods_of_two_upstreams_outlive_a_mirror_that_refuses_connections,
     mirror::pods_of_two_upstreams_outlive_a_mirror_in_a_black_hole,
     mirror::a_mirror_that_loses_packets_stays_in_use,
@@ -49,6 +52,8 @@ const TESTS: &[Test<Node>] = tests![
     rescue::pods_sent_to_a_mirror_that_died_run_from_upstream,
     rescue::stuck_pods_are_let_go_by_a_mirror_that_is_off_or_deleted,
     rescue::where_mirror_and_upstream_are_dead_each_pod_is_patched_once,
+    rescue::pods_stuck_on_a_dead_upstream_move_to_the_mirror,
+    rescue::a_pod_whose_mirror_answers_another_digest_runs_from_upstream,
     rescue::a_pod_whose_image_the_mirror_deleted_runs_from_upstream,
     rescue::a_pod_whose_pull_secret_was_revoked_runs_from_upstream,
     presence::it_is_told_where_nodes_cannot_pull,
@@ -72,19 +77,22 @@ const TESTS: &[Test<Node>] = tests![
 /// Tests that take away what all others need; they run after them, one by one.
 const ALONE: &[Test<Node>] = tests![
     hangs::a_pull_that_hangs_is_told_and_its_pod_runs_once_it_fails,
+    hangs::who_waits_behind_a_pull_that_hangs_is_told_and_left_alone,
     hangs::a_turn_that_comes_late_restarts_nothing,
     outage::a_restarted_api_server_finds_kagami_at_work,
     outage::an_image_that_replicas_hear_nothing_of_is_not_proven_by_sweeps,
+    // The last: it is about all of them.
+    rescue::nothing_that_ran_was_restarted_for_its_image,
 ];
 
 fn main() -> ExitCode {
+    if let Some(step) = demo::wanted() {
+        return demo::show(step);
+    }
     let mut arguments = Arguments::from_args();
-    // Tests mostly wait.
-    arguments.test_threads = arguments.test_threads.or(Some(4));
-    rustls::crypto::ring::default_provider()
-        .install_default()
-        .unwrap();
-
+    // Tests mostly wait, one of them for three minutes.
+    arguments.test_threads = arguments.test_threads.or(Some(5));
+    install_cryptography();
     let state = State::default();
     let [side_by_side, alone] = [TESTS, ALONE].map(|tests| trials(tests, &state, |node, _| node));
     let any = |counts: fn(&str) -> bool| {
@@ -93,7 +101,8 @@ fn main() -> ExitCode {
             .any(|trials| runs(&arguments, trials, counts))
     };
     if any(|_| true) {
-        let tools = machine::check().and_then(|()| Tools::find()?.with(node::PROGRAMS));
+        let tools =
+            machine::check().and_then(|()| Tools::find()?.with(node::PROGRAMS)?.with(object_store::PROGRAMS));
         let cgroup = machine::cgroup();
         if let Err(reason) = &tools {
             if skipped("with a node", reason) {
@@ -122,4 +131,10 @@ fn main() -> ExitCode {
     } else {
         then.exit_code()
     }
+}
+
+fn install_cryptography() {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .unwrap();
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     slice::from_ref,
     thread,
     time::{Duration, Instant},
@@ -11,13 +12,19 @@ use serde_json::{Value, json};
 
 use crate::{
     hangs::{assert_never_restarted, gated, open, status},
-    shared::{admission::image, chart::stdout, cluster::Namespace, companion::MIRRORS, eventually, within},
+    shared::{
+        admission::{annotation, image},
+        chart::stdout,
+        cluster::Namespace,
+        companion::MIRRORS,
+        eventually, within,
+    },
     support::{
-        chart::{OWN, Use},
+        chart::{FORWARD, OWN, Use},
         images::{self, FOREVER},
         kagami::{Mirrored, image_mirror},
         node::Node,
-        pods::{pod, until, until_kept, until_pull_fails, until_rewritten, until_running},
+        pods::{dry_run, pod, until, until_kept, until_pull_fails, until_rewritten, until_running},
         registry::{ALICE, Registry},
         scene::Scene,
     },
@@ -69,18 +76,19 @@ pub(crate) fn pods_sent_to_a_mirror_that_died_run_from_upstream(node: &Node) {
     let namespace = &scene.namespace;
     open(&alone, "alone");
     let opened = Instant::now();
-    for name in &names {
-        open(namespace, name);
-    }
-    let times = times_to_run(namespace);
+    // The first run while the last are sent.
+    let times = thread::scope(|threads| {
+        threads.spawn(|| names.iter().for_each(|name| open(namespace, name)));
+        times_to_run(namespace)
+    });
     let mut sorted: Vec<_> = times.values().copied().collect();
     sorted.sort_unstable();
     let (Some(median), Some(worst)) = (sorted.get(sorted.len() / 2), sorted.last()) else {
         panic!("no pull failed")
     };
     eprintln!(
-        "rescue: {} of {ALL} Pods saw a failed pull; until all of a Pod runs or has ended: median {median:?}, worst \
-         {worst:?}",
+        "rescue: {} of {ALL} Pods saw a failed pull; from there until all of a Pod runs or has ended: median \
+         {median:?}, worst {worst:?}",
         sorted.len(),
     );
     let unhelped = alone.pod("alone");
@@ -92,6 +100,7 @@ pub(crate) fn pods_sent_to_a_mirror_that_died_run_from_upstream(node: &Node) {
         "rescue: a Pod without Kagami's help waits still, {:?} after it was sent",
         opened.elapsed()
     );
+    assert_eq!(times.len(), ALL, "each was sent to the dead mirror: {times:?}");
     assert!(*worst < BAR, "{times:?}");
     for pod in pods(namespace) {
         for (container, image) in images_of(&pod) {
@@ -206,19 +215,10 @@ pub(crate) fn where_mirror_and_upstream_are_dead_each_pod_is_patched_once(node: 
     for name in &names {
         open(namespace, name);
     }
-    let fails_upstream = |pod: &Value| {
-        let message = &status(pod, "app")["state"]["waiting"]["message"];
-        message.as_str().is_some_and(|message| {
-            message.starts_with("Back-off") && message.contains(&format!("\"{}\"", scene.written[0]))
-        })
-    };
     for name in &names {
-        until(
-            namespace,
-            name,
-            "it fails to pull from upstream too",
-            fails_upstream,
-        );
+        until(namespace, name, "it fails to pull from upstream too", |pod| {
+            backs_off(pod, &scene.written[0])
+        });
     }
     scene.upstream.bring_back();
     let namespace = &scene.namespace;
@@ -227,24 +227,73 @@ pub(crate) fn where_mirror_and_upstream_are_dead_each_pod_is_patched_once(node: 
         assert_eq!(image(&pod, "app"), scene.written[0]);
         assert_never_restarted(namespace, name);
     }
-    let mut patches = node
-        .cluster
-        .writes_of(|user| user["username"] == format!("system:serviceaccount:{OWN}:kagami-companion"));
-    patches.retain(|write| {
-        let object = &write["objectRef"];
-        object["resource"] == "pods" && object["namespace"] == namespace.name.as_str()
-    });
-    let accepted = patches
-        .iter()
-        .filter(|write| write["responseStatus"]["code"] == 200)
-        .count();
+    let [patches, accepted] = patches(namespace);
     eprintln!(
-        "rescue: with both dead, {} patches of {} Pods, {accepted} accepted",
-        patches.len(),
+        "rescue: with both dead, {patches} patches of {} Pods, {accepted} accepted",
         names.len()
     );
     assert_eq!(accepted, names.len());
-    assert!(patches.len() <= 3 * names.len(), "{}", patches.len());
+    assert!(patches <= 3 * names.len(), "{patches}");
+}
+
+/// Ten Pods were sent to the mirror before it died, ten others were not because it was dead; upstream dies too. The
+/// first are turned back, and all of them forward once the mirror returns, while upstream stays dead.
+pub(crate) fn pods_stuck_on_a_dead_upstream_move_to_the_mirror(node: &Node) {
+    let mut scene = Scene::new(Use::shared(node), "forward", |_| ());
+    assert_eq!(scene.mirror.host(), FORWARD, "the registry that is listed");
+    let names = |kind: &str| -> Vec<String> { (0..10).map(|number| format!("{kind}-{number}")).collect() };
+    let (sent, kept) = (names("sent"), names("kept"));
+    let create = |scene: &Scene<'_>, names: &[String], stored: &str| {
+        for name in names {
+            let wanted = gated(name, &[("app", &scene.written[0])]);
+            let created = scene.namespace.create_pod(&wanted).success();
+            assert_eq!(image(&created, "app"), stored, "{created}");
+        }
+    };
+    create(&scene, &sent, &scene.mirrored[0]);
+    scene.mirror.kill();
+    scene.upstream.kill();
+    until_kept(&scene.namespace, &scene.written[0], "MirrorUnhealthy");
+    create(&scene, &kept, &scene.written[0]);
+    let namespace = &scene.namespace;
+    for name in sent.iter().chain(&kept) {
+        open(namespace, name);
+    }
+    for name in sent.iter().chain(&kept) {
+        until(namespace, name, "it fails to pull from upstream", |pod| {
+            backs_off(pod, &scene.written[0])
+        });
+    }
+    let [_, back] = patches(namespace);
+    assert_eq!(
+        back,
+        sent.len(),
+        "who was not sent to the mirror is not turned back"
+    );
+
+    scene.mirror.bring_back();
+    let returned = Instant::now();
+    let namespace = &scene.namespace;
+    // An order may wait for kubelet's next attempt, whose back-off has grown meanwhile.
+    within(Duration::from_mins(3), "all run from the mirror", || {
+        let runs = |pod: &Value| status(pod, "app")["state"]["running"].is_object();
+        let pods = pods(namespace);
+        (pods.len() == sent.len() + kept.len() && pods.iter().all(runs)).then_some(())
+    });
+    for name in sent.iter().chain(&kept) {
+        let pod = namespace.pod(name);
+        assert_eq!(image(&pod, "app"), scene.mirrored[0], "{pod}");
+        assert_never_restarted(namespace, name);
+    }
+    let [patches, accepted] = patches(namespace);
+    eprintln!(
+        "rescue: with upstream dead, {} Pods run from the mirror {:?} after it returned; {patches} patches, {accepted} \
+         accepted",
+        sent.len() + kept.len(),
+        returned.elapsed(),
+    );
+    assert_eq!(accepted, 2 * sent.len() + kept.len());
+    scene.upstream.bring_back();
 }
 
 /// The mirror had it when the Pod was admitted.
@@ -261,6 +310,28 @@ pub(crate) fn a_pod_whose_image_the_mirror_deleted_runs_from_upstream(node: &Nod
     assert_eq!(image(&pod, "app"), scene.written[0]);
     assert_never_restarted(namespace, "web");
     until_kept(namespace, &scene.written[0], "ImageMissing");
+}
+
+/// The mirror's disk is broken: for the digest that it had when the Pod was admitted it answers with something else.
+pub(crate) fn a_pod_whose_mirror_answers_another_digest_runs_from_upstream(node: &Node) {
+    let scene = Scene::new(Use::shared(node), "swapped", |_| ());
+    let namespace = &scene.namespace;
+    let [written, mirrored] = scene.by_digest();
+    until_rewritten(namespace, from_ref(&written), from_ref(&mirrored));
+    let created = namespace
+        .create_pod(&gated("web", &[("app", &written)]))
+        .success();
+    assert_eq!(image(&created, "app"), mirrored);
+    scene.swap_on_mirror();
+    open(namespace, "web");
+    let pod = until_running(namespace, "web");
+    assert_eq!(image(&pod, "app"), written);
+    assert_never_restarted(namespace, "web");
+    let pulls = scene.mirror.pulls(&scene.repository());
+    assert!(!pulls.is_empty(), "the mirror was asked first");
+    eventually("new Pods stay upstream", || {
+        (image(&dry_run(namespace, &written), "app") == written).then_some(())
+    });
 }
 
 /// It goes to upstream, and nobody else does.
@@ -304,6 +375,64 @@ pub(crate) fn a_pod_whose_pull_secret_was_revoked_runs_from_upstream(node: &Node
         Some(&json!("False")),
         "{nodes:?}"
     );
+}
+
+/// What is true of all that the other tests did, after which this one runs: kubelet started no container anew because
+/// its image was changed. Events tell, which stand in the audit log for good.
+pub(crate) fn nothing_that_ran_was_restarted_for_its_image(node: &Node) {
+    let restarted = || -> Vec<String> {
+        let mut events = node.cluster.events_of_nodes();
+        events.retain(|event| {
+            let message = event["message"].as_str().unwrap_or_default();
+            message.contains("definition changed, will be restarted")
+        });
+        let about = |event: &Value| {
+            let object = &event["involvedObject"];
+            format!("{}/{}", object["namespace"], object["name"])
+        };
+        events.iter().map(about).collect()
+    };
+    assert_eq!(restarted(), [""; 0]);
+
+    // Such an Event would be seen: somebody changes what runs.
+    let registry = Registry::start(node, "changed.test");
+    registry.push(&node.cluster, "team/app", "1", &images::shell("changed", FOREVER));
+    let namespace = node.cluster.namespace(None);
+    namespace
+        .create_pod(&pod("web", "changed.test/team/app:1"))
+        .success();
+    until_running(&namespace, "web");
+    let change =
+        json!({"spec": {"containers": [{"name": "app", "image": "changed.test/team/app:2"}]}}).to_string();
+    stdout(&namespace.kubectl(&["patch", "pod", "web", "--patch", &change]));
+    eventually("its container is ended for it", || {
+        (restarted() == [format!("\"{}\"/\"web\"", namespace.name)]).then_some(())
+    });
+}
+
+/// Whether a Pod's container waits because it could not pull this image, and not for the first time.
+fn backs_off(pod: &Value, image: &str) -> bool {
+    let message = &status(pod, "app")["state"]["waiting"]["message"];
+    message
+        .as_str()
+        .is_some_and(|message| message.starts_with("Back-off") && message.contains(&format!("\"{image}\"")))
+}
+
+/// How many patches the companion sent of a namespace's Pods, and how many of them were accepted.
+fn patches(namespace: &Namespace<'_>) -> [usize; 2] {
+    let companion = format!("system:serviceaccount:{OWN}:kagami-companion");
+    let mut patches = namespace
+        .cluster
+        .writes_of(|user| user["username"] == companion.as_str());
+    patches.retain(|write| {
+        let object = &write["objectRef"];
+        object["resource"] == "pods" && object["namespace"] == namespace.name.as_str()
+    });
+    let accepted = patches
+        .iter()
+        .filter(|write| write["responseStatus"]["code"] == 200)
+        .count();
+    [patches.len(), accepted]
 }
 
 /// Creates workloads whose Pods are admitted and then wait for somebody to open their gate.
@@ -358,12 +487,14 @@ fn create_all(scene: &Scene<'_>, side: &str, task: &str) {
     namespace.create_pod(&with_sidecar).success();
 }
 
-/// Waits until all Pods run, or have ended well. Returns how long each took from its first failed pull, where there was
-/// one.
+/// Waits until all Pods run, or have ended well. Returns how long each took at most from its first failed pull, where
+/// there was one: from the look before the first that showed it to the first that showed all of it running.
 fn times_to_run(namespace: &Namespace<'_>) -> BTreeMap<String, Duration> {
     let mut failed: BTreeMap<String, Instant> = BTreeMap::new();
     let mut ran: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut looked = Instant::now();
     within(Duration::from_mins(4), "all Pods run", || {
+        let before = mem::replace(&mut looked, Instant::now());
         for pod in pods(namespace) {
             let status = &pod["status"];
             let list = |list: &str| status[list].as_array().cloned().unwrap_or_default();
@@ -372,8 +503,10 @@ fn times_to_run(namespace: &Namespace<'_>) -> BTreeMap<String, Duration> {
                 let reason = status["state"]["waiting"]["reason"].as_str();
                 ["ErrImagePull", "ImagePullBackOff"].contains(&reason.unwrap_or_default())
             };
-            if all.iter().any(fails) {
-                failed.entry(name(&pod)).or_insert_with(Instant::now);
+            // The turn may be quicker than a look.
+            let is_turned = annotation(&pod, "kagami.dev/rescued").is_some();
+            if is_turned || all.iter().any(fails) {
+                failed.entry(name(&pod)).or_insert(before);
             }
             let runs = |status: &Value| {
                 let state = &status["state"];

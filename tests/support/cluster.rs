@@ -249,7 +249,10 @@ impl Cluster {
     /// The audit log's events about Pods of a namespace so far, oldest first.
     pub(crate) fn audit_events(&self, namespace: &str) -> Vec<Value> {
         let mut events = self.audit_log();
-        events.retain(|event| event["objectRef"]["namespace"] == namespace);
+        events.retain(|event| {
+            let object = &event["objectRef"];
+            object["namespace"] == namespace && object["resource"] != "events"
+        });
         events
     }
 
@@ -258,6 +261,15 @@ impl Cluster {
         let mut events = self.audit_log();
         events.retain(|event| is_it(&event["user"]));
         events
+    }
+
+    /// Every Event that kubelets wrote so far, oldest first, those of Pods that are gone too.
+    pub(crate) fn events_of_nodes(&self) -> Vec<Value> {
+        let log = self.audit_log().into_iter();
+        log.filter(|event| event["objectRef"]["resource"] == "events")
+            .filter(|event| event["user"]["username"] == "system:node:node1")
+            .map(|mut event| event["requestObject"].take())
+            .collect()
     }
 
     fn audit_log(&self) -> Vec<Value> {
@@ -412,6 +424,13 @@ fn write_api_server_files(folder: &Path, authority: &Authority, url: &str) {
                     "verbs": ["create", "update", "patch", "delete"],
                     // Those of the tests, and where a chart is installed as its notes say.
                     "userGroups": ["companions", "system:serviceaccounts:kagami-system"],
+                },
+                {
+                    "level": "Request",
+                    "verbs": ["create"],
+                    "resources": [{"group": "", "resources": ["events"]}],
+                    // What kubelets did, also to Pods that are gone.
+                    "userGroups": ["system:nodes"],
                 },
                 {"level": "None"},
             ],

@@ -37,6 +37,9 @@ pub(crate) const AUTHORITY: &str = "kagami-authority";
 /// What a replica decides of an image that is on the mirror.
 pub(crate) const REWRITTEN: &str = "Rewritten Mirrored";
 
+/// The one registry that Pods may be turned forward to.
+pub(crate) const FORWARD: &str = "mirror.forward.test";
+
 const WEBHOOK: &str = "kagami-webhook";
 const MODES: [&str; 3] = ["enforce", "warn", "audit"];
 
@@ -147,7 +150,7 @@ pub(crate) fn chart<'a>(node: &'a Node, note: &str) -> Chart<'a> {
         "image": {"repository": "kagami.test/kagami", "tag": "1"},
         "leftAlone": [LEFT_ALONE],
         "certificates": {"step": "20s"},
-        "rescue": {"enabled": true},
+        "rescue": {"enabled": true, "registries": [FORWARD]},
         "podAnnotations": {"kagami.test/note": note},
     });
     // JSON is YAML.

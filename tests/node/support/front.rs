@@ -1,4 +1,5 @@
-//! What stands before a registry, as a load balancer does: it passes bytes on, or falls silent in the middle.
+//! What stands before a registry, as a load balancer does: it passes bytes on, slowly if need be, or falls silent in the
+//! middle.
 
 use std::{
     io::{Read as _, Write as _},
@@ -8,7 +9,7 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{node::Node, registry::Registry};
@@ -24,7 +25,15 @@ pub(crate) enum Passing {
     Nothing,
     /// The first bytes of each connection.
     First(usize),
+    /// So many bytes a second on each connection.
+    Slowly(u32),
+    /// Of large answers the headers and nothing more, after which the connection is closed in so long. Only where nothing
+    /// is encrypted.
+    Headers(Duration),
 }
+
+/// From this length on an answer is a layer's and no manifest's.
+const LARGE: usize = 64 * 1024;
 
 /// A front end under the registry's name, with an address of its own. It ends with the process.
 #[derive(Debug)]
@@ -45,9 +54,9 @@ struct Connection {
 impl Front {
     /// Takes a registry's place.
     pub(crate) fn before(node: &Node, registry: &Registry) -> Self {
-        let to = SocketAddr::from((registry.address.unwrap(), 443));
+        let to = SocketAddr::from((registry.address.unwrap(), registry.port));
         let address: Ipv4Addr = node.new_address(&registry.name);
-        let listener = TcpListener::bind((address, 443)).unwrap();
+        let listener = TcpListener::bind((address, registry.port)).unwrap();
         let front = Self {
             passing: Arc::new(Mutex::new(Passing::All)),
             closed: Arc::default(),
@@ -102,30 +111,58 @@ impl Connection {
     fn answer(&self, mut registry: TcpStream, mut caller: &TcpStream) {
         let mut passed = 0;
         let mut piece = [0; 16 * 1024];
+        // When the next piece may be passed on. A thread that is late catches up.
+        let mut due = Instant::now();
         while let Ok(length @ 1..) = registry.read(&mut piece) {
-            if !self.passes(passed) {
-                self.be_silent();
+            let passing = *self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+            let passes = match passing {
+                Passing::All => length,
+                Passing::Nothing if self.pieces.load(Ordering::Relaxed) < 2 => length,
+                Passing::First(bytes) if passed < bytes => length,
+                Passing::Nothing | Passing::First(_) => 0,
+                Passing::Slowly(per_second) => {
+                    due = due.max(Instant::now().checked_sub(LOOK * 20).unwrap_or(due));
+                    due += Duration::from_secs(1) * u32::try_from(length).unwrap() / per_second;
+                    thread::sleep(due.saturating_duration_since(Instant::now()));
+                    length
+                }
+                Passing::Headers(_) => end_of_large_headers(&piece[..length]).unwrap_or(length),
+            };
+            passed += passes;
+            if caller.write_all(&piece[..passes]).is_err() {
                 return;
             }
-            passed += length;
-            if caller.write_all(&piece[..length]).is_err() {
+            if passes < length {
+                let longest = match passing {
+                    Passing::Headers(longest) => longest,
+                    _ => Duration::MAX,
+                };
+                self.be_silent(longest);
                 return;
             }
         }
     }
 
-    fn passes(&self, passed: usize) -> bool {
-        match *self.passing.lock().unwrap_or_else(PoisonError::into_inner) {
-            Passing::All => true,
-            Passing::Nothing => self.pieces.load(Ordering::Relaxed) < 2,
-            Passing::First(bytes) => passed < bytes,
-        }
-    }
-
-    fn be_silent(&self) {
-        let closed = self.closed.load(Ordering::Relaxed);
-        while self.closed.load(Ordering::Relaxed) == closed {
+    fn be_silent(&self, longest: Duration) {
+        let (closed, began) = (self.closed.load(Ordering::Relaxed), Instant::now());
+        while self.closed.load(Ordering::Relaxed) == closed && began.elapsed() < longest {
             thread::sleep(LOOK);
         }
     }
+}
+
+/// Where the headers end of an answer that begins with this piece and has a large body.
+fn end_of_large_headers(piece: &[u8]) -> Option<usize> {
+    let text = String::from_utf8_lossy(piece);
+    // As many characters as bytes: headers are ASCII.
+    let (headers, _) = text.split_once("\r\n\r\n")?;
+    if !headers.starts_with("HTTP/1.1 ") {
+        return None;
+    }
+    let length = headers.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.trim().parse::<usize>().ok())?
+    })?;
+    (length >= LARGE).then_some(headers.len() + 4)
 }

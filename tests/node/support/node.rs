@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        OnceLock,
+        Mutex, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
 };
@@ -38,7 +38,6 @@ pub(crate) const PROGRAMS: &[&str] = &[
     "bridge",
     "loopback",
     "host-local",
-    "weed",
 ];
 
 /// The node's own address, set by `enter.sh`.
@@ -51,7 +50,7 @@ const PAUSE: (&str, &str) = ("node/pause", "1");
 #[derive(Debug)]
 pub(crate) struct Node {
     // Dropped in this order: who depends on another goes first.
-    _kubelet: Process,
+    kubelet: Mutex<Option<Process>>,
     _proxy: Process,
     _containerd: Process,
     _scheduler: Process,
@@ -59,7 +58,22 @@ pub(crate) struct Node {
     names: Names,
     addresses: AtomicU8,
     release: OnceLock<Release>,
+    cgroup: String,
 }
+
+/// How a kubelet pulls the images of several Pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pulls {
+    /// One after the other, as it does by default.
+    Serial,
+    /// All at once, as in clusters that are well kept: one that hangs must not hold up the others.
+    Parallel,
+}
+
+/// Pulls are serial as long as this lives. The kubelet then belongs to the thread that ended this.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct SerialPulls<'a>(&'a Node);
 
 impl Node {
     /// Starts everything and waits until the node takes Pods.
@@ -89,7 +103,7 @@ impl Node {
                 .status;
             status.success().then_some(())
         });
-        let mut kubelet = start_kubelet(&files, cgroup);
+        let mut kubelet = start_kubelet(&files, cgroup, Pulls::Parallel);
         eventually("the node is ready", || {
             kubelet.assert_alive();
             let node = cluster.get("/api/v1/nodes/node1");
@@ -102,7 +116,7 @@ impl Node {
             conditions.iter().any(ready).then_some(())
         });
         Self {
-            _kubelet: kubelet,
+            kubelet: Mutex::new(Some(kubelet)),
             _proxy: proxy,
             _containerd: containerd,
             _scheduler: scheduler,
@@ -110,7 +124,20 @@ impl Node {
             names,
             addresses: AtomicU8::new(10),
             release: OnceLock::new(),
+            cgroup: cgroup.to_owned(),
         }
+    }
+
+    /// Lets kubelet pull one image after the other. Its Pods run on while it is started again.
+    pub(crate) fn pull_one_by_one(&self) -> SerialPulls<'_> {
+        self.restart_kubelet(Pulls::Serial);
+        SerialPulls(self)
+    }
+
+    fn restart_kubelet(&self, pulls: Pulls) {
+        let mut kubelet = self.kubelet.lock().unwrap();
+        drop(kubelet.take());
+        *kubelet = Some(start_kubelet(&Files::new(&self.cluster), &self.cgroup, pulls));
     }
 
     /// Installs Kagami by its chart, on the thread on which everything is started.
@@ -139,6 +166,12 @@ impl Node {
         );
         self.names.add(name, address);
         address
+    }
+}
+
+impl Drop for SerialPulls<'_> {
+    fn drop(&mut self) {
+        self.0.restart_kubelet(Pulls::Parallel);
     }
 }
 
@@ -255,7 +288,7 @@ state = "/run/containerd"
     files.start("containerd", &["--config".to_owned(), configuration])
 }
 
-fn start_kubelet(files: &Files<'_>, cgroup: &str) -> Process {
+fn start_kubelet(files: &Files<'_>, cgroup: &str, pulls: Pulls) -> Process {
     let (certificate, key) = files
         .cluster
         .authority
@@ -284,8 +317,7 @@ fn start_kubelet(files: &Files<'_>, cgroup: &str) -> Process {
         "failCgroupV1": false,
         "failSwapOn": false,
         "makeIPTablesUtilChains": false,
-        // As in clusters that are well kept: one pull that hangs must not hold up the others.
-        "serializeImagePulls": false,
+        "serializeImagePulls": pulls == Pulls::Serial,
         // Some tests have many.
         "maxPods": 200,
         "nodeStatusUpdateFrequency": "2s",

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use super::node::{self, Node};
 use crate::shared::{eventually, process::Process};
 
+/// Programs of `scripts/tools` that it consists of.
+pub(crate) const PROGRAMS: &[&str] = &["weed"];
+
 const BUCKET: &str = "registry";
 const KEY: &str = "registry";
 const SECRET: &str = "through-the-looking-glass";

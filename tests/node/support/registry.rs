@@ -33,7 +33,7 @@ pub(crate) struct Registry {
     pub(crate) url: String,
     /// Where it listens: every address of the machine, or one.
     pub(crate) address: Option<Ipv4Addr>,
-    port: u16,
+    pub(crate) port: u16,
     login: Option<Login>,
 }
 
@@ -67,6 +67,27 @@ impl Registry {
             "tls": {"certificate": certificate, "key": key},
         });
         registry.configured(storage, &http)
+    }
+
+    /// The same as [`Self::start`] behind plain HTTP, which containerd is told.
+    pub(crate) fn start_plain(node: &Node, host: &str) -> Self {
+        let (cluster, address) = (&node.cluster, node.new_address(host));
+        let (folder, port) = (cluster.folder(), 80);
+        let url = format!("http://{host}");
+        let told = folder.join("registries").join(host);
+        fs::create_dir_all(&told).unwrap();
+        fs::write(told.join("hosts.toml"), format!("server = \"{url}\"\n")).unwrap();
+        let at = SocketAddr::from((address, port));
+        let registry = Self {
+            program: registry::Registry::new(host, &cluster.tools.path("registry"), folder, at),
+            name: host.to_owned(),
+            url,
+            address: Some(address),
+            port,
+            login: None,
+        };
+        let storage = json!({"filesystem": {"rootdirectory": registry.program.file("data")}});
+        registry.configured(storage, &json!({"addr": at.to_string()}))
     }
 
     /// A registry behind plain HTTP at a port of every address of the node, for everybody. Nodes reach it as
@@ -153,6 +174,15 @@ impl Registry {
         cluster
             .http
             .wait(self.target(cluster).delete(repository, &digest));
+    }
+
+    /// Answers with these bytes for a digest that it has, as if its disk had lost others.
+    pub(crate) fn answer_with(&self, digest: &str, bytes: &[u8]) {
+        let (algorithm, hash) = digest.split_once(':').unwrap();
+        let blobs = self.program.file("data").join("docker/registry/v2/blobs");
+        let file = blobs.join(algorithm).join(&hash[..2]).join(hash).join("data");
+        assert!(file.exists(), "{}", file.display());
+        fs::write(file, bytes).unwrap();
     }
 
     /// The registry as a place to push to.

@@ -68,6 +68,20 @@ impl<'a> Scene<'a> {
         assert_eq!(digest, self.digest);
     }
 
+    /// The image by its digest, as users write it and as the mirror has it.
+    pub(crate) fn by_digest(&self) -> [String; 2] {
+        [&self.written, &self.mirrored].map(|[image]| {
+            let (name, _) = image.rsplit_once(':').unwrap();
+            format!("{name}@{}", self.digest)
+        })
+    }
+
+    /// The mirror answers with something else when asked for the digest: the same manifest, with a space more.
+    pub(crate) fn swap_on_mirror(&self) {
+        let other = [&self.image.manifest[..], b" "].concat();
+        self.mirror.answer_with(&self.digest, &other);
+    }
+
     /// Deletes the image from the mirror.
     pub(crate) fn delete_from_mirror(&self) {
         let cluster = &self.kagami.node.cluster;
