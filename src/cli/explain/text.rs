@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{ClusterExplanation, Explanation, Sight};
+use super::{ClusterExplanation, Explanation, NotCopied, Sight};
 use crate::{
     cli::oneshot::sign_of_life,
     domain::{
@@ -78,6 +78,15 @@ pub(super) fn of(explanation: &Explanation) -> String {
             line("  cause", cause);
         }
         line("  image", &mirror.sight.to_string());
+        if let Some(NotCopied {
+            reason,
+            explanation,
+            advice,
+        }) = &mirror.not_copied
+        {
+            let explanation = explanation.trim_end_matches('.');
+            line("  no copy", &format!("{reason}: {explanation}; {advice}"));
+        }
         if let Some(here) = &mirror.from_here {
             let (health, sight) = (health(here.health, here.fault), &here.sight);
             line("  from here", &format!("{health}; {sight} ({})", here.reason));
