@@ -78,14 +78,8 @@ pub(super) fn of(explanation: &Explanation) -> String {
             line("  cause", cause);
         }
         line("  image", &mirror.sight.to_string());
-        if let Some(NotCopied {
-            reason,
-            explanation,
-            advice,
-        }) = &mirror.not_copied
-        {
-            let explanation = explanation.trim_end_matches('.');
-            line("  no copy", &format!("{reason}: {explanation}; {advice}"));
+        if let Some(why) = &mirror.not_copied {
+            line("  no copy", &why.to_string());
         }
         if let Some(here) = &mirror.from_here {
             let (health, sight) = (health(here.health, here.fault), &here.sight);
@@ -121,6 +115,18 @@ fn health(state: &str, fault: Option<&str>) -> String {
     match fault {
         Some(fault) => format!("{state}: {fault}"),
         None => state.to_owned(),
+    }
+}
+
+impl fmt::Display for NotCopied {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            reason,
+            explanation,
+            advice,
+        } = self;
+        let explanation = explanation.trim_end_matches('.');
+        write!(formatter, "{reason}: {explanation}; {advice}")
     }
 }
 

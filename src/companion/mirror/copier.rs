@@ -1,7 +1,7 @@
 //! Fills a mirror with the images that Pods use and that it lacks.
 //!
 //! Some copies are under way at once, each with connections of its own: what decides about serving is asked over
-//! others. What comes next, and what waits for how long, is planned by [`Queue`](crate::domain::copying::queue::Queue);
+//! others. What comes next, and what waits for how long, is planned by [`Queue`];
 //! whether the mirror takes anything is a health of its own ([`Writing`]) and says nothing about serving. After a copy
 //! the image is looked at like any other: that alone is proof.
 //!
@@ -29,8 +29,9 @@ use super::{
     wants::Means,
 };
 use crate::{
+    credentials::Held,
     domain::{
-        copying::{Place, Reason, Writing, place},
+        copying::{Place, Reason, Writing, place, queue::Queue},
         health::State,
         image::ImageKey,
         mirror::{self, Mode},
@@ -204,7 +205,7 @@ impl Copier {
                 return self.writing.paused_until(now).map(|until| wants.at(until));
             }
             let mirror = self.context.mirror.clone();
-            let Some(key) = wants.with(&mirror, |queue, now| queue.next(now)) else {
+            let Some(key) = wants.with(&mirror, Queue::next) else {
                 let due = wants.with(&mirror, |queue, _| queue.next_due());
                 return due.map(|due| wants.at(due));
             };
@@ -247,29 +248,29 @@ impl Copier {
             .map_err(|error| Trouble::new(Reason::NameTooLong, chain(&error)))?;
         let asks_upstream =
             locate(settings, key.by_ref()).is_some_and(|located| present.asks_upstream(&located));
-        let mirror = match &self.mirror {
-            Some(mirror) => Arc::clone(mirror),
-            None => {
-                let client = client(&logins.endpoint, Some(&logins.push))?;
-                let mirror = Arc::new(copy::Mirror::new(client, &self.settings));
-                Arc::clone(self.mirror.insert(mirror))
-            }
+        let mirror = if let Some(mirror) = &self.mirror {
+            Arc::clone(mirror)
+        } else {
+            let client = client(&logins.endpoint, Some(&logins.push))?;
+            Arc::clone(
+                self.mirror
+                    .insert(Arc::new(copy::Mirror::new(client, &self.settings))),
+            )
         };
-        let upstream = match self.upstreams.get(&source.prefix) {
-            Some(upstream) => Arc::clone(upstream),
-            None => {
-                let endpoint = Endpoint {
-                    url: pool::url(key.by_ref().host()),
-                    ca_bundle: None,
-                    trust: mirror::Trust::default(),
-                    credentials: None,
-                };
-                let client = client(&endpoint, logins.sources.get(&source.prefix))?;
-                let upstream = Arc::new(Upstream::new(client, &self.settings));
-                self.upstreams
-                    .insert(source.prefix.clone(), Arc::clone(&upstream));
-                upstream
-            }
+        let upstream = if let Some(upstream) = self.upstreams.get(&source.prefix) {
+            Arc::clone(upstream)
+        } else {
+            let endpoint = Endpoint {
+                url: pool::url(key.by_ref().host()),
+                ca_bundle: None,
+                trust: mirror::Trust::default(),
+                credentials: None,
+            };
+            let client = client(&endpoint, logins.sources.get(&source.prefix))?;
+            let upstream = Arc::new(Upstream::new(client, &self.settings));
+            let prefix = source.prefix.clone();
+            self.upstreams.insert(prefix, Arc::clone(&upstream));
+            upstream
         };
         let job = Job {
             upstream,
@@ -494,10 +495,7 @@ fn client(endpoint: &Endpoint, login: Option<&Login>) -> Result<Client, Trouble>
 
 fn renew(client: &Client, login: Option<&Login>) {
     let held = login.map(|login| &login.held);
-    client.set_credentials(
-        held.and_then(|held| held.credentials()),
-        held.and_then(|held| held.until()),
-    );
+    client.set_credentials(held.and_then(Held::credentials), held.and_then(Held::until));
 }
 
 /// Returns what to say of a refused login: what is wrong with its Secret, where that is known.
@@ -515,9 +513,9 @@ mod tests {
     use tokio::{sync::watch, time::sleep};
 
     use super::*;
-    use crate::cluster::elector::Held;
+    use crate::cluster::elector;
 
-    fn means(lease: Option<Held>) -> Means {
+    fn means(lease: Option<elector::Held>) -> Means {
         Means {
             wants: crate::companion::mirror::wants::Wants::default(),
             logins: crate::state::logins::Logins::default(),
@@ -536,7 +534,7 @@ mod tests {
         };
         let (renewed, lease) = watch::channel(Some(Instant::now()));
         let began = Instant::now();
-        let means_of_leader = means(Some(Held::of(lease)));
+        let means_of_leader = means(Some(elector::Held::of(lease)));
         let (ended, ()) = tokio::join!(while_allowed(&means_of_leader, work), async {
             sleep(Duration::from_secs(4)).await;
             renewed.send_replace(Some(Instant::now()));
@@ -552,7 +550,7 @@ mod tests {
         let (_renewed, lease) = watch::channel(None);
         let never = async { panic!("who does not lead takes no step") };
         assert_eq!(
-            while_allowed(&means(Some(Held::of(lease))), never).await,
+            while_allowed(&means(Some(elector::Held::of(lease))), never).await,
             None::<()>
         );
         // Where there is but one process, nobody else could write.
