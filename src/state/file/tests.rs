@@ -863,7 +863,7 @@ fn how_a_mirror_is_filled_is_read_whole_or_told_what_is_wrong() {
         referrers: true,
         max_size: None,
     };
-    assert_eq!(read("{policy: OnDemand}"), Ok(Some(all.clone())));
+    assert_eq!(read("{policy: OnDemand}"), Ok(Some(all)));
     assert_eq!(read("{}"), Ok(None));
     assert_eq!(read("{policy: 'Off', referrers: false}"), Ok(None));
     let some = Copying {
