@@ -50,6 +50,9 @@ use crate::{
 /// How many images are copied into a mirror at once.
 const AT_ONCE: usize = 4;
 
+/// How many images are taken out of the queue at a time: some need no copy, and others cannot have one.
+const AT_A_TIME: usize = 64;
+
 /// How long one copy waits for a registry that asks to be asked less; for longer it makes room for others.
 const LIMITED: Duration = Duration::from_secs(30);
 
@@ -199,7 +202,7 @@ impl Copier {
             return None;
         }
         let wants = self.context.means.wants.clone();
-        loop {
+        for _ in 0..AT_A_TIME {
             let now = wants.now();
             if self.copies.len() >= self.writing.at_once(AT_ONCE, now) {
                 return self.writing.paused_until(now).map(|until| wants.at(until));
@@ -216,6 +219,8 @@ impl Copier {
                 Err(trouble) => self.failed(&key, &trouble),
             }
         }
+        // Others go on in between.
+        Some(Instant::now())
     }
 
     /// Returns how an image is copied, and whether upstream must give it to everybody for that; none if it needs no copy.

@@ -1,7 +1,7 @@
 //! Which image is copied next: namespaces in turns, in each of them what most Pods use first, and none before its time.
 //!
-//! Times are those of a monotonic clock. A pick looks at everything that waits, which is bounded; a copy costs a
-//! thousand times as much.
+//! Times are those of a monotonic clock. A pick looks at what one namespace waits for, and further only where none of
+//! that is due; all of it is bounded.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -31,6 +31,8 @@ const LIMITED: (Duration, Duration) = (Duration::from_mins(1), Duration::from_ho
 pub struct Queue {
     /// What each namespace wants, and how many of its Pods use it.
     wanted: BTreeMap<Box<str>, HashMap<ImageKey, u32>>,
+    /// How many Pods use each image that is wanted, of all namespaces together.
+    uses: HashMap<ImageKey, u32>,
     failures: HashMap<ImageKey, Failure>,
     under_way: BTreeSet<ImageKey>,
     /// Registries that asked to be asked less, and until when.
@@ -70,6 +72,11 @@ impl Queue {
                 (namespace, images.into_iter().collect())
             })
             .collect();
+        self.uses.clear();
+        for (key, times) in self.wanted.values().flatten() {
+            let all = self.uses.entry(key.clone()).or_default();
+            *all = all.saturating_add(*times);
+        }
         self.tidy(now);
     }
 
@@ -87,43 +94,49 @@ impl Queue {
                 (failure.not_before > now).then_some((failure.not_before, key.clone()))
             });
             let Some((_, goes)) = failing.max() else { return };
-            if let Some(images) = self.wanted.get_mut(namespace) {
-                images.remove(&goes);
+            let went = self
+                .wanted
+                .get_mut(namespace)
+                .and_then(|images| images.remove(&goes));
+            if let Some(all) = self.uses.get_mut(&goes) {
+                *all = all.saturating_sub(went.unwrap_or_default());
+                if *all == 0 {
+                    self.uses.remove(&goes);
+                }
             }
         }
         self.wanted
             .entry(namespace.into())
             .or_default()
             .insert(key.clone(), 1);
+        let all = self.uses.entry(key.clone()).or_default();
+        *all = all.saturating_add(1);
         self.tidy(now);
     }
 
     /// Forgets what nobody wants any more and whose time has come: before, who comes and goes would be served anew.
     fn tidy(&mut self, now: Duration) {
         if self.failures.len() > IMAGES {
-            let wanted: BTreeSet<&ImageKey> = self.wanted.values().flat_map(HashMap::keys).collect();
+            let wanted = &self.uses;
             self.failures
-                .retain(|key, failure| failure.not_before > now && wanted.contains(key));
+                .retain(|key, failure| failure.not_before > now && wanted.contains_key(key));
         }
         self.limited.retain(|_, until| *until > now);
     }
 
     /// Returns the next image that is due, and notes that it is under way.
     pub fn next(&mut self, now: Duration) -> Option<ImageKey> {
-        let mut uses: HashMap<&ImageKey, u32> = HashMap::new();
-        for (key, times) in self.wanted.values().flatten() {
-            let all = uses.entry(key).or_default();
-            *all = all.saturating_add(*times);
-        }
+        let uses = |key: &ImageKey| self.uses.get(key).copied();
         let after = match &self.turn {
             Some(turn) => Bound::Excluded(&**turn),
             None => Bound::Unbounded,
         };
         let later = self.wanted.range::<str, _>((after, Bound::Unbounded));
         let (namespace, key) = later.chain(&self.wanted).find_map(|(namespace, images)| {
-            let due = images.keys().filter(|key| self.due_at(key) <= Some(now));
-            let due = due.filter(|key| self.due_at(key).is_some());
-            let most = due.max_by(|a, b| uses.get(a).cmp(&uses.get(b)).then(b.cmp(a)))?;
+            let due = images
+                .keys()
+                .filter(|key| self.due_at(key).is_some_and(|due| due <= now));
+            let most = due.max_by(|a, b| uses(a).cmp(&uses(b)).then(b.cmp(a)))?;
             Some((namespace.clone(), most.clone()))
         })?;
         self.turn = Some(namespace);
@@ -143,21 +156,24 @@ impl Queue {
 
     /// Returns when the next image is due, if one waits.
     pub fn next_due(&self) -> Option<Duration> {
-        let images = self.wanted.values().flat_map(HashMap::keys);
-        images.filter_map(|key| self.due_at(key)).min()
+        self.uses.keys().filter_map(|key| self.due_at(key)).min()
     }
 
     /// Returns how many images wait, each counted once, those under way and those that failed left out.
     pub fn waiting(&self, now: Duration) -> usize {
-        let images = self.wanted.values().flat_map(HashMap::keys);
-        let due = images.filter(|key| self.due_at(key).is_some_and(|due| due <= now));
-        due.collect::<BTreeSet<_>>().len()
+        let images = self.uses.keys();
+        images
+            .filter(|key| self.due_at(key).is_some_and(|due| due <= now))
+            .count()
     }
 
     /// Takes in that an image needs no copy, as it is there or nobody may have it.
     pub fn settled(&mut self, key: &ImageKey) {
         self.under_way.remove(key);
         self.failures.remove(key);
+        if self.uses.remove(key).is_none() {
+            return;
+        }
         self.wanted.retain(|_, images| {
             images.remove(key);
             !images.is_empty()
