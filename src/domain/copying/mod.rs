@@ -5,7 +5,7 @@
 //! their index, the tag last. [`refusal`] tells what a registry means by an answer, and [`reason`] is the closed
 //! list of why an image was not copied.
 //!
-//! [`place`] tells where an image goes, [`queue`] which comes next, and [`writing`] whether the mirror takes any.
+//! [`mod@place`] tells where an image goes, [`queue`] which comes next, and [`writing`] whether the mirror takes any.
 //!
 //! A manifest is never changed and never made anew: what is pushed are the bytes that were read, so that digests
 //! stay what they are and signatures good. Nothing here looks into a layer or minds its media type.

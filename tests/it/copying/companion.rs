@@ -236,6 +236,37 @@ async fn what_is_too_large_or_not_to_be_copied_stays_where_it_is() {
     assert!(asked("2") && !asked("3"), "nobody asked for the third since");
 }
 
+/// What weakens a mirror takes its copies away at once, as the brake does; what they were for is not forgotten.
+#[tokio::test]
+async fn a_copy_under_way_is_broken_off_with_its_mirrors_mode_and_begun_anew() {
+    let source = Fake::usual().await;
+    // It takes the beginning of a layer, and then nothing for a minute and more.
+    let mirror = Fake::start(|ask| Act::when(ask.is("PUT", Kind::Upload), Act::Stall(1000))).await;
+    source.hold("team/app", "1", &image(vec![noise(1, 1 << 20)], &json!({})));
+    let kagami = Kagami::start(&[filled(source.url(), mirror.url(), &json!({}))]).await;
+    let wanted = name(source.url(), "app:1");
+    until(&kagami, &[&wanted], &["ImageMissing"]).await;
+    eventually("an upload hangs", LONG, async || {
+        let uploads = mirror.count("PUT", Kind::Upload);
+        (uploads > 0).then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+    let audit = json!({"mode": "Audit"});
+    kagami.configure(&text(&[filled(source.url(), mirror.url(), &audit)]));
+    kagami
+        .until_status("/mirrors/main/copies", &Value::Null, LONG)
+        .await;
+    mirror.set(|_| Act::Usual);
+    kagami.configure(&text(&[filled(source.url(), mirror.url(), &json!({}))]));
+    // Nobody asks again, and the hanging one would have been waited for longer.
+    eventually("it is copied", Duration::from_secs(30), async || {
+        let copied = kagami.metric(COPIED).await;
+        (copied > 0.5).then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+    until(&kagami, &[&wanted], &["Mirrored"]).await;
+}
+
 /// With `kill -9`, at another moment each time: nothing half is to be seen, and who comes next brings it to its end.
 #[tokio::test]
 async fn a_companion_that_was_killed_leaves_nothing_half_and_the_next_one_goes_on() {
