@@ -150,25 +150,32 @@ impl Copier {
             self.stop(settings.copying.is_none());
             return;
         };
-        let is_other = self.filling.as_ref().is_none_or(|(before, had)| {
-            let is_same = |(prefix, login): (&String, &Login)| {
-                had.sources
-                    .get(prefix)
-                    .is_some_and(|before| before.is_same(login))
-            };
-            *before != copying || !had.push.is_same(&logins.push) || !logins.sources.iter().all(is_same)
-        });
+        let is_same = |(prefix, login): (&String, &Login), had: &OfMirror| {
+            had.sources
+                .get(prefix)
+                .is_some_and(|before| before.is_same(login))
+        };
+        let (other_settings, other_logins) = match &self.filling {
+            Some((before, had)) => (
+                *before != copying,
+                !had.push.is_same(&logins.push) || !logins.sources.iter().all(|source| is_same(source, had)),
+            ),
+            None => (true, true),
+        };
         self.filling = Some((copying, logins));
-        if !is_other {
+        if !other_settings && !other_logins {
             return;
         }
         let Some((_, logins)) = &self.filling else { return };
         // What failed may go well now.
         self.writing.forgive();
-        self.context
-            .means
-            .wants
-            .with(&self.context.mirror, |queue, _| queue.forgive());
+        self.context.means.wants.with(&self.context.mirror, |queue, _| {
+            if other_settings {
+                queue.forgive();
+            } else {
+                queue.forgive_logins();
+            }
+        });
         if let Some(mirror) = &self.mirror {
             renew(mirror.client(), Some(&logins.push));
         }

@@ -43,6 +43,7 @@ pub struct Queue {
 
 #[derive(Clone, Copy, Debug)]
 struct Failure {
+    reason: Reason,
     times: u32,
     not_before: Duration,
 }
@@ -215,6 +216,7 @@ impl Queue {
         self.failures.insert(
             key.clone(),
             Failure {
+                reason,
                 times: times.saturating_add(1),
                 not_before: now + pause,
             },
@@ -222,9 +224,15 @@ impl Queue {
         pause
     }
 
-    /// Forgets why copies failed: something else is asked for, or with another login.
+    /// Forgets why copies failed: something else is asked for.
     pub fn forgive(&mut self) {
         self.failures.clear();
+        self.limited.clear();
+    }
+
+    /// Forgets the failures that another login may mend. Tokens are renewed all the time, so the others wait on.
+    pub fn forgive_logins(&mut self) {
+        self.failures.retain(|_, failure| !is_of_login(failure.reason));
         self.limited.clear();
     }
 
@@ -232,6 +240,19 @@ impl Queue {
     pub fn begin_anew(&mut self) {
         self.under_way.clear();
     }
+}
+
+/// Whether another login may be answered otherwise. Some registries say of what needs one that it is not there.
+const fn is_of_login(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::SourceUnauthorized
+            | Reason::Unauthorized
+            | Reason::PushForbidden
+            | Reason::RepositoryMissing
+            | Reason::ImageMissing
+            | Reason::RateLimited
+    )
 }
 
 /// Returns how long an image is left alone that was not copied for this reason, having failed so many times before.
@@ -364,6 +385,24 @@ mod tests {
         queue.failed(&key("x:1"), Reason::MediaTypeRefused, false, None, at(0));
         queue.forgive();
         assert_eq!(queue.next(at(0)), Some(key("x:1")));
+    }
+
+    #[test]
+    fn another_login_mends_what_a_login_may_mend() {
+        for (reason, expected) in [
+            (Reason::SourceUnauthorized, true),
+            (Reason::ImageMissing, true),
+            (Reason::RateLimited, true),
+            (Reason::MediaTypeRefused, false),
+            (Reason::ImageTooLarge, false),
+        ] {
+            let mut queue = Queue::default();
+            queue.add("a", &key("x:1"), at(0));
+            queue.next(at(0));
+            queue.failed(&key("x:1"), reason, false, None, at(0));
+            queue.forgive_logins();
+            assert_eq!(queue.next(at(0)).is_some(), expected, "{reason}");
+        }
     }
 
     #[test]
