@@ -41,6 +41,7 @@ pub struct Metrics {
     sweeps: Family<SweepLabels, Counter>,
     configuration_loads: Family<ResultLabel, Counter>,
     demand_dropped: Counter,
+    copies: CopyMetrics,
     cluster: ClusterMetrics,
     certificate_not_after: Gauge,
     certificate_replacements: Gauge,
@@ -66,6 +67,15 @@ impl OfReviews {
             seconds: OnceLock::new(),
         }
     }
+}
+
+/// What a process tells that fills mirrors.
+#[derive(Clone, Debug, Default)]
+struct CopyMetrics {
+    copies: Family<CopyLabels, Counter>,
+    bytes: Family<MirrorLabel, Counter>,
+    under_way: Family<MirrorLabel, Gauge>,
+    waiting: Family<MirrorLabel, Gauge>,
 }
 
 /// What a process tells that follows an API server.
@@ -177,6 +187,12 @@ struct RescueLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CopyLabels {
+    mirror: String,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WriteLabels {
     kind: &'static str,
     result: &'static str,
@@ -244,6 +260,7 @@ impl Metrics {
             sweeps: Family::default(),
             configuration_loads: Family::default(),
             demand_dropped: Counter::default(),
+            copies: CopyMetrics::default(),
             cluster: ClusterMetrics::default(),
             certificate_not_after: Gauge::default(),
             certificate_replacements: Gauge::default(),
@@ -263,6 +280,7 @@ impl Metrics {
             sweeps,
             configuration_loads,
             demand_dropped,
+            copies,
             cluster,
             certificate_not_after,
             certificate_replacements,
@@ -316,6 +334,7 @@ impl Metrics {
             "Times a new serving certificate was refused since the start",
             certificate_faults,
         );
+        copies.register(&mut registry);
         cluster.register(&mut registry);
         for (listener, counts) in [("admission", admission_server), ("admin", admin_server)] {
             register_server(&mut registry, listener, counts);
@@ -421,6 +440,7 @@ impl Metrics {
                 state: Label(state),
             });
         }
+        self.set_copies(mirror, None);
         for class in Class::ALL {
             self.cluster.sweep_finished.remove(&SweepClassLabels {
                 mirror: mirror.to_owned(),
@@ -432,6 +452,46 @@ impl Metrics {
                 mirror: mirror.to_owned(),
                 presence,
             });
+        }
+    }
+
+    /// Counts the end of a copy into a mirror: `Copied`, or the reason why it failed.
+    pub fn copied(&self, mirror: &str, result: &'static str) {
+        let mirror = mirror.to_owned();
+        self.copies
+            .copies
+            .get_or_create(&CopyLabels { mirror, result })
+            .inc();
+    }
+
+    /// Counts bytes that were sent to a mirror, of copies that came to an end or not.
+    pub fn copied_bytes(&self, mirror: &str, bytes: u64) {
+        if bytes > 0 {
+            let mirror = mirror.to_owned();
+            self.copies
+                .bytes
+                .get_or_create(&MirrorLabel { mirror })
+                .inc_by(bytes);
+        }
+    }
+
+    /// Sets how many copies into a mirror are under way, and how many images wait for one; none where it is not filled.
+    pub fn set_copies(&self, mirror: &str, numbers: Option<(usize, usize)>) {
+        let label = MirrorLabel {
+            mirror: mirror.to_owned(),
+        };
+        let CopyMetrics {
+            under_way, waiting, ..
+        } = &self.copies;
+        let numbers = numbers.map(|(under_way, waiting)| [under_way, waiting]);
+        for (at, gauge) in [under_way, waiting].into_iter().enumerate() {
+            match numbers {
+                Some(numbers) => {
+                    let number = i64::try_from(numbers[at]).unwrap_or(i64::MAX);
+                    gauge.get_or_create(&label).set(number);
+                }
+                None => drop(gauge.remove(&label)),
+            }
         }
     }
 
@@ -533,6 +593,33 @@ impl Metrics {
     /// Returns what the admin listener counts in.
     pub fn admin_server(&self) -> Counts {
         self.admin_server.clone()
+    }
+}
+
+impl CopyMetrics {
+    fn register(self, registry: &mut Registry) {
+        let Self {
+            copies,
+            bytes,
+            under_way,
+            waiting,
+        } = self;
+        registry.register(
+            "copies",
+            "Copies of images into a mirror by how they ended: Copied, or why not",
+            copies,
+        );
+        registry.register_with_unit("copied", "Bytes sent to a mirror by copies", Unit::Bytes, bytes);
+        registry.register(
+            "copies_under_way",
+            "Copies into a mirror that are under way",
+            under_way,
+        );
+        registry.register(
+            "copies_waiting",
+            "Images that a mirror lacks and that wait for a copy; those that failed lately are left out",
+            waiting,
+        );
     }
 }
 

@@ -10,13 +10,14 @@ use crate::domain::{
     time::Timestamp,
 };
 
-/// Returns what a resource says of one image. `last_used` stays open.
+/// Returns what a resource says of one image. `last_used` and `not_copied` stay open.
 pub fn spec(mirror: &str, key: KeyRef<'_>, presence: &Presence, verified_at: Timestamp) -> MirroredImageSpec {
     let mut spec = MirroredImageSpec {
         mirror: mirror.to_owned(),
         image: key.to_string(),
         presence: ApiPresence::Unknown,
         reason: None,
+        not_copied: None,
         digest: None,
         media_type: None,
         platforms: Vec::new(),

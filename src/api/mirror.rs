@@ -16,9 +16,10 @@ use super::{
 use crate::domain::{
     mapping::{Mapping, MirrorRegistry, Template},
     mirror::{
-        Access, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer, RescuePolicy,
-        Source, Tags, Trust,
+        Access, Copying, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer,
+        RescuePolicy, Source, Tags, Trust,
     },
+    platform::Platforms,
     selector::{Operator, Requirement, Selector},
     source::{also_meant, check_glob, is_host, may_match_below, normalise_prefix},
 };
@@ -33,6 +34,10 @@ pub struct Connection {
     pub trust: Trust,
     /// Name of the Secret with which the mirror may be read.
     pub probe_secret: Option<String>,
+    /// Name of the Secret with which it may be written to, where that is another one.
+    pub copy_secret: Option<String>,
+    /// Names of the Secrets with which upstream registries may be read, by the prefix of their source.
+    pub source_secrets: BTreeMap<String, String>,
 }
 
 /// Returns what a resource says, or everything that is wrong with it.
@@ -42,19 +47,21 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
     let mapping = mapping(spec, &mut faults);
     let connection = connection(spec, &mut faults);
     let namespaces = selector(&spec.namespace_selector, &mut faults);
-    let sources = sources(spec, &mut faults);
+    let (sources, source_secrets) = sources(spec, &mut faults);
     let health = health(&spec.health, &mut faults);
     let freshness = freshness(&spec.freshness, &mut faults);
     let tags = tags(&spec.tags, &mut faults);
+    let copying = copying(spec, &mut faults);
     let hang_after = &spec.rescue.hang_after;
     let hang_after = faults.duration("spec.rescue.hangAfter", hang_after, &rules::HANG_AFTER);
     if selects_all(&spec.namespace_selector) && sources.iter().any(|source| source.access == Access::Private)
     {
         faults.add("spec.namespaceSelector", rules::PRIVATE_NEEDS_SELECTOR.message);
     }
-    let (Some(mapping), Some(connection), []) = (mapping, connection, faults.0.as_slice()) else {
+    let (Some(mapping), Some(mut connection), []) = (mapping, connection, faults.0.as_slice()) else {
         return Err(faults.0);
     };
+    connection.source_secrets = source_secrets;
 
     let runs_in = [mapping.registry.host(), &connection.endpoint]
         .into_iter()
@@ -86,6 +93,7 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
             .ok()
             .filter(|rate| *rate > 0),
         tags,
+        copying,
         read_secret: connection.probe_secret.clone(),
         pull_secret: spec.pull_secret.is_some(),
         exclude_owners: spec
@@ -113,6 +121,10 @@ pub fn secret_references(spec: &ImageMirrorSpec) -> Vec<(String, &str)> {
     let mut references = vec![
         ("spec.endpoint.credentials".to_owned(), endpoint),
         ("spec.pullSecret".to_owned(), spec.pull_secret.as_ref()),
+        (
+            "spec.copy.credentials".to_owned(),
+            spec.copy.as_ref().and_then(|copy| copy.credentials.as_ref()),
+        ),
     ];
     for (index, source) in spec.sources.iter().enumerate() {
         references.push((
@@ -228,6 +240,11 @@ fn connection(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Connection>
         probe_secret: endpoint
             .credentials
             .map(|credentials| credentials.secret_ref.name),
+        copy_secret: spec
+            .copy
+            .as_ref()
+            .and_then(|copy| Some(copy.credentials.as_ref()?.secret_ref.name.clone())),
+        source_secrets: BTreeMap::new(),
     })
 }
 
@@ -304,6 +321,44 @@ fn tags(spec: &api::TagSettings, faults: &mut Faults) -> Tags {
     }
 }
 
+/// Returns how the mirror is filled, if it is.
+fn copying(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Copying> {
+    let copy = spec.copy.as_ref()?;
+    let mut platforms = Platforms::NONE;
+    for (index, name) in copy.platforms.iter().enumerate() {
+        let known = Platforms::parse(name).filter(|platform| platform.names().next().is_some());
+        match known {
+            Some(platform) => platforms = platforms.or(platform),
+            None => faults.add(
+                format!("spec.copy.platforms[{index}]"),
+                format!("{name:?} is no platform that Kagami knows: write it as linux/amd64 or linux/arm/v7"),
+            ),
+        }
+    }
+    let max_size = copy.max_image_size.as_ref().map(|size| {
+        size.parse().unwrap_or_else(|| {
+            let message = format!("{:?} is not a size: write 500Mi or 20Gi", size.0);
+            faults.add("spec.copy.maxImageSize", message);
+            0
+        })
+    });
+    if copy.policy == api::CopyPolicy::Off {
+        return None;
+    }
+    if spec.kind != api::Kind::Hosted {
+        faults.add("spec.copy.policy", rules::COPY_NEEDS_HOSTED.message);
+    }
+    Some(Copying {
+        platforms: if copy.platforms.is_empty() {
+            Platforms::ALL
+        } else {
+            platforms
+        },
+        referrers: copy.referrers,
+        max_size,
+    })
+}
+
 fn owners(owners: &[api::Owner]) -> Vec<OwnerPattern> {
     let pattern = |owner: &api::Owner| OwnerPattern {
         group: owner.group.clone(),
@@ -318,7 +373,9 @@ fn selects_all(selector: &LabelSelector) -> bool {
         && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
 }
 
-fn sources(spec: &ImageMirrorSpec, faults: &mut Faults) -> Vec<Source> {
+/// Returns the sources, and the names of their Secrets by prefix.
+fn sources(spec: &ImageMirrorSpec, faults: &mut Faults) -> (Vec<Source>, BTreeMap<String, String>) {
+    let mut secrets = BTreeMap::new();
     let registry: Option<MirrorRegistry> = spec.registry.parse().ok();
     let parsed: Vec<_> = spec
         .sources
@@ -369,6 +426,9 @@ fn sources(spec: &ImageMirrorSpec, faults: &mut Faults) -> Vec<Source> {
             }
         }
         let with_credentials = source.credentials.is_some();
+        if let Some(credentials) = &source.credentials {
+            secrets.insert(prefix.to_owned(), credentials.secret_ref.name.clone());
+        }
         sources.push(Source {
             prefix: prefix.to_owned(),
             exclude: source.exclude.clone(),
@@ -385,10 +445,13 @@ fn sources(spec: &ImageMirrorSpec, faults: &mut Faults) -> Vec<Source> {
             && !sources.iter().any(|other| covers(&other.prefix, &prefix))
         {
             let source = sources[index].clone();
+            if let Some(secret) = secrets.get(&source.prefix).cloned() {
+                secrets.insert(prefix.clone(), secret);
+            }
             sources.push(Source { prefix, ..source });
         }
     }
-    sources
+    (sources, secrets)
 }
 
 /// Whether two sources of one meaning differ in how their prefixes are written, and in nothing else.

@@ -350,10 +350,10 @@ mod tests {
             &["spec.tags is off because of spec.tags"],
         );
         check(
-            &json!({"copy": {"policy": "OnDemand"}, "retention": {}}),
+            &json!({"copy": {"policy": "OnDemand", "later": 1}, "retention": {}}),
             &json!({}),
             &[
-                "spec.copy is off because of spec.copy",
+                "spec.copy is off because of spec.copy.later",
                 "spec.retention is off because of spec.retention",
             ],
         );

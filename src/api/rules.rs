@@ -60,6 +60,14 @@ pub(super) const PRIVATE_NEEDS_SELECTOR: Rule = Rule {
     field: Some(".namespaceSelector"),
 };
 
+/// `copy.policy` where a mirror fetches by itself.
+pub(super) const COPY_NEEDS_HOSTED: Rule = Rule {
+    cel: "!has(self.copy) || self.copy.policy == 'Off' || self.kind == 'Hosted'",
+    message: "must be Off unless kind is Hosted: a PullThrough mirror fetches by itself",
+    expression: None,
+    field: Some(".copy.policy"),
+};
+
 pub(super) const TEMPLATE_NEEDS_REGISTRY: Rule = Rule {
     cel: "self.repository.contains('{registry}') || size(self.sources) == 1",
     message: "must contain {registry} when there is more than one source: else images of different \
@@ -333,6 +341,26 @@ pub(super) const STALE_AFTER: Range = Range::new(Duration::from_secs(10), Durati
 pub(super) const HANG_AFTER: Range = Range::new(Duration::from_secs(10), Duration::from_hours(1));
 pub(super) const FRESHNESS: Range = Range::new(Duration::from_secs(1), Duration::from_hours(720));
 
+/// What a size looks like: a whole number with a unit of bytes.
+pub(super) const SIZE_PATTERN: &str = "^[1-9][0-9]{0,5}(Mi|Gi|Ti)$";
+
+/// Returns the bytes that a text of the form of [`SIZE_PATTERN`] names.
+pub(super) fn parse_size(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(2)?)?;
+    let is_number = (1..=6).contains(&number.len()) && number.bytes().all(|byte| byte.is_ascii_digit());
+    let unit = match unit {
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1_u64 << 40,
+        _ => return None,
+    };
+    let number: u64 = number
+        .parse()
+        .ok()
+        .filter(|_| is_number && !number.starts_with('0'))?;
+    number.checked_mul(unit)
+}
+
 /// What a duration looks like: whole numbers with units, at most four of them (the form that
 /// Gateway API's GEP-2257 took from Go's `time.ParseDuration`).
 pub(super) const DURATION_PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
@@ -383,6 +411,26 @@ pub(super) fn to_text(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_whole_numbers_with_a_unit() {
+        for (text, expected) in [
+            ("1Mi", Some(1 << 20)),
+            ("20Gi", Some(20 << 30)),
+            ("999999Ti", Some(999_999 << 40)),
+            ("1000000Ti", None),
+            ("0Gi", None),
+            ("01Gi", None),
+            ("1.5Gi", None),
+            ("+1Gi", None),
+            ("1G", None),
+            ("Gi", None),
+            ("1\u{e9}", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_size(text), expected, "{text}");
+        }
+    }
 
     #[test]
     fn durations_are_whole_numbers_with_units() {

@@ -75,6 +75,7 @@ impl JsonSchema for Duration {
 #[schemars(extend("x-kubernetes-validations" = rules::validations(&[
     rules::PRIVATE_NEEDS_SELECTOR,
     rules::TEMPLATE_NEEDS_REGISTRY,
+    rules::COPY_NEEDS_HOSTED,
 ])))]
 pub struct ImageMirrorSpec {
     /// The most that this mirror may do. Enforce: rewrite images. Warn: change nothing, but warn
@@ -143,6 +144,12 @@ pub struct ImageMirrorSpec {
     /// The background check of all known images.
     #[serde(default)]
     pub sweep: Sweep,
+
+    /// Images that Pods use and this mirror lacks. Absent: nothing is copied.
+    // No default in the definition: it would be written into every object, and a program that does not know it yet, as
+    // after a rollback, would tell of it in each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<Copying>,
 
     /// Tags, which may move.
     #[serde(default)]
@@ -222,7 +229,8 @@ pub struct Source {
     #[schemars(length(max = 256), inner(length(min = 1, max = 512)))]
     pub exclude: Vec<String>,
 
-    /// Credentials for the upstream registry, used for copying only.
+    /// Credentials for the upstream registry, used for copying only: the Secret's entry for `prefix`, or for
+    /// its host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<Credentials>,
 
@@ -245,7 +253,7 @@ pub enum Access {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Credentials {
-    /// A Secret of type kubernetes.io/dockerconfigjson in Kagami's own namespace.
+    /// A Secret of type kubernetes.io/dockerconfigjson or kubernetes.io/basic-auth in Kagami's own namespace.
     pub secret_ref: SecretReference,
 }
 
@@ -365,6 +373,65 @@ impl Default for Sweep {
     }
 }
 
+/// `spec.copy`.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Copying {
+    /// OnDemand: images that Pods use and the mirror lacks are copied there, where nothing weakens mode Enforce:
+    /// neither this mirror's mode nor the namespace's. Off: nothing is copied (write "Off" in quotes: YAML reads the bare
+    /// word as false). Only for mirrors of kind Hosted.
+    #[serde(default)]
+    pub policy: CopyPolicy,
+    /// Platforms that are copied: linux/amd64. Empty: all that an image has. Some registries refuse an index without
+    /// all that it lists (SparseIndexRefused).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 64)))]
+    pub platforms: Vec<String>,
+    /// Whether signatures, SBOMs and what else refers to an image come along.
+    #[serde(default = "yes")]
+    pub referrers: bool,
+    /// Credentials that may push to the mirror. Absent: those of `endpoint`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<Credentials>,
+    /// The most that an image may have, of all platforms that are copied together: 500Mi, 20Gi. Absent: no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_image_size: Option<Size>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// Whether a mirror is filled.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyPolicy {
+    OnDemand,
+    #[default]
+    Off,
+}
+
+/// A number of bytes: a whole number with the unit Mi, Gi or Ti, such as 500Mi.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Size(pub String);
+
+impl Size {
+    /// Returns the bytes that this text names; nothing if it is not of the documented form.
+    pub fn parse(&self) -> Option<u64> {
+        rules::parse_size(&self.0)
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": rules::SIZE_PATTERN, "maxLength": 8})
+    }
+}
+
 /// `spec.tags`.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
@@ -460,7 +527,7 @@ fn every_kind() -> String {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ImageMirrorStatus {
-    /// Ready, Healthy, CredentialsValid, NodesCanPull, SweepInTime and others.
+    /// Ready, Healthy, CredentialsValid, NodesCanPull, SweepInTime, Writable and others.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// The mirror's health.
@@ -557,6 +624,7 @@ pub struct SweepStatus {
     printcolumn = r#"{"name": "Image", "type": "string", "jsonPath": ".spec.image"}"#,
     printcolumn = r#"{"name": "Presence", "type": "string", "jsonPath": ".spec.presence"}"#,
     printcolumn = r#"{"name": "Reason", "type": "string", "jsonPath": ".spec.reason", "priority":1}"#,
+    printcolumn = r#"{"name": "Not Copied", "type": "string", "jsonPath": ".spec.notCopied", "priority":1}"#,
     printcolumn = r#"{"name": "Last Used", "type": "date", "jsonPath": ".spec.lastUsed", "priority":1}"#,
     printcolumn = r#"{"name": "Digest", "type": "string", "jsonPath": ".spec.digest", "priority":1}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
@@ -579,6 +647,10 @@ pub struct MirroredImageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub reason: Option<String>,
+    /// Why it was not copied to the mirror, in one word, where that was tried in vain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub not_copied: Option<String>,
     /// Digest of the manifest that was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]

@@ -26,9 +26,9 @@ use crate::{
     cluster::{objects, sources, watch::get},
     credentials::{Credentials, Keyring, Secret},
     domain::{
-        copying::Reason,
+        copying::{Place, Reason, place},
         foreign::Foreign,
-        image::{Class, Reference},
+        image::Reference,
         mapping::Form,
         mirror::{Kind, Mirror},
         platform::Platforms,
@@ -402,11 +402,7 @@ impl Destination {
         settings: &Settings,
         mirror: &Arc<copy::Mirror>,
     ) -> Result<(Job, String), Trouble> {
-        let trouble = |reason: Reason, words: String| Trouble {
-            reason,
-            words,
-            is_passing: false,
-        };
+        let trouble = |reason: Reason, words: String| Trouble::new(reason, words);
         let reference =
             Reference::parse(image).map_err(|error| trouble(Reason::InvalidReference, error.to_string()))?;
         let key = reference.key();
@@ -431,36 +427,29 @@ impl Destination {
         let mapping = &self.mirror.mapping;
         let too_long =
             |error: crate::domain::mapping::MapError| trouble(Reason::NameTooLong, error.to_string());
-        let into = mapping.repository_path(&reference).map_err(too_long)?;
         let mapped = mapping.map(&reference, Form::Written).map_err(too_long)?;
-        let [library, path] = reference.path_parts();
-        let repository = format!("{library}{path}");
-        let asked = key.reference().manifest_reference().to_owned();
+        let Place {
+            repository,
+            reference,
+            into,
+            tag,
+        } = place(mapping, key).map_err(too_long)?;
         Ok((
             Job {
                 upstream: upstreams.of(key.host(), &repository, keyring, settings)?,
                 repository,
-                tag: match key.class() {
-                    Class::Tag => asked.clone(),
-                    Class::Digest => anchor(&asked),
-                },
-                reference: asked,
+                tag,
+                reference,
                 mirror: Arc::clone(mirror),
                 into,
                 platforms: Platforms::ALL,
                 referrers: true,
                 verify: false,
+                max_size: None,
             },
             mapped,
         ))
     }
-}
-
-/// Returns the tag by which an image stays that is asked for by its digest alone: registries collect what has none. Not
-/// of the form that lists of referrers have.
-fn anchor(digest: &str) -> String {
-    let hex = digest.split_once(':').map_or(digest, |(_, hex)| hex);
-    format!("kagami-{}", hex.get(..32).unwrap_or(hex))
 }
 
 /// The registries that images come from, each with its login.
@@ -486,11 +475,8 @@ impl Upstreams {
             trust: crate::domain::mirror::Trust::default(),
             credentials: credentials.clone(),
         });
-        let client = client.map_err(|error| Trouble {
-            reason: Reason::Unreachable,
-            words: format!("{host}: {}", chain(&error)),
-            is_passing: false,
-        })?;
+        let client = client
+            .map_err(|error| Trouble::new(Reason::Unreachable, format!("{host}: {}", chain(&error))))?;
         let upstream = Arc::new(Upstream::new(client, settings));
         self.0.push((host.to_owned(), credentials, Arc::clone(&upstream)));
         Ok(upstream)
@@ -555,13 +541,6 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::digest::Digest;
-
-    #[test]
-    fn a_digest_alone_is_anchored_by_a_tag_that_is_no_list_of_referrers() {
-        let digest: Digest = format!("sha256:{}", "ab".repeat(32)).parse().unwrap();
-        assert_eq!(anchor(&digest.to_string()), format!("kagami-{}", "ab".repeat(16)));
-    }
 
     #[test]
     fn sizes_are_for_people() {

@@ -22,7 +22,11 @@ use super::{
 };
 use crate::{
     certificates, clock,
-    companion::mirror::{self, reports::Reports},
+    companion::mirror::{
+        self,
+        reports::Reports,
+        wants::{Means, Wants},
+    },
     domain::{decision::Probing, time::Timestamp},
     metrics::Metrics,
     server::{admin::Readiness, tls},
@@ -45,6 +49,11 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         tls_name,
     } = arguments;
     let (store, feed) = oneshot::feed(&config, &left_alone)?;
+    let means = Means {
+        wants: Wants::default(),
+        logins: feed.logins(),
+        lease: None,
+    };
     let pair = match pair {
         Some(PairArguments { tls_cert, tls_key }) => tls::Source::Files {
             certificate: tls_cert,
@@ -93,7 +102,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
     let mut tasks = Tasks::default();
     let configuration = follow_configuration(config, store.clone(), feed, loaded, metrics.clone());
     tasks.spawn("configuration", until_stopping(shutdown.clone(), configuration));
-    let companion = mirror::run(store, metrics, reports, BTreeSet::new(), demand);
+    let companion = mirror::run(store, metrics, reports, means, BTreeSet::new(), demand);
     tasks.spawn("companion", until_stopping(shutdown.clone(), companion));
     tasks.spawn("looks", serving::finish_looks(shutdown.clone(), looks));
     let drain = serving::drain(&listen);

@@ -258,6 +258,14 @@ pub(super) fn mirrors(store: &Store, reports: Option<&Reports>, show_images: boo
                 .filter(|_| show_images)
                 .and_then(|report| report.unproven.as_deref()),
             "images": BTreeMap::from(images.by_name()),
+            // None where nothing is copied to it.
+            "copies": report.as_ref().and_then(|report| report.copies.as_ref()).map(|copies| json!({
+                "underWay": copies.under_way,
+                "waiting": copies.waiting,
+                "writable": copies.writing.as_ref().map(Result::is_ok),
+                "reason": copies.writing.as_ref().and_then(|writing| Some(writing.as_ref().err()?.0.as_str())),
+                "cause": copies.writing.as_ref().and_then(|writing| Some(&*writing.as_ref().err()?.1)),
+            })),
         });
         (mirror.name.clone(), value)
     };

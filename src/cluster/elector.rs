@@ -36,6 +36,12 @@ impl Held {
             .is_some_and(|renewed| may_act(Duration::ZERO, renewed.elapsed()))
     }
 
+    /// Returns what a test renews.
+    #[cfg(test)]
+    pub(crate) const fn of(renewed: watch::Receiver<Option<Instant>>) -> Self {
+        Self(renewed)
+    }
+
     /// Waits until this process may not write any more.
     async fn run_out(&self) {
         while self.may_write() {

@@ -14,6 +14,12 @@ pub use self::keyring::{Keyring, ParseKeyringError};
 /// The type of a Secret with a Docker configuration.
 pub const DOCKER_CONFIG_JSON: &str = "kubernetes.io/dockerconfigjson";
 
+/// The type of a Secret with a user's name and password, for whatever it is named for.
+pub const BASIC_AUTH: &str = "kubernetes.io/basic-auth";
+
+/// Where such a Secret has them.
+const USER_KEYS: [&str; 2] = ["username", "password"];
+
 /// The type of a Secret with a Docker configuration of the older form.
 pub const DOCKER_CFG: &str = "kubernetes.io/dockercfg";
 
@@ -177,9 +183,27 @@ impl Secret {
         matches!(key, CONFIG_JSON_KEY | CFG_KEY)
     }
 
+    /// Whether a key of a Secret of this type is one that credentials stand under.
+    pub fn has_credentials_under(type_: &str, key: &str) -> bool {
+        Self::is_of_docker(key) || (type_ == BASIC_AUTH && USER_KEYS.contains(&key))
+    }
+
+    /// Returns the user of a Secret that has but one.
+    fn user(&self) -> Option<Credentials> {
+        let text = |key| String::from_utf8(self.data.get(key)?.clone()).ok();
+        let [username, password] = USER_KEYS.map(text);
+        (self.type_ == BASIC_AUTH).then_some(Credentials {
+            username: username?,
+            password: password?,
+        })
+    }
+
     /// Returns the credentials for a registry, which this Secret is named `secret` for, by the first of
     /// its `names` that is found.
     pub fn credentials(&self, secret: &str, names: [&str; 2]) -> Result<Credentials, Fault> {
+        if let Some(user) = self.user() {
+            return usable(user, secret, names[0]);
+        }
         let data = |key: &str| self.data.get(key).map(Vec::as_slice);
         let keyring = match (data(CONFIG_JSON_KEY), data(CFG_KEY)) {
             (Some(json), _) => Keyring::from_docker_config_json(json),
@@ -201,21 +225,7 @@ impl Secret {
             registry: names[0].to_owned(),
             others: keyring.registries().map(str::to_owned).collect(),
         })?;
-        for (what, text) in [
-            ("the password", &found.password),
-            ("the user's name", &found.username),
-        ] {
-            if text.contains(|character: char| character.is_ascii_control()) {
-                let is_inside = |character: char| character.is_ascii_control();
-                return Err(Fault::Control {
-                    secret: secret.to_owned(),
-                    registry: names[0].to_owned(),
-                    what,
-                    at_end: !text.trim_end_matches(['\r', '\n']).contains(is_inside),
-                });
-            }
-        }
-        Ok(found)
+        usable(found, secret, names[0])
     }
 
     /// Returns the key of this Secret that is not of the form that its type asks for, and what is wrong
@@ -243,6 +253,25 @@ impl Secret {
         };
         Some((key, message))
     }
+}
+
+/// Returns credentials that a registry may take.
+fn usable(found: Credentials, secret: &str, registry: &str) -> Result<Credentials, Fault> {
+    let is_control = |character: char| character.is_ascii_control();
+    for (what, text) in [
+        ("the password", &found.password),
+        ("the user's name", &found.username),
+    ] {
+        if text.contains(is_control) {
+            return Err(Fault::Control {
+                secret: secret.to_owned(),
+                registry: registry.to_owned(),
+                what,
+                at_end: !text.trim_end_matches(['\r', '\n']).contains(is_control),
+            });
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -334,7 +363,7 @@ mod tests {
             let data = keys.iter().map(|key| ((*key).to_owned(), b"geheim".to_vec()));
             let secret = Secret {
                 namespace: None,
-                type_: "kubernetes.io/basic-auth".to_owned(),
+                type_: "kubernetes.io/tls".to_owned(),
                 data: data.collect(),
             };
             let fault = secret.credentials("read", ["mirror.test"; 2]).unwrap_err();
@@ -347,6 +376,36 @@ mod tests {
         check(&["password", "username"], "only password, username");
         check(&["a", "b", "c", "d", "e"], "only a, b, c and 2 more");
         check(&[], "as nothing is in it");
+    }
+
+    #[test]
+    fn a_secret_of_one_user_is_for_whatever_it_is_named_for() {
+        let check = |type_: &str, data: &[(&str, &str)], expected: Result<&str, &str>| {
+            let data = data.iter();
+            let secret = Secret {
+                namespace: None,
+                type_: type_.to_owned(),
+                data: data
+                    .map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()))
+                    .collect(),
+            };
+            let found = secret.credentials("read", ["docker.io", "docker.io"]);
+            let found = found.map(|found| format!("{}:{}", found.username, found.password));
+            assert_eq!(
+                found.map_err(|fault| fault.to_string()),
+                expected.map(str::to_owned).map_err(str::to_owned)
+            );
+        };
+        let both = [("username", "a"), ("password", "b")];
+        check(BASIC_AUTH, &both, Ok("a:b"));
+        let makes = "kubectl create secret docker-registry makes one";
+        let told = format!("Secret read has no Docker configuration, only password, username: {makes}");
+        check("Opaque", &both, Err(&told));
+        let told = format!("Secret read has no Docker configuration, only username: {makes}");
+        check(BASIC_AUTH, &both[..1], Err(&told));
+        let anew = "write it anew, by printf instead of echo, for example";
+        let told = format!("the password for docker.io in Secret read ends with a line feed: {anew}");
+        check(BASIC_AUTH, &[both[0], ("password", "b\n")], Err(&told));
     }
 
     #[test]

@@ -113,14 +113,14 @@ impl Used {
     }
 
     /// Returns the namespace that follows one in their order, or the first, with the images that are used
-    /// in it: for who goes through them all, and lets others go on in between.
+    /// in it and how many times: for who goes through them all, and lets others go on in between.
     pub fn next_namespace<'a>(
         &'a self,
         after: Option<&str>,
-    ) -> Option<(&'a str, impl Iterator<Item = &'a ImageKey> + use<'a>)> {
+    ) -> Option<(&'a str, impl Iterator<Item = (&'a ImageKey, u32)> + use<'a>)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let (name, namespace) = self.namespaces.range::<str, _>((from, Bound::Unbounded)).next()?;
-        Some((name, namespace.images.keys()))
+        Some((name, namespace.images.iter().map(|(key, times)| (key, *times))))
     }
 }
 
@@ -175,7 +175,7 @@ mod tests {
         let mut all = Vec::new();
         let mut at = None;
         while let Some((namespace, images)) = used.next_namespace(at) {
-            all.extend(images.map(|image| (namespace, tag(image))));
+            all.extend(images.map(|(image, _)| (namespace, tag(image))));
             at = Some(namespace);
         }
         all.sort_unstable();

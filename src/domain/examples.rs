@@ -42,6 +42,7 @@ pub(crate) fn mirror(name: &str, prefixes: &[&str]) -> Mirror {
         freshness: Freshness::default(),
         sweep_rate: None,
         tags: Tags::default(),
+        copying: None,
         read_secret: None,
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),

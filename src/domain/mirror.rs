@@ -9,6 +9,7 @@ use super::{
     digest::Digest,
     mapping::{Form, Mapping},
     owners::group_of,
+    platform::Platforms,
     selector::Selector,
 };
 
@@ -224,6 +225,17 @@ impl RescuePolicy {
     }
 }
 
+/// `spec.copy` of a mirror that is filled with what it lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copying {
+    /// The nodes that images are copied for.
+    pub platforms: Platforms,
+    /// Whether signatures and what else refers to an image come along.
+    pub referrers: bool,
+    /// The most bytes that an image may have; none is unbounded.
+    pub max_size: Option<u64>,
+}
+
 /// One owner whose Pods are left alone: an API group and a kind, `*` for every kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerPattern {
@@ -280,6 +292,8 @@ pub struct Mirror {
     /// Requests a second that sweeps may make; none is unbounded.
     pub sweep_rate: Option<u32>,
     pub tags: Tags,
+    /// How it is filled with images that Pods use; none where it is not.
+    pub copying: Option<Copying>,
     /// Name of the Secret with which Kagami reads it, for who tells of it.
     pub read_secret: Option<String>,
     /// Whether Pods need a pull secret for this mirror.

@@ -2,12 +2,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::time::Instant;
 
-use super::{Configured, Store, configuration::Configuration};
+use super::{
+    Configured, Store,
+    configuration::Configuration,
+    logins::{Login, Logins, OfMirror},
+};
 use crate::{
     api::mirror::Connection,
     credentials::{Credentials, Fault, Held, Secret},
@@ -57,6 +61,7 @@ pub struct Feed {
     store: Store,
     left_alone: BTreeSet<String>,
     mirrors: Mutex<BTreeMap<String, Fed>>,
+    logins: Logins,
 }
 
 /// What makes a mirror the one that it is: proofs of another one are worth nothing. The credentials
@@ -80,6 +85,20 @@ impl Identity {
             mapping: mirror.mapping.clone(),
         }
     }
+
+    /// Returns the name under which Kagami reaches it.
+    fn host(&self) -> &str {
+        self.endpoint.rsplit("//").next().unwrap_or_default()
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint {
+            url: self.endpoint.clone(),
+            ca_bundle: self.ca_bundle.clone(),
+            trust: self.trust,
+            credentials: None,
+        }
+    }
 }
 
 /// A mirror that is in use.
@@ -90,6 +109,82 @@ struct Fed {
     /// The Secret that it is asked with.
     secret: Option<String>,
     held: Held,
+    /// How it is filled; none where it is not.
+    filling: Option<Filling>,
+}
+
+/// The logins with which a mirror is filled, as their Secrets change.
+#[derive(Clone, Debug, Default)]
+struct Filling {
+    push: Named,
+    sources: BTreeMap<String, Named>,
+}
+
+/// A login and the Secret that it comes from.
+#[derive(Clone, Debug, Default)]
+struct Named {
+    secret: Option<String>,
+    login: Login,
+}
+
+impl Named {
+    /// Returns what stays of it where a Secret is named.
+    fn next(before: Option<&Self>, secret: Option<&String>) -> Self {
+        match before.filter(|before| before.secret.as_ref() == secret) {
+            Some(same) => same.clone(),
+            // What another Secret had is nothing to fall back on.
+            None => Self {
+                secret: secret.cloned(),
+                login: Login::default(),
+            },
+        }
+    }
+
+    /// Takes in what the Secret has now for a registry, by either of these names.
+    fn take(&mut self, names: [&str; 2], secrets: &BTreeMap<String, Secret>, now: Instant) {
+        let Some(name) = self.secret.as_deref() else {
+            return;
+        };
+        let secret = secrets.get(name);
+        let found = secret.map(|secret| secret.credentials(name, names)).transpose();
+        self.login = Login {
+            held: self.login.held.next(&found, now),
+            fault: found.err().map(Arc::new),
+            missing: secret.is_none().then(|| name.into()),
+        };
+    }
+}
+
+impl Filling {
+    /// Returns how a mirror is filled from now on, if it is.
+    fn next(before: Option<&Self>, mirror: &Mirror, connection: &Connection) -> Option<Self> {
+        mirror.copying.as_ref()?;
+        let push = connection
+            .copy_secret
+            .as_ref()
+            .or(connection.probe_secret.as_ref());
+        let sources = connection.source_secrets.iter().map(|(prefix, secret)| {
+            let before = before.and_then(|before| before.sources.get(prefix));
+            (prefix.clone(), Named::next(before, Some(secret)))
+        });
+        Some(Self {
+            push: Named::next(before.map(|before| &before.push), push),
+            sources: sources.collect(),
+        })
+    }
+
+    fn take(&mut self, mirror: &Identity, secrets: &BTreeMap<String, Secret>, now: Instant) {
+        let registry = mirror.mapping.registry.to_string();
+        self.push.take([&registry, mirror.host()], secrets, now);
+        for (prefix, source) in &mut self.sources {
+            source.take(of_source(prefix), secrets, now);
+        }
+    }
+}
+
+/// Returns the names by which a Secret may have a login for a source: what it mirrors, and the host of that.
+fn of_source(prefix: &str) -> [&str; 2] {
+    [prefix, prefix.split('/').next().unwrap_or(prefix)]
 }
 
 impl Feed {
@@ -99,7 +194,13 @@ impl Feed {
             store,
             left_alone,
             mirrors: Mutex::default(),
+            logins: Logins::default(),
         }
+    }
+
+    /// Returns the logins with which mirrors are filled, as they are now and will be.
+    pub fn logins(&self) -> Logins {
+        self.logins.clone()
     }
 
     /// Puts a whole configuration to use, or returns everything that hinders it; then nothing
@@ -133,7 +234,7 @@ impl Feed {
             return Err(hindrances);
         }
         *before = next;
-        let faults = take_secrets(&mut before, &secrets);
+        let faults = self.take_secrets(&mut before, &secrets);
         let clients = before
             .iter()
             .map(|(name, fed)| (name.clone(), fed.client.clone()))
@@ -158,7 +259,42 @@ impl Feed {
 
     /// Takes in all Secrets as they are now, without anything else of a configuration.
     pub fn renew(&self, secrets: &BTreeMap<String, Secret>) -> SecretFaults {
-        take_secrets(&mut self.mirrors(), secrets)
+        self.take_secrets(&mut self.mirrors(), secrets)
+    }
+
+    /// Gives clients the credentials that Secrets have now, and whoever fills mirrors theirs.
+    fn take_secrets(
+        &self,
+        mirrors: &mut BTreeMap<String, Fed>,
+        secrets: &BTreeMap<String, Secret>,
+    ) -> SecretFaults {
+        let now = Instant::now();
+        let mut faults = SecretFaults::new();
+        let mut logins = BTreeMap::new();
+        for (name, fed) in mirrors {
+            let found = found(&fed.identity, fed.secret.as_deref(), secrets);
+            fed.held = fed.held.next(&found, now);
+            fed.client
+                .set_credentials(fed.held.credentials(), fed.held.until());
+            if let Err(fault) = found {
+                faults.insert(name.clone(), fault);
+            }
+            let Some(filling) = &mut fed.filling else { continue };
+            filling.take(&fed.identity, secrets, now);
+            let sources = filling.sources.iter();
+            logins.insert(
+                name.clone(),
+                OfMirror {
+                    endpoint: fed.identity.endpoint(),
+                    push: filling.push.login.clone(),
+                    sources: sources
+                        .map(|(prefix, named)| (prefix.clone(), named.login.clone()))
+                        .collect(),
+                },
+            );
+        }
+        self.logins.publish(logins);
+        faults
     }
 
     /// Returns why a mirror cannot be used, if it cannot. One that is reached as it was `before`, when it was
@@ -179,7 +315,12 @@ impl Feed {
             let (mirror, connection) = form;
             Self::check(None, form).err().or_else(|| {
                 let identity = Identity::of(mirror, connection);
-                let source = found(&identity, connection.probe_secret.as_deref(), secrets).err()?;
+                let source = found(&identity, connection.probe_secret.as_deref(), secrets)
+                    .err()
+                    .or_else(|| {
+                        mirror.copying.as_ref()?;
+                        fault_in_filling(&identity, connection, secrets)
+                    })?;
                 Some(Unusable {
                     mirror: mirror.name.clone(),
                     source: source.into(),
@@ -215,8 +356,10 @@ impl Fed {
                 identity,
                 secret: None,
                 held: Held::default(),
+                filling: None,
             },
         };
+        next.filling = Filling::next(next.filling.as_ref(), mirror, &connection);
         if next.secret != connection.probe_secret {
             // What another Secret had is nothing to fall back on.
             next.held = Held::default();
@@ -226,30 +369,23 @@ impl Fed {
     }
 }
 
-/// Gives clients the credentials that Secrets have now.
-fn take_secrets(mirrors: &mut BTreeMap<String, Fed>, secrets: &BTreeMap<String, Secret>) -> SecretFaults {
-    let now = Instant::now();
-    let mut faults = SecretFaults::new();
-    for (name, fed) in mirrors {
-        let found = found(&fed.identity, fed.secret.as_deref(), secrets);
-        fed.held = fed.held.next(&found, now);
-        fed.client
-            .set_credentials(fed.held.credentials(), fed.held.until());
-        if let Err(fault) = found {
-            faults.insert(name.clone(), fault);
-        }
-    }
-    faults
+/// Returns what is wrong with a Secret that a mirror is filled with, if something is.
+fn fault_in_filling(
+    mirror: &Identity,
+    connection: &Connection,
+    secrets: &BTreeMap<String, Secret>,
+) -> Option<Fault> {
+    let registry = mirror.mapping.registry.to_string();
+    let push = connection.copy_secret.iter();
+    let push = push.map(|secret| (secret, [registry.as_str(), mirror.host()]));
+    let sources = connection.source_secrets.iter();
+    let sources = sources.map(|(prefix, secret)| (secret, of_source(prefix)));
+    let mut all = push.chain(sources);
+    all.find_map(|(name, names)| secrets.get(name)?.credentials(name, names).err())
 }
 
 fn client(mirror: &Mirror, connection: &Connection) -> Result<Client, Unusable> {
-    let endpoint = Endpoint {
-        url: connection.endpoint.clone(),
-        ca_bundle: connection.ca_bundle.clone(),
-        trust: connection.trust,
-        credentials: None,
-    };
-    Client::new(&endpoint).map_err(|error| Unusable {
+    Client::new(&Identity::of(mirror, connection).endpoint()).map_err(|error| Unusable {
         mirror: mirror.name.clone(),
         source: error.into(),
     })
@@ -271,8 +407,7 @@ fn found(
 /// which Kagami reaches it.
 fn credentials(mirror: &Identity, name: &str, secret: &Secret) -> Result<Credentials, Fault> {
     let registry = mirror.mapping.registry.to_string();
-    let host = mirror.endpoint.rsplit("//").next().unwrap_or_default();
-    secret.credentials(name, [&registry, host])
+    secret.credentials(name, [&registry, mirror.host()])
 }
 
 #[cfg(test)]
@@ -299,6 +434,81 @@ mod tests {
         assert!(Feed::check(Some(&before), &now).is_ok());
         now.1.endpoint = "https://other.test".to_owned();
         assert!(Feed::check(Some(&before), &now).is_err());
+    }
+
+    /// Checks who writes to the mirror and who reads upstream, with the Secrets that there are.
+    #[test]
+    fn logins_for_copies_are_live_and_each_for_its_own() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let config = |host: &str, user: &str| {
+            let auths = serde_json::json!({"auths": {host: {"username": user, "password": "p"}}});
+            Secret::docker_config(auths.to_string().into_bytes())
+        };
+        let text = |copy: &str| {
+            format!(
+                "{{apiVersion: kagami.dev/v1alpha1, kind: ImageMirror, metadata: {{name: a}}, spec: {{\
+                 registry: mirror.test, kind: Hosted, namespaceSelector: {{matchLabels: {{a: b}}}}, \
+                 endpoint: {{credentials: {{secretRef: {{name: read}}}}}}, copy: {copy}, sources: [\
+                 {{prefix: docker.io, credentials: {{secretRef: {{name: hub}}}}}}, {{prefix: quay.io}}]}}}}"
+            )
+        };
+        let secrets = |hub: Secret| {
+            BTreeMap::from([
+                ("read".to_owned(), config("mirror.test", "reader")),
+                ("push".to_owned(), config("mirror.test", "pusher")),
+                ("hub".to_owned(), hub),
+            ])
+        };
+        let told = |logins: &Logins| {
+            let of = logins.of("a")?;
+            let user = |login: &Login| login.held.credentials().map(|user| user.username.clone());
+            let hub = &of.sources["docker.io"];
+            assert_eq!(of.sources.len(), 1, "the other source has no Secret");
+            Some((user(&of.push), user(hub), hub.trouble()))
+        };
+        let user = |name: &str| Some(name.to_owned());
+        let feed = Feed::new(Store::default(), BTreeSet::new());
+        let apply = |copy: &str| {
+            // A file has all Secrets that it names.
+            let all = ["read", "push", "hub"].map(|name| {
+                format!(
+                    "\n---\n{{apiVersion: v1, kind: Secret, metadata: {{name: {name}}}, \
+                     type: kubernetes.io/basic-auth, stringData: {{username: x, password: x}}}}"
+                )
+            });
+            let text = format!("{}{}", text(copy), all.concat());
+            let configuration = Configuration {
+                secrets: secrets(config("https://index.docker.io/v1/", "hub")),
+                ..file::load(&text, "mirrors.yaml").unwrap()
+            };
+            feed.apply(configuration, Keep::All, Timestamp::from_millis(1))
+                .unwrap();
+            told(&feed.logins())
+        };
+        assert_eq!(apply("{policy: \"Off\"}"), None, "nobody needs them");
+        assert_eq!(
+            apply("{policy: OnDemand}"),
+            Some((user("reader"), user("hub"), None))
+        );
+        let copy = "{policy: OnDemand, credentials: {secretRef: {name: push}}}";
+        assert_eq!(apply(copy), Some((user("pusher"), user("hub"), None)));
+        // A faulty Secret leaves the last good login, and a deleted one leaves none.
+        feed.renew(&secrets(config("ghcr.io", "other")));
+        let fault = "Secret hub has no credentials for docker.io, only for ghcr.io";
+        assert_eq!(
+            told(&feed.logins()),
+            Some((user("pusher"), user("hub"), Some(fault.to_owned())))
+        );
+        let mut deleted = secrets(config("ghcr.io", "other"));
+        deleted.remove("hub");
+        feed.renew(&deleted);
+        let missing = "there is no Secret hub in Kagami's namespace".to_owned();
+        assert_eq!(told(&feed.logins()), Some((user("pusher"), None, Some(missing))));
+        feed.renew(&secrets(config("docker.io", "renewed")));
+        assert_eq!(
+            told(&feed.logins()),
+            Some((user("pusher"), user("renewed"), None))
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod configuration;
 pub mod feed;
 pub mod file;
 mod interest;
+pub mod logins;
 pub mod pinger;
 pub mod replica;
 
@@ -62,10 +63,12 @@ pub struct Demand {
 }
 
 /// Why an image is to be looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
     /// Nobody knows it yet.
     New,
+    /// A namespace in which images are rewritten would have it from the mirror, which lacks it or is not known to have it.
+    Wanted { by: Box<str> },
     /// It is known, and a node could not pull it. Until it was looked at, what is known of it is believed or not.
     PullFailed { is_believed: bool },
 }

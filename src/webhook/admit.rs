@@ -23,7 +23,8 @@ use super::{
 use crate::{
     clock,
     domain::{
-        decision::{self, Decision, Probe, Probing, Request, decide},
+        decision::{self, CandidateDecision, Decision, Probe, Probing, Request, decide},
+        image::Reference,
         mirror::Mode,
         patch,
         reason::{Outcome, Reason},
@@ -319,6 +320,9 @@ impl Inner {
             self.probes.make(&snapshot, &plan.probes, deadline).await
         };
         let decisions = plan.settle(&snapshot, &findings);
+        if !dry_run && request.mode == Mode::Enforce {
+            self.want(&snapshot, request.namespace, &decisions);
+        }
         (snapshot, decisions)
     }
 
@@ -433,6 +437,32 @@ impl Inner {
             };
             if taker.try_send(demand).is_err() {
                 self.metrics.demand_was_dropped();
+            }
+        }
+    }
+
+    /// Tells whoever fills mirrors which images Pods would have from them and they lack.
+    fn want(&self, snapshot: &Snapshot, namespace: &str, decisions: &[Decision<'_>]) {
+        let Some(taker) = &self.demand else { return };
+        for decision in decisions {
+            let lacks = |candidate: &&CandidateDecision| {
+                let settings = snapshot.routing.mirror(candidate.mirror);
+                candidate.reason == Reason::ImageMissing
+                    && settings.copying.is_some()
+                    && settings.mode == Mode::Enforce
+            };
+            for candidate in decision.candidates.iter().filter(lacks) {
+                let Ok(reference) = Reference::parse(decision.image) else {
+                    continue;
+                };
+                let demand = Demand {
+                    mirror: snapshot.routing.mirror(candidate.mirror).name.clone(),
+                    key: reference.key(),
+                    why: Why::Wanted { by: namespace.into() },
+                };
+                if taker.try_send(demand).is_err() {
+                    self.metrics.demand_was_dropped();
+                }
             }
         }
     }

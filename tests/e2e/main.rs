@@ -18,6 +18,7 @@ mod clocks;
 mod clouds;
 mod cluster;
 mod companion;
+mod copies;
 mod definitions;
 mod faults;
 mod forward;
@@ -100,6 +101,8 @@ const TESTS: &[Test<Cluster>] = tests![
     forward::with_both_dead_each_pod_is_turned_twice_at_most,
     volumes::a_pod_stuck_on_a_volume_is_evicted_where_nothing_is_lost,
     volumes::without_leave_a_pod_stuck_on_a_volume_is_only_told,
+    copies::what_enforcing_namespaces_use_is_copied_and_then_rewritten,
+    copies::a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has,
     secrets::a_secret_of_somebody_else_is_left_alone,
     secrets::a_secret_that_changes_voids_and_rewrites_nothing,
     secrets::images_of_a_mirror_that_is_out_of_force_stay,

@@ -354,7 +354,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "companion/mirror",
         &[
-            "reports", "context", "upstream", "look", "verifier", "demand", "prober", "resolver", "sweeper",
+            "reports", "wants", "context", "upstream", "look", "verifier", "copier", "demand", "prober",
+            "resolver", "sweeper",
         ],
     ),
     (
@@ -365,6 +366,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "pinger",
             "configuration",
             "file",
+            "logins",
             "feed",
             "replica",
         ],

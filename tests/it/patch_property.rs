@@ -144,6 +144,7 @@ fn peer(number: usize, keys: &[ImageKey]) -> impl Strategy<Value = Peer> + use<>
                     registry: registry.parse().unwrap(),
                     template: template.parse().unwrap(),
                 },
+                copying: None,
                 read_secret: None,
                 kind,
                 priority,

@@ -80,6 +80,9 @@ struct MirrorExplanation {
     cause: Option<String>,
     #[serde(flatten)]
     sight: Sight,
+    /// Why the image was not copied there, where that was tried in vain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_copied: Option<NotCopied>,
     /// What the companion shares of the mirror.
     #[serde(skip_serializing_if = "Option::is_none")]
     shared: Option<SharedExplanation>,
@@ -104,6 +107,16 @@ struct Sight {
     /// What was seen there, if it proves nothing any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     void: Option<String>,
+}
+
+/// Why the mirror was not brought an image that it lacks.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NotCopied {
+    reason: &'static str,
+    explanation: &'static str,
+    /// What to change.
+    advice: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -347,6 +360,11 @@ fn explain(
                 .filter(|_| decision.mirror == Some(candidate.mirror))
                 .map(ToOwned::to_owned),
             sight: sight(index, settings, health, key, now),
+            not_copied: index.not_copied(&settings.name, key).map(|reason| NotCopied {
+                reason: reason.as_str(),
+                explanation: reason.explanation(),
+                advice: reason.advice(),
+            }),
             shared: None,
             from_here: None,
         }

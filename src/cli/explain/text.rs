@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{ClusterExplanation, Explanation, Sight};
+use super::{ClusterExplanation, Explanation, NotCopied, Sight};
 use crate::{
     cli::oneshot::sign_of_life,
     domain::{
@@ -78,6 +78,9 @@ pub(super) fn of(explanation: &Explanation) -> String {
             line("  cause", cause);
         }
         line("  image", &mirror.sight.to_string());
+        if let Some(why) = &mirror.not_copied {
+            line("  no copy", &why.to_string());
+        }
         if let Some(here) = &mirror.from_here {
             let (health, sight) = (health(here.health, here.fault), &here.sight);
             line("  from here", &format!("{health}; {sight} ({})", here.reason));
@@ -112,6 +115,18 @@ fn health(state: &str, fault: Option<&str>) -> String {
     match fault {
         Some(fault) => format!("{state}: {fault}"),
         None => state.to_owned(),
+    }
+}
+
+impl fmt::Display for NotCopied {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            reason,
+            explanation,
+            advice,
+        } = self;
+        let explanation = explanation.trim_end_matches('.');
+        write!(formatter, "{reason}: {explanation}; {advice}")
     }
 }
 

@@ -34,6 +34,7 @@ use crate::{
         Store,
         configuration::Configuration,
         feed::{Feed, Keep, SecretFaults},
+        logins::Logins,
     },
     telemetry::chain,
 };
@@ -67,6 +68,12 @@ pub(super) struct ClusterView {
 impl MirrorResource {
     pub(super) fn version(&self) -> u64 {
         self.document.version.unwrap_or_default().0
+    }
+
+    /// Whether the mirror is filled with images that it lacks.
+    pub(super) fn is_filled(&self) -> bool {
+        let form = self.document.form.as_ref();
+        form.is_some_and(|(mirror, _)| mirror.copying.is_some())
     }
 
     /// Whether Pods need a pull secret for this mirror.
@@ -129,6 +136,11 @@ impl Follower {
             due: Due::default(),
             secret_faults: SecretFaults::new(),
         }
+    }
+
+    /// Returns the logins with which mirrors are filled.
+    pub(super) fn logins(&self) -> Logins {
+        self.feed.logins()
     }
 
     pub(super) async fn run(self, client: Client, namespace: String, pulses: Pulses) {
@@ -322,18 +334,20 @@ fn platform(labels: &Labels) -> Option<String> {
 /// people what they gave instead.
 fn named_secret(object: objects::Secret) -> (String, Secret) {
     let data = object.data.unwrap_or_default().into_iter();
+    let type_ = &object.type_;
     let data = data.map(|(key, value)| {
-        let content = if Secret::is_of_docker(&key) {
+        let content = if Secret::has_credentials_under(type_, &key) {
             value.0
         } else {
             Vec::new()
         };
         (key, content)
     });
+    let data = data.collect();
     let secret = Secret {
         namespace: None,
         type_: object.type_,
-        data: data.collect(),
+        data,
     };
     (object.metadata.name, secret)
 }

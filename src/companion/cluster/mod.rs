@@ -50,10 +50,19 @@ pub use self::{
     certificates::Settings as CertificateSettings, pods::Settings as DemandSettings,
     rescuer::Settings as RescueSettings,
 };
-use super::mirror::{self, reports::Reports};
+use super::mirror::{
+    self,
+    reports::Reports,
+    wants::{Means, Wants},
+};
 use crate::{
     clock,
-    cluster::{elector::Elector, events::Events, watch::Pulses, writer::Writer},
+    cluster::{
+        elector::{Elector, Held},
+        events::Events,
+        watch::Pulses,
+        writer::Writer,
+    },
     domain::{
         health::{Health, State},
         time::Timestamp,
@@ -167,7 +176,8 @@ async fn follow(
         let store = Store::default();
         let reports = Reports::default();
         view.led.send_replace(Some((store.clone(), reports.clone())));
-        let writer = Writer::new(elector.held(), metrics.clone());
+        let lease = elector.held();
+        let writer = Writer::new(lease.clone(), metrics.clone());
         let (published, cluster) = watch::channel(None);
         let leader = Leader {
             namespace: settings.namespace.as_str().into(),
@@ -188,7 +198,7 @@ async fn follow(
         let ended = tokio::select! {
             () = elector.hold() => None,
             // A large future.
-            error = Box::pin(leader.lead(settings, published)) => Some(error),
+            error = Box::pin(leader.lead(settings, lease, published)) => Some(error),
             never = show(&pulses, metrics) => match never {},
         };
         view.led.send_replace(None);
@@ -218,6 +228,7 @@ impl Leader {
     async fn lead(
         self,
         settings: &Settings,
+        lease: Held,
         published_cluster: watch::Sender<Option<Arc<ClusterView>>>,
     ) -> Error {
         let mut tasks = JoinSet::new();
@@ -229,6 +240,11 @@ impl Leader {
         let left_alone = settings.left_alone.clone();
         let (published_configured, mut configured) = watch::channel(false);
         let follower = Follower::new(&self.store, left_alone, published_cluster, published_configured);
+        let means = Means {
+            wants: Wants::default(),
+            logins: follower.logins(),
+            lease: Some(lease),
+        };
         tasks.spawn(follower.run(
             self.client.clone(),
             self.namespace.to_string(),
@@ -263,6 +279,7 @@ impl Leader {
             store: self.store.clone(),
             settings: settings.demand.clone(),
             reports: self.reports.clone(),
+            wants: means.wants.clone(),
             demand,
             ward,
             owners: owners.clone(),
@@ -295,6 +312,7 @@ impl Leader {
             self.store.clone(),
             self.metrics.clone(),
             self.reports.clone(),
+            means,
             inherited,
             wanted,
         );

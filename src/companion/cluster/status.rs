@@ -17,6 +17,7 @@ use crate::{
     },
     companion::mirror::reports::{Nodes, SweepEnd},
     domain::{
+        copying,
         foreign::visible,
         health::{Fault, Health, State},
         reason::Reason,
@@ -55,13 +56,14 @@ pub(super) enum ConditionType {
     NodesCanPull,
     ImagesReadable,
     SweepInTime,
+    Writable,
     ForwardAllowed,
     OwnersLeftAlone,
 }
 
 impl ConditionType {
     /// Every type.
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Ready,
         Self::UnknownFields,
         Self::MirrorsOverlap,
@@ -71,6 +73,7 @@ impl ConditionType {
         Self::NodesCanPull,
         Self::ImagesReadable,
         Self::SweepInTime,
+        Self::Writable,
         Self::ForwardAllowed,
         Self::OwnersLeftAlone,
     ];
@@ -87,6 +90,7 @@ impl ConditionType {
             Self::NodesCanPull => "NodesCanPull",
             Self::ImagesReadable => "ImagesReadable",
             Self::SweepInTime => "SweepInTime",
+            Self::Writable => "Writable",
             Self::ForwardAllowed => "ForwardAllowed",
             Self::OwnersLeftAlone => "OwnersLeftAlone",
         }
@@ -144,6 +148,10 @@ pub(super) struct Seen<'a> {
     /// Whether what the mirror answers for images tells something, or what to say of those for which it does
     /// not; none while nobody knows.
     pub(super) images_readable: Option<Result<(), Box<str>>>,
+    /// Whether images are copied to the mirror.
+    pub(super) is_filled: bool,
+    /// Whether it takes copies, or why it does not, in words; none while nobody knows.
+    pub(super) writing: Option<Result<(), (copying::Reason, Box<str>)>>,
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
     pub(super) sweeps: [Option<(SweepEnd, u64)>; 2],
     /// The object that cannot be written, and why, where ends of sweeps have waited for it for long.
@@ -271,6 +279,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     schema(&mut conditions, seen.lacking);
     nodes(&mut conditions, seen);
     images(&mut conditions, seen.images_readable.as_ref());
+    writable(&mut conditions, seen);
     forward(&mut conditions, seen.forward_allowed.as_ref());
     owners(&mut conditions, seen.looping.as_deref());
     sweeps(&mut next, seen, now);
@@ -448,6 +457,34 @@ fn images(conditions: &mut Conditions<'_>, readable: Option<&Result<(), Box<str>
             "What the mirror answers for known images tells whether they are there.",
         ),
         Some(Ok(())) | None => {}
+    }
+}
+
+/// Tells whether the mirror takes copies; nothing was ever told where none was tried.
+fn writable(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
+    let type_ = ConditionType::Writable;
+    match &seen.writing {
+        Some(Err((reason, words))) if seen.is_filled => {
+            let message = format!(
+                "Nothing is copied to the mirror but one image now and then, to see whether it takes it; what it has is \
+                 served. {words}. {}.",
+                reason.advice()
+            );
+            conditions.set(type_, ConditionStatus::False, reason.as_str(), &message);
+        }
+        Some(Ok(())) if seen.is_filled => {
+            conditions.set(
+                type_,
+                ConditionStatus::True,
+                "Writable",
+                "The mirror takes copies.",
+            );
+        }
+        _ if !seen.is_filled && conditions.has(type_) => {
+            let message = "Nothing is copied to the mirror: spec.copy.policy is Off.";
+            conditions.set(type_, ConditionStatus::Unknown, "NotFilled", message);
+        }
+        _ => {}
     }
 }
 
@@ -804,6 +841,40 @@ mod tests {
         {
             assert!(conditions.contains(&format!("`{reason}`")), "{reason}");
         }
+    }
+
+    #[test]
+    fn whether_a_mirror_takes_copies_is_told_where_some_are_tried() {
+        let with = |is_filled, writing| Seen {
+            is_filled,
+            writing,
+            ..seen()
+        };
+        let full = || Some(Err((copying::Reason::QuotaExceeded, "mirror.test: full".into())));
+        let has = |status: &ImageMirrorStatus| {
+            let told = condition_of(status, ConditionType::Writable)?;
+            Some((told.status.clone(), told.reason.clone()))
+        };
+        let told = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+        let first = plan(&ImageMirrorStatus::default(), &with(true, None), at(20));
+        assert_eq!(has(&first), None, "nobody knows");
+        let bad = plan(&first, &with(true, full()), at(21));
+        assert_eq!(has(&bad), told("False", "QuotaExceeded"));
+        let message = &condition(&bad, "Writable").message;
+        assert!(
+            message.contains("mirror.test: full. raise the quota"),
+            "{message}"
+        );
+        // Serving goes on.
+        assert_eq!(condition(&bad, "Healthy").status, "True");
+        assert_eq!(plan(&bad, &with(true, full()), at(30)), bad);
+        // A new leader does not know yet.
+        assert_eq!(plan(&bad, &with(true, None), at(30)), bad);
+        let good = plan(&bad, &with(true, Some(Ok(()))), at(31));
+        assert_eq!(has(&good), told("True", "Writable"));
+        let off = plan(&good, &with(false, None), at(32));
+        assert_eq!(has(&off), told("Unknown", "NotFilled"));
+        assert_eq!(has(&plan(&first, &with(false, None), at(32))), None);
     }
 
     #[test]

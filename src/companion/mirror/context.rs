@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::reports::{Refusal, Reports};
+use super::{
+    reports::{Refusal, Reports},
+    wants::Means,
+};
 use crate::{
     domain::{
         answer::Answer,
@@ -33,6 +36,7 @@ pub(super) struct Context {
     pub(super) metrics: Metrics,
     pub(super) upstreams: Pool,
     pub(super) reports: Reports,
+    pub(super) means: Means,
     /// The turns of whoever asks a pull-through mirror for what may be a download.
     pub(super) downloads: Arc<Pace>,
     pub(super) began: (Timestamp, Instant),

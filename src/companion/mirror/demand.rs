@@ -1,7 +1,7 @@
 //! Images that somebody asks about: new ones are noted and looked at for the first time, known ones again because a node
 //! could not pull them.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -24,15 +24,21 @@ const IMAGES: usize = 150_000;
 /// How many new images are looked at at once.
 const AT_ONCE: usize = 16;
 
+/// How many namespaces are kept in mind that want the same image while it is looked at.
+const WAITING: usize = 16;
+
 /// Takes in new images until the task is dropped.
 pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
-    let mut under_way: HashSet<ImageKey> = HashSet::new();
+    // With the namespaces that want it.
+    let mut under_way: HashMap<ImageKey, Vec<Box<str>>> = HashMap::new();
     let mut looks: JoinSet<ImageKey> = JoinSet::new();
     loop {
         tokio::select! {
             Some(ended) = looks.join_next() => match ended {
                 Ok(key) => {
-                    under_way.remove(&key);
+                    for namespace in under_way.remove(&key).unwrap_or_default() {
+                        want(&context, &namespace, &key);
+                    }
                 }
                 Err(error) => {
                     // Without its key there is no telling which image it was.
@@ -42,17 +48,34 @@ pub(super) async fn run(context: Context, mut wanted: mpsc::Receiver<Demand>) {
             },
             Some(demand) = wanted.recv(), if looks.len() < AT_ONCE => {
                 let key = demand.key.by_ref();
-                let is_due = match demand.why {
-                    Why::New => is_due(&context, key),
+                let is_due = match &demand.why {
+                    Why::New | Why::Wanted { .. } => is_due(&context, key),
                     Why::PullFailed { .. } => true,
                 };
-                if !is_due || !under_way.insert(demand.key.clone()) {
+                let by = match &demand.why {
+                    Why::Wanted { by } => Some(by.clone()),
+                    Why::New | Why::PullFailed { .. } => None,
+                };
+                if let Some(waiting) = under_way.get_mut(&demand.key) {
+                    if let Some(by) = by
+                        && waiting.len() < WAITING
+                        && !waiting.contains(&by)
+                    {
+                        waiting.push(by);
+                    }
                     continue;
                 }
+                if !is_due {
+                    if let Some(by) = by {
+                        want(&context, &by, &demand.key);
+                    }
+                    continue;
+                }
+                under_way.insert(demand.key.clone(), by.into_iter().collect());
                 let context = context.clone();
                 looks.spawn(async move {
                     match demand.why {
-                        Why::New => first_look(&context, demand.key.by_ref()).await,
+                        Why::New | Why::Wanted { .. } => context.first_look(demand.key.by_ref()).await,
                         Why::PullFailed { is_believed } => {
                             look_again(&context, demand.key.by_ref(), is_believed).await;
                         }
@@ -81,28 +104,19 @@ fn is_due(context: &Context, key: KeyRef<'_>) -> bool {
     }
 }
 
-async fn first_look(context: &Context, key: KeyRef<'_>) {
-    let Some(present) = context.present() else { return };
-    if present.health().state != State::Healthy {
-        // It is noted; the sweep after the mirror's recovery looks at it.
-        return;
-    }
-    let Some(located) = locate(present.settings(), key) else {
-        let now = clock::now();
-        let presence = Presence::Unknown(Some(Reason::NameTooLong));
-        context
-            .store
-            .index_mut()
-            .write(&context.mirror, key, presence, now, now);
-        return;
+/// Notes that a namespace wants an image, where the mirror is filled and is known to lack it.
+fn want(context: &Context, namespace: &str, key: &ImageKey) {
+    let fills = context
+        .present()
+        .is_some_and(|present| present.settings().copying.is_some());
+    let is_missing = || {
+        let index = context.store.index();
+        let entry = index.get(&context.mirror, key.by_ref());
+        entry.is_some_and(|entry| entry.presence == Presence::Missing)
     };
-    // What is seen is as old as the question: the mirror may have gone and come in between.
-    let asked_at = clock::now();
-    let (Ok(presence) | Err((_, presence))) = context.inspect(&present, &located, None).await;
-    context
-        .store
-        .index_mut()
-        .write(&context.mirror, key, presence, asked_at, clock::now());
+    if fills && is_missing() {
+        context.means.wants.add(&context.mirror, namespace, key);
+    }
 }
 
 /// Looks at an image that a node could not pull, while it is known to be there. Unless it is believed it is unknown from

@@ -10,11 +10,14 @@ use super::{
     upstream,
 };
 use crate::{
+    clock,
     domain::{
         answer::Answer,
+        health::State,
         image::{KeyRef, Reference},
         mirror::{Access, Kind, Mirror},
         presence::{Presence, Proof, reason_of},
+        reason::Reason,
     },
     registry::{
         look::{Extent, Manner},
@@ -50,6 +53,29 @@ impl Context {
         self.client
             .head(repository, reference, Instant::now() + PATIENCE)
             .await
+    }
+
+    /// Looks at an image for whoever is to know of it soon, and writes what was seen.
+    pub(super) async fn first_look(&self, key: KeyRef<'_>) {
+        let Some(present) = self.present() else { return };
+        if present.health().state != State::Healthy {
+            // It is noted; the sweep after the mirror's recovery looks at it.
+            return;
+        }
+        let Some(located) = locate(present.settings(), key) else {
+            let now = clock::now();
+            let presence = Presence::Unknown(Some(Reason::NameTooLong));
+            self.store
+                .index_mut()
+                .write(&self.mirror, key, presence, now, now);
+            return;
+        };
+        // What is seen is as old as the question: the mirror may have gone and come in between.
+        let asked_at = clock::now();
+        let (Ok(presence) | Err((_, presence))) = self.inspect(&present, &located, None).await;
+        self.store
+            .index_mut()
+            .write(&self.mirror, key, presence, asked_at, clock::now());
     }
 
     /// Looks at an image whole and returns what to write of it, or the answer if it says nothing. With a

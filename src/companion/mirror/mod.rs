@@ -1,10 +1,11 @@
 //! Keeping the state of mirrors up to date, one by one.
 //!
-//! For each mirror there is a worker with four tasks: the prober (health), the sweeper (known
-//! images), the resolver (a pull-through mirror's tags) and the demand (new images). They talk through
-//! the store alone. The webhook never waits for any of them.
+//! For each mirror there is a worker with five tasks: the prober (health), the sweeper (known
+//! images), the resolver (a pull-through mirror's tags), the demand (new images) and the copier (those
+//! that a hosted mirror lacks). They talk through the store and what is wanted alone. The webhook never waits for any of them.
 
 mod context;
+mod copier;
 mod demand;
 mod look;
 mod prober;
@@ -13,6 +14,7 @@ mod resolver;
 mod sweeper;
 mod upstream;
 mod verifier;
+pub mod wants;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,7 +42,7 @@ use crate::{
     telemetry::Throttle,
 };
 
-use self::{context::Context, reports::Reports};
+use self::{context::Context, reports::Reports, wants::Means};
 
 /// How many new images may wait for each mirror. More is dropped: the next
 /// review tells again.
@@ -68,6 +70,7 @@ pub async fn run(
     store: Store,
     metrics: Metrics,
     reports: Reports,
+    means: Means,
     mut inherited: BTreeSet<String>,
     mut demand: mpsc::Receiver<Demand>,
 ) -> std::convert::Infallible {
@@ -84,6 +87,7 @@ pub async fn run(
             if !stays {
                 metrics.forget_mirror(mirror);
                 reports.forget(mirror);
+                means.wants.forget(mirror);
             }
             stays
         });
@@ -98,6 +102,7 @@ pub async fn run(
                     metrics: metrics.clone(),
                     upstreams: pool.clone(),
                     reports: reports.clone(),
+                    means: means.clone(),
                     downloads: Arc::new(Pace::new(Some(PULL_THROUGH_RATE))),
                     began: (clock::now(), Instant::now()),
                     faults: Arc::new(Throttle::each_minute()),
@@ -194,6 +199,7 @@ impl Worker {
         tasks.spawn(prober::run(context.clone()));
         tasks.spawn(sweeper::run(context.clone()));
         tasks.spawn(resolver::run(context.clone()));
+        tasks.spawn(copier::run(context.clone()));
         tasks.spawn(demand::run(context, wanted));
         Self {
             tasks,

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    domain::{answer::Answer, image::Class, presence::Counts, time::Timestamp},
+    domain::{answer::Answer, copying, image::Class, presence::Counts, time::Timestamp},
     registry::Client,
 };
 
@@ -104,6 +104,16 @@ pub enum Nodes {
     Silent,
 }
 
+/// How the copies into a mirror go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copies {
+    pub under_way: usize,
+    /// Images that are due.
+    pub waiting: usize,
+    /// Whether the mirror takes copies, or why it does not, in words; none while nobody knows.
+    pub writing: Option<Result<(), (copying::Reason, Box<str>)>>,
+}
+
 /// What the workers of one mirror told last.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -123,6 +133,8 @@ pub struct Report {
     pub digests: Option<SweepEnd>,
     /// The last image for which the mirror's answer proved nothing, and that answer.
     pub unproven: Option<Box<str>>,
+    /// How the copies into it go; none where it is not filled.
+    pub copies: Option<Copies>,
     /// Whether there are no known images for which it is so, or what to tell of them; none before the end of a
     /// sweep.
     pub images_readable: Option<Result<(), Box<str>>>,
@@ -195,6 +207,29 @@ impl Reports {
             let is_news = now != before;
             news = now.filter(|_| is_news);
             news.is_some()
+        });
+        news
+    }
+
+    /// Notes how copies go. Returns whether the mirror takes any, if that is news.
+    pub(super) fn copies(
+        &self,
+        mirror: &str,
+        copies: Option<Copies>,
+    ) -> Option<Result<(), (copying::Reason, Box<str>)>> {
+        let mut news = None;
+        let writing = |copies: &Option<Copies>| copies.as_ref().and_then(|copies| copies.writing.clone());
+        let told = self.of(mirror).copies;
+        if told == copies {
+            return None;
+        }
+        self.tell(mirror, |report| {
+            let (before, now) = (writing(&report.copies), writing(&copies));
+            report.copies = copies;
+            // That it takes the first one is no news, nor is how many there are.
+            let is_news = now != before;
+            news = now.filter(|now| is_news && (before.is_some() || now.is_err()));
+            is_news
         });
         news
     }

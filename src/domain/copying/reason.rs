@@ -23,6 +23,13 @@ macro_rules! reasons {
     };
 }
 
+impl Reason {
+    /// Returns the reason of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.as_str() == name)
+    }
+}
+
 reasons! {
     /// The image is no valid reference.
     InvalidReference => "write it as it stands in a Pod",
@@ -42,12 +49,16 @@ reasons! {
     UnsupportedManifest => "build it anew with a tool of today",
     /// The index lists nothing for the platforms that are wanted.
     PlatformMissing => "want other platforms, or all",
+    /// The image is larger than is copied.
+    ImageTooLarge => "spec.copy.maxImageSize of the mirror may be raised",
+    /// Upstream gives the image to those who log in only, and its source is for everybody.
+    Private => "spec.sources[].access: Private, with a namespaceSelector, says who may have it",
     /// What came is not what its digest promises.
     DigestMismatch => "its sender, or something on the way, changed it; nothing of it was kept",
     /// Upstream refused the credentials, or asks for some.
-    SourceUnauthorized => "give a Docker configuration with a login for it (--docker-config)",
+    SourceUnauthorized => "spec.sources[].credentials names a login for it; kagami copy takes one from a Docker configuration",
     /// The mirror refused the credentials, or asks for some.
-    Unauthorized => "give a Docker configuration with a login that may push (--docker-config)",
+    Unauthorized => "spec.copy.credentials names a login that may push; kagami copy takes one from a Docker configuration",
     /// The login may not push there.
     PushForbidden => "give it the right to push to this repository, and if the registry wants projects made first, make one",
     /// The repository is not there, and pushing does not make it.

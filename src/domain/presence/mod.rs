@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 use self::entries::Entries;
 use super::{
     answer::{Answer, Manifest, MediaType},
+    copying,
     digest::Digest,
     image::{BoxedKey, Class, ImageKey, KeyRef},
     mirror::{Freshness, Kind, Mirror},
@@ -30,6 +31,9 @@ use super::{
 
 /// How far ahead of this machine's clock a proof may be. What lies further in the future is void.
 pub const FUTURE: Duration = Duration::from_secs(5);
+
+/// Of how many images of one mirror it is remembered why they were not copied.
+const NOT_COPIED_LIMIT: usize = 20_000;
 
 /// How many images one replica remembers of its own probes.
 pub const SEEN_LIMIT: usize = 10_000;
@@ -410,6 +414,8 @@ pub struct Index {
     seen_order: std::collections::VecDeque<(Box<str>, BoxedKey)>,
     version: Version,
     listing: u32,
+    /// Why images that are missing were not copied, where that was tried. Empty as long as nothing is copied.
+    not_copied: BTreeMap<Box<str>, HashMap<ImageKey, copying::Reason>>,
     /// Mirror and key of what changed in `known` since it was last asked; none if nobody asks.
     changes: Option<BTreeSet<(Box<str>, ImageKey)>>,
 }
@@ -505,6 +511,11 @@ impl Index {
         if before.is_some_and(|before| version < before && before != Version::NEVER_SWEPT) {
             self.forget_sweeps();
         }
+        if matches!(presence, Presence::Present(_))
+            && let Some(reasons) = self.not_copied.get_mut(mirror)
+        {
+            reasons.remove(key.as_str());
+        }
         let table = table_mut(&mut self.known, mirror);
         table.put(
             key,
@@ -580,6 +591,56 @@ impl Index {
         }
     }
 
+    /// Returns why an image that is missing was not copied, if that was tried in vain.
+    pub fn not_copied(&self, mirror: &str, key: KeyRef<'_>) -> Option<copying::Reason> {
+        let reason = *self.not_copied.get(mirror)?.get(key.as_str())?;
+        let entry = self.get(mirror, key)?;
+        (entry.presence == Presence::Missing).then_some(reason)
+    }
+
+    /// Notes why an image was not copied, or that there is no such reason any more.
+    pub fn set_not_copied(&mut self, mirror: &str, key: KeyRef<'_>, reason: Option<copying::Reason>) {
+        let before = self.not_copied(mirror, key);
+        let of_mirror = self.not_copied.get_mut(mirror);
+        match (of_mirror, reason) {
+            (Some(reasons), Some(reason)) => {
+                reasons.insert(key.into(), reason);
+            }
+            (Some(reasons), None) => {
+                reasons.remove(key.as_str());
+            }
+            (None, Some(reason)) => {
+                let reasons = HashMap::from([(key.into(), reason)]);
+                self.not_copied.insert(mirror.into(), reasons);
+            }
+            (None, None) => return,
+        }
+        let known = self.known.get(mirror);
+        if let Some(reasons) = self.not_copied.get_mut(mirror)
+            && reasons.len() > NOT_COPIED_LIMIT
+        {
+            // Those that say nothing any more go first; at worst people are told of fewer.
+            reasons.retain(|key, _| {
+                let entry = known.and_then(|table| table.entries.get(key.by_ref()));
+                entry.is_some_and(|entry| entry.presence == Presence::Missing)
+            });
+            if reasons.len() > NOT_COPIED_LIMIT {
+                reasons.remove(key.as_str());
+            }
+        }
+        if self.not_copied(mirror, key) != before {
+            self.note_change(mirror, key);
+        }
+    }
+
+    /// Takes in what somebody else noted of it, by the reason's name. What has an unknown name says nothing.
+    pub fn learn_not_copied(&mut self, mirror: &str, key: KeyRef<'_>, reason: Option<&str>) {
+        // Mostly there is none, and reviews wait meanwhile.
+        if reason.is_some() || self.not_copied.contains_key(mirror) {
+            self.set_not_copied(mirror, key, reason.and_then(copying::Reason::from_name));
+        }
+    }
+
     /// Notes from now on which of the companion's entries change, for [`Self::take_changes`].
     pub fn track_changes(&mut self) {
         self.changes.get_or_insert_default();
@@ -652,6 +713,7 @@ impl Index {
     /// Keeps only what belongs to the named mirrors.
     pub fn retain_mirrors(&mut self, keep: impl Fn(&str) -> bool) {
         self.known.retain(|mirror, _| keep(mirror));
+        self.not_copied.retain(|mirror, _| keep(mirror));
         self.retain_seen(keep);
     }
 

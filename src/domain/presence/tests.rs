@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::examples::{key, proof};
+use crate::domain::examples::{NOW, key, proof};
 
 fn nginx() -> KeyRef<'static> {
     key("docker.io/library/nginx:1.27")
@@ -517,4 +517,67 @@ fn a_sweep_proves_nothing_of_a_state_from_before_it() {
         );
         assert!(proven(&index, &rules(), at(3100)), "{known:?}");
     }
+}
+
+#[test]
+fn why_an_image_was_not_copied_is_told_while_it_is_missing() {
+    use copying::Reason as NotCopied;
+
+    let mut index = Index::default();
+    index.track_changes();
+    let nginx = key("docker.io/library/nginx:1");
+    let (full, refused) = (Some(NotCopied::QuotaExceeded), Some(NotCopied::PushForbidden));
+    index.write("a", nginx, Presence::Missing, NOW, NOW);
+    index.take_changes();
+    assert_eq!(index.not_copied("a", nginx), None);
+    for (reason, is_news) in [
+        (full, true),
+        (full, false),
+        (refused, true),
+        (None, true),
+        (None, false),
+        (full, true),
+    ] {
+        index.set_not_copied("a", nginx, reason);
+        assert_eq!(index.not_copied("a", nginx), reason);
+        assert_eq!(!index.take_changes().is_empty(), is_news, "{reason:?}");
+    }
+    // Another look that finds it missing changes nothing.
+    index.write("a", nginx, Presence::Missing, NOW, NOW);
+    assert_eq!(index.not_copied("a", nginx), full);
+    assert_eq!(index.not_copied("b", nginx), None);
+    // It came, by whatever hands; when it goes again nothing was tried yet.
+    index.write("a", nginx, Presence::Present(proof('a')), NOW, NOW);
+    assert_eq!(index.not_copied("a", nginx), None);
+    index.write("a", nginx, Presence::Missing, NOW, NOW);
+    assert_eq!(index.not_copied("a", nginx), None);
+    // What others tell: a name that is not known says nothing.
+    index.learn_not_copied("a", nginx, Some("QuotaExceeded"));
+    assert_eq!(index.not_copied("a", nginx), full);
+    index.learn_not_copied("a", nginx, Some("OfANewerVersion"));
+    assert_eq!(index.not_copied("a", nginx), None);
+    index.learn_not_copied("a", nginx, Some("QuotaExceeded"));
+    index.learn_not_copied("a", nginx, None);
+    assert_eq!(index.not_copied("a", nginx), None);
+    index.set_not_copied("a", nginx, full);
+    index.retain_mirrors(|_| false);
+    index.write("a", nginx, Presence::Missing, NOW, NOW);
+    assert_eq!(index.not_copied("a", nginx), None);
+}
+
+#[test]
+fn of_so_many_images_it_is_told_and_no_more() {
+    let mut index = Index::default();
+    let reason = Some(copying::Reason::ImageMissing);
+    let image = |number: usize| format!("docker.io/library/app:{number}");
+    for number in 0..NOT_COPIED_LIMIT + 2 {
+        let image = image(number);
+        index.write("a", key(&image), Presence::Missing, NOW, NOW);
+        index.set_not_copied("a", key(&image), reason);
+    }
+    assert_eq!(index.not_copied["a"].len(), NOT_COPIED_LIMIT);
+    // What is gone makes room.
+    index.remove("a", key(&image(0)));
+    index.set_not_copied("a", key(&image(NOT_COPIED_LIMIT)), reason);
+    assert_eq!(index.not_copied("a", key(&image(NOT_COPIED_LIMIT))), reason);
 }

@@ -36,7 +36,7 @@ use super::{
 };
 use crate::domain::{
     copying::{
-        Part, Plan, Reason, Step, Verdict, Wanted,
+        Part, Plan, Reason, Step, Verdict, Wait, Wanted,
         plan::{self, Manifest},
         refusal,
     },
@@ -190,6 +190,8 @@ pub struct Job {
     pub referrers: bool,
     /// Whether blobs are looked at too where their manifest is there.
     pub verify: bool,
+    /// The most bytes that it may have; none is unbounded.
+    pub max_size: Option<u64>,
 }
 
 /// How far a copy has come, for people. All counts only rise.
@@ -230,14 +232,18 @@ pub struct Trouble {
     pub words: String,
     /// Whether it may go better by itself the next time.
     pub is_passing: bool,
+    /// For how long somebody asked to be left alone.
+    pub wait: Option<Wait>,
 }
 
 impl Trouble {
-    fn new(reason: Reason, words: impl Into<String>) -> Self {
+    /// Returns a trouble that lasts until something is changed.
+    pub fn new(reason: Reason, words: impl Into<String>) -> Self {
         Self {
             reason,
             words: words.into(),
             is_passing: false,
+            wait: None,
         }
     }
 }
@@ -404,7 +410,14 @@ impl<'c> Copying<'c> {
                 again.waits += 1;
                 again.waited += wait;
                 if again.waited > self.settings.limited {
-                    return Err(trouble(Reason::RateLimited, true));
+                    let wait = Wait {
+                        of_mirror: side == Side::Mirror,
+                        time: wait,
+                    };
+                    return Err(Trouble {
+                        wait: Some(wait),
+                        ..trouble(Reason::RateLimited, true)
+                    });
                 }
                 // The whole registry is left alone meanwhile, by every copy.
                 let (blobs, requests) = match side {
@@ -504,8 +517,24 @@ impl<'c> Copying<'c> {
             return Ok(());
         }
         let plan = self.plan(&root, at_source).await?;
+        self.check_size(&plan)?;
         self.state().is_sparse = plan.is_sparse();
         self.push(&plan, same.is_some()).await
+    }
+
+    /// Fails where the image is larger than is wanted. Sizes are those that its manifests promise; more of a blob than
+    /// was promised is never taken.
+    fn check_size(&self, plan: &Plan) -> Result<(), Trouble> {
+        let manifests = plan.manifests().map(|manifest| manifest.bytes.len() as u64);
+        let sizes = plan.blobs().map(|part| part.size).chain(manifests);
+        let size = sizes.fold(0_u64, u64::saturating_add);
+        match self.job.max_size {
+            Some(most) if size > most => Err(Trouble::new(
+                Reason::ImageTooLarge,
+                format!("it has {size} bytes, and {most} are copied at most"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Returns a plan of what is known of an image that is there: its own manifest.

@@ -29,7 +29,7 @@ use crate::{
         schema,
         v1alpha1::{ImageMirror, ImageMirrorSpec},
     },
-    credentials::{DOCKER_CFG, DOCKER_CONFIG_JSON, Secret},
+    credentials::{BASIC_AUTH, DOCKER_CFG, DOCKER_CONFIG_JSON, Secret},
     domain::{mirror::Mode, standing::Standing},
     state::configuration::Configuration,
 };
@@ -189,9 +189,10 @@ impl Loader {
         let mut faults = Vec::new();
         for (field, name) in secret_references(spec) {
             match self.secret_types.get(name).map(String::as_str) {
-                Some(DOCKER_CONFIG_JSON | DOCKER_CFG) => {}
+                Some(DOCKER_CONFIG_JSON | DOCKER_CFG | BASIC_AUTH) => {}
                 Some(other) => {
-                    let message = format!("Secret {name} is of type {other}, not {DOCKER_CONFIG_JSON}");
+                    let message =
+                        format!("Secret {name} is of type {other}, not {DOCKER_CONFIG_JSON} or {BASIC_AUTH}");
                     faults.push(api::Fault::new(field, message));
                 }
                 None => faults.push(api::Fault::new(

@@ -1,4 +1,4 @@
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use insta::assert_snapshot;
 
@@ -8,9 +8,10 @@ use crate::{
     domain::{
         mapping::Mapping,
         mirror::{
-            Access, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer,
+            Access, Copying, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer,
             RescuePolicy, Source, Tags, Trust,
         },
+        platform::Platforms,
         selector::{Labels, Operator, Requirement, Selector},
     },
 };
@@ -71,6 +72,7 @@ fn a_minimal_mirror_has_the_defaults() {
         freshness: Freshness::default(),
         sweep_rate: Some(100),
         tags: Tags::default(),
+        copying: None,
         read_secret: None,
         pull_secret: false,
         exclude_owners: OwnerPattern::built_in(),
@@ -84,6 +86,8 @@ fn a_minimal_mirror_has_the_defaults() {
         ca_bundle: None,
         trust: Trust::default(),
         probe_secret: None,
+        copy_secret: None,
+        source_secrets: BTreeMap::new(),
     };
     assert_eq!(configuration.mirrors, [(expected, connection)]);
 }
@@ -176,6 +180,7 @@ fn every_field_is_accepted() {
             pin: Pin::Digest,
             refresh: Duration::from_hours(2),
         },
+        copying: None,
         read_secret: Some("hub".to_owned()),
         pull_secret: true,
         exclude_owners: vec![OwnerPattern {
@@ -198,6 +203,12 @@ fn every_field_is_accepted() {
     );
     assert_eq!(connection.trust, Trust::BundleAndSystem);
     assert_eq!(connection.probe_secret.as_deref(), Some("hub"));
+    assert_eq!(connection.copy_secret.as_deref(), Some("hub"));
+    let secret = |prefix: &str| (prefix.to_owned(), "hub".to_owned());
+    assert_eq!(
+        connection.source_secrets,
+        ["docker.io", "registry.example.com:8443/team"].map(secret).into()
+    );
     assert_eq!(
         configuration.namespaces["blue"],
         Labels::from(
@@ -312,7 +323,7 @@ spec:
   - prefix: index.docker.io
     access: public
   - exclude: 1.10
-  copy: {policy: OnDemand}
+  retention: {unusedFor: 5d}
 ---
 apiVersion: apps/v1
 kind: Deployment
@@ -333,7 +344,7 @@ metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
     mirrors.yaml:7: document 1 (ImageMirror Main): spec.repository: cannot use repository template "{registry}": {repository} is missing
     mirrors.yaml:8: document 1 (ImageMirror Main): spec.priority: must be a whole number, not text: remove the quotes
     mirrors.yaml:9: document 1 (ImageMirror Main): spec.endpoints: unknown field: did you mean endpoint?
-    mirrors.yaml:10: document 1 (ImageMirror Main): spec.colour: unknown field: the fields here are endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, rescue, sources, sweep, tags
+    mirrors.yaml:10: document 1 (ImageMirror Main): spec.colour: unknown field: the fields here are copy, endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, rescue, sources, sweep, tags
     mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.interval: must be text, not a number: put it in quotes
     mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.failureThreshold: must be at least 1, not 0
     mirrors.yaml:11: document 1 (ImageMirror Main): spec.health.timeout: "5 s" is not a duration: write 90s, 10m or 1h30m
@@ -350,7 +361,7 @@ metadata: {name: shop, labels: {kagami.dev/mode: enforced, number: 1}}
     mirrors.yaml:23: document 1 (ImageMirror Main): spec.sources[2].access: "public" is not one of Private, Public
     mirrors.yaml:24: document 1 (ImageMirror Main): spec.sources[3].exclude: must be a list, not a number
     mirrors.yaml:24: document 1 (ImageMirror Main): spec.sources[3].prefix: is required
-    mirrors.yaml:25: document 1 (ImageMirror Main): spec.copy: unknown field: the fields here are endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, rescue, sources, sweep, tags
+    mirrors.yaml:25: document 1 (ImageMirror Main): spec.retention: unknown field: the fields here are copy, endpoint, excludeOwners, freshness, health, kind, mode, namespaceSelector, prefer, priority, pullSecret, registry, repository, rescue, sources, sweep, tags
     mirrors.yaml:28: document 2 (Deployment web): kind: Deployment is not read from files: only ImageMirror (kagami.dev/v1alpha1), Namespace (v1), Secret (v1)
     mirrors.yaml:31: document 3 (ImageMirror): apiVersion: must be kagami.dev/v1alpha1 for this kind, not "kagami.dev/v1"
     mirrors.yaml:36: document 4 (Namespace shop): metadata.labels.number: must be text, not a number: put it in quotes
@@ -405,7 +416,7 @@ metadata: {{name: other}}
     )), @r"
     mirrors.yaml:10: document 1 (ImageMirror main): spec.pullSecret.secretRef.name: there is no Secret pull in the file
     mirrors.yaml:14: document 2 (ImageMirror main): metadata.name: there is another ImageMirror of this name in the file
-    mirrors.yaml:20: document 2 (ImageMirror main): spec.endpoint.credentials.secretRef.name: Secret other is of type Opaque, not kubernetes.io/dockerconfigjson
+    mirrors.yaml:20: document 2 (ImageMirror main): spec.endpoint.credentials.secretRef.name: Secret other is of type Opaque, not kubernetes.io/dockerconfigjson or kubernetes.io/basic-auth
     ");
 }
 
@@ -837,4 +848,48 @@ fn a_bundle_holds_certificates_and_no_key() {
     let certificates = "must hold certificates in PEM: -----BEGIN CERTIFICATE-----";
     check("LS0tLS1CRUdJTg==", certificates);
     check("-----BEGIN CERTIFICATE REQUEST-----", certificates);
+}
+
+#[test]
+fn how_a_mirror_is_filled_is_read_whole_or_told_what_is_wrong() {
+    let read = |copy: &str| {
+        let loaded = load(&format!("{MINIMAL}  copy: {copy}\n"), "mirrors.yaml");
+        loaded
+            .map(|configuration| configuration.mirrors[0].0.copying.clone())
+            .map_err(|faults| format!("{faults:?}"))
+    };
+    let all = Copying {
+        platforms: Platforms::ALL,
+        referrers: true,
+        max_size: None,
+    };
+    assert_eq!(read("{policy: OnDemand}"), Ok(Some(all)));
+    assert_eq!(read("{}"), Ok(None));
+    assert_eq!(read("{policy: 'Off', referrers: false}"), Ok(None));
+    let some = Copying {
+        platforms: Platforms::parse("linux/arm64").unwrap(),
+        referrers: false,
+        max_size: Some(20 << 30),
+    };
+    let text = "{policy: OnDemand, platforms: [linux/arm64], referrers: false, maxImageSize: 20Gi}";
+    assert_eq!(read(text), Ok(Some(some)));
+    for (text, expected) in [
+        (
+            "{policy: OnDemand, platforms: [arm64]}",
+            "write it as linux/amd64",
+        ),
+        ("{policy: OnDemand, maxImageSize: 20GB}", "spec.copy.maxImageSize"),
+        ("{policy: Always}", "spec.copy.policy"),
+        (
+            "{policy: OnDemand, credentials: {secretRef: {name: none}}}",
+            "none",
+        ),
+    ] {
+        let told = read(text).unwrap_err();
+        assert!(told.contains(expected), "{text}: {told}");
+    }
+    let cache = MINIMAL.replace("Hosted", "PullThrough");
+    let told = load(&format!("{cache}  copy: {{policy: OnDemand}}\n"), "mirrors.yaml").unwrap_err();
+    let told = format!("{told:?}");
+    assert!(told.contains("a PullThrough mirror fetches by itself"), "{told}");
 }

@@ -76,9 +76,12 @@ impl ImageWriter {
                 presence,
                 verified_at,
                 version,
+                spec,
                 ..
             } = entry;
             index.write_at(&mirror, key.by_ref(), presence, verified_at, version, verified_at);
+            let not_copied = spec.as_ref().and_then(|spec| spec.not_copied.as_deref());
+            index.learn_not_copied(&mirror, key.by_ref(), not_copied);
         }
     }
 }

@@ -500,11 +500,9 @@ fn usual(shared: &Shared, ask: &Ask, body: &[u8]) -> Answer {
             Some(bytes) => {
                 let range = ask.headers.get("range").filter(|_| !shared.features.no_ranges);
                 let from = range.map(|range| {
-                    range
-                        .trim_start_matches("bytes=")
-                        .trim_end_matches('-')
-                        .parse::<usize>()
-                        .unwrap()
+                    // Who asks for the first bytes alone gets the rest as well.
+                    let (from, _) = range.trim_start_matches("bytes=").split_once('-').unwrap();
+                    from.parse::<usize>().unwrap()
                 });
                 match from {
                     Some(from) => Answer::new(206)

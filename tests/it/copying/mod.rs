@@ -1,5 +1,6 @@
 //! Copies: between real registries, and with registries and sources that fail in every way known.
 
+mod companion;
 mod fake;
 mod real;
 mod referrers;
@@ -73,6 +74,7 @@ fn job_as(source: &Fake, mirror: &Fake, login: Option<Credentials>) -> Job {
         platforms: Platforms::ALL,
         referrers: false,
         verify: false,
+        max_size: None,
     }
 }
 

@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// Returns an image's repository in the mirror.
-fn place(source: &Registry, repository: &str) -> String {
+pub(super) fn place(source: &Registry, repository: &str) -> String {
     format!("{}/{repository}", host(source.url()).replace(':', "_"))
 }
 
@@ -30,7 +30,7 @@ async fn read(target: &Target, repository: &str, path: &str, accept: &str) -> Ve
 }
 
 /// Checks that a registry for everybody has an image, to the last byte.
-async fn assert_whole(registry: &Registry, repository: &str, reference: &str, image: &Image) {
+pub(super) async fn assert_whole(registry: &Registry, repository: &str, reference: &str, image: &Image) {
     let target = registry.target(None);
     let media_type = image.media_type.as_str();
     let manifest = read(&target, repository, &format!("manifests/{reference}"), media_type).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ::kagami::{
     clock,
-    companion::mirror::{self, reports::Reports},
+    companion::mirror::{self, reports::Reports, wants::Means},
     domain::{
         answer::Manifest,
         decision::{Finding, Probe},
@@ -252,7 +252,8 @@ fn start(store: &Store) -> Companion {
     let store = store.clone();
     let mut running = JoinSet::new();
     running.spawn(async move {
-        match mirror::run(store, metrics, Reports::default(), BTreeSet::new(), demand).await {}
+        let reports = Reports::default();
+        match mirror::run(store, metrics, reports, Means::default(), BTreeSet::new(), demand).await {}
     });
     Companion {
         demand: want,

@@ -14,6 +14,7 @@ use ::kagami::{
     companion::mirror::{
         self,
         reports::{Refusal, Reports},
+        wants::Means,
     },
     domain::{
         answer::{Manifest, MediaType},
@@ -161,7 +162,15 @@ impl Scene {
         let (for_workers, told) = (store.clone(), reports.clone());
         running.spawn(async move {
             let (metrics, _) = Metrics::new();
-            match mirror::run(for_workers, metrics, told, BTreeSet::new(), wanted).await {}
+            match mirror::run(
+                for_workers,
+                metrics,
+                told,
+                Means::default(),
+                BTreeSet::new(),
+                wanted,
+            )
+            .await {}
         });
         let scene = Self {
             store,

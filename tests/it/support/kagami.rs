@@ -217,7 +217,18 @@ impl Kagami {
 
     /// Asks about a Pod until the answer gives these reasons. Returns the reasons given before.
     pub async fn until(&self, images: &[&str], expected: &[&str], within: Duration) -> Vec<Vec<String>> {
-        let mut caller = self.connect().await;
+        self.until_by(&mut self.connect().await, images, expected, within)
+            .await
+    }
+
+    /// The same on a connection of the caller's.
+    pub async fn until_by(
+        &self,
+        caller: &mut Caller,
+        images: &[&str],
+        expected: &[&str],
+        within: Duration,
+    ) -> Vec<Vec<String>> {
         let mut before = Vec::new();
         eventually(&format!("{images:?} are {expected:?}"), within, async || {
             let answer = caller.ask(images).await;
@@ -247,6 +258,20 @@ impl Caller {
     pub fn with_timeout(mut self, timeout: &str, budget: Duration) -> Self {
         self.path = format!("/mutate/enforce?timeout={timeout}");
         self.budget = budget;
+        self
+    }
+
+    /// Asks while what is built for tests hashes whole images beside, which takes it a hundred times as long.
+    #[must_use]
+    pub fn in_no_hurry(mut self) -> Self {
+        self.slack = Duration::from_mins(1);
+        self
+    }
+
+    /// Asks as for a namespace in another mode than enforce.
+    #[must_use]
+    pub fn in_mode(mut self, mode: &str) -> Self {
+        self.path = self.path.replace("/enforce", &format!("/{mode}"));
         self
     }
 

@@ -30,6 +30,9 @@ pub fn all_metrics() -> String {
     metrics.rescued("main", "back", "done");
     metrics.set_stuck(0);
     metrics.wrote("ImageMirror", "ok");
+    metrics.copied("main", "Copied");
+    metrics.copied_bytes("main", 1);
+    metrics.set_copies("main", Some((0, 0)));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     text

@@ -1,7 +1,11 @@
 //! Demand: the images of the cluster's Pods, handed to the mirrors that serve them, and their times of
 //! use.
 
-use std::{collections::HashSet, sync::Mutex, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Mutex,
+    time::Duration,
+};
 
 use tokio::{sync::mpsc, task::yield_now, time::sleep};
 
@@ -10,9 +14,11 @@ use crate::{
     clock,
     cluster::pods::{Pod, images},
     domain::{
+        copying::queue::Wanted,
         demand::Used,
         image::{ImageKey, KeyRef},
         mirror::Mode,
+        presence::Presence,
         routing::{MirrorId, Routing},
         snapshot::Snapshot,
         time::Timestamp,
@@ -50,6 +56,8 @@ pub(super) struct DemandReader {
 pub(super) struct Round {
     /// Keys by the mirror's position in the routing.
     new: Vec<HashSet<ImageKey>>,
+    /// What mirrors lack that are filled, likewise.
+    wanted: Vec<Vec<Wanted>>,
     /// There was more.
     is_full: bool,
 }
@@ -58,6 +66,8 @@ pub(super) struct Round {
 struct Serving<'s> {
     snapshot: &'s Snapshot,
     mirrors: Vec<bool>,
+    /// Whether images are rewritten there, as far as the namespace is concerned.
+    enforces: bool,
 }
 
 impl DemandReader {
@@ -82,9 +92,14 @@ impl DemandReader {
             return;
         };
         for key in changed {
-            for mirror in serving.mirrors_of(key.by_ref()) {
-                let mirror = &snapshot.routing.mirror(mirror).name;
-                if !store.index().contains(mirror, key.by_ref()) && !hand_on(&self.demand, mirror, key) {
+            for id in serving.mirrors_of(key.by_ref()) {
+                let mirror = &snapshot.routing.mirror(id).name;
+                let why = if serving.fills(id) {
+                    Why::Wanted { by: namespace.into() }
+                } else {
+                    Why::New
+                };
+                if !store.index().contains(mirror, key.by_ref()) && !hand_on(&self.demand, mirror, key, why) {
                     return;
                 }
             }
@@ -104,10 +119,16 @@ impl DemandReader {
         let (namespace, images) = self.used.next_namespace(after)?;
         if let Some(serving) = Serving::of(snapshot, namespace, self.settings.default_mode) {
             let index = store.index();
-            for key in images {
-                for mirror in serving.mirrors_of(key.by_ref()) {
-                    if !index.touch(&snapshot.routing.mirror(mirror).name, key.by_ref(), now) {
-                        round.add(mirror, key);
+            for (key, uses) in images {
+                for id in serving.mirrors_of(key.by_ref()) {
+                    let mirror = &snapshot.routing.mirror(id).name;
+                    if !index.touch(mirror, key.by_ref(), now) {
+                        round.add(id, key);
+                    } else if serving.fills(id) {
+                        let entry = index.get(mirror, key.by_ref());
+                        if entry.is_some_and(|entry| entry.presence == Presence::Missing) {
+                            round.want(id, namespace, key, uses);
+                        }
                     }
                 }
             }
@@ -161,11 +182,11 @@ fn forget(store: &Store, snapshot: &Snapshot, now: Timestamp, forget_after: Dura
     }
 }
 
-fn hand_on(demand: &mpsc::Sender<Demand>, mirror: &str, key: &ImageKey) -> bool {
+fn hand_on(demand: &mpsc::Sender<Demand>, mirror: &str, key: &ImageKey, why: Why) -> bool {
     let wanted = Demand {
         mirror: mirror.to_owned(),
         key: key.clone(),
-        why: Why::New,
+        why,
     };
     demand.try_send(wanted).is_ok()
 }
@@ -174,6 +195,7 @@ impl Round {
     fn new(routing: &Routing) -> Self {
         Self {
             new: vec![HashSet::new(); routing.len()],
+            wanted: vec![Vec::new(); routing.len()],
             is_full: false,
         }
     }
@@ -187,6 +209,27 @@ impl Round {
         } else {
             self.is_full = true;
         }
+    }
+
+    /// Notes that a namespace wants an image that a mirror lacks. Namespaces come one after the other.
+    fn want(&mut self, mirror: MirrorId, namespace: &str, key: &ImageKey, uses: u32) {
+        let Some(wanted) = self.wanted.get_mut(mirror.index()) else {
+            return;
+        };
+        match wanted.last_mut() {
+            Some((last, images)) if **last == *namespace => images.push((key.clone(), uses)),
+            _ => wanted.push((namespace.into(), vec![(key.clone(), uses)])),
+        }
+    }
+
+    /// Takes out what is wanted, of each mirror that is filled.
+    pub(super) fn take_wanted(&mut self, routing: &Routing) -> BTreeMap<String, Vec<Wanted>> {
+        let wanted = std::mem::take(&mut self.wanted);
+        let mirrors = routing.mirrors().zip(wanted);
+        let filled = mirrors.filter(|((_, mirror), _)| mirror.copying.is_some());
+        filled
+            .map(|((_, mirror), wanted)| (mirror.name.clone(), wanted))
+            .collect()
     }
 
     /// Hands on what is new, of each mirror some at a time. Returns whether that was everything.
@@ -203,7 +246,9 @@ impl Round {
         loop {
             for (mirror, keys) in &mut waiting {
                 for key in keys.take(AT_ONCE.0) {
-                    if !store.index().contains(mirror, key.by_ref()) && !hand_on(demand, mirror, &key) {
+                    if !store.index().contains(mirror, key.by_ref())
+                        && !hand_on(demand, mirror, &key, Why::New)
+                    {
                         return false;
                     }
                 }
@@ -223,14 +268,26 @@ impl<'s> Serving<'s> {
         if snapshot.left_alone.contains(namespace) {
             return None;
         }
-        if mode_of(snapshot, namespace, default_mode) == Mode::Off {
+        let mode = mode_of(snapshot, namespace, default_mode);
+        if mode == Mode::Off {
             return None;
         }
         let mirrors = snapshot.routing.mirrors();
         let mirrors: Vec<_> = mirrors
             .map(|(id, mirror)| mirror.mode != Mode::Off && snapshot.serves(id, namespace))
             .collect();
-        mirrors.contains(&true).then_some(Self { snapshot, mirrors })
+        let serving = Self {
+            snapshot,
+            enforces: mode == Mode::Enforce,
+            mirrors,
+        };
+        serving.mirrors.contains(&true).then_some(serving)
+    }
+
+    /// Whether a mirror is filled with what the namespace uses.
+    fn fills(&self, mirror: MirrorId) -> bool {
+        let settings = self.snapshot.routing.mirror(mirror);
+        self.enforces && settings.copying.is_some() && settings.mode == Mode::Enforce
     }
 
     /// Returns those of them that should hold an image.
@@ -257,7 +314,7 @@ mod tests {
     use crate::{
         api::MODE_LABEL,
         cluster::watch::Event,
-        domain::{examples::key, presence::Presence},
+        domain::examples::key,
         state::{Configured, file},
     };
 
@@ -273,7 +330,14 @@ mod tests {
         ";
 
     fn store() -> Store {
-        let configuration = file::load(&MIRRORS.replace("\n        ", "\n"), "test").unwrap();
+        store_with("")
+    }
+
+    /// Returns a store with the usual mirror, which has this in its spec besides.
+    fn store_with(field: &str) -> Store {
+        let text = MIRRORS.replace("\n        ", "\n");
+        let text = format!("{}\n  {field}\n", text.trim_end());
+        let configuration = file::load(&text, "test").unwrap();
         let mirrors = configuration.mirrors.into_iter().map(|(mirror, _)| mirror);
         let labels = |mode: &str, team: &str| {
             let labels = [(MODE_LABEL, mode), ("team", team)];
@@ -289,6 +353,7 @@ mod tests {
                 ("red".to_owned(), labels("enforce", "red")),
                 ("off".to_owned(), labels("off", "blue")),
                 ("own".to_owned(), labels("enforce", "blue")),
+                ("audit".to_owned(), labels("audit", "blue")),
             ]
             .into(),
             left_alone: ["own".to_owned()].into(),
@@ -394,6 +459,56 @@ mod tests {
         let again = pod("blue", "blue", "blue");
         lock(&readers).take(Event::Changed(again), &store);
         assert!(told(&mut wanted).is_empty());
+    }
+
+    /// Only what a mirror is known to lack, and only of namespaces in which images are rewritten.
+    #[tokio::test]
+    async fn what_filled_mirrors_lack_is_wanted_by_those_whose_images_are_rewritten() {
+        let store = store_with("copy: {policy: OnDemand}");
+        let (readers, mut wanted) = readers(true);
+        let now = clock::now();
+        for (image, presence) in [("lacks", Presence::Missing), ("unknown", Presence::Unknown(None))] {
+            let image = format!("docker.io/library/{image}:latest");
+            store.index_mut().write("main", key(&image), presence, now, now);
+        }
+        for (namespace, pods) in [("blue", 2), ("red", 1), ("off", 1), ("own", 1), ("audit", 1)] {
+            for number in 0..pods {
+                let name = number.to_string();
+                for image in ["lacks", "unknown", "new"] {
+                    let pod = pod(namespace, &format!("{image}-{name}"), image);
+                    lock(&readers).take(Event::Changed(pod), &store);
+                }
+            }
+        }
+        let mut why = Vec::new();
+        while let Ok(demand) = wanted.try_recv() {
+            why.push((demand.key.to_string(), demand.why));
+        }
+        why.sort_unstable_by(|(a, a_why), (b, b_why)| {
+            a.cmp(b).then(format!("{a_why:?}").cmp(&format!("{b_why:?}")))
+        });
+        why.dedup();
+        let new = "docker.io/library/new:latest".to_owned();
+        let by_blue = Why::Wanted { by: "blue".into() };
+        assert_eq!(why, [(new.clone(), Why::New), (new, by_blue)]);
+
+        let snapshot = store.snapshot();
+        let mut round = go_through(&readers, &store, &snapshot).await;
+        let lacks = key("docker.io/library/lacks:latest").into();
+        let of_blue: Wanted = ("blue".into(), vec![(lacks, 2)]);
+        assert_eq!(
+            round.take_wanted(&snapshot.routing),
+            BTreeMap::from([("main".to_owned(), vec![of_blue])])
+        );
+        // Of a mirror that is not filled nothing is wanted.
+        let store = store_with("");
+        let image = key("docker.io/library/lacks:latest");
+        store
+            .index_mut()
+            .write("main", image, Presence::Missing, now, now);
+        let snapshot = store.snapshot();
+        let mut round = go_through(&readers, &store, &snapshot).await;
+        assert_eq!(round.take_wanted(&snapshot.routing), BTreeMap::new());
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ use crate::{
         sources,
         watch::{Event, Pulses, follow},
     },
-    companion::mirror::reports::Reports,
+    companion::mirror::{reports::Reports, wants::Wants},
     domain::{mirror::Mode, routing::Routing, snapshot::Snapshot, time::Timestamp},
     state::{Demand, Store},
 };
@@ -46,6 +46,8 @@ pub(super) struct Pods {
     pub(super) store: Store,
     pub(super) settings: Settings,
     pub(super) reports: Reports,
+    /// What filled mirrors are to be brought.
+    pub(super) wants: Wants,
     pub(super) demand: mpsc::Sender<Demand>,
     /// Where stuck Pods are told; none where they are left to themselves.
     pub(super) ward: Option<Ward>,
@@ -114,7 +116,8 @@ impl Pods {
                 relists.send_modify(|round| *round += 1);
             }
             read_by = Arc::clone(&snapshot);
-            let round = demand::go_through(readers, &self.store, &snapshot).await;
+            let mut round = demand::go_through(readers, &self.store, &snapshot).await;
+            self.wants.replace(round.take_wanted(&snapshot.routing));
             lock(readers)
                 .pulls
                 .judge(&self.store, &self.reports, clock::now());

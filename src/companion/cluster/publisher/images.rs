@@ -103,6 +103,7 @@ fn fingerprint(spec: &MirroredImageSpec) -> u64 {
         image,
         presence,
         reason,
+        not_copied,
         digest,
         media_type,
         platforms,
@@ -111,7 +112,10 @@ fn fingerprint(spec: &MirroredImageSpec) -> u64 {
         verified_at: _,
         last_used: _,
     } = spec;
-    (mirror, image, reason, digest, media_type, platforms, size).hash(&mut hasher);
+    (
+        mirror, image, reason, not_copied, digest, media_type, platforms, size,
+    )
+        .hash(&mut hasher);
     (*presence as u8, access.map(|access| access as u8)).hash(&mut hasher);
     hasher.finish()
 }
@@ -293,6 +297,8 @@ impl Images {
             (found.presence.clone(), found.verified_at)
         };
         index.write(&self.mirror, found.key.by_ref(), presence, verified_at, used);
+        let not_copied = found.spec.as_ref().and_then(|spec| spec.not_copied.as_deref());
+        index.learn_not_copied(&self.mirror, found.key.by_ref(), not_copied);
         let content = match &found.spec {
             _ if is_void => Content::Void,
             Some(spec) => Content::Own(fingerprint(spec)),
@@ -571,6 +577,8 @@ impl Images {
         let verified_at = index.verified_at(&self.mirror, key.by_ref()).unwrap_or_default();
         let mut spec = api::image::spec(&self.mirror, key.by_ref(), &entry.presence, verified_at);
         spec.last_used = Some(status::time(entry.last_used()));
+        let not_copied = index.not_copied(&self.mirror, key.by_ref());
+        spec.not_copied = not_copied.map(|reason| reason.as_str().to_owned());
         Wanted::This(Box::new(spec), looked)
     }
 

@@ -314,6 +314,8 @@ impl Publisher {
                 pull_lasts: report.pull_lasts,
                 forward_allowed: self.leader.forward_allowed(resource),
                 images_readable: report.images_readable,
+                is_filled: resource.is_filled(),
+                writing: report.copies.and_then(|copies| copies.writing),
                 sweeps: [None; 2],
                 not_written: None,
                 platforms: &cluster.platforms,

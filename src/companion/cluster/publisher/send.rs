@@ -308,7 +308,10 @@ pub(super) fn messages(
     let images = of(ConditionType::ImagesReadable)
         .filter(|(before, now)| is_news(*before, now))
         .map(|(_, now)| of_condition("Sweep", ["ImagesNotReadable", "ImagesReadable"], now));
-    [of_health(before, after), credentials, images]
+    let writable = of(ConditionType::Writable)
+        .filter(|(before, now)| now.status != "Unknown" && is_news(*before, now))
+        .map(|(_, now)| of_condition("Copy", ["NotWritable", "Writable"], now));
+    [of_health(before, after), credentials, images, writable]
         .into_iter()
         .flatten()
 }
@@ -425,6 +428,35 @@ mod tests {
             ]
         );
         assert_eq!(told(&other, &good).len(), 2);
+    }
+
+    #[test]
+    fn that_a_mirror_takes_no_copies_is_told_and_that_it_does_again() {
+        let status = |writable: Option<(&str, &str)>| {
+            let conditions: Vec<_> = writable
+                .iter()
+                .map(|(status, reason)| {
+                    json!({"type": "Writable", "status": status, "reason": reason, "message": "words",
+                           "lastTransitionTime": "2026-01-01T00:00:00Z"})
+                })
+                .collect();
+            serde_json::from_value::<ImageMirrorStatus>(json!({"conditions": conditions})).unwrap()
+        };
+        let check = |before, after, expected: &[&str]| {
+            let told = messages(&status(before), &status(after));
+            let told: Vec<_> = told
+                .map(|message| format!("{} {} {}", message.action, message.reason, message.note))
+                .collect();
+            assert_eq!(told, expected);
+        };
+        let (good, full) = (Some(("True", "Writable")), Some(("False", "QuotaExceeded")));
+        let read_only = Some(("False", "MirrorReadOnly"));
+        check(None, good, &[]);
+        check(None, full, &["Copy NotWritable QuotaExceeded: words"]);
+        check(good, full, &["Copy NotWritable QuotaExceeded: words"]);
+        check(full, read_only, &[]);
+        check(full, good, &["Copy Writable Writable: words"]);
+        check(full, Some(("Unknown", "NotFilled")), &[]);
     }
 
     #[test]

@@ -1,0 +1,571 @@
+//! Fills a mirror with the images that Pods use and that it lacks.
+//!
+//! Some copies are under way at once, each with connections of its own: what decides about serving is asked over
+//! others. What comes next, and what waits for how long, is planned by [`Queue`];
+//! whether the mirror takes anything is a health of its own ([`Writing`]) and says nothing about serving. After a copy
+//! the image is looked at like any other: that alone is proof.
+//!
+//! A copy goes on only while this process may write, which is looked at whenever there is something to do for it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::poll_fn,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::{
+    task::{self, JoinError, JoinSet},
+    time::{Instant, interval, sleep_until},
+};
+
+use super::{
+    context::{Context, CurrentMirror},
+    look::locate,
+    reports::Copies,
+    upstream,
+    wants::Means,
+};
+use crate::{
+    credentials::Held,
+    domain::{
+        copying::{Place, Reason, Writing, place, queue::Queue},
+        health::State,
+        image::ImageKey,
+        mirror::{self, Mode},
+        presence::Presence,
+    },
+    registry::{
+        Client, Endpoint,
+        copy::{self, Copied, Job, Meter, Settings, Trouble, Upstream},
+        pool,
+    },
+    state::logins::{Login, OfMirror},
+    tasks::panic_message,
+    telemetry::{Throttle, chain},
+};
+
+/// How many images are copied into a mirror at once.
+const AT_ONCE: usize = 4;
+
+/// How many images are taken out of the queue at a time: some need no copy, and others cannot have one.
+const AT_A_TIME: usize = 64;
+
+/// How long one copy waits for a registry that asks to be asked less; for longer it makes room for others.
+const LIMITED: Duration = Duration::from_secs(30);
+
+/// How often it is looked at least whether copies may go on, and how far they are.
+const LOOK_AT_LEASE: Duration = Duration::from_millis(250);
+const SHOW: Duration = Duration::from_secs(5);
+
+/// How long upstream may take to say whether everybody gets an image.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What became of a copy.
+#[derive(Debug)]
+enum Ended {
+    Copied(Copied),
+    Failed(Trouble),
+    /// This process may not write any more.
+    Stopped,
+}
+
+struct Copier {
+    context: Context,
+    settings: Settings,
+    /// How the mirror is filled, and with which logins; none while it is not.
+    filling: Option<(mirror::Copying, OfMirror)>,
+    mirror: Option<Arc<copy::Mirror>>,
+    /// By the prefix of the source.
+    upstreams: BTreeMap<String, Arc<Upstream>>,
+    writing: Writing,
+    copies: JoinSet<Ended>,
+    keys: HashMap<task::Id, ImageKey>,
+    meter: Arc<Meter>,
+    /// How many of the bytes that were sent the metrics have.
+    counted: u64,
+    faults: Throttle<Reason>,
+}
+
+/// Fills the mirror until the task is dropped, where its settings say so.
+pub(super) async fn run(context: Context) {
+    let mut snapshots = context.store.subscribe();
+    let mut logins = context.means.logins.subscribe();
+    let mut wants = context.means.wants.subscribe();
+    let mut copier = Copier::new(context);
+    loop {
+        snapshots.mark_unchanged();
+        logins.mark_unchanged();
+        wants.mark_unchanged();
+        let Some(present) = copier.context.present() else {
+            return;
+        };
+        copier.follow(&present);
+        let due = copier.begin(&present);
+        copier.show();
+        let soon = (!copier.copies.is_empty()).then(|| Instant::now() + SHOW);
+        let wake = due.into_iter().chain(soon).min();
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            // Both senders are in the context.
+            Ok(()) = logins.changed() => {}
+            Ok(()) = wants.changed() => {}
+            Some(ended) = copier.copies.join_next_with_id() => copier.take(ended),
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+        }
+    }
+}
+
+impl Copier {
+    fn new(context: Context) -> Self {
+        // Whoever was at work before has gone.
+        context.means.wants.begin_anew(&context.mirror);
+        Self {
+            context,
+            settings: Settings {
+                limited: LIMITED,
+                ..Settings::default()
+            },
+            filling: None,
+            mirror: None,
+            upstreams: BTreeMap::new(),
+            writing: Writing::default(),
+            copies: JoinSet::new(),
+            keys: HashMap::new(),
+            meter: Arc::default(),
+            counted: 0,
+            faults: Throttle::each_minute(),
+        }
+    }
+
+    /// Takes in the settings and logins of now.
+    fn follow(&mut self, present: &CurrentMirror) {
+        let settings = present.settings();
+        let may = settings.mode == Mode::Enforce && !present.snapshot.paused;
+        let copying = settings.copying.as_ref().filter(|_| may);
+        let logins = self.context.means.logins.of(&self.context.mirror);
+        let Some((copying, logins)) = copying.cloned().zip(logins) else {
+            self.stop(settings.copying.is_none());
+            return;
+        };
+        let is_same = |(prefix, login): (&String, &Login), had: &OfMirror| {
+            had.sources
+                .get(prefix)
+                .is_some_and(|before| before.is_same(login))
+        };
+        let (other_settings, other_logins) = match &self.filling {
+            Some((before, had)) => (
+                *before != copying,
+                !had.push.is_same(&logins.push) || !logins.sources.iter().all(|source| is_same(source, had)),
+            ),
+            None => (true, true),
+        };
+        self.filling = Some((copying, logins));
+        if !other_settings && !other_logins {
+            return;
+        }
+        let Some((_, logins)) = &self.filling else { return };
+        // What failed may go well now.
+        self.writing.forgive();
+        self.context.means.wants.with(&self.context.mirror, |queue, _| {
+            if other_settings {
+                queue.forgive();
+            } else {
+                queue.forgive_logins();
+            }
+        });
+        if let Some(mirror) = &self.mirror {
+            renew(mirror.client(), Some(&logins.push));
+        }
+        let prefixes = settings.sources.iter().map(|source| source.prefix.as_str());
+        let prefixes: Vec<&str> = prefixes.collect();
+        self.upstreams.retain(|prefix, upstream| {
+            renew(upstream.client(), logins.sources.get(prefix));
+            prefixes.contains(&prefix.as_str())
+        });
+    }
+
+    /// Breaks off what is under way: the brake is on, the mirror is weakened, or filled no more.
+    fn stop(&mut self, for_good: bool) {
+        if self.filling.take().is_none() {
+            return;
+        }
+        self.copies.abort_all();
+        self.writing = Writing::default();
+        if for_good {
+            self.context.means.wants.forget(&self.context.mirror);
+            self.mirror = None;
+            self.upstreams.clear();
+        }
+    }
+
+    /// Begins what may be begun. Returns when to look again, if that is known.
+    fn begin(&mut self, present: &CurrentMirror) -> Option<Instant> {
+        self.filling.as_ref()?;
+        // While the mirror fails nothing is known to be missing.
+        if present.health().state != State::Healthy || !self.context.means.may_write() {
+            return None;
+        }
+        let wants = self.context.means.wants.clone();
+        for _ in 0..AT_A_TIME {
+            let now = wants.now();
+            if self.copies.len() >= self.writing.at_once(AT_ONCE, now) {
+                return self.writing.paused_until(now).map(|until| wants.at(until));
+            }
+            let mirror = self.context.mirror.clone();
+            let Some(key) = wants.with(&mirror, Queue::next) else {
+                let due = wants.with(&mirror, |queue, _| queue.next_due());
+                return due.map(|due| wants.at(due));
+            };
+            match self.job(present, &key) {
+                Ok(Some((job, asks_upstream))) => self.start(key, job, asks_upstream),
+                // It came by itself, or nobody is to have it.
+                Ok(None) => wants.with(&mirror, |queue, _| queue.settled(&key)),
+                Err(trouble) => self.failed(&key, &trouble),
+            }
+        }
+        // Others go on in between.
+        Some(Instant::now())
+    }
+
+    /// Returns how an image is copied, and whether upstream must give it to everybody for that; none if it needs no copy.
+    fn job(&mut self, present: &CurrentMirror, key: &ImageKey) -> Result<Option<(Job, bool)>, Trouble> {
+        let Some((copying, logins)) = &self.filling else {
+            return Ok(None);
+        };
+        let name = key.by_ref().name();
+        let settings = present.settings();
+        let candidates = present.snapshot.routing.candidates(name);
+        let candidate = candidates
+            .ordered
+            .iter()
+            .find(|candidate| candidate.mirror == present.id);
+        let source = candidate.and_then(|candidate| settings.sources.get(candidate.source));
+        let is_missing = {
+            let index = self.context.store.index();
+            let entry = index.get(&self.context.mirror, key.by_ref());
+            entry.is_some_and(|entry| entry.presence == Presence::Missing)
+        };
+        let Some(source) = source.filter(|_| is_missing) else {
+            return Ok(None);
+        };
+        let Place {
+            repository,
+            reference,
+            into,
+            tag,
+        } = place(&settings.mapping, key.by_ref())
+            .map_err(|error| Trouble::new(Reason::NameTooLong, chain(&error)))?;
+        let asks_upstream =
+            locate(settings, key.by_ref()).is_some_and(|located| present.asks_upstream(&located));
+        let mirror = if let Some(mirror) = &self.mirror {
+            Arc::clone(mirror)
+        } else {
+            let client = client(&logins.endpoint, Some(&logins.push))?;
+            Arc::clone(
+                self.mirror
+                    .insert(Arc::new(copy::Mirror::new(client, &self.settings))),
+            )
+        };
+        let upstream = if let Some(upstream) = self.upstreams.get(&source.prefix) {
+            Arc::clone(upstream)
+        } else {
+            let endpoint = Endpoint {
+                url: pool::url(key.by_ref().host()),
+                ca_bundle: None,
+                trust: mirror::Trust::default(),
+                credentials: None,
+            };
+            let client = client(&endpoint, logins.sources.get(&source.prefix))?;
+            let upstream = Arc::new(Upstream::new(client, &self.settings));
+            let prefix = source.prefix.clone();
+            self.upstreams.insert(prefix, Arc::clone(&upstream));
+            upstream
+        };
+        let job = Job {
+            upstream,
+            repository,
+            reference,
+            mirror,
+            into,
+            tag,
+            platforms: copying.platforms,
+            referrers: copying.referrers,
+            verify: false,
+            max_size: copying.max_size,
+        };
+        Ok(Some((job, asks_upstream)))
+    }
+
+    fn start(&mut self, key: ImageKey, job: Job, asks_upstream: bool) {
+        let (context, settings) = (self.context.clone(), self.settings.clone());
+        let (meter, image) = (Arc::clone(&self.meter), key.clone());
+        let copy = async move {
+            // A large future.
+            let bring = Box::pin(bring(&context, &image, &job, &settings, &meter, asks_upstream));
+            match while_allowed(&context.means, bring).await {
+                Some(Ok(copied)) => {
+                    context.first_look(image.by_ref()).await;
+                    Ended::Copied(copied)
+                }
+                Some(Err(trouble)) => Ended::Failed(trouble),
+                None => Ended::Stopped,
+            }
+        };
+        let task = self.copies.spawn(copy).id();
+        self.keys.insert(task, key);
+    }
+
+    /// Takes in the end of a copy.
+    fn take(&mut self, ended: Result<(task::Id, Ended), JoinError>) {
+        let (id, ended) = match ended {
+            Ok((id, ended)) => (id, Ok(ended)),
+            Err(error) => (error.id(), Err(error)),
+        };
+        let Some(key) = self.keys.remove(&id) else { return };
+        match ended {
+            Ok(Ended::Copied(copied)) => self.copied(&key, &copied),
+            Ok(Ended::Failed(trouble)) => self.failed(&key, &trouble),
+            Err(error) if error.is_panic() => {
+                let trouble = Trouble::new(Reason::Internal, panic_message(error));
+                self.failed(&key, &trouble);
+            }
+            Ok(Ended::Stopped) | Err(_) => {
+                let (wants, mirror) = (&self.context.means.wants, &self.context.mirror);
+                wants.with(mirror, |queue, _| queue.broken_off(&key));
+            }
+        }
+    }
+
+    fn copied(&mut self, key: &ImageKey, copied: &Copied) {
+        let Context {
+            mirror,
+            metrics,
+            means,
+            store,
+            ..
+        } = &self.context;
+        means.wants.with(mirror, |queue, _| queue.settled(key));
+        // One that was there already tells nothing of writing.
+        if copied.manifests > 0 {
+            self.writing.took();
+        }
+        store.index_mut().set_not_copied(mirror, key.by_ref(), None);
+        metrics.copied(mirror, "Copied");
+        tracing::info!(
+            mirror,
+            image = %key,
+            digest = %copied.digest,
+            manifests = copied.manifests,
+            blobs = copied.uploaded,
+            bytes = copied.bytes,
+            referrers = copied.referrers,
+            "copied an image"
+        );
+        if let Some(trouble) = copied.incomplete.first() {
+            let more = copied.incomplete.len() - 1;
+            tracing::warn!(mirror, image = %key, %trouble, more, "SignaturesIncomplete: the image is there without them");
+        }
+    }
+
+    fn failed(&mut self, key: &ImageKey, trouble: &Trouble) {
+        let Context {
+            mirror,
+            metrics,
+            means,
+            store,
+            ..
+        } = &self.context;
+        let words = match (&self.filling, trouble.reason) {
+            (Some((_, logins)), Reason::Unauthorized) => because_of(trouble, logins.push.trouble()),
+            (Some((_, logins)), Reason::SourceUnauthorized) => {
+                let mut troubles = logins.sources.iter();
+                let of_image = |(prefix, login): (&String, &Login)| {
+                    let rest = key.by_ref().name().strip_prefix(prefix.as_str())?;
+                    (rest.is_empty() || rest.starts_with('/')).then(|| login.trouble())?
+                };
+                because_of(trouble, troubles.find_map(of_image))
+            }
+            _ => trouble.words.clone(),
+        };
+        let Trouble {
+            reason,
+            is_passing,
+            wait,
+            ..
+        } = *trouble;
+        let now = means.wants.now();
+        let is_of_mirror = self.writing.failed(reason, &words, wait, now);
+        means.wants.with(mirror, |queue, now| {
+            if is_of_mirror {
+                queue.broken_off(key);
+            } else {
+                queue.failed(key, reason, is_passing, wait, now);
+            }
+        });
+        store
+            .index_mut()
+            .set_not_copied(mirror, key.by_ref(), Some(reason));
+        metrics.copied(mirror, reason.as_str());
+        if let Some(suppressed) = self.faults.admit(reason, Instant::now().into_std()) {
+            tracing::warn!(mirror, image = %key, %reason, words, suppressed, "an image was not copied");
+        }
+    }
+
+    /// Shows how it goes.
+    fn show(&mut self) {
+        let Context {
+            mirror,
+            metrics,
+            means,
+            reports,
+            ..
+        } = &self.context;
+        let sent = self.meter.bytes_sent.load(Ordering::Relaxed);
+        metrics.copied_bytes(mirror, sent.saturating_sub(self.counted));
+        self.counted = sent;
+        let copies = self.filling.is_some().then(|| Copies {
+            under_way: self.copies.len(),
+            waiting: means.wants.with(mirror, |queue, now| queue.waiting(now)),
+            writing: self.writing.state(),
+        });
+        metrics.set_copies(
+            mirror,
+            copies.as_ref().map(|copies| (copies.under_way, copies.waiting)),
+        );
+        if let Some(news) = reports.copies(mirror, copies) {
+            match news {
+                Ok(()) => tracing::info!(mirror, "the mirror takes copies"),
+                Err((reason, words)) => {
+                    tracing::warn!(mirror, %reason, %words, "the mirror takes no copies; it serves what it has");
+                }
+            }
+        }
+    }
+}
+
+/// Copies an image, if everybody may have it.
+async fn bring(
+    context: &Context,
+    key: &ImageKey,
+    job: &Job,
+    settings: &Settings,
+    meter: &Meter,
+    asks_upstream: bool,
+) -> Result<Copied, Trouble> {
+    if asks_upstream {
+        let (reference, name) = (key.by_ref().reference(), key.by_ref().name());
+        let told = upstream::gives_to_everybody(&context.upstreams, &reference, name, PATIENCE).await;
+        let host = key.by_ref().host();
+        match told {
+            Some(true) => {}
+            Some(false) => {
+                let words = format!("{host} does not give it to everybody, and its source is Public");
+                return Err(Trouble::new(Reason::Private, words));
+            }
+            None => {
+                let words = format!("{host} does not tell whether everybody gets it");
+                return Err(Trouble {
+                    is_passing: true,
+                    ..Trouble::new(Reason::Unreachable, words)
+                });
+            }
+        }
+    }
+    copy::copy(job, settings, meter).await
+}
+
+/// Goes on with something only while this process may write: looked at before each step of it, so that one that was
+/// paused, as a whole or by the loss of its lease, takes none any more.
+async fn while_allowed<T>(means: &Means, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut ticks = interval(LOOK_AT_LEASE);
+    poll_fn(|context| {
+        while ticks.poll_tick(context).is_ready() {}
+        if means.may_write() {
+            work.as_mut().poll(context).map(Some)
+        } else {
+            Poll::Ready(None)
+        }
+    })
+    .await
+}
+
+/// Returns a client of its own for copies.
+fn client(endpoint: &Endpoint, login: Option<&Login>) -> Result<Client, Trouble> {
+    let client = Client::new(endpoint).map_err(|error| {
+        Trouble::new(
+            Reason::Unreachable,
+            format!("{}: {}", endpoint.url, chain(&error)),
+        )
+    })?;
+    renew(&client, login);
+    Ok(client)
+}
+
+fn renew(client: &Client, login: Option<&Login>) {
+    let held = login.map(|login| &login.held);
+    client.set_credentials(held.and_then(Held::credentials), held.and_then(Held::until));
+}
+
+/// Returns what to say of a refused login: what is wrong with its Secret, where that is known.
+fn because_of(trouble: &Trouble, fault: Option<String>) -> String {
+    match fault {
+        Some(fault) => format!("{} ({fault})", trouble.words),
+        None => trouble.words.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::{sync::watch, time::sleep};
+
+    use super::*;
+    use crate::cluster::elector;
+
+    fn means(lease: Option<elector::Held>) -> Means {
+        Means {
+            wants: crate::companion::mirror::wants::Wants::default(),
+            logins: crate::state::logins::Logins::default(),
+            lease,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_takes_no_further_step_once_the_lease_was_not_renewed_for_10_s() {
+        let steps = AtomicUsize::new(0);
+        let work = async {
+            for _ in 0..60 {
+                sleep(Duration::from_millis(500)).await;
+                steps.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let (renewed, lease) = watch::channel(Some(Instant::now()));
+        let began = Instant::now();
+        let means_of_leader = means(Some(elector::Held::of(lease)));
+        let (ended, ()) = tokio::join!(while_allowed(&means_of_leader, work), async {
+            sleep(Duration::from_secs(4)).await;
+            renewed.send_replace(Some(Instant::now()));
+        });
+        assert_eq!(ended, None);
+        let took = began.elapsed();
+        assert!(
+            took >= Duration::from_secs(14) && took <= Duration::from_secs(14) + LOOK_AT_LEASE,
+            "{took:?}"
+        );
+        assert!(steps.load(Ordering::Relaxed) <= 28, "{steps:?}");
+
+        let (_renewed, lease) = watch::channel(None);
+        let never = async { panic!("who does not lead takes no step") };
+        assert_eq!(
+            while_allowed(&means(Some(elector::Held::of(lease))), never).await,
+            None::<()>
+        );
+        // Where there is but one process, nobody else could write.
+        assert_eq!(while_allowed(&means(None), async { 1 }).await, Some(1));
+    }
+}

@@ -1,0 +1,122 @@
+//! The images that mirrors are to be filled with, as whoever knows Pods tells, for who fills them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    cluster::elector::Held,
+    domain::{
+        copying::queue::{Queue, Wanted},
+        image::ImageKey,
+    },
+    state::logins::Logins,
+};
+
+/// What it takes to fill mirrors. Clones share it. By default there are no logins, and so nothing is filled.
+#[derive(Clone, Debug, Default)]
+pub struct Means {
+    pub wants: Wants,
+    pub logins: Logins,
+    /// Without it nothing is written, where several processes could.
+    pub lease: Option<Held>,
+}
+
+impl Means {
+    /// Whether this process may write now.
+    pub(super) fn may_write(&self) -> bool {
+        self.lease.as_ref().is_none_or(Held::may_write)
+    }
+}
+
+/// What is wanted of every mirror that is filled. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Wants(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    queues: Mutex<BTreeMap<String, Queue>>,
+    changed: watch::Sender<()>,
+    /// Times in queues count from here.
+    started: Instant,
+}
+
+impl Default for Wants {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            queues: Mutex::default(),
+            changed: watch::Sender::default(),
+            started: Instant::now(),
+        }))
+    }
+}
+
+impl Wants {
+    /// Takes in everything that is wanted now, by mirror, in the place of what was before.
+    pub fn replace(&self, mut wanted: BTreeMap<String, Vec<Wanted>>) {
+        let now = self.now();
+        let mut queues = self.queues();
+        if queues.is_empty() && wanted.is_empty() {
+            return;
+        }
+        queues.retain(|mirror, _| wanted.contains_key(mirror));
+        for (mirror, queue) in &mut *queues {
+            queue.replace(wanted.remove(mirror).unwrap_or_default(), now);
+        }
+        for (mirror, wanted) in wanted {
+            queues.entry(mirror).or_default().replace(wanted, now);
+        }
+        drop(queues);
+        self.0.changed.send_replace(());
+    }
+
+    /// Takes in that a namespace wants an image in a mirror.
+    pub(super) fn add(&self, mirror: &str, namespace: &str, key: &ImageKey) {
+        self.with(mirror, |queue, now| queue.add(namespace, key, now));
+        self.0.changed.send_replace(());
+    }
+
+    /// Takes in that nothing is under way any more for a mirror: whoever was at work has gone.
+    pub(super) fn begin_anew(&self, mirror: &str) {
+        if let Some(queue) = self.queues().get_mut(mirror) {
+            queue.begin_anew();
+        }
+    }
+
+    /// Works with what is wanted of a mirror, and the time that it is. Not to be held across an await.
+    pub(super) fn with<R>(&self, mirror: &str, work: impl FnOnce(&mut Queue, Duration) -> R) -> R {
+        let now = self.now();
+        let mut queues = self.queues();
+        if let Some(queue) = queues.get_mut(mirror) {
+            return work(queue, now);
+        }
+        work(queues.entry(mirror.to_owned()).or_default(), now)
+    }
+
+    /// Forgets what is wanted of a mirror that is filled no more.
+    pub(super) fn forget(&self, mirror: &str) {
+        self.queues().remove(mirror);
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
+        self.0.changed.subscribe()
+    }
+
+    /// Returns the time as queues have it.
+    pub(super) fn now(&self) -> Duration {
+        self.0.started.elapsed()
+    }
+
+    /// Returns a time of a queue as a clock has it.
+    pub(super) fn at(&self, time: Duration) -> Instant {
+        self.0.started + time
+    }
+
+    fn queues(&self) -> MutexGuard<'_, BTreeMap<String, Queue>> {
+        self.0.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,70 @@
+//! The logins with which mirrors are filled, for who fills them, and nobody else: replicas of the webhook have none.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::sync::watch;
+
+use crate::{
+    credentials::{Fault, Held},
+    registry::Endpoint,
+};
+
+/// Those of one mirror.
+#[derive(Clone, Debug)]
+pub struct OfMirror {
+    /// How the mirror is reached, without credentials.
+    pub endpoint: Endpoint,
+    /// What writes to it.
+    pub push: Login,
+    /// What reads upstream, by the prefix of the source; sources without a Secret are not among them.
+    pub sources: BTreeMap<String, Login>,
+}
+
+/// What a Secret gives now.
+#[derive(Clone, Debug, Default)]
+pub struct Login {
+    pub held: Held,
+    /// Why it gives nothing good, if it does not; people know the Secret by what this says.
+    pub fault: Option<Arc<Fault>>,
+    /// The Secret, if there is none of that name.
+    pub missing: Option<Arc<str>>,
+}
+
+impl Login {
+    /// Returns what is wrong with it, if something is.
+    pub fn trouble(&self) -> Option<String> {
+        let missing = |name| format!("there is no Secret {name} in Kagami's namespace");
+        let fault = self.fault.as_ref().map(ToString::to_string);
+        fault.or_else(|| self.missing.as_ref().map(missing))
+    }
+
+    /// Whether both ask in the same way.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.held == other.held
+    }
+}
+
+/// The logins of all mirrors that are filled. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Logins(Arc<watch::Sender<Arc<BTreeMap<String, OfMirror>>>>);
+
+impl Logins {
+    /// Returns those of one mirror, if it is filled.
+    pub fn of(&self, mirror: &str) -> Option<OfMirror> {
+        self.0.borrow().get(mirror).cloned()
+    }
+
+    /// Returns those to come.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<BTreeMap<String, OfMirror>>> {
+        self.0.subscribe()
+    }
+
+    pub(super) fn publish(&self, logins: BTreeMap<String, OfMirror>) {
+        // While nothing is copied nobody need wake up.
+        self.0.send_if_modified(|before| {
+            let differs = !(before.is_empty() && logins.is_empty());
+            *before = Arc::new(logins);
+            differs
+        });
+    }
+}

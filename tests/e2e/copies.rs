@@ -1,0 +1,291 @@
+//! Copies on demand: the companion fills a mirror from upstream, and webhooks rewrite to what is there then.
+
+use std::{net::SocketAddr, process::Command};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use ::kagami::domain::answer::MediaType;
+
+use crate::support::{
+    admission::{image, pod},
+    cluster::{Cluster, Namespace, User},
+    companion::{Companion, Place},
+    eventually,
+    images::{Image, Target, index, named},
+    kagami::{self, Kagami, Registration},
+    mirror::REGISTRY,
+    process::reserve_port,
+    registry::{BOB, Registry},
+};
+
+const SECRET: &str = "upstream";
+
+/// A registry of a test's own.
+struct Peer {
+    registry: Registry,
+    address: SocketAddr,
+    configuration: Value,
+    target: Target,
+}
+
+impl Peer {
+    /// Starts it, for Bob alone or for everybody.
+    fn start(cluster: &Cluster, name: &str, for_bob: bool) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], reserve_port()));
+        let program = cluster.tools.path("registry");
+        let mut registry = Registry::new(name, &program, cluster.folder(), address);
+        let mut configuration = json!({
+            "version": "0.1",
+            "log": {"level": "warn"},
+            "storage": {"filesystem": {"rootdirectory": cluster.folder().join(format!("{name}-data"))}},
+            "http": {"addr": address.to_string()},
+        });
+        if for_bob {
+            configuration["auth"] = registry.htpasswd(BOB);
+        }
+        registry.start(&configuration);
+        let mut target = Target::of(&cluster.http, &format!("http://{address}"));
+        target.authorization = for_bob.then(|| BOB.basic());
+        Self {
+            registry,
+            address,
+            configuration,
+            target,
+        }
+    }
+
+    /// The same registry, which writes or does not.
+    fn restart(&mut self, read_only: bool) {
+        self.registry.kill();
+        self.configuration["storage"]["maintenance"] = json!({"readonly": {"enabled": read_only}});
+        self.registry.start(&self.configuration);
+    }
+
+    fn push(&self, cluster: &Cluster, repository: &str, image: &Image) {
+        cluster.http.wait(self.target.push(repository, "1", image));
+    }
+
+    /// The name of an image here.
+    fn image(&self, repository: &str) -> String {
+        format!("{}/{repository}:1", self.address)
+    }
+
+    /// Where it stands in a mirror.
+    fn mirrored(&self, repository: &str) -> String {
+        format!("{}/{repository}", self.address.to_string().replace(':', "_"))
+    }
+}
+
+/// Makes the mirror one that is filled from `upstream`, for these namespaces.
+fn fill(place: &Place<'_>, upstream: &Peer, namespaces: &[&str], source: &Value) {
+    let mut source = source.clone();
+    source["prefix"] = upstream.address.to_string().into();
+    place.patch_mirror(&json!({"spec": {
+        "namespaceSelector": {"matchLabels": null, "matchExpressions": [
+            {"key": "kubernetes.io/metadata.name", "operator": "In", "values": namespaces},
+        ]},
+        "sources": [source],
+        "copy": {"policy": "OnDemand"},
+    }}));
+}
+
+fn put_secret(place: &Place<'_>, password: &str) {
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET},
+        "type": "kubernetes.io/basic-auth",
+        "stringData": {"username": BOB.user, "password": password},
+    });
+    let created = place.cluster.create(&place.own.path("secrets"), &secret);
+    if created.status == 409 {
+        let path = place.own.path(&format!("secrets/{SECRET}"));
+        let replaced = place
+            .cluster
+            .request(User::Admin, Method::PUT, &path, Some(&secret));
+        replaced.success();
+    } else {
+        created.success();
+    }
+}
+
+/// Starts a webhook, which the API server calls for a namespace.
+fn webhook<'a>(place: &Place<'a>, namespace: &Namespace<'a>) -> (Registration<'a>, Kagami) {
+    let mut command = kagami::command("webhook");
+    let kubeconfig = place.cluster.folder().join("companion-b.kubeconfig");
+    command
+        .env("KUBECONFIG", kubeconfig)
+        .args(["--namespace", &place.own.name]);
+    let name = format!("webhook-{}", place.own.name);
+    let kagami = Kagami::admitting(place.cluster, &name, &mut command).until_ready();
+    (Registration::new(namespace, &[], &kagami), kagami)
+}
+
+fn explain(place: &Place<'_>, namespace: &str, image: &str) -> String {
+    let mut command: Command = kagami::command("explain");
+    command
+        .env(
+            "KUBECONFIG",
+            place.cluster.folder().join("companion-b.kubeconfig"),
+        )
+        .args([
+            "--namespace",
+            namespace,
+            "--kagami-namespace",
+            &place.own.name,
+            image,
+        ]);
+    let output = command.output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn metric(companion: &Companion, text: &str) -> bool {
+    let (_, metrics) = companion.listeners.get("/metrics").unwrap();
+    metrics.lines().any(|line| line.starts_with(text))
+}
+
+pub(crate) fn what_enforcing_namespaces_use_is_copied_and_then_rewritten(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let upstream = Peer::start(cluster, &format!("upstream-{}", place.own.name), true);
+    let all = index(MediaType::OciIndex, &["amd64", "arm64"], "wanted");
+    upstream.push(cluster, "team/app", &all);
+    upstream.push(cluster, "team/audit", &named("audit"));
+    put_secret(&place, "wrong");
+    let enforced = cluster.namespace(Some("enforce"));
+    let credentials = json!({"credentials": {"secretRef": {"name": SECRET}}});
+    // The place's own namespace is one in mode audit.
+    fill(
+        &place,
+        &upstream,
+        &[&enforced.name, &place.served.name],
+        &credentials,
+    );
+    let companion = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    let (_registration, _webhook) = webhook(&place, &enforced);
+
+    let (app, audit) = (upstream.image("team/app"), upstream.image("team/audit"));
+    place.served.create_pod(&pod("audit", &audit)).success();
+    place.wait_for_image(&audit, "Missing");
+    let first = enforced.create_pod(&pod("first", &app)).success();
+    assert_eq!(image(&first, "app"), app, "it is not there yet");
+    // Why it does not come is told where people look.
+    let reason = || {
+        let known = place.wait_for_image(&app, "Missing");
+        known["spec"]["notCopied"].as_str().map(str::to_owned)
+    };
+    eventually("it is told why it is not copied", || {
+        (reason()? == "SourceUnauthorized").then_some(())
+    });
+    let told = explain(&place, &enforced.name, &app);
+    assert!(
+        told.contains("no copy") && told.contains("SourceUnauthorized"),
+        "{told}"
+    );
+
+    // Another login is reason enough to try at once, and the Secret is followed without anything else.
+    put_secret(&place, BOB.password);
+    let known = place.wait_for_image(&app, "Present");
+    assert_eq!(
+        (&known["spec"]["digest"], &known["spec"]["notCopied"]),
+        (&json!(all.digest.to_string()), &Value::Null)
+    );
+    let expected = format!("{REGISTRY}/{}:1", upstream.mirrored("team/app"));
+    let mut number = 0;
+    eventually("new Pods are rewritten", || {
+        number += 1;
+        let pod = enforced
+            .create_pod(&pod(&format!("next-{number}"), &app))
+            .success();
+        (image(&pod, "app") == expected).then_some(())
+    });
+    assert!(metric(
+        &companion,
+        &format!(
+            "kagami_copies_total{{mirror=\"{}\",result=\"Copied\"}} 1",
+            place.name
+        )
+    ));
+    eventually("the mirror takes copies", || {
+        let mirror = place.mirror();
+        let conditions = mirror["status"]["conditions"].as_array()?.clone();
+        conditions
+            .iter()
+            .find(|condition| condition["type"] == "Writable" && condition["status"] == "True")
+            .map(drop)
+    });
+    // The image of the other namespace was there to be copied all the time.
+    place.wait_for_image(&audit, "Missing");
+    let target = Target::of(&cluster.http, &cluster.mirror.url);
+    let url = format!("{}/v2/{}/tags/list", target.url, upstream.mirrored("team/audit"));
+    let tags = cluster.http.send(target.request(Method::GET, &url)).unwrap();
+    assert_eq!(tags.status, 404, "{}", tags.body);
+    assert!(!companion.process.log().contains(BOB.password));
+
+    // Labelled anew, it is its turn.
+    let path = format!("/api/v1/namespaces/{}", place.served.name);
+    let mut namespace = cluster.get(&path).success();
+    namespace["metadata"]["labels"]["kagami.dev/mode"] = "enforce".into();
+    cluster
+        .request(User::Admin, Method::PUT, &path, Some(&namespace))
+        .success();
+    place.wait_for_image(&audit, "Present");
+}
+
+pub(crate) fn a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let upstream = Peer::start(cluster, &format!("upstream-{}", place.own.name), false);
+    let mut mirror = Peer::start(cluster, &format!("full-{}", place.own.name), false);
+    upstream.push(cluster, "team/app", &named("app"));
+    mirror.push(cluster, &upstream.mirrored("team/there"), &named("there"));
+    mirror.restart(true);
+    let enforced = cluster.namespace(Some("enforce"));
+    place.patch_mirror(&json!({"spec": {"endpoint": {"url": format!("http://{}", mirror.address)}}}));
+    fill(&place, &upstream, &[&enforced.name], &json!({}));
+    let _companion = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    let (app, there) = (upstream.image("team/app"), upstream.image("team/there"));
+    enforced.create_pod(&pod("app", &app)).success();
+    enforced.create_pod(&pod("there", &there)).success();
+    place.wait_for_image(&there, "Present");
+    let writable = |expected: [&str; 2]| {
+        eventually(&format!("Writable is {expected:?}"), || {
+            let mirror = place.mirror();
+            let conditions = mirror["status"]["conditions"].as_array()?.clone();
+            let condition = conditions
+                .iter()
+                .find(|condition| condition["type"] == "Writable")?;
+            let is_so = condition["status"] == expected[0] && condition["reason"] == expected[1];
+            is_so.then_some(())
+        });
+    };
+    let told = |reason: &str| {
+        eventually(&format!("Event {reason}"), || {
+            let shown = cluster.kubectl(&["events", "--namespace", "default"]);
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            let mut lines = shown.lines();
+            let is_told = |line: &str| {
+                let mut words = line.split_whitespace();
+                words.any(|word| word == reason) && line.contains(&place.name)
+            };
+            lines.any(is_told).then_some(())
+        });
+    };
+    writable(["False", "MirrorReadOnly"]);
+    told("NotWritable");
+    let known = place.wait_for_image(&app, "Missing");
+    assert_eq!(known["spec"]["notCopied"], "MirrorReadOnly");
+    // Serving is another matter.
+    let health = place.mirror()["status"]["health"]["state"].clone();
+    assert_eq!(health, "Healthy");
+    place.wait_for_image(&there, "Present");
+
+    mirror.restart(false);
+    place.wait_for_health("Healthy");
+    // Other settings start all tries anew; else a minute would be waited for here.
+    place.patch_mirror(&json!({"spec": {"copy": {"referrers": false}}}));
+    place.wait_for_image(&app, "Present");
+    writable(["True", "Writable"]);
+    told("Writable");
+    place.patch_mirror(&json!({"spec": {"copy": {"policy": "Off"}}}));
+    writable(["Unknown", "NotFilled"]);
+}

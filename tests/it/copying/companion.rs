@@ -1,0 +1,335 @@
+//! The companion copies what Pods use: the real program with its configuration from a file, which is asked about Pods
+//! as an API server asks.
+
+use std::time::Duration;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use kagami::domain::answer::{Answer, MediaType};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    fake::{self, Act, Fake, Kind},
+    host, image, noise,
+    real::{assert_whole, place},
+};
+use crate::{
+    shared::mirror::image_mirror,
+    support::{
+        images::{Image, index, single},
+        kagami::{Kagami, eventually, text},
+        real::{ALICE, PASSWORD, Registry, Setup, USERNAME},
+        soon,
+    },
+};
+
+/// What a busy machine may take for a small copy and the looks before and after it.
+const LONG: Duration = Duration::from_mins(1);
+
+const COPIED: &str = "kagami_copies_total{mirror=\"main\",result=\"Copied\"}";
+
+/// A mirror that is filled, with this in its spec besides.
+fn filled(from: &str, to: &str, more: &Value) -> Value {
+    let mut spec = json!({
+        "copy": {"policy": "OnDemand"},
+        "health": {"interval": "200ms", "timeout": "500ms"},
+        "freshness": {"missing": "1s"},
+    });
+    json_patch::merge(&mut spec, more);
+    image_mirror("main", "mirror.test", &[host(from)], to, &spec)
+}
+
+fn basic_auth(name: &str, password: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+        "type": "kubernetes.io/basic-auth",
+        "stringData": {"username": USERNAME, "password": password},
+    })
+}
+
+fn name(of: &str, image: &str) -> String {
+    format!("{}/team/{image}", host(of))
+}
+
+/// Asks about Pods with these images until the answer gives these reasons.
+async fn until(kagami: &Kagami, images: &[&str], expected: &[&str]) {
+    let mut caller = kagami.connect().await.in_no_hurry();
+    kagami.until_by(&mut caller, images, expected, LONG).await;
+}
+
+/// Waits until a reason why an image is not copied was counted.
+async fn until_counted(kagami: &Kagami, reason: &str) {
+    let metric = format!("kagami_copies_total{{mirror=\"main\",result=\"{reason}\"}}");
+    eventually(&format!("{reason} is counted"), LONG, async || {
+        let copies = kagami.metric(&metric).await;
+        (copies > 0.5).then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_pods_use_is_copied_with_logins_from_secrets_and_then_rewritten() {
+    let htpasswd = Setup {
+        htpasswd: true,
+        ..Setup::default()
+    };
+    let (Some(source), Some(mirror)) = (Registry::start(&htpasswd), Registry::start(&htpasswd)) else {
+        return;
+    };
+    let image = index(MediaType::OciIndex, &["amd64", "arm64"], "wanted");
+    let target = source.target(Some(ALICE.basic()));
+    target.push("team/app", "1", &image).await;
+    target
+        .push("team/audit", "1", &single(MediaType::OciManifest, "audit"))
+        .await;
+    let auth = BASE64_STANDARD.encode(format!("{USERNAME}:{PASSWORD}"));
+    let config = json!({"auths": {"mirror.test": {"auth": auth}}}).to_string();
+    let push = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "push"},
+        "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": config},
+    });
+    let team = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}});
+    let spec = json!({
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team"}},
+        "sources": [{"prefix": host(source.url()), "credentials": {"secretRef": {"name": "upstream"}}}],
+        "endpoint": {"credentials": {"secretRef": {"name": "push"}}},
+        "copy": {"credentials": {"secretRef": {"name": "push"}}},
+    });
+    let with = |password: &str| {
+        let mirror = filled(source.url(), mirror.url(), &spec);
+        [
+            mirror,
+            team.clone(),
+            push.clone(),
+            basic_auth("upstream", password),
+        ]
+    };
+    let kagami = Kagami::start(&with("looking-glass")).await;
+    kagami
+        .until_status("/mirrors/main/health/state", &json!("Healthy"), LONG)
+        .await;
+    // A namespace in which nothing is rewritten gets nothing copied.
+    let (wanted, audit) = (name(source.url(), "app:1"), name(source.url(), "audit:1"));
+    let mut auditor = kagami.connect().await.in_no_hurry().in_mode("audit");
+    assert_eq!(auditor.ask(&[&audit]).await.reasons, ["ImageMissing"]);
+
+    until(&kagami, &[&wanted], &["ImageMissing"]).await;
+    until_counted(&kagami, "SourceUnauthorized").await;
+    // Another password is tried at once, whatever the image waits for.
+    kagami.configure(&text(&with(PASSWORD)));
+    until(&kagami, &[&wanted], &["Mirrored"]).await;
+    let mut caller = kagami.connect().await.in_no_hurry();
+    assert_eq!(
+        caller.ask(&[&wanted]).await.images,
+        [format!("mirror.test/{}:1", place(&source, "team/app"))]
+    );
+    let client = mirror.client(Some(kagami::registry::Credentials {
+        username: USERNAME.to_owned(),
+        password: PASSWORD.to_owned(),
+    }));
+    let found = client.get(&place(&source, "team/app"), "1", soon()).await;
+    assert!(
+        matches!(&found, Answer::Exists(found) if found.digest == image.digest),
+        "{found}"
+    );
+    assert_eq!(auditor.ask(&[&audit]).await.reasons, ["ImageMissing"]);
+    let found = client.get(&place(&source, "team/audit"), "1", soon()).await;
+    assert_eq!(found, Answer::Missing);
+    assert!((kagami.metric(COPIED).await - 1.0).abs() < 0.1);
+    assert!(kagami.metric("kagami_copied_bytes_total{mirror=\"main\"}").await > 100.0);
+    let log = kagami.log();
+    assert!(!log.contains(PASSWORD) && !log.contains(&auth), "{log}");
+}
+
+/// A full disk, as distribution 3 shows it: everything is answered, and nothing taken.
+#[tokio::test]
+async fn a_mirror_that_takes_nothing_serves_what_it_has_and_is_left_alone() {
+    let source = Fake::usual().await;
+    let mirror = Fake::start(|ask| {
+        let full = fake::Answer::error(405, "UNSUPPORTED", "the registry is read-only");
+        Act::when(ask.kind == Kind::Begin, Act::Early(full))
+    })
+    .await;
+    let image = single(MediaType::OciManifest, "one");
+    let into = format!("{}/team", host(source.url()).replace(':', "_"));
+    mirror.hold(&format!("{into}/there"), "1", &image);
+    for app in ["a", "b"] {
+        source.hold(&format!("team/{app}"), "1", &image);
+    }
+    let kagami = Kagami::start(&[filled(source.url(), mirror.url(), &json!({}))]).await;
+    let there = name(source.url(), "there:1");
+    until(&kagami, &[&there], &["Mirrored"]).await;
+    let (a, b) = (name(source.url(), "a:1"), name(source.url(), "b:1"));
+    until(&kagami, &[&a], &["ImageMissing"]).await;
+    kagami
+        .until_status("/mirrors/main/copies/reason", &json!("MirrorReadOnly"), LONG)
+        .await;
+    let begun = mirror.count("POST", Kind::Begin);
+    // What comes next waits for the mirror, and is no business of upstream.
+    until(&kagami, &[&b], &["ImageMissing"]).await;
+    kagami
+        .until_status("/mirrors/main/copies/waiting", &json!(2), LONG)
+        .await;
+    assert_eq!(mirror.count("POST", Kind::Begin), begun);
+    assert!(!source.asked().iter().any(|ask| ask.path().contains("/team/b/")));
+    kagami
+        .until_status("/mirrors/main/health/state", &json!("Healthy"), LONG)
+        .await;
+    let mut caller = kagami.connect().await.in_no_hurry();
+    assert_eq!(
+        caller.ask(&[&there, &a]).await.reasons,
+        ["Mirrored", "ImageMissing"]
+    );
+    let log = kagami.log();
+    assert_eq!(log.matches("the mirror takes no copies").count(), 1, "{log}");
+    // It takes copies again, and other settings are reason enough to try: one minute is not waited for here.
+    mirror.set(|_| Act::Usual);
+    let settings = json!({"copy": {"referrers": false}});
+    kagami.configure(&text(&[filled(source.url(), mirror.url(), &settings)]));
+    until(&kagami, &[&a, &b], &["Mirrored", "Mirrored"]).await;
+    kagami
+        .until_status("/mirrors/main/copies/writable", &json!(true), LONG)
+        .await;
+}
+
+#[tokio::test]
+async fn what_is_too_large_or_not_to_be_copied_stays_where_it_is() {
+    let (source, mirror) = (Fake::usual().await, Fake::usual().await);
+    let large = image(vec![noise(1, 2 << 20)], &json!({}));
+    let small = image(vec![noise(2, 1 << 10)], &json!({}));
+    source.hold("team/large", "1", &large);
+    source.hold("team/small", "1", &small);
+    let bounded = json!({"copy": {"maxImageSize": "1Mi"}});
+    let kagami = Kagami::start(&[filled(source.url(), mirror.url(), &bounded)]).await;
+    let (large, small) = (name(source.url(), "large:1"), name(source.url(), "small:1"));
+    until(&kagami, &[&large, &small], &["ImageMissing", "Mirrored"]).await;
+    until_counted(&kagami, "ImageTooLarge").await;
+    let blobs = source
+        .asked()
+        .iter()
+        .any(|ask| ask.kind == Kind::Blob && ask.path().contains("/team/large/"));
+    assert!(!blobs, "nothing of it was read");
+    // With the policy off, and with a mirror that may not rewrite, nothing is copied.
+    for (tag, weaker) in [
+        ("2", json!({"copy": {"policy": "Off"}})),
+        ("3", json!({"mode": "Audit"})),
+    ] {
+        source.hold("team/small", tag, &image(vec![noise(3, 10)], &json!({})));
+        kagami.configure(&text(&[filled(source.url(), mirror.url(), &weaker)]));
+        kagami
+            .until_status("/mirrors/main/copies", &Value::Null, LONG)
+            .await;
+        let image = name(source.url(), &format!("small:{tag}"));
+        until(&kagami, &[&image], &["ImageMissing"]).await;
+    }
+    kagami.configure(&text(&[filled(source.url(), mirror.url(), &json!({}))]));
+    until(
+        &kagami,
+        &[&large, &name(source.url(), "small:2")],
+        &["Mirrored", "Mirrored"],
+    )
+    .await;
+    let asked = |tag: &str| {
+        let path = format!("/team/small/manifests/{tag}");
+        source.asked().iter().any(|ask| ask.path().ends_with(&path))
+    };
+    assert!(asked("2") && !asked("3"), "nobody asked for the third since");
+}
+
+/// What weakens a mirror takes its copies away at once, as the brake does; what they were for is not forgotten.
+#[tokio::test]
+async fn a_copy_under_way_is_broken_off_with_its_mirrors_mode_and_begun_anew() {
+    let source = Fake::usual().await;
+    // It takes the beginning of a layer, and then nothing for a minute and more.
+    let mirror = Fake::start(|ask| Act::when(ask.is("PUT", Kind::Upload), Act::Stall(1000))).await;
+    source.hold("team/app", "1", &image(vec![noise(1, 1 << 20)], &json!({})));
+    let kagami = Kagami::start(&[filled(source.url(), mirror.url(), &json!({}))]).await;
+    let wanted = name(source.url(), "app:1");
+    until(&kagami, &[&wanted], &["ImageMissing"]).await;
+    eventually("an upload hangs", LONG, async || {
+        let uploads = mirror.count("PUT", Kind::Upload);
+        (uploads > 0).then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+    let audit = json!({"mode": "Audit"});
+    kagami.configure(&text(&[filled(source.url(), mirror.url(), &audit)]));
+    kagami
+        .until_status("/mirrors/main/copies", &Value::Null, LONG)
+        .await;
+    mirror.set(|_| Act::Usual);
+    kagami.configure(&text(&[filled(source.url(), mirror.url(), &json!({}))]));
+    // Nobody asks again, and the hanging one would have been waited for longer.
+    eventually("it is copied", Duration::from_secs(30), async || {
+        let copied = kagami.metric(COPIED).await;
+        (copied > 0.5).then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+    until(&kagami, &[&wanted], &["Mirrored"]).await;
+}
+
+/// With `kill -9`, at another moment each time: nothing half is to be seen, and who comes next brings it to its end.
+#[tokio::test]
+async fn a_companion_that_was_killed_leaves_nothing_half_and_the_next_one_goes_on() {
+    let (Some(source), Some(mirror)) = (
+        Registry::start(&Setup::default()),
+        Registry::start(&Setup::default()),
+    ) else {
+        return;
+    };
+    let repository = place(&source, "team/app");
+    let mut broken = 0;
+    for round in 0..6_u32 {
+        let layers = |child: u64| {
+            let seed = u64::from(round) * 100 + child * 10;
+            (0..3).map(|layer| noise(seed + layer + 1, 3 << 20)).collect()
+        };
+        let children: Vec<(Image, Value)> = [(1, "amd64"), (2, "arm64")]
+            .map(|(child, architecture)| {
+                let platform = json!({"architecture": architecture, "os": "linux"});
+                (
+                    image(
+                        layers(child),
+                        &json!({"annotations": {"round": round.to_string()}}),
+                    ),
+                    platform,
+                )
+            })
+            .into();
+        let all = crate::support::images::listing(children);
+        let tag = round.to_string();
+        source.target(None).push("team/app", &tag, &all).await;
+        let wanted = name(source.url(), &format!("app:{tag}"));
+        let documents = [filled(source.url(), mirror.url(), &json!({}))];
+        let kagami = Kagami::start(&documents).await;
+        until(&kagami, &[&wanted], &["ImageMissing"]).await;
+        let bytes = "kagami_copies_under_way{mirror=\"main\"}";
+        let began = Instant::now();
+        eventually("a copy is under way, or done", LONG, async || {
+            let under_way = kagami.metric(bytes).await + kagami.metric(COPIED).await;
+            (under_way > 0.5).then_some(()).ok_or_else(|| kagami.log())
+        })
+        .await;
+        // A moment that differs from round to round, whatever the machine does.
+        sleep(Duration::from_millis(u64::from(round) * 70) + began.elapsed() / 3).await;
+        broken += u32::from(kagami.metric(COPIED).await < 0.5);
+        // As `kill -9` does.
+        drop(kagami);
+        let found = mirror.client(None).get(&repository, &tag, soon()).await;
+        match found {
+            Answer::Missing => {}
+            Answer::Exists(_) => assert_whole(&mirror, &repository, &tag, &all).await,
+            other => panic!("{other}"),
+        }
+        for child in &all.children {
+            let digest = child.digest.to_string();
+            let found = mirror.client(None).get(&repository, &digest, soon()).await;
+            if let Answer::Exists(_) = found {
+                assert_whole(&mirror, &repository, &digest, child).await;
+            }
+        }
+        let kagami = Kagami::start(&documents).await;
+        until(&kagami, &[&wanted], &["Mirrored"]).await;
+        assert_whole(&mirror, &repository, &tag, &all).await;
+    }
+    assert!(broken > 0, "no copy was broken off: nothing was tested");
+}
