@@ -21,7 +21,7 @@ use tokio::{
 
 pub use self::demand::Settings;
 use self::{demand::DemandReader, pulls::PullsReader};
-use super::{owners::Owners, rescuer::Ward};
+use super::{originals::Originals, owners::Owners, rescuer::Ward};
 use crate::{
     api::MODE_LABEL,
     clock,
@@ -50,6 +50,7 @@ pub(super) struct Pods {
     /// Where stuck Pods are told; none where they are left to themselves.
     pub(super) ward: Option<Ward>,
     pub(super) owners: Owners,
+    pub(super) originals: Originals,
     /// When this leader began: it cannot know of all use before.
     pub(super) since: Timestamp,
     /// Whether it knows what the last leader knew: before, every image would seem to be new.
@@ -62,6 +63,7 @@ struct Readers {
     pulls: PullsReader,
     ward: Option<Ward>,
     owners: Owners,
+    originals: Originals,
     /// The mode of namespaces without the label.
     default_mode: Mode,
     /// Whether all Pods were told once.
@@ -78,6 +80,7 @@ impl Pods {
             pulls: PullsReader::new(self.since, self.demand.clone()),
             ward: self.ward.clone(),
             owners: self.owners.clone(),
+            originals: self.originals.clone(),
             default_mode: self.settings.default_mode,
             complete: watch::Sender::new(false),
             hands_on: false,
@@ -138,6 +141,7 @@ impl Readers {
             Event::Listing => {
                 self.demand.used.begin_listing();
                 self.pulls.pulls.begin_listing();
+                self.originals.begin_listing();
                 if let Some(ward) = &self.ward {
                     ward.begin_listing();
                 }
@@ -145,6 +149,7 @@ impl Readers {
             Event::ListedAll { .. } => {
                 self.demand.used.end_listing();
                 self.pulls.pulls.end_listing();
+                self.originals.end_listing();
                 if let Some(ward) = &self.ward {
                     ward.end_listing();
                 }
@@ -160,6 +165,7 @@ impl Readers {
                 let (namespace, name) = pod.id();
                 self.demand.used.remove(namespace, name);
                 self.pulls.pulls.remove(namespace, name);
+                self.originals.remove(namespace, name);
             }
             Event::Reached(_) => {}
         }
@@ -174,6 +180,7 @@ impl Readers {
         let mode = mode_of(&snapshot, pod.id().0, self.default_mode);
         self.owners.take(pod, mode, &snapshot, now);
         self.pulls.take(pod, store, &snapshot, now);
+        self.originals.take(pod, &snapshot);
         let store = self.hands_on.then_some(store);
         self.demand.take(pod, &snapshot, store);
     }
