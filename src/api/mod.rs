@@ -52,6 +52,10 @@ pub const MIRRORS_CONFIG_MAP: &str = "kagami-mirrors";
 /// fight rewrites.
 pub const OWNERS_CONFIG_MAP: &str = "kagami-owners";
 
+/// Name of the ConfigMap, in Kagami's own namespace, in which the originals are noted that Pods record, for others of
+/// their namespace that lost theirs.
+pub const ORIGINALS_CONFIG_MAP: &str = "kagami-originals";
+
 /// Name of the Secret in Kagami's namespace with the companion's certificate authority and its key.
 pub const AUTHORITY_SECRET: &str = "kagami-authority";
 

@@ -1,7 +1,7 @@
 //! What one-shot commands share: a state from a file or a cluster, mirrors looked at once, one
 //! decision.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -249,15 +249,18 @@ impl Once {
             places: places.collect(),
             ..Pod::default()
         };
-        let request = Request {
+        let mut request = Request {
             namespace: &self.namespace,
             mode,
             operation: Operation::Create,
             heal: true,
             pod,
         };
-        let (snapshot, decisions): (Arc<Snapshot>, _) =
-            self.admission.decide(&request, true, self.deadline).await;
+        let snapshot = self.admission.begin(&mut request);
+        let decisions = self
+            .admission
+            .decide(&snapshot, &request, true, self.deadline)
+            .await;
         told(&snapshot, &decisions)
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     domain::{
         health::Health,
         image::{ImageKey, KeyRef},
+        lent::Lent,
         mirror::Mirror,
         owners::{LeftAlone, Owner},
         platform::Platforms,
@@ -100,6 +101,7 @@ pub struct Owned {
 #[serde(rename_all = "camelCase", default)]
 pub struct OwnedMetadata {
     pub uid: String,
+    pub generation: i64,
     owner_references: Vec<OwnerReference>,
 }
 
@@ -166,6 +168,15 @@ pub const CONTROLLERS_KEY: &str = "controllers";
 pub fn owners(data: Option<&BTreeMap<String, String>>) -> LeftAlone {
     let of = |key: &str| data.and_then(|data| data.get(key)).map_or("", String::as_str);
     LeftAlone::read(of(LOOPS_KEY), of(CONTROLLERS_KEY))
+}
+
+/// The key under which it is noted in a ConfigMap which originals Pods record.
+pub const ORIGINALS_KEY: &str = "originals";
+
+/// Returns the originals that a ConfigMap notes.
+pub fn lent(data: Option<&BTreeMap<String, String>>) -> Lent {
+    let text = data.and_then(|data| data.get(ORIGINALS_KEY));
+    text.map(|text| Lent::read(text)).unwrap_or_default()
 }
 
 /// The part of a Secret that is read. `Debug` names it only.

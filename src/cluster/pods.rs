@@ -17,8 +17,8 @@ use crate::{
     api::DECISIONS_ANNOTATION,
     domain::{
         image::ImageKey,
-        names::{PULL_SECRET, STATIC_POD_ANNOTATION},
-        original::{RecordedDecisions, key_of},
+        names::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX, PULL_SECRET, STATIC_POD_ANNOTATION},
+        original::{Original, RecordedDecisions, key_of},
         owners,
         platform::{Label, Landing},
         pod::{self, PlaceKind, PlaceLabel},
@@ -470,8 +470,8 @@ fn timestamp(time: &Time) -> Timestamp {
     Timestamp::from_millis(u64::try_from(time.0.as_millisecond()).unwrap_or(0))
 }
 
-/// Returns the keys of what a Pod pulls, as its user wrote it.
-pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
+/// Returns the places of a Pod that name images, with the images.
+fn places(pod: &Pod) -> impl Iterator<Item = (PlaceLabel<'_>, &str)> {
     let Images {
         containers,
         init_containers,
@@ -487,18 +487,44 @@ pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
     let containers = lists.into_iter().flat_map(|(kind, containers)| {
         containers
             .iter()
-            .map(move |container| (PlaceLabel::new(kind, &container.name), &container.image))
+            .map(move |container| (PlaceLabel::new(kind, &container.name), &*container.image))
     });
     let volumes = volumes.iter().filter_map(|volume| {
         let image = volume.image.as_ref()?;
-        Some((PlaceLabel::new(PlaceKind::Volume, &volume.name), &image.reference))
+        Some((
+            PlaceLabel::new(PlaceKind::Volume, &volume.name),
+            &*image.reference,
+        ))
     });
+    containers.chain(volumes)
+}
+
+/// Returns the keys of what a Pod pulls, as its user wrote it.
+pub fn images(pod: &Pod, routing: &Routing) -> Vec<ImageKey> {
     let record = Record::of(pod);
-    let keys = containers
-        .chain(volumes)
+    let keys = places(pod)
         .filter(|(place, image)| !place.holds_placeholder(image))
         .filter_map(|(place, image)| record.key_of(place, image, routing));
     keys.map(|(key, _)| key).collect()
+}
+
+/// Returns the images of a Pod that name a mirror and what it records as their originals, where the mapping turns these
+/// into those.
+pub fn originals<'p>(pod: &'p Pod, routing: &Routing) -> Vec<(&'p str, &'p str)> {
+    let annotations = &pod.metadata.annotations;
+    let has_any = annotations.keys().any(|key| {
+        let prefixes = [ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX];
+        prefixes.iter().any(|prefix| key.starts_with(prefix))
+    });
+    if !has_any {
+        return Vec::new();
+    }
+    let originals = places(pod).filter_map(|(place, image)| {
+        let recorded = annotations.get(&place.original_annotation())?;
+        Original::prove(routing, image, recorded, || None)?;
+        Some((image, recorded.as_str()))
+    });
+    originals.collect()
 }
 
 /// Returns how a Pod's containers stand with the images that they were sent to a mirror for.
@@ -601,11 +627,7 @@ fn pull(state: &ContainerState, image: &str) -> Option<Pull> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::{ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX},
-        domain::pulls::Cause,
-        state::file,
-    };
+    use crate::{domain::pulls::Cause, state::file};
 
     fn routing() -> Routing {
         let text = "apiVersion: kagami.dev/v1alpha1\nkind: ImageMirror\nmetadata: {name: main}\nspec:\n  \
@@ -646,6 +668,36 @@ mod tests {
         for name in ["main", "second"] {
             assert_eq!(&*pulled_from(name), name);
         }
+    }
+
+    #[test]
+    fn what_a_pod_records_counts_where_the_mapping_makes_it_into_what_stands_there() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "web", "namespace": "a", "annotations": {
+                format!("{ORIGINAL_IMAGE_PREFIX}app"): "nginx:1.29",
+                format!("{ORIGINAL_IMAGE_PREFIX}forged"): "docker.io/evil/nginx:1.29",
+                format!("{ORIGINAL_IMAGE_PREFIX}back"): "nginx:1.29",
+                format!("{ORIGINAL_VOLUME_PREFIX}model"): "docker.io/shop/model:3",
+                // A volume's name, and no container's.
+                format!("{ORIGINAL_IMAGE_PREFIX}model"): "docker.io/evil/model:3",
+            }},
+            "spec": {
+                "containers": [
+                    {"name": "app", "image": "mirror.test/docker.io/library/nginx:1.29"},
+                    {"name": "forged", "image": "mirror.test/docker.io/library/nginx:1.29"},
+                    {"name": "back", "image": "nginx:1.29"},
+                    {"name": "unrecorded", "image": "mirror.test/docker.io/library/redis:8"},
+                ],
+                "volumes": [{"name": "model", "image": {"reference": "mirror.test/docker.io/shop/model:3"}}],
+            },
+        }))
+        .unwrap();
+        let expected = [
+            ("mirror.test/docker.io/library/nginx:1.29", "nginx:1.29"),
+            ("mirror.test/docker.io/shop/model:3", "docker.io/shop/model:3"),
+        ];
+        assert_eq!(originals(&pod, &routing()), expected);
+        assert_eq!(originals(&Pod::default(), &routing()), []);
     }
 
     /// In a roll-out the new ReplicaSet has nothing that serves, and the Deployment has.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::watch::{Source, named};
 use crate::{
-    api::{HEALTH_LEASE, OWNERS_CONFIG_MAP, PROBE_SECRET},
+    api::{HEALTH_LEASE, ORIGINALS_CONFIG_MAP, OWNERS_CONFIG_MAP, PROBE_SECRET},
     domain::pod::RUNNING,
 };
 
@@ -110,6 +110,15 @@ pub fn owners(namespace: &str) -> Source {
         metadata_only: false,
         page: PAGE,
         renew: SOON,
+    }
+}
+
+/// The originals that Pods record, in Kagami's own namespace.
+pub fn originals(namespace: &str) -> Source {
+    Source {
+        name: "originals",
+        fields: Some(named(ORIGINALS_CONFIG_MAP)),
+        ..owners(namespace)
     }
 }
 

@@ -15,6 +15,7 @@ pub mod health;
 pub mod image;
 pub mod json;
 pub mod lease;
+pub mod lent;
 pub mod mapping;
 pub mod mirror;
 pub mod names;

@@ -3,7 +3,7 @@
 //! All text is borrowed from the request's bytes where it needs no unescaping. An image-bearing
 //! field that Kubernetes adds one day is simply not here, so it stays as it is.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use super::{
     mirror::Mode,
@@ -31,6 +31,9 @@ pub struct Pod<'a> {
     pub places: Vec<Place<'a>>,
     /// Absent where the Pod has no `spec.imagePullSecrets` at all.
     pub pull_secrets: Option<Vec<Cow<'a, str>>>,
+    /// What other Pods of its namespace record as the original of each place's image, if one does ([`super::lent`]);
+    /// shorter where nobody lends anything.
+    pub lent: Box<[Option<Arc<str>>]>,
     /// Where node selector, affinity and `spec.os` let it land.
     pub landing: Landing,
     /// Size of the Pod's JSON in bytes.

@@ -1,16 +1,16 @@
 //! What nodes make of a mirror: whether Pods that were sent there get their images.
 //!
 //! A pull that fails is a question, of one image: Kagami looks at it again, and until then believes what it knew. One
-//! namespace's Pods on one node can say no more than that, for their pull secrets, their names and their node are
-//! theirs. Where Pods of two namespaces or two nodes fail, or a node was told that there is no such image, what is known
-//! counts for nothing until the look has answered. Credentials that are refused speak of a Pod's secret, never of an
-//! image.
+//! namespace's Pods can say no more than that, on however many nodes they are, for their pull secrets, their names and
+//! the nodes that they ask for are theirs. Where Pods of two namespaces fail, or a node was told that there is no such
+//! image, what is known counts for nothing until the look has answered. Credentials that are refused speak of a Pod's
+//! secret, never of an image.
 //!
 //! Where an image is there and nodes fail to pull it all the same, while the mirror is healthy, nodes do not get
-//! what Kagami sees: they lack a way, a password or trust.
+//! what Kagami sees: they lack a way, a password or trust. That ends once some node has got an image since.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     time::Duration,
 };
 
@@ -93,7 +93,7 @@ pub struct InVain {
 }
 
 /// The pulls of a cluster's Pods. Of Pods that run nothing is kept.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pulls {
     /// By namespace and name.
     failing: HashMap<(Box<str>, Box<str>), Failing>,
@@ -101,10 +101,23 @@ pub struct Pulls {
     failed: HashMap<(Box<str>, ImageKey), Failed>,
     /// The looks that each namespace's Pods asked for: since when, and how many.
     asked: HashMap<Box<str>, (Timestamp, u32)>,
-    /// The mirrors from which some Pod got an image.
-    done: BTreeSet<Box<str>>,
+    /// The mirrors from which some Pod got an image, and when one did last.
+    done: BTreeMap<Box<str>, Timestamp>,
+    /// Since when what Pods got counts.
+    since: Timestamp,
+    /// The mirrors from which nodes were seen to pull in vain, and what was told of that.
+    told: BTreeMap<Box<str>, Told>,
     /// The number of the last list of all Pods.
     listing: u32,
+}
+
+/// What is told of a mirror from which nodes pull in vain.
+#[derive(Debug)]
+struct Told {
+    in_vain: InVain,
+    since: Timestamp,
+    /// When a node failed last, as far as that was seen.
+    failed_at: Timestamp,
 }
 
 /// A Pod that does not get all of its images.
@@ -139,6 +152,20 @@ struct Place {
 }
 
 impl Pulls {
+    /// Returns what knows nothing yet. Who got images before `since` tells nothing of whether nodes can pull: others
+    /// may have seen them fail after that.
+    pub fn new(since: Timestamp) -> Self {
+        Self {
+            failing: HashMap::new(),
+            failed: HashMap::new(),
+            asked: HashMap::new(),
+            done: BTreeMap::new(),
+            since,
+            told: BTreeMap::new(),
+            listing: 0,
+        }
+    }
+
     /// Begins a list of all Pods: those not taken in before [`Pulls::end_listing`] are gone.
     pub const fn begin_listing(&mut self) {
         self.listing = self.listing.wrapping_add(1);
@@ -207,8 +234,11 @@ impl Pulls {
         {
             failed.places.retain(|place| place.last > started);
         }
-        if !self.done.contains(mirror) {
-            self.done.insert(mirror.into());
+        match self.done.get_mut(mirror) {
+            Some(last) => *last = started.max(*last),
+            None => {
+                self.done.insert(mirror.into(), started);
+            }
         }
     }
 
@@ -233,7 +263,7 @@ impl Pulls {
         if failure.cause == Cause::Refused || !may_ask(&mut self.asked, namespace, now) {
             return None;
         }
-        let is_believed = failed.is_believed(namespace, node, failure, now);
+        let is_believed = failed.is_believed(namespace, failure, now);
         let waiting = failed.waiting.unwrap_or(true);
         failed.waiting = Some(is_believed && waiting);
         failed.ask(image, now)
@@ -256,29 +286,54 @@ impl Pulls {
     }
 
     /// Returns whether nodes get the images of a mirror that is healthy since then, and if not, one that they do not
-    /// get; none if there is nothing to tell by. `is_there` is whether Kagami sees an image on the mirror.
+    /// get; none if there is nothing to tell by. What is told stays the same for a quarter of an hour while that image
+    /// is not got, whatever else fails. `is_there` is whether Kagami sees an image on the mirror.
     pub fn verdict(
-        &self,
+        &mut self,
         mirror: &str,
         healthy_since: Timestamp,
         now: Timestamp,
         is_there: impl Fn(KeyRef<'_>) -> bool,
     ) -> Option<Result<(), InVain>> {
+        let before = self.told.get(mirror);
         let of_mirror = self.failed.iter().filter(|((of, _), _)| &**of == mirror);
         let in_vain = of_mirror.filter_map(|((_, key), failed)| {
             let place = failed.in_vain(healthy_since, now)?;
-            is_there(key.by_ref()).then_some((place, key))
+            is_there(key.by_ref()).then_some((key, place))
         });
-        let in_vain = in_vain.max_by_key(|(place, key)| (place.last, *key));
-        let in_vain = in_vain.map(|(place, key)| InVain {
-            key: key.clone(),
-            node: place.node.clone(),
-            failure: place.failure,
-        });
-        if let Some(in_vain) = in_vain {
+        let in_vain: Vec<_> = in_vain.collect();
+        if let Some((key, place)) = in_vain.iter().max_by_key(|(key, place)| (place.last, *key)) {
+            let still = before.filter(|told| {
+                let mut keys = in_vain.iter().map(|(key, _)| *key);
+                now.since(told.since) < TELLING && keys.any(|key| *key == told.in_vain.key)
+            });
+            let (since, in_vain) = if let Some(told) = still {
+                (told.since, told.in_vain.clone())
+            } else {
+                let in_vain = InVain {
+                    key: (*key).clone(),
+                    node: place.node.clone(),
+                    failure: place.failure,
+                };
+                (now, in_vain)
+            };
+            let told = Told {
+                in_vain: in_vain.clone(),
+                since,
+                failed_at: place.last,
+            };
+            self.told.insert(mirror.into(), told);
             return Some(Err(in_vain));
         }
-        self.done.contains(mirror).then_some(Ok(()))
+        let failed_at = before.map_or(self.since, |told| told.failed_at);
+        let done_at = self.done.get(mirror)?;
+        (*done_at > failed_at).then_some(Ok(()))
+    }
+
+    /// Forgets what it knows of mirrors that are none any more.
+    pub fn keep_mirrors(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.done.retain(|mirror, _| is_there(mirror));
+        self.told.retain(|mirror, _| is_there(mirror));
     }
 }
 
@@ -312,11 +367,11 @@ impl Failed {
         });
     }
 
-    /// Whether what is known of the image is believed until it was looked at, after a failure there.
-    fn is_believed(&mut self, namespace: &str, node: &str, failure: Failure, now: Timestamp) -> bool {
+    /// Whether what is known of the image is believed until it was looked at, after a failure of that namespace's.
+    fn is_believed(&mut self, namespace: &str, failure: Failure, now: Timestamp) -> bool {
         let counts =
             |place: &Place| place.failure.cause != Cause::Refused && now.since(place.last) < TOGETHER;
-        let elsewhere = |place: &Place| &*place.namespace != namespace || &*place.node != node;
+        let elsewhere = |place: &Place| &*place.namespace != namespace;
         if self.places.iter().any(|place| counts(place) && elsewhere(place)) {
             return false;
         }
@@ -417,13 +472,19 @@ mod tests {
         }]
     }
 
-    #[derive(Default)]
     struct Scene {
         pulls: Pulls,
         pods: usize,
     }
 
     impl Scene {
+        fn new() -> Self {
+            Self {
+                pulls: Pulls::new(at(0)),
+                pods: 0,
+            }
+        }
+
         /// A Pod of that namespace on that node fails once, and goes back to upstream's image. Returns whether the image
         /// is believed until it was looked at; none if nobody is to look.
         fn fails(&mut self, place: &str, failure: Failure, second: u64) -> Option<bool> {
@@ -443,7 +504,7 @@ mod tests {
         }
 
         /// Whether nodes can pull, of a mirror that has been healthy since then.
-        fn verdict(&self, healthy_since: u64, now: u64) -> Option<bool> {
+        fn verdict(&mut self, healthy_since: u64, now: u64) -> Option<bool> {
             let verdict = self.pulls.verdict("main", at(healthy_since), at(now), |_| true);
             verdict.map(|verdict| verdict.is_ok())
         }
@@ -452,7 +513,7 @@ mod tests {
     #[test]
     fn two_namespaces_or_two_nodes_tell_that_nodes_cannot_pull() {
         let check = |one: &str, other: &str, failure, expected| {
-            let mut scene = Scene::default();
+            let mut scene = Scene::new();
             scene.fails(one, failure, 10);
             assert_eq!(scene.verdict(0, 10), None, "{one}");
             scene.fails(other, failure, 20);
@@ -473,7 +534,7 @@ mod tests {
 
     #[test]
     fn what_is_told_names_the_last_node_the_image_and_kubelets_word() {
-        let mut scene = Scene::default();
+        let mut scene = Scene::new();
         scene.fails("a/one", OTHER, 10);
         scene.fails("b/two", NOT_FOUND, 20);
         let verdict = scene.pulls.verdict("main", at(0), at(20), |_| true);
@@ -487,7 +548,7 @@ mod tests {
 
     #[test]
     fn failures_tell_while_they_are_new_and_of_a_mirror_that_has_been_healthy_all_the_time() {
-        let mut scene = Scene::default();
+        let mut scene = Scene::new();
         scene.fails("a/one", OTHER, 10);
         scene.fails("b/two", OTHER, 11);
         assert_eq!(scene.verdict(0, 11), None, "they began together");
@@ -503,7 +564,7 @@ mod tests {
 
     #[test]
     fn who_gets_the_image_afterwards_tells_that_nodes_can_pull() {
-        let mut scene = Scene::default();
+        let mut scene = Scene::new();
         scene.runs(5);
         assert_eq!(scene.verdict(0, 5), Some(true));
         scene.fails("a/one", OTHER, 10);
@@ -516,8 +577,77 @@ mod tests {
     }
 
     #[test]
+    fn who_got_an_image_before_nodes_failed_or_anybody_looked_tells_nothing_of_now() {
+        let mut scene = Scene::new();
+        scene.pulls = Pulls::new(at(100));
+        scene.runs(99);
+        assert_eq!(
+            scene.verdict(0, 100),
+            None,
+            "the leader before may have told otherwise"
+        );
+        scene.runs(105);
+        assert_eq!(scene.verdict(0, 105), Some(true));
+        scene.fails("a/one", OTHER, 110);
+        scene.fails("b/two", OTHER, 120);
+        assert_eq!(scene.verdict(0, 120), Some(false));
+        // Those that failed are given up, and for a quarter of an hour and more nobody pulls anything.
+        let later = 120 + TELLING.as_secs();
+        assert_eq!(scene.verdict(0, later), None);
+        scene.pulls.due(at(later));
+        scene.runs(105);
+        assert_eq!(scene.verdict(0, 2 * later), None);
+        scene.runs(2 * later + 1);
+        assert_eq!(scene.verdict(0, 2 * later + 1), Some(true));
+        // Of a mirror that is gone nothing is kept.
+        scene.pulls.keep_mirrors(|mirror| mirror != "main");
+        assert!(scene.pulls.done.is_empty() && scene.pulls.told.is_empty());
+    }
+
+    #[test]
+    fn what_is_told_stays_for_as_long_as_it_is_true() {
+        let mut scene = Scene::new();
+        let told = |scene: &mut Scene, second: u64| {
+            let verdict = scene.pulls.verdict("main", at(0), at(second), |_| true);
+            verdict.unwrap().unwrap_err().node.to_string()
+        };
+        scene.fails("a/one", OTHER, 10);
+        scene.fails("b/two", OTHER, 20);
+        assert_eq!(told(&mut scene, 20), "two");
+        for second in 21..40 {
+            scene.fails(&format!("b/other-{second}"), NOT_FOUND, second);
+            assert_eq!(told(&mut scene, second), "two");
+        }
+        // So does another image's failure, which names no other.
+        let [mut other] = web(Pull::Failed(OTHER));
+        other.key = "docker.io/library/other:1".parse().unwrap();
+        for (second, namespace) in [(50, "c"), (60, "d")] {
+            scene
+                .pulls
+                .set((namespace, "x"), "three", &[other.clone()], at(second));
+        }
+        assert_eq!(told(&mut scene, 60), "two");
+        // Somebody got it meanwhile.
+        scene.runs(40);
+        assert_eq!(told(&mut scene, 61), "three");
+        // While many fail for long, one that may be gone is not named for ever.
+        let [mut other] = web(Pull::Failed(OTHER));
+        other.key = "docker.io/library/other:1".parse().unwrap();
+        for second in (100..1000).step_by(20) {
+            let namespace = format!("n-{second}");
+            scene
+                .pulls
+                .set((&namespace, "x"), "four", &[other.clone()], at(second));
+            assert_eq!(
+                told(&mut scene, second),
+                if second < 961 { "three" } else { "four" }
+            );
+        }
+    }
+
+    #[test]
     fn an_attempt_counts_once_however_often_it_is_told() {
-        let mut pulls = Pulls::default();
+        let mut pulls = Pulls::new(at(0));
         let mut asked = |pull, second| {
             let [one] = web(pull);
             // Two containers have the image: the node just tried for one, and the other waits.
@@ -542,7 +672,7 @@ mod tests {
 
     #[test]
     fn an_image_is_looked_at_once_in_ten_seconds() {
-        let mut scene = Scene::default();
+        let mut scene = Scene::new();
         assert_eq!(scene.fails("a/one", OTHER, 10), Some(true));
         for second in 11..20 {
             assert_eq!(scene.fails("a/one", OTHER, second), None);
@@ -558,14 +688,14 @@ mod tests {
     }
 
     #[test]
-    fn one_namespace_on_one_node_makes_no_image_unknown() {
-        let mut scene = Scene::default();
+    fn one_namespace_makes_no_image_unknown_on_however_many_nodes() {
+        let mut scene = Scene::new();
         for round in 0..20 {
-            assert_eq!(scene.fails("a/one", OTHER, 15 * round), Some(true));
+            let node = if round % 2 == 0 { "a/one" } else { "a/two" };
+            assert_eq!(scene.fails(node, OTHER, 15 * round), Some(true));
         }
-        // Another node, or another namespace.
-        assert_eq!(scene.fails("a/two", OTHER, 300), Some(false));
-        assert_eq!(scene.fails("b/two", OTHER, 330), Some(false));
+        // Another namespace, on the same node or not.
+        assert_eq!(scene.fails("b/two", OTHER, 300), Some(false));
         // Long after all others it is alone again; and what waits for its turn is not believed either.
         assert_eq!(scene.fails("a/one", OTHER, 400), Some(true));
         assert_eq!(scene.fails("b/one", OTHER, 401), None);
@@ -579,7 +709,7 @@ mod tests {
 
     #[test]
     fn what_a_node_does_not_find_is_unknown_at_once_but_not_again_and_again() {
-        let mut scene = Scene::default();
+        let mut scene = Scene::new();
         assert_eq!(scene.fails("a/one", NOT_FOUND, 0), Some(false));
         for second in (90..300).step_by(90) {
             assert_eq!(scene.fails("a/one", NOT_FOUND, second), Some(true));
@@ -591,7 +721,7 @@ mod tests {
 
     #[test]
     fn refused_credentials_speak_of_no_image() {
-        let mut scene = Scene::default();
+        let mut scene = Scene::new();
         for (second, place) in [(0, "a/one"), (20, "b/two"), (40, "c/three")] {
             assert_eq!(scene.fails(place, REFUSED, second), None);
         }
@@ -602,7 +732,7 @@ mod tests {
 
     #[test]
     fn a_namespace_asks_for_so_many_looks_and_others_for_theirs() {
-        let mut pulls = Pulls::default();
+        let mut pulls = Pulls::new(at(0));
         let mut ask = |namespace: &str, image: usize, second| {
             let [mut pulled] = web(Pull::Failed(NOT_FOUND));
             pulled.key = format!("docker.io/library/web:{image}").parse().unwrap();
@@ -618,7 +748,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_has_a_bound() {
-        let mut pulls = Pulls::default();
+        let mut pulls = Pulls::new(at(0));
         for number in 0..3 * IMAGES {
             let [mut pulled] = web(Pull::Failed(OTHER));
             pulled.key = format!("docker.io/library/web:{number}").parse().unwrap();
@@ -641,7 +771,7 @@ mod tests {
 
     #[test]
     fn a_list_forgets_the_pods_that_it_does_not_name() {
-        let mut pulls = Pulls::default();
+        let mut pulls = Pulls::new(at(0));
         pulls.set(("a", "web"), "node", &web(Pull::Waiting(OTHER)), at(1));
         pulls.begin_listing();
         pulls.set(("a", "web"), "node", &web(Pull::Waiting(OTHER)), at(30));

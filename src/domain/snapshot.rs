@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     health::Health,
+    lent::Lent,
     owners::LeftAlone,
     routing::{MirrorId, Routing},
     selector::Labels,
@@ -44,6 +45,8 @@ pub struct Snapshot {
     pub left_alone: Arc<BTreeSet<String>>,
     /// What is known of owners that fight rewrites.
     pub owners: Arc<LeftAlone>,
+    /// Originals that Pods record, for others of their namespace.
+    pub lent: Arc<Lent>,
 }
 
 impl Snapshot {

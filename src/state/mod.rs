@@ -24,6 +24,7 @@ use crate::{
     domain::{
         health::{Health, State},
         image::{ImageKey, KeyRef},
+        lent::Lent,
         owners::LeftAlone,
         presence::{Index, Presence},
         routing::{MirrorId, Routing},
@@ -245,6 +246,7 @@ impl Store {
                 failing_upstreams: Arc::clone(&current.failing_upstreams),
                 paused: current.paused,
                 owners: Arc::clone(&current.owners),
+                lent: Arc::clone(&current.lent),
             });
             true
         });
@@ -378,6 +380,20 @@ impl Store {
             }
             *current = Arc::new(Snapshot {
                 owners,
+                ..Snapshot::clone(current)
+            });
+            true
+        });
+    }
+
+    /// Publishes the originals that Pods record, for others of their namespace.
+    pub fn set_lent(&self, lent: Arc<Lent>) {
+        self.0.snapshot.send_if_modified(|current| {
+            if current.lent == lent {
+                return false;
+            }
+            *current = Arc::new(Snapshot {
+                lent,
                 ..Snapshot::clone(current)
             });
             true

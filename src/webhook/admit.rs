@@ -179,15 +179,22 @@ impl Admission {
         self.0.metrics.reviewed(mode, how, took);
     }
 
+    /// Returns the one snapshot that a review is decided by, and gives its Pod what others of the namespace record of its
+    /// images.
+    pub fn begin(&self, request: &mut Request<'_>) -> Arc<Snapshot> {
+        self.0.begin(request)
+    }
+
     /// Decides about a Pod's images, waiting for probes until `deadline`. With `dry_run`, images that
     /// nobody knows are not handed on.
     pub async fn decide<'r>(
         &self,
+        snapshot: &Arc<Snapshot>,
         request: &'r Request<'r>,
         dry_run: bool,
         deadline: Instant,
-    ) -> (Arc<Snapshot>, Vec<Decision<'r>>) {
-        self.0.decide(request, dry_run, deadline).await
+    ) -> Vec<Decision<'r>> {
+        self.0.decide(snapshot, request, dry_run, deadline).await
     }
 
     /// Returns an admission that shares everything with this one but the decisions kept for people.
@@ -259,7 +266,7 @@ impl Inner {
             };
             return (answer.write(), ReviewAnswer::Unchanged);
         };
-        let request = Request {
+        let mut request = Request {
             namespace: &review.namespace,
             mode,
             operation,
@@ -273,7 +280,10 @@ impl Inner {
                 .min(timeout.saturating_sub(Duration::from_secs(1))),
             None => self.limits.budget,
         };
-        let (snapshot, decisions) = self.decide(&request, review.dry_run, started + budget).await;
+        let snapshot = self.begin(&mut request);
+        let decisions = self
+            .decide(&snapshot, &request, review.dry_run, started + budget)
+            .await;
         self.answer_pod(&review.uid, &request, &snapshot, decisions, started)
     }
 
@@ -297,33 +307,39 @@ impl Inner {
         (answer.write(), how)
     }
 
+    fn begin(&self, request: &mut Request<'_>) -> Arc<Snapshot> {
+        let snapshot = self.store.snapshot();
+        snapshot.lent.lend(request.namespace, &mut request.pod);
+        snapshot
+    }
+
     async fn decide<'r>(
         &self,
+        snapshot: &Arc<Snapshot>,
         request: &'r Request<'r>,
         dry_run: bool,
         deadline: Instant,
-    ) -> (Arc<Snapshot>, Vec<Decision<'r>>) {
-        let snapshot = self.store.snapshot();
+    ) -> Vec<Decision<'r>> {
         let plan = decide(
-            &snapshot,
+            snapshot,
             &self.store.index(),
             request,
             self.limits.probing,
             clock::now(),
         );
         if !dry_run {
-            self.demand(&snapshot, &plan.unknown);
+            self.demand(snapshot, &plan.unknown);
         }
         let findings = if plan.probes.is_empty() {
             Vec::new()
         } else {
-            self.probes.make(&snapshot, &plan.probes, deadline).await
+            self.probes.make(snapshot, &plan.probes, deadline).await
         };
-        let decisions = plan.settle(&snapshot, &findings);
+        let decisions = plan.settle(snapshot, &findings);
         if !dry_run && request.mode == Mode::Enforce {
-            self.want(&snapshot, request.namespace, &decisions);
+            self.want(snapshot, request.namespace, &decisions);
         }
-        (snapshot, decisions)
+        decisions
     }
 
     /// Answers what was decided about a Pod.

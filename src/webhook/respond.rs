@@ -388,6 +388,7 @@ mod tests {
             candidates: smallvec::SmallVec::new(),
             mode: Mode::Warn,
             carried: false,
+            is_lent: false,
             cause: None,
             earlier: Earlier::Absent,
             left_alone: false,

@@ -26,6 +26,7 @@ mod guards;
 mod manifests;
 mod modes;
 mod neighbours;
+mod originals;
 mod owners;
 mod places;
 mod pulls;
@@ -78,6 +79,7 @@ const TESTS: &[Test<Cluster>] = tests![
     companion::a_mirror_made_again_under_its_name_inherits_no_proof,
     owners::listed_owners_are_left_alone_at_once,
     owners::operators_that_insist_are_left_alone_whoever_leads,
+    originals::a_copy_that_lost_its_record_gets_that_of_another_pod_of_its_namespace,
     rescue::each_of_a_hundred_pods_is_turned_once_though_the_leader_dies,
     rescue::what_is_not_stuck_on_a_mirror_of_ours_is_left_alone,
     rescue::a_stuck_pod_goes_back_at_once_and_once_only,

@@ -33,7 +33,7 @@ fn owner(kind: &str, name: &str) -> Value {
 }
 
 /// Starts `kagami webhook` beside the companion of a place, and has it called for Pods of the served namespace.
-fn start_webhook<'a>(place: &Place<'a>) -> (Kagami, Registration<'a>) {
+pub(crate) fn start_webhook<'a>(place: &Place<'a>) -> (Kagami, Registration<'a>) {
     let label = json!({"metadata": {"labels": {"kagami.dev/mode": "enforce"}}}).to_string();
     stdout(
         &place
@@ -82,7 +82,7 @@ fn insist(namespace: &Namespace<'_>, name: &str, owner: &Value) -> usize {
 }
 
 /// Waits until Pods are rewritten, by one that nobody owns.
-fn until_rewritten(place: &Place<'_>) {
+pub(crate) fn until_rewritten(place: &Place<'_>) {
     eventually("Pods are rewritten", || {
         let probe = format!("{}?dryRun=All", place.served.path("pods"));
         let pod = place.cluster.create(&probe, &pod("probe", NGINX)).success();
@@ -117,6 +117,22 @@ fn notes(place: &Place<'_>) -> Value {
         .get(&place.own.path("configmaps/kagami-owners"))
         .success()["data"]
         .clone()
+}
+
+/// Scales an operator's controller down and up again, whose Pods are rewritten all the same.
+fn scale_again_and_again(namespace: &Namespace<'_>) {
+    let scaled = stateful_set(namespace, "scaled", &owner("Web", "scaled"));
+    let scale = |replicas: &str| stdout(&namespace.kubectl(&["scale", "statefulset", "scaled", replicas]));
+    for round in 0..ROUNDS {
+        assert!(rewritten(&create(namespace, "scaled-0", &scaled)), "{round}");
+        scale("--replicas=0");
+        namespace
+            .cluster
+            .delete(&namespace.path("pods/scaled-0"))
+            .success();
+        scale("--replicas=1");
+        thread::sleep(Duration::from_secs(1));
+    }
 }
 
 /// Quick operators: of a Pod of their own, and through a StatefulSet. Their owners are left alone from then on, whoever
@@ -167,6 +183,8 @@ pub(crate) fn operators_that_insist_are_left_alone_whoever_leads(cluster: &Clust
         assert!(rewritten(&create(namespace, "orphan-0", &orphan)));
         cluster.delete(&namespace.path("pods/orphan-0")).success();
     }
+
+    scale_again_and_again(namespace);
 
     // People are told: by an Event, in the status and by the report.
     let events = eventually("Events tell of both", || {

@@ -1,6 +1,7 @@
 //! Pods that are stuck, as their statuses say, which these tests write in a kubelet's place.
 
 use std::{
+    collections::BTreeSet,
     fs, thread,
     time::{Duration, Instant},
 };
@@ -362,6 +363,32 @@ fn left_alone() -> Vec<Case> {
     ]
 }
 
+/// Who wrote the mirror's name knows what it was made of; Kagami only says what the mapping would.
+fn told_of_those_without_a_record(place: &Place<'_>) {
+    let made_of = "would make it of docker.io/library/app:1";
+    let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", place.served.name);
+    let told = eventually("those without a record are told", || {
+        let events = place.cluster.get(&path).success();
+        let events = events["items"].as_array()?.clone().into_iter();
+        let events = events.filter(|event| event["reason"] == "NoRecord");
+        let events: Vec<_> = events
+            .filter(|event| event["note"].as_str().unwrap().contains(made_of))
+            .map(|event| event["regarding"]["name"].as_str().unwrap().to_owned())
+            .collect();
+        (events.len() >= 3).then_some(events)
+    });
+    let told: BTreeSet<_> = told.iter().map(String::as_str).collect();
+    assert_eq!(told, ["forged", "forged-tag", "unrecorded"].into());
+    eventually("condition OriginalsRecorded tells of them", || {
+        let mirror = place.mirror();
+        let mut conditions = mirror["status"]["conditions"].as_array()?.iter();
+        let condition = conditions.find(|condition| condition["type"] == "OriginalsRecorded")?;
+        let message = condition["message"].as_str()?;
+        let counted = message.contains("/forged on") && message.contains(", and 2 more");
+        (condition["reason"] == "NoRecord" && counted && message.contains(made_of)).then_some(())
+    });
+}
+
 pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Cluster) {
     let place = Place::guarded(cluster, &cluster.mirror.url);
     let companion = place.start("companion-a", RESCUES);
@@ -383,6 +410,7 @@ pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Clus
         assert_eq!(image(&pod, "app"), own, "{name}");
         assert!(patches(&place, &companion, namespace, name).is_empty(), "{name}");
     }
+    told_of_those_without_a_record(&place);
     stdout(&namespace.kubectl(&["delete", "pod", "static", "--force", "--grace-period=0"]));
     let finish = [
         "patch",

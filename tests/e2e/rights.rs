@@ -27,6 +27,7 @@ const WEBHOOK: &[&str] = &[
 
 const WEBHOOK_AT_HOME: &[&str] = &[
     "get list watch leases.coordination.k8s.io/kagami-health",
+    "get list watch configmaps/kagami-originals",
     "get list watch configmaps/kagami-owners",
 ];
 
@@ -59,6 +60,7 @@ const COMPANION_AT_HOME: &[&str] = &[
     "get list watch update leases.coordination.k8s.io/kagami-health",
     "get list watch create secrets",
     "update secrets/kagami-probe",
+    "get update configmaps/kagami-originals",
     "get update configmaps/kagami-owners",
 ];
 

@@ -21,6 +21,7 @@ use kagami::{
         answer::MediaType,
         health::{Health, State},
         image::KeyRef,
+        lent::Lent,
         mirror::Mirror,
         platform::Platforms,
         presence::{Presence, Proof},
@@ -58,6 +59,9 @@ struct Told {
     /// Hosts of upstream registries that fail.
     #[serde(default)]
     failing_upstreams: Vec<String>,
+    /// What Pods record as the original of an image, by namespace and image.
+    #[serde(default)]
+    originals: BTreeMap<String, BTreeMap<String, String>>,
     mirrors: BTreeMap<String, ToldMirror>,
 }
 
@@ -185,6 +189,11 @@ fn store(mirrors: &str, told: &Told) -> Store {
             store.index_mut().write(name, key, image.presence(), now, now);
         }
     }
+    let originals = told.originals.iter().flat_map(|(namespace, images)| {
+        let line = move |(image, original)| format!("{}\n", json!([namespace, image, original]));
+        images.iter().map(line)
+    });
+    store.set_lent(Arc::new(Lent::read(&originals.collect::<String>())));
     for host in &told.failing_upstreams {
         store.set_upstream(host, State::Unhealthy);
     }

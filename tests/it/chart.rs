@@ -119,11 +119,9 @@ fn names_in_the_chart_are_those_of_the_code() {
         let template = read(&format!("chart/templates/{template}.yaml"));
         assert_eq!(word(&template, api::MIRRORS_CONFIG_MAP), 1);
     }
-    assert_eq!(
-        word(&rights, api::OWNERS_CONFIG_MAP),
-        2,
-        "one right each: webhook, companion"
-    );
+    for name in [api::OWNERS_CONFIG_MAP, api::ORIGINALS_CONFIG_MAP] {
+        assert_eq!(word(&rights, name), 2, "one right each: webhook, companion");
+    }
     assert_eq!(
         word(&rights, api::HEALTH_LEASE),
         4,

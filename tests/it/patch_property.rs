@@ -2,7 +2,8 @@
 //! state the patch applies, changes images, our annotations and one pull secret only, follows from
 //! proof or goes back to what is recorded and maps, and admission leaves its own output as it is. Then
 //! the state changes, and the same holds of what the first round wrote: nothing is called rewritten
-//! that the state of now does not prove.
+//! that the state of now does not prove. What others lend of a Pod's images is as what it records itself: a
+//! copy of what was rewritten that lost its annotations is rewritten as that is.
 
 use std::{cell::Cell, sync::Arc};
 
@@ -13,6 +14,7 @@ use kagami::{
         digest::Digest,
         health::{Health, State},
         image::{ImageKey, Reference},
+        lent::Lent,
         mapping::Mapping,
         mirror::{
             Access, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer,
@@ -44,6 +46,13 @@ const LISTS: [(&str, &str); 4] = [
     ("initContainers", "/image"),
     ("ephemeralContainers", "/image"),
     ("volumes", "/image/reference"),
+];
+
+/// How the annotations begin that Kagami writes.
+const OURS: [&str; 3] = [
+    "kagami.dev/decisions",
+    "original-image.kagami.dev/",
+    "original-volume.kagami.dev/",
 ];
 
 /// A mirror, its health, and what it holds.
@@ -216,8 +225,32 @@ fn changed(peers: &[Peer], later: &[Later], keys: &[ImageKey]) -> Vec<Peer> {
     changed.collect()
 }
 
-fn store(peers: &[Peer]) -> Store {
+/// What other Pods of the namespace record: images and their originals.
+type Loans = Vec<(String, String)>;
+
+/// Returns some that a mirror may turn into that image, and some that none does.
+fn loans() -> impl Strategy<Value = Loans> {
+    let pairs = [
+        ("docker.io/library/nginx", "nginx"),
+        ("docker.io/library/nginx:1", "nginx:1"),
+        ("docker.io/bitnami/redis:latest", "bitnami/redis:latest"),
+        ("quay.io/team/app:1", "quay.io/team/app:1"),
+    ];
+    let pin = select(vec![String::new(), format!("@{}", DIGESTS[0])]);
+    let fitting = (select(REGISTRIES.to_vec()), select(pairs.to_vec()), pin).prop_map(
+        |(registry, (path, original), pin)| (format!("{registry}/{path}{pin}"), original.to_owned()),
+    );
+    let any = (pods::mirrored(), pods::upstream());
+    vec(prop_oneof![4 => fitting, 1 => any], 0..12)
+}
+
+fn store(peers: &[Peer], loans: &Loans) -> Store {
     let store = Store::default();
+    let lines = loans.iter().map(|(image, original)| {
+        let line = serde_json::json!(["team", image, original]);
+        format!("{line}\n")
+    });
+    store.set_lent(Arc::new(Lent::read(&lines.collect::<String>())));
     let routing = Routing::compile(peers.iter().map(|peer| peer.mirror.clone()).collect());
     store.configure(
         Configured {
@@ -298,6 +331,15 @@ fn mapped_original<'p>(
     maps.then_some(recorded)
 }
 
+/// The same of one that is lent.
+fn lent_original<'p>(peers: &[Peer], loans: &'p Loans, image: &str) -> Option<&'p str> {
+    // The last line of an image counts.
+    let (_, lent) = loans.iter().rev().find(|(known, _)| known == image)?;
+    let original = Reference::parse(lent).ok()?;
+    let maps = peers.iter().any(|peer| peer.mirror.maps_to(&original, image));
+    maps.then_some(lent)
+}
+
 /// Returns what stands in every place that names an image.
 fn images(pod: &Value) -> impl Iterator<Item = (&'static str, usize, &str)> {
     LISTS.into_iter().flat_map(move |(list, image)| {
@@ -325,6 +367,27 @@ fn check_told(peers: &[Peer], pod: &Value) {
     }
 }
 
+/// Returns a copy of a Pod without Kagami's annotations, and what the Pod records of the images that it is said to be
+/// rewritten to.
+fn copied(peers: &[Peer], pod: &Value) -> (Value, Loans) {
+    let mut loans = Loans::new();
+    if let Some(told) = pod["metadata"]["annotations"]["kagami.dev/decisions"].as_str() {
+        let told: Value = serde_json::from_str(told).unwrap();
+        for (list, index, image) in images(pod) {
+            let name = pod["spec"][list][index]["name"].as_str().unwrap();
+            if told[format!("{list}.{name}")]["outcome"] == "Rewritten" {
+                let original = mapped_original(peers, pod, list, index, image).unwrap();
+                loans.push((image.to_owned(), original.to_owned()));
+            }
+        }
+    }
+    let mut copy = pod.clone();
+    if let Some(annotations) = copy["metadata"]["annotations"].as_object_mut() {
+        annotations.retain(|key, _| !OURS.iter().any(|ours| key.starts_with(ours)));
+    }
+    (copy, loans)
+}
+
 /// Whether anything of a Pod may change, in enforce mode.
 fn is_enforced(pod: &Value) -> bool {
     let label = &pod["metadata"]["labels"]["kagami.dev/mode"];
@@ -343,14 +406,9 @@ fn without_ours(pod: &Value) -> Value {
             }
         }
     }
-    let ours = [
-        "kagami.dev/decisions",
-        "original-image.kagami.dev/",
-        "original-volume.kagami.dev/",
-    ];
     let annotations = &mut pod["metadata"]["annotations"];
     if let Some(fields) = annotations.as_object_mut() {
-        fields.retain(|key, _| !ours.iter().any(|ours| key.starts_with(ours)));
+        fields.retain(|key, _| !OURS.iter().any(|ours| key.starts_with(ours)));
         if fields.is_empty() {
             *annotations = Value::Null;
         }
@@ -379,7 +437,7 @@ fn secrets(pod: &Value) -> Vec<&Value> {
         .collect()
 }
 
-fn check_change(peers: &[Peer], before: &Value, after: &Value, known_ephemeral: usize) {
+fn check_change(peers: &[Peer], loans: &Loans, before: &Value, after: &Value, known_ephemeral: usize) {
     assert_eq!(images(before).count(), images(after).count());
     for ((list, index, old), (_, _, new)) in images(before).zip(images(after)) {
         if old == new {
@@ -387,6 +445,7 @@ fn check_change(peers: &[Peer], before: &Value, after: &Value, known_ephemeral: 
         }
         let healed = |original: &str| original == new || is_proven(peers, original, new);
         let original = mapped_original(peers, before, list, index, old);
+        let original = original.or_else(|| lent_original(peers, loans, old));
         assert!(
             original.map_or_else(|| is_proven(peers, old, new), healed),
             "{old} → {new} without proof"
@@ -426,11 +485,11 @@ fn a_patch_applies_changes_only_what_it_may_and_is_final() {
         failure_persistence: None,
         ..ProptestConfig::with_cases(10_000)
     };
-    let (rewritten, healed) = (Cell::new(0_u32), Cell::new(0_u32));
+    let (rewritten, healed, recorded) = (Cell::new(0_u32), Cell::new(0_u32), Cell::new(0_u32));
     let mut runner = TestRunner::new(config);
     let result = runner.run(
-        &(peers, pods::pod(), mode, known, later),
-        |(peers, pod, mode, known, later)| {
+        &(peers, pods::pod(), mode, known, later, loans()),
+        |(peers, pod, mode, known, later, loans)| {
             let old = known.map(|known| {
                 let mut old = pod.clone();
                 if let Some(containers) = old["spec"]["ephemeralContainers"].as_array_mut() {
@@ -440,8 +499,8 @@ fn a_patch_applies_changes_only_what_it_may_and_is_final() {
             });
             let known = known.unwrap_or_default();
             // Asks until nothing changes any more, which is once and once again.
-            let settled = |peers: &[Peer], pod: &Value| {
-                let admission = admission(store(peers));
+            let settled = |peers: &[Peer], pod: &Value, loans: &Loans| {
+                let admission = admission(store(peers, loans));
                 let answer = runtime.block_on(ask(&admission, mode, &review_of(pod, old.as_ref())));
                 let operations = answer.get("patch").and_then(Value::as_array);
                 for operation in operations.into_iter().flatten() {
@@ -456,7 +515,7 @@ fn a_patch_applies_changes_only_what_it_may_and_is_final() {
                     "changed in {mode:?} mode"
                 );
                 let after = patched(pod, &answer);
-                check_change(peers, pod, &after, known);
+                check_change(peers, loans, pod, &after, known);
                 if old.is_some() {
                     prop_assert_eq!(&after["metadata"], &pod["metadata"]);
                 } else if mode == Mode::Enforce && is_enforced(pod) {
@@ -468,9 +527,17 @@ fn a_patch_applies_changes_only_what_it_may_and_is_final() {
             };
             let count = |counter: &Cell<u32>, met: bool| counter.set(counter.get() + u32::from(met));
             let differs = |a: &Value, b: &Value| !images(a).eq(images(b));
-            let first = settled(&peers, &pod)?;
+            let first = settled(&peers, &pod, &loans)?;
             count(&rewritten, differs(&pod, &first));
-            let second = settled(&changed(&peers, &later, &keys), &first)?;
+            if old.is_none() && mode == Mode::Enforce && is_enforced(&pod) {
+                let (copy, lent) = copied(&peers, &first);
+                let of_copy = settled(&peers, &copy, &lent)?;
+                let (_, again) = copied(&peers, &of_copy);
+                let of = |loans: &Loans| -> Vec<_> { loans.iter().map(|(image, _)| image.clone()).collect() };
+                prop_assert_eq!(of(&again), of(&lent));
+                count(&recorded, !lent.is_empty());
+            }
+            let second = settled(&changed(&peers, &later, &keys), &first, &loans)?;
             let back = |((_, _, was), ((_, _, then), (_, _, now)))| was != then && was == now;
             count(
                 &healed,
@@ -482,7 +549,14 @@ fn a_patch_applies_changes_only_what_it_may_and_is_final() {
     if let Err(error) = result {
         panic!("{error}");
     }
-    for (what, count) in [("rewritten", rewritten.get()), ("healed", healed.get())] {
-        assert!(count > 500, "only {count} Pods were {what}: this proves little");
+    for (what, count, enough) in [
+        ("rewritten", rewritten.get(), 500),
+        ("healed", healed.get(), 500),
+        ("copied", recorded.get(), 500),
+    ] {
+        assert!(
+            count > enough,
+            "only {count} Pods were {what}: this proves little"
+        );
     }
 }

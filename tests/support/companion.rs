@@ -72,7 +72,7 @@ impl<'a> Place<'a> {
             _alone: alone,
         };
         place.grant();
-        for name in ["kagami-mirrors", "kagami-owners"] {
+        for name in ["kagami-mirrors", "kagami-originals", "kagami-owners"] {
             let map = json!({"metadata": {"name": name}});
             cluster.create(&place.own.path("configmaps"), &map).success();
         }
@@ -254,7 +254,7 @@ impl<'a> Place<'a> {
             {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch", "create"]},
             {"apiGroups": [""], "resources": ["secrets"],
              "resourceNames": ["kagami-webhook-tls", "kagami-probe", "kagami-authority"], "verbs": ["update"]},
-            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kagami-mirrors", "kagami-owners"],
+            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kagami-mirrors", "kagami-originals", "kagami-owners"],
              "verbs": ["get", "update"]},
         ]);
         let companions =

@@ -223,7 +223,8 @@ fn grant(namespace: &Namespace<'_>) -> PathBuf {
         "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
         "resourceNames": ["kagami-health"], "verbs": read,
     }, {
-        "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kagami-owners"], "verbs": read,
+        "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kagami-originals", "kagami-owners"],
+        "verbs": read,
     }]);
     let webhook = json!({"kind": "ServiceAccount", "name": "kagami-webhook", "namespace": namespace.name});
     namespace.grant(&webhook, &format!("webhook-{}", namespace.name), &wide, &narrow);

@@ -280,6 +280,8 @@ impl Reporter {
         let snapshot = self.read.store.snapshot();
         let now: Vec<String> = pod.places.iter().map(|place| place.image.to_string()).collect();
         let on = restore(&mut pod, &snapshot.routing);
+        // As for a new one.
+        snapshot.lent.lend(namespace, &mut pod);
         let request = Request {
             namespace,
             mode: self.mode_of(namespace),

@@ -426,17 +426,17 @@ impl Reviewer {
                 ..Answer::default()
             });
         };
-        let request = Request {
+        let mut request = Request {
             namespace,
             mode: self.mode(namespace),
             operation: Operation::Create,
             heal: self.heal,
             pod,
         };
-        let (snapshot, mut decisions) = self
-            .once
-            .admission
-            .decide(&request, true, self.once.deadline)
+        let admission = &self.once.admission;
+        let snapshot = admission.begin(&mut request);
+        let mut decisions = admission
+            .decide(&snapshot, &request, true, self.once.deadline)
             .await;
         let patch = patch(&request, &snapshot.routing, &decisions).unwrap_or_else(|_| {
             keep_all(&mut decisions, Reason::PodTooLarge);

@@ -1,6 +1,6 @@
 //! What a leader has in hand while it leads.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kube::Client;
 use tokio::sync::watch;
@@ -33,6 +33,15 @@ pub(super) struct Leader {
     pub(super) cluster: watch::Receiver<Option<Arc<ClusterView>>>,
     /// The registries that stuck Pods may be turned forward to; none where stuck Pods are left to themselves.
     pub(super) registries: Option<Arc<[String]>>,
+}
+
+/// The first pause after notes could not be kept; each is twice the one before.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Returns the pause after so many failures in a row to keep notes in a ConfigMap: where nobody made it, or a Role is
+/// older than this program, it stays so.
+pub(super) fn pause_after(failed: u32, longest: Duration) -> Duration {
+    (PAUSE * 2_u32.saturating_pow(failed.saturating_sub(1).min(16))).min(longest)
 }
 
 impl Leader {

@@ -14,6 +14,7 @@ mod inherit;
 mod lasting;
 mod leader;
 mod mirrors;
+mod originals;
 mod owners;
 mod pod_events;
 mod pods;
@@ -23,6 +24,7 @@ mod publisher;
 mod register;
 mod rescuer;
 mod status;
+mod unrecorded;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,6 +44,7 @@ use self::{
     certificates::Keeper,
     leader::Leader,
     mirrors::{ClusterView, Follower},
+    originals::Originals,
     owners::Owners,
     pods::Pods,
     rescuer::Ward,
@@ -269,10 +272,12 @@ impl Leader {
             tasks.spawn(register::run(self.clone(), ward.clone()));
             tasks.spawn(hangs::run(self.clone(), ward.clone()));
             tasks.spawn(lasting::run(self.clone(), ward.clone()));
+            tasks.spawn(unrecorded::run(self.clone(), ward.clone()));
             tasks.spawn(evictor::run(self.clone(), ward.clone(), braked.clone()));
             ward
         });
         let owners = Owners::default();
+        let originals = Originals::default();
         let (demand, wanted) = mpsc::channel(QUEUE);
         let (has_taken_over, taken_over) = watch::channel(false);
         let pods = Pods {
@@ -283,6 +288,7 @@ impl Leader {
             demand,
             ward,
             owners: owners.clone(),
+            originals: originals.clone(),
             since: clock::now(),
             taken_over,
         };
@@ -301,6 +307,11 @@ impl Leader {
         };
         has_taken_over.send_replace(true);
         tasks.spawn(owners::run(self.clone(), owners));
+        tasks.spawn(originals::run(
+            self.clone(),
+            originals,
+            settings.demand.default_mode,
+        ));
         let published = watch::Sender::new(BTreeMap::new());
         tasks.spawn(heartbeat::run(
             self.clone(),

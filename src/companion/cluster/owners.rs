@@ -2,7 +2,7 @@
 //! the notes of them in a ConfigMap, which is how webhooks and the next leader know, and tells of each.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::leader::Leader;
+use super::leader::{Leader, pause_after};
 use crate::{
     api::{MODE_LABEL, OWNERS_CONFIG_MAP},
     clock,
@@ -29,7 +29,7 @@ use crate::{
     },
     domain::{
         mirror::Mode,
-        owners::{Fate, Found, Loop, Owner, Question, Resource, Suspect, Watch},
+        owners::{Controller, Fate, Found, LeftAlone, Loop, Owner, Question, Resource, Suspect, Watch},
         routing::Routing,
         snapshot::Snapshot,
         time::Timestamp,
@@ -125,11 +125,9 @@ async fn look(leader: &Leader, owners: &Owners) {
         };
         let answered = match &asked.question {
             Question::Owner(controller) => {
-                let source = sources::one_of(controller.kind.path(&controller.namespace), true);
-                let found = get::<Owned>(&leader.client, &source, &controller.name).await;
+                let found = look_at(leader, controller).await;
                 found.map(|found| {
                     let routing = leader.store.snapshot().routing.clone();
-                    let found = found.filter(|found| found.metadata.uid == *controller.uid);
                     let found = found.map_or(Found::Gone, |found| {
                         Found::Owner(found.owner().map(|owner| resource(&controller.namespace, owner)))
                     });
@@ -189,18 +187,32 @@ fn resource(namespace: &str, owner: Owner<'_>) -> Resource {
 
 /// Looks at what became of a Pod that was deleted and replaced.
 async fn fate(leader: &Leader, suspect: &Suspect) -> Result<Fate, Failure> {
-    let source = sources::one_of("/api/v1/nodes".to_owned(), false);
-    let node = get::<Node>(&leader.client, &source, &suspect.node).await?;
-    Ok(match node {
-        Some(node) if !node.spec.unschedulable => Fate::Deleted,
-        Some(_) | None => Fate::Excused,
-    })
+    if !suspect.node.is_empty() {
+        let source = sources::one_of("/api/v1/nodes".to_owned(), false);
+        let node = get::<Node>(&leader.client, &source, &suspect.node).await?;
+        if node.is_none_or(|node| node.spec.unschedulable) {
+            return Ok(Fate::Excused);
+        }
+    }
+    let Some(controller) = &suspect.controller else {
+        return Ok(Fate::Deleted(None));
+    };
+    let found = look_at(leader, controller).await?;
+    Ok(Fate::Deleted(found.map(|found| found.metadata.generation)))
+}
+
+/// Returns a built-in controller, if it is there.
+async fn look_at(leader: &Leader, controller: &Controller) -> Result<Option<Owned>, Failure> {
+    let source = sources::one_of(controller.kind.path(&controller.namespace), true);
+    let found = get::<Owned>(&leader.client, &source, &controller.name).await?;
+    Ok(found.filter(|found| found.metadata.uid == *controller.uid))
 }
 
 /// Keeps the notes. Returns once nothing may be written any more.
 async fn keep(leader: &Leader, owners: &Owners) {
     let maps = Api::<ConfigMap>::namespaced(leader.client.clone(), &leader.namespace);
     let mut failures = Reminder::default();
+    let mut failed = 0;
     let mut notes = Notes::default();
     let mut to_tell: Vec<Loop> = Vec::new();
     loop {
@@ -221,9 +233,11 @@ async fn keep(leader: &Leader, owners: &Owners) {
         let pause = match kept {
             Ok(()) => {
                 failures.ended();
+                failed = 0;
                 LOOK
             }
             Err(error) => {
+                failed += 1;
                 let error = chain(&error);
                 if failures.failed(&error, std::time::Instant::now()) {
                     let config_map = OWNERS_CONFIG_MAP;
@@ -233,7 +247,7 @@ async fn keep(leader: &Leader, owners: &Owners) {
                         "cannot note which owners fight rewrites: webhooks do not know of them; trying again"
                     );
                 }
-                PAUSE
+                pause_after(failed, LOOK)
             }
         };
         let due = started + pause;
@@ -265,6 +279,23 @@ impl Notes {
         !self.has_failed && self.version.is_some_and(|known| known != version)
     }
 
+    /// Returns the owners that people let go by taking them out. Who puts the chart's own ConfigMap there again, which has
+    /// no data at all, takes out nobody.
+    fn taken_out<'n>(
+        &'n self,
+        noted: &LeftAlone,
+        data: Option<&BTreeMap<String, String>>,
+    ) -> impl Iterator<Item = &'n str> {
+        let is_emptied = data.is_none_or(BTreeMap::is_empty);
+        let gone: Vec<_> = self
+            .loops
+            .iter()
+            .map(|owner| &**owner)
+            .filter(|owner| !is_emptied && !noted.knows(owner))
+            .collect();
+        gone.into_iter()
+    }
+
     /// Reads the notes, brings them up to date, and writes them where that changes them.
     async fn keep(
         &mut self,
@@ -279,9 +310,8 @@ impl Notes {
             if self.version.is_none() {
                 watch.inherit(noted.clone(), clock::now());
             }
-            // People let an owner go by taking it out.
-            for owner in self.loops.iter().filter(|owner| !noted.knows(owner)) {
-                tracing::info!(owner = &**owner, "an owner was taken out of the notes");
+            for owner in self.taken_out(&noted, map.data.as_ref()) {
+                tracing::info!(owner, "an owner was taken out of the notes");
                 watch.release(owner);
             }
             let (left, version) = watch.left_alone();
@@ -290,11 +320,7 @@ impl Notes {
         let before = map.data.clone().unwrap_or_default();
         let data = map.data.get_or_insert_default();
         for (key, text) in [LOOPS_KEY, CONTROLLERS_KEY].into_iter().zip(texts) {
-            if text.is_empty() {
-                data.remove(key);
-            } else {
-                data.insert(key.to_owned(), text);
-            }
+            data.insert(key.to_owned(), text);
         }
         if *data != before {
             let parameters = PostParams::default();
@@ -348,7 +374,6 @@ async fn tell(leader: &Leader, found: &mut Vec<Loop>) -> Result<(), NotWritten> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::owners::LeftAlone;
 
     #[test]
     fn what_is_asked_is_told_from_who_answers() {
@@ -365,6 +390,35 @@ mod tests {
         assert!(is_fault_of_question(&Failure::Unusable(String::new())));
         assert!(!is_fault_of_question(&Failure::Broken(String::new())));
         assert!(!is_fault_of_question(&Failure::Silent));
+    }
+
+    #[test]
+    fn who_empties_the_notes_lets_nobody_go() {
+        let owners = |uids: &[&str]| {
+            let lines = uids
+                .iter()
+                .map(|uid| format!("[[\"{uid}\",\"team\",\"example.com/v1\",\"Web\",\"web\"],1,0,1]\n"));
+            LeftAlone::read(&lines.collect::<String>(), "")
+        };
+        let notes = Notes {
+            loops: owners(&["a", "b"]).owners().map(Into::into).collect(),
+            ..Notes::default()
+        };
+        let check = |left: &[&str], data: Option<&[&str]>, expected: &[&str]| {
+            let data: Option<BTreeMap<_, _>> = data.map(|keys| {
+                let keys = keys.iter();
+                keys.map(|key| ((*key).to_owned(), String::new())).collect()
+            });
+            let gone: Vec<_> = notes.taken_out(&owners(left), data.as_ref()).collect();
+            assert_eq!(gone, expected, "{data:?}");
+        };
+        check(&["a", "b"], Some(&[LOOPS_KEY]), &[]);
+        check(&["a"], Some(&[LOOPS_KEY]), &["team/b"]);
+        check(&[], Some(&[LOOPS_KEY]), &["team/a", "team/b"]);
+        check(&[], Some(&[CONTROLLERS_KEY]), &["team/a", "team/b"]);
+        // As the chart's own has none.
+        check(&[], Some(&[]), &[]);
+        check(&[], None, &[]);
     }
 
     #[test]

@@ -7,7 +7,10 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, api::PostParams};
 use tokio::time::sleep;
 
-use super::{leader::Leader, rescuer::Ward};
+use super::{
+    leader::{Leader, pause_after},
+    rescuer::Ward,
+};
 use crate::{
     api::MIRRORS_CONFIG_MAP,
     clock,
@@ -18,10 +21,6 @@ use crate::{
 
 /// The key under which they stand.
 const KEY: &str = "mirrors";
-
-/// The first pause after something failed; each is twice the one before, up to [`LOOK`]. Where nobody made the
-/// ConfigMap it stays away.
-const PAUSE: Duration = Duration::from_secs(2);
 
 /// How often it is looked at who was gone for long enough, and whether somebody changed the ConfigMap.
 const LOOK: Duration = Duration::from_mins(5);
@@ -57,7 +56,7 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
                          are known to this leader alone; trying again"
                     );
                 }
-                pause_after(failed)
+                pause_after(failed, LOOK)
             }
         };
         let changed = async {
@@ -73,11 +72,6 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
             () = sleep(pause) => {}
         }
     }
-}
-
-/// Returns the pause after so many failures.
-fn pause_after(failed: u32) -> Duration {
-    (PAUSE * 2_u32.saturating_pow(failed.saturating_sub(1).min(16))).min(LOOK)
 }
 
 /// Reads the notes, brings them up to date, and writes them where that changes them.
@@ -107,8 +101,10 @@ mod tests {
 
     #[test]
     fn what_stays_away_is_asked_for_ever_less_often() {
-        let pauses: Vec<_> = (1..11).map(|failed| pause_after(failed).as_secs()).collect();
+        let pauses: Vec<_> = (1..11)
+            .map(|failed| pause_after(failed, LOOK).as_secs())
+            .collect();
         assert_eq!(pauses, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
-        assert_eq!(pause_after(u32::MAX), LOOK);
+        assert_eq!(pause_after(u32::MAX, LOOK), LOOK);
     }
 }

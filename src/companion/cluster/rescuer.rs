@@ -29,6 +29,7 @@ use crate::{
             forward::Ahead,
             hang::{Hangs, field_path, is_pulling},
             lasting::Lasting,
+            unrecorded::Unrecorded,
             volumes::Volumes,
         },
         snapshot::Snapshot,
@@ -76,6 +77,7 @@ struct Inside {
     former: Vec<Former>,
     hangs: Hangs,
     lasting: Lasting,
+    unrecorded: Unrecorded,
     volumes: Volumes,
 }
 
@@ -85,6 +87,7 @@ impl Ward {
         inside.queue.begin_listing();
         inside.hangs.begin_listing();
         inside.lasting.begin_listing();
+        inside.unrecorded.begin_listing();
         inside.volumes.begin_listing();
     }
 
@@ -93,6 +96,7 @@ impl Ward {
         inside.queue.end_listing();
         inside.hangs.end_listing();
         inside.lasting.end_listing();
+        inside.unrecorded.end_listing();
         inside.volumes.end_listing();
         self.due.notify_one();
     }
@@ -102,6 +106,7 @@ impl Ward {
         let known = known(snapshot, &inside.former);
         inside.hangs.take(pod, &snapshot.routing, now);
         inside.lasting.take(pod, &known, now);
+        inside.unrecorded.take(pod, &known);
         inside.volumes.take(pod, &snapshot.routing);
         if inside.queue.take(pod, &known, is_listed, now) {
             self.due.notify_one();
@@ -113,6 +118,7 @@ impl Ward {
         inside.queue.remove(pod);
         inside.hangs.remove(pod);
         inside.lasting.remove(pod);
+        inside.unrecorded.remove(pod);
         inside.volumes.remove(pod);
     }
 
@@ -132,6 +138,11 @@ impl Ward {
     /// Looks at the Pods that stay stuck.
     pub(super) fn lasting<T>(&self, look: impl FnOnce(&mut Lasting) -> T) -> T {
         look(&mut self.lock().lasting)
+    }
+
+    /// Looks at the Pods of whose images nothing is recorded.
+    pub(super) fn unrecorded<T>(&self, look: impl FnOnce(&mut Unrecorded) -> T) -> T {
+        look(&mut self.lock().unrecorded)
     }
 
     /// Looks at the Pods that are stuck on image volumes.

@@ -59,11 +59,12 @@ pub(super) enum ConditionType {
     Writable,
     ForwardAllowed,
     OwnersLeftAlone,
+    OriginalsRecorded,
 }
 
 impl ConditionType {
     /// Every type.
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Ready,
         Self::UnknownFields,
         Self::MirrorsOverlap,
@@ -76,6 +77,7 @@ impl ConditionType {
         Self::Writable,
         Self::ForwardAllowed,
         Self::OwnersLeftAlone,
+        Self::OriginalsRecorded,
     ];
 
     /// Returns its name as users see it.
@@ -93,6 +95,7 @@ impl ConditionType {
             Self::Writable => "Writable",
             Self::ForwardAllowed => "ForwardAllowed",
             Self::OwnersLeftAlone => "OwnersLeftAlone",
+            Self::OriginalsRecorded => "OriginalsRecorded",
         }
     }
 }
@@ -142,6 +145,8 @@ pub(super) struct Seen<'a> {
     pub(super) nodes: Option<Nodes>,
     /// A pull that lasts, in words.
     pub(super) pull_lasts: Option<Box<str>>,
+    /// Pods that are stuck without a record of what their users wrote, in words.
+    pub(super) unrecorded: Option<Box<str>>,
     /// Whether Pods may be turned forward to the mirror, or the registry that is not listed for that; none where stuck
     /// Pods are left to themselves.
     pub(super) forward_allowed: Option<Result<(), String>>,
@@ -282,6 +287,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     writable(&mut conditions, seen);
     forward(&mut conditions, seen.forward_allowed.as_ref());
     owners(&mut conditions, seen.looping.as_deref());
+    originals(&mut conditions, seen.unrecorded.as_deref());
     sweeps(&mut next, seen, now);
     if let Some(looping) = &seen.looping {
         let looping = looping.iter().take(LOOPING);
@@ -741,6 +747,20 @@ impl Conditions<'_> {
 pub(super) fn time(at: Timestamp) -> Time {
     let seconds = i64::try_from(at.as_millis() / 1000).unwrap_or(i64::MAX);
     Time(jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX))
+}
+
+/// Tells of Pods that are stuck without a record of what their users wrote; nothing was ever told where none was.
+fn originals(conditions: &mut Conditions<'_>, unrecorded: Option<&str>) {
+    let (status, reason, message) = match unrecorded {
+        Some(what) => (ConditionStatus::False, "NoRecord", what),
+        None if conditions.has(ConditionType::OriginalsRecorded) => (
+            ConditionStatus::True,
+            "Recorded",
+            "No Pod is stuck on a name of this mirror of which nothing tells what its user wrote.",
+        ),
+        None => return,
+    };
+    conditions.set(ConditionType::OriginalsRecorded, status, reason, message);
 }
 
 /// Tells whether nodes get images from the mirror.
@@ -1298,6 +1318,25 @@ mod tests {
             ("Unknown".to_owned(), "PullEnded".to_owned())
         );
         assert_eq!(plan(&status, &lasts(None), at(70)), status);
+    }
+
+    #[test]
+    fn pods_without_a_record_are_told_while_they_are_stuck() {
+        let told = |what: Option<&str>| Seen {
+            unrecorded: what.map(Into::into),
+            ..seen()
+        };
+        let none = plan(&ImageMirrorStatus::default(), &told(None), at(20));
+        assert!(condition_of(&none, ConditionType::OriginalsRecorded).is_none());
+        let said = |status: &ImageMirrorStatus| {
+            let condition = condition(status, "OriginalsRecorded");
+            [&condition.status, &condition.reason].map(String::clone)
+        };
+        let status = plan(&none, &told(Some("Pod team/web")), at(30));
+        assert_eq!(said(&status), ["False", "NoRecord"]);
+        assert_eq!(condition(&status, "OriginalsRecorded").message, "Pod team/web");
+        let status = plan(&status, &told(None), at(40));
+        assert_eq!(said(&status), ["True", "Recorded"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
         answer::Answer,
         health::State,
         image::{ImageKey, KeyRef},
+        mirror::Kind,
         presence::Presence,
         reason::Reason,
     },
@@ -120,7 +121,8 @@ fn want(context: &Context, namespace: &str, key: &ImageKey) {
 }
 
 /// Looks at an image that a node could not pull, while it is known to be there. Unless it is believed it is unknown from
-/// now on until there is an answer.
+/// now on until there is an answer; on a pull-through mirror, where it waits for its turn and no review would look, once
+/// there was no answer.
 async fn look_again(context: &Context, key: KeyRef<'_>, is_believed: bool) {
     let Some(present) = context.present() else { return };
     // While the mirror fails nothing that is known of its images counts anyhow.
@@ -139,7 +141,7 @@ async fn look_again(context: &Context, key: KeyRef<'_>, is_believed: bool) {
             index.write(&context.mirror, key, presence, asked_at, clock::now());
         }
     };
-    if !is_believed {
+    if !is_believed && present.settings().kind == Kind::Hosted {
         write(Presence::Unknown(Some(Reason::ImageUnknown)));
     }
     match context.inspect(&present, &located, None).await {
@@ -147,5 +149,117 @@ async fn look_again(context: &Context, key: KeyRef<'_>, is_believed: bool) {
         // Of an image that is believed, no answer says nothing.
         Err((_, presence)) if !is_believed => write(presence),
         Err(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{io::AsyncReadExt as _, net::TcpListener, time::Instant};
+
+    use super::*;
+    use crate::{
+        companion::mirror::{reports::Reports, wants::Means},
+        domain::{
+            examples::{mirror, proof},
+            health::Health,
+            mirror::{Mirror, Trust},
+            routing::Routing,
+            time::Timestamp,
+        },
+        metrics::Metrics,
+        registry::{Client, Endpoint, pace::Pace, pool::Pool},
+        state::{Configured, Store},
+        telemetry::Throttle,
+    };
+
+    const NGINX: &str = "docker.io/library/nginx:1";
+
+    /// A mirror of a kind at that port, which is healthy and known to have an image.
+    fn context(kind: Kind, port: u16) -> Context {
+        let store = Store::default();
+        let mirror = Mirror {
+            kind,
+            ..mirror("main", &["docker.io"])
+        };
+        let configured = Configured {
+            routing: Routing::compile(vec![mirror]),
+            ..Configured::default()
+        };
+        let long_ago = Timestamp::from_millis(1);
+        store.configure(configured, long_ago);
+        let healthy = Health {
+            state: State::Healthy,
+            ..Health::unknown(long_ago)
+        };
+        assert!(store.set_health("main", healthy));
+        let (key, now) = (KeyRef::parse(NGINX).unwrap(), clock::now());
+        store
+            .index_mut()
+            .write("main", key, Presence::Present(proof('a')), now, now);
+        let endpoint = Endpoint {
+            url: format!("http://127.0.0.1:{port}"),
+            ca_bundle: None,
+            trust: Trust::default(),
+            credentials: None,
+        };
+        Context {
+            mirror: "main".to_owned(),
+            client: Client::new(&endpoint).unwrap(),
+            means: Means::default(),
+            store,
+            metrics: Metrics::new().0,
+            upstreams: Pool::default(),
+            reports: Reports::default(),
+            downloads: Arc::new(Pace::new(None)),
+            began: (now, Instant::now()),
+            faults: Arc::new(Throttle::each_minute()),
+        }
+    }
+
+    /// A pull-through mirror is never asked in admission, so what is unknown there is upstream's for everybody.
+    #[tokio::test]
+    async fn an_image_that_is_not_believed_is_unknown_at_once_or_once_there_was_no_answer() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        for (at_once, kind) in [(true, Kind::Hosted), (false, Kind::PullThrough)] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let context = context(kind, listener.local_addr().unwrap().port());
+            let key = KeyRef::parse(NGINX).unwrap();
+            let is_unknown = || {
+                let index = context.store.index();
+                matches!(index.get("main", key).unwrap().presence, Presence::Unknown(_))
+            };
+            let asked = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+                assert_eq!(is_unknown(), at_once, "while it is asked");
+                drop(stream);
+                // Whoever asks again learns nothing either.
+                while let Ok((stream, _)) = listener.accept().await {
+                    drop(stream);
+                }
+            };
+            tokio::select! {
+                () = look_again(&context, key, false) => {}
+                () = asked => {}
+            }
+            assert!(is_unknown(), "there was no answer");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_that_is_believed_stays_so_without_an_answer() {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        for kind in [Kind::Hosted, Kind::PullThrough] {
+            let context = context(kind, 1);
+            let key = KeyRef::parse(NGINX).unwrap();
+            look_again(&context, key, true).await;
+            let index = context.store.index();
+            assert!(matches!(
+                index.get("main", key).unwrap().presence,
+                Presence::Present(_)
+            ));
+        }
     }
 }

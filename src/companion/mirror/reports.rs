@@ -129,6 +129,8 @@ pub struct Report {
     pub nodes: Option<Nodes>,
     /// A pull from it that lasts, in words.
     pub pull_lasts: Option<Box<str>>,
+    /// Pods that are stuck on its names while nothing tells what their users wrote, in words.
+    pub unrecorded: Option<Box<str>>,
     pub tags: Option<SweepEnd>,
     pub digests: Option<SweepEnd>,
     /// The last image for which the mirror's answer proved nothing, and that answer.
@@ -247,6 +249,15 @@ impl Reports {
         self.tell(mirror, |report| {
             let is_news = report.pull_lasts != what;
             report.pull_lasts = what;
+            is_news
+        });
+    }
+
+    /// Notes which Pods are stuck on a mirror's names while nothing tells what their users wrote, if some are.
+    pub(in crate::companion) fn unrecorded(&self, mirror: &str, what: Option<Box<str>>) {
+        self.tell(mirror, |report| {
+            let is_news = report.unrecorded != what;
+            report.unrecorded = what;
             is_news
         });
     }

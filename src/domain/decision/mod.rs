@@ -6,7 +6,8 @@
 //!
 //! An image that Kagami rewrote earlier is decided about as its recorded original, in whatever round
 //! and wherever the Pod comes from: what a Pod says of itself proves where its image comes from
-//! ([`super::original`]), never that the mirror has it.
+//! ([`super::original`]), never that the mirror has it. Where the Pod has no such record and another one of its
+//! namespace has ([`super::lent`]), that one's is taken, and recorded on this one too.
 
 use std::collections::HashMap;
 
@@ -115,6 +116,8 @@ struct Planned<'a> {
     left_alone: bool,
     /// This is Kagami's own earlier rewrite, for that mirror.
     carried: Option<MirrorId>,
+    /// Another Pod's record tells so, and this one has none.
+    is_lent: bool,
     /// What is decided about: the original of what is carried, else the image. Absent where nothing
     /// about it matters.
     reference: Option<Reference<'a>>,
@@ -165,6 +168,8 @@ pub struct Decision<'a> {
     pub mode: Mode,
     /// What stands there now is Kagami's own earlier rewrite; its original is recorded.
     pub carried: bool,
+    /// It is another Pod that recorded the original: this one has no record that proves it.
+    pub is_lent: bool,
     /// What the Pod says that was decided before.
     pub earlier: Earlier,
     /// Nothing of the whole Pod may change, whatever stands on it.
@@ -283,6 +288,7 @@ impl<'s, 'a> Decider<'s, 'a> {
             standing: None,
             left_alone: false,
             carried: None,
+            is_lent: false,
             reference: None,
             wants_pull_secret: false,
             candidates: SmallVec::new(),
@@ -308,19 +314,23 @@ impl<'s, 'a> Decider<'s, 'a> {
         let routing = &self.snapshot.routing;
         let mut candidates = routing.candidates(keys.get(&key).name());
         if candidates.names_mirror {
-            let original = self.original(place);
-            planned.carried = original.map(|original| original.mirror);
+            let own = self.original(place);
+            planned.carried = own.map(|original| original.mirror);
             // Without leave to change it, or a pull, there is nothing to decide.
-            let decided = original.filter(|_| self.mode == Mode::Enforce && !place.never);
+            let decided = own
+                .or_else(|| self.lent(position, place))
+                .filter(|_| self.mode == Mode::Enforce && !place.never);
             if let Some(original) = decided {
                 reference = original.reference;
                 key = keys.push(&reference);
                 candidates = routing.candidates(keys.get(&key).name());
             }
-            if decided.is_none() || candidates.names_mirror {
+            let Some(original) = decided.filter(|_| !candidates.names_mirror) else {
                 planned.standing = Some(Reason::AlreadyMirrored);
                 return (planned, None);
-            }
+            };
+            planned.carried = Some(original.mirror);
+            planned.is_lent = own.is_none();
         }
         planned.reference = Some(reference);
         if place.never {
@@ -396,6 +406,12 @@ impl<'s, 'a> Decider<'s, 'a> {
     fn original(&self, place: &Place<'_>) -> Option<Original<'a>> {
         let recorded = self.request.pod.original(place)?;
         // Without asking which mirror was recorded: what stands there may change between two rounds.
+        Original::prove(&self.snapshot.routing, &place.image, recorded, || None)
+    }
+
+    /// Returns what another Pod of the namespace records as the original of a place's image.
+    fn lent(&self, position: usize, place: &Place<'_>) -> Option<Original<'a>> {
+        let recorded = self.request.pod.lent.get(position)?.as_deref()?;
         Original::prove(&self.snapshot.routing, &place.image, recorded, || None)
     }
 
@@ -638,6 +654,9 @@ impl Decision<'_> {
         self.digest = None;
         self.candidates.clear();
         self.mode = Mode::Off;
+        // Nothing is recorded of what is left alone.
+        self.carried &= !self.is_lent;
+        self.is_lent = false;
     }
 }
 
@@ -752,6 +771,7 @@ impl<'a> Planned<'a> {
             standing,
             left_alone,
             carried,
+            is_lent,
             reference,
             wants_pull_secret,
             candidates,
@@ -771,6 +791,7 @@ impl<'a> Planned<'a> {
             candidates: SmallVec::new(),
             mode: Mode::Off,
             carried: carried.is_some(),
+            is_lent,
             earlier: Earlier::Absent,
             left_alone,
             wants_pull_secret,

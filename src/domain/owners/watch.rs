@@ -1,8 +1,10 @@
 //! Watches owners: how often their rewritten Pods are replaced, and whose the controllers are that make Pods.
 //!
 //! A Pod that goes and one that comes soon after for the same owner make a replacement; what was replaced again and
-//! again is a line. A roll-out replaces many Pods once each, so every line of it is short. Nothing is kept of Pods
-//! that live on: what counts of a Pod stands in its last version.
+//! again is a line. A roll-out replaces many Pods once each, so every line of it is short. Where a built-in controller
+//! made the Pods, whatever is wanted of it stands in its spec, so one whose generation is another than when the line was
+//! last looked at was scaled, and its Pods were not made anew for their images. Nothing is kept of Pods that live on:
+//! what counts of a Pod stands in its last version.
 
 use std::{
     collections::{HashMap, VecDeque, btree_map::Entry},
@@ -13,7 +15,7 @@ use super::{
     super::time::Timestamp,
     API_VERSION, Controller, KIND, Key, Kind, LeftAlone, Loop, Resource, UID,
     asked::{AGAIN, Answer, Answers, Asked, Turns},
-    is_custom, is_name, key,
+    is_custom, is_name,
 };
 
 /// So many replacements in a row within so long a time are a loop: of an operator that acts at once, and of one that
@@ -98,7 +100,10 @@ pub struct Suspect {
     owner: Key,
     line: u64,
     pub namespace: Box<str>,
+    /// Its node; nothing if it had none.
     pub node: Box<str>,
+    /// The built-in controller that made the Pod which replaced it.
+    pub controller: Option<Controller>,
     at: Timestamp,
 }
 
@@ -107,7 +112,7 @@ pub struct Suspect {
 pub enum Question {
     /// Whose a controller is.
     Owner(Controller),
-    /// What became of a Pod: whether its node is there.
+    /// What became of a Pod: whether its node is there, and the generation of its controller.
     Fate(Suspect),
 }
 
@@ -123,8 +128,9 @@ pub enum Found {
 /// What became of a Pod that was deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Its owner deleted it, as far as anybody can tell.
-    Deleted,
+    /// Its owner deleted it, as far as anybody can tell. With the generation of its controller, where a built-in one of
+    /// that name and UID is there.
+    Deleted(Option<i64>),
     /// Its node is gone or cordoned.
     Excused,
 }
@@ -147,6 +153,8 @@ struct Line {
     /// When its last Pod came: what became of the one before may not be known at once.
     came: Timestamp,
     revision: u64,
+    /// The controller that made its last Pod, and its generation when that was looked at.
+    generation: Option<(Box<str>, i64)>,
     last: Last,
 }
 
@@ -270,7 +278,8 @@ impl Watch {
 
     /// Takes in what became of a Pod that was replaced.
     pub fn judge(&mut self, suspect: &Suspect, fate: Fate, now: Timestamp) {
-        if fate == Fate::Deleted {
+        let Fate::Deleted(generation) = fate else { return };
+        if !self.was_scaled(suspect, generation) {
             self.count(&suspect.owner, suspect.line, suspect.at, now);
         }
     }
@@ -355,20 +364,14 @@ impl Watch {
                 uid: uid.into(),
             });
         }
-        let controller_kind = Kind::of(api_version, kind)?;
-        let key = key(pod.namespace, uid);
+        let controller = controller_of(pod)?;
+        let key = controller.key();
         match self.answers.get(&key) {
             Some(Answer::Owner(owner)) => return owner.clone(),
             Some(Answer::Asked(at)) if now.since(*at) < AGAIN => return None,
             Some(Answer::Asked(_)) | None => {}
         }
         self.answers.insert(key, Answer::Asked(now));
-        let controller = Controller {
-            namespace: pod.namespace.into(),
-            kind: controller_kind,
-            name: name.into(),
-            uid: uid.into(),
-        };
         let asked = Asked::new(Question::Owner(controller));
         if pod.created.is_some_and(|created| now.since(created) < FRESH) {
             self.fresh.push(asked);
@@ -386,14 +389,8 @@ impl Watch {
         excluded: impl Fn(&str, &str) -> bool,
         now: Timestamp,
     ) {
-        let Some(kind) = Kind::of(pod.owner.api_version, pod.owner.kind) else {
+        let Some(controller) = controller_of(pod) else {
             return;
-        };
-        let controller = Controller {
-            namespace: pod.namespace.into(),
-            kind,
-            name: pod.owner.name.into(),
-            uid: pod.owner.uid.into(),
         };
         self.note_controller(&controller, owner, excluded, now);
     }
@@ -491,6 +488,7 @@ impl Watch {
             replaced: Vec::new(),
             came: Timestamp::default(),
             revision,
+            generation: None,
             last,
         });
     }
@@ -541,13 +539,30 @@ impl Watch {
             line: line.id,
             namespace: pod.namespace.into(),
             node,
+            controller: controller_of(pod),
             at: now,
         };
-        if suspect.node.is_empty() {
-            self.judge(&suspect, Fate::Deleted, now);
+        if suspect.node.is_empty() && suspect.controller.is_none() {
+            self.judge(&suspect, Fate::Deleted(None), now);
         } else {
             self.suspects.push(Asked::new(Question::Fate(suspect)));
         }
+    }
+
+    /// Takes in the generation of the controller that made the Pod which replaced another. Returns whether it is another
+    /// one than when the line was looked at before.
+    fn was_scaled(&mut self, suspect: &Suspect, generation: Option<i64>) -> bool {
+        let (Some(controller), Some(generation)) = (&suspect.controller, generation) else {
+            return false;
+        };
+        let Some(watched) = self.owners.get_mut(&suspect.owner) else {
+            return false;
+        };
+        let Some(line) = watched.lines.iter_mut().find(|line| line.id == suspect.line) else {
+            return false;
+        };
+        let before = line.generation.replace((controller.uid.clone(), generation));
+        before.is_some_and(|(uid, before)| uid == controller.uid && before != generation)
     }
 
     /// Counts a replacement, and leaves the owner alone where that was one too many.
@@ -609,6 +624,22 @@ impl Watch {
         watched.touched = now;
         watched
     }
+}
+
+/// Returns the built-in controller that made a Pod, if one did.
+fn controller_of(pod: &Pod<'_>) -> Option<Controller> {
+    let Owner {
+        api_version,
+        kind,
+        name,
+        uid,
+    } = pod.owner;
+    Some(Controller {
+        namespace: pod.namespace.into(),
+        kind: Kind::of(api_version, kind)?,
+        name: name.into(),
+        uid: uid.into(),
+    })
 }
 
 /// Whether a Pod has been ready for long when it went, or may have been: nothing tells for how long one was that is

@@ -111,9 +111,11 @@ fn annotations<'a>(pod: &Pod<'_>, routing: &Routing, decisions: &'a [Decision<'_
     for (decision, place) in decisions.iter().zip(&pod.places) {
         let rewritten_now = decision.outcome == Outcome::Rewritten && !decision.carried;
         let recorded = pod.original(place);
+        // Kagami did, and the record was lost.
+        let rewritten_before = decision.outcome == Outcome::Rewritten && decision.is_lent;
         // A recorded original that does not map to the image was not written by Kagami.
-        let foreign = recorded.is_some() && !decision.carried;
-        if (rewritten_now || foreign) && recorded != Some(decision.image) {
+        let foreign = recorded.is_some() && (!decision.carried || decision.is_lent);
+        if (rewritten_now || rewritten_before || foreign) && recorded != Some(decision.image) {
             wanted.push(Annotation {
                 key: [place.kind.original_prefix(), decision.name],
                 value: Literal::Plain(decision.image.into()),

@@ -13,6 +13,7 @@ pub mod hang;
 pub mod lasting;
 pub mod message;
 mod queue;
+pub mod unrecorded;
 pub mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -37,7 +37,7 @@ pub use self::{
 };
 use super::Store;
 use crate::{
-    api::OWNERS_CONFIG_MAP,
+    api::{ORIGINALS_CONFIG_MAP, OWNERS_CONFIG_MAP},
     clock,
     cluster::{
         objects::{self, ConfigMap, Object, Outline},
@@ -54,9 +54,31 @@ const TICK: Duration = Duration::from_millis(250);
 /// The pause before what panicked is begun anew.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
-/// The watch of what is noted of owners that fight rewrites, and what is told while it is refused.
+/// The watch of what is noted of owners that fight rewrites, and that of the originals which Pods record.
 const OWNERS: &str = "owners";
-const WITHOUT_OWNERS: &str = "ready without it: owners that fight rewrites are known by their kinds alone";
+const ORIGINALS: &str = "originals";
+
+/// What may be withheld, as where a Role is older than this program, for everything else works without: the watch, the
+/// ConfigMap, and what is told then.
+const DISPENSABLE: [(&str, &str, &str); 2] = [
+    (
+        OWNERS,
+        OWNERS_CONFIG_MAP,
+        "ready without it: owners that fight rewrites are known by their kinds alone",
+    ),
+    (
+        ORIGINALS,
+        ORIGINALS_CONFIG_MAP,
+        "ready without it: a copy of a Pod that has a mirror's name and lost its record keeps that name",
+    ),
+];
+
+/// Returns the ConfigMap of a watch that may be withheld and is, and what is told of that.
+fn withheld(name: &str, beat: &Beat) -> Option<(&'static str, &'static str)> {
+    let mut dispensable = DISPENSABLE.into_iter().filter(|_| beat.withheld);
+    let (_, config_map, note) = dispensable.find(|(known, ..)| *known == name)?;
+    Some((config_map, note))
+}
 
 /// What to follow.
 #[derive(Clone, Debug)]
@@ -88,6 +110,7 @@ struct Inner {
     namespaces: Pulse,
     lease: Pulse,
     owners: Pulse,
+    originals: Pulse,
 }
 
 /// A value without a `Debug` of its own.
@@ -104,13 +127,14 @@ impl Shared {
         self.0.belief.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pulses(&self) -> [(&'static str, &Pulse); 5] {
+    fn pulses(&self) -> [(&'static str, &Pulse); 6] {
         let Inner {
             mirrors,
             images,
             namespaces,
             lease,
             owners,
+            originals,
             ..
         } = &*self.0;
         [
@@ -119,6 +143,7 @@ impl Shared {
             ("namespaces", namespaces),
             ("lease", lease),
             (OWNERS, owners),
+            (ORIGINALS, originals),
         ]
     }
 }
@@ -131,18 +156,20 @@ enum Part {
     Namespaces,
     Lease,
     Owners,
+    Originals,
     Own,
     Credentials,
     Time,
 }
 
 impl Part {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Mirrors,
         Self::Images,
         Self::Namespaces,
         Self::Lease,
         Self::Owners,
+        Self::Originals,
         Self::Own,
         Self::Credentials,
         Self::Time,
@@ -165,15 +192,15 @@ impl Replica {
             namespaces: Pulse::default(),
             lease: Pulse::default(),
             owners: Pulse::default(),
+            originals: Pulse::default(),
         })))
     }
 
     /// Returns what is still missing of the state; nothing once all of it was loaded, and a sign of
-    /// life of the companion was seen. The notes of owners may be withheld, as where a Role is older than this
-    /// program: everything else works without them.
+    /// life of the companion was seen. The notes of owners and of originals may be withheld.
     pub fn missing(&self) -> Vec<&'static str> {
         let pulses = self.0.pulses().into_iter();
-        let is_there = |name: &str, beat: &Beat| beat.listed || name == OWNERS && beat.withheld;
+        let is_there = |name: &str, beat: &Beat| beat.listed || withheld(name, beat).is_some();
         let mut missing: Vec<_> = pulses
             .filter(|(name, pulse)| !is_there(name, &pulse.beat()))
             .map(|(name, _)| name)
@@ -196,7 +223,7 @@ impl Replica {
                 silent_seconds: silent.map(|silent| silent.as_secs()),
                 failures: beat.failures,
                 failure: beat.failure.clone(),
-                note: (name == OWNERS && beat.withheld).then_some(WITHOUT_OWNERS),
+                note: withheld(name, &beat).map(|(_, note)| note),
             };
             (name, watch)
         };
@@ -242,6 +269,7 @@ impl Shared {
             Part::Namespaces => self.follow_namespaces().await,
             Part::Lease => self.follow_lease().await,
             Part::Owners => self.follow_owners().await,
+            Part::Originals => self.follow_originals().await,
             Part::Own => own::run(self).await,
             Part::Credentials => match self.0.settings.probe_credentials.clone() {
                 Some(folder) => credentials::run(self, folder).await,
@@ -310,17 +338,39 @@ impl Shared {
         match event {
             Event::Listed(map) | Event::Changed(map) => {
                 let owners = objects::owners(map.data.as_ref());
-                self.0.store.set_owners(Arc::new(owners));
+                let is_emptied = map.data.is_none_or(|data| data.is_empty());
+                if !(is_emptied && self.0.store.snapshot().owners.is_known()) {
+                    self.0.store.set_owners(Arc::new(owners));
+                }
             }
-            // What was known stays so until it is made anew: nobody began to like rewrites by that.
+            // What was known stays so until it is made anew, also where it has no data any more: nobody began to like
+            // rewrites by that.
             Event::Deleted(_) | Event::Listing | Event::ListedAll { .. } | Event::Reached(_) => {}
+        }
+    }
+
+    async fn follow_originals(self) -> Infallible {
+        let source = sources::originals(&self.0.settings.namespace);
+        let (_never, relists) = tokio::sync::watch::channel(0);
+        let (client, pulse) = (self.0.client.0.clone(), self.0.originals.clone());
+        follow(client, source, pulse, relists, |event| self.take_originals(event)).await
+    }
+
+    fn take_originals(&self, event: Event<ConfigMap>) {
+        match event {
+            Event::Listed(map) | Event::Changed(map) => {
+                let lent = objects::lent(map.data.as_ref());
+                self.0.store.set_lent(Arc::new(lent));
+            }
+            Event::Deleted(_) => self.0.store.set_lent(Arc::default()),
+            Event::Listing | Event::ListedAll { .. } | Event::Reached(_) => {}
         }
     }
 
     /// Lets time pass for what is believed, and shows how the watches fare.
     async fn follow_time(self) -> Infallible {
         let mut ticks = interval(TICK);
-        let mut told = false;
+        let mut told = BTreeSet::new();
         loop {
             ticks.tick().await;
             let now = Instant::now();
@@ -332,10 +382,12 @@ impl Shared {
             for (name, pulse) in self.pulses() {
                 pulse.show(name, &self.0.metrics);
             }
-            if !told && self.0.owners.beat().withheld {
-                told = true;
-                let config_map = OWNERS_CONFIG_MAP;
-                tracing::warn!(config_map, "may not be read: {WITHOUT_OWNERS}");
+            for (name, pulse) in self.pulses() {
+                if let Some((config_map, note)) = withheld(name, &pulse.beat())
+                    && told.insert(name)
+                {
+                    tracing::warn!(config_map, "may not be read: {note}");
+                }
             }
             let counts = self.0.store.index().counts();
             for (mirror, counts) in counts {
@@ -347,6 +399,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpListener,
@@ -372,25 +425,29 @@ mod tests {
         }
     }
 
-    /// A Role of before says nothing of the notes of owners.
+    fn replica(server: &str) -> Replica {
+        let client = Client::try_from(kube::Config::new(server.parse().unwrap())).unwrap();
+        let settings = Settings {
+            namespace: "kagami".to_owned(),
+            left_alone: BTreeSet::new(),
+            probe_credentials: None,
+        };
+        Replica::new(client, Store::default(), settings, Metrics::new().0)
+    }
+
+    /// A Role of before says nothing of these notes.
     #[tokio::test]
-    async fn the_notes_of_owners_may_be_withheld_and_nothing_else() {
+    async fn the_notes_of_owners_and_originals_may_be_withheld_and_nothing_else() {
         for (code, expected) in [(401, false), (403, false), (404, false), (500, true)] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let server = format!("http://{}/", listener.local_addr().unwrap());
-            let client = Client::try_from(kube::Config::new(server.parse().unwrap())).unwrap();
-            let settings = Settings {
-                namespace: "kagami".to_owned(),
-                left_alone: BTreeSet::new(),
-                probe_credentials: None,
-            };
-            let replica = Replica::new(client, Store::default(), settings, Metrics::new().0);
+            let replica = replica(&format!("http://{}/", listener.local_addr().unwrap()));
             let everything = [
                 "imagemirrors",
                 "mirroredimages",
                 "namespaces",
                 "lease",
                 OWNERS,
+                ORIGINALS,
                 "heartbeat",
             ];
             // Nothing is known of it yet.
@@ -412,17 +469,56 @@ mod tests {
                 () = failed => {}
             }
             let missing = replica.missing();
-            assert_eq!(missing.contains(&OWNERS), expected, "{code}");
-            let others = everything.iter().filter(|name| **name != OWNERS);
-            assert!(others.clone().all(|name| missing.contains(name)), "{missing:?}");
+            let dispensable = [OWNERS, ORIGINALS];
+            for name in everything {
+                let may_be_missing = dispensable.contains(&name) && !expected;
+                assert_eq!(missing.contains(&name), !may_be_missing, "{code} {name}");
+            }
             let status = serde_json::to_value(replica.status()).unwrap();
-            let note = status["watches"][OWNERS]["note"].as_str();
-            assert_eq!(note, (!expected).then_some(WITHOUT_OWNERS), "{status}");
+            for (name, _, note) in DISPENSABLE {
+                let told = status["watches"][name]["note"].as_str();
+                assert_eq!(told, (!expected).then_some(note), "{status}");
+            }
             assert!(status["watches"]["lease"].get("note").is_none());
-            // Once it may be read it is as any other.
-            replica.0.0.owners.listed();
-            assert!(!replica.missing().contains(&OWNERS));
-            assert!(!replica.0.0.owners.beat().withheld);
+            // Once they may be read they are as any other.
+            let Inner {
+                owners, originals, ..
+            } = &*replica.0.0;
+            for pulse in [owners, originals] {
+                pulse.listed();
+                assert!(!pulse.beat().withheld);
+            }
+            assert!(dispensable.iter().all(|name| !replica.missing().contains(name)));
         }
+    }
+
+    /// As where somebody puts the chart's own ConfigMap there again.
+    #[tokio::test]
+    async fn who_empties_the_notes_of_owners_makes_nobody_like_rewrites() {
+        let map = |data: Value| -> ConfigMap {
+            let map = json!({"metadata": {"name": "x", "resourceVersion": "1"}, "data": data});
+            serde_json::from_value(map).unwrap()
+        };
+        let replica = replica("http://127.0.0.1:1/");
+        let owners = || {
+            let snapshot = replica.0.0.store.snapshot();
+            (snapshot.owners.is_known(), snapshot.owners.owners().count())
+        };
+        assert_eq!(owners(), (false, 0));
+        // So it is before anybody noted anything.
+        replica.0.take_owners(Event::Listed(map(Value::Null)));
+        assert_eq!(owners(), (true, 0));
+        let noted = r#"[["u","team","example.com/v1","Web","web"],1,0,1]"#;
+        replica
+            .0
+            .take_owners(Event::Changed(map(json!({"loops": noted}))));
+        assert_eq!(owners(), (true, 1));
+        for emptied in [Value::Null, json!({})] {
+            replica.0.take_owners(Event::Changed(map(emptied.clone())));
+            replica.0.take_owners(Event::Listed(map(emptied)));
+            assert_eq!(owners(), (true, 1));
+        }
+        replica.0.take_owners(Event::Changed(map(json!({"loops": ""}))));
+        assert_eq!(owners(), (true, 0), "people take out a line");
     }
 }

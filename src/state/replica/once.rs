@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{Replica, SharedMirror, belief::Contacts};
 use crate::{
-    api::{HEALTH_LEASE, OWNERS_CONFIG_MAP, PROBE_SECRET, v1alpha1::MirroredImage},
+    api::{HEALTH_LEASE, ORIGINALS_CONFIG_MAP, OWNERS_CONFIG_MAP, PROBE_SECRET, v1alpha1::MirroredImage},
     clock,
     cluster::{
         objects::{self, ConfigMap, Object, Outline},
@@ -74,16 +74,17 @@ impl Replica {
         // Before the images: a sweep that a status tells of is then covered by their list.
         self.list(sources::mirrors(), |event| self.0.take_mirror(event))
             .await?;
-        let (images, namespaces, lease, credentials, owners) = tokio::join!(
+        let (images, namespaces, lease, credentials, owners, originals) = tokio::join!(
             self.read_images(&scope.images),
             self.read_namespaces(&scope.namespaces),
             self.read_lease(),
             self.read_credentials(),
             self.read_owners(),
+            self.read_originals(),
         );
         images?;
         notes.extend(
-            [namespaces, lease, credentials, owners]
+            [namespaces, lease, credentials, owners, originals]
                 .into_iter()
                 .filter_map(Result::err),
         );
@@ -209,6 +210,24 @@ impl Replica {
             Err(failure) => Err(format!(
                 "cannot read ConfigMap {OWNERS_CONFIG_MAP} in {namespace}: {failure}; owners that fight rewrites are \
                  known by their kinds alone"
+            )),
+        }
+    }
+
+    /// Reads the originals that Pods record, for others of their namespace.
+    async fn read_originals(&self) -> Result<(), String> {
+        let namespace = &self.0.0.settings.namespace;
+        let source = sources::originals(namespace);
+        match get::<ConfigMap>(&self.0.0.client.0, &source, ORIGINALS_CONFIG_MAP).await {
+            Ok(Some(map)) => {
+                self.0.take_originals(Event::Listed(map));
+                Ok(())
+            }
+            // A companion of before has none.
+            Ok(None) => Ok(()),
+            Err(failure) => Err(format!(
+                "cannot read ConfigMap {ORIGINALS_CONFIG_MAP} in {namespace}: {failure}; what has a mirror's name and no \
+                 record counts as written so"
             )),
         }
     }

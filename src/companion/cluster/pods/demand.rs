@@ -308,7 +308,10 @@ mod tests {
     use tokio::sync::watch;
 
     use super::{
-        super::{super::owners::Owners, pulls::PullsReader},
+        super::{
+            super::{originals::Originals, owners::Owners},
+            pulls::PullsReader,
+        },
         *,
     };
     use crate::{
@@ -386,6 +389,7 @@ mod tests {
             pulls: PullsReader::new(since, demand),
             ward: None,
             owners: Owners::default(),
+            originals: Originals::default(),
             default_mode: Mode::Off,
             complete: watch::Sender::new(complete),
             hands_on: complete,

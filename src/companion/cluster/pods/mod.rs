@@ -21,7 +21,7 @@ use tokio::{
 
 pub use self::demand::Settings;
 use self::{demand::DemandReader, pulls::PullsReader};
-use super::{owners::Owners, rescuer::Ward};
+use super::{originals::Originals, owners::Owners, rescuer::Ward};
 use crate::{
     api::MODE_LABEL,
     clock,
@@ -52,6 +52,7 @@ pub(super) struct Pods {
     /// Where stuck Pods are told; none where they are left to themselves.
     pub(super) ward: Option<Ward>,
     pub(super) owners: Owners,
+    pub(super) originals: Originals,
     /// When this leader began: it cannot know of all use before.
     pub(super) since: Timestamp,
     /// Whether it knows what the last leader knew: before, every image would seem to be new.
@@ -64,6 +65,7 @@ struct Readers {
     pulls: PullsReader,
     ward: Option<Ward>,
     owners: Owners,
+    originals: Originals,
     /// The mode of namespaces without the label.
     default_mode: Mode,
     /// Whether all Pods were told once.
@@ -80,6 +82,7 @@ impl Pods {
             pulls: PullsReader::new(self.since, self.demand.clone()),
             ward: self.ward.clone(),
             owners: self.owners.clone(),
+            originals: self.originals.clone(),
             default_mode: self.settings.default_mode,
             complete: watch::Sender::new(false),
             hands_on: false,
@@ -141,6 +144,7 @@ impl Readers {
             Event::Listing => {
                 self.demand.used.begin_listing();
                 self.pulls.pulls.begin_listing();
+                self.originals.begin_listing();
                 if let Some(ward) = &self.ward {
                     ward.begin_listing();
                 }
@@ -148,6 +152,7 @@ impl Readers {
             Event::ListedAll { .. } => {
                 self.demand.used.end_listing();
                 self.pulls.pulls.end_listing();
+                self.originals.end_listing();
                 if let Some(ward) = &self.ward {
                     ward.end_listing();
                 }
@@ -163,6 +168,7 @@ impl Readers {
                 let (namespace, name) = pod.id();
                 self.demand.used.remove(namespace, name);
                 self.pulls.pulls.remove(namespace, name);
+                self.originals.remove(namespace, name);
             }
             Event::Reached(_) => {}
         }
@@ -177,6 +183,7 @@ impl Readers {
         let mode = mode_of(&snapshot, pod.id().0, self.default_mode);
         self.owners.take(pod, mode, &snapshot, now);
         self.pulls.take(pod, store, &snapshot, now);
+        self.originals.take(pod, &snapshot);
         let store = self.hands_on.then_some(store);
         self.demand.take(pod, &snapshot, store);
     }

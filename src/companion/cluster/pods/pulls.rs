@@ -32,7 +32,7 @@ pub(super) struct PullsReader {
 impl PullsReader {
     pub(super) fn new(since: Timestamp, demand: mpsc::Sender<Demand>) -> Self {
         Self {
-            pulls: Pulls::default(),
+            pulls: Pulls::new(since),
             since,
             demand,
             failing: BTreeSet::new(),
@@ -94,8 +94,9 @@ impl PullsReader {
                 None => {}
             }
         }
-        self.failing
-            .retain(|mirror| snapshot.routing.find(mirror).is_some());
+        let is_there = |mirror: &str| snapshot.routing.find(mirror).is_some();
+        self.failing.retain(|mirror| is_there(mirror));
+        self.pulls.keep_mirrors(is_there);
     }
 }
 
@@ -114,7 +115,7 @@ fn describe(in_vain: &InVain) -> String {
         Cause::Other => "",
     };
     format!(
-        "Nodes fail to pull images that Kagami sees on the mirror: the last one was {key} on node {node} ({}{cause}). \
+        "Nodes fail to pull images that Kagami sees on the mirror, such as {key} on node {node} ({}{cause}). \
          The Pods' events tell more.",
         failure.code
     )

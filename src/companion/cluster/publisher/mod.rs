@@ -312,6 +312,7 @@ impl Publisher {
                     .map(|refused| refused.map_err(|refusal| (refusal.reason(), told(resource, &refusal)))),
                 nodes: report.nodes,
                 pull_lasts: report.pull_lasts,
+                unrecorded: report.unrecorded,
                 forward_allowed: self.leader.forward_allowed(resource),
                 images_readable: report.images_readable,
                 is_filled: resource.is_filled(),

@@ -1,0 +1,282 @@
+//! Pods that are stuck on a mirror's name while nothing proves what their user wrote. Nothing is done for them, since
+//! upstream's name may be a stranger's; so people are told once what the mapping would make that name of, who know
+//! whether it is that.
+
+use std::collections::BTreeMap;
+
+use super::{Judgement, Known, Left, Pod, PodId, StuckContainer, StuckPod};
+use crate::domain::{
+    original::{candidate, mirrors_named_by},
+    pod::PlaceKind,
+};
+
+/// How many Pods are kept in mind.
+const LIMIT: usize = 1_000;
+
+/// The Pods of a cluster that are stuck so.
+#[derive(Debug, Default)]
+pub struct Unrecorded {
+    /// By namespace and name.
+    pods: BTreeMap<(Box<str>, Box<str>), Lost>,
+    /// The number of the last list of all Pods.
+    listing: u32,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Lost {
+    pod: PodId,
+    /// Each with whether it was told.
+    containers: Vec<(Nameless, bool)>,
+    listing: u32,
+}
+
+/// A container whose original nobody knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nameless {
+    pub kind: PlaceKind,
+    pub name: Box<str>,
+    pub image: Box<str>,
+    /// The mirror that the image names.
+    pub mirror: Box<str>,
+    /// What that mirror would make the image of; none where it would make it of nothing.
+    pub candidate: Option<Box<str>>,
+}
+
+impl Nameless {
+    fn of(container: &StuckContainer, known: &Known<'_>) -> Option<Self> {
+        let mirror = *mirrors_named_by(known.routing, &container.image).first()?;
+        Some(Self {
+            kind: container.kind,
+            name: container.name.clone(),
+            image: container.image.clone(),
+            mirror: known.routing.mirror(mirror).name.as_str().into(),
+            candidate: candidate(known.routing, &container.image).map(Into::into),
+        })
+    }
+
+    /// Returns what people are told on the Pod.
+    pub fn describe(&self) -> String {
+        let Self {
+            name, image, mirror, ..
+        } = self;
+        format!(
+            "Container {name} cannot pull {image}, a name of mirror {mirror}, and nothing tells what its user wrote, so \
+             Kagami leaves it alone. {}: write upstream's name into the Pod, if it is that",
+            self.made_of()
+        )
+    }
+
+    fn made_of(&self) -> String {
+        match &self.candidate {
+            Some(candidate) => format!("The mirror's mapping would make it of {candidate}"),
+            None => "The mirror's mapping would make it of nothing that it is asked for".to_owned(),
+        }
+    }
+}
+
+impl Unrecorded {
+    /// Begins a list of all Pods: those not taken in before [`Unrecorded::end_listing`] are gone.
+    pub const fn begin_listing(&mut self) {
+        self.listing = self.listing.wrapping_add(1);
+    }
+
+    /// Ends it.
+    pub fn end_listing(&mut self) {
+        self.pods.retain(|_, lost| lost.listing == self.listing);
+    }
+
+    /// Takes in a Pod.
+    pub fn take(&mut self, pod: &Pod<'_>, known: &Known<'_>) {
+        let Some(stuck) = StuckPod::of(pod) else {
+            return self.remove(pod);
+        };
+        let containers = stuck.containers.iter().filter(|container| {
+            let judgement = stuck.judge(container, known);
+            matches!(judgement, Judgement::Left(Left::NoRecord | Left::RecordDiffers))
+        });
+        let containers: Vec<_> = containers
+            .filter_map(|container| Nameless::of(container, known))
+            .collect();
+        if containers.is_empty() {
+            return self.remove(pod);
+        }
+        let key = (Box::from(pod.namespace), Box::from(pod.name));
+        let before = self.pods.remove(&key).filter(|lost| *lost.pod.uid == *pod.uid);
+        if self.pods.len() >= LIMIT {
+            return;
+        }
+        let was_told = |container: &Nameless| {
+            let mut known = before.iter().flat_map(|lost| &lost.containers);
+            known.any(|(known, told)| *told && known == container)
+        };
+        let containers = containers.into_iter().map(|container| {
+            let told = was_told(&container);
+            (container, told)
+        });
+        let lost = Lost {
+            pod: pod.id(),
+            containers: containers.collect(),
+            listing: self.listing,
+        };
+        self.pods.insert(key, lost);
+    }
+
+    /// Forgets a Pod that is gone, or is not stuck so.
+    pub fn remove(&mut self, pod: &Pod<'_>) {
+        if !self.pods.is_empty() {
+            self.pods.remove(&(pod.namespace.into(), pod.name.into()));
+        }
+    }
+
+    /// Returns a container that was not told of, if there is one; it is told from now on.
+    pub fn news(&mut self) -> Option<(PodId, Nameless)> {
+        self.pods.values_mut().find_map(|lost| {
+            let (container, told) = lost.containers.iter_mut().find(|(_, told)| !told)?;
+            *told = true;
+            Some((lost.pod.clone(), container.clone()))
+        })
+    }
+
+    /// Returns what is to be said of each mirror that such Pods name.
+    pub fn by_mirror(&self) -> BTreeMap<Box<str>, String> {
+        let mut mirrors: BTreeMap<&str, (usize, &Lost, &Nameless)> = BTreeMap::new();
+        for lost in self.pods.values() {
+            for (container, _) in &lost.containers {
+                let found = mirrors.entry(&container.mirror).or_insert((0, lost, container));
+                found.0 += 1;
+            }
+        }
+        let told = mirrors.into_iter().map(|(mirror, (count, lost, container))| {
+            let PodId { namespace, name, .. } = &lost.pod;
+            let others = match count - 1 {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            let (image, made_of) = (&container.image, container.made_of());
+            let text = format!(
+                "Containers are stuck on names of this mirror, and nothing tells what their users wrote: of Pod \
+                 {namespace}/{name} on {image}{others}. {made_of}; Kagami makes up no original, so write upstream's name \
+                 into the Pod, if it is that."
+            );
+            (mirror.into(), text)
+        });
+        told.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::domain::{
+        examples::mirror, names::ORIGINAL_IMAGE_PREFIX, rescue::Container, routing::Routing,
+    };
+
+    const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
+
+    #[derive(Default)]
+    struct Ward(Unrecorded);
+
+    impl Ward {
+        /// Takes in a Pod that is stuck on an image, with what it records as its original.
+        fn take(&mut self, name: &str, image: &str, original: Option<&str>) {
+            self.take_with(name, "u", image, original, Some("ImagePullBackOff"));
+        }
+
+        fn take_with(
+            &mut self,
+            name: &str,
+            uid: &str,
+            image: &str,
+            original: Option<&str>,
+            reason: Option<&str>,
+        ) {
+            let message = format!("Back-off pulling image \"{image}\"");
+            let record = |original: &str| (format!("{ORIGINAL_IMAGE_PREFIX}app"), original.to_owned());
+            let annotations: BTreeMap<_, _> = original.map(record).into_iter().collect();
+            let pod = Pod {
+                uid,
+                namespace: "team",
+                name,
+                annotations: Some(&annotations),
+                containers: vec![Container {
+                    name: "app",
+                    image,
+                    waiting: reason.map(|reason| (reason, message.as_str())),
+                    ..Container::default()
+                }],
+                ..Pod::default()
+            };
+            let known = Known {
+                routing: &Routing::compile(vec![mirror("a", &["docker.io"])]),
+                former: &[],
+                left_alone: &BTreeSet::new(),
+            };
+            self.0.take(&pod, &known);
+        }
+
+        fn news(&mut self) -> Option<String> {
+            self.0.news().map(|(_, container)| container.describe())
+        }
+
+        fn said(&self) -> Option<String> {
+            self.0.by_mirror().remove("a")
+        }
+    }
+
+    #[test]
+    fn who_is_stuck_without_a_record_is_told_once_what_the_name_would_be_made_of() {
+        for original in [None, Some("redis:8")] {
+            let mut ward = Ward::default();
+            ward.take("web", MIRRORED, original);
+            let told = ward.news().unwrap();
+            assert!(
+                told.contains("would make it of docker.io/library/nginx:1:"),
+                "{told}"
+            );
+            ward.take("web", MIRRORED, original);
+            assert_eq!(ward.news(), None);
+            let said = ward.said().unwrap();
+            assert!(
+                said.contains("Pod team/web on a.example.com/docker.io/library/nginx:1. The mirror's"),
+                "{said}"
+            );
+            assert!(said.contains("docker.io/library/nginx:1;"), "{said}");
+            // Another Pod of that name is another one.
+            ward.take_with("web", "v", MIRRORED, original, Some("ErrImagePull"));
+            assert!(ward.news().is_some());
+            // It got its image.
+            ward.take_with("web", "v", MIRRORED, original, None);
+            assert_eq!(ward.said(), None);
+        }
+        let mut ward = Ward::default();
+        ward.take("odd", "a.example.com/elsewhere/app:1", None);
+        assert!(ward.news().unwrap().contains("would make it of nothing"));
+    }
+
+    #[test]
+    fn nobody_else_is_told() {
+        let mut ward = Ward::default();
+        ward.take("recorded", MIRRORED, Some("nginx:1"));
+        ward.take("upstream", "nginx:1", None);
+        ward.take_with("runs", "u", MIRRORED, None, None);
+        assert_eq!((ward.news(), ward.said()), (None, None));
+    }
+
+    #[test]
+    fn a_list_forgets_those_that_it_does_not_name_and_all_have_a_bound() {
+        let mut ward = Ward::default();
+        for number in 0..LIMIT + 10 {
+            ward.take(&format!("web-{number:04}"), MIRRORED, None);
+        }
+        assert_eq!(ward.0.pods.len(), LIMIT);
+        let said = ward.said().unwrap();
+        assert!(said.contains(&format!(", and {} more", LIMIT - 1)), "{said}");
+        ward.0.begin_listing();
+        ward.take("web-0001", MIRRORED, None);
+        ward.0.end_listing();
+        assert_eq!(ward.0.pods.len(), 1);
+    }
+}
