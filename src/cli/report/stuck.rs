@@ -148,14 +148,14 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
     };
     let last_written = last_written(text);
     let is_idle = last_written.is_some_and(|at| now.since(at) >= IDLE);
-    // As the statuses of mirrors tell.
-    let forward_allowed = snapshot.routing.mirrors();
-    let forward_allowed = forward_allowed.filter(|(id, _)| snapshot.standing(*id).forward_allowed);
-    let registries: Vec<_> = forward_allowed
-        .map(|(_, mirror)| mirror.mapping.registry.to_string())
-        .collect();
+    let registries = registries(snapshot);
+    // While the brake is on nothing goes anywhere; what would be said without it is.
+    let without_brake = snapshot.paused.then(|| Snapshot {
+        paused: false,
+        ..snapshot.clone()
+    });
     let ahead = Ahead {
-        snapshot,
+        snapshot: without_brake.as_ref().unwrap_or(snapshot),
         index,
         registries: &registries,
         now,
@@ -220,6 +220,15 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
         }
     };
     stuck.containers.iter().map(container).collect()
+}
+
+/// Returns the registries that Pods may be turned forward to, as the statuses of mirrors tell.
+fn registries(snapshot: &Snapshot) -> Vec<String> {
+    let allowed = snapshot.routing.mirrors();
+    let allowed = allowed.filter(|(id, _)| snapshot.standing(*id).forward_allowed);
+    allowed
+        .map(|(_, mirror)| mirror.mapping.registry.to_string())
+        .collect()
 }
 
 /// Returns what to say of one that goes forward, or would.
