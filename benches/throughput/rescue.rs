@@ -1,15 +1,16 @@
 //! Very many Pods that are stuck at once, as where a registry is away: they are objects of a real API server whose
-//! statuses the bench writes in kubelets' place.
+//! statuses the bench writes in kubelets' place. A Pod is turned just after it failed alone, so they fail again and again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{BufRead as _, BufReader},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use kagami::clock;
 use serde_json::{Value, json};
 
@@ -39,6 +40,10 @@ const COMPANIONS: [(&str, u32); 2] = [("companion-a", 50), ("companion-b", 10)];
 /// How many Pods are left to the second one, at most: a minute.
 const REST: usize = 600;
 
+/// How many times as many Pods fail in a second as are turned. Of so many that wait for five minutes it would be three
+/// times as many as ten a second.
+const FAIL: usize = 2;
+
 /// What comes at once in the beginning, and is left out of the rate.
 const BEGINNING: Duration = Duration::from_secs(2);
 
@@ -62,8 +67,8 @@ impl Bench {
         let rest = REST.min(count / 5);
         let [(_, fast), (_, slow)] = COMPANIONS;
         println!(
-            "\n{count} Pods in {NAMESPACES} namespaces that are stuck at once, each with two Events. A companion turns \
-             {fast} a second,\nand is killed once {rest} are left; another one turns these, {slow} a second"
+            "\n{count} Pods in {NAMESPACES} namespaces that are stuck at once. A companion turns {fast} a second, and is \
+             killed\nonce {rest} are left; another one turns these, {slow} a second. {FAIL} times as many fail in a second"
         );
         let registry = Registry::start()?;
         let cluster = Cluster::start(tools.clone());
@@ -109,7 +114,7 @@ impl Bench {
         let figure = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
         let name = format!("{count} stuck Pods: the companion's peak memory");
         bars.at_most(name, peak, 256.0, "MiB");
-        let still = figure(still_stuck(&cluster)?);
+        let still = figure(stuck(&cluster)?.len());
         bars.at_most("stuck Pods: not turned", still, 0.0, "");
         let again = figure(patches.len() - pods.len());
         bars.at_most("stuck Pods: patched again", again, 0.0, "");
@@ -151,7 +156,17 @@ impl Bench {
         let (start, cpu) = (Instant::now(), cpu_time(process.id()));
         let needs = Duration::from_secs(1) * u32::try_from(begins - until)? / rate;
         let few = f64::from(u32::try_from(until)?);
-        wait(2 * needs + LEADS, &|stuck| stuck <= few)?;
+        let (count, each_second) = (self.plan.scale.stuck, FAIL * usize::try_from(rate)?);
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let kubelets = scope.spawn(|| fail_again(place.cluster, count, each_second, &is_over));
+            let waited = wait(2 * needs + LEADS, &|stuck| stuck <= few);
+            is_over.store(true, Ordering::Relaxed);
+            let failed = kubelets
+                .join()
+                .map_err(|_| anyhow!("the kubelets' thread panicked"))?;
+            waited.and(failed)
+        })?;
         let (took, cpu) = (start.elapsed(), cpu_time(process.id()).saturating_sub(cpu));
         // What is under way comes to its end.
         if until == 0 {
@@ -190,32 +205,59 @@ fn create(cluster: &Cluster, count: usize) -> Result<Duration> {
         ))
     })?;
     took += write_all(cluster, all, move |number| {
-        let status = path(number, &format!("pods/{}/status", name(number)));
-        Ok(Write::merge(status, status_of(number, count).to_string()))
-    })?;
-    let failed_at = clock::now();
-    let pulled_at = failed_at.before(Duration::from_secs(2));
-    took += write_all(cluster, 0..2 * count, move |number| {
-        let (number, reason, at) = if number < count {
-            (number, "Pulling", pulled_at)
-        } else {
-            (number - count, "Failed", failed_at)
-        };
-        let at = format!("{:.19}Z", at.to_string());
-        let name = name(number);
-        let event = json!({
-            "metadata": {"name": format!("{name}.{}", reason.to_lowercase())},
-            "involvedObject": {
-                "apiVersion": "v1", "kind": "Pod", "namespace": namespace(number % NAMESPACES), "name": name,
-                "fieldPath": "spec.containers{app-0}",
-            },
-            "reason": reason, "message": image(number), "type": "Normal", "count": 1,
-            "firstTimestamp": at, "lastTimestamp": at, "source": {"component": "kubelet", "host": "node"},
-        });
-        Ok(Write::create(path(number, "events"), event.to_string()))
+        Ok(Write::merge(
+            status_path(number),
+            status_of(number, number >= count, WAITS).to_string(),
+        ))
     })?;
     Ok(took)
 }
+
+fn status_path(number: usize) -> String {
+    let namespace = namespace(number % NAMESPACES);
+    format!("/api/v1/namespaces/{namespace}/pods/{}/status", name(number))
+}
+
+/// Tries again and again what cannot be pulled, in kubelets' place, so many Pods in a second, until that is over. Of each
+/// namespace first one Pod of each owner that serves nothing, then one of the owner that serves, then all others.
+fn fail_again(cluster: &Cluster, count: usize, each_second: usize, is_over: &AtomicBool) -> Result<()> {
+    loop {
+        let mut stuck = stuck(cluster)?;
+        let class = |number: usize| match number / NAMESPACES {
+            0 => 1,
+            of_namespace if of_namespace < 2 * ALONE && !owner(number, count).1 => 0,
+            _ => 2,
+        };
+        stuck.sort_by_key(|number| (class(*number), *number));
+        for some in stuck.chunks(each_second) {
+            let started = Instant::now();
+            for state in [WAITS, FAILS] {
+                let some = some.to_vec();
+                write_all(cluster, 0..some.len(), move |index| {
+                    let number = some[index];
+                    Ok(Write::merge(
+                        status_path(number),
+                        status_of(number, false, state).to_string(),
+                    ))
+                })?;
+            }
+            thread::sleep(Duration::from_secs(1).saturating_sub(started.elapsed()));
+            if is_over.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+        }
+        if stuck.is_empty() {
+            thread::sleep(Duration::from_secs(1));
+        }
+        if is_over.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+    }
+}
+
+/// What a status says between two attempts, and just after one.
+const WAITS: &str = "ImagePullBackOff";
+const FAILS: &str = "ErrImagePull";
 
 fn name(number: usize) -> String {
     format!("payments-{number:06}")
@@ -257,14 +299,13 @@ fn pod(number: usize, count: usize) -> Value {
     pod
 }
 
-/// Returns what the kubelet of a Pod says of it.
-fn status_of(number: usize, count: usize) -> Value {
-    let is_ready = number >= count;
+/// Returns what the kubelet of a Pod says of it: that it is ready, or why it waits.
+fn status_of(number: usize, is_ready: bool, waits: &str) -> Value {
     let state = if is_ready {
         json!({"running": {"startedAt": clock::now().to_string()}})
     } else {
         let message = format!("Back-off pulling image \"{}\"", image(number));
-        json!({"waiting": {"reason": "ImagePullBackOff", "message": message}})
+        json!({"waiting": {"reason": waits, "message": message}})
     };
     let ready = if is_ready { "True" } else { "False" };
     json!({"status": {
@@ -306,10 +347,10 @@ fn patches(cluster: &Cluster) -> Result<Vec<Patch>> {
     Ok(patches)
 }
 
-/// Returns how many Pods name the mirror still, but for those that serve. The audit log does not tell: a request whose
-/// sender was killed may be carried out.
-fn still_stuck(cluster: &Cluster) -> Result<usize> {
-    let mut still = 0;
+/// Returns the numbers of the Pods that name the mirror still, but for those that serve. The audit log does not tell: a
+/// request whose sender was killed may be carried out.
+fn stuck(cluster: &Cluster) -> Result<Vec<usize>> {
+    let mut stuck = Vec::new();
     for number in 0..NAMESPACES {
         let path = format!("/api/v1/namespaces/{}/pods", namespace(number));
         let pods = cluster.get(&path).success();
@@ -318,9 +359,12 @@ fn still_stuck(cluster: &Cluster) -> Result<usize> {
             let image = pod["spec"]["containers"][0]["image"].as_str();
             pod["status"]["phase"] == "Pending" && image.is_some_and(|image| image.starts_with(REGISTRY))
         };
-        still += pods.filter(is_stuck).count();
+        for pod in pods.filter(is_stuck) {
+            let name = pod["metadata"]["name"].as_str().context("no name")?;
+            stuck.push(name.rsplit('-').next().context("no number")?.parse()?);
+        }
     }
-    Ok(still)
+    Ok(stuck)
 }
 
 /// Returns the seconds of a time since its month began, which is enough but for a run over the end of one.

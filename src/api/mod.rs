@@ -42,6 +42,9 @@ pub const PAUSED: &str = "kagami.dev/paused";
 /// Its value where it is the companion's own settings that ask for it, and take it away again; people write `true`.
 pub const PAUSED_BY_SETTINGS: &str = "settings";
 
+/// Condition of an ImageMirror: whether Pods that are stuck upstream may be turned to it.
+pub const FORWARD_ALLOWED: &str = "ForwardAllowed";
+
 /// Name of the Lease that says which companion leads.
 pub const LEADER_LEASE: &str = "kagami-companion";
 

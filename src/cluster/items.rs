@@ -15,9 +15,9 @@ const ITEMS: &[u8] = b"\"items\"";
 
 /// A list without its items.
 #[derive(Debug, Deserialize)]
-struct Outline {
+pub(super) struct Outline {
     #[serde(default)]
-    metadata: ListMeta,
+    pub(super) metadata: ListMeta,
 }
 
 /// What a list says of itself.

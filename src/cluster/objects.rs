@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::watch::{Versioned, version};
 use crate::{
     api::{
-        self,
+        self, FORWARD_ALLOWED,
         mirror::Connection,
         newer::{self, Reading},
         schema,
@@ -275,6 +275,10 @@ impl From<ImageMirrorStatus> for SharedStatus {
             standing: Arc::new(Standing {
                 platforms: nodes(&status.platforms),
                 pull_secret_namespaces: status.pull_secret_namespaces.into_iter().collect(),
+                forward_allowed: status
+                    .conditions
+                    .iter()
+                    .any(|condition| condition.type_ == FORWARD_ALLOWED && condition.status == "True"),
             }),
             failing_upstreams: status.failing_upstreams,
         }

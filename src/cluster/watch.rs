@@ -29,7 +29,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::items::{Items, ListMeta};
+use super::{
+    items::{Items, ListMeta, Outline},
+    request::bounded,
+};
 use crate::{domain::presence::Version, metrics::Metrics};
 
 /// How many objects a page has where a list of all did not come.
@@ -351,6 +354,18 @@ where
         Err(Failure::Refused { code: 404, .. }) => Ok(None),
         answer => answer.map(Some),
     }
+}
+
+/// Returns the version that was the newest of all objects of a kind after this was called, whatever part of them the path
+/// names: what has a higher one was written after that.
+pub async fn newest(client: &Client, path: &str) -> Result<Version, Failure> {
+    // Without a version it is asked of the store itself, or of what is known to have caught up with it.
+    let request = Request::new(path)
+        .list_metadata(&ListParams::default().limit(1))
+        .map_err(|error| Failure::Unusable(error.to_string()))?;
+    let answer = bounded(client.request::<Outline>(request)).await?;
+    let text = answer.metadata.resource_version;
+    version(&text).ok_or_else(|| Failure::Unusable(format!("the version {text:?} is no number")))
 }
 
 /// Lists everything, page by page or at once, and returns the version of the list.

@@ -11,6 +11,8 @@ pub struct Standing {
     pub platforms: Platforms,
     /// `status.pullSecretNamespaces`: where the pull secret is in place.
     pub pull_secret_namespaces: BTreeSet<String>,
+    /// Condition `ForwardAllowed`: Pods that are stuck upstream may be turned to it.
+    pub forward_allowed: bool,
 }
 
 impl Standing {
@@ -18,5 +20,6 @@ impl Standing {
     pub const NONE: Self = Self {
         platforms: Platforms::NONE,
         pull_secret_namespaces: BTreeSet::new(),
+        forward_allowed: false,
     };
 }

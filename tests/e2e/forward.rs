@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     companion::assert_only_allowed,
-    rescue::{MOMENT, RESCUES, back_off, metric, patches, report, until_told},
+    rescue::{MOMENT, RESCUES, back_off, failed, metric, patches, report, requests, until, until_told},
     support::{
         admission::{annotation, image, original, pod},
         chart::stdout,
@@ -45,14 +45,14 @@ fn stuck(namespace: &Namespace<'_>, name: &str, image: &str) {
 }
 
 fn fails(namespace: &Namespace<'_>, name: &str, image: &str) {
-    report(namespace, name, &[("app", back_off(image))]).success();
+    for state in [back_off(image), failed(image)] {
+        report(namespace, name, &[("app", state)]).success();
+    }
 }
 
 fn until_image(namespace: &Namespace<'_>, name: &str, expected: &str) -> Value {
-    eventually(&format!("{name} has {expected}"), || {
-        let pod = namespace.pod(name);
-        (image(&pod, "app") == expected).then_some(pod)
-    })
+    let what = format!("{name} has {expected}");
+    until(&what, namespace, name, |pod| image(pod, "app") == expected)
 }
 
 fn forward_allowed(place: &Place<'_>, status: &str) -> String {
@@ -117,11 +117,12 @@ pub(crate) fn without_its_registry_listed_nothing_goes_forward_and_the_mirror_sa
         assert!(message.contains(part), "{message}");
     }
     place.wait_for_image(NGINX_KEY, "Present");
+    fails(namespace, "web", NGINX);
     thread::sleep(6 * MOMENT);
     assert_eq!(image(&namespace.pod("web"), "app"), NGINX);
-    assert!(patches(&place, &companion, namespace, "web").is_empty());
+    assert!(requests(&place, &companion, namespace, "web").is_empty());
     companion.process.terminate();
-    // With it listed, the same Pod goes, though it tells nothing new.
+    // With it listed, the same Pod goes, once it fails again.
     let companion = start(&place, "companion-b");
     until_image(namespace, "web", MIRRORED);
     forward_allowed(&place, "True");
@@ -141,8 +142,10 @@ pub(crate) fn what_admission_would_keep_stays(cluster: &Cluster) {
     // The namespace is labelled audit.
     create("audited", |_| ());
     place.wait_for_image(NGINX_KEY, "Present");
+    fails(namespace, "audited", NGINX);
     thread::sleep(4 * MOMENT);
     assert_eq!(image(&namespace.pod("audited"), "app"), NGINX);
+    assert!(requests(&place, &companion, namespace, "audited").is_empty());
     label(&place, "enforce");
     until_image(namespace, "audited", MIRRORED);
 
@@ -193,7 +196,7 @@ pub(crate) fn what_admission_would_keep_stays(cluster: &Cluster) {
         ("other", "redis:8"),
     ] {
         assert_eq!(image(&namespace.pod(name), "app"), expected, "{name}");
-        assert!(patches(&place, &companion, namespace, name).is_empty(), "{name}");
+        assert!(requests(&place, &companion, namespace, name).is_empty(), "{name}");
     }
     assert_only_allowed(&place, &companion);
 }

@@ -106,8 +106,21 @@ pub(crate) fn nodes_that_cannot_pull_are_told_by_two_of_them(cluster: &Cluster) 
         report(namespace, name, &[("unreached", failed("unreached", NO_WAY))]).success();
     };
     fails("one", "node-a");
-    // Failures that come together are one event.
+    // Failures that come together are one event, and one node says nothing of the mirror, however often it is judged: once
+    // in ten seconds.
     thread::sleep(Duration::from_secs(6));
+    report(
+        namespace,
+        "one",
+        &[("unreached", waiting("ImagePullBackOff", "x"))],
+    )
+    .success();
+    report(namespace, "one", &[("unreached", failed("unreached", NO_WAY))]).success();
+    thread::sleep(Duration::from_secs(11));
+    let mirror = place.mirror();
+    let conditions = mirror["status"]["conditions"].as_array().unwrap();
+    let is_false = |condition: &Value| condition["type"] == "NodesCanPull" && condition["status"] == "False";
+    assert!(!conditions.iter().any(is_false), "{mirror}");
     fails("two", "node-b");
     let message = says("False");
     for part in [&written("unreached"), "node-b", "ErrImagePull"] {

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeSet,
-    fs, thread,
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -14,6 +16,7 @@ use crate::{
     clocks::library,
     companion::assert_only_allowed,
     support::{
+        PATIENCE,
         admission::{annotation, image, pod},
         chart::stdout,
         cluster::{Cluster, Namespace, RBAC, User},
@@ -21,6 +24,7 @@ use crate::{
         eventually,
         http::Answer,
         runner::skipped,
+        within,
     },
 };
 
@@ -57,8 +61,86 @@ pub(crate) fn rewritten(name: &str, init: &[&str], containers: &[&str]) -> Value
     pod
 }
 
+/// What kubelet says just after it failed to pull an image.
+pub(crate) fn failed(image: &str) -> Value {
+    let message =
+        format!("failed to pull and unpack image \"{image}\": failed to resolve reference \"{image}\": EOF");
+    waiting("ErrImagePull", &message)
+}
+
+/// The same between two attempts.
 pub(crate) fn back_off(image: &str) -> Value {
     waiting("ImagePullBackOff", &format!("Back-off pulling image \"{image}\""))
+}
+
+/// Writes that a Pod's containers which cannot be pulled were tried again, and failed.
+pub(crate) fn fail_again(namespace: &Namespace<'_>, name: &str) {
+    for reason in ["ImagePullBackOff", "ErrImagePull"] {
+        let mut pod = namespace.pod(name);
+        for list in ["initContainerStatuses", "containerStatuses"] {
+            let statuses = pod["status"][list].as_array_mut().into_iter().flatten();
+            for waiting in statuses.map(|status| &mut status["state"]["waiting"]) {
+                let before = waiting["reason"].as_str().unwrap_or_default();
+                if ["ImagePullBackOff", "ErrImagePull"].contains(&before) {
+                    waiting["reason"] = reason.into();
+                }
+            }
+        }
+        let path = namespace.path(&format!("pods/{name}/status"));
+        let written = namespace
+            .cluster
+            .request(User::Admin, Method::PUT, &path, Some(&pod));
+        // It may be turned in between.
+        assert!([200, 409].contains(&written.status), "{written:?}");
+    }
+}
+
+/// Waits until a Pod is as it shall be, while a kubelet tries again and again what it waits for.
+pub(crate) fn until(
+    what: &str,
+    namespace: &Namespace<'_>,
+    name: &str,
+    is_it: impl Fn(&Value) -> bool,
+) -> Value {
+    let mut tried = Instant::now();
+    eventually(what, || {
+        let pod = namespace.pod(name);
+        if is_it(&pod) {
+            return Some(pod);
+        }
+        if tried.elapsed() >= 3 * MOMENT {
+            fail_again(namespace, name);
+            tried = Instant::now();
+        }
+        None
+    })
+}
+
+/// Does something while kubelets try again and again what Pods wait for that do not have the image which their users
+/// wrote.
+fn while_they_fail<T>(namespace: &Namespace<'_>, names: &[String], work: impl FnOnce() -> T) -> T {
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let stuck = names
+                    .iter()
+                    .filter(|name| image(&namespace.pod(name), "app") != written("app"));
+                for name in stuck.take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                    fail_again(namespace, name);
+                }
+                thread::sleep(MOMENT);
+            }
+        });
+        let _end = End(&is_over);
+        work()
+    })
 }
 
 pub(crate) fn waiting(reason: &str, message: &str) -> Value {
@@ -104,14 +186,14 @@ pub(crate) fn report(namespace: &Namespace<'_>, name: &str, states: &[(&str, Val
 /// Creates a Pod with one container `app` that is stuck on the mirror.
 fn stuck(namespace: &Namespace<'_>, name: &str) {
     namespace.create_pod(&rewritten(name, &[], &["app"])).success();
-    report(namespace, name, &[("app", back_off(&mirrored("app")))]).success();
+    report(namespace, name, &[("app", failed(&mirrored("app")))]).success();
 }
 
 /// Waits until a container has the image that its user wrote.
 fn until_back(namespace: &Namespace<'_>, name: &str, container: &str) -> Value {
-    eventually(&format!("{container} of {name} goes back"), || {
-        let pod = namespace.pod(name);
-        (image(&pod, container) == written(container)).then_some(pod)
+    let what = format!("{container} of {name} goes back");
+    until(&what, namespace, name, |pod| {
+        image(pod, container) == written(container)
     })
 }
 
@@ -119,7 +201,7 @@ fn until_back(namespace: &Namespace<'_>, name: &str, container: &str) -> Value {
 fn until_all_is_done(namespace: &Namespace<'_>) {
     static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     for _ in 0..2 {
-        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("last-{number}");
         stuck(namespace, &name);
         until_back(namespace, &name, "app");
@@ -133,13 +215,24 @@ pub(crate) fn patches(
     namespace: &Namespace<'_>,
     name: &str,
 ) -> Vec<Value> {
+    let mut patches = requests(place, companion, namespace, name);
+    patches.retain(|write| write["responseStatus"]["code"] == 200);
+    patches
+}
+
+/// Those that it sent, whatever came of them: what a policy refuses was asked for all the same.
+pub(crate) fn requests(
+    place: &Place<'_>,
+    companion: &Companion,
+    namespace: &Namespace<'_>,
+    name: &str,
+) -> Vec<Value> {
     let mut writes = place.cluster.writes_of(|user| user["username"] == companion.user);
     writes.retain(|write| {
         let object = &write["objectRef"];
         object["resource"] == "pods"
             && object["namespace"] == namespace.name.as_str()
             && object["name"] == name
-            && write["responseStatus"]["code"] == 200
     });
     writes
 }
@@ -209,21 +302,16 @@ pub(crate) fn a_stuck_pod_goes_back_at_once_and_once_only(cluster: &Cluster) {
     assert_eq!(metric(&companion, &labels).as_deref(), Some("1"));
 
     // Kubelet shows the new image with the old one's message for a while; that is no failure of the new one.
-    report(
-        namespace,
-        "web",
-        &[("app", back_off(&mirrored("app"))), ("more", running())],
-    )
-    .success();
+    let fails = || {
+        for state in [back_off(&mirrored("app")), failed(&mirrored("app"))] {
+            report(namespace, "web", &[("app", state), ("more", running())]).success();
+        }
+    };
+    fails();
     // And whoever wants the mirror back has it.
     let patch = json!({"spec": {"containers": [{"name": "app", "image": mirrored("app")}]}}).to_string();
     stdout(&namespace.kubectl(&["patch", "pod", "web", "--patch", &patch]));
-    report(
-        namespace,
-        "web",
-        &[("app", back_off(&mirrored("app"))), ("more", running())],
-    )
-    .success();
+    fails();
     until_all_is_done(namespace);
     assert_eq!(image(&namespace.pod("web"), "app"), mirrored("app"));
     assert_eq!(patches(&place, &companion, namespace, "web").len(), 1);
@@ -241,8 +329,8 @@ pub(crate) fn init_containers_and_sidecars_go_back_by_their_rules(cluster: &Clus
         namespace,
         "web",
         &[
-            ("one", back_off(&mirrored("one"))),
-            ("two", back_off(&mirrored("two"))),
+            ("one", failed(&mirrored("one"))),
+            ("two", failed(&mirrored("two"))),
         ],
     )
     .success();
@@ -251,7 +339,7 @@ pub(crate) fn init_containers_and_sidecars_go_back_by_their_rules(cluster: &Clus
     report(
         namespace,
         "web",
-        &[("one", succeeded()), ("two", back_off(&mirrored("two")))],
+        &[("one", succeeded()), ("two", failed(&mirrored("two")))],
     )
     .success();
     let pod = until_back(namespace, "web", "two");
@@ -262,7 +350,7 @@ pub(crate) fn init_containers_and_sidecars_go_back_by_their_rules(cluster: &Clus
         &[
             ("one", succeeded()),
             ("two", running()),
-            ("app", back_off(&mirrored("app"))),
+            ("app", failed(&mirrored("app"))),
         ],
     )
     .success();
@@ -284,11 +372,11 @@ struct Case(&'static str, fn(&mut Value), Value);
 /// Pods that differ in one thing from one that goes back.
 fn left_alone() -> Vec<Case> {
     let own = mirrored("app");
-    let limit = format!("Back-off pulling image \"{own}\": ErrImagePull: pull QPS exceeded");
+    let limit = "pull QPS exceeded";
     vec![
-        Case("other-reference", |_| (), back_off(&mirrored("volume"))),
-        Case("after-a-patch", |_| (), back_off(&written("app"))),
-        Case("limit", |_| (), waiting("ImagePullBackOff", &limit)),
+        Case("other-reference", |_| (), failed(&mirrored("volume"))),
+        Case("after-a-patch", |_| (), failed(&written("app"))),
+        Case("limit", |_| (), waiting("ErrImagePull", limit)),
         Case(
             "unnamed",
             |_| (),
@@ -311,12 +399,12 @@ fn left_alone() -> Vec<Case> {
         Case(
             "off",
             |pod| pod["metadata"]["labels"] = json!({"kagami.dev/mode": "off"}),
-            back_off(&own),
+            failed(&own),
         ),
         Case(
             "odd-mode",
             |pod| pod["metadata"]["labels"] = json!({"kagami.dev/mode": "never"}),
-            back_off(&own),
+            failed(&own),
         ),
         Case(
             "static",
@@ -325,27 +413,27 @@ fn left_alone() -> Vec<Case> {
                 // Else it may be none.
                 pod["spec"]["nodeName"] = "no-such-node".into();
             },
-            back_off(&own),
+            failed(&own),
         ),
         Case(
             "goes",
             |pod| pod["metadata"]["finalizers"] = json!(["example.com/wait"]),
-            back_off(&own),
+            failed(&own),
         ),
         Case(
             "unrecorded",
             |pod| pod["metadata"]["annotations"] = json!({}),
-            back_off(&own),
+            failed(&own),
         ),
         Case(
             "forged",
             |pod| pod["metadata"]["annotations"]["original-image.kagami.dev/app"] = "evil.test/app:1".into(),
-            back_off(&own),
+            failed(&own),
         ),
         Case(
             "forged-tag",
             |pod| pod["metadata"]["annotations"]["original-image.kagami.dev/app"] = "app:2".into(),
-            back_off(&own),
+            failed(&own),
         ),
         Case(
             "turned",
@@ -353,12 +441,12 @@ fn left_alone() -> Vec<Case> {
                 let turn = r#"{"containers.app": {"from": "a", "to": "b", "at": "c"}}"#;
                 pod["metadata"]["annotations"]["kagami.dev/rescued"] = turn.into();
             },
-            back_off(&own),
+            failed(&own),
         ),
         Case(
             "turns-unreadable",
             |pod| pod["metadata"]["annotations"]["kagami.dev/rescued"] = "{".into(),
-            back_off(&own),
+            failed(&own),
         ),
     ]
 }
@@ -404,6 +492,11 @@ pub(crate) fn what_is_not_stuck_on_a_mirror_of_ours_is_left_alone(cluster: &Clus
         report(namespace, name, &[("app", state.clone())]).success();
     }
     until_all_is_done(namespace);
+    // Now it surely would be heard.
+    for Case(name, ..) in &cases {
+        fail_again(namespace, name);
+    }
+    until_all_is_done(namespace);
     thread::sleep(MOMENT);
     for Case(name, ..) in &cases {
         let pod = namespace.pod(name);
@@ -435,8 +528,8 @@ pub(crate) fn a_pod_that_somebody_changed_in_between_is_left_alone(cluster: &Clu
         .success();
     companion.process.freeze();
     let states = [
-        ("app", back_off(&mirrored("app"))),
-        ("more", back_off(&mirrored("more"))),
+        ("app", failed(&mirrored("app"))),
+        ("more", failed(&mirrored("more"))),
     ];
     report(namespace, "web", &states).success();
     let patch = json!({"spec": {"containers": [{"name": "app", "image": "theirs:1"}]}}).to_string();
@@ -463,7 +556,7 @@ pub(crate) fn by_its_policy_a_mirror_is_told_of_or_left_alone(cluster: &Cluster)
         "{note}"
     );
     report(namespace, "web", &[("app", waiting("ErrImagePull", "x"))]).success();
-    report(namespace, "web", &[("app", back_off(&mirrored("app")))]).success();
+    report(namespace, "web", &[("app", failed(&mirrored("app")))]).success();
 
     // A second mirror in the same registry, which says nothing of its own: the weaker policy holds.
     place.patch_mirror(&json!({"spec": {"rescue": {"policy": "Off"}}}));
@@ -505,9 +598,12 @@ pub(crate) fn a_mirror_that_is_off_or_deselected_lets_its_pods_go(cluster: &Clus
     for name in &names {
         stuck(namespace, name);
     }
-    for name in &names {
-        until_back(namespace, name, "app");
-    }
+    while_they_fail(namespace, &names, || {
+        within(2 * PATIENCE, "all are back", || {
+            let mut pods = names.iter().map(|name| namespace.pod(name));
+            pods.all(|pod| image(&pod, "app") == written("app")).then_some(())
+        });
+    });
     assert_only_allowed(&place, &companion);
 }
 
@@ -584,12 +680,12 @@ pub(crate) fn pods_that_stay_stuck_are_told_of(shared: &Cluster) {
     place.wait_for_image(given, "Present");
     stuck(namespace, "back");
     until_back(namespace, "back", "app");
-    report(namespace, "back", &[("app", back_off(&written("app")))]).success();
+    report(namespace, "back", &[("app", failed(&written("app")))]).success();
     let image = format!("mirror.test/{given}");
     let mut idle = pod("idle", &image);
     idle["spec"]["containers"][0]["name"] = "app".into();
     namespace.create_pod(&idle).success();
-    report(namespace, "idle", &[("app", back_off(&image))]).success();
+    report(namespace, "idle", &[("app", failed(&image))]).success();
     until_all_is_done(namespace);
     let told = |name: &str| {
         let path = format!("/apis/events.k8s.io/v1/namespaces/{}/events", namespace.name);
@@ -629,7 +725,7 @@ pub(crate) fn events_hold_up_no_turn(cluster: &Cluster) {
         namespace
             .create_pod(&rewritten(name, &[], &["app", "more"]))
             .success();
-        let states = ["app", "more"].map(|container| (container, back_off(&mirrored(container))));
+        let states = ["app", "more"].map(|container| (container, failed(&mirrored(container))));
         report(namespace, name, &states).success();
     }
     // Whoever connects is never spoken to.
@@ -653,6 +749,9 @@ pub(crate) fn events_hold_up_no_turn(cluster: &Cluster) {
     companion.wait_for_lead();
     until_back(namespace, &names[0], "app");
     let asked = Instant::now();
+    for name in &names[1..] {
+        fail_again(namespace, name);
+    }
     for name in &names {
         until_back(namespace, name, "more");
     }
@@ -719,16 +818,19 @@ pub(crate) fn what_a_policy_refuses_is_told_and_not_tried_again_and_again(cluste
         place.name
     );
     let count = || metric(&companion, &refused).map_or(0, |count| count.parse::<u32>().unwrap());
-    eventually("the metric tells", || (count() > 0).then_some(()));
+    eventually("the metric tells", || {
+        if count() > 0 {
+            return Some(());
+        }
+        fail_again(namespace, "web");
+        thread::sleep(MOMENT);
+        None
+    });
     assert!(companion.process.log().contains("mirror names only"));
     for number in 0..20 {
         let message = format!("Back-off pulling image \"{}\": {number}", mirrored("app"));
-        report(
-            namespace,
-            "web",
-            &[("app", waiting("ImagePullBackOff", &message))],
-        )
-        .success();
+        let state = waiting("ErrImagePull", &message);
+        report(namespace, "web", &[("app", state)]).success();
         thread::sleep(MOMENT / 5);
     }
     // The first refusal may be of a Pod that changed; after the second it waits for ten seconds.
@@ -823,7 +925,7 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
     );
     assert!(!message.contains("hangs"), "everybody may read it: {message}");
     // It ends with an error, and is turned back as any other.
-    report(namespace, "hangs", &[("app", back_off(&mirrored("app")))]).success();
+    report(namespace, "hangs", &[("app", failed(&mirrored("app")))]).success();
     until_back(namespace, "hangs", "app");
     lasts(false);
     for (name, ..) in &hosts[1..] {
@@ -842,35 +944,37 @@ pub(crate) fn a_pull_that_lasts_is_told_and_nothing_is_done(cluster: &Cluster) {
     assert_only_allowed(&place, &companion);
 }
 
-/// A status is as old as kubelet's last round. While it pulls again, a container that it has started is shown as waiting.
-pub(crate) fn a_pod_whose_node_pulls_again_is_left_alone_until_that_fails(cluster: &Cluster) {
+/// A status is as old as kubelet's last round: while it pulls again, a container that it has started is shown as waiting.
+/// So what a new leader finds waits for the next failure, and so does what comes to hear late, though a watch tells it.
+pub(crate) fn a_pod_is_turned_just_after_a_failure_alone(cluster: &Cluster) {
     let place = Place::guarded(cluster, &cluster.mirror.url);
     let namespace = &place.served;
-    let began = clock::now().before(Duration::from_secs(30));
-    let event = |reason: &str, seconds: u64| {
-        let at = format!("{:.19}Z", began.after(Duration::from_secs(seconds)).to_string());
-        let event = json!({
-            "metadata": {"name": format!("web.{}.{seconds}", reason.to_lowercase())},
-            "involvedObject": {
-                "apiVersion": "v1", "kind": "Pod", "namespace": namespace.name, "name": "web",
-                "uid": namespace.pod("web")["metadata"]["uid"], "fieldPath": "spec.containers{other}",
-            },
-            "reason": reason, "message": "x", "type": "Normal", "count": 1,
-            "firstTimestamp": at, "lastTimestamp": at, "source": {"component": "kubelet"},
-        });
-        cluster.create(&namespace.path("events"), &event).success();
+    let stays = |name: &str, why: &str| {
+        until_all_is_done(namespace);
+        thread::sleep(4 * MOMENT);
+        assert_eq!(image(&namespace.pod(name), "app"), mirrored("app"), "{why}");
     };
-    stuck(namespace, "web");
-    for (reason, seconds) in [("Failed", 1), ("BackOff", 2), ("Pulling", 20)] {
-        event(reason, seconds);
-    }
-    // It finds the Pod as it is.
+    stuck(namespace, "found");
     let companion = place.start("companion-a", RESCUES);
-    until_all_is_done(namespace);
-    thread::sleep(4 * MOMENT);
-    assert_eq!(image(&namespace.pod("web"), "app"), mirrored("app"));
-    event("Failed", 25);
-    until_back(namespace, "web", "app");
+    stays("found", "nobody knows how long ago it failed");
+    // Whatever else changes tells nothing of kubelet.
+    stdout(&namespace.kubectl(&["label", "pod", "found", "anything=else"]));
+    stays("found", "a label");
+    namespace.create_pod(&rewritten("waits", &[], &["app"])).success();
+    report(namespace, "waits", &[("app", back_off(&mirrored("app")))]).success();
+    stays("waits", "it may be tried at any moment");
+
+    namespace.create_pod(&rewritten("late", &[], &["app"])).success();
+    companion.process.freeze();
+    report(namespace, "late", &[("app", failed(&mirrored("app")))]).success();
+    // Nothing can be waited for: this is how long kubelet surely does nothing.
+    thread::sleep(Duration::from_secs(7));
+    companion.process.thaw();
+    stays("late", "it failed a while ago");
+    for name in ["found", "waits", "late"] {
+        fail_again(namespace, name);
+        until_back(namespace, name, "app");
+    }
     assert_only_allowed(&place, &companion);
 }
 
@@ -941,7 +1045,7 @@ pub(crate) fn a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads(cluster: 
         let mut pod = rewritten(name, &[], &["app"]);
         pod["spec"]["containers"][0]["image"] = json!(image);
         namespace.create_pod(&pod).success();
-        report(namespace, name, &[("app", back_off(&image))]).success();
+        report(namespace, name, &[("app", failed(&image))]).success();
     };
     let noted = |name: &str| {
         eventually("the mirror is noted", || {
@@ -993,16 +1097,19 @@ pub(crate) fn each_of_a_hundred_pods_is_turned_once_though_the_leader_dies(clust
     }
     let first = place.start("companion-a", &["--rescue-per-second", "5"]);
     let back = |name: &String| image(&namespace.pod(name), "app") == written("app");
-    eventually("some are back", || {
-        (names.iter().filter(|name| back(name)).count() >= 10).then_some(())
+    let second = while_they_fail(namespace, &names, || {
+        within(2 * PATIENCE, "some are back", || {
+            (names.iter().filter(|name| back(name)).count() >= 10).then_some(())
+        });
+        let second = place.start("companion-b", &["--rescue-per-second", "20"]);
+        drop(first);
+        let turned = names.iter().filter(|name| back(name)).count();
+        assert!(turned < names.len(), "it died too late");
+        within(2 * PATIENCE, "all are back", || {
+            names.iter().all(back).then_some(())
+        });
+        second
     });
-    let second = place.start("companion-b", &["--rescue-per-second", "20"]);
-    drop(first);
-    let turned = names.iter().filter(|name| back(name)).count();
-    assert!(turned < names.len(), "it died too late");
-    for name in &names {
-        until_back(namespace, name, "app");
-    }
     let mut writes = cluster.writes_of(|user| user["groups"].to_string().contains("companions"));
     writes.retain(|write| {
         write["objectRef"]["resource"] == "pods"

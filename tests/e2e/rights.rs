@@ -174,7 +174,7 @@ pub(crate) fn each_account_has_its_rights_and_no_other(cluster: &Cluster) {
 
 pub(crate) fn without_their_values_the_companion_writes_no_certificates_and_no_pods(cluster: &Cluster) {
     let home = cluster.namespace(None);
-    let values = "{certManager: {enabled: true}}";
+    let values = "{certManager: {enabled: true}, rescue: {enabled: false}}";
     Chart::new(cluster, "managed", &home.name, values).apply(&RBAC);
     let companion = format!("{}:managed-kagami-companion", home.name);
     eventually("the roles are in force", || {

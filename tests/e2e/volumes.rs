@@ -1,13 +1,14 @@
 //! Pods that are stuck on an image volume, as their statuses say, which these tests write in a kubelet's place.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
     companion::assert_only_allowed,
-    rescue::{MOMENT, RESCUES, back_off, report, until_told},
+    rescue::{MOMENT, RESCUES, failed, report, until_told},
     support::{
         chart::stdout,
-        cluster::{Cluster, Namespace},
+        cluster::{Cluster, Namespace, RBAC, User},
         companion::Place,
         eventually,
     },
@@ -62,7 +63,7 @@ fn enforce(namespace: &Namespace<'_>) {
 }
 
 fn fails(namespace: &Namespace<'_>, pod: &str) {
-    report(namespace, pod, &[("app", back_off(MIRRORED))]).success();
+    report(namespace, pod, &[("app", failed(MIRRORED))]).success();
 }
 
 pub(crate) fn a_pod_stuck_on_a_volume_is_evicted_where_nothing_is_lost(cluster: &Cluster) {
@@ -115,7 +116,7 @@ pub(crate) fn a_pod_stuck_on_a_volume_is_evicted_where_nothing_is_lost(cluster: 
     report(
         namespace,
         &begun,
-        &[("app", back_off(MIRRORED)), ("other", running)],
+        &[("app", failed(MIRRORED)), ("other", running)],
     )
     .success();
     let stuck = create(namespace, "web", |_| ());
@@ -170,6 +171,41 @@ fn clear(namespace: &Namespace<'_>) {
         "--force",
         "--grace-period=0",
     ]));
+}
+
+/// The mirror's settings ask for it, and the chart's value does not give the right to: it is tried once, and told.
+pub(crate) fn without_the_right_it_is_told_and_not_tried_again_and_again(cluster: &Cluster) {
+    let place = Place::guarded(cluster, "https://127.0.0.1:1");
+    place.patch_mirror(&json!({"spec": {"rescue": {"deletePods": true}}}));
+    let role = format!("{RBAC}/clusterroles/{}", place.name);
+    let mut without = cluster.get(&role).success();
+    let rules = without["rules"].as_array_mut().unwrap();
+    let before = rules.len();
+    rules.retain(|rule| rule["resources"] != json!(["pods/eviction"]));
+    assert_eq!(rules.len(), before - 1);
+    cluster
+        .request(User::Admin, Method::PUT, &role, Some(&without))
+        .success();
+    let namespace = &place.served;
+    enforce(namespace);
+    let companion = place.start("companion-a", RESCUES);
+    place.wait_for_health("Unhealthy");
+    let pods = ["one", "two"].map(|name| create(namespace, name, |_| ()));
+    for pod in &pods {
+        fails(namespace, pod);
+    }
+    for pod in &pods {
+        let note = until_told(namespace, pod, "VolumeStuck");
+        assert!(note.contains("the chart's value rescue.deletePods"), "{note}");
+    }
+    std::thread::sleep(6 * MOMENT);
+    let mut writes = cluster.writes_of(|user| user["username"] == companion.user);
+    writes.retain(|write| {
+        let object = &write["objectRef"];
+        object["namespace"] == namespace.name.as_str() && object["subresource"] == "eviction"
+    });
+    assert_eq!(writes.len(), 1, "{writes:#?}");
+    clear(namespace);
 }
 
 /// The mirror's settings do not ask for it, as they do not by default.

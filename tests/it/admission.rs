@@ -153,6 +153,7 @@ fn store(mirrors: &str, told: &Told) -> Store {
         let standing = Standing {
             platforms: set(&told.platforms),
             pull_secret_namespaces: told.pull_secret_namespaces.clone(),
+            ..Standing::NONE
         };
         (mirror.name.clone(), Arc::new(standing))
     };

@@ -85,7 +85,7 @@ pub(crate) struct CompanionArguments {
     pub(crate) paused: bool,
 
     /// How many Pods a second, in the whole cluster, have their images turned back to what their users wrote
-    /// because they cannot be pulled from a mirror; 0: none. Not for production yet
+    /// because they cannot be pulled from a mirror; 0: none
     #[arg(
         long,
         value_name = "PODS",

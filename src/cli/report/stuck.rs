@@ -16,7 +16,9 @@ use crate::{
         pod::PlaceLabel,
         presence::Index,
         rescue::{
-            Judgement, Known, Left, StuckPod, Turn, hang,
+            Judgement, Known, Left, StuckContainer, StuckPod, Turn,
+            forward::Ahead,
+            hang,
             lasting::{IDLE, LONGEST_BACK_OFF, gives, missed},
         },
         snapshot::Snapshot,
@@ -87,6 +89,30 @@ pub(super) struct Stuck {
     pub(super) mirror: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) goes_back_to: Option<String>,
+    /// The mirror's name of the image, where it goes forward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) goes_forward_to: Option<String>,
+}
+
+/// What is said of one container.
+struct Told {
+    why: &'static str,
+    help: String,
+    mirror: Option<String>,
+    back: Option<String>,
+    forward: Option<String>,
+}
+
+impl Told {
+    fn new(why: &'static str, help: impl Into<String>) -> Self {
+        Self {
+            why,
+            help: help.into(),
+            mirror: None,
+            back: None,
+            forward: None,
+        }
+    }
 }
 
 /// Returns the containers of a Pod, given as the API server wrote it, that are stuck.
@@ -110,6 +136,7 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
             since: Some(since.to_string()),
             mirror: None,
             goes_back_to: None,
+            goes_forward_to: None,
         });
         return late.collect();
     };
@@ -121,24 +148,45 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
     };
     let last_written = last_written(text);
     let is_idle = last_written.is_some_and(|at| now.since(at) >= IDLE);
-    let container = |container| {
-        let (why, help, mirror, to) = match stuck.judge(container, &known) {
+    let registries = registries(snapshot);
+    // While the brake is on nothing goes anywhere; what would be said without it is.
+    let without_brake = snapshot.paused.then(|| Snapshot {
+        paused: false,
+        ..snapshot.clone()
+    });
+    let ahead = Ahead {
+        snapshot: without_brake.as_ref().unwrap_or(snapshot),
+        index,
+        registries: &registries,
+        now,
+    };
+    let container = |container: &StuckContainer| {
+        let told = match stuck.judge(container, &known) {
             _ if is_idle
                 && missed(&stuck, container, &known)
                     .is_some_and(|missed| gives(snapshot, index, &missed, now)) =>
             {
-                ("KubeletIdle", IDLE_KUBELET.to_owned(), None, None)
+                Told::new("KubeletIdle", IDLE_KUBELET)
+            }
+            Judgement::Left(Left::Upstream)
+                if let Ok((turning, policy)) = stuck.forward(container, &ahead) =>
+            {
+                Told {
+                    mirror: Some(turning.mirror.to_string()),
+                    forward: Some(turning.to.to_string()),
+                    ..goes_forward(policy, &turning.mirror, snapshot.paused)
+                }
             }
             Judgement::Left(Left::Upstream) if let Some(turn) = stuck.went_back(container) => {
-                let (why, help) = went_back(turn, now);
-                (why, help, None, None)
+                went_back(turn, now)
             }
-            Judgement::Back { mirror, to, policy } => {
-                let (why, help) = goes_back(policy, mirror, snapshot.paused);
-                (why, help, Some(mirror.to_owned()), Some(to.to_owned()))
-            }
+            Judgement::Back { mirror, to, policy } => Told {
+                mirror: Some(mirror.to_owned()),
+                back: Some(to.to_owned()),
+                ..goes_back(policy, mirror, snapshot.paused)
+            },
             Judgement::Left(Left::Upstream) if container.is_recorded() => {
-                ("NoSuchMirror", NO_SUCH_MIRROR.to_owned(), None, None)
+                Told::new("NoSuchMirror", NO_SUCH_MIRROR)
             }
             Judgement::Left(left) => {
                 let mut help = help(left).to_owned();
@@ -147,9 +195,16 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
                 if let Some(candidate) = candidate.filter(|_| is_unrecorded) {
                     help = format!("{help} (the mirror's mapping would make it of {candidate})");
                 }
-                (left.as_str(), help, None, None)
+                Told::new(left.as_str(), help)
             }
         };
+        let Told {
+            why,
+            help,
+            mirror,
+            back,
+            forward,
+        } = told;
         Stuck {
             namespace: stuck.id.namespace.to_string(),
             pod: stuck.id.name.to_string(),
@@ -160,28 +215,60 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
             help,
             since: None,
             mirror,
-            goes_back_to: to,
+            goes_back_to: back,
+            goes_forward_to: forward,
         }
     };
     stuck.containers.iter().map(container).collect()
 }
 
-/// Returns what to say of one that goes back, or would.
-fn goes_back(policy: RescuePolicy, mirror: &str, paused: bool) -> (&'static str, String) {
+/// Returns the registries that Pods may be turned forward to, as the statuses of mirrors tell.
+fn registries(snapshot: &Snapshot) -> Vec<String> {
+    let allowed = snapshot.routing.mirrors();
+    let allowed = allowed.filter(|(id, _)| snapshot.standing(*id).forward_allowed);
+    allowed
+        .map(|(_, mirror)| mirror.mapping.registry.to_string())
+        .collect()
+}
+
+/// Returns what to say of one that goes forward, or would.
+fn goes_forward(policy: RescuePolicy, mirror: &str, paused: bool) -> Told {
     match policy {
-        RescuePolicy::Enforce if paused => (
+        RescuePolicy::Enforce if paused => Told::new(
+            "Paused",
+            "upstream does not give the image, a mirror does, and the brake is on: remove the annotation \
+             kagami.dev/paused from the Lease kagami-health, and set the chart's value paused to false",
+        ),
+        RescuePolicy::Enforce => Told::new(
+            "GoesForward",
+            "upstream does not give the image, a mirror does, and the companion turns the Pod to that one just after \
+             kubelet's next try fails, which comes within some five minutes",
+        ),
+        RescuePolicy::Audit | RescuePolicy::Off => Told::new(
+            "WouldGoForward",
+            format!(
+                "upstream does not give the image, mirror {mirror} does, and that mirror's policy or the Pod's label lets \
+                 Kagami only tell: set spec.rescue.policy of ImageMirror {mirror} to Enforce, or make the Pod anew"
+            ),
+        ),
+    }
+}
+
+/// Returns what to say of one that goes back, or would.
+fn goes_back(policy: RescuePolicy, mirror: &str, paused: bool) -> Told {
+    match policy {
+        RescuePolicy::Enforce if paused => Told::new(
             "Paused",
             "the mirror does not give the image, and the brake is on: remove the annotation kagami.dev/paused from the \
-             Lease kagami-health, and set the chart's value paused to false, or write the Pod's own image"
-                .to_owned(),
+             Lease kagami-health, and set the chart's value paused to false, or write the Pod's own image",
         ),
-        RescuePolicy::Enforce => (
+        RescuePolicy::Enforce => Told::new(
             "GoesBack",
-            "the mirror does not give the image, and the companion turns the Pod back to its own within seconds; if it \
-             does not, is there a companion that leads, and is the chart's value rescue.enabled true?"
-                .to_owned(),
+            "the mirror does not give the image, and the companion turns the Pod back to its own just after kubelet's \
+             next try fails, which comes within some five minutes; if it does not, is there a companion that leads, and \
+             is the chart's value rescue.enabled true?",
         ),
-        RescuePolicy::Audit | RescuePolicy::Off => (
+        RescuePolicy::Audit | RescuePolicy::Off => Told::new(
             "WouldGoBack",
             format!(
                 "the mirror does not give the image, and its policy or the Pod's label lets Kagami only tell: set \
@@ -192,17 +279,17 @@ fn goes_back(policy: RescuePolicy, mirror: &str, paused: bool) -> (&'static str,
 }
 
 /// Returns what to say of one that went back, and whose own image cannot be pulled either.
-fn went_back(turn: &Turn, now: Timestamp) -> (&'static str, String) {
+fn went_back(turn: &Turn, now: Timestamp) -> Told {
     let at = serde_json::from_value::<MicroTime>(turn.at.as_str().into()).ok();
     let at = at.map(|at| timestamp(&at));
     if at.is_some_and(|at| now.since(at) < LONGEST_BACK_OFF) {
         let help = "it went back to its own image less than five minutes ago, which an earlier failure of that name may \
                     last: wait";
-        return ("WentBack", help.to_owned());
+        return Told::new("WentBack", help);
     }
     let help = "it went back to its own image, and that cannot be pulled either: the Pod's events tell what its registry \
                 says";
-    ("DidNotHelp", help.to_owned())
+    Told::new("DidNotHelp", help)
 }
 
 /// Returns when the status of a Pod was last written, as its managed fields tell: each attempt to pull changes it.
@@ -286,7 +373,7 @@ pub(super) fn table(stuck: &[Stuck]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     use serde_json::json;
 
@@ -297,6 +384,7 @@ mod tests {
             examples::{key, mirror, proof, snapshot},
             health::{Health, State},
             presence::Presence,
+            standing::Standing,
         },
     };
 
@@ -429,7 +517,64 @@ mod tests {
             "NoRecord",
             "the mirror has it not"
         );
-        assert_eq!(waits(true, ago(IDLE), &index), "GoesBack", "and then it tries");
+        // It is turned just after a failure, and there is none.
+        assert_eq!(waits(true, ago(IDLE), &index), "KubeletIdle");
+        assert_eq!(waits(true, ago(minute), &index), "GoesBack");
+    }
+
+    /// As the companion judges it.
+    #[test]
+    fn those_that_go_forward_are_told_with_the_mirror_and_its_name_of_the_image() {
+        let now = clock::now();
+        let told = |allowed, label, image: &str, change: fn(&mut Snapshot)| {
+            let mut snapshot = mirrors(RescuePolicy::Enforce);
+            snapshot.health = vec![Health {
+                state: State::Healthy,
+                proven_since: now.before(Duration::from_mins(9)),
+                ..Health::unknown(now)
+            }];
+            let labels = [(crate::api::MODE_LABEL.to_owned(), "enforce".to_owned())].into();
+            snapshot.namespaces = Arc::new([("shop".to_owned(), labels)].into());
+            snapshot.standings = vec![Arc::new(Standing {
+                forward_allowed: allowed,
+                ..Standing::NONE
+            })];
+            change(&mut snapshot);
+            let mut index = Index::default();
+            let seen_at = now.before(Duration::from_mins(1));
+            let seen = Presence::Present(proof('a'));
+            index.write("a", key("docker.io/library/nginx:1"), seen, seen_at, seen_at);
+            let mut pod: serde_json::Value = serde_json::from_str(&pod(image, false)).unwrap();
+            pod["metadata"]["labels"] = json!({"kagami.dev/mode": label});
+            let Stuck {
+                why,
+                mirror,
+                goes_forward_to,
+                ..
+            } = of(&pod.to_string(), &snapshot, &index).remove(0);
+            (why, mirror.is_some(), goes_forward_to)
+        };
+        let to = Some(MIRRORED.to_owned());
+        assert_eq!(
+            told(true, "enforce", "nginx:1", |_| ()),
+            ("GoesForward", true, to.clone())
+        );
+        assert_eq!(
+            told(true, "audit", "nginx:1", |_| ()),
+            ("WouldGoForward", true, to.clone())
+        );
+        assert_eq!(
+            told(true, "enforce", "nginx:1", |snapshot| snapshot.paused = true),
+            ("Paused", true, to)
+        );
+        assert_eq!(
+            told(false, "enforce", "nginx:1", |_| ()),
+            ("Upstream", false, None)
+        );
+        assert_eq!(
+            told(true, "enforce", "nginx:2", |_| ()),
+            ("Upstream", false, None)
+        );
     }
 
     #[test]

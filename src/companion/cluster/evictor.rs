@@ -105,7 +105,12 @@ async fn carry_out(leader: &Leader, ward: &Ward, help: &Help) -> Result<(), NotW
     };
     if let Err(error) = leader.writer.write("Eviction", evict).await {
         ward.volumes(|volumes| volumes.not_evicted(pod, false, clock::now()));
-        return Err(error);
+        if !lacks_right(&error) {
+            return Err(error);
+        }
+        // Without the chart's value there is none: the Pods are told of instead.
+        ward.volumes(|volumes| volumes.has_no_right(clock::now()));
+        return Ok(());
     }
     leader.metrics.rescued(&help.mirror, DIRECTION, "done");
     tracing::info!(
@@ -125,4 +130,16 @@ async fn carry_out(leader: &Leader, ward: &Ward, help: &Help) -> Result<(), NotW
         is_warning: false,
     };
     leader.events.tell(reference(pod), message).await
+}
+
+/// Whether the API server says that this process has no right to evict anybody, whatever the Pod; in words that are those
+/// of its authorizers alone.
+fn lacks_right(error: &NotWritten) -> bool {
+    let NotWritten::Failed(kube::Error::Api(status)) = error else {
+        return false;
+    };
+    status.code == 403
+        && status
+            .message
+            .contains("cannot create resource \"pods/eviction\"")
 }

@@ -11,8 +11,12 @@ use crate::{
     companion::mirror::reports::Reports,
     domain::rescue::forward::is_listed,
     metrics::Metrics,
+    registry::pace::Pace,
     state::Store,
 };
+
+/// Of how many Pods Events are read in a second.
+const LOOKS: u32 = 2;
 
 /// What every part of a leader works with. Clones share it.
 #[derive(Clone)]
@@ -25,6 +29,8 @@ pub(super) struct Leader {
     pub(super) store: Store,
     pub(super) writer: Writer,
     pub(super) events: Events,
+    /// When the Events of one Pod may be read.
+    pub(super) looks: Arc<Pace>,
     pub(super) reports: Reports,
     pub(super) metrics: Metrics,
     /// How its watches fare.
@@ -45,6 +51,11 @@ pub(super) fn pause_after(failed: u32, longest: Duration) -> Duration {
 }
 
 impl Leader {
+    /// Returns what spaces out the looks at Pods' Events.
+    pub(super) fn looks() -> Arc<Pace> {
+        Arc::new(Pace::new(Some(LOOKS)))
+    }
+
     /// Whether stuck Pods may be turned forward to a mirror, or its registry, which is not listed for that; none where
     /// they are left to themselves, or the mirror has no good form.
     pub(super) fn forward_allowed(&self, resource: &MirrorResource) -> Option<Result<(), String>> {

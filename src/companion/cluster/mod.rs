@@ -189,6 +189,7 @@ async fn follow(
             store: store.clone(),
             events: Events::new(client.clone(), writer.clone(), &settings.identity),
             writer,
+            looks: Leader::looks(),
             reports,
             metrics: metrics.clone(),
             pulses: pulses.clone(),

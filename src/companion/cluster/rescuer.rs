@@ -17,17 +17,22 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{leader::Leader, pod_events};
+use super::leader::Leader;
 use crate::{
     clock,
-    cluster::{events::Message, request::json_patch, writer::NotWritten},
+    cluster::{
+        events::Message,
+        request::json_patch,
+        watch::{newest, version},
+        writer::NotWritten,
+    },
     domain::{
         bucket::Bucket,
         pod::PlaceKind,
         rescue::{
-            Ending, Former, Known, Next, Order, Pod, PodId, Queue, Turning, Way,
+            Ending, Former, Id, Known, Marks, Next, Order, Pod, PodId, Queue, Seen, Turning, Way,
             forward::Ahead,
-            hang::{Hangs, field_path, is_pulling},
+            hang::{Hangs, field_path},
             lasting::Lasting,
             unrecorded::Unrecorded,
             volumes::Volumes,
@@ -37,6 +42,9 @@ use crate::{
     },
     telemetry::{Reminder, chain},
 };
+
+/// How often it is asked which version is the newest: what is written after that is known to be no older.
+const MARK: Duration = Duration::from_secs(1);
 
 /// How many requests are waited for at once: a slow API server costs no turns, and a dead one gets no more.
 const AT_ONCE: usize = 8;
@@ -52,6 +60,9 @@ const NAMED: usize = 3;
 
 /// The pause between two looks at who goes forward: at least so long, and so many times as long as the look took.
 const LOOK_AHEAD: (Duration, u32) = (Duration::from_secs(1), 20);
+
+/// How many Pods are looked at with nothing else done meanwhile: some milliseconds.
+const PORTION: usize = 100;
 
 /// What is done for stuck Pods.
 #[derive(Clone, Debug)]
@@ -73,6 +84,8 @@ pub(super) struct Ward {
 #[derive(Debug, Default)]
 struct Inside {
     queue: Queue,
+    /// How old what is told of Pods is at the most.
+    marks: Marks,
     /// Mirrors that are gone.
     former: Vec<Former>,
     hangs: Hangs,
@@ -108,7 +121,15 @@ impl Ward {
         inside.lasting.take(pod, &known, now);
         inside.unrecorded.take(pod, &known);
         inside.volumes.take(pod, &snapshot.routing);
-        if inside.queue.take(pod, &known, is_listed, now) {
+        let seen = if is_listed {
+            Seen::Listed
+        } else {
+            let version = version(pod.resource_version);
+            Seen::Told {
+                after: version.and_then(|version| inside.marks.written_after(version)),
+            }
+        };
+        if inside.queue.take(pod, &known, seen, now) {
             self.due.notify_one();
         }
     }
@@ -150,9 +171,9 @@ impl Ward {
         look(&mut self.lock().volumes)
     }
 
-    /// Looks which Pods go forward, by what is proven now.
-    fn look_ahead(&self, by: &Ahead<'_>) {
-        if self.lock().queue.look_ahead(by) {
+    /// Looks which of some Pods go forward, by what is proven now.
+    fn look_ahead(&self, pods: &[Id], by: &Ahead<'_>) {
+        if self.lock().queue.look_ahead(pods, by) {
             self.due.notify_one();
         }
     }
@@ -188,10 +209,12 @@ pub(super) async fn run(leader: Leader, ward: Ward, settings: Settings, mut brak
         return;
     }
     let (events, written) = mpsc::channel(EVENTS);
+    let marks = mark(&leader, &ward);
     let judges = judge_anew(&leader, &ward);
     let looks = look_ahead(&leader, &ward, &settings.registries);
     let turns = turn(&leader, &ward, settings.per_second.get(), &events);
     tokio::select! {
+        never = marks => match never {},
         never = judges => match never {},
         never = looks => match never {},
         () = turns => {}
@@ -209,6 +232,32 @@ async fn write(leader: &Leader, mut events: mpsc::Receiver<Word>) {
         if leader.events.tell(about, message).await.is_err() {
             return;
         }
+    }
+}
+
+/// Asks again and again which version of all Pods is the newest, for what is told of them carries no time that could be
+/// trusted.
+async fn mark(leader: &Leader, ward: &Ward) -> Infallible {
+    // Few are there, and the number is that of all.
+    let path = format!("/api/v1/namespaces/{}/pods", leader.namespace);
+    let mut failures = Reminder::default();
+    loop {
+        let asked_at = clock::now();
+        match newest(&leader.client, &path).await {
+            Ok(version) => {
+                failures.ended();
+                ward.lock().marks.set(version, asked_at);
+            }
+            Err(error) => {
+                if failures.failed(&error.to_string(), std::time::Instant::now()) {
+                    tracing::warn!(
+                        error = error.to_string(),
+                        "cannot ask how new what is told of Pods is, and until then none is turned; trying again"
+                    );
+                }
+            }
+        }
+        sleep(MARK).await;
     }
 }
 
@@ -241,15 +290,21 @@ async fn look_ahead(leader: &Leader, ward: &Ward, registries: &[String]) -> Infa
     }
     loop {
         let started = Instant::now();
-        {
-            let snapshot = leader.store.snapshot();
-            let index = leader.store.index();
-            ward.look_ahead(&Ahead {
-                snapshot: &snapshot,
-                index: &index,
-                registries,
-                now: clock::now(),
-            });
+        let upstream = ward.lock().queue.upstream();
+        for pods in upstream.chunks(PORTION) {
+            {
+                let snapshot = leader.store.snapshot();
+                let index = leader.store.index();
+                let by = Ahead {
+                    snapshot: &snapshot,
+                    index: &index,
+                    registries,
+                    now: clock::now(),
+                };
+                ward.look_ahead(pods, &by);
+            }
+            // Whoever writes the index or tells of Pods has its turn.
+            tokio::task::yield_now().await;
         }
         let (least, times) = LOOK_AHEAD;
         sleep((started.elapsed() * times).max(least)).await;
@@ -331,9 +386,9 @@ async fn carry_out(
     leader: &Leader,
     order: Box<Order>,
     events: &mpsc::Sender<Word>,
-) -> (Box<Order>, Result<Sent, NotWritten>) {
+) -> (Box<Order>, Result<(), NotWritten>) {
     let result = send(leader, &order).await;
-    if let Ok(Sent::Done) = result {
+    if result.is_ok() {
         for (turnings, turned) in [(&order.turned, true), (&order.told, false)] {
             tell(leader, &order.pod, turnings, turned, events);
         }
@@ -341,20 +396,9 @@ async fn carry_out(
     (order, result)
 }
 
-/// What became of an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sent {
-    Done,
-    /// Its node is inside a pull, and may be starting what its status calls waiting.
-    Pulls,
-}
-
 /// Patches the Pod, if there is something to turn.
-async fn send(leader: &Leader, order: &Order) -> Result<Sent, NotWritten> {
+async fn send(leader: &Leader, order: &Order) -> Result<(), NotWritten> {
     if !order.turned.is_empty() {
-        if order.is_late && pod_events::look(leader, &order.pod, is_pulling).await? {
-            return Ok(Sent::Pulls);
-        }
         let path = format!("/api/v1/namespaces/{}/pods", order.pod.namespace);
         let request = async {
             let request = json_patch(&path, &order.pod.name, &order.patch(clock::now()))?;
@@ -362,7 +406,7 @@ async fn send(leader: &Leader, order: &Order) -> Result<Sent, NotWritten> {
         };
         leader.writer.write_at_once("Pod", request).await?;
     }
-    Ok(Sent::Done)
+    Ok(())
 }
 
 /// Tells of containers of one Pod that they were turned, or would be: in the log and by a metric at once, and by one
@@ -475,12 +519,11 @@ fn ended(
     leader: &Leader,
     ward: &Ward,
     order: &Order,
-    result: Result<Sent, NotWritten>,
+    result: Result<(), NotWritten>,
 ) -> Result<(), NotWritten> {
     let (ending, outcome) = match &result {
-        Ok(Sent::Done) => (Ending::Done, None),
-        Ok(Sent::Pulls) => (Ending::Failed, None),
-        Err(NotWritten::NotLeading) => return result.map(drop),
+        Ok(()) => (Ending::Done, None),
+        Err(NotWritten::NotLeading) => return result,
         Err(NotWritten::Conflict | NotWritten::Gone) => (Ending::Changed, Some("changed")),
         // A test of the patch that does not hold is refused; so is what a policy forbids. The next version will tell.
         Err(NotWritten::Refused(error)) => {
@@ -507,7 +550,7 @@ fn ended(
         }
     }
     match result {
-        Err(NotWritten::Failed(_)) => result.map(drop),
+        Err(NotWritten::Failed(_)) => result,
         _ => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     api::{
-        self, HEALTH_LEASE, MODE_LABEL, PAUSED,
+        self, FORWARD_ALLOWED, HEALTH_LEASE, MODE_LABEL, PAUSED,
         newer::Unknown,
         v1alpha1::{ImageMirrorStatus, SweepStatus, micro_time},
     },
@@ -93,7 +93,7 @@ impl ConditionType {
             Self::ImagesReadable => "ImagesReadable",
             Self::SweepInTime => "SweepInTime",
             Self::Writable => "Writable",
-            Self::ForwardAllowed => "ForwardAllowed",
+            Self::ForwardAllowed => FORWARD_ALLOWED,
             Self::OwnersLeftAlone => "OwnersLeftAlone",
             Self::OriginalsRecorded => "OriginalsRecorded",
         }

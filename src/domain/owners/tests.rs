@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::*;
 use crate::domain::examples::NOW;
 
+const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -544,9 +545,12 @@ fn a_pod_that_ends_slowly_is_replaced_once() {
         let now = scene.now;
         scene.with(&pod, Some(now), |watch, pod| watch.take(pod, nothing, now));
         ending.push((pod, now));
+        scene.pass(10 * SECOND);
+        scene.create("web-0", WEB);
         scene.pass(5 * MINUTE);
         scene.create("web-1", WEB);
     }
+    assert_eq!(scene.asked, 2, "each was replaced");
     for (pod, deleted) in ending {
         for _ in 0..10 {
             let now = scene.now;
@@ -554,6 +558,7 @@ fn a_pod_that_ends_slowly_is_replaced_once() {
             scene.create(&generated(scene.made), WEB);
         }
     }
+    assert_eq!(scene.asked, 2, "and no one twice");
     assert!(!scene.is_left_alone("w-1"));
 }
 
@@ -632,6 +637,8 @@ fn owners_that_are_watched_have_a_bound_and_nobody_drives_out_others() {
     scene.delete(&pod);
     let pod = scene.create("web-0", WEB);
     let mut other = pod.clone();
+    // It is the one that was heard of the longest time ago.
+    scene.pass(SECOND);
     for number in 0..12_000 {
         let uid = format!("o-{number}");
         other.uid.clone_from(&uid);
@@ -649,6 +656,8 @@ fn owners_that_are_watched_have_a_bound_and_nobody_drives_out_others() {
             watch.take(&pod, nothing, now);
         });
     }
+    let watched = scene.watch.watched_owners();
+    assert!((5_000..=10_000).contains(&watched), "{watched}");
     scene.delete(&pod);
     let pod = scene.create("web-0", WEB);
     scene.delete(&pod);

@@ -594,6 +594,12 @@ impl Watch {
         }
     }
 
+    /// Returns how many owners are watched.
+    #[cfg(test)]
+    pub(super) fn watched_owners(&self) -> usize {
+        self.owners.len()
+    }
+
     /// Returns what is known of an owner. Where there is no room, a tenth of those goes that the fullest namespace has:
     /// nobody drives out another's.
     fn watched(&mut self, owner: &Resource, now: Timestamp) -> &mut Watched {

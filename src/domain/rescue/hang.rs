@@ -555,26 +555,6 @@ fn pulling_since(place: &Place, events: &[&PodEvent<'_>]) -> Option<Timestamp> {
     since.filter(|_| ended < since)
 }
 
-/// Whether a node is inside a pull for a Pod, as the Pod's Events tell, whatever its status says. While it is, the status
-/// shows the failure before, and a container that runs already is shown as waiting: one that is patched then is
-/// restarted.
-pub fn is_pulling(events: &[PodEvent<'_>]) -> bool {
-    let mut last: BTreeMap<&str, [Option<Timestamp>; 3]> = BTreeMap::new();
-    for event in events {
-        let which = match event.reason {
-            "Pulling" => 0,
-            "BackOff" => 1,
-            // `Failed`, `Pulled` and whatever else becomes of it.
-            _ => 2,
-        };
-        let at = &mut last.entry(event.field_path).or_default()[which];
-        *at = (*at).max(Some(event.at));
-    }
-    // Times are whole seconds. A pull that is refused begins and fails within one; none begins and waits again.
-    last.values()
-        .any(|[pulling, back_off, other]| pulling.is_some() && pulling > other && pulling >= back_off)
-}
-
 /// Returns the image that the message of an Event `Pulling` names.
 fn pulled_image(message: &str) -> Option<&str> {
     message.strip_prefix("Pulling image \"")?.strip_suffix('"')
@@ -987,55 +967,6 @@ mod tests {
         assert_eq!(scene.hangs.next(at(900)), None);
         change(&mut scene, |_| ());
         assert!(scene.hangs.next(at(900)).is_some());
-    }
-
-    #[test]
-    fn a_node_is_inside_a_pull_where_its_beginning_is_the_last_that_was_told() {
-        let check = |told: &[(&str, u64, &str)], expected| {
-            let event = |(reason, seconds, path): &(&'static str, u64, &'static str)| PodEvent {
-                reason,
-                message: "",
-                field_path: path,
-                host: "node-1",
-                at: at(*seconds),
-            };
-            let told: Vec<(&'static str, u64, &'static str)> = told
-                .iter()
-                .map(|(reason, seconds, path)| {
-                    let reasons = ["Pulling", "Failed", "BackOff", "Pulled"];
-                    let reason = reasons.into_iter().find(|known| known == reason).unwrap();
-                    (
-                        reason,
-                        *seconds,
-                        if path.is_empty() {
-                            APP
-                        } else {
-                            "spec.containers{b}"
-                        },
-                    )
-                })
-                .collect();
-            let events: Vec<_> = told.iter().map(event).collect();
-            assert_eq!(is_pulling(&events), expected, "{told:?}");
-        };
-        check(&[], false);
-        check(&[("Pulling", 1, "")], true);
-        check(&[("Pulling", 1, ""), ("Failed", 1, "")], false);
-        check(
-            &[("Pulling", 1, ""), ("Failed", 2, ""), ("BackOff", 12, "")],
-            false,
-        );
-        check(
-            &[("Failed", 2, ""), ("BackOff", 12, ""), ("Pulling", 20, "")],
-            true,
-        );
-        check(
-            &[("Failed", 2, ""), ("BackOff", 20, ""), ("Pulling", 20, "")],
-            true,
-        );
-        check(&[("Pulling", 20, ""), ("Pulled", 21, "")], false);
-        // One container of two is enough: the other may run already.
-        check(&[("BackOff", 12, ""), ("Pulling", 20, "b")], true);
     }
 
     #[test]

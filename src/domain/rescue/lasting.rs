@@ -5,8 +5,9 @@
 //!   five minutes, so that is said no sooner.
 //! - One whose kubelet does not try again though the mirror gives the image by now (kubernetes#119891). Each attempt
 //!   changes the status, so of a Pod that tells nothing for longer than the longest back-off its own Events are asked
-//!   for, and only if these tell of no attempt either it is so. Where such a Pod may be turned it was: then kubelet
-//!   tries within a second, whatever it waited for.
+//!   for, and only if these tell of no attempt either it is so. One that may be turned is, just after its next failure;
+//!   where that does not come, nobody knows whether kubelet idles or is inside a pull that no Event tells of any more, and
+//!   so it is told like the others.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -17,7 +18,6 @@ use super::{Failure, Judgement, Known, Left, Pod, PodId, StuckContainer, StuckPo
 use crate::domain::{
     health::State,
     image::Reference,
-    mirror::RescuePolicy,
     original::{candidate, mirrors_named_by},
     pod::PlaceKind,
     presence::{self, Index, Rules},
@@ -135,9 +135,10 @@ impl Lasts {
                  tell what its registry says"
             ),
             Some(mirror) => format!(
-                "Mirror {mirror} gives {image} by now, and the kubelet of node {node} has not tried to pull it for \
-                 container {container} since {since}, which is longer than its longest back-off. Write another \
-                 reference of the image into the Pod, which makes kubelet try at once, delete the Pod, or restart kubelet"
+                "Mirror {mirror} gives {image} by now, and the kubelet of node {node} has told of no attempt to pull it \
+                 for container {container} since {since}, which is longer than its longest back-off. Write another \
+                 reference of the image into the Pod, which makes kubelet try at once unless it is inside a pull, delete \
+                 the Pod, or restart kubelet"
             ),
         }
     }
@@ -241,8 +242,11 @@ impl Lasting {
     ) -> Option<Lasts> {
         let suspect = self.pods.get_mut(&(pod.namespace.clone(), pod.name.clone()))?;
         let is_same = suspect.pod == *pod;
-        // `BackOff`, and `Failed` with it, come again and again between two attempts.
-        let mut attempts = events.iter().filter(|event| event.reason == "Pulling");
+        // `BackOff`, and `Failed` with it, come again and again between two attempts. Another node's kubelet knows nothing
+        // of it.
+        let mut attempts = events
+            .iter()
+            .filter(|event| event.host == &*suspect.node && event.reason == "Pulling");
         let has_tried = attempts.any(|event| now.since(event.at) < IDLE);
         if !is_same || has_tried {
             return None;
@@ -301,11 +305,11 @@ fn waiting(stuck: &StuckPod, known: &Known<'_>, now: Timestamp) -> Vec<Waiting> 
     containers.collect()
 }
 
-/// Returns what a container waits for that names a mirror, cannot be pulled, and is not turned; none of those that are,
-/// and of those whom people told Kagami to leave alone.
+/// Returns what a container waits for that names a mirror, cannot be pulled, and is not turned, or not before it fails
+/// again; none of those whom people told Kagami to leave alone.
 pub fn missed(stuck: &StuckPod, container: &StuckContainer, known: &Known<'_>) -> Option<Missed> {
     let is_left = match stuck.judge(container, known) {
-        Judgement::Back { policy, .. } => policy < RescuePolicy::Enforce,
+        Judgement::Back { .. } => true,
         Judgement::Left(left) => matches!(
             left,
             Left::NoRecord
@@ -351,6 +355,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         examples::{NOW, mirror},
+        mirror::RescuePolicy,
         names::{ORIGINAL_IMAGE_PREFIX, RESCUED_ANNOTATION},
         rescue::Container,
         routing::Routing,
@@ -490,7 +495,7 @@ mod tests {
             reason,
             message: "",
             field_path: "",
-            host: "",
+            host: "node-1",
             at: ward.now.before(before),
         };
         let tried = [
@@ -501,6 +506,11 @@ mod tests {
             event("Pulling", IDLE),
             event("BackOff", Duration::ZERO),
             event("Failed", Duration::ZERO),
+            // Another node's kubelet knows nothing of it.
+            PodEvent {
+                host: "node-2",
+                ..event("Pulling", Duration::ZERO)
+            },
         ];
         assert_eq!(ward.looked(&tried), None);
         assert_eq!(ward.next(), None, "it was looked at just now");
@@ -515,13 +525,14 @@ mod tests {
         assert_eq!(ward.next(), None, "once");
     }
 
-    /// What may be turned is, and kubelet tries within a second.
+    /// What may be turned is, just after its next failure: where there is none, somebody has to know.
     #[test]
-    fn one_that_is_turned_is_not_told_of() {
+    fn one_that_would_be_turned_is_told_of_where_it_fails_no_more() {
         let mut ward = Ward::new();
         let annotations = BTreeMap::from([(format!("{ORIGINAL_IMAGE_PREFIX}app"), OWN.to_owned())]);
         ward.take_with("1", MIRRORED, "ImagePullBackOff", &annotations);
-        assert!(ward.lasting.pods.is_empty());
+        ward.later(IDLE);
+        assert_eq!(ward.looked(&[]).unwrap().reason(), "KubeletIdle");
         let mut audit = mirror("a", &["docker.io"]);
         audit.rescue = RescuePolicy::Audit;
         ward.routing = Routing::compile(vec![audit]);

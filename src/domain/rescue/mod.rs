@@ -11,6 +11,7 @@ mod former;
 pub mod forward;
 pub mod hang;
 pub mod lasting;
+mod marks;
 pub mod message;
 mod queue;
 pub mod unrecorded;
@@ -23,7 +24,8 @@ use serde_json::{Value, json};
 
 pub use self::{
     former::Register,
-    queue::{Ending, Next, Queue},
+    marks::Marks,
+    queue::{Ending, Id, Next, Queue, Seen},
 };
 use self::{
     forward::{Newcomer, refuses_signature},
@@ -48,11 +50,14 @@ const REASONS: [&str; 5] = [
     BACK_OFF,
     "RegistryUnavailable",
     "SignatureValidationFailed",
-    "ImageInspectError",
+    INSPECTION,
 ];
 
 /// The one for which it waits between two attempts.
 const BACK_OFF: &str = "ImagePullBackOff";
+
+/// The one for which it waits where its node cannot tell whether it has the image.
+const INSPECTION: &str = "ImageInspectError";
 
 /// How many containers a Pod has at most that is turned: where it has more, the policy that guards the companion's
 /// patches refuses them.
@@ -168,6 +173,8 @@ pub struct StuckPod {
     /// What its own label leaves.
     pub mode: Mode,
     pub containers: Vec<StuckContainer>,
+    /// All of its containers but one run or have ended well.
+    is_last_to_begin: bool,
     /// It has more containers than a Pod that is turned.
     is_large: bool,
     /// What was turned before; none where that cannot be read.
@@ -199,7 +206,8 @@ pub struct StuckContainer {
     /// As it stands in the Pod.
     pub image: Box<str>,
     pub failure: Failure,
-    /// An attempt to pull has just ended; after it kubelet waits before the next.
+    /// An attempt to pull has just ended; after it kubelet waits before the next. After a failed look at what the node
+    /// has it does not.
     has_just_failed: bool,
     /// What is recorded as its original, unless it is too long to be an image.
     recorded: Option<Box<str>>,
@@ -351,8 +359,6 @@ pub struct Order {
     pub turned: Vec<Turning>,
     /// What would be, where mirrors' policies allow to tell only.
     pub told: Vec<Turning>,
-    /// Its failure is not of just now, so that its node may have begun to pull again: [`hang::is_pulling`] tells.
-    pub is_late: bool,
     turns_before: Turns,
     has_annotations: bool,
 }
@@ -403,7 +409,9 @@ impl StuckPod {
                     name: container.name.into(),
                     image: container.image.into(),
                     failure,
-                    has_just_failed: container.waiting.is_some_and(|(reason, _)| reason != BACK_OFF),
+                    has_just_failed: container
+                        .waiting
+                        .is_some_and(|(reason, _)| ![BACK_OFF, INSPECTION].contains(&reason)),
                     has_record: recorded.is_some(),
                     is_refused_by_node,
                     recorded: recorded
@@ -420,6 +428,11 @@ impl StuckPod {
             id: pod.id(),
             created: pod.created,
             node: pod.node.into(),
+            is_last_to_begin: {
+                let all = pod.init_containers.iter().chain(&pod.containers);
+                let begin = all.filter(|container| !container.is_running && !container.has_succeeded);
+                begin.take(2).count() == 1
+            },
             is_large: pod.init_containers.len() + pod.containers.len() > CONTAINERS,
             // A value that nobody knows means off, as at admission.
             mode: mode.map_or(Mode::Enforce, |mode| mode.unwrap_or(Mode::Off)),
@@ -491,19 +504,6 @@ impl StuckPod {
             return Err(Left::TooManyContainers);
         }
         Ok((mirror, recorded, policy))
-    }
-
-    /// Whether an attempt to pull has ended that had not `before`.
-    fn has_failed_anew(&self, before: &Self) -> bool {
-        let fails = |pod: &Self, name: &str| {
-            let mut containers = pod.containers.iter();
-            containers.any(|container| container.has_just_failed && &*container.name == name)
-        };
-        let mut failed = self
-            .containers
-            .iter()
-            .filter(|container| container.has_just_failed);
-        failed.any(|container| !fails(before, &container.name))
     }
 
     /// Returns the turn by which a container went back to the image that stands there and cannot be pulled either.

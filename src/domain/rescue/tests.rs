@@ -460,7 +460,6 @@ fn a_patch_holds_for_the_pod_that_was_judged_alone() {
             turning(PlaceKind::InitContainer, 0, "init"),
         ],
         told: vec![turning(PlaceKind::Container, 2, "told")],
-        is_late: false,
         turns_before: [("containers.before".to_owned(), before)].into(),
         has_annotations: true,
     };

@@ -12,7 +12,7 @@ use crate::domain::{
     owners::LeftAlone,
     platform::{Label, Platforms},
     presence::Presence,
-    rescue::{Container, Known, Next, Queue},
+    rescue::{Container, Known, Next, Queue, Seen},
     selector::{Operator, Requirement},
     standing::Standing,
 };
@@ -54,7 +54,7 @@ impl Example {
                 ..Pod::default()
             },
             image: UPSTREAM.to_owned(),
-            reason: "ImagePullBackOff",
+            reason: "ErrImagePull",
             message: format!("Back-off pulling image \"{UPSTREAM}\""),
             annotations: BTreeMap::new(),
             snapshot,
@@ -464,20 +464,26 @@ fn both_ways_together_end() {
         now = now.after(Duration::from_secs(1));
         example.message = format!("Back-off pulling image \"{}\"", example.image);
         let version = round.to_string();
-        let pod = Pod {
-            resource_version: &version,
-            ..example.pod()
-        };
-        let known = Known {
-            routing: &example.snapshot.routing,
-            former: &[],
-            left_alone: &left_alone,
-        };
-        queue.take(&pod, &known, false, now);
-        queue.look_ahead(&Ahead {
-            now,
-            ..example.ahead()
-        });
+        for (reason, version) in [("ImagePullBackOff", "between"), ("ErrImagePull", &version)] {
+            example.reason = reason;
+            let pod = Pod {
+                resource_version: version,
+                ..example.pod()
+            };
+            let known = Known {
+                routing: &example.snapshot.routing,
+                former: &[],
+                left_alone: &left_alone,
+            };
+            queue.take(&pod, &known, Seen::Told { after: Some(now) }, now);
+        }
+        queue.look_ahead(
+            &queue.upstream(),
+            &Ahead {
+                now,
+                ..example.ahead()
+            },
+        );
         let Next::Order(order) = queue.next(now) else {
             continue;
         };
@@ -513,8 +519,8 @@ fn a_patch_forward_records_what_stood_there() {
         let mut queue = Queue::default();
         queue.begin_listing();
         queue.end_listing();
-        queue.take(&example.pod(), &known, false, NOW);
-        queue.look_ahead(&example.ahead());
+        queue.take(&example.pod(), &known, Seen::Told { after: Some(NOW) }, NOW);
+        queue.look_ahead(&queue.upstream(), &example.ahead());
         match queue.next(NOW) {
             Next::Order(order) => order.patch(NOW),
             other => panic!("{other:?}"),
@@ -566,13 +572,13 @@ fn what_goes_forward_waits_for_no_node() {
             former: &[],
             left_alone: &left_alone,
         };
-        queue.take(&example.pod(), &known, false, NOW);
+        queue.take(&example.pod(), &known, Seen::Told { after: Some(NOW) }, NOW);
     }
-    assert!(queue.look_ahead(&example.ahead()));
+    assert!(queue.look_ahead(&queue.upstream(), &example.ahead()));
     assert!(matches!(queue.next(NOW), Next::Order(order) if &*order.pod.name == "web"));
     // It is no more due where the proof has gone.
     example.index = Index::default();
-    assert!(!queue.look_ahead(&example.ahead()));
+    assert!(!queue.look_ahead(&queue.upstream(), &example.ahead()));
     assert_eq!(queue.next(NOW), Next::Nothing);
 }
 

@@ -1,11 +1,18 @@
 //! All stuck Pods of a cluster, and whose turn is next.
 //!
 //! Of Pods that are not stuck nothing is kept but, for those that are ready, two numbers: that tells which owners
-//! have nothing that serves. The namespace that has waited longest comes first, in it the Pods of such owners, then those
-//! that failed just now, then the newest. A version of a Pod is turned once: whatever came of it, the next event tells.
+//! have nothing that serves. The namespace that has waited longest comes first, in it the Pods of such owners, then the
+//! newest. A version of a Pod is turned once: whatever came of it, the next event tells.
+//!
+//! A status is as old as the beginning of kubelet's last round, and while a node pulls again, a container that it has
+//! started is shown as waiting. Only after an attempt that has just failed nothing is begun for a while ([`Attempts`]). So
+//! a container is turned soon after a failure, or else after the next one, which comes at the latest after kubelet's
+//! longest back-off of five minutes. Kubelet's Events would not tell: of one Pod it writes 25, and then one in five
+//! minutes (client-go's `EventSourceObjectSpamFilter`).
 //!
 //! An event and an order cost the logarithm of the number of Pods.
 
+mod attempts;
 mod nodes;
 mod ready;
 mod turns;
@@ -17,10 +24,12 @@ use std::{
     time::Duration,
 };
 
+pub use self::turns::Id;
 use self::{
+    attempts::Attempts,
     nodes::Nodes,
     ready::{Ready, owner},
-    turns::{Id, Lane, Merit, Turns},
+    turns::{Lane, Merit, Turns},
 };
 use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning, Way, forward::Ahead};
 use crate::domain::{image::Reference, mirror::RescuePolicy, time::Timestamp};
@@ -36,12 +45,12 @@ const COST: usize = 512;
 /// How long a Pod waits for its node to pull anything at all, before it is turned all the same.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long after a Pod was seen to fail its node surely waits before it pulls again: kubelet's first back-off takes ten
-/// seconds, and so does it at least until it looks at the Pod again; its status takes some of them.
-const FRESH: Duration = Duration::from_secs(6);
+/// The pause after a request that failed, while the failure that it is for is fresh, and after one that was refused.
+const RETRY: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(5);
 
-/// The pause after a failed request, and how long it may become.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(5));
+/// How long a pause may become.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
 /// The stuck Pods of a cluster.
 #[derive(Debug, Default)]
@@ -53,7 +62,7 @@ pub struct Queue {
     turns: Turns,
     /// Those that may be later.
     later: BTreeSet<(Timestamp, Id)>,
-    /// Those that are due and failed just now, by when that was.
+    /// Those that are due because they failed just now, by how long they are.
     fresh: BTreeSet<(Timestamp, Id)>,
     nodes: Nodes,
     ready: Ready,
@@ -63,6 +72,9 @@ pub struct Queue {
     waiting: usize,
     /// There was no room for one that waits.
     is_full: bool,
+    /// A stuck Pod was left out or forgotten for want of room since the last list began: one that is new here may have
+    /// been stuck for long.
+    is_partial: bool,
     /// The number of the last list of all Pods, and whether one was whole.
     listing: u32,
     is_complete: bool,
@@ -77,8 +89,8 @@ struct Entry {
     pod: StuckPod,
     owner: Option<u64>,
     since: Timestamp,
-    /// When it was last seen to begin to fail; none where it was listed as one that fails.
-    seen_at: Option<Timestamp>,
+    /// Of each container of the Pod.
+    attempts: Vec<Attempts>,
     plan: Plan,
     /// Since when an image that is no mirror's cannot be pulled, and from which registry.
     upstream_since: Option<(Box<str>, Timestamp)>,
@@ -97,7 +109,10 @@ enum Place {
     Idle,
     /// Something is, and was tried with this version.
     Tried,
-    Due(Merit),
+    /// The same, once it fails again.
+    Late,
+    /// With how long it is, where that has an end.
+    Due(Merit, Option<Timestamp>),
     /// It may be due from then on.
     Later(Timestamp),
     /// The same, or once its node pulls again.
@@ -127,6 +142,16 @@ struct Rest {
     is_refused: bool,
 }
 
+/// How a Pod was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It was so for nobody knows how long.
+    Listed,
+    /// This version of it was told, each version before was too, and it was written after that time; none where nobody
+    /// knows.
+    Told { after: Option<Timestamp> },
+}
+
 /// What is next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
@@ -154,6 +179,7 @@ impl Queue {
     /// Begins a list of all Pods: those not taken in before [`Queue::end_listing`] are gone.
     pub fn begin_listing(&mut self) {
         self.listing = self.listing.wrapping_add(1);
+        self.is_partial = false;
         self.ready.begin_listing();
     }
 
@@ -169,8 +195,8 @@ impl Queue {
         self.is_complete = true;
     }
 
-    /// Takes in a Pod. One that is `listed` was so for nobody knows how long. Returns whether something may be due.
-    pub fn take(&mut self, pod: &Pod<'_>, known: &Known<'_>, listed: bool, now: Timestamp) -> bool {
+    /// Takes in a Pod. Returns whether something may be due.
+    pub fn take(&mut self, pod: &Pod<'_>, known: &Known<'_>, seen: Seen, now: Timestamp) -> bool {
         for owner in self.ready.set(pod).into_iter().flatten() {
             self.turns
                 .set_ready(pod.namespace, owner, self.ready.serves(owner));
@@ -190,11 +216,11 @@ impl Queue {
         let may_be_due = stuck.is_some_and(|stuck| {
             let owner = owner(pod);
             let mut entry = match before {
-                Some(before) => before.next(stuck, owner, listed, now),
-                None => Entry::new(stuck, owner, listed, now),
+                Some(before) => before.next(stuck, owner, seen),
+                None => Entry::new(stuck, owner, seen, self.is_partial, now),
             };
             entry.listing = self.listing;
-            let since = if listed { entry.since } else { now };
+            let since = if seen == Seen::Listed { entry.since } else { now };
             entry.judge(known, since);
             let may_be_due = !entry.plan.is_empty();
             self.put_in(&id, entry, now);
@@ -234,18 +260,23 @@ impl Queue {
         }
     }
 
-    /// Looks which Pods go forward, by what is proven now. Returns whether something may be due.
-    pub fn look_ahead(&mut self, by: &Ahead<'_>) -> bool {
+    /// Returns the Pods that may go forward: those that fail upstream.
+    pub fn upstream(&self) -> Vec<Id> {
         let upstream = self.stuck.iter().filter(|(_, entry)| entry.plan.fails_upstream);
+        upstream.map(|(id, _)| Arc::clone(id)).collect()
+    }
+
+    /// Looks which of some Pods go forward, by what is proven now. Returns whether something may be due.
+    pub fn look_ahead(&mut self, pods: &[Id], by: &Ahead<'_>) -> bool {
         let mut any = false;
-        for id in upstream.map(|(id, _)| Arc::clone(id)).collect::<Vec<_>>() {
-            let Some(mut entry) = self.detach(&id) else {
+        for id in pods {
+            let Some(mut entry) = self.detach(id) else {
                 continue;
             };
             let waited = !entry.plan.is_empty();
             let owner = entry.owner;
             any |= entry.look_ahead(by);
-            self.put_in(&id, entry, by.now);
+            self.put_in(id, entry, by.now);
             if waited {
                 self.turns.leave(&id.0, owner);
             }
@@ -273,7 +304,7 @@ impl Queue {
             self.look();
             self.place(&id, now);
         }
-        while let Some((_, id)) = self.fresh.first().filter(|(at, _)| now.since(*at) >= FRESH) {
+        while let Some((_, id)) = self.fresh.first().filter(|(until, _)| *until <= now) {
             let id = Arc::clone(id);
             self.look();
             self.place(&id, now);
@@ -317,9 +348,11 @@ impl Queue {
             let Some(idle) = self.idle.first().cloned() else {
                 break;
             };
+            self.is_partial = true;
             self.forget(&idle);
         }
         if self.size + size > LIMIT {
+            self.is_partial = true;
             self.is_full |= !is_idle;
             return;
         }
@@ -375,18 +408,18 @@ impl Queue {
             return;
         };
         let before = std::mem::replace(&mut entry.place, place);
-        let (owner, seen_at) = (entry.owner, entry.seen_at.unwrap_or_default());
+        let owner = entry.owner;
         let is_waiting = |place: Place| usize::from(entry.waits_in(place));
         self.waiting = self.waiting + is_waiting(place) - is_waiting(before);
         match before {
             Place::Idle => {
                 self.idle.remove(id);
             }
-            Place::Tried => {}
-            Place::Due(merit) => {
+            Place::Tried | Place::Late => {}
+            Place::Due(merit, until) => {
                 self.turns.remove(merit, id, owner);
-                if !merit.is_late {
-                    self.fresh.remove(&(seen_at, Arc::clone(id)));
+                if let Some(until) = until {
+                    self.fresh.remove(&(until, Arc::clone(id)));
                 }
             }
             Place::Later(at) | Place::Held(at) => {
@@ -397,11 +430,11 @@ impl Queue {
             Place::Idle => {
                 self.idle.insert(Arc::clone(id));
             }
-            Place::Tried => {}
-            Place::Due(merit) => {
+            Place::Tried | Place::Late => {}
+            Place::Due(merit, until) => {
                 self.turns.add(merit, id, owner);
-                if !merit.is_late {
-                    self.fresh.insert((seen_at, Arc::clone(id)));
+                if let Some(until) = until {
+                    self.fresh.insert((until, Arc::clone(id)));
                 }
             }
             Place::Later(at) | Place::Held(at) => {
@@ -420,13 +453,17 @@ impl Queue {
 }
 
 impl Entry {
-    fn new(pod: StuckPod, owner: Option<u64>, listed: bool, now: Timestamp) -> Self {
-        let since = pod.created.filter(|_| listed).unwrap_or(now);
+    /// Returns it as one that nothing was known of. Where not all that are stuck are known, it may be so for long.
+    fn new(pod: StuckPod, owner: Option<u64>, seen: Seen, is_partial: bool, now: Timestamp) -> Self {
+        let since = pod.created.filter(|_| seen == Seen::Listed).unwrap_or(now);
+        let seen = if is_partial { Seen::Listed } else { seen };
+        let attempts = pod.containers.iter();
+        let attempts = attempts.map(|container| Attempts::default().next(None, container, false, seen));
         Self {
-            pod,
             owner,
             since: since.min(now),
-            seen_at: (!listed).then_some(now),
+            attempts: attempts.collect(),
+            pod,
             plan: Plan::default(),
             upstream_since: None,
             rest: Rest::default(),
@@ -437,13 +474,18 @@ impl Entry {
     }
 
     /// Returns what becomes of it with the Pod's next version, or the same again.
-    fn next(mut self, pod: StuckPod, owner: Option<u64>, listed: bool, now: Timestamp) -> Self {
+    fn next(mut self, pod: StuckPod, owner: Option<u64>, seen: Seen) -> Self {
         if self.pod.id.resource_version != pod.id.resource_version {
             self.rest.renew();
-        }
-        // Kubelet wrote that an attempt ended: what it says of all containers is true now.
-        if !listed && pod.has_failed_anew(&self.pod) {
-            self.seen_at = Some(now);
+            let is_alone = self.pod.is_last_to_begin && pod.is_last_to_begin;
+            let attempts = pod.containers.iter().map(|container| {
+                let mut before = self.pod.containers.iter().zip(&self.attempts);
+                match before.find(|(before, _)| before.name == container.name) {
+                    Some((before, attempts)) => attempts.next(Some(before), container, is_alone, seen),
+                    None => Attempts::default().next(None, container, false, seen),
+                }
+            });
+            self.attempts = attempts.collect();
         }
         (self.pod, self.owner) = (pod, owner);
         self
@@ -515,18 +557,19 @@ impl Entry {
         if self.rest.version.as_ref() == Some(&self.pod.id.resource_version) {
             return Place::Tried;
         }
-        let lane = if self.plan.turned.is_empty() {
-            Lane::Tell
-        } else {
-            Lane::Turn
-        };
-        let merit = Merit {
+        if let Some(until) = self.rest.until.filter(|until| *until > now) {
+            return Place::Later(until);
+        }
+        let merit = |lane| Merit {
             lane,
-            is_late: self.is_late(now),
             created: Reverse(self.pod.created),
         };
-        let until = self.rest.until.filter(|until| *until > now);
-        until.map_or(Place::Due(merit), Place::Later)
+        if self.plan.turned.is_empty() {
+            return Place::Due(merit(Lane::Tell), None);
+        }
+        let waits = self.plan.turned.iter();
+        let until = waits.filter_map(|turning| self.waits_until(turning, now)).min();
+        until.map_or(Place::Late, |until| Place::Due(merit(Lane::Turn), Some(until)))
     }
 
     /// Whether one of its containers goes back, or would.
@@ -535,9 +578,12 @@ impl Entry {
         turnings.any(|turning| turning.way == Way::Back)
     }
 
-    /// Whether its failure is not of just now.
-    fn is_late(&self, now: Timestamp) -> bool {
-        self.seen_at.is_none_or(|at| now.since(at) >= FRESH)
+    /// Returns until when kubelet surely does nothing for a container that is to be turned; none where it may already.
+    fn waits_until(&self, turning: &Turning, now: Timestamp) -> Option<Timestamp> {
+        let mut containers = self.pod.containers.iter().zip(&self.attempts);
+        let (_, attempts) = containers.find(|(container, _)| container.name == turning.container)?;
+        let until = attempts.waits_until()?;
+        Some(until).filter(|until| *until > now)
     }
 
     /// Whether it waits to be turned where it stands there.
@@ -545,19 +591,23 @@ impl Entry {
         !self.plan.turned.is_empty() && !matches!(place, Place::Idle | Place::Tried)
     }
 
-    /// Takes the order out. Its next one is for another version, or after a failure.
+    /// Takes the order out: of those that failed just now. Its next one is for another version, or after a failure.
     fn order(&mut self, now: Timestamp) -> Order {
+        let turned = self.plan.turned.iter();
+        let turned: Vec<_> = turned
+            .filter(|turning| self.waits_until(turning, now).is_some())
+            .cloned()
+            .collect();
         // What is only told may yet be turned, where the policy becomes another one.
-        if !self.plan.turned.is_empty() {
+        if !turned.is_empty() {
             self.rest.version = Some(self.pod.id.resource_version.clone());
         }
         let told = std::mem::take(&mut self.plan.told);
         self.told.extend(told.iter().cloned());
         Order {
             pod: self.pod.id.clone(),
-            turned: self.plan.turned.clone(),
+            turned,
             told,
-            is_late: self.is_late(now),
             turns_before: self.pod.turns.clone().unwrap_or_default(),
             has_annotations: self.pod.has_annotations,
         }
@@ -575,7 +625,8 @@ impl Entry {
             } = turning;
             COST / 4 + container.len() + from.len() + to.len() + mirror.len()
         });
-        COST + self.pod.size() + turnings.sum::<usize>()
+        let attempts = self.attempts.len() * size_of::<Attempts>();
+        COST + self.pod.size() + attempts + turnings.sum::<usize>()
     }
 }
 
@@ -598,8 +649,9 @@ impl Rest {
             Ending::Changed => {}
             Ending::Refused | Ending::Failed => {
                 self.version = None;
-                let pause = PAUSE.0 * 2_u32.saturating_pow(self.failures.min(16));
-                self.until = Some(now.after(pause.min(PAUSE.1)));
+                let first = if self.is_refused { PAUSE } else { RETRY };
+                let pause = first * 2_u32.saturating_pow(self.failures.min(16));
+                self.until = Some(now.after(pause.min(LONGEST_PAUSE)));
                 self.failures += 1;
             }
         }

@@ -9,7 +9,7 @@ use crate::domain::{
     routing::Routing,
 };
 
-use super::nodes::TELLING;
+use super::{attempts::FRESH, nodes::TELLING};
 
 const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1.29";
 
@@ -42,7 +42,7 @@ const CASE: Case<'_> = Case {
     owner: None,
     version: "1",
     image: MIRRORED,
-    reason: "ImagePullBackOff",
+    reason: "ErrImagePull",
     node: "node",
     created: 0,
     is_ready: false,
@@ -104,7 +104,26 @@ impl Hospital {
             former: &[],
             left_alone: &left_alone,
         };
-        self.queue.take(&pod, &known, case.is_listed, self.now)
+        let seen = if case.is_listed {
+            Seen::Listed
+        } else {
+            Seen::Told {
+                after: Some(self.now),
+            }
+        };
+        self.queue.take(&pod, &known, seen, self.now)
+    }
+
+    /// Takes in that a Pod which is stuck was tried again, and failed.
+    fn fail_again(&mut self, case: Case<'_>) {
+        for (reason, version) in [("ImagePullBackOff", "between"), ("ErrImagePull", case.version)] {
+            self.take(Case {
+                reason,
+                version,
+                is_listed: false,
+                ..case
+            });
+        }
     }
 
     fn remove(&mut self, case: Case<'_>) {
@@ -153,72 +172,289 @@ fn each_version_is_turned_once() {
     assert!(hospital.order().is_some());
 }
 
-/// A status is as old as the end of kubelet's last round: its node may be inside a pull by now.
+/// A status is as old as kubelet's last round: its node may be inside a pull by now, and what it shows as waiting may run.
 #[test]
-fn an_order_says_whether_its_failure_is_of_just_now() {
-    let late = |is_listed, seconds| {
+fn a_pod_is_turned_just_after_a_failure_and_else_after_the_next() {
+    let check = |case: Case<'_>, seconds: u64, at_once: bool| {
         let mut hospital = Hospital::new();
-        hospital.take(Case { is_listed, ..CASE });
+        hospital.take(case);
         hospital.later(seconds);
-        hospital.take(Case { version: "2", ..CASE });
-        hospital.order().unwrap().is_late
+        // Whatever changes of it says nothing new.
+        hospital.take(Case { version: "2", ..case });
+        assert_eq!(hospital.queue.waiting(), 1);
+        assert_eq!(hospital.order().is_some(), at_once, "after {seconds} s");
+        if !at_once {
+            assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
+            hospital.later(100);
+            hospital.fail_again(Case { version: "3", ..case });
+            assert_eq!(hospital.all(), ["team/web"]);
+        }
+        assert_eq!(hospital.queue.waiting(), 0);
+        assert!(hospital.queue.fresh.is_empty());
     };
-    assert!(!late(false, 0));
-    assert!(!late(false, FRESH.as_secs() - 1));
-    assert!(late(false, FRESH.as_secs()));
-    assert!(late(true, 0));
-}
-
-/// Of these nobody needs to ask whether their nodes pull again, which costs the more the more Pods are stuck.
-#[test]
-fn those_that_failed_just_now_go_before_the_others_of_their_owner() {
-    let mut hospital = Hospital::new();
-    let fails = |name, version| Case {
-        name,
-        version,
-        reason: "ErrImagePull",
+    check(CASE, 0, true);
+    check(CASE, FRESH.as_secs() - 1, true);
+    check(CASE, FRESH.as_secs(), false);
+    let with = |reason| Case { reason, ..CASE };
+    check(with("RegistryUnavailable"), 0, true);
+    // Between two attempts, or where a node cannot even look, nobody knows when the next one is.
+    check(with("ImagePullBackOff"), 0, false);
+    check(with("ImageInspectError"), 0, false);
+    let listed = Case {
+        is_listed: true,
         ..CASE
     };
-    for (name, created) in [("older", 1), ("newer", 2), ("newest", 3)] {
-        hospital.take(Case {
+    check(listed, 0, false);
+}
+
+/// One that is due and waits for its turn meanwhile is due no more.
+#[test]
+fn who_waits_for_too_long_for_a_turn_waits_for_the_next_failure() {
+    let mut hospital = Hospital::new();
+    for name in ["one", "two"] {
+        hospital.take(Case { name, ..CASE });
+    }
+    assert!(hospital.order().is_some());
+    hospital.later(FRESH.as_secs());
+    assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
+    assert_eq!(hospital.queue.waiting(), 1);
+    for name in ["one", "two"] {
+        hospital.fail_again(Case {
             name,
-            created,
-            is_listed: true,
+            version: "2",
             ..CASE
         });
     }
-    hospital.later(60);
-    hospital.take(fails("older", "2"));
-    hospital.take(Case {
-        created: 2,
-        ..fails("newer", "2")
-    });
-    // Not by whatever else changes of one that failed once.
-    hospital.later(FRESH.as_secs());
-    hospital.take(Case {
-        created: 2,
-        ..fails("newer", "3")
-    });
-    hospital.take(Case {
-        version: "3",
-        ..fails("older", "3")
-    });
-    hospital.take(Case {
-        created: 1,
-        version: "4",
-        name: "older",
-        ..CASE
-    });
-    hospital.take(Case {
-        created: 1,
-        ..fails("older", "5")
-    });
-    let orders: Vec<_> = std::iter::from_fn(|| hospital.order())
-        .map(|order| (order.pod.name, order.is_late))
-        .collect();
-    let expected = [("older", false), ("newest", true), ("newer", true)];
-    assert_eq!(orders, expected.map(|(name, is_late)| (name.into(), is_late)));
-    assert!(hospital.queue.fresh.is_empty());
+    assert_eq!(hospital.all().len(), 2);
+}
+
+/// While one is tried in vain, another one of the same Pod may be inside a pull.
+#[test]
+fn of_a_pods_containers_those_are_turned_that_failed_just_now() {
+    let mut hospital = Hospital::new();
+    let annotations: BTreeMap<_, _> = ["a", "b"]
+        .map(|name| (format!("{ORIGINAL_IMAGE_PREFIX}{name}"), "nginx:1.29".to_owned()))
+        .into();
+    let message = format!("Back-off pulling image \"{MIRRORED}\"");
+    let turned = |hospital: &mut Hospital, version: &str, reasons: [&'static str; 2]| -> Vec<String> {
+        let containers = ["a", "b"]
+            .into_iter()
+            .zip(reasons)
+            .map(|(name, reason)| Container {
+                name,
+                image: MIRRORED,
+                waiting: Some((reason, &message)),
+                ..Container::default()
+            });
+        let pod = Pod {
+            uid: "u",
+            namespace: "team",
+            name: "web",
+            resource_version: version,
+            annotations: Some(&annotations),
+            containers: containers.collect(),
+            ..Pod::default()
+        };
+        let left_alone = BTreeSet::new();
+        let known = Known {
+            routing: &hospital.routing,
+            former: &[],
+            left_alone: &left_alone,
+        };
+        let seen = Seen::Told {
+            after: Some(hospital.now),
+        };
+        hospital.queue.take(&pod, &known, seen, hospital.now);
+        let turned = hospital.order().map(|order| order.turned);
+        hospital.later(1);
+        let names = turned
+            .iter()
+            .flatten()
+            .map(|turning| turning.container.to_string());
+        names.collect()
+    };
+    let (fails, waits) = ("ErrImagePull", "ImagePullBackOff");
+    assert_eq!(turned(&mut hospital, "1", [fails, waits]), ["a"]);
+    assert_eq!(turned(&mut hospital, "2", [waits, fails]), ["a", "b"]);
+    hospital.later(10);
+    let nothing: [&str; 0] = [];
+    assert_eq!(turned(&mut hospital, "3", [waits, waits]), nothing);
+    assert_eq!(turned(&mut hospital, "4", [waits, fails]), ["b"]);
+}
+
+/// The image of another one may be pulled after its own was tried in vain, and then nobody knows how old that is.
+#[test]
+fn one_that_is_the_last_to_begin_may_be_turned_for_longer() {
+    let annotations = BTreeMap::from([(format!("{ORIGINAL_IMAGE_PREFIX}app"), "nginx:1.29".to_owned())]);
+    let message = format!("Back-off pulling image \"{MIRRORED}\"");
+    let is_turned = |other: Container<'static>| {
+        let mut hospital = Hospital::new();
+        for attempt in 0..4 {
+            for (reason, part) in [("ImagePullBackOff", "a"), ("ErrImagePull", "b")] {
+                let app = Container {
+                    name: "app",
+                    image: MIRRORED,
+                    waiting: Some((reason, &message)),
+                    ..Container::default()
+                };
+                let version = format!("{attempt}{part}");
+                let pod = Pod {
+                    uid: "u",
+                    namespace: "team",
+                    name: "web",
+                    resource_version: &version,
+                    annotations: Some(&annotations),
+                    containers: vec![app, other],
+                    ..Pod::default()
+                };
+                let left_alone = BTreeSet::new();
+                let known = Known {
+                    routing: &hospital.routing,
+                    former: &[],
+                    left_alone: &left_alone,
+                };
+                let seen = Seen::Told {
+                    after: Some(hospital.now),
+                };
+                hospital.queue.take(&pod, &known, seen, hospital.now);
+            }
+            hospital.later(20);
+        }
+        hospital.order().is_some()
+    };
+    let other = Container {
+        name: "other",
+        image: "other:1",
+        ..Container::default()
+    };
+    let runs = Container {
+        is_running: true,
+        ..other
+    };
+    let has_ended = Container {
+        has_succeeded: true,
+        ..other
+    };
+    assert!(is_turned(runs) && is_turned(has_ended));
+    let begins = Container {
+        waiting: Some(("ContainerCreating", "")),
+        ..other
+    };
+    assert!(!is_turned(begins));
+}
+
+/// Pods that fail again and again as kubelet writes it.
+struct Ward {
+    hospital: Hospital,
+    /// What comes next of a Pod: when, and which.
+    events: BTreeSet<(u64, usize)>,
+    pods: Vec<Patient>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Patient {
+    attempts: u32,
+    attempted_at: Option<u64>,
+    fails: bool,
+    version: u64,
+}
+
+impl Ward {
+    /// Returns Pods of which each is tried when `begins` says, in milliseconds: for the first time, or after so many
+    /// attempts as one that was listed.
+    fn new(count: usize, attempts: u32, begins: impl Fn(u64) -> u64) -> Self {
+        let patient = Patient {
+            attempts,
+            ..Patient::default()
+        };
+        let mut ward = Self {
+            hospital: Hospital::new(),
+            events: BTreeSet::new(),
+            pods: vec![patient; count],
+        };
+        for number in 0..count {
+            if attempts > 0 {
+                ward.tell(number, "ImagePullBackOff", true);
+            }
+            ward.events.insert((begins(number as u64), number));
+        }
+        ward
+    }
+
+    fn tell(&mut self, number: usize, reason: &str, is_listed: bool) {
+        self.pods[number].version += 1;
+        self.hospital.take(Case {
+            name: &number.to_string(),
+            version: &self.pods[number].version.to_string(),
+            reason,
+            is_listed,
+            ..CASE
+        });
+    }
+
+    /// Kubelet looks at a Pod.
+    fn look(&mut self, at: u64, number: usize) {
+        // Ten to fifteen seconds, as it has it.
+        let pause = 10_000 + (number as u64 * 7919 + at) % 5_000;
+        let pod = &mut self.pods[number];
+        let back_off = (10_000_u64 << pod.attempts.saturating_sub(1).min(5)).min(300_000);
+        let is_first = pod.attempts == 0;
+        let fails = std::mem::take(&mut pod.fails);
+        if pod.attempted_at.is_none_or(|before| at >= before + back_off) {
+            pod.attempts += 1;
+            (pod.attempted_at, pod.fails) = (Some(at), true);
+        }
+        if !is_first {
+            self.tell(
+                number,
+                if fails { "ErrImagePull" } else { "ImagePullBackOff" },
+                false,
+            );
+        }
+        // The Pod's sandbox has just been made.
+        let pause = if is_first { 1_000 } else { pause };
+        self.events.insert((at + pause, number));
+    }
+
+    /// Returns how many seconds it takes to turn all of them, ten a second.
+    fn takes(mut self) -> u64 {
+        let mut left = self.pods.len();
+        for tick in 1.. {
+            let at = tick * 100;
+            self.hospital.now = NOW.after(Duration::from_millis(at));
+            while let Some((due, number)) = self.events.first().copied().filter(|(due, _)| *due <= at) {
+                self.events.remove(&(due, number));
+                self.look(due, number);
+            }
+            if let Some(order) = self.hospital.order() {
+                self.hospital.take(Case {
+                    name: &order.pod.name,
+                    is_ready: true,
+                    ..CASE
+                });
+                let number: usize = order.pod.name.parse().unwrap();
+                self.events.retain(|(_, known)| *known != number);
+                left -= 1;
+                if left == 0 {
+                    return at / 1000;
+                }
+            }
+        }
+        unreachable!()
+    }
+}
+
+/// Though each waits for a failure of just now: those that fail at once wait for one another, and soon kubelet waits for
+/// longer than they do; of those that failed for long always some have just failed.
+#[test]
+fn all_are_turned_in_about_the_time_that_the_rate_allows() {
+    let begin_at_once = Ward::new(3000, 0, |number| number);
+    let takes = begin_at_once.takes();
+    assert!((300..=400).contains(&takes), "{takes} s");
+    // Who does not get its turn just after the first failure that is told gets it after the second, five minutes later.
+    let listed = Ward::new(4000, 8, |number| number * 75);
+    let takes = listed.takes();
+    assert!((400..=650).contains(&takes), "{takes} s");
 }
 
 #[test]
@@ -226,7 +462,7 @@ fn what_failed_is_tried_again_less_and_less_often() {
     let mut hospital = Hospital::new();
     hospital.take(CASE);
     let mut pauses = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..3 {
         let order = hospital.order().unwrap();
         hospital.queue.end(&order.pod, Ending::Failed, hospital.now);
         let Next::In(pause) = hospital.queue.next(hospital.now) else {
@@ -235,7 +471,11 @@ fn what_failed_is_tried_again_less_and_less_often() {
         pauses.push(pause.as_secs());
         hospital.later(pause.as_secs());
     }
-    assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300]);
+    assert_eq!(pauses, [1, 2, 4]);
+    // Its failure is not of just now any more.
+    assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
+    hospital.fail_again(Case { version: "2", ..CASE });
+    assert!(hospital.order().is_some());
 }
 
 #[test]
@@ -396,7 +636,13 @@ fn a_node_that_pulls_nothing_at_all_is_waited_for_but_not_for_ever() {
     assert_eq!(hospital.all(), ["team/web"]);
 
     let mut hospital = cut_off();
-    hospital.later(PATIENCE.as_secs());
+    hospital.later(PATIENCE.as_secs() - 1);
+    hospital.fail_again(Case { version: "2", ..CASE });
+    assert_eq!(
+        hospital.queue.next(hospital.now),
+        Next::In(Duration::from_secs(1))
+    );
+    hospital.later(1);
     assert_eq!(hospital.all(), ["team/web"]);
 
     // What it pulled well speaks against those that failed before, and not against those that fail after.
@@ -514,7 +760,7 @@ fn a_pod_that_was_turned_does_not_count_against_its_node() {
             let container = Container {
                 name: "app",
                 image,
-                waiting: Some(("ImagePullBackOff", message)),
+                waiting: Some(("ErrImagePull", message)),
                 ..Container::default()
             };
             let pod = Pod {
@@ -531,7 +777,7 @@ fn a_pod_that_was_turned_does_not_count_against_its_node() {
                 former: &[],
                 left_alone: &left_alone,
             };
-            hospital.queue.take(&pod, &known, false, NOW);
+            hospital.queue.take(&pod, &known, Seen::Listed, NOW);
         }
         hospital.take(CASE);
         assert_eq!(hospital.all(), ["team/web"], "{message}");
@@ -577,26 +823,27 @@ fn what_is_refused_again_waits_though_the_pod_tells_something_new() {
     hospital.queue.end(&order.pod, Ending::Refused, hospital.now);
     assert_eq!(
         hospital.queue.next(hospital.now),
-        Next::In(PAUSE.0),
+        Next::In(PAUSE),
         "it may change its mind"
     );
-    hospital.take(version(1));
+    hospital.fail_again(version(1));
     let mut pauses = Vec::new();
     for number in 2..9 {
         let order = hospital.order().unwrap();
         hospital.queue.end(&order.pod, Ending::Refused, hospital.now);
-        hospital.take(version(number));
+        hospital.fail_again(version(number));
         let Next::In(pause) = hospital.queue.next(hospital.now) else {
             panic!("it is tried again")
         };
         pauses.push(pause.as_secs());
         hospital.later(pause.as_secs());
+        hospital.fail_again(version(100 + number));
     }
     assert_eq!(pauses, [10, 20, 40, 80, 160, 300, 300]);
     // Once it was done, nothing is held against the Pod.
     let order = hospital.order().unwrap();
     hospital.queue.end(&order.pod, Ending::Done, hospital.now);
-    hospital.take(version(9));
+    hospital.fail_again(version(9));
     assert!(hospital.order().is_some());
 }
 
@@ -622,6 +869,12 @@ fn there_is_no_order_before_the_first_list_ended() {
         is_ready: true,
         ..pod("runs", "serves")
     });
+    hospital.fail_again(Case {
+        created: 1,
+        ..pod("stuck", "serves")
+    });
+    hospital.fail_again(pod("none", "alone"));
+    assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
     hospital.queue.end_listing();
     assert_eq!(hospital.all(), ["team/none", "team/stuck"]);
     // A later one holds up nobody.
@@ -689,7 +942,29 @@ fn whose_turn_it_was_is_forgotten_with_the_pods_that_wait() {
     });
     hospital.remove(owned("c", "runs", "q"));
     let names: Vec<_> = hospital.all();
-    assert_eq!(names, ["c/stuck", "b/two", "c/other"]);
+    assert_eq!(names, ["b/two", "c/stuck", "c/other"]);
+}
+
+/// Else who lets one Pod after the other get stuck, each in a namespace of its own, takes every turn.
+#[test]
+fn a_namespace_that_comes_back_waits_for_those_that_waited() {
+    let mut hospital = Hospital::new();
+    for number in 0..9 {
+        let name = number.to_string();
+        hospital.take(owned("many", &name, "o"));
+    }
+    let mut of_many = 0;
+    for number in 0..9 {
+        let namespace = format!("a-{number}");
+        hospital.take(owned(&namespace, "web", "o"));
+        let PodId { namespace, name, .. } = hospital.order().unwrap().pod;
+        of_many += usize::from(*namespace == *"many");
+        hospital.take(Case {
+            is_ready: true,
+            ..owned(&namespace, &name, "o")
+        });
+    }
+    assert!(of_many >= 3, "{of_many}");
 }
 
 /// Who fills it with images that are no mirror's shuts out nobody.
@@ -711,6 +986,16 @@ fn there_is_room_for_those_that_can_be_helped() {
         assert!(hospital.take(Case { name: &name, ..CASE }));
     }
     assert!(hospital.queue.size <= LIMIT && !hospital.queue.is_full());
+    // Some of them may be those that were forgotten, and have failed for long.
+    assert!(hospital.all().len() < 100);
+    for number in 0..100 {
+        let name = format!("web-{number}");
+        hospital.fail_again(Case {
+            name: &name,
+            version: "2",
+            ..CASE
+        });
+    }
     assert_eq!((hospital.queue.waiting(), hospital.all().len()), (100, 100));
     let before = hospital.queue.stuck.len();
     hospital.queue.begin_listing();
@@ -732,6 +1017,8 @@ fn where_there_is_no_room_it_is_told() {
     hospital.queue.size = 0;
     hospital.take(CASE);
     assert!(!hospital.queue.is_full());
+    assert_eq!(hospital.order(), None, "it may have failed for long");
+    hospital.fail_again(Case { version: "2", ..CASE });
     assert!(hospital.order().is_some());
 }
 
@@ -766,7 +1053,7 @@ fn fifty_thousand_stuck_pods_are_turned_in_an_order_that_costs_little() {
     }
     assert_eq!((turned, hospital.queue.looks), (PODS, PODS));
     assert_eq!(hospital.queue.waiting(), PODS / 10 - 10);
-    hospital.later(PAUSE.0.as_secs());
+    hospital.later(RETRY.as_secs());
     assert_eq!(hospital.all().len(), PODS / 10 - 10);
     assert_eq!(hospital.queue.looks, PODS + 2 * (PODS / 10 - 10));
 }

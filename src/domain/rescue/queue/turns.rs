@@ -1,6 +1,5 @@
 //! Whose turn is next, of the Pods that are due: to help goes before to tell, then the namespace that has waited
-//! longest, in it owners that serve nothing, then Pods that failed just now, of which nobody needs to ask whether their
-//! nodes pull again, then the newest.
+//! longest, in it owners that serve nothing, then the newest Pods.
 //!
 //! Every change costs the logarithm of the number of Pods, also one that moves all Pods of an owner or a namespace.
 
@@ -13,7 +12,7 @@ use std::{
 use crate::domain::time::Timestamp;
 
 /// Namespace and name of a Pod.
-pub(super) type Id = Arc<(Box<str>, Box<str>)>;
+pub type Id = Arc<(Box<str>, Box<str>)>;
 
 /// What is done for a Pod: the first comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,8 +27,6 @@ pub(super) enum Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Merit {
     pub(super) lane: Lane,
-    /// Its failure is not of just now.
-    pub(super) is_late: bool,
     /// The newest come first.
     pub(super) created: Reverse<Option<Timestamp>>,
 }
@@ -51,10 +48,11 @@ pub(super) struct Turns {
     count: u64,
 }
 
-/// A namespace with Pods that wait; it is forgotten with the last of them.
+/// A namespace with Pods that wait; it is forgotten with the last of them. One that comes, or comes back, has waited for
+/// less long than all that are there.
 #[derive(Debug, Default)]
 struct Namespace {
-    /// The number of its last turn.
+    /// The number of its last turn, or of the last one before it came.
     served: u64,
     /// By owner.
     groups: HashMap<Option<u64>, Group>,
@@ -156,7 +154,11 @@ impl Turns {
     }
 
     fn change_namespace(&mut self, name: &str, change: impl FnOnce(&mut Namespace)) {
-        let mut namespace = self.namespaces.remove(name).unwrap_or_default();
+        let known = self.namespaces.remove(name);
+        let mut namespace = known.unwrap_or_else(|| Namespace {
+            served: self.count,
+            ..Namespace::default()
+        });
         if let Some(rank) = namespace.rank(name) {
             self.order.remove(&rank);
         }

@@ -31,6 +31,9 @@ const LIMIT: usize = 2_000;
 /// How long nothing is done with a Pod after a request of it failed, as where a disruption budget is used up.
 const PAUSE: std::time::Duration = std::time::Duration::from_mins(1);
 
+/// How long nobody is evicted after the API server said that the companion has no right to.
+const NO_RIGHT: std::time::Duration = std::time::Duration::from_mins(10);
+
 /// The owners that make a Pod anew without counting it as a failure: API version and kind.
 const OWNERS: [(&str, &str); 3] = [
     ("apps/v1", "ReplicaSet"),
@@ -43,6 +46,8 @@ const OWNERS: [(&str, &str); 3] = [
 pub struct Volumes {
     /// By namespace and name.
     pods: HashMap<(Box<str>, Box<str>), Entry>,
+    /// Until when the companion surely may evict nobody.
+    no_right_until: Option<Timestamp>,
     /// The number of the last list of all Pods.
     listing: u32,
 }
@@ -79,7 +84,7 @@ pub struct StuckVolume {
 pub enum Hindrance {
     /// Nothing proves that Kagami wrote the image.
     NoRecord,
-    /// The mirror's settings do not ask for it.
+    /// The mirror's settings do not ask for it, or the companion has no right to.
     NotAsked,
     /// The mirror's policy, or the Pod's label, lets Kagami only tell.
     TellOnly,
@@ -183,6 +188,7 @@ impl Volumes {
 
     /// Takes out what is to be done next, by what is known now.
     pub fn next(&mut self, by: &Ahead<'_>) -> Option<Help> {
+        let has_right = self.no_right_until.is_none_or(|until| until <= by.now);
         for entry in self.pods.values_mut() {
             let version = &entry.stuck.pod.resource_version;
             let rests =
@@ -190,6 +196,11 @@ impl Volumes {
             let Some((mirror, help)) = entry.stuck.judge(by) else {
                 continue;
             };
+            let help = help.or(if has_right {
+                None
+            } else {
+                Some(Hindrance::NotAsked)
+            });
             match help {
                 Some(hindrance) if entry.told == Some(hindrance) => continue,
                 Some(hindrance) => entry.told = Some(hindrance),
@@ -203,6 +214,11 @@ impl Volumes {
             });
         }
         None
+    }
+
+    /// Takes in that the companion has no right to evict: the chart's value does not give it.
+    pub fn has_no_right(&mut self, now: Timestamp) {
+        self.no_right_until = Some(now.after(NO_RIGHT));
     }
 
     /// Takes in that a Pod was not evicted: a container of it has begun, or the request failed.

@@ -253,6 +253,22 @@ fn each_is_told_once_and_evicted_once_for_each_version() {
         Some(Some(Hindrance::Begun))
     );
     assert_eq!(volumes.next(&later), None);
+    // Without the right nobody is evicted for a while, and each is told so once.
+    let mut forbidden = Volumes::default();
+    example.take(&mut forbidden, "1");
+    assert_eq!(next(&example, &mut forbidden), Some(None));
+    forbidden.not_evicted(&id, false, NOW);
+    forbidden.has_no_right(NOW);
+    assert_eq!(next(&example, &mut forbidden), Some(Some(Hindrance::NotAsked)));
+    example.take(&mut forbidden, "2");
+    let until = |now| Ahead {
+        now,
+        ..example.ahead()
+    };
+    let almost = NOW.after(NO_RIGHT.saturating_sub(std::time::Duration::from_millis(1)));
+    assert_eq!(forbidden.next(&until(almost)), None);
+    let again = forbidden.next(&until(NOW.after(NO_RIGHT)));
+    assert_eq!(again.map(|help| help.hindrance), Some(None));
     // Gone, and another one of the name.
     volumes.begin_listing();
     volumes.end_listing();

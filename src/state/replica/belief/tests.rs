@@ -328,9 +328,14 @@ fn what_a_status_tells_compiles_no_routing() {
     let mut object = mirror("Healthy", "10s");
     object.status["platforms"] = json!(["linux/arm64"]);
     object.status["pullSecretNamespaces"] = json!(["shop"]);
+    object.status["conditions"] = json!([{
+        "type": "ForwardAllowed", "status": "True", "reason": "Listed", "message": "",
+        "lastTransitionTime": "2030-01-01T00:00:00Z",
+    }]);
     let standing = Standing {
         platforms: Platforms::of("linux", "arm64", ""),
         pull_secret_namespaces: BTreeSet::from(["shop".to_owned()]),
+        forward_allowed: true,
     };
     scene.belief.take_mirror(Event::Changed(object.clone()), now());
     assert_eq!(told(&scene), standing);
