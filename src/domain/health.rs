@@ -212,6 +212,14 @@ pub struct Health {
 }
 
 impl Health {
+    /// Returns since when the mirror gives nobody anything, if that is what is wrong with it. Where it is a name or a
+    /// certificate others may fare better, and what fails to answer some requests may answer others.
+    pub fn dead_since(&self) -> Option<Timestamp> {
+        let is_dead = self.state == State::Unhealthy
+            && matches!(self.fault, Some(Fault::Refused | Fault::Timeout | Fault::Reset));
+        is_dead.then_some(self.since)
+    }
+
     /// Returns the health of a mirror that nobody has looked at.
     pub const fn unknown(now: Timestamp) -> Self {
         Self {

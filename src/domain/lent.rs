@@ -26,6 +26,14 @@ const BYTES: usize = 512 * 1024;
 /// How long a reference may be.
 const LONGEST: usize = 512;
 
+/// Whether an original may be lent for an image: as that Pod records it, it names the same digest, or neither does. A
+/// mapping makes any tag into any digest that it was pinned to; but whoever writes a digest into a Pod of his own wants
+/// that one, and no tag instead.
+fn names_as_much(image: &str, original: &str) -> bool {
+    let digest = |reference: &str| reference.split_once('@').map(|(_, digest)| digest.to_owned());
+    digest(image) == digest(original)
+}
+
 /// The originals that are lent, as they are written for everybody who decides about Pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lent {
@@ -67,7 +75,10 @@ impl Lent {
         let Some(known) = self.namespaces.get(namespace) else {
             return;
         };
-        let of = |place: &Place<'_>| known.get(&*place.image);
+        let of = |place: &Place<'_>| {
+            let original = known.get(&*place.image)?;
+            names_as_much(&place.image, original).then_some(original)
+        };
         // Mostly none does: images are upstream's, as users write them.
         if pod.places.iter().any(|place| of(place).is_some()) {
             pod.lent = pod.places.iter().map(|place| of(place).cloned()).collect();
@@ -144,7 +155,7 @@ impl Lenders {
     pub fn take(&mut self, (namespace, pod): (&str, &str), recorded: &[(&str, &str)]) {
         let mut records: Vec<Arc<Record>> = Vec::new();
         for (image, original) in recorded {
-            if image.len().max(original.len()) > LONGEST {
+            if image.len().max(original.len()) > LONGEST || !names_as_much(image, original) {
                 continue;
             }
             let record = Record {
@@ -307,6 +318,7 @@ impl Namespace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{examples::place, pod::PlaceKind};
 
     const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
 
@@ -315,6 +327,30 @@ mod tests {
         let text = lent.write();
         assert_eq!(Lent::read(&text), lent);
         text.lines().map(ToOwned::to_owned).collect()
+    }
+
+    #[test]
+    fn a_digest_that_somebody_wrote_is_not_exchanged_for_a_tag() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let pinned = format!("{MIRRORED}@{digest}");
+        for (original, image, is_lent) in [
+            ("nginx:1", MIRRORED, true),
+            (&*format!("nginx:1@{digest}"), &*pinned, true),
+            ("nginx:1", &*pinned, false),
+            (&*format!("nginx:1@{digest}"), MIRRORED, false),
+        ] {
+            let mut lenders = complete();
+            lenders.take(("shop", "web"), &[(image, original)]);
+            assert_eq!(!lent(&lenders).is_empty(), is_lent, "{original} for {image}");
+            // Nor where it was written down.
+            let text = serde_json::json!(["shop", image, original]).to_string();
+            let mut pod = Pod {
+                places: vec![place(PlaceKind::Container, 0, "app", image)],
+                ..Pod::default()
+            };
+            Lent::read(&text).lend("shop", &mut pod);
+            assert_eq!(!pod.lent.is_empty(), is_lent, "{original} for {image}");
+        }
     }
 
     fn complete() -> Lenders {

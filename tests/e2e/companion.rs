@@ -807,7 +807,13 @@ fn newest(writes: &[Value]) -> String {
 /// Nothing was tried that the rights do not give.
 pub(crate) fn assert_only_allowed(place: &Place<'_>, companion: &Companion) {
     let mut refused = writes(place, companion);
-    refused.retain(|write| write["responseStatus"]["code"] == 403);
+    // Whoever writes into a namespace of another test, which is just being deleted, may do so all the same.
+    let is_leaving = |write: &Value| {
+        write["responseStatus"]["message"]
+            .to_string()
+            .contains("being terminated")
+    };
+    refused.retain(|write| write["responseStatus"]["code"] == 403 && !is_leaving(write));
     assert!(refused.is_empty(), "{refused:#?}");
 }
 

@@ -1,8 +1,8 @@
 //! Tells of Pods that are stuck on a mirror's name while nothing proves what their user wrote.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     leader::Leader,
@@ -16,12 +16,15 @@ use crate::{
     },
 };
 
-/// The time between two Events, and two looks at what is to be said of mirrors.
+/// The time between two Events.
 const PACE: Duration = Duration::from_secs(1);
+
+/// How long what is said of a mirror stays as it is at least: Pods come and go, and every webhook reads it.
+const STAYS: Duration = Duration::from_mins(15);
 
 /// Tells of them until this process may not write any more.
 pub(super) async fn run(leader: Leader, ward: Ward) {
-    let mut told: BTreeSet<Box<str>> = BTreeSet::new();
+    let mut told: BTreeMap<Box<str>, (String, Instant)> = BTreeMap::new();
     loop {
         sleep(PACE).await;
         if let Some((pod, container)) = ward.unrecorded(Unrecorded::news)
@@ -30,12 +33,20 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
             return;
         }
         let by_mirror = ward.unrecorded(|unrecorded| unrecorded.by_mirror());
-        for mirror in told.iter().filter(|mirror| !by_mirror.contains_key(*mirror)) {
-            leader.reports.unrecorded(mirror, None);
-        }
-        told = by_mirror.keys().cloned().collect();
+        let stays = |(_, at): &(String, Instant)| at.elapsed() < STAYS;
+        told.retain(|mirror, said| {
+            let remains = stays(said) || by_mirror.contains_key(mirror);
+            if !remains {
+                leader.reports.unrecorded(mirror, None);
+            }
+            remains
+        });
         for (mirror, what) in by_mirror {
-            leader.reports.unrecorded(&mirror, Some(what.into()));
+            if told.get(&mirror).is_some_and(stays) {
+                continue;
+            }
+            leader.reports.unrecorded(&mirror, Some(what.as_str().into()));
+            told.insert(mirror, (what, Instant::now()));
         }
     }
 }
@@ -47,7 +58,7 @@ async fn tell(leader: &Leader, pod: &PodId, container: &Nameless) -> Result<(), 
         container = &*container.name,
         image = &*container.image,
         mirror = &*container.mirror,
-        candidate = container.candidate.as_deref(),
+        candidate = &*container.candidate,
         "a Pod is stuck on a mirror's name, and nothing tells what its user wrote"
     );
     let message = Message {

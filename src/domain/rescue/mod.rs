@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 pub use self::{
     former::Register,
     marks::Marks,
-    queue::{Ending, Id, Next, Queue, Seen},
+    queue::{Dead, Ending, Id, Next, Queue, Seen},
 };
 use self::{
     forward::{Newcomer, refuses_signature},
@@ -173,8 +173,8 @@ pub struct StuckPod {
     /// What its own label leaves.
     pub mode: Mode,
     pub containers: Vec<StuckContainer>,
-    /// All of its containers but one run or have ended well.
-    is_last_to_begin: bool,
+    /// Some container of it has begun, now or before, or it was turned: its node knows it.
+    has_begun: bool,
     /// It has more containers than a Pod that is turned.
     is_large: bool,
     /// What was turned before; none where that cannot be read.
@@ -428,11 +428,7 @@ impl StuckPod {
             id: pod.id(),
             created: pod.created,
             node: pod.node.into(),
-            is_last_to_begin: {
-                let all = pod.init_containers.iter().chain(&pod.containers);
-                let begin = all.filter(|container| !container.is_running && !container.has_succeeded);
-                begin.take(2).count() == 1
-            },
+            has_begun: pod.has_begun || annotation(RESCUED_ANNOTATION).is_some(),
             is_large: pod.init_containers.len() + pod.containers.len() > CONTAINERS,
             // A value that nobody knows means off, as at admission.
             mode: mode.map_or(Mode::Enforce, |mode| mode.unwrap_or(Mode::Off)),

@@ -39,11 +39,13 @@ pub struct Nameless {
     pub image: Box<str>,
     /// The mirror that the image names.
     pub mirror: Box<str>,
-    /// What that mirror would make the image of; none where it would make it of nothing.
-    pub candidate: Option<Box<str>>,
+    /// What that mirror would make the image of.
+    pub candidate: Box<str>,
 }
 
 impl Nameless {
+    /// Returns it where the mirror would make the image of something: else the registry has images of its own, and this
+    /// one has nothing to do with Kagami.
     fn of(container: &StuckContainer, known: &Known<'_>) -> Option<Self> {
         let mirror = *mirrors_named_by(known.routing, &container.image).first()?;
         Some(Self {
@@ -51,27 +53,24 @@ impl Nameless {
             name: container.name.clone(),
             image: container.image.clone(),
             mirror: known.routing.mirror(mirror).name.as_str().into(),
-            candidate: candidate(known.routing, &container.image).map(Into::into),
+            candidate: candidate(known.routing, &container.image)?.into(),
         })
     }
 
     /// Returns what people are told on the Pod.
     pub fn describe(&self) -> String {
         let Self {
-            name, image, mirror, ..
+            name,
+            image,
+            mirror,
+            candidate,
+            ..
         } = self;
         format!(
             "Container {name} cannot pull {image}, a name of mirror {mirror}, and nothing tells what its user wrote, so \
-             Kagami leaves it alone. {}: write upstream's name into the Pod, if it is that",
-            self.made_of()
+             Kagami leaves it alone. The mirror's mapping would make it of {candidate}: write upstream's name into the \
+             Pod, if it is that"
         )
-    }
-
-    fn made_of(&self) -> String {
-        match &self.candidate {
-            Some(candidate) => format!("The mirror's mapping would make it of {candidate}"),
-            None => "The mirror's mapping would make it of nothing that it is asked for".to_owned(),
-        }
     }
 }
 
@@ -138,26 +137,23 @@ impl Unrecorded {
         })
     }
 
-    /// Returns what is to be said of each mirror that such Pods name.
+    /// Returns what is to be said of each mirror that such Pods name, to everybody who may read ImageMirrors: an image, and
+    /// no Pod. Of several images it is the first by name, so that it stays the same while that one is stuck.
     pub fn by_mirror(&self) -> BTreeMap<Box<str>, String> {
-        let mut mirrors: BTreeMap<&str, (usize, &Lost, &Nameless)> = BTreeMap::new();
-        for lost in self.pods.values() {
-            for (container, _) in &lost.containers {
-                let found = mirrors.entry(&container.mirror).or_insert((0, lost, container));
-                found.0 += 1;
+        let mut mirrors: BTreeMap<&str, &Nameless> = BTreeMap::new();
+        let lost = self.pods.values().flat_map(|lost| &lost.containers);
+        for (container, _) in lost {
+            let named = mirrors.entry(&container.mirror).or_insert(container);
+            if container.image < named.image {
+                *named = container;
             }
         }
-        let told = mirrors.into_iter().map(|(mirror, (count, lost, container))| {
-            let PodId { namespace, name, .. } = &lost.pod;
-            let others = match count - 1 {
-                0 => String::new(),
-                more => format!(", and {more} more"),
-            };
-            let (image, made_of) = (&container.image, container.made_of());
+        let told = mirrors.into_iter().map(|(mirror, container)| {
+            let Nameless { image, candidate, .. } = container;
             let text = format!(
-                "Containers are stuck on names of this mirror, and nothing tells what their users wrote: of Pod \
-                 {namespace}/{name} on {image}{others}. {made_of}; Kagami makes up no original, so write upstream's name \
-                 into the Pod, if it is that."
+                "Containers are stuck on names of this mirror, and nothing tells what their users wrote, among them {image}. \
+                 The mirror's mapping would make it of {candidate}; Kagami makes up no original, so write upstream's \
+                 name into the Pod, if it is that."
             );
             (mirror.into(), text)
         });
@@ -240,10 +236,11 @@ mod tests {
             assert_eq!(ward.news(), None);
             let said = ward.said().unwrap();
             assert!(
-                said.contains("Pod team/web on a.example.com/docker.io/library/nginx:1. The mirror's"),
+                said.contains("among them a.example.com/docker.io/library/nginx:1. The mirror's"),
                 "{said}"
             );
             assert!(said.contains("docker.io/library/nginx:1;"), "{said}");
+            assert!(!said.contains("team"), "everybody may read it: {said}");
             // Another Pod of that name is another one.
             ward.take_with("web", "v", MIRRORED, original, Some("ErrImagePull"));
             assert!(ward.news().is_some());
@@ -251,9 +248,25 @@ mod tests {
             ward.take_with("web", "v", MIRRORED, original, None);
             assert_eq!(ward.said(), None);
         }
+    }
+
+    /// A registry that is a mirror may have images of its own.
+    #[test]
+    fn what_the_mirror_would_make_of_nothing_is_none_of_ours() {
         let mut ward = Ward::default();
-        ward.take("odd", "a.example.com/elsewhere/app:1", None);
-        assert!(ward.news().unwrap().contains("would make it of nothing"));
+        ward.take("own", "a.example.com/elsewhere/app:1", None);
+        assert_eq!((ward.news(), ward.said()), (None, None));
+    }
+
+    /// What is said is the same whichever Pods come and go.
+    #[test]
+    fn of_a_mirror_one_image_is_named_while_it_is_stuck() {
+        let mut ward = Ward::default();
+        ward.take("web", MIRRORED, None);
+        let said = ward.said();
+        ward.take("another", MIRRORED, None);
+        ward.take("later", "a.example.com/docker.io/library/redis:8", None);
+        assert_eq!(ward.said(), said);
     }
 
     #[test]
@@ -272,8 +285,6 @@ mod tests {
             ward.take(&format!("web-{number:04}"), MIRRORED, None);
         }
         assert_eq!(ward.0.pods.len(), LIMIT);
-        let said = ward.said().unwrap();
-        assert!(said.contains(&format!(", and {} more", LIMIT - 1)), "{said}");
         ward.0.begin_listing();
         ward.take("web-0001", MIRRORED, None);
         ward.0.end_listing();
