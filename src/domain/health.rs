@@ -213,11 +213,12 @@ pub struct Health {
 
 impl Health {
     /// Returns since when the mirror gives nobody anything, if that is what is wrong with it. Where it is a name or a
-    /// certificate others may fare better, and what fails to answer some requests may answer others.
+    /// certificate others may fare better, and what fails to answer some requests may answer others. The verdict comes
+    /// [`CONFIRMATION`] after the first question that was asked in vain, or later.
     pub fn dead_since(&self) -> Option<Timestamp> {
         let is_dead = self.state == State::Unhealthy
             && matches!(self.fault, Some(Fault::Refused | Fault::Timeout | Fault::Reset));
-        is_dead.then_some(self.since)
+        is_dead.then(|| self.since.before(CONFIRMATION))
     }
 
     /// Returns the health of a mirror that nobody has looked at.
@@ -394,6 +395,24 @@ mod tests {
         let mut machine = Machine::new(HealthSettings::default(), at(0));
         seen(&mut machine, Observation::Good, 1);
         machine
+    }
+
+    /// A name, a certificate, a limit or a part that fails may be better for others.
+    #[test]
+    fn a_mirror_is_dead_that_gives_nobody_anything() {
+        let now = at(100);
+        for fault in Fault::ALL {
+            let health = Health {
+                state: State::Unhealthy,
+                fault: Some(fault),
+                ..Health::unknown(now)
+            };
+            let is_dead = matches!(fault, Fault::Refused | Fault::Timeout | Fault::Reset);
+            let expected = is_dead.then(|| now.before(CONFIRMATION));
+            assert_eq!(health.dead_since(), expected, "{fault:?}");
+            let state = State::Healthy;
+            assert_eq!(Health { state, ..health }.dead_since(), None);
+        }
     }
 
     #[test]
