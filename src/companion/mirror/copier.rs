@@ -17,6 +17,7 @@ use std::{
 };
 
 use tokio::{
+    sync::OwnedSemaphorePermit,
     task::{self, JoinError, JoinSet},
     time::{Instant, interval, sleep_until},
 };
@@ -47,7 +48,7 @@ use crate::{
     telemetry::{Throttle, chain},
 };
 
-/// How many images are copied into a mirror at once.
+/// How many images are copied into a mirror at once, where [`Slots`](super::wants::Slots) are left.
 const AT_ONCE: usize = 4;
 
 /// How many images are taken out of the queue at a time: some need no copy, and others cannot have one.
@@ -230,13 +231,21 @@ impl Copier {
             if self.copies.len() >= self.writing.at_once(AT_ONCE, now) {
                 return self.writing.paused_until(now).map(|until| wants.at(until));
             }
+            let slot = if self.copies.is_empty() {
+                None
+            } else if let Some(slot) = self.context.means.slots.take() {
+                Some(slot)
+            } else {
+                // It is looked again after the next copy of this mirror, and now and then.
+                return None;
+            };
             let mirror = self.context.mirror.clone();
             let Some(key) = wants.with(&mirror, Queue::next) else {
                 let due = wants.with(&mirror, |queue, _| queue.next_due());
                 return due.map(|due| wants.at(due));
             };
             match self.job(present, &key) {
-                Ok(Some((job, asks_upstream))) => self.start(key, job, asks_upstream),
+                Ok(Some((job, asks_upstream))) => self.start(key, job, asks_upstream, slot),
                 // It came by itself, or nobody is to have it.
                 Ok(None) => wants.with(&mirror, |queue, _| queue.settled(&key)),
                 Err(trouble) => self.failed(&key, &trouble),
@@ -315,10 +324,11 @@ impl Copier {
         Ok(Some((job, asks_upstream)))
     }
 
-    fn start(&mut self, key: ImageKey, job: Job, asks_upstream: bool) {
+    fn start(&mut self, key: ImageKey, job: Job, asks_upstream: bool, slot: Option<OwnedSemaphorePermit>) {
         let (context, settings) = (self.context.clone(), self.settings.clone());
         let (meter, image) = (Arc::clone(&self.meter), key.clone());
         let copy = async move {
+            let _slot = slot;
             // A large future.
             let bring = Box::pin(bring(&context, &image, &job, &settings, &meter, asks_upstream));
             match while_allowed(&context.means, bring).await {
@@ -395,7 +405,9 @@ impl Copier {
             ..
         } = &self.context;
         let words = match (&self.filling, trouble.reason) {
-            (Some(Filling { logins, .. }), Reason::Unauthorized) => because_of(trouble, logins.push.trouble()),
+            (Some(Filling { logins, .. }), Reason::Unauthorized) => {
+                because_of(trouble, logins.push.trouble())
+            }
             (Some(Filling { logins, .. }), Reason::SourceUnauthorized) => {
                 let mut troubles = logins.sources.iter();
                 let of_image = |(prefix, login): (&String, &Login)| {
@@ -573,6 +585,7 @@ mod tests {
             wants: crate::companion::mirror::wants::Wants::default(),
             logins: crate::state::logins::Logins::default(),
             lease,
+            ..Means::default()
         }
     }
 

@@ -267,6 +267,65 @@ async fn a_copy_under_way_is_broken_off_with_its_mirrors_mode_and_begun_anew() {
     until(&kagami, &[&wanted], &["Mirrored"]).await;
 }
 
+/// What is in memory has a bound, and no mirror waits for another.
+#[tokio::test]
+async fn copies_into_all_mirrors_together_have_a_bound_and_each_mirror_has_one() {
+    const MIRRORS: usize = 4;
+    let source = Fake::usual().await;
+    let mut mirrors = Vec::new();
+    let mut documents = Vec::new();
+    for mirror in 0..MIRRORS {
+        let fake = Fake::start(|ask| Act::when(ask.is("PUT", Kind::Upload), Act::Stall(1000))).await;
+        let prefix = format!("{}/team{mirror}", host(source.url()));
+        let spec = json!({"copy": {"policy": "OnDemand"}});
+        let (name, at) = (format!("m{mirror}"), format!("mirror{mirror}.test"));
+        documents.push(image_mirror(&name, &at, &[&prefix], fake.url(), &spec));
+        mirrors.push(fake);
+        for tag in 0..5_u8 {
+            let seed = u64::from(tag) + 10 * mirror as u64 + 1;
+            let image = image(vec![noise(seed, 1 << 20)], &json!({}));
+            source.hold(&format!("team{mirror}/app"), &tag.to_string(), &image);
+        }
+    }
+    let kagami = Kagami::start(&documents).await;
+    let all = async |metric: &str| {
+        let mut all = Vec::new();
+        for mirror in 0..MIRRORS {
+            all.push(kagami.metric(&format!("{metric}{{mirror=\"m{mirror}\"}}")).await);
+        }
+        all
+    };
+    let asks = async |tag: u8| {
+        for mirror in 0..MIRRORS {
+            let wanted = format!("{}/team{mirror}/app:{tag}", host(source.url()));
+            until(&kagami, &[&wanted], &["ImageMissing"]).await;
+        }
+    };
+    for tag in 0..4 {
+        asks(tag).await;
+    }
+    eventually("all slots are taken", LONG, async || {
+        let under_way = all("kagami_copies_under_way").await;
+        let sum: f64 = under_way.iter().sum();
+        (sum > 11.5).then_some(()).ok_or_else(|| format!("{under_way:?}"))
+    })
+    .await;
+    // What is wanted then waits, with what found no place before.
+    asks(4).await;
+    eventually("what has no slot waits", LONG, async || {
+        let waiting = all("kagami_copies_waiting").await;
+        let sum: f64 = waiting.iter().sum();
+        (sum > 7.5).then_some(()).ok_or_else(|| format!("{waiting:?}"))
+    })
+    .await;
+    let under_way = all("kagami_copies_under_way").await;
+    assert!(
+        (under_way.iter().sum::<f64>() - 12.0).abs() < 0.1,
+        "{under_way:?}"
+    );
+    assert!(under_way.iter().all(|copies| *copies > 0.5), "{under_way:?}");
+}
+
 /// What is taken away is out of use at once, for what is under way too.
 #[tokio::test]
 async fn a_source_that_loses_its_login_is_read_without_from_then_on() {
