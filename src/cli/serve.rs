@@ -53,6 +53,7 @@ pub(super) async fn run(arguments: ServeArguments) -> anyhow::Result<()> {
         wants: Wants::default(),
         logins: feed.logins(),
         lease: None,
+        ..Means::default()
     };
     let pair = match pair {
         Some(PairArguments { tls_cert, tls_key }) => tls::Source::Files {

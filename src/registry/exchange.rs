@@ -8,7 +8,10 @@ use reqwest::{
     header::{self, HeaderValue},
 };
 use serde_json::Value;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout},
+};
 
 use super::{
     ACCEPT, Client, Inner,
@@ -18,7 +21,7 @@ use super::{
     within,
 };
 use crate::domain::{
-    answer::Failure,
+    answer::{Ambiguity, Failure},
     copying::{
         Refusal,
         manifest::{MANIFEST_BYTES, OCI_INDEX},
@@ -87,6 +90,38 @@ pub struct Raw {
     pub media_type: Option<String>,
     pub bytes: Arc<[u8]>,
     pub digest: Digest,
+}
+
+/// What is known of a manifest before it is read, by the index that lists it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wish<'w> {
+    pub(super) media_type: Option<&'w str>,
+    /// How many bytes it has.
+    pub(super) size: Option<u64>,
+}
+
+/// Bounds how many bytes of manifests one copy reads at once, however many it asks for: those of one that is as long as
+/// any may be.
+#[derive(Debug)]
+pub(super) struct Room(Semaphore);
+
+impl Room {
+    /// What room is given in.
+    const UNIT: usize = 1024;
+
+    pub(super) fn new() -> Self {
+        Self(Semaphore::new(MANIFEST_BYTES / Self::UNIT))
+    }
+
+    /// Waits for room for a body, of the length that it is told to have; none only where the room was closed, which nobody does.
+    async fn take(&self, told: Option<u64>, at_most: usize) -> Option<SemaphorePermit<'_>> {
+        let at_most = at_most.min(MANIFEST_BYTES);
+        let bytes = told.map_or(at_most, |told| {
+            at_most.min(usize::try_from(told).unwrap_or(at_most))
+        });
+        let units = bytes.div_ceil(Self::UNIT).max(1);
+        self.0.acquire_many(u32::try_from(units).ok()?).await.ok()
+    }
 }
 
 /// Returns what a refusal says.
@@ -162,13 +197,15 @@ fn accept(media_type: Option<&str>) -> HeaderValue {
 }
 
 impl Client {
-    /// Reads a manifest by tag or digest; none if it is not there.
+    /// Reads a manifest by tag or digest; none if it is not there. One of another size than was wished for is wrong, and
+    /// is not read any further.
     pub(super) async fn raw(
         &self,
         right: Right<'_>,
         repository: &str,
         reference: &str,
-        media_type: Option<&str>,
+        wish: Wish<'_>,
+        room: &Room,
         deadline: Instant,
     ) -> Result<Option<Raw>, Fault> {
         let inner = &self.0;
@@ -178,7 +215,7 @@ impl Client {
                 repository,
                 "manifests",
                 reference,
-                accept(media_type),
+                accept(wish.media_type),
             )?;
             let reply = inner.authority.send(&inner.wire, &call, right, deadline).await?;
             let Some(reply) = found(inner, reply).await? else {
@@ -188,7 +225,25 @@ impl Client {
             let told: Option<Digest> = reply
                 .header("docker-content-digest")
                 .and_then(|told| told.trim().parse().ok());
-            let bytes = reply.body(MANIFEST_BYTES).await?;
+            let other_size = || Fault::Wrong(format!("a manifest came that has not the size of {reference}"));
+            let told_size = reply.response.content_length();
+            if let (Some(size), Some(told)) = (wish.size, told_size)
+                && size != told
+            {
+                return Err(other_size());
+            }
+            let size = wish.size.and_then(|size| usize::try_from(size).ok());
+            let at_most = size.unwrap_or(MANIFEST_BYTES).min(MANIFEST_BYTES);
+            let _room = room.take(told_size, at_most).await;
+            let bytes = match reply.body(at_most).await {
+                Err(Failure::Ambiguous(Ambiguity::Oversized)) if at_most < MANIFEST_BYTES => {
+                    return Err(other_size());
+                }
+                read => read?,
+            };
+            if size.is_some_and(|size| size != bytes.len()) {
+                return Err(other_size());
+            }
             let asked: Option<Digest> = reference.parse().ok();
             let algorithm = asked
                 .as_ref()
@@ -217,11 +272,14 @@ impl Client {
         right: Right<'_>,
         repository: &str,
         reference: &str,
+        room: &Room,
         deadline: Instant,
     ) -> Result<Option<Digest>, Fault> {
         let inner = &self.0;
         let by_get = || async {
-            let raw = self.raw(right, repository, reference, None, deadline).await?;
+            let raw = self
+                .raw(right, repository, reference, Wish::default(), room, deadline)
+                .await?;
             Ok(raw.map(|raw| raw.digest))
         };
         if !inner.heads.may_ask() {
@@ -255,6 +313,7 @@ impl Client {
         repository: &str,
         digest: &Digest,
         page: Option<&str>,
+        room: &Room,
         deadline: Instant,
     ) -> Result<Option<(Vec<u8>, Option<String>)>, Fault> {
         let inner = &self.0;
@@ -280,6 +339,7 @@ impl Client {
                 return Ok(None);
             }
             let next = reply.header(header::LINK).and_then(next_page).map(str::to_owned);
+            let _room = room.take(reply.response.content_length(), MANIFEST_BYTES).await;
             Ok(Some((reply.body(MANIFEST_BYTES).await?.to_vec(), next)))
         };
         faulty_within(deadline, read).await
@@ -337,7 +397,24 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
+
+    #[test]
+    fn no_more_is_read_at_once_than_one_manifest_may_have() {
+        let room = Room::new();
+        let take = |told, at_most| room.take(told, at_most).now_or_never().map(Option::unwrap);
+        let half = MANIFEST_BYTES as u64 / 2;
+        let first = take(Some(half), MANIFEST_BYTES).unwrap();
+        // What tells no length may have any.
+        assert!(take(None, MANIFEST_BYTES).is_none());
+        let second = take(None, MANIFEST_BYTES / 2).unwrap();
+        assert!(take(Some(0), 1).is_none());
+        drop((first, second));
+        // More than is read at all takes no more than there is.
+        assert!(take(Some(u64::MAX), usize::MAX).is_some());
+    }
 
     #[test]
     fn the_next_page_is_where_the_link_says() {

@@ -248,6 +248,7 @@ impl Leader {
             wants: Wants::default(),
             logins: follower.logins(),
             lease: Some(lease),
+            ..Means::default()
         };
         tasks.spawn(follower.run(
             self.client.clone(),

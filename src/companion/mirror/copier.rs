@@ -17,6 +17,7 @@ use std::{
 };
 
 use tokio::{
+    sync::OwnedSemaphorePermit,
     task::{self, JoinError, JoinSet},
     time::{Instant, interval, sleep_until},
 };
@@ -34,7 +35,7 @@ use crate::{
         copying::{Place, Reason, Writing, place, queue::Queue},
         health::State,
         image::ImageKey,
-        mirror::{self, Mode},
+        mirror::{self, Mode, Source},
         presence::Presence,
     },
     registry::{
@@ -47,7 +48,7 @@ use crate::{
     telemetry::{Throttle, chain},
 };
 
-/// How many images are copied into a mirror at once.
+/// How many images are copied into a mirror at once, where [`Slots`](super::wants::Slots) are left.
 const AT_ONCE: usize = 4;
 
 /// How many images are taken out of the queue at a time: some need no copy, and others cannot have one.
@@ -72,11 +73,18 @@ enum Ended {
     Stopped,
 }
 
+/// How the mirror is filled, from which sources and with which logins.
+struct Filling {
+    copying: mirror::Copying,
+    sources: Vec<Source>,
+    logins: OfMirror,
+}
+
 struct Copier {
     context: Context,
     settings: Settings,
-    /// How the mirror is filled, and with which logins; none while it is not.
-    filling: Option<(mirror::Copying, OfMirror)>,
+    /// None while the mirror is not filled.
+    filling: Option<Filling>,
     mirror: Option<Arc<copy::Mirror>>,
     /// By the prefix of the source.
     upstreams: BTreeMap<String, Arc<Upstream>>,
@@ -150,23 +158,41 @@ impl Copier {
             self.stop(settings.copying.is_none());
             return;
         };
-        let is_same = |(prefix, login): (&String, &Login), had: &OfMirror| {
-            had.sources
-                .get(prefix)
-                .is_some_and(|before| before.is_same(login))
-        };
-        let (other_settings, other_logins) = match &self.filling {
-            Some((before, had)) => (
-                *before != copying,
-                !had.push.is_same(&logins.push) || !logins.sources.iter().all(|source| is_same(source, had)),
+        let sources = settings.sources.clone();
+        let (other_settings, other_logins, is_narrower) = match &self.filling {
+            Some(had) => (
+                had.copying != copying,
+                !had.logins.push.is_same(&logins.push) || !are_same(&had.logins.sources, &logins.sources),
+                // Whatever a source became, what is under way may have begun with rights that it has no more. Another
+                // login for the same source is taken in as it goes.
+                had.sources != sources || loses_login(&had.logins.sources, &logins.sources),
             ),
-            None => (true, true),
+            None => (true, true, false),
         };
-        self.filling = Some((copying, logins));
-        if !other_settings && !other_logins {
+        if let Some(mirror) = &self.mirror {
+            renew(mirror.client(), Some(&logins.push));
+        }
+        // Each time, whatever seems to have changed: what is taken away is out of use at once.
+        self.upstreams.retain(|prefix, upstream| {
+            let source = sources.iter().find(|source| source.prefix == *prefix);
+            renew(
+                upstream.client(),
+                source.and_then(|source| login_of(source, &logins)),
+            );
+            source.is_some()
+        });
+        self.filling = Some(Filling {
+            copying,
+            sources,
+            logins,
+        });
+        if is_narrower {
+            // What they were for is begun anew, as it is allowed now.
+            self.copies.abort_all();
+        }
+        if !other_settings && !other_logins && !is_narrower {
             return;
         }
-        let Some((_, logins)) = &self.filling else { return };
         // What failed may go well now.
         self.writing.forgive();
         self.context.means.wants.with(&self.context.mirror, |queue, _| {
@@ -175,15 +201,6 @@ impl Copier {
             } else {
                 queue.forgive_logins();
             }
-        });
-        if let Some(mirror) = &self.mirror {
-            renew(mirror.client(), Some(&logins.push));
-        }
-        let prefixes = settings.sources.iter().map(|source| source.prefix.as_str());
-        let prefixes: Vec<&str> = prefixes.collect();
-        self.upstreams.retain(|prefix, upstream| {
-            renew(upstream.client(), logins.sources.get(prefix));
-            prefixes.contains(&prefix.as_str())
         });
     }
 
@@ -214,13 +231,21 @@ impl Copier {
             if self.copies.len() >= self.writing.at_once(AT_ONCE, now) {
                 return self.writing.paused_until(now).map(|until| wants.at(until));
             }
+            let slot = if self.copies.is_empty() {
+                None
+            } else if let Some(slot) = self.context.means.slots.take() {
+                Some(slot)
+            } else {
+                // It is looked again after the next copy of this mirror, and now and then.
+                return None;
+            };
             let mirror = self.context.mirror.clone();
             let Some(key) = wants.with(&mirror, Queue::next) else {
                 let due = wants.with(&mirror, |queue, _| queue.next_due());
                 return due.map(|due| wants.at(due));
             };
             match self.job(present, &key) {
-                Ok(Some((job, asks_upstream))) => self.start(key, job, asks_upstream),
+                Ok(Some((job, asks_upstream))) => self.start(key, job, asks_upstream, slot),
                 // It came by itself, or nobody is to have it.
                 Ok(None) => wants.with(&mirror, |queue, _| queue.settled(&key)),
                 Err(trouble) => self.failed(&key, &trouble),
@@ -232,7 +257,7 @@ impl Copier {
 
     /// Returns how an image is copied, and whether upstream must give it to everybody for that; none if it needs no copy.
     fn job(&mut self, present: &CurrentMirror, key: &ImageKey) -> Result<Option<(Job, bool)>, Trouble> {
-        let Some((copying, logins)) = &self.filling else {
+        let Some(Filling { copying, logins, .. }) = &self.filling else {
             return Ok(None);
         };
         let name = key.by_ref().name();
@@ -278,7 +303,7 @@ impl Copier {
                 trust: mirror::Trust::default(),
                 credentials: None,
             };
-            let client = client(&endpoint, logins.sources.get(&source.prefix))?;
+            let client = client(&endpoint, login_of(source, logins))?;
             let upstream = Arc::new(Upstream::new(client, &self.settings));
             let prefix = source.prefix.clone();
             self.upstreams.insert(prefix, Arc::clone(&upstream));
@@ -299,10 +324,11 @@ impl Copier {
         Ok(Some((job, asks_upstream)))
     }
 
-    fn start(&mut self, key: ImageKey, job: Job, asks_upstream: bool) {
+    fn start(&mut self, key: ImageKey, job: Job, asks_upstream: bool, slot: Option<OwnedSemaphorePermit>) {
         let (context, settings) = (self.context.clone(), self.settings.clone());
         let (meter, image) = (Arc::clone(&self.meter), key.clone());
         let copy = async move {
+            let _slot = slot;
             // A large future.
             let bring = Box::pin(bring(&context, &image, &job, &settings, &meter, asks_upstream));
             match while_allowed(&context.means, bring).await {
@@ -379,8 +405,10 @@ impl Copier {
             ..
         } = &self.context;
         let words = match (&self.filling, trouble.reason) {
-            (Some((_, logins)), Reason::Unauthorized) => because_of(trouble, logins.push.trouble()),
-            (Some((_, logins)), Reason::SourceUnauthorized) => {
+            (Some(Filling { logins, .. }), Reason::Unauthorized) => {
+                because_of(trouble, logins.push.trouble())
+            }
+            (Some(Filling { logins, .. }), Reason::SourceUnauthorized) => {
                 let mut troubles = logins.sources.iter();
                 let of_image = |(prefix, login): (&String, &Login)| {
                     let rest = key.by_ref().name().strip_prefix(prefix.as_str())?;
@@ -505,6 +533,31 @@ fn client(endpoint: &Endpoint, login: Option<&Login>) -> Result<Client, Trouble>
     Ok(client)
 }
 
+/// Returns the login with which a source is read: that of its Secret, if its settings name one now. They decide too
+/// whether upstream is asked first if everybody gets an image, and the logins may come sooner or later than they do.
+fn login_of<'l>(source: &Source, logins: &'l OfMirror) -> Option<&'l Login> {
+    logins
+        .sources
+        .get(&source.prefix)
+        .filter(|_| source.with_credentials)
+}
+
+/// Whether the same sources have logins that ask in the same way.
+fn are_same(before: &BTreeMap<String, Login>, now: &BTreeMap<String, Login>) -> bool {
+    before.len() == now.len()
+        && before
+            .iter()
+            .all(|(prefix, login)| now.get(prefix).is_some_and(|now| now.is_same(login)))
+}
+
+/// Whether a source that had credentials has none any more.
+fn loses_login(before: &BTreeMap<String, Login>, now: &BTreeMap<String, Login>) -> bool {
+    let has = |login: &Login| login.held.credentials().is_some();
+    before
+        .iter()
+        .any(|(prefix, login)| has(login) && !now.get(prefix).is_some_and(has))
+}
+
 fn renew(client: &Client, login: Option<&Login>) {
     let held = login.map(|login| &login.held);
     client.set_credentials(held.and_then(Held::credentials), held.and_then(Held::until));
@@ -532,6 +585,7 @@ mod tests {
             wants: crate::companion::mirror::wants::Wants::default(),
             logins: crate::state::logins::Logins::default(),
             lease,
+            ..Means::default()
         }
     }
 

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::Instant,
+};
 
 use crate::{
     cluster::elector::Held,
@@ -24,6 +27,27 @@ pub struct Means {
     pub logins: Logins,
     /// Without it nothing is written, where several processes could.
     pub lease: Option<Held>,
+    pub slots: Slots,
+}
+
+/// Bounds the copies under way into all mirrors together, for the manifests of each are in memory: one of each mirror
+/// needs no slot, so that none ever waits for another, and each further one does. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Slots(Arc<Semaphore>);
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(Self::SLOTS)))
+    }
+}
+
+impl Slots {
+    const SLOTS: usize = 8;
+
+    /// Takes one, if one is free, until it is dropped.
+    pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_owned().ok()
+    }
 }
 
 impl Means {

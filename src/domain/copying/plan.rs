@@ -15,7 +15,7 @@ pub const MANIFESTS: usize = 4096;
 pub const DEPTH: usize = 8;
 
 /// How many bytes all manifests of one image may have, for they are kept until they are pushed.
-pub const BYTES: usize = 32 * 1024 * 1024;
+pub const BYTES: usize = 16 * 1024 * 1024;
 
 /// How many blobs all manifests of one image may name.
 pub const BLOBS: usize = 65_536;
@@ -29,6 +29,8 @@ pub struct Plan {
     met: BTreeSet<Digest>,
     manifests: BTreeMap<Digest, Manifest>,
     bytes: usize,
+    /// What the manifests will have that were met and not read yet, as far as indexes tell.
+    promised: u64,
     blobs: usize,
     /// Whether something that an index lists was left out.
     is_sparse: bool,
@@ -40,9 +42,18 @@ pub struct Wanted {
     pub digest: Digest,
     /// What its index says it is.
     pub media_type: Option<String>,
+    /// How many bytes it has, where its index tells.
+    pub size: Option<u64>,
     /// Whether it may turn out to be a blob, of this size.
     pub blob: Option<u64>,
     depth: usize,
+}
+
+impl Wanted {
+    /// Returns how many bytes its index promises of it as a manifest: what may be a blob may have any size.
+    fn promises(&self) -> u64 {
+        self.size.filter(|_| self.blob.is_none()).unwrap_or(0)
+    }
 }
 
 /// A manifest that was read.
@@ -54,6 +65,7 @@ pub struct Manifest {
     pub bytes: Arc<[u8]>,
     /// The blobs that it names, each once.
     pub blobs: Vec<Part>,
+    /// What it is besides.
     pub contents: Contents,
     /// The manifests that must be there before it.
     children: Vec<Digest>,
@@ -82,6 +94,7 @@ impl Plan {
         let first = Wanted {
             digest: root.clone(),
             media_type: None,
+            size: None,
             blob: None,
             depth: 0,
         };
@@ -92,6 +105,7 @@ impl Plan {
             platforms,
             manifests: BTreeMap::new(),
             bytes: 0,
+            promised: 0,
             blobs: 0,
             is_sparse: false,
         }
@@ -104,18 +118,17 @@ impl Plan {
 
     /// Takes in a manifest, as which media type it was sent, and its bytes, whose digest was checked.
     pub fn read(&mut self, wanted: &Wanted, sent_as: Option<&str>, bytes: Arc<[u8]>) -> Result<(), Fault> {
-        let contents = Contents::read(sent_as.or(wanted.media_type.as_deref()), &bytes)?;
         self.bytes += bytes.len();
-        if self.bytes > BYTES {
-            return Err(Fault::TooLarge);
+        self.promised = self.promised.saturating_sub(wanted.promises());
+        self.check_bytes()?;
+        let mut contents = Contents::read(sent_as.or(wanted.media_type.as_deref()), &bytes)?;
+        if wanted.depth > 0 {
+            // Only of what the plan began with they are told.
+            contents.annotations = None;
         }
         let mut seen = BTreeSet::new();
-        let blobs = contents
-            .blobs
-            .iter()
-            .filter(|part| seen.insert(&part.digest))
-            .cloned();
-        let blobs: Vec<Part> = blobs.collect();
+        let blobs = std::mem::take(&mut contents.blobs).into_iter();
+        let blobs: Vec<Part> = blobs.filter(|part| seen.insert(part.digest.clone())).collect();
         self.blobs += blobs.len();
         if self.blobs > BLOBS {
             return Err(Fault::TooManyBlobs);
@@ -133,13 +146,18 @@ impl Plan {
             if self.met.len() > MANIFESTS {
                 return Err(Fault::TooMany);
             }
-            self.to_read.push_back(Wanted {
+            let wanted = Wanted {
                 digest: entry.digest.clone(),
                 media_type: entry.media_type.clone(),
+                size: Some(entry.size).filter(|size| *size > 0),
                 blob: entry.may_be_blob.then_some(entry.size),
                 depth: wanted.depth + 1,
-            });
+            };
+            self.promised = self.promised.saturating_add(wanted.promises());
+            self.to_read.push_back(wanted);
         }
+        // Before they are read.
+        self.check_bytes()?;
         let manifest = Manifest {
             digest: wanted.digest.clone(),
             media_type: contents.media_type.clone(),
@@ -149,6 +167,14 @@ impl Plan {
             children,
         };
         self.manifests.insert(wanted.digest.clone(), manifest);
+        Ok(())
+    }
+
+    fn check_bytes(&self) -> Result<(), Fault> {
+        let most = BYTES as u64;
+        if self.promised.saturating_add(self.bytes as u64) > most {
+            return Err(Fault::TooLarge);
+        }
         Ok(())
     }
 
@@ -403,6 +429,34 @@ mod tests {
         let mut large = image(&[1]);
         large["annotations"] = json!({"a": "x".repeat(BYTES)});
         assert_eq!(read(&mut plan, &large), Err(Fault::TooLarge));
+        // What an index promises counts before it is read, but for what may be a blob.
+        let listing = |size: usize, kind: &str| {
+            let entries = (1..=4)
+                .map(|child| json!({"digest": digest(child).to_string(), "size": size, "mediaType": kind}));
+            json!({"manifests": entries.collect::<Vec<_>>()})
+        };
+        let manifest = "application/vnd.oci.image.manifest.v1+json";
+        let mut plan = Plan::new(digest(0), Platforms::ALL);
+        assert_eq!(
+            read(&mut plan, &listing(BYTES / 4, manifest)),
+            Err(Fault::TooLarge)
+        );
+        let mut plan = Plan::new(digest(0), Platforms::ALL);
+        assert_eq!(
+            read(&mut plan, &listing(BYTES, "application/vnd.example.cache")),
+            Ok(())
+        );
+        let mut plan = Plan::new(digest(0), Platforms::ALL);
+        assert_eq!(read(&mut plan, &listing(BYTES / 4 - 1000, manifest)), Ok(()));
+        let mut of_size = image(&[1]);
+        of_size["annotations"] = json!({"a": ""});
+        let rest = BYTES / 4 - 1000 - of_size.to_string().len();
+        of_size["annotations"] = json!({"a": "x".repeat(rest)});
+        // What came is not counted twice. The first to be read is the index itself.
+        for wanted in plan.to_read().into_iter().skip(1) {
+            let bytes = of_size.to_string().into_bytes().into();
+            assert_eq!(plan.read(&wanted, None, bytes), Ok(()));
+        }
         let many: Vec<usize> = (0..=BLOBS).collect();
         let mut plan = Plan::new(digest(0), Platforms::ALL);
         assert_eq!(read(&mut plan, &image(&many)), Err(Fault::TooManyBlobs));

@@ -92,12 +92,10 @@ impl Learned {
 impl Copying<'_> {
     /// Brings every blob of a manifest. Where the mirror told wrongly what it has, it is sent all without being asked.
     pub(super) async fn bring_blobs(&self, manifest: &Manifest, unasked: bool) -> Result<(), Trouble> {
-        let calls: Vec<_> = manifest
-            .blobs
-            .iter()
-            .map(|part| self.bring_blob(part, unasked))
-            .collect();
-        let mut calls = stream::iter(calls).buffer_unordered(self.settings.blobs);
+        // Made as they are begun: one manifest may name very many.
+        let mut calls = stream::iter(0..manifest.blobs.len())
+            .map(|position| self.bring_blob(&manifest.blobs[position], unasked))
+            .buffer_unordered(self.settings.blobs);
         while let Some(done) = calls.next().await {
             done?;
         }

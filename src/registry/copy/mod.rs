@@ -14,6 +14,7 @@ pub mod referrers;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -21,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use futures_util::stream::{self, Stream, StreamExt as _};
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep},
@@ -30,7 +31,7 @@ use tokio::{
 use self::gate::Gate;
 use super::{
     Client,
-    exchange::{Fault, Raw},
+    exchange::{Fault, Raw, Wish},
     push::{Patience, Target},
     source::{Source, verdict},
 };
@@ -471,9 +472,11 @@ impl<'c> Copying<'c> {
         let reference = &self.job.reference;
         let found = self.until(Side::Source, Step::Read, reference, || {
             let deadline = Instant::now() + self.settings.patience.answer;
-            self.source
+            let source = &self.source;
+            let room = self.target.room();
+            source
                 .client
-                .digest(self.source.right(), &self.source.repository, reference, deadline)
+                .digest(source.right(), &source.repository, reference, room, deadline)
         });
         found.await?.ok_or_else(|| self.missing())
     }
@@ -490,13 +493,13 @@ impl<'c> Copying<'c> {
     async fn once(&self) -> Result<(), Trouble> {
         let tag = &self.job.tag;
         let there = self
-            .until(Side::Mirror, Step::Look, tag, || self.target.raw(tag))
+            .until(Side::Mirror, Step::Look, tag, || self.target.raw(tag, None))
             .await?;
         // Where nothing is, the manifest is read at once; else it is enough to know whether it is the same.
         let (root, at_source) = if there.is_some() {
             (self.resolve().await?, None)
         } else {
-            let raw = self.read(&self.job.reference, None).await?;
+            let raw = self.read(&self.job.reference, Wish::default()).await?;
             let raw = raw.ok_or_else(|| self.missing())?;
             (raw.digest.clone(), Some(raw))
         };
@@ -558,8 +561,9 @@ impl<'c> Copying<'c> {
                 self.state().is_sparse = plan.is_sparse();
                 return Ok(Some(plan));
             }
-            for found in self.each(&wanted, |wanted| self.at_mirror(wanted)).await? {
-                match found {
+            let mut all = pin!(self.each(wanted, |wanted| self.at_mirror(wanted)));
+            while let Some(found) = all.next().await {
+                match found? {
                     (wanted, AtMirror::Index(raw)) => {
                         let read = plan.read(&wanted, raw.media_type.as_deref(), raw.bytes);
                         if read.is_err() {
@@ -582,7 +586,7 @@ impl<'c> Copying<'c> {
             .is_none_or(|kind| kind.contains("index") || kind.contains("list"));
         if may_list {
             let raw = self.until(Side::Mirror, Step::Look, &reference, || {
-                self.target.raw(&reference)
+                self.target.raw(&reference, wanted.size)
             });
             let found = raw.await?.map_or(AtMirror::Missing, AtMirror::Index);
             return Ok((wanted, found));
@@ -609,27 +613,26 @@ impl<'c> Copying<'c> {
         Ok((wanted, AtMirror::Missing))
     }
 
-    /// Does something for each of several, some at once.
-    async fn each<T, R, F>(&self, of: &[T], call: impl Fn(T) -> F) -> Result<Vec<R>, Trouble>
+    /// Does something for each of several, some at once. What came of one is given out before more is begun, so that
+    /// whoever has enough can stop.
+    fn each<T, R, F>(&self, of: Vec<T>, call: impl FnMut(T) -> F) -> impl Stream<Item = R>
     where
-        T: Clone,
-        F: Future<Output = Result<R, Trouble>>,
+        F: Future<Output = R>,
     {
-        let calls: Vec<F> = of.iter().cloned().map(call).collect();
-        stream::iter(calls)
+        stream::iter(of)
+            .map(call)
             .buffer_unordered(self.settings.requests)
-            .try_collect()
-            .await
     }
 
     /// Reads a manifest at the source; none if it is not there.
-    async fn read(&self, reference: &str, media_type: Option<&str>) -> Result<Option<Raw>, Trouble> {
+    async fn read(&self, reference: &str, wish: Wish<'_>) -> Result<Option<Raw>, Trouble> {
         let read = self.until(Side::Source, Step::Read, reference, || {
             let deadline = Instant::now() + self.settings.patience.answer;
             let Source {
                 client, repository, ..
             } = &self.source;
-            client.raw(self.source.right(), repository, reference, media_type, deadline)
+            let room = self.target.room();
+            client.raw(self.source.right(), repository, reference, wish, room, deadline)
         });
         read.await
     }
@@ -646,14 +649,17 @@ impl<'c> Copying<'c> {
                 plan.read(first, raw.media_type.as_deref(), raw.bytes)?;
                 continue;
             }
-            let read = self.each(&wanted, |wanted: Wanted| async move {
-                let raw = self
-                    .read(&wanted.digest.to_string(), wanted.media_type.as_deref())
-                    .await?;
-                Ok((wanted, raw))
-            });
-            for (wanted, raw) in read.await? {
-                match raw {
+            let mut all = pin!(self.each(wanted, |wanted: Wanted| async move {
+                let wish = Wish {
+                    media_type: wanted.media_type.as_deref(),
+                    size: wanted.size,
+                };
+                let raw = self.read(&wanted.digest.to_string(), wish).await;
+                (wanted, raw)
+            }));
+            // Each counts at once, so that no more is read where it is too much already.
+            while let Some((wanted, raw)) = all.next().await {
+                match raw? {
                     Some(raw) => plan.read(&wanted, raw.media_type.as_deref(), raw.bytes)?,
                     None if wanted.blob.is_some() => plan.is_blob(&wanted),
                     None => {
@@ -724,12 +730,10 @@ impl<'c> Copying<'c> {
         let root = root.and_then(|root| plan.manifest(root));
         let root = root.ok_or_else(|| Trouble::new(Reason::Internal, "a plan without an end"))?;
         for step in below {
-            let manifests = step.iter().filter_map(|digest| plan.manifest(digest));
-            let calls: Vec<_> = manifests
-                .map(|manifest| self.push_child(plan, manifest))
-                .collect();
             // A few at once, so that a manifest follows its last blob soon.
-            let mut calls = stream::iter(calls).buffer_unordered(CHILDREN);
+            let mut calls = stream::iter(0..step.len())
+                .map(|position| self.push_child(plan, &step[position]))
+                .buffer_unordered(CHILDREN);
             while let Some(done) = calls.next().await {
                 done?;
             }
@@ -738,7 +742,10 @@ impl<'c> Copying<'c> {
         Ok(root)
     }
 
-    async fn push_child(&self, plan: &Plan, manifest: &Manifest) -> Result<(), Trouble> {
+    async fn push_child(&self, plan: &Plan, digest: &Digest) -> Result<(), Trouble> {
+        let Some(manifest) = plan.manifest(digest) else {
+            return Ok(());
+        };
         let reference = manifest.digest.to_string();
         if !self.job.verify {
             let digest = self.until(Side::Mirror, Step::Look, &reference, || {
@@ -908,7 +915,7 @@ pub async fn foresee(job: &Job, settings: &Settings) -> Result<Foreseen, Trouble
     let copying = Copying::new(job, settings, &meter);
     let tag = &job.tag;
     let there = copying
-        .until(Side::Mirror, Step::Look, tag, || copying.target.raw(tag))
+        .until(Side::Mirror, Step::Look, tag, || copying.target.raw(tag, None))
         .await?;
     let root = copying.resolve().await?;
     if let Some(there) = there.filter(|there| there.digest == root)

@@ -9,20 +9,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
+use futures_util::stream::StreamExt as _;
 use tokio::time::Instant;
 
 use super::{
-    super::{auth::Right, exchange::Raw},
+    super::{
+        auth::Right,
+        exchange::{Raw, Wish},
+    },
     Copying, Side, Trouble,
 };
 use crate::domain::{
     copying::{
         Plan, Reason, Step,
-        manifest::OCI_INDEX,
+        manifest::{MANIFEST_BYTES, OCI_INDEX},
         referrers::{self as lists, Referrer},
     },
     digest::{Algorithm, Digest},
@@ -91,38 +96,37 @@ impl Copying<'_> {
                 .filter(|digest| met.insert(digest.clone())),
         );
         for _ in 0..lists::DEPTH {
-            let referring = self.each(&level, |subject: Digest| async move {
-                Ok(self.refer_to(&subject, with_tags).await)
-            });
-            let more: Vec<Attached> = referring
-                .await
-                .unwrap_or_default()
-                .into_iter()
-                .flatten()
-                .collect();
-            level = more
-                .iter()
-                .map(|attached| attached.digest.clone())
-                .filter(|digest| met.insert(digest.clone()))
-                .collect();
-            found.extend(more);
-            if found.len() > lists::REFERRERS {
-                found.truncate(lists::REFERRERS);
-                self.incomplete(Trouble::new(
-                    Reason::UnsupportedManifest,
-                    format!("more than {} things refer to the image", lists::REFERRERS),
-                ));
+            if level.is_empty() || found.len() > lists::REFERRERS {
                 break;
             }
-            if level.is_empty() {
-                break;
+            let subjects = std::mem::take(&mut level);
+            let mut referring = pin!(self.each(subjects, |subject: Digest| async move {
+                self.refer_to(&subject, with_tags).await
+            }));
+            // Nobody is asked for more than is taken.
+            while found.len() <= lists::REFERRERS
+                && let Some(more) = referring.next().await
+            {
+                let digests = more.iter().map(|attached| attached.digest.clone());
+                level.extend(digests.filter(|digest| met.insert(digest.clone())));
+                found.extend(more);
             }
+        }
+        if found.len() > lists::REFERRERS {
+            found.truncate(lists::REFERRERS);
+            self.incomplete(Trouble::new(
+                Reason::UnsupportedManifest,
+                format!("more than {} things refer to the image", lists::REFERRERS),
+            ));
         }
         found
     }
 
     fn incomplete(&self, trouble: Trouble) {
-        self.state().incomplete.push(trouble);
+        let mut state = self.state();
+        if state.incomplete.len() < lists::REFERRERS {
+            state.incomplete.push(trouble);
+        }
     }
 
     /// Finds what refers to one manifest. What cannot be asked is told, and does without.
@@ -147,9 +151,13 @@ impl Copying<'_> {
             let asked = self.until(Side::Source, Step::Read, &tag, || {
                 let deadline = Instant::now() + self.settings.patience.answer;
                 let source = &self.source;
-                source
-                    .client
-                    .digest(source.right(), &source.repository, &tag, deadline)
+                source.client.digest(
+                    source.right(),
+                    &source.repository,
+                    &tag,
+                    self.target.room(),
+                    deadline,
+                )
             });
             match asked.await {
                 Ok(Some(digest)) => found.push(Attached {
@@ -189,20 +197,29 @@ impl Copying<'_> {
     }
 
     fn entries(&self, side: Side, list: &[u8]) -> Result<Vec<(Digest, Option<String>)>, Trouble> {
-        lists::read(list).map_err(|error| {
+        let mut entries = lists::read(list).map_err(|error| {
             let host = self.host(side);
             Trouble::new(
                 Reason::UnsupportedManifest,
                 format!("{host} has a list of referrers that is {error}"),
             )
-        })
+        })?;
+        if side == Side::Source {
+            // One more than is taken shows that there are more.
+            entries.truncate(lists::REFERRERS + 1);
+            entries.shrink_to_fit();
+        }
+        Ok(entries)
     }
 
     async fn list_under_tag(&self, side: Side, subject: &Digest) -> Result<Option<Raw>, Trouble> {
         let tag = lists::list_tag(subject);
         match side {
-            Side::Source => self.read(&tag, None).await,
-            Side::Mirror => self.until(side, Step::Look, &tag, || self.target.raw(&tag)).await,
+            Side::Source => self.read(&tag, Wish::default()).await,
+            Side::Mirror => {
+                self.until(side, Step::Look, &tag, || self.target.raw(&tag, None))
+                    .await
+            }
         }
     }
 
@@ -238,7 +255,8 @@ impl Copying<'_> {
             let what = format!("what refers to {subject}");
             let read = self.until(side, step, &what, || {
                 let deadline = Instant::now() + self.settings.patience.answer;
-                client.referrers(right, repository, subject, page.as_deref(), deadline)
+                let room = self.target.room();
+                client.referrers(right, repository, subject, page.as_deref(), room, deadline)
             });
             let Some((list, next)) = read.await? else {
                 self.lists(side).learn(false);
@@ -292,11 +310,16 @@ impl Copying<'_> {
         }
         let listed = self.listed(Side::Mirror, subject).await?.unwrap_or_default();
         let listed: BTreeSet<Digest> = listed.into_iter().map(|(digest, _)| digest).collect();
-        let mut brought = Vec::new();
+        let (mut brought, mut bytes) = (Vec::new(), 0);
         for attached in by_list {
             match self.bring(attached).await {
-                Ok(referrer) => {
+                Ok(mut referrer) => {
                     self.state().referrers += 1;
+                    bytes += referrer.size;
+                    if bytes > MANIFEST_BYTES {
+                        // No list has place for so much, and all of them are kept until it is written.
+                        referrer.annotations = None;
+                    }
                     if !listed.contains(&referrer.digest) {
                         brought.push(referrer);
                     }
@@ -326,9 +349,11 @@ impl Copying<'_> {
 
     /// Brings one thing that refers to an image, with all that belongs to it.
     async fn bring(&self, attached: &Attached) -> Result<Referrer, Trouble> {
-        let known = self
-            .read(&attached.digest.to_string(), attached.media_type.as_deref())
-            .await?;
+        let wish = Wish {
+            media_type: attached.media_type.as_deref(),
+            size: None,
+        };
+        let known = self.read(&attached.digest.to_string(), wish).await?;
         let known = known.ok_or_else(|| self.vanished(&attached.digest))?;
         let plan = self.plan(&attached.digest, Some(known)).await?;
         let Some(manifest) = plan.manifest(&attached.digest) else {

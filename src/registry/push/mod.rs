@@ -6,7 +6,7 @@
 
 pub mod feed;
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
@@ -19,7 +19,7 @@ use self::feed::{Feed, Moving};
 use super::{
     Client,
     auth::Right,
-    exchange::{Fault, Raw, faulty_within, refused},
+    exchange::{Fault, Raw, Room, Wish, faulty_within, refused},
     resolver::Resolver,
     waits::Matter,
     wire::{Content, Reply, Streamed},
@@ -58,6 +58,8 @@ pub struct Target {
     client: Client,
     repository: String,
     patience: Patience,
+    /// For the manifests of one copy, at both sides.
+    room: Arc<Room>,
 }
 
 /// What became of the wish to upload.
@@ -92,12 +94,17 @@ pub struct Taken {
 
 impl Target {
     /// Returns a repository of a registry; asks nothing yet.
-    pub const fn new(client: Client, repository: String, patience: Patience) -> Self {
+    pub fn new(client: Client, repository: String, patience: Patience) -> Self {
         Self {
             client,
             repository,
             patience,
+            room: Arc::new(Room::new()),
         }
+    }
+
+    pub(super) fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Returns the repository's name.
@@ -119,12 +126,21 @@ impl Target {
     }
 
     /// Reads a manifest by tag or digest; none if it is not there, or is not what it says it is: then it has to be
-    /// brought anew.
-    pub async fn raw(&self, reference: &str) -> Result<Option<Raw>, Fault> {
+    /// brought anew. Its size is told where an index does.
+    pub async fn raw(&self, reference: &str, size: Option<u64>) -> Result<Option<Raw>, Fault> {
         let deadline = self.soon();
-        let raw = self
-            .client
-            .raw(self.right(), &self.repository, reference, None, deadline);
+        let wish = Wish {
+            media_type: None,
+            size,
+        };
+        let raw = self.client.raw(
+            self.right(),
+            &self.repository,
+            reference,
+            wish,
+            &self.room,
+            deadline,
+        );
         match raw.await {
             Err(Fault::Wrong(_)) => Ok(None),
             read => read,
@@ -135,7 +151,7 @@ impl Target {
     pub async fn digest(&self, reference: &str) -> Result<Option<Digest>, Fault> {
         let deadline = self.soon();
         self.client
-            .digest(self.right(), &self.repository, reference, deadline)
+            .digest(self.right(), &self.repository, reference, &self.room, deadline)
             .await
     }
 

@@ -267,6 +267,127 @@ async fn a_copy_under_way_is_broken_off_with_its_mirrors_mode_and_begun_anew() {
     until(&kagami, &[&wanted], &["Mirrored"]).await;
 }
 
+/// What is in memory has a bound, and no mirror waits for another.
+#[tokio::test]
+async fn copies_into_all_mirrors_together_have_a_bound_and_each_mirror_has_one() {
+    const MIRRORS: usize = 4;
+    let source = Fake::usual().await;
+    let mut mirrors = Vec::new();
+    let mut documents = Vec::new();
+    for mirror in 0..MIRRORS {
+        let fake = Fake::start(|ask| Act::when(ask.is("PUT", Kind::Upload), Act::Stall(1000))).await;
+        let prefix = format!("{}/team{mirror}", host(source.url()));
+        let spec = json!({"copy": {"policy": "OnDemand"}});
+        let (name, at) = (format!("m{mirror}"), format!("mirror{mirror}.test"));
+        documents.push(image_mirror(&name, &at, &[&prefix], fake.url(), &spec));
+        mirrors.push(fake);
+        for tag in 0..5_u8 {
+            let seed = u64::from(tag) + 10 * mirror as u64 + 1;
+            let image = image(vec![noise(seed, 1 << 20)], &json!({}));
+            source.hold(&format!("team{mirror}/app"), &tag.to_string(), &image);
+        }
+    }
+    let kagami = Kagami::start(&documents).await;
+    let all = async |metric: &str| {
+        let mut all = Vec::new();
+        for mirror in 0..MIRRORS {
+            all.push(kagami.metric(&format!("{metric}{{mirror=\"m{mirror}\"}}")).await);
+        }
+        all
+    };
+    let asks = async |tag: u8| {
+        for mirror in 0..MIRRORS {
+            let wanted = format!("{}/team{mirror}/app:{tag}", host(source.url()));
+            until(&kagami, &[&wanted], &["ImageMissing"]).await;
+        }
+    };
+    for tag in 0..4 {
+        asks(tag).await;
+    }
+    eventually("all slots are taken", LONG, async || {
+        let under_way = all("kagami_copies_under_way").await;
+        let sum: f64 = under_way.iter().sum();
+        (sum > 11.5).then_some(()).ok_or_else(|| format!("{under_way:?}"))
+    })
+    .await;
+    // What is wanted then waits, with what found no place before.
+    asks(4).await;
+    eventually("what has no slot waits", LONG, async || {
+        let waiting = all("kagami_copies_waiting").await;
+        let sum: f64 = waiting.iter().sum();
+        (sum > 7.5).then_some(()).ok_or_else(|| format!("{waiting:?}"))
+    })
+    .await;
+    let under_way = all("kagami_copies_under_way").await;
+    assert!(
+        (under_way.iter().sum::<f64>() - 12.0).abs() < 0.1,
+        "{under_way:?}"
+    );
+    assert!(under_way.iter().all(|copies| *copies > 0.5), "{under_way:?}");
+}
+
+/// What is taken away is out of use at once, for what is under way too.
+#[tokio::test]
+async fn a_source_that_loses_its_login_is_read_without_from_then_on() {
+    let source = Fake::start(|ask| {
+        let login = fake::Answer::error(401, "UNAUTHORIZED", "authentication required")
+            .header("WWW-Authenticate", "Basic realm=\"x\"");
+        Act::when(!ask.headers.contains_key("authorization"), Act::Early(login))
+    })
+    .await;
+    let mirror = Fake::usual().await;
+    for tag in [1, 2, 3_u32] {
+        let image = image(vec![noise(tag.into(), 1 << 20)], &json!({}));
+        source.hold("team/app", &tag.to_string(), &image);
+    }
+    let team = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}});
+    let with = |credentials: &Value| {
+        let mut of_source = json!({"prefix": host(source.url())});
+        json_patch::merge(&mut of_source, credentials);
+        let spec = json!({
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team"}},
+            "sources": [of_source],
+        });
+        [
+            filled(source.url(), mirror.url(), &spec),
+            team.clone(),
+            basic_auth("upstream", PASSWORD),
+        ]
+    };
+    let login = json!({"credentials": {"secretRef": {"name": "upstream"}}});
+    let kagami = Kagami::start(&with(&login)).await;
+    let [one, two, three] = [1, 2, 3].map(|tag| name(source.url(), &format!("app:{tag}")));
+    until(&kagami, &[&one], &["Mirrored"]).await;
+    // The next one hangs.
+    mirror.set(|ask| Act::when(ask.is("PUT", Kind::Upload), Act::Stall(1000)));
+    let uploads = mirror.count("PUT", Kind::Upload);
+    until(&kagami, &[&two], &["ImageMissing"]).await;
+    eventually("an upload hangs", LONG, async || {
+        let hangs = mirror.count("PUT", Kind::Upload) > uploads;
+        hangs.then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+    kagami.configure(&text(&with(&json!({}))));
+    // It would have hung for longer than this.
+    let refused = "kagami_copies_total{mirror=\"main\",result=\"SourceUnauthorized\"}";
+    eventually("it is refused", Duration::from_secs(30), async || {
+        let copies = kagami.metric(refused).await;
+        (copies > 0.5).then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+    mirror.set(|_| Act::Usual);
+    until(&kagami, &[&three], &["ImageMissing"]).await;
+    eventually("it is refused too", LONG, async || {
+        let copies = kagami.metric(refused).await;
+        (copies > 1.5).then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+    let asked = source.asked();
+    let mut of_third = asked.iter().filter(|ask| ask.last() == "3");
+    assert!(of_third.all(|ask| !ask.headers.contains_key("authorization")));
+    assert!((kagami.metric(COPIED).await - 1.0).abs() < 0.1);
+}
+
 /// With `kill -9`, at another moment each time: nothing half is to be seen, and who comes next brings it to its end.
 #[tokio::test]
 async fn a_companion_that_was_killed_leaves_nothing_half_and_the_next_one_goes_on() {

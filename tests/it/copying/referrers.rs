@@ -165,6 +165,43 @@ async fn an_empty_list_at_the_source_is_not_believed() {
 }
 
 #[tokio::test]
+async fn past_the_bound_nobody_is_asked_for_more() {
+    let (source, mirror) = (registry(false).await, registry(false).await);
+    let subject = index(MediaType::OciIndex, &["amd64", "arm64"], "1");
+    source.hold(FROM, "1", &subject);
+    let entries: Vec<Value> = (0..2000)
+        .map(|entry| json!({"digest": format!("sha256:{entry:064x}"), "mediaType": MediaType::OciManifest.as_str(), "size": 1}))
+        .collect();
+    let list = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries});
+    let manifest = list.to_string().into_bytes();
+    let list = Image {
+        media_type: MediaType::OciIndex,
+        digest: crate::support::images::digest(&manifest),
+        manifest,
+        blobs: Vec::new(),
+        children: Vec::new(),
+    };
+    source.hold(FROM, &list_tag(&subject), &list);
+    let job = Job {
+        referrers: true,
+        ..job(&source, &mirror)
+    };
+    let copied = run(&job).await.unwrap();
+    assert!(mirror.holds(INTO, "1", &subject));
+    assert_eq!(copied.referrers, 0);
+    let mut told = copied.incomplete.iter();
+    assert!(told.any(|trouble| trouble.words.contains("more than 1000")));
+    let asked = source.asked();
+    let child = list_tag(&subject.children[0]);
+    assert!(
+        !asked.iter().any(|ask| ask.last() == child),
+        "its child was asked for"
+    );
+    let reads = asked.iter().filter(|ask| ask.last().starts_with("sha256:0000"));
+    assert_eq!(reads.count(), 1000);
+}
+
+#[tokio::test]
 async fn a_signature_made_later_comes_with_the_next_copy() {
     let (source, mirror) = (registry(true).await, registry(false).await);
     let signed = of_size(1000);

@@ -2,12 +2,13 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kagami::domain::{answer::MediaType, copying::Reason};
+use kagami::domain::{answer::MediaType, copying::Reason, digest::Digest};
+use serde_json::{Value, json};
 
 use super::{
     FROM, INTO,
     fake::{Act, Answer, Ask, Fake, Features, Kind},
-    job, of_size, run,
+    image, job, noise, of_size, run, settings,
 };
 use crate::support::images::{Image, digest, index};
 
@@ -181,6 +182,72 @@ async fn a_child_that_is_gone_is_told_and_shows_nothing() {
     source.lose(FROM, "1");
     let trouble = run(&job(&source, &mirror)).await.unwrap_err();
     assert_eq!(trouble.reason, Reason::ImageMissing, "{trouble}");
+}
+
+/// Returns an index of these manifests, each with the size that is told of it.
+fn listed(children: &[(Digest, usize)]) -> Image {
+    let entries: Vec<Value> = children
+        .iter()
+        .map(|(digest, size)| {
+            let media_type = MediaType::OciManifest.as_str();
+            json!({"mediaType": media_type, "digest": digest.to_string(), "size": size})
+        })
+        .collect();
+    let media_type = MediaType::OciIndex;
+    let list = json!({"schemaVersion": 2, "mediaType": media_type.as_str(), "manifests": entries});
+    let manifest = list.to_string().into_bytes();
+    Image {
+        media_type,
+        digest: digest(&manifest),
+        manifest,
+        blobs: Vec::new(),
+        children: Vec::new(),
+    }
+}
+
+#[tokio::test]
+async fn manifests_that_are_too_large_together_are_not_all_read() {
+    let (source, mirror) = (Fake::usual().await, Fake::usual().await);
+    let children: Vec<Image> = (0..40_u8)
+        .map(|child| {
+            let fields = json!({"annotations": {"large": "x".repeat(1 << 20), "child": child}});
+            image(vec![vec![child]], &fields)
+        })
+        .collect();
+    for child in &children {
+        source.hold(FROM, &child.digest.to_string(), child);
+    }
+    let index = |tells_size: bool| {
+        let size = |child: &Image| if tells_size { child.manifest.len() } else { 0 };
+        let entries = children.iter().map(|child| (child.digest.clone(), size(child)));
+        listed(&entries.collect::<Vec<_>>())
+    };
+    let read = || {
+        let asked = source.asked();
+        let reads = |ask: &&Ask| ask.is("GET", Kind::Manifest) && ask.last().starts_with("sha256:");
+        asked.iter().filter(reads).count()
+    };
+    for (tells_size, at_most) in [(true, 0), (false, 17 + settings().requests)] {
+        source.hold(FROM, "1", &index(tells_size));
+        let trouble = run(&job(&source, &mirror)).await.unwrap_err();
+        assert_eq!(trouble.reason, Reason::UnsupportedManifest, "{trouble}");
+        assert!(trouble.words.contains("16 MiB"), "{trouble}");
+        assert!(read() <= at_most, "{} were read", read());
+    }
+    assert!(mirror.shows_nothing());
+}
+
+#[tokio::test]
+async fn a_manifest_of_another_size_than_its_index_tells_is_not_taken() {
+    let child = image(vec![noise(1, 100)], &json!({}));
+    for size in [child.manifest.len() - 1, child.manifest.len() + 1] {
+        let (source, mirror) = (Fake::usual().await, Fake::usual().await);
+        source.hold(FROM, "other", &child);
+        source.hold(FROM, "1", &listed(&[(child.digest.clone(), size)]));
+        let trouble = run(&job(&source, &mirror)).await.unwrap_err();
+        assert!(trouble.words.contains("has not the size"), "{trouble}");
+        assert!(mirror.shows_nothing());
+    }
 }
 
 #[tokio::test]
