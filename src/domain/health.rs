@@ -207,18 +207,19 @@ pub struct Health {
     pub cause: Option<Arc<str>>,
     /// Since when the state is what it is.
     pub since: Timestamp,
+    /// When the first question was asked that led to that state, where it is `Unhealthy`; else the same.
+    pub asked_since: Timestamp,
     /// Proofs older than this are void.
     pub proven_since: Timestamp,
 }
 
 impl Health {
     /// Returns since when the mirror gives nobody anything, if that is what is wrong with it. Where it is a name or a
-    /// certificate others may fare better, and what fails to answer some requests may answer others. The verdict comes
-    /// [`CONFIRMATION`] after the first question that was asked in vain, or later.
+    /// certificate others may fare better, and what fails to answer some requests may answer others.
     pub fn dead_since(&self) -> Option<Timestamp> {
         let is_dead = self.state == State::Unhealthy
             && matches!(self.fault, Some(Fault::Refused | Fault::Timeout | Fault::Reset));
-        is_dead.then(|| self.since.before(CONFIRMATION))
+        is_dead.then_some(self.asked_since)
     }
 
     /// Returns the health of a mirror that nobody has looked at.
@@ -228,6 +229,7 @@ impl Health {
             fault: None,
             cause: None,
             since: now,
+            asked_since: now,
             proven_since: now,
         }
     }
@@ -316,6 +318,7 @@ impl Machine {
                     fault: None,
                     cause: None,
                     since: now,
+                    asked_since: now,
                     // Who was told an earliest time, because clocks differ, keeps to it.
                     proven_since: now.max(self.health.proven_since),
                 };
@@ -338,6 +341,7 @@ impl Machine {
                 if changed {
                     self.health.state = State::Unhealthy;
                     self.health.since = now;
+                    self.health.asked_since = self.failing_since;
                 }
                 changed
             }
@@ -408,7 +412,7 @@ mod tests {
                 ..Health::unknown(now)
             };
             let is_dead = matches!(fault, Fault::Refused | Fault::Timeout | Fault::Reset);
-            let expected = is_dead.then(|| now.before(CONFIRMATION));
+            let expected = is_dead.then_some(now);
             assert_eq!(health.dead_since(), expected, "{fault:?}");
             let state = State::Healthy;
             assert_eq!(Health { state, ..health }.dead_since(), None);

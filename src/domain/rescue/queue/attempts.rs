@@ -33,12 +33,11 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// Returns what is known with another version of the Pod. `has_begun` says whether some container of the Pod has.
+    /// Returns what is known with another version of the Pod.
     pub(super) fn next(
         self,
         before: Option<&StuckContainer>,
         container: &StuckContainer,
-        has_begun: bool,
         seen: Seen,
     ) -> Self {
         let Seen::Told { after } = seen else {
@@ -57,7 +56,7 @@ impl Attempts {
             has_failed: true,
             after,
             // Only what is new to the node begins with its network, whose start is told.
-            may_pull_again: !known.has_failed && (has_begun || !is_same),
+            may_pull_again: !known.has_failed && (container.is_alone_in_its_round || !is_same),
         }
     }
 
@@ -91,6 +90,7 @@ mod tests {
             image: "a".into(),
             failure: Failure::Image,
             has_just_failed,
+            is_alone_in_its_round: false,
             recorded: None,
             has_record: false,
             is_refused_by_node: false,
@@ -111,17 +111,13 @@ mod tests {
     #[test]
     fn of_what_was_not_told_nothing_is_known() {
         let rests = container(false);
-        let failed = Attempts::default().next(None, &container(true), false, told(0));
-        let next = |seen| {
-            failed
-                .next(Some(&rests), &container(true), false, seen)
-                .waits_until()
-        };
+        let failed = Attempts::default().next(None, &container(true), told(0));
+        let next = |seen| failed.next(Some(&rests), &container(true), seen).waits_until();
         assert_eq!(next(told(300)), Some(at(306)));
         assert_eq!(next(Seen::Listed), None);
         assert_eq!(next(Seen::Told { after: None }), None);
         assert_eq!(
-            failed.next(Some(&rests), &rests, false, Seen::Listed),
+            failed.next(Some(&rests), &rests, Seen::Listed),
             Attempts::default()
         );
     }
@@ -129,13 +125,13 @@ mod tests {
     /// It is written once; what else changes in the Pod says nothing of it.
     #[test]
     fn a_failure_counts_once() {
-        let first = Attempts::default().next(None, &container(true), false, told(0));
-        let again = first.next(Some(&container(true)), &container(true), false, told(5));
-        let rests = again.next(Some(&container(true)), &container(false), false, told(9));
+        let first = Attempts::default().next(None, &container(true), told(0));
+        let again = first.next(Some(&container(true)), &container(true), told(5));
+        let rests = again.next(Some(&container(true)), &container(false), told(9));
         for attempts in [first, again, rests] {
             assert_eq!(attempts.waits_until(), Some(at(6)));
         }
-        let waits = Attempts::default().next(None, &container(false), false, told(0));
+        let waits = Attempts::default().next(None, &container(false), told(0));
         assert_eq!(
             waits.waits_until(),
             None,
@@ -147,16 +143,20 @@ mod tests {
     /// round that pulls again.
     #[test]
     fn a_first_failure_may_be_told_late_where_something_has_begun() {
-        for (before, has_begun) in [(None, true), (Some("another"), false)] {
+        for (before, is_alone_in_its_round) in [(None, true), (Some("another"), false)] {
             let before = before.map(|image: &str| StuckContainer {
                 image: image.into(),
                 ..container(false)
             });
-            let first = Attempts::default().next(before.as_ref(), &container(true), has_begun, told(0));
+            let fails = StuckContainer {
+                is_alone_in_its_round,
+                ..container(true)
+            };
+            let first = Attempts::default().next(before.as_ref(), &fails, told(0));
             assert_eq!(first.waits_until(), None);
             assert!(first.failed_after(at(0)) && !first.failed_after(at(1)));
-            let rests = first.next(Some(&container(true)), &container(false), has_begun, told(12));
-            let second = rests.next(Some(&container(false)), &container(true), has_begun, told(24));
+            let rests = first.next(Some(&fails), &container(false), told(12));
+            let second = rests.next(Some(&container(false)), &fails, told(24));
             assert_eq!(second.waits_until(), Some(at(30)));
         }
     }

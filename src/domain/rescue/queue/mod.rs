@@ -487,8 +487,7 @@ impl Entry {
         let since = pod.created.filter(|_| seen == Seen::Listed).unwrap_or(now);
         let seen = if is_partial { Seen::Listed } else { seen };
         let attempts = pod.containers.iter();
-        let attempts =
-            attempts.map(|container| Attempts::default().next(None, container, pod.has_begun, seen));
+        let attempts = attempts.map(|container| Attempts::default().next(None, container, seen));
         Self {
             owner,
             since: since.min(now),
@@ -510,8 +509,8 @@ impl Entry {
             let attempts = pod.containers.iter().map(|container| {
                 let mut before = self.pod.containers.iter().zip(&self.attempts);
                 match before.find(|(before, _)| before.name == container.name) {
-                    Some((before, attempts)) => attempts.next(Some(before), container, pod.has_begun, seen),
-                    None => Attempts::default().next(None, container, pod.has_begun, seen),
+                    Some((before, attempts)) => attempts.next(Some(before), container, seen),
+                    None => Attempts::default().next(None, container, seen),
                 }
             });
             self.attempts = attempts.collect();
