@@ -14,7 +14,6 @@ pub mod referrers;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -272,7 +271,8 @@ pub async fn copy(job: &Job, settings: &Settings, meter: &Meter) -> Result<Copie
     let copying = Copying::new(job, settings, meter);
     let mut last = None;
     for _ in 0..MOVES {
-        let Err(trouble) = copying.once().await else {
+        // A large future.
+        let Err(trouble) = Box::pin(copying.once()).await else {
             return Ok(copying.copied());
         };
         let vanished = trouble.reason == Reason::ImageVanished && job.reference.parse::<Digest>().is_err();
@@ -561,7 +561,7 @@ impl<'c> Copying<'c> {
                 self.state().is_sparse = plan.is_sparse();
                 return Ok(Some(plan));
             }
-            let mut all = pin!(self.each(wanted, |wanted| self.at_mirror(wanted)));
+            let mut all = Box::pin(self.each(wanted, |wanted| self.at_mirror(wanted)));
             while let Some(found) = all.next().await {
                 match found? {
                     (wanted, AtMirror::Index(raw)) => {
@@ -649,7 +649,7 @@ impl<'c> Copying<'c> {
                 plan.read(first, raw.media_type.as_deref(), raw.bytes)?;
                 continue;
             }
-            let mut all = pin!(self.each(wanted, |wanted: Wanted| async move {
+            let mut all = Box::pin(self.each(wanted, |wanted: Wanted| async move {
                 let wish = Wish {
                     media_type: wanted.media_type.as_deref(),
                     size: wanted.size,

@@ -9,7 +9,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::pin,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -100,7 +99,7 @@ impl Copying<'_> {
                 break;
             }
             let subjects = std::mem::take(&mut level);
-            let mut referring = pin!(self.each(subjects, |subject: Digest| async move {
+            let mut referring = Box::pin(self.each(subjects, |subject: Digest| async move {
                 self.refer_to(&subject, with_tags).await
             }));
             // Nobody is asked for more than is taken.
