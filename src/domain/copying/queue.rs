@@ -18,6 +18,10 @@ pub const IMAGES: usize = 20_000;
 /// How many images of one namespace may wait, where it says one by one what it wants.
 pub const OF_NAMESPACE: usize = 500;
 
+/// How long the name of a namespace may be (RFC 1123, as the API server has it). Whoever reaches `kagami serve` may name
+/// anything.
+const NAMESPACE: usize = 63;
+
 /// What an image that was not copied is left alone for at least and at most, by what came of it.
 const PASSING: (Duration, Duration) = (Duration::from_secs(15), Duration::from_mins(30));
 const REFUSED: (Duration, Duration) = (Duration::from_mins(10), Duration::from_hours(6));
@@ -84,6 +88,9 @@ impl Queue {
     /// Takes in that a namespace wants an image. Where it wants too many already, the one goes that would have waited
     /// longest for a further try; while none does, the new one is not taken.
     pub fn add(&mut self, namespace: &str, key: &ImageKey, now: Duration) {
+        if namespace.len() > NAMESPACE {
+            return;
+        }
         let all: usize = self.wanted.values().map(HashMap::len).sum();
         let of_namespace = self.wanted.get(namespace);
         if of_namespace.is_some_and(|images| images.contains_key(key)) {
@@ -428,6 +435,15 @@ mod tests {
         };
         queue.failed(&key("x:1"), Reason::RateLimited, true, Some(wait), at(90));
         assert_eq!(queue.next(at(91)), Some(key("y:1")));
+    }
+
+    #[test]
+    fn what_is_no_name_of_a_namespace_wants_nothing() {
+        let mut queue = Queue::default();
+        queue.add(&"a".repeat(NAMESPACE + 1), &key("x:1"), at(0));
+        assert_eq!(queue.next(at(0)), None);
+        queue.add(&"a".repeat(NAMESPACE), &key("x:1"), at(0));
+        assert_eq!(queue.next(at(0)), Some(key("x:1")));
     }
 
     #[test]

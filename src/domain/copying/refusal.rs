@@ -89,6 +89,7 @@ impl Refusal {
             (408 | 425 | 499 | 500..=599, Step::Read | Step::Look) => Again(Reason::RegistryError),
             (408 | 425 | 499 | 500..=599, _) => Again(Reason::MirrorNotWritable),
             (_, Step::Read | Step::Look) => Never(Reason::RegistryError),
+            (404, Step::Begin) if self.lacks_repository() => Never(Reason::RepositoryMissing),
             (_, Step::Begin | Step::Upload) if self.says(&["quota", "limitexceeded", "limit exceeded"]) => {
                 Never(Reason::QuotaExceeded)
             }
@@ -169,6 +170,7 @@ impl Refusal {
         let lacks = self.is_one_of(&["MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN"]);
         Some(match self.status {
             _ if by_tag && is_immutable => Reason::TagImmutable,
+            404 if self.lacks_repository() => Reason::RepositoryMissing,
             _ if self.says(&["quota", "limitexceeded"]) => Reason::QuotaExceeded,
             412 if is_policy => Reason::PolicyRefused,
             409 | 412 if by_tag => Reason::TagImmutable,
@@ -191,6 +193,12 @@ impl Refusal {
             }
             _ => Reason::ManifestRefused,
         })
+    }
+
+    /// Whether it says by its code that there is no such repository. Its words quote the repository's name then, and
+    /// tell nothing.
+    fn lacks_repository(&self) -> bool {
+        self.is_one_of(&["NAME_UNKNOWN"])
     }
 
     fn is_one_of(&self, codes: &[&str]) -> bool {
@@ -264,6 +272,21 @@ mod tests {
                 "DENIED",
                 "toomanyrequests: slow down",
                 Verdict::Wait(None),
+            );
+        }
+    }
+
+    /// Registries quote the repository, which people name as they like.
+    #[test]
+    fn a_repository_that_is_missing_is_no_quota_whatever_its_name_is() {
+        let words = "The repository with name 'hub/quota' does not exist in the registry with id '1'";
+        for step in [Step::Begin, Step::Manifest(PLAIN)] {
+            check(
+                step,
+                404,
+                "NAME_UNKNOWN",
+                words,
+                Verdict::Never(Reason::RepositoryMissing),
             );
         }
     }
