@@ -182,7 +182,6 @@ fn store(mirrors: &str, told: &Told) -> Store {
                 fault: None,
                 cause: None,
                 since: long_ago,
-                asked_since: long_ago,
                 proven_since: long_ago
             }
         ));

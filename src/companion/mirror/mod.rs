@@ -178,7 +178,6 @@ pub async fn look_once(store: &Store, deadline: Instant) {
                 fault,
                 cause,
                 since: asked_at,
-                asked_since: asked_at,
                 proven_since: asked_at,
             },
         );
