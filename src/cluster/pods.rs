@@ -439,12 +439,11 @@ fn containers<'p>(
     containers: &'p [Container],
     statuses: &'p [ContainerStatus],
 ) -> Vec<rescue::Container<'p>> {
-    let states = statuses
-        .iter()
-        .map(|status| (status.name.as_str(), &status.state));
+    let states = statuses.iter().map(|status| (status.name.as_str(), status));
     let states: HashMap<_, _> = states.collect();
     let container = |container: &'p Container| {
-        let state = states.get(container.name.as_str());
+        let status = states.get(container.name.as_str());
+        let state = status.map(|status| &status.state);
         let waiting = state.and_then(|state| state.waiting.as_ref());
         let terminated = state.and_then(|state| state.terminated.as_ref());
         let policy = container.restart_policy.as_ref().unwrap_or(&spec.restart_policy);
@@ -461,6 +460,7 @@ fn containers<'p>(
             is_running: state.is_some_and(|state| state.running.is_some()),
             has_succeeded: terminated.is_some_and(|terminated| terminated.exit_code == 0),
             will_run_again: terminated.is_some_and(runs_again),
+            has_begun: status.is_some_and(|status| status.has_begun()),
         }
     };
     containers.iter().map(container).collect()

@@ -207,11 +207,21 @@ pub struct Health {
     pub cause: Option<Arc<str>>,
     /// Since when the state is what it is.
     pub since: Timestamp,
+    /// When the first question was asked that led to that state, where it is `Unhealthy`; else the same.
+    pub asked_since: Timestamp,
     /// Proofs older than this are void.
     pub proven_since: Timestamp,
 }
 
 impl Health {
+    /// Returns since when the mirror gives nobody anything, if that is what is wrong with it. Where it is a name or a
+    /// certificate others may fare better, and what fails to answer some requests may answer others.
+    pub fn dead_since(&self) -> Option<Timestamp> {
+        let is_dead = self.state == State::Unhealthy
+            && matches!(self.fault, Some(Fault::Refused | Fault::Timeout | Fault::Reset));
+        is_dead.then_some(self.asked_since)
+    }
+
     /// Returns the health of a mirror that nobody has looked at.
     pub const fn unknown(now: Timestamp) -> Self {
         Self {
@@ -219,6 +229,7 @@ impl Health {
             fault: None,
             cause: None,
             since: now,
+            asked_since: now,
             proven_since: now,
         }
     }
@@ -307,6 +318,7 @@ impl Machine {
                     fault: None,
                     cause: None,
                     since: now,
+                    asked_since: now,
                     // Who was told an earliest time, because clocks differ, keeps to it.
                     proven_since: now.max(self.health.proven_since),
                 };
@@ -329,6 +341,7 @@ impl Machine {
                 if changed {
                     self.health.state = State::Unhealthy;
                     self.health.since = now;
+                    self.health.asked_since = self.failing_since;
                 }
                 changed
             }
@@ -386,6 +399,24 @@ mod tests {
         let mut machine = Machine::new(HealthSettings::default(), at(0));
         seen(&mut machine, Observation::Good, 1);
         machine
+    }
+
+    /// A name, a certificate, a limit or a part that fails may be better for others.
+    #[test]
+    fn a_mirror_is_dead_that_gives_nobody_anything() {
+        let now = at(100);
+        for fault in Fault::ALL {
+            let health = Health {
+                state: State::Unhealthy,
+                fault: Some(fault),
+                ..Health::unknown(now)
+            };
+            let is_dead = matches!(fault, Fault::Refused | Fault::Timeout | Fault::Reset);
+            let expected = is_dead.then_some(now);
+            assert_eq!(health.dead_since(), expected, "{fault:?}");
+            let state = State::Healthy;
+            assert_eq!(Health { state, ..health }.dead_since(), None);
+        }
     }
 
     #[test]

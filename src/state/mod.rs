@@ -468,6 +468,7 @@ mod tests {
             fault: None,
             cause: None,
             since: at(proven_since),
+            asked_since: at(proven_since),
             proven_since: at(proven_since),
         }
     }

@@ -182,6 +182,7 @@ fn store(mirrors: &str, told: &Told) -> Store {
                 fault: None,
                 cause: None,
                 since: long_ago,
+                asked_since: long_ago,
                 proven_since: long_ago
             }
         ));

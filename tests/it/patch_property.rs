@@ -279,6 +279,7 @@ fn store(peers: &[Peer], loans: &Loans) -> Store {
                 fault: None,
                 cause: None,
                 since: long_ago,
+                asked_since: long_ago,
                 proven_since: long_ago,
             },
         );

@@ -30,7 +30,7 @@ use crate::{
         bucket::Bucket,
         pod::PlaceKind,
         rescue::{
-            Ending, Former, Id, Known, Marks, Next, Order, Pod, PodId, Queue, Seen, Turning, Way,
+            Dead, Ending, Former, Id, Known, Marks, Next, Order, Pod, PodId, Queue, Seen, Turning, Way,
             forward::Ahead,
             hang::{Hangs, field_path},
             lasting::Lasting,
@@ -188,9 +188,25 @@ impl Ward {
         self.due.notify_one();
     }
 
+    /// Takes in which mirrors are dead.
+    fn set_dead(&self, snapshot: &Snapshot) {
+        self.lock().queue.set_dead(dead(snapshot), clock::now());
+        self.due.notify_one();
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns which mirrors are dead, and since when.
+fn dead(snapshot: &Snapshot) -> Dead {
+    let mirrors = snapshot.routing.mirrors();
+    let dead = mirrors.filter_map(|(id, mirror)| {
+        let since = snapshot.health_of(id).dead_since()?;
+        Some((mirror.name.as_str().into(), since))
+    });
+    dead.collect()
 }
 
 /// Returns what stuck Pods are judged by.
@@ -246,7 +262,10 @@ async fn mark(leader: &Leader, ward: &Ward) -> Infallible {
         match newest(&leader.client, &path).await {
             Ok(version) => {
                 failures.ended();
-                ward.lock().marks.set(version, asked_at);
+                let inside = &mut *ward.lock();
+                if !inside.marks.set(version, asked_at) {
+                    inside.queue.forget_times(asked_at);
+                }
             }
             Err(error) => {
                 if failures.failed(&error.to_string(), std::time::Instant::now()) {
@@ -267,6 +286,7 @@ async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
     let mut judged_by = Arc::clone(&snapshots.borrow_and_update());
     // Pods were taken in since this leader began, by what was known then.
     ward.judge(&judged_by);
+    ward.set_dead(&judged_by);
     loop {
         // The leader holds the store.
         if snapshots.changed().await.is_err() {
@@ -279,6 +299,7 @@ async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
         if !same {
             ward.judge(&snapshot);
         }
+        ward.set_dead(&snapshot);
         judged_by = snapshot;
     }
 }

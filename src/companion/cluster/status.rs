@@ -808,6 +808,7 @@ mod tests {
             fault: None,
             cause: None,
             since: at(since),
+            asked_since: at(since),
             proven_since: at(since),
         }
     }
@@ -1115,6 +1116,7 @@ mod tests {
                 fault: Some(fault),
                 cause: None,
                 since: at(12),
+                asked_since: at(12),
                 proven_since: at(10),
             }),
             ..seen()
@@ -1133,6 +1135,7 @@ mod tests {
                 fault: Some(Fault::Tls),
                 cause: Some(cause.into()),
                 since: at(12),
+                asked_since: at(12),
                 proven_since: at(10),
             }),
             cause_is_due,

@@ -178,6 +178,7 @@ pub async fn look_once(store: &Store, deadline: Instant) {
                 fault,
                 cause,
                 since: asked_at,
+                asked_since: asked_at,
                 proven_since: asked_at,
             },
         );

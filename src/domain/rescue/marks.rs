@@ -14,17 +14,20 @@ const MARKS: usize = 16;
 pub struct Marks(VecDeque<(Timestamp, Version)>);
 
 impl Marks {
-    /// Takes in which version was the newest when that was asked for.
-    pub fn set(&mut self, newest: Version, asked_at: Timestamp) {
-        // After a restored backup they go back, and the clock may: then nothing is known of what was before.
+    /// Takes in which version was the newest when that was asked for. Returns whether times and versions go on from
+    /// those before: after a restored backup versions go back, and the clock may, and then nothing is known of what was.
+    #[must_use]
+    pub fn set(&mut self, newest: Version, asked_at: Timestamp) -> bool {
         let goes_on = |last: &(Timestamp, Version)| last.0 <= asked_at && last.1 <= newest;
-        if !self.0.back().is_none_or(goes_on) {
+        let goes_on = self.0.back().is_none_or(goes_on);
+        if !goes_on {
             self.0.clear();
         }
         if self.0.len() == MARKS {
             self.0.pop_front();
         }
         self.0.push_back((asked_at, newest));
+        goes_on
     }
 
     /// Returns the latest time that is known after which a version was written.
@@ -50,16 +53,16 @@ mod tests {
         let mut marks = Marks::default();
         let after = |marks: &Marks, version| marks.written_after(Version(version));
         assert_eq!(after(&marks, 7), None, "nothing is known");
-        marks.set(Version(10), at(1));
-        marks.set(Version(10), at(2));
-        marks.set(Version(20), at(3));
+        assert!(marks.set(Version(10), at(1)));
+        assert!(marks.set(Version(10), at(2)));
+        assert!(marks.set(Version(20), at(3)));
         assert_eq!(after(&marks, 9), None);
         assert_eq!(after(&marks, 10), None, "that very one was there before");
         assert_eq!(after(&marks, 11), Some(at(2)));
         assert_eq!(after(&marks, 20), Some(at(2)));
         assert_eq!(after(&marks, 21), Some(at(3)));
         for seconds in 4..4 + 2 * MARKS as u64 {
-            marks.set(Version(20), at(seconds));
+            assert!(marks.set(Version(20), at(seconds)));
         }
         assert_eq!(marks.0.len(), MARKS);
         assert_eq!(after(&marks, 20), None, "that is too long ago");
@@ -69,8 +72,8 @@ mod tests {
     fn of_numbers_that_go_back_nothing_is_known() {
         for (version, seconds) in [(5, 2), (20, 0)] {
             let mut marks = Marks::default();
-            marks.set(Version(10), at(1));
-            marks.set(Version(version), at(seconds));
+            assert!(marks.set(Version(10), at(1)));
+            assert!(!marks.set(Version(version), at(seconds)));
             let expected = (version < 15).then_some(at(seconds));
             assert_eq!(marks.written_after(Version(15)), expected);
         }

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 pub use self::{
     former::Register,
     marks::Marks,
-    queue::{Ending, Id, Next, Queue, Seen},
+    queue::{Dead, Ending, Id, Next, Queue, Seen},
 };
 use self::{
     forward::{Newcomer, refuses_signature},
@@ -145,6 +145,8 @@ pub struct Container<'a> {
     pub has_succeeded: bool,
     /// It ended, and is to be started once more.
     pub will_run_again: bool,
+    /// It runs, or did.
+    pub has_begun: bool,
 }
 
 impl Container<'_> {
@@ -173,8 +175,6 @@ pub struct StuckPod {
     /// What its own label leaves.
     pub mode: Mode,
     pub containers: Vec<StuckContainer>,
-    /// All of its containers but one run or have ended well.
-    is_last_to_begin: bool,
     /// It has more containers than a Pod that is turned.
     is_large: bool,
     /// What was turned before; none where that cannot be read.
@@ -206,6 +206,9 @@ pub struct StuckContainer {
     /// As it stands in the Pod.
     pub image: Box<str>,
     pub failure: Failure,
+    /// Kubelet's round in which it first fails may begin nothing: an init container has begun, in a round before, or this
+    /// container has, or the Pod was turned.
+    is_alone_in_its_round: bool,
     /// An attempt to pull has just ended; after it kubelet waits before the next. After a failed look at what the node
     /// has it does not.
     has_just_failed: bool,
@@ -398,6 +401,8 @@ impl StuckPod {
         }
         let annotation = |key: &str| Some(pod.annotations?.get(key)?.as_str());
         let decisions = RecordedDecisions::new(annotation(DECISIONS_ANNOTATION));
+        let was_known = annotation(RESCUED_ANNOTATION).is_some()
+            || pod.init_containers.iter().any(|container| container.has_begun);
         let containers = stuck
             .into_iter()
             .map(|(kind, index, container, failure, is_refused_by_node)| {
@@ -409,6 +414,7 @@ impl StuckPod {
                     name: container.name.into(),
                     image: container.image.into(),
                     failure,
+                    is_alone_in_its_round: container.has_begun || was_known,
                     has_just_failed: container
                         .waiting
                         .is_some_and(|(reason, _)| ![BACK_OFF, INSPECTION].contains(&reason)),
@@ -428,11 +434,6 @@ impl StuckPod {
             id: pod.id(),
             created: pod.created,
             node: pod.node.into(),
-            is_last_to_begin: {
-                let all = pod.init_containers.iter().chain(&pod.containers);
-                let begin = all.filter(|container| !container.is_running && !container.has_succeeded);
-                begin.take(2).count() == 1
-            },
             is_large: pod.init_containers.len() + pod.containers.len() > CONTAINERS,
             // A value that nobody knows means off, as at admission.
             mode: mode.map_or(Mode::Enforce, |mode| mode.unwrap_or(Mode::Off)),

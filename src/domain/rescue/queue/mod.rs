@@ -8,7 +8,8 @@
 //! started is shown as waiting. Only after an attempt that has just failed nothing is begun for a while ([`Attempts`]). So
 //! a container is turned soon after a failure, or else after the next one, which comes at the latest after kubelet's
 //! longest back-off of five minutes. Kubelet's Events would not tell: of one Pod it writes 25, and then one in five
-//! minutes (client-go's `EventSourceObjectSpamFilter`).
+//! minutes (client-go's `EventSourceObjectSpamFilter`). While a mirror is dead, and was when it was told that the container
+//! waits, every attempt since was in vain, so what waits for its images is turned at any time.
 //!
 //! An event and an order cost the logarithm of the number of Pods.
 
@@ -19,7 +20,7 @@ mod turns;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -41,6 +42,9 @@ const LIMIT: usize = 64 * 1024 * 1024;
 
 /// What a stuck Pod costs beside its text, roughly.
 const COST: usize = 512;
+
+/// How long it is taken for granted that a dead mirror stays so, unless somebody tells.
+const IN_VAIN: Duration = Duration::from_hours(1);
 
 /// How long a Pod waits for its node to pull anything at all, before it is turned all the same.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -66,6 +70,7 @@ pub struct Queue {
     fresh: BTreeSet<(Timestamp, Id)>,
     nodes: Nodes,
     ready: Ready,
+    dead: Dead,
     /// What all of them cost.
     size: usize,
     /// How many wait to be turned.
@@ -82,6 +87,9 @@ pub struct Queue {
     #[cfg(test)]
     looks: usize,
 }
+
+/// The mirrors that give nobody anything, and since when.
+pub type Dead = BTreeMap<Box<str>, Timestamp>;
 
 /// One stuck Pod.
 #[derive(Debug)]
@@ -260,6 +268,27 @@ impl Queue {
         }
     }
 
+    /// Forgets when what failed was told: the clock was set back, and it would seem fresh once more.
+    pub fn forget_times(&mut self, now: Timestamp) {
+        for entry in self.stuck.values_mut() {
+            entry.attempts.iter_mut().for_each(Attempts::forget_times);
+        }
+        for id in self.stuck.keys().cloned().collect::<Vec<_>>() {
+            self.place(&id, now);
+        }
+    }
+
+    /// Takes in which mirrors are dead.
+    pub fn set_dead(&mut self, dead: Dead, now: Timestamp) {
+        if self.dead == dead {
+            return;
+        }
+        self.dead = dead;
+        for id in self.stuck.keys().cloned().collect::<Vec<_>>() {
+            self.place(&id, now);
+        }
+    }
+
     /// Returns the Pods that may go forward: those that fail upstream.
     pub fn upstream(&self) -> Vec<Id> {
         let upstream = self.stuck.iter().filter(|(_, entry)| entry.plan.fails_upstream);
@@ -321,7 +350,7 @@ impl Queue {
             }
             let Some(mut entry) = self.detach(&id) else { break };
             let owner = entry.owner;
-            let order = entry.order(now);
+            let order = entry.order(&self.dead, now);
             self.put_in(&id, entry, now);
             self.turns.had(&id.0, owner);
             self.turns.leave(&id.0, owner);
@@ -399,7 +428,7 @@ impl Queue {
     /// Puts a Pod where it belongs now.
     fn place(&mut self, id: &Id, now: Timestamp) {
         if let Some(entry) = self.stuck.get(id) {
-            self.set_place(id, entry.place_at(now));
+            self.set_place(id, entry.place_at(&self.dead, now));
         }
     }
 
@@ -458,7 +487,7 @@ impl Entry {
         let since = pod.created.filter(|_| seen == Seen::Listed).unwrap_or(now);
         let seen = if is_partial { Seen::Listed } else { seen };
         let attempts = pod.containers.iter();
-        let attempts = attempts.map(|container| Attempts::default().next(None, container, false, seen));
+        let attempts = attempts.map(|container| Attempts::default().next(None, container, seen));
         Self {
             owner,
             since: since.min(now),
@@ -477,12 +506,11 @@ impl Entry {
     fn next(mut self, pod: StuckPod, owner: Option<u64>, seen: Seen) -> Self {
         if self.pod.id.resource_version != pod.id.resource_version {
             self.rest.renew();
-            let is_alone = self.pod.is_last_to_begin && pod.is_last_to_begin;
             let attempts = pod.containers.iter().map(|container| {
                 let mut before = self.pod.containers.iter().zip(&self.attempts);
                 match before.find(|(before, _)| before.name == container.name) {
-                    Some((before, attempts)) => attempts.next(Some(before), container, is_alone, seen),
-                    None => Attempts::default().next(None, container, false, seen),
+                    Some((before, attempts)) => attempts.next(Some(before), container, seen),
+                    None => Attempts::default().next(None, container, seen),
                 }
             });
             self.attempts = attempts.collect();
@@ -550,7 +578,7 @@ impl Entry {
     }
 
     /// Returns where it belongs.
-    fn place_at(&self, now: Timestamp) -> Place {
+    fn place_at(&self, dead: &Dead, now: Timestamp) -> Place {
         if self.plan.is_empty() {
             return Place::Idle;
         }
@@ -568,7 +596,9 @@ impl Entry {
             return Place::Due(merit(Lane::Tell), None);
         }
         let waits = self.plan.turned.iter();
-        let until = waits.filter_map(|turning| self.waits_until(turning, now)).min();
+        let until = waits
+            .filter_map(|turning| self.waits_until(turning, dead, now))
+            .min();
         until.map_or(Place::Late, |until| Place::Due(merit(Lane::Turn), Some(until)))
     }
 
@@ -578,10 +608,15 @@ impl Entry {
         turnings.any(|turning| turning.way == Way::Back)
     }
 
-    /// Returns until when kubelet surely does nothing for a container that is to be turned; none where it may already.
-    fn waits_until(&self, turning: &Turning, now: Timestamp) -> Option<Timestamp> {
+    /// Returns until when kubelet surely starts nothing for a container that is to be turned; none where it may already.
+    fn waits_until(&self, turning: &Turning, dead: &Dead, now: Timestamp) -> Option<Timestamp> {
         let mut containers = self.pod.containers.iter().zip(&self.attempts);
         let (_, attempts) = containers.find(|(container, _)| container.name == turning.container)?;
+        // The mirror that it goes forward to is another one than it fails to pull from.
+        let dead_since = dead.get(&turning.mirror).filter(|_| turning.way == Way::Back);
+        if dead_since.is_some_and(|since| attempts.waited_after(*since)) {
+            return Some(now.after(IN_VAIN));
+        }
         let until = attempts.waits_until()?;
         Some(until).filter(|until| *until > now)
     }
@@ -592,10 +627,10 @@ impl Entry {
     }
 
     /// Takes the order out: of those that failed just now. Its next one is for another version, or after a failure.
-    fn order(&mut self, now: Timestamp) -> Order {
+    fn order(&mut self, dead: &Dead, now: Timestamp) -> Order {
         let turned = self.plan.turned.iter();
         let turned: Vec<_> = turned
-            .filter(|turning| self.waits_until(turning, now).is_some())
+            .filter(|turning| self.waits_until(turning, dead, now).is_some())
             .cloned()
             .collect();
         // What is only told may yet be turned, where the policy becomes another one.

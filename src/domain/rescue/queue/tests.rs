@@ -282,65 +282,68 @@ fn of_a_pods_containers_those_are_turned_that_failed_just_now() {
     assert_eq!(turned(&mut hospital, "4", [waits, fails]), ["b"]);
 }
 
-/// The image of another one may be pulled after its own was tried in vain, and then nobody knows how old that is.
+/// While a mirror is dead, whatever its Pods try is in vain: one that failed since then is turned at any time, also where
+/// the failure may have been told late.
 #[test]
-fn one_that_is_the_last_to_begin_may_be_turned_for_longer() {
-    let annotations = BTreeMap::from([(format!("{ORIGINAL_IMAGE_PREFIX}app"), "nginx:1.29".to_owned())]);
-    let message = format!("Back-off pulling image \"{MIRRORED}\"");
-    let is_turned = |other: Container<'static>| {
+fn what_fails_while_its_mirror_is_dead_is_turned_at_any_time() {
+    let dead = |seconds| Dead::from([("a".into(), NOW.after(Duration::from_secs(seconds)))]);
+    let check = |since: Option<u64>, mirror: &str, until: Option<u64>, expected: bool| {
         let mut hospital = Hospital::new();
-        for attempt in 0..4 {
-            for (reason, part) in [("ImagePullBackOff", "a"), ("ErrImagePull", "b")] {
-                let app = Container {
-                    name: "app",
-                    image: MIRRORED,
-                    waiting: Some((reason, &message)),
-                    ..Container::default()
-                };
-                let version = format!("{attempt}{part}");
-                let pod = Pod {
-                    uid: "u",
-                    namespace: "team",
-                    name: "web",
-                    resource_version: &version,
-                    annotations: Some(&annotations),
-                    containers: vec![app, other],
-                    ..Pod::default()
-                };
-                let left_alone = BTreeSet::new();
-                let known = Known {
-                    routing: &hospital.routing,
-                    former: &[],
-                    left_alone: &left_alone,
-                };
-                let seen = Seen::Told {
-                    after: Some(hospital.now),
-                };
-                hospital.queue.take(&pod, &known, seen, hospital.now);
-            }
-            hospital.later(20);
+        let dead = |seconds| Dead::from([(mirror.into(), NOW.after(Duration::from_secs(seconds)))]);
+        if let Some(since) = since {
+            hospital.queue.set_dead(dead(since), hospital.now);
         }
-        hospital.order().is_some()
+        hospital.later(10);
+        hospital.take(CASE);
+        hospital.later(100);
+        if until.is_some() {
+            hospital.queue.set_dead(Dead::default(), hospital.now);
+        }
+        assert_eq!(hospital.queue.waiting(), 1);
+        assert_eq!(
+            hospital.order().is_some(),
+            expected,
+            "{since:?} {mirror} {until:?}"
+        );
     };
-    let other = Container {
-        name: "other",
-        image: "other:1",
-        ..Container::default()
-    };
-    let runs = Container {
-        is_running: true,
-        ..other
-    };
-    let has_ended = Container {
-        has_succeeded: true,
-        ..other
-    };
-    assert!(is_turned(runs) && is_turned(has_ended));
-    let begins = Container {
-        waiting: Some(("ContainerCreating", "")),
-        ..other
-    };
-    assert!(!is_turned(begins));
+    check(Some(10), "a", None, true);
+    check(Some(0), "a", None, true);
+    // What was tried before that may have gone well.
+    check(Some(11), "a", None, false);
+    check(Some(0), "another", None, false);
+    check(Some(0), "a", Some(100), false);
+    check(None, "a", None, false);
+
+    // It is told at once where it had not waited for that.
+    let mut hospital = Hospital::new();
+    hospital.later(10);
+    hospital.take(CASE);
+    hospital.later(FRESH.as_secs());
+    assert_eq!(hospital.order(), None);
+    hospital.queue.set_dead(dead(5), hospital.now);
+    assert!(hospital.order().is_some());
+    // Of one that was listed nobody knows when it failed.
+    hospital.take(Case {
+        name: "listed",
+        is_listed: true,
+        ..CASE
+    });
+    assert_eq!(hospital.order(), None);
+}
+
+/// It would seem fresh once more.
+#[test]
+fn once_the_clock_was_set_back_nothing_is_fresh() {
+    let mut hospital = Hospital::new();
+    hospital.later(60);
+    hospital.take(CASE);
+    hospital.now = NOW.after(Duration::from_secs(30));
+    hospital.queue.forget_times(hospital.now);
+    assert_eq!(hospital.order(), None);
+    hospital.later(31);
+    assert_eq!(hospital.order(), None);
+    hospital.fail_again(Case { version: "2", ..CASE });
+    assert!(hospital.order().is_some());
 }
 
 /// Pods that fail again and again as kubelet writes it.
@@ -444,17 +447,25 @@ impl Ward {
     }
 }
 
-/// Though each waits for a failure of just now: those that fail at once wait for one another, and soon kubelet waits for
-/// longer than they do; of those that failed for long always some have just failed.
+/// As in an outage. Those that a new leader finds wait for their next failure, five minutes later at the latest.
 #[test]
 fn all_are_turned_in_about_the_time_that_the_rate_allows() {
-    let begin_at_once = Ward::new(3000, 0, |number| number);
-    let takes = begin_at_once.takes();
-    assert!((300..=400).contains(&takes), "{takes} s");
-    // Who does not get its turn just after the first failure that is told gets it after the second, five minutes later.
-    let listed = Ward::new(4000, 8, |number| number * 75);
-    let takes = listed.takes();
-    assert!((400..=650).contains(&takes), "{takes} s");
+    let takes = |mut ward: Ward| {
+        let dead = Dead::from([("a".into(), NOW)]);
+        ward.hospital.queue.set_dead(dead, NOW);
+        ward.takes()
+    };
+    let begin_at_once = takes(Ward::new(3000, 0, |number| number));
+    assert!((300..=320).contains(&begin_at_once), "{begin_at_once} s");
+    let listed = takes(Ward::new(4000, 8, |number| number * 75));
+    assert!((400..=450).contains(&listed), "{listed} s");
+}
+
+/// Where the mirror is well, each waits for a failure of just now, and those that fail at once for one another.
+#[test]
+fn all_are_turned_in_the_end_where_the_mirror_is_well() {
+    let takes = Ward::new(1000, 0, |number| number).takes();
+    assert!((100..=1_500).contains(&takes), "{takes} s");
 }
 
 #[test]
