@@ -126,6 +126,7 @@ fn start() -> (Runtime, Admission) {
                 fault: None,
                 cause: None,
                 since: long_ago,
+                asked_since: long_ago,
                 proven_since: long_ago,
             },
         );
