@@ -387,6 +387,11 @@ pub(crate) fn a_turn_that_comes_late_restarts_nothing(node: &Node) {
     until(&namespace, "web", "both wait", |pod| {
         waits(pod, "a") && waits(pod, "b")
     });
+    // In that very round kubelet tries once more. Only when that has failed too it surely waits, for twenty seconds.
+    until(&namespace, "web", "both were tried again", |pod| {
+        let failed = |container: &str| status(pod, container)["state"]["waiting"]["reason"] == "ErrImagePull";
+        failed("a") && failed("b")
+    });
     // The second image is slow.
     two.front.pass(HEADERS);
     let last_pull = event(&namespace, "web", "Pulling", "spec.containers{b}").unwrap();
