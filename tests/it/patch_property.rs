@@ -378,7 +378,11 @@ fn copied(peers: &[Peer], pod: &Value) -> (Value, Loans) {
             let name = pod["spec"][list][index]["name"].as_str().unwrap();
             if told[format!("{list}.{name}")]["outcome"] == "Rewritten" {
                 let original = mapped_original(peers, pod, list, index, image).unwrap();
-                loans.push((image.to_owned(), original.to_owned()));
+                // What names a digest is lent no original without it.
+                let digest = |reference: &str| reference.split_once('@').map(|(_, digest)| digest.to_owned());
+                if digest(image) == digest(original) {
+                    loans.push((image.to_owned(), original.to_owned()));
+                }
             }
         }
     }
