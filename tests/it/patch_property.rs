@@ -538,8 +538,10 @@ fn a_patch_applies_changes_only_what_it_may_and_is_final() {
                 let (copy, lent) = copied(&peers, &first);
                 let of_copy = settled(&peers, &copy, &lent)?;
                 let (_, again) = copied(&peers, &of_copy);
-                let of = |loans: &Loans| -> Vec<_> { loans.iter().map(|(image, _)| image.clone()).collect() };
-                prop_assert_eq!(of(&again), of(&lent));
+                // A place of the same image that had no record before gets the loan as well.
+                let is_again = |image: &String| again.iter().any(|(known, _)| known == image);
+                let lost: Vec<_> = lent.iter().filter(|(image, _)| !is_again(image)).collect();
+                prop_assert!(lost.is_empty(), "{:?} of {:?}", lost, again);
                 count(&recorded, !lent.is_empty());
             }
             let second = settled(&changed(&peers, &later, &keys), &first, &loans)?;
