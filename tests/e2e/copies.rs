@@ -7,16 +7,19 @@ use serde_json::{Value, json};
 
 use ::kagami::domain::answer::MediaType;
 
-use crate::support::{
-    admission::{image, pod},
-    cluster::{Cluster, Namespace, User},
-    companion::{Companion, Place},
-    eventually,
-    images::{Image, Target, index, named},
-    kagami::{self, Kagami, Registration},
-    mirror::REGISTRY,
-    process::reserve_port,
-    registry::{BOB, Registry},
+use crate::{
+    secrets::create_or_replace,
+    support::{
+        admission::{image, pod},
+        cluster::{Cluster, Namespace, User},
+        companion::{Companion, Place},
+        eventually,
+        images::{Image, Target, index, named},
+        kagami::{self, Kagami, Registration},
+        mirror::REGISTRY,
+        process::reserve_port,
+        registry::{BOB, Registry},
+    },
 };
 
 const SECRET: &str = "upstream";
@@ -96,16 +99,7 @@ fn put_secret(place: &Place<'_>, password: &str) {
         "type": "kubernetes.io/basic-auth",
         "stringData": {"username": BOB.user, "password": password},
     });
-    let created = place.cluster.create(&place.own.path("secrets"), &secret);
-    if created.status == 409 {
-        let path = place.own.path(&format!("secrets/{SECRET}"));
-        let replaced = place
-            .cluster
-            .request(User::Admin, Method::PUT, &path, Some(&secret));
-        replaced.success();
-    } else {
-        created.success();
-    }
+    create_or_replace(place, &secret);
 }
 
 /// Starts a webhook, which the API server calls for a namespace.

@@ -173,13 +173,18 @@ fn put(place: &Place<'_>, content: &str) {
         "metadata": {"name": SECRET},
         "stringData": {".dockerconfigjson": content},
     });
+    create_or_replace(place, &secret);
+}
+
+/// Makes a Secret of Kagami's namespace be this one.
+pub(crate) fn create_or_replace(place: &Place<'_>, secret: &Value) {
     let path = place.own.path("secrets");
-    let created = place.cluster.create(&path, &secret);
+    let created = place.cluster.create(&path, secret);
     if created.status == 409 {
-        let path = place.own.path(&format!("secrets/{SECRET}"));
+        let path = format!("{path}/{}", secret["metadata"]["name"].as_str().unwrap());
         let replaced = place
             .cluster
-            .request(User::Admin, Method::PUT, &path, Some(&secret));
+            .request(User::Admin, Method::PUT, &path, Some(secret));
         replaced.success();
     } else {
         created.success();
