@@ -273,9 +273,7 @@ impl Queue {
         for entry in self.stuck.values_mut() {
             entry.attempts.iter_mut().for_each(Attempts::forget_times);
         }
-        for id in self.stuck.keys().cloned().collect::<Vec<_>>() {
-            self.place(&id, now);
-        }
+        self.place_all(now);
     }
 
     /// Takes in which mirrors are dead.
@@ -284,9 +282,7 @@ impl Queue {
             return;
         }
         self.dead = dead;
-        for id in self.stuck.keys().cloned().collect::<Vec<_>>() {
-            self.place(&id, now);
-        }
+        self.place_all(now);
     }
 
     /// Returns the Pods that may go forward: those that fail upstream.
@@ -429,6 +425,13 @@ impl Queue {
     fn place(&mut self, id: &Id, now: Timestamp) {
         if let Some(entry) = self.stuck.get(id) {
             self.set_place(id, entry.place_at(&self.dead, now));
+        }
+    }
+
+    /// Puts every Pod where it belongs now.
+    fn place_all(&mut self, now: Timestamp) {
+        for id in self.stuck.keys().cloned().collect::<Vec<_>>() {
+            self.place(&id, now);
         }
     }
 
