@@ -1,18 +1,26 @@
 //! What a leader has in hand while it leads.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kube::Client;
 use tokio::sync::watch;
 
 use super::mirrors::{ClusterView, MirrorResource};
 use crate::{
-    cluster::{events::Events, watch::Pulses, writer::Writer},
+    cluster::{
+        events::Events,
+        watch::Pulses,
+        writer::{NotWritten, Writer},
+    },
     companion::mirror::reports::Reports,
     domain::rescue::forward::is_listed,
     metrics::Metrics,
     registry::pace::Pace,
     state::Store,
+    telemetry::{Reminder, chain},
 };
 
 /// Of how many Pods Events are read in a second.
@@ -48,6 +56,47 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// older than this program, it stays so.
 pub(super) fn pause_after(failed: u32, longest: Duration) -> Duration {
     (PAUSE * 2_u32.saturating_pow(failed.saturating_sub(1).min(16))).min(longest)
+}
+
+/// How it goes to keep notes in a ConfigMap.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    config_map: &'static str,
+    failures: Reminder,
+    failed: u32,
+}
+
+impl Keeping {
+    /// Returns it for the ConfigMap of a name, of which nothing is known yet.
+    pub(super) fn of(config_map: &'static str) -> Self {
+        Self {
+            config_map,
+            failures: Reminder::default(),
+            failed: 0,
+        }
+    }
+
+    /// Takes in that the notes were kept.
+    pub(super) fn went_well(&mut self) {
+        self.failures.ended();
+        self.failed = 0;
+    }
+
+    /// Takes in that they were not, and warns of what that means unless it was said lately. Returns how long to wait
+    /// before the next try.
+    pub(super) fn failed(&mut self, error: &NotWritten, meaning: &str, longest: Duration) -> Duration {
+        self.failed += 1;
+        let (config_map, error) = (self.config_map, chain(error));
+        if self.failures.failed(&error, Instant::now()) {
+            tracing::warn!(config_map, error, "cannot note {meaning}; trying again");
+        }
+        pause_after(self.failed, longest)
+    }
+
+    /// Whether the last try failed.
+    pub(super) const fn has_failed(&self) -> bool {
+        self.failed > 0
+    }
 }
 
 impl Leader {

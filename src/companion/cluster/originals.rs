@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::leader::{Leader, pause_after};
+use super::leader::{Keeping, Leader};
 use crate::{
     api::{MODE_LABEL, ORIGINALS_CONFIG_MAP},
     cluster::{
@@ -23,7 +23,6 @@ use crate::{
         writer::NotWritten,
     },
     domain::{lent::Lenders, mirror::Mode, snapshot::Snapshot},
-    telemetry::{Reminder, chain},
 };
 
 /// The time between two writes at least: every webhook reads all of it with each change.
@@ -76,8 +75,7 @@ impl Originals {
 /// Keeps the notes until this process may not write any more.
 pub(super) async fn run(leader: Leader, originals: Originals, default_mode: Mode) {
     let maps = Api::<ConfigMap>::namespaced(leader.client.clone(), &leader.namespace);
-    let mut failures = Reminder::default();
-    let mut failed = 0;
+    let mut keeping = Keeping::of(ORIGINALS_CONFIG_MAP);
     // The number of what was written last.
     let mut written = None;
     loop {
@@ -85,31 +83,21 @@ pub(super) async fn run(leader: Leader, originals: Originals, default_mode: Mode
         let kept = keep(&leader, &maps, &originals, default_mode).await;
         let pause = match kept {
             Ok(version) => {
-                failures.ended();
-                failed = 0;
+                keeping.went_well();
                 written = version;
                 LOOK
             }
             Err(NotWritten::NotLeading) => return,
-            Err(error) => {
-                failed += 1;
-                let error = chain(&error);
-                if failures.failed(&error, std::time::Instant::now()) {
-                    let config_map = ORIGINALS_CONFIG_MAP;
-                    tracing::warn!(
-                        config_map,
-                        error,
-                        "cannot note the originals that Pods record: a copy of a Pod that lost its own keeps the \
-                         mirror's name; trying again"
-                    );
-                }
-                pause_after(failed, LOOK)
-            }
+            Err(error) => keeping.failed(
+                &error,
+                "the originals that Pods record: a copy of a Pod that lost its own keeps the mirror's name",
+                LOOK,
+            ),
         };
         let due = started + pause;
         sleep(BETWEEN).await;
         // After a failure it is tried again in its own time.
-        while failed > 0 || written == Some(originals.lock().version()) {
+        while keeping.has_failed() || written == Some(originals.lock().version()) {
             tokio::select! {
                 () = originals.due.notified() => {}
                 () = sleep_until(due) => break,

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::leader::{Leader, pause_after};
+use super::leader::{Keeping, Leader};
 use crate::{
     api::{MODE_LABEL, OWNERS_CONFIG_MAP},
     clock,
@@ -34,7 +34,7 @@ use crate::{
         snapshot::Snapshot,
         time::Timestamp,
     },
-    telemetry::{Reminder, chain},
+    telemetry::Reminder,
 };
 
 /// The time between two looks at whatever is asked for.
@@ -211,8 +211,7 @@ async fn look_at(leader: &Leader, controller: &Controller) -> Result<Option<Owne
 /// Keeps the notes. Returns once nothing may be written any more.
 async fn keep(leader: &Leader, owners: &Owners) {
     let maps = Api::<ConfigMap>::namespaced(leader.client.clone(), &leader.namespace);
-    let mut failures = Reminder::default();
-    let mut failed = 0;
+    let mut keeping = Keeping::of(OWNERS_CONFIG_MAP);
     let mut notes = Notes::default();
     let mut to_tell: Vec<Loop> = Vec::new();
     loop {
@@ -232,23 +231,14 @@ async fn keep(leader: &Leader, owners: &Owners) {
         }
         let pause = match kept {
             Ok(()) => {
-                failures.ended();
-                failed = 0;
+                keeping.went_well();
                 LOOK
             }
-            Err(error) => {
-                failed += 1;
-                let error = chain(&error);
-                if failures.failed(&error, std::time::Instant::now()) {
-                    let config_map = OWNERS_CONFIG_MAP;
-                    tracing::warn!(
-                        config_map,
-                        error,
-                        "cannot note which owners fight rewrites: webhooks do not know of them; trying again"
-                    );
-                }
-                pause_after(failed, LOOK)
-            }
+            Err(error) => keeping.failed(
+                &error,
+                "which owners fight rewrites: webhooks do not know of them",
+                LOOK,
+            ),
         };
         let due = started + pause;
         sleep(BETWEEN).await;

@@ -8,7 +8,7 @@ use kube::{Api, api::PostParams};
 use tokio::time::sleep;
 
 use super::{
-    leader::{Leader, pause_after},
+    leader::{Keeping, Leader},
     rescuer::Ward,
 };
 use crate::{
@@ -16,7 +16,6 @@ use crate::{
     clock,
     cluster::{request::bounded, writer::NotWritten},
     domain::rescue::Register,
-    telemetry::{Reminder, chain},
 };
 
 /// The key under which they stand.
@@ -30,8 +29,7 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
     let maps = Api::<ConfigMap>::namespaced(leader.client.clone(), &leader.namespace);
     let mut snapshots = leader.store.subscribe();
     let mut register = Register::default();
-    let mut failures = Reminder::default();
-    let mut failed = 0;
+    let mut keeping = Keeping::of(MIRRORS_CONFIG_MAP);
     loop {
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
         let kept = keep(&leader, &maps, &mut register).await;
@@ -39,25 +37,15 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
         ward.set_former(register.gone(), &leader.store.snapshot());
         let pause = match kept {
             Ok(()) => {
-                failures.ended();
-                failed = 0;
+                keeping.went_well();
                 LOOK
             }
             Err(NotWritten::NotLeading) => return,
-            Err(error) => {
-                failed += 1;
-                let error = chain(&error);
-                if failures.failed(&error, std::time::Instant::now()) {
-                    let config_map = MIRRORS_CONFIG_MAP;
-                    tracing::warn!(
-                        config_map,
-                        error,
-                        "cannot note the mappings of mirrors: Pods that are stuck on a mirror which is deleted \
-                         are known to this leader alone; trying again"
-                    );
-                }
-                pause_after(failed, LOOK)
-            }
+            Err(error) => keeping.failed(
+                &error,
+                "the mappings of mirrors: Pods that are stuck on a mirror which is deleted are known to this leader alone",
+                LOOK,
+            ),
         };
         let changed = async {
             while snapshots.changed().await.is_ok() {
@@ -97,7 +85,7 @@ async fn keep(leader: &Leader, maps: &Api<ConfigMap>, register: &mut Register) -
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::leader::pause_after, *};
 
     #[test]
     fn what_stays_away_is_asked_for_ever_less_often() {
