@@ -59,6 +59,11 @@ impl Context {
         Some(CurrentMirror { snapshot, id })
     }
 
+    /// Returns whether the mirror is known to lack an image.
+    pub(super) fn lacks(&self, key: KeyRef<'_>) -> bool {
+        self.store.index().lacks(&self.mirror, key)
+    }
+
     /// Tells what the mirror answered for an image where a registry's answer should have come. Of many such
     /// answers some are told.
     pub(super) fn tell(&self, image: KeyRef<'_>, answer: &Answer) {

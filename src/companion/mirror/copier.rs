@@ -36,7 +36,6 @@ use crate::{
         health::State,
         image::ImageKey,
         mirror::{self, Mode, Source},
-        presence::Presence,
     },
     registry::{
         Client, Endpoint,
@@ -268,11 +267,7 @@ impl Copier {
             .iter()
             .find(|candidate| candidate.mirror == present.id);
         let source = candidate.and_then(|candidate| settings.sources.get(candidate.source));
-        let is_missing = {
-            let index = self.context.store.index();
-            let entry = index.get(&self.context.mirror, key.by_ref());
-            entry.is_some_and(|entry| entry.presence == Presence::Missing)
-        };
+        let is_missing = self.context.lacks(key.by_ref());
         let Some(source) = source.filter(|_| is_missing) else {
             return Ok(None);
         };

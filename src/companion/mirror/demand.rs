@@ -110,12 +110,7 @@ fn want(context: &Context, namespace: &str, key: &ImageKey) {
     let fills = context
         .present()
         .is_some_and(|present| present.settings().copying.is_some());
-    let is_missing = || {
-        let index = context.store.index();
-        let entry = index.get(&context.mirror, key.by_ref());
-        entry.is_some_and(|entry| entry.presence == Presence::Missing)
-    };
-    if fills && is_missing() {
+    if fills && context.lacks(key.by_ref()) {
         context.means.wants.add(&context.mirror, namespace, key);
     }
 }

@@ -478,6 +478,12 @@ impl Index {
         self.known.get(mirror)?.entries.get(key)
     }
 
+    /// Returns whether the companion knows that the mirror lacks an image.
+    pub fn lacks(&self, mirror: &str, key: KeyRef<'_>) -> bool {
+        let entry = self.get(mirror, key);
+        entry.is_some_and(|entry| entry.presence == Presence::Missing)
+    }
+
     /// Writes an entry of the companion's knowledge, where this process alone counts the versions.
     /// Returns the index's version after that.
     pub fn write(

@@ -18,7 +18,6 @@ use crate::{
         demand::Used,
         image::{ImageKey, KeyRef},
         mirror::Mode,
-        presence::Presence,
         routing::{MirrorId, Routing},
         snapshot::Snapshot,
         time::Timestamp,
@@ -124,11 +123,8 @@ impl DemandReader {
                     let mirror = &snapshot.routing.mirror(id).name;
                     if !index.touch(mirror, key.by_ref(), now) {
                         round.add(id, key);
-                    } else if serving.fills(id) {
-                        let entry = index.get(mirror, key.by_ref());
-                        if entry.is_some_and(|entry| entry.presence == Presence::Missing) {
-                            round.want(id, namespace, key, uses);
-                        }
+                    } else if serving.fills(id) && index.lacks(mirror, key.by_ref()) {
+                        round.want(id, namespace, key, uses);
                     }
                 }
             }
@@ -317,7 +313,7 @@ mod tests {
     use crate::{
         api::MODE_LABEL,
         cluster::watch::Event,
-        domain::examples::key,
+        domain::{examples::key, presence::Presence},
         state::{Configured, file},
     };
 
