@@ -245,15 +245,10 @@ pub(crate) fn the_companion_is_held_to_recorded_originals(cluster: &Cluster) {
     other_pods(&guard, &place, &back);
     every_other_way(cluster, &guard, &place, &back);
     // Others are not meant.
-    let path = format!("{}{}?dryRun=All", cluster.url, place.path("pods/stuck"));
-    let request = cluster
-        .http
-        .client
-        .patch(path)
-        .bearer_auth(User::Admin.token())
-        .header("content-type", "application/json-patch+json")
-        .body(json!([replace(WAITS, "waits:2")]).to_string());
-    assert_eq!(cluster.http.send(request).unwrap().status, 200);
+    let path = format!("{}?dryRun=All", place.path("pods/stuck"));
+    let patch = json!([replace(WAITS, "waits:2")]);
+    let patched = cluster.patch(User::Admin, "application/json-patch+json", &path, &patch);
+    assert_eq!(patched.status, 200);
 }
 
 /// Single operations, each with what is told.

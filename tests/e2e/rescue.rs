@@ -176,21 +176,14 @@ pub(crate) fn report(namespace: &Namespace<'_>, name: &str, states: &[(&str, Val
         "initContainerStatuses": of("initContainers"),
         "containerStatuses": of("containers"),
     });
-    let cluster = namespace.cluster;
-    let url = format!(
-        "{}{}",
-        cluster.url,
-        namespace.path(&format!("pods/{name}/status"))
-    );
+    let path = namespace.path(&format!("pods/{name}/status"));
     // As kubelet writes it, who minds nothing that was written in between, and takes nothing of it away.
-    let request = cluster
-        .http
-        .client
-        .patch(url)
-        .bearer_auth(User::Admin.token())
-        .header("content-type", "application/merge-patch+json")
-        .body(json!({"status": status}).to_string());
-    cluster.http.send(request).unwrap()
+    namespace.cluster.patch(
+        User::Admin,
+        "application/merge-patch+json",
+        &path,
+        &json!({"status": status}),
+    )
 }
 
 /// Creates a Pod with one container `app` that is stuck on the mirror.

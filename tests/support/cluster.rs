@@ -193,6 +193,12 @@ impl Cluster {
         self.send(request, "application/json", body)
     }
 
+    /// Sends a patch in this format, a media type.
+    pub(crate) fn patch(&self, user: User, format: &str, path: &str, patch: &Value) -> Answer {
+        let request = self.http.client.patch(format!("{}{path}", self.url));
+        self.send(request.bearer_auth(user.token()), format, Some(patch))
+    }
+
     /// Sends a request of a service account, written `namespace:name`. The body of a PATCH is a JSON patch.
     pub(crate) fn request_by(
         &self,
