@@ -326,13 +326,9 @@ fn copying(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Copying> {
     let copy = spec.copy.as_ref()?;
     let mut platforms = Platforms::NONE;
     for (index, name) in copy.platforms.iter().enumerate() {
-        let known = Platforms::parse(name).filter(|platform| platform.names().next().is_some());
-        match known {
-            Some(platform) => platforms = platforms.or(platform),
-            None => faults.add(
-                format!("spec.copy.platforms[{index}]"),
-                format!("{name:?} is no platform that Kagami knows: write it as linux/amd64 or linux/arm/v7"),
-            ),
+        match Platforms::written(name) {
+            Ok(platform) => platforms = platforms.or(platform),
+            Err(fault) => faults.add(format!("spec.copy.platforms[{index}]"), fault),
         }
     }
     let max_size = copy.max_image_size.as_ref().map(|size| {

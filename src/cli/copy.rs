@@ -245,12 +245,8 @@ fn platforms(written: &[String]) -> Result<Platforms, BadSettings> {
     }
     let mut platforms = Platforms::NONE;
     for name in written {
-        let platform = Platforms::parse(name).filter(|platform| platform.names().next().is_some());
-        let platform = platform.ok_or_else(|| {
-            BadSettings::one(format!(
-                "--platform {name:?} is no platform that Kagami knows: write it as linux/amd64 or linux/arm/v7"
-            ))
-        })?;
+        let platform = Platforms::written(name);
+        let platform = platform.map_err(|fault| BadSettings::one(format!("--platform {fault}")))?;
         platforms = platforms.or(platform);
     }
     Ok(platforms)

@@ -82,6 +82,15 @@ impl Platforms {
         whole.then(|| Self::of(os, architecture, variant))
     }
 
+    /// Returns the platform of a name that people wrote, where it is one of those that are told apart here; else what is
+    /// wrong with it.
+    pub fn written(name: &str) -> Result<Self, String> {
+        let known = Self::parse(name).filter(|platform| platform.names().next().is_some());
+        known.ok_or_else(|| {
+            format!("{name:?} is no platform that Kagami knows: write it as linux/amd64 or linux/arm/v7")
+        })
+    }
+
     /// Returns an operating system on every architecture.
     pub fn of_os(name: &str) -> Self {
         if name.is_empty() {
