@@ -11,12 +11,15 @@ mod explain;
 mod input;
 mod oneshot;
 mod output;
+mod pages;
 mod passed_on;
+mod pods;
 mod report;
 mod resolve;
 mod review;
 mod serve;
 mod serving;
+mod sync;
 mod webhook;
 
 use std::{fmt::Write as _, io, process::ExitCode};
@@ -66,6 +69,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Resolve(arguments) => block_on(resolve::run(arguments)),
         Command::Report(arguments) => block_on(report::run(arguments)),
         Command::Copy(arguments) => block_on(copy::run(arguments)),
+        Command::Sync(arguments) => block_on(sync::run(arguments)),
         Command::Certs(arguments) => certs::run(&arguments),
         Command::Crds => output::print(&api::crds_yaml()),
         Command::Completions { shell } => {

@@ -12,6 +12,7 @@ use crate::{
     support::{
         admission::{image, pod},
         cluster::{Cluster, Namespace, User},
+        command::run,
         companion::{Companion, Place},
         eventually,
         images::{Image, Target, index, named},
@@ -282,4 +283,108 @@ pub(crate) fn a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has(clust
     told("Writable");
     place.patch_mirror(&json!({"spec": {"copy": {"policy": "Off"}}}));
     writable(["Unknown", "NotFilled"]);
+}
+
+pub(crate) fn sync_brings_what_running_pods_use(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let upstream = Peer::start(cluster, &format!("upstream-{}", place.own.name), false);
+    for repository in ["app", "audit", "off", "rewritten", "unlabelled"] {
+        upstream.push(cluster, &format!("team/{repository}"), &named(repository));
+    }
+    let (enforced, unlabelled) = (cluster.namespace(Some("enforce")), cluster.namespace(None));
+    let served = [&*enforced.name, &*place.served.name, &*unlabelled.name];
+    // Nobody but the command copies: no companion runs.
+    fill(&place, &upstream, &served, &json!({}));
+    let of = |repository: &str| upstream.image(&format!("team/{repository}"));
+    let mapped = |repository: &str| {
+        let path = upstream.mirrored(&format!("team/{repository}"));
+        format!("{REGISTRY}/{path}:1")
+    };
+    let create = |namespace: &Namespace<'_>, name: &str, image: &str, metadata: &Value| {
+        let mut wanted = pod(name, image);
+        json_patch::merge(&mut wanted["metadata"], metadata);
+        namespace.create_pod(&wanted).success();
+    };
+    create(&enforced, "one", &of("app"), &json!({}));
+    create(&enforced, "two", &of("app"), &json!({}));
+    let off = json!({"labels": {"kagami.dev/mode": "off"}});
+    create(&enforced, "off", &of("off"), &off);
+    let record = json!({"annotations": {"original-image.kagami.dev/app": of("rewritten")}});
+    create(&enforced, "rewritten", &mapped("rewritten"), &record);
+    create(&place.served, "audit", &of("audit"), &json!({}));
+    create(&unlabelled, "unlabelled", &of("unlabelled"), &json!({}));
+    let others = cluster.namespace(Some("enforce"));
+    create(&others, "elsewhere", &of("off"), &json!({}));
+
+    let sync = |arguments: &[&str]| {
+        let own = ["sync", "--kagami-namespace", &place.own.name];
+        let folder = cluster.folder();
+        let output = run(
+            &folder.join("admin.kubeconfig"),
+            folder,
+            &[&own, arguments].concat(),
+        );
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code().unwrap(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let copied = |told: &str| {
+        let arrows = told.lines().filter_map(|line| line.split_once(" -> "));
+        let mut copied: Vec<_> = arrows.map(|(image, _)| image.to_owned()).collect();
+        copied.sort();
+        copied
+    };
+    let to = ["--to", &place.name];
+    let expected = [of("app"), of("audit"), of("rewritten")];
+    let (code, told, sum) = sync(&[&to[..], &["--dry-run"]].concat());
+    assert_eq!((code, copied(&told)), (0, expected.to_vec()), "{told}{sum}");
+    assert!(sum.contains("3 images: 3 would be copied"), "{sum}");
+    let (code, told, sum) = sync(&to);
+    assert_eq!((code, copied(&told)), (0, expected.to_vec()), "{told}{sum}");
+    assert!(
+        sum.contains("3 images: 3 copied") && sum.contains("0 there already, 0 failed"),
+        "{sum}"
+    );
+    let target = Target::of(&cluster.http, &cluster.mirror.url);
+    let manifest = |repository: &str| {
+        let path = upstream.mirrored(&format!("team/{repository}"));
+        let url = format!("{}/v2/{path}/manifests/1", target.url);
+        let accept = MediaType::OciManifest.as_str();
+        let request = target.request(Method::GET, &url).header("accept", accept);
+        cluster.http.send(request).unwrap().status
+    };
+    assert_eq!(["app", "audit", "rewritten"].map(manifest), [200; 3]);
+    assert_eq!(["off", "unlabelled"].map(manifest), [404; 2]);
+    let (code, _, sum) = sync(&to);
+    assert_eq!(code, 0, "{sum}");
+    assert!(
+        sum.contains("0 copied") && sum.contains("3 there already"),
+        "{sum}"
+    );
+
+    // A namespace that is named may be about to be labelled; it must be one that the mirror serves.
+    let (code, told, sum) = sync(&[&to[..], &["--namespace", &unlabelled.name]].concat());
+    assert_eq!((code, copied(&told)), (0, vec![of("unlabelled")]), "{told}{sum}");
+    let (code, told, sum) = sync(&[&to[..], &["--namespace", &others.name]].concat());
+    assert_eq!((code, &*told), (0, ""), "{sum}");
+    assert!(sum.contains("no running Pod uses"), "{sum}");
+    assert_eq!(manifest("off"), 404);
+
+    // What fails is told, and holds up nothing else.
+    create(&enforced, "missing", &of("missing"), &json!({}));
+    let (code, told, sum) = sync(&to);
+    assert_eq!((code, copied(&told)), (1, expected.to_vec()), "{told}{sum}");
+    assert!(
+        sum.contains("ImageMissing") && sum.contains("3 there already, 1 failed"),
+        "{sum}"
+    );
+    let (code, _, told) = sync(&["--to", "nobody"]);
+    assert_eq!(code, 2, "{told}");
+    assert!(told.contains("there is no mirror nobody"), "{told}");
+    let (code, _, told) = sync(&["--namespace", "kube-system"]);
+    assert_eq!(code, 2, "{told}");
+    assert!(told.contains("never acts in namespace kube-system"), "{told}");
 }

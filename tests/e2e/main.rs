@@ -106,6 +106,7 @@ const TESTS: &[Test<Cluster>] = tests![
     volumes::without_the_right_it_is_told_and_not_tried_again_and_again,
     copies::what_enforcing_namespaces_use_is_copied_and_then_rewritten,
     copies::a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has,
+    copies::sync_brings_what_running_pods_use,
     secrets::a_secret_of_somebody_else_is_left_alone,
     secrets::a_secret_that_changes_voids_and_rewrites_nothing,
     secrets::images_of_a_mirror_that_is_out_of_force_stay,

@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 pub(super) use self::{
     oneshot::{
-        CertsArguments, CopyArguments, ExplainArguments, ExplainOutput, OnceArguments, ReferenceForm,
-        ReportArguments, ReportOutput, ResolveArguments, ReviewArguments,
+        CertsArguments, CopyArguments, ExplainArguments, ExplainOutput, HowToCopy, OnceArguments,
+        ReferenceForm, ReportArguments, ReportOutput, ResolveArguments, ReviewArguments, SyncArguments,
     },
     serving::{CompanionArguments, ServeArguments, WebhookArguments},
     shared::{ClusterArguments, LeftAloneArguments, ListenArguments, PairArguments},
@@ -94,6 +94,12 @@ pub(super) enum Command {
                       every image is there in the end, 1 if not."
     )]
     Copy(CopyArguments),
+    /// Copy the images that running Pods of a cluster use into its mirrors of kind Hosted
+    #[command(
+        after_help = "Example: kagami sync --namespace shop --dry-run\n\nFor warming a mirror up before a namespace is \
+                      labelled. The exit code is 0 if every image is there in the end, 1 if not."
+    )]
+    Sync(SyncArguments),
     /// Write a certificate authority and a serving certificate, for trying out
     Certs(CertsArguments),
     /// Print the custom resource definitions

@@ -138,6 +138,37 @@ pub(crate) struct CopyArguments {
     #[arg(long, short, value_name = "FILE", env = "KAGAMI_CONFIG")]
     pub(crate) config: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(crate) how: HowToCopy,
+
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncArguments {
+    /// Only what Pods of this namespace use, whatever its label says [default: of all namespaces in mode enforce, warn
+    /// or audit]
+    #[arg(long, short, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+
+    /// Only into this ImageMirror; may be given several times [default: into all of kind Hosted that are not Off]
+    #[arg(long, value_name = "MIRROR")]
+    pub(crate) to: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) how: HowToCopy,
+
+    #[command(flatten)]
+    pub(crate) left_alone: LeftAloneArguments,
+
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
+}
+
+/// How images are copied by hand.
+#[derive(Debug, Args)]
+pub(crate) struct HowToCopy {
     /// Copy only what nodes of this platform pull, such as linux/arm64; may be given several times. Not every registry
     /// takes an index without all that it lists [default: all platforms]
     #[arg(long = "platform", value_name = "OS/ARCH")]
@@ -163,9 +194,6 @@ pub(crate) struct CopyArguments {
     /// [default: config.json in the folder $DOCKER_CONFIG, or in ~/.docker]
     #[arg(long, value_name = "FILE", env = "KAGAMI_DOCKER_CONFIG")]
     pub(crate) docker_config: Option<PathBuf>,
-
-    #[command(flatten)]
-    pub(crate) cluster: ClusterArguments,
 }
 
 #[derive(Debug, Args)]

@@ -4,8 +4,6 @@
 //! each only what is told is kept.
 
 mod owners;
-mod pages;
-mod pods;
 mod refusals;
 mod stuck;
 mod table;
@@ -25,9 +23,9 @@ use super::{
     oneshot::{self, Read},
     output,
     passed_on::{self, PassedOn},
+    pods,
 };
 use crate::{
-    api::MODE_LABEL,
     clock,
     domain::{
         decision::{Decision, Operation, Request},
@@ -267,12 +265,8 @@ impl Reporter {
         report.refusals = found;
     }
 
-    /// Returns the mode of a namespace. One whose labels could not be read counts as without any.
     fn mode_of(&self, namespace: &str) -> Mode {
-        let snapshot = self.read.store.snapshot();
-        let labels = snapshot.namespaces.get(namespace);
-        let label = labels.and_then(|labels| labels.get(MODE_LABEL));
-        Mode::of_namespace(label.map(String::as_str), self.default_mode)
+        oneshot::mode_of(&self.read.store.snapshot(), namespace, self.default_mode)
     }
 
     fn pod(&self, item: &pods::Item<'_>, mut pod: Pod<'_>, summary: &mut Summary) -> PodReport {

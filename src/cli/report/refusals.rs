@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use kube::Client;
 use serde::{Deserialize, Serialize};
 
-use super::pages::Pages;
+use super::super::pages::Pages;
 use crate::domain::{foreign::Foreign, mirror::Mirror, routing::Routing};
 
 /// What whoever makes Pods of a template says of one that it could not create.

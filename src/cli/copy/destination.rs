@@ -1,0 +1,264 @@
+//! Where images go to, and where they come from.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+
+use super::super::{BadSettings, input, output};
+use crate::{
+    api::mirror::Connection,
+    cluster::{objects, sources, watch::get},
+    credentials::{Credentials, Keyring, Secret},
+    domain::{
+        copying::{Place, Reason, place},
+        image::Reference,
+        mapping::{Form, MapError},
+        mirror::{Kind, Mirror, Trust},
+        platform::Platforms,
+        routing::Routing,
+    },
+    registry::{
+        Client, Endpoint,
+        copy::{self, Job, Settings, Trouble, Upstream},
+        pool,
+    },
+    state::feed::Feed,
+    telemetry::chain,
+};
+
+/// A mirror that images are copied into.
+pub(in crate::cli) struct Destination {
+    routing: Arc<Routing>,
+    pub(in crate::cli) mirror: Mirror,
+    client: Arc<copy::Mirror>,
+}
+
+/// Where the Secrets are that mirrors name.
+pub(in crate::cli) enum Secrets<'a> {
+    File(BTreeMap<String, Secret>),
+    Cluster {
+        client: &'a kube::Client,
+        /// Kagami's own.
+        namespace: &'a str,
+    },
+}
+
+/// Returns the mirror of this name, which takes copies.
+pub(in crate::cli) fn find<'m>(
+    mirrors: &'m [(Mirror, Connection)],
+    name: &str,
+) -> Result<&'m (Mirror, Connection), BadSettings> {
+    let Some(found) = mirrors.iter().find(|(mirror, _)| mirror.name == name) else {
+        let names: BTreeSet<&str> = mirrors.iter().map(|(mirror, _)| mirror.name.as_str()).collect();
+        let there = if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.into_iter().collect::<Vec<_>>().join(", ")
+        };
+        return Err(BadSettings::one(format!(
+            "there is no mirror {name}; there is: {there}"
+        )));
+    };
+    if found.0.kind != Kind::Hosted {
+        return Err(BadSettings::one(format!(
+            "mirror {} is of kind {}, which fetches by itself: only mirrors of kind Hosted take copies",
+            found.0.name,
+            found.0.kind.as_str()
+        )));
+    }
+    Ok(found)
+}
+
+impl Secrets<'_> {
+    async fn get(&self, name: &str) -> Option<Secret> {
+        match self {
+            Self::File(secrets) => secrets.get(name).cloned(),
+            Self::Cluster { client, namespace } => {
+                let read = get::<objects::Secret>(client, &sources::secrets(namespace), name).await;
+                let read = read.with_context(|| format!("cannot read Secret {name} in {namespace}"));
+                // Whoever has a login of their own needs none of these.
+                match read {
+                    Ok(read) => read.map(of_cluster),
+                    Err(error) => {
+                        output::complain(&format!("{error:#}; the mirror is asked without"));
+                        None
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn of_cluster(object: objects::Secret) -> Secret {
+    let data = object.data.unwrap_or_default();
+    Secret {
+        namespace: None,
+        type_: object.type_,
+        data: data.into_iter().map(|(key, value)| (key, value.0)).collect(),
+    }
+}
+
+impl Destination {
+    /// Returns a mirror with what it takes to push to it: a login of the person or job, else what the mirror's own Secret
+    /// says.
+    pub(in crate::cli) async fn new(
+        routing: Arc<Routing>,
+        (mirror, connection): (Mirror, Connection),
+        secrets: &Secrets<'_>,
+        keyring: &Keyring,
+        settings: &Settings,
+    ) -> anyhow::Result<Self> {
+        let secret = match &connection.probe_secret {
+            None => None,
+            Some(name) => secrets.get(name).await,
+        };
+        let of_mirror = secret.and_then(|secret| {
+            let found = Feed::credentials(&mirror, &connection, &secret);
+            found.map_err(|fault| output::complain(&chain(&fault))).ok()
+        });
+        let registry = &mirror.mapping.registry;
+        let name = match registry.path() {
+            "" => registry.host().to_owned(),
+            path => format!("{}/{path}", registry.host()),
+        };
+        let endpoint = &connection.endpoint;
+        let reached = endpoint
+            .split_once("://")
+            .map_or(endpoint.as_str(), |(_, host)| host);
+        let own = keyring
+            .for_registry(&name)
+            .or_else(|| keyring.for_registry(reached));
+        let client = Client::new(&Endpoint {
+            url: endpoint.clone(),
+            ca_bundle: connection.ca_bundle.clone(),
+            trust: connection.trust,
+            credentials: own.cloned().or(of_mirror),
+        })
+        .with_context(|| format!("cannot use the endpoint of mirror {}", mirror.name))?;
+        Ok(Self {
+            routing,
+            mirror,
+            client: Arc::new(copy::Mirror::new(client, settings)),
+        })
+    }
+
+    /// Returns how an image is copied whole, and its name in the mirror.
+    pub(super) fn job(
+        &self,
+        image: &str,
+        upstreams: &mut Upstreams,
+        settings: &Settings,
+    ) -> Result<(Job, String), Trouble> {
+        let trouble = |reason: Reason, words: String| Trouble::new(reason, words);
+        let reference =
+            Reference::parse(image).map_err(|error| trouble(Reason::InvalidReference, error.to_string()))?;
+        let key = reference.key();
+        let key = key.by_ref();
+        let candidates = self.routing.candidates(key.name());
+        let serves = |candidate: &_| self.routing.mirror(*candidate).name == self.mirror.name;
+        if !candidates
+            .ordered
+            .iter()
+            .any(|candidate| serves(&candidate.mirror))
+        {
+            let reason = if candidates.excluded {
+                Reason::Excluded
+            } else {
+                Reason::NoMirror
+            };
+            return Err(trouble(
+                reason,
+                reason.explanation().trim_end_matches('.').to_owned(),
+            ));
+        }
+        let mapping = &self.mirror.mapping;
+        let too_long = |error: MapError| trouble(Reason::NameTooLong, error.to_string());
+        let mapped = mapping.map(&reference, Form::Written).map_err(too_long)?;
+        let Place {
+            repository,
+            reference,
+            into,
+            tag,
+        } = place(mapping, key).map_err(too_long)?;
+        Ok((
+            Job {
+                upstream: upstreams.of(key.host(), &repository, settings)?,
+                repository,
+                tag,
+                reference,
+                mirror: Arc::clone(&self.client),
+                into,
+                platforms: Platforms::ALL,
+                referrers: true,
+                verify: false,
+                max_size: None,
+            },
+            mapped,
+        ))
+    }
+}
+
+/// The registries that images come from, each with its login.
+pub(super) struct Upstreams {
+    keyring: Keyring,
+    known: Vec<(String, Option<Credentials>, Arc<Upstream>)>,
+}
+
+impl Upstreams {
+    pub(super) const fn new(keyring: Keyring) -> Self {
+        let known = Vec::new();
+        Self { keyring, known }
+    }
+
+    pub(super) const fn keyring(&self) -> &Keyring {
+        &self.keyring
+    }
+
+    fn of(&mut self, host: &str, repository: &str, settings: &Settings) -> Result<Arc<Upstream>, Trouble> {
+        let credentials = self
+            .keyring
+            .for_registry(&format!("{host}/{repository}"))
+            .cloned();
+        let same = |(of, with, _): &&(String, Option<Credentials>, _)| of == host && *with == credentials;
+        if let Some((_, _, known)) = self.known.iter().find(same) {
+            return Ok(Arc::clone(known));
+        }
+        let client = Client::new(&Endpoint {
+            url: pool::url(host),
+            ca_bundle: None,
+            trust: Trust::default(),
+            credentials: credentials.clone(),
+        });
+        let client = client
+            .map_err(|error| Trouble::new(Reason::Unreachable, format!("{host}: {}", chain(&error))))?;
+        let upstream = Arc::new(Upstream::new(client, settings));
+        self.known
+            .push((host.to_owned(), credentials, Arc::clone(&upstream)));
+        Ok(upstream)
+    }
+}
+
+/// Reads the logins of a person or a job.
+#[expect(clippy::disallowed_methods, reason = "settings enter in `cli`")]
+pub(super) fn keyring(file: Option<&Path>) -> anyhow::Result<Keyring> {
+    let folder = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let usual = || {
+        let home = || folder("HOME").map(|home| home.join(".docker"));
+        let file = folder("DOCKER_CONFIG").or_else(home)?.join("config.json");
+        file.exists().then_some(file)
+    };
+    let Some(file) = file.map(Path::to_owned).or_else(usual) else {
+        return Ok(Keyring::default());
+    };
+    let text = input::read_file(&file)?;
+    let read = Keyring::from_docker_config_json(text.as_bytes());
+    Ok(read.map_err(|error| BadSettings::one(format!("{}: {error}", file.display())))?)
+}
