@@ -250,12 +250,15 @@ impl Sum {
         } else {
             ("copied", "", format!(" in {:.1} s", took.as_secs_f64()))
         };
+        let what = if self.blobs == 0 {
+            String::new()
+        } else {
+            format!(" ({}, {}{at_most})", count(self.blobs, "blob"), size(self.bytes))
+        };
         format!(
-            "{}: {} {verb} ({}, {}{at_most}), {} there already, {} failed{took}",
+            "{}: {} {verb}{what}, {} there already, {} failed{took}",
             count(self.ended() as u64, "image"),
             self.new,
-            count(self.blobs, "blob"),
-            size(self.bytes),
             self.there,
             self.failed
         )

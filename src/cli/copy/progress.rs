@@ -51,18 +51,21 @@ impl Progress {
     )]
     pub(super) fn show(&self, ended: usize, meter: &Meter) {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        let rate = of(&meter.bytes_sent) as f64 / self.elapsed().as_secs_f64().max(0.001);
+        let (bytes, sent) = (of(&meter.bytes), of(&meter.bytes_sent));
+        // Blobs count as done in the end, and a large one takes long.
+        let done = of(&meter.bytes_done).max(sent.min(bytes));
+        let rate = sent as f64 / self.elapsed().as_secs_f64().max(0.001);
         let line = format!(
             "{ended} of {} images, {} of {} blobs, {} of {}, {}/s",
             self.images,
             of(&meter.blobs_done),
             of(&meter.blobs),
-            size(of(&meter.bytes_done)),
-            size(of(&meter.bytes)),
+            size(done),
+            size(bytes),
             size(rate as u64),
         );
         if self.is_terminal {
-            let bar = bar(ended, self.images, of(&meter.bytes_done), of(&meter.bytes));
+            let bar = bar(ended, self.images, done, bytes);
             drop(write!(io::stderr(), "\r\x1b[K{bar} {line}"));
             drop(io::stderr().flush());
         } else {
