@@ -900,6 +900,40 @@ mod tests {
         assert_eq!(scene.hangs.longest().len(), 1);
     }
 
+    /// Nothing tells how many a kubelet pulls at once (`maxParallelImagePulls`): those that are inside a pull as well are
+    /// told like those that wait, in words that leave it open.
+    #[test]
+    fn of_several_pulls_of_a_node_one_is_told_as_one_that_lasts_however_many_it_makes_at_once() {
+        let mut scene = Scene::new();
+        let names = ["one", "two", "three"];
+        for (number, name) in (0..).zip(names) {
+            scene.take(&named(name, IMAGE, number), number);
+        }
+        let events: Vec<_> = (0..)
+            .zip(names)
+            .map(|(number, name)| (name, event("Pulling", PULLING, APP, 1 + number)))
+            .collect();
+        let mut told = Vec::new();
+        let mut from = 0;
+        while let Some((at, name, _, waits)) = scene.told(&events, from..400) {
+            told.push((name, waits));
+            from = at;
+        }
+        told.sort_unstable();
+        let expected = [("one", false), ("three", true), ("two", true)];
+        assert_eq!(told, expected.map(|(name, waits)| (name.to_owned(), waits)));
+        for suspect in scene.hangs.pods.values() {
+            let told = suspect.told.as_ref().unwrap();
+            let note = told.describe();
+            assert_eq!(
+                note.contains("with serial pulls, kubelet's default, this one waits"),
+                told.waits,
+                "{note}"
+            );
+        }
+        assert_eq!(scene.hangs.longest().len(), 1);
+    }
+
     #[test]
     fn a_pull_that_ended_before_it_took_too_long_is_not_told() {
         let mut scene = Scene::new();
