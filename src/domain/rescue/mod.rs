@@ -7,6 +7,7 @@
 //! anywhere but where their own image came from, and it works while the mirror is off or gone. One turn back for
 //! each container of a Pod: what comes after it is not Kagami's doing. [`forward`] is the other way.
 
+mod by_pod;
 mod former;
 pub mod forward;
 pub mod hang;

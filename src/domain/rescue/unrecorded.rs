@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Judgement, Known, Left, Pod, PodId, StuckContainer, StuckPod};
+use super::{Judgement, Known, Left, Pod, PodId, StuckContainer, StuckPod, by_pod::ByPod};
 use crate::domain::{
     original::{candidate, mirrors_named_by},
     pod::PlaceKind,
@@ -16,10 +16,7 @@ const LIMIT: usize = 1_000;
 /// The Pods of a cluster that are stuck so.
 #[derive(Debug, Default)]
 pub struct Unrecorded {
-    /// By namespace and name.
-    pods: BTreeMap<(Box<str>, Box<str>), Lost>,
-    /// The number of the last list of all Pods.
-    listing: u32,
+    pods: ByPod<Lost>,
 }
 
 /// One of them.
@@ -28,7 +25,6 @@ struct Lost {
     pod: PodId,
     /// Each with whether it was told.
     containers: Vec<(Nameless, bool)>,
-    listing: u32,
 }
 
 /// A container whose original nobody knows.
@@ -77,12 +73,12 @@ impl Nameless {
 impl Unrecorded {
     /// Begins a list of all Pods: those not taken in before [`Unrecorded::end_listing`] are gone.
     pub const fn begin_listing(&mut self) {
-        self.listing = self.listing.wrapping_add(1);
+        self.pods.begin_listing();
     }
 
     /// Ends it.
     pub fn end_listing(&mut self) {
-        self.pods.retain(|_, lost| lost.listing == self.listing);
+        self.pods.end_listing();
     }
 
     /// Takes in a Pod.
@@ -90,8 +86,8 @@ impl Unrecorded {
         let Some(stuck) = StuckPod::of(pod) else {
             return self.remove(pod);
         };
-        let key = (Box::from(pod.namespace), Box::from(pod.name));
-        let before = self.pods.remove(&key).filter(|lost| *lost.pod.uid == *pod.uid);
+        let before = self.pods.take_out(pod);
+        let before = before.filter(|lost| *lost.pod.uid == *pod.uid);
         let is_known = |container: &Nameless| {
             let mut known = before.iter().flat_map(|lost| &lost.containers);
             known.any(|(known, _)| known == container)
@@ -123,16 +119,13 @@ impl Unrecorded {
         let lost = Lost {
             pod: pod.id(),
             containers: containers.collect(),
-            listing: self.listing,
         };
-        self.pods.insert(key, lost);
+        self.pods.put_in(pod, lost);
     }
 
     /// Forgets a Pod that is gone, or is not stuck so.
     pub fn remove(&mut self, pod: &Pod<'_>) {
-        if !self.pods.is_empty() {
-            self.pods.remove(&(pod.namespace.into(), pod.name.into()));
-        }
+        self.pods.take_out(pod);
     }
 
     /// Returns a container that was not told of, if there is one; it is told from now on.
