@@ -61,9 +61,11 @@ const BEGINNING: Duration = Duration::from_secs(2);
 /// How long a companion may take to lead and to read all Pods.
 const LEADS: Duration = Duration::from_mins(2);
 
-/// A patch of a Pod that the API server accepted.
+/// A patch of a Pod that a companion sent.
 #[derive(Debug)]
 struct Patch {
+    /// The API server took it: else the Pod was another one by then, as kubelets write too.
+    is_accepted: bool,
     user: String,
     namespace: String,
     pod: String,
@@ -104,7 +106,8 @@ impl Bench {
                 .map_err(|_| anyhow!("the kubelets' thread panicked"))?;
             failed.and(parts)
         })?;
-        let patches = Log::open(&cluster)?.patches()?;
+        let sent = Log::open(&cluster)?.patches()?;
+        let patches: Vec<_> = sent.iter().filter(|patch| patch.is_accepted).collect();
         let figure = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
         let mut peak = 0.0_f64;
         for ((user, rate), part) in COMPANIONS.into_iter().zip(parts) {
@@ -140,8 +143,13 @@ impl Bench {
             .collect();
         let again = figure(patches.len() - pods.len());
         bars.at_most("stuck Pods: patched again", again, 0.0, "");
-        // Where one goes on after another, nobody knows which Pod fails next.
-        let of_first: Vec<_> = patches.iter().filter(|patch| patch.user == first).collect();
+        // Where one goes on after another, nobody knows which Pod fails next. What was refused because a kubelet wrote at
+        // the same time had its turn as well.
+        let mut had = BTreeSet::new();
+        let of_first = sent.iter().filter(|patch| patch.user == first);
+        let of_first: Vec<_> = of_first
+            .filter(|patch| had.insert((&patch.namespace, &patch.pod)))
+            .collect();
         let early = figure(out_of_turn(&of_first));
         bars.at_most(
             "stuck Pods: turned before an owner that serves nothing",
@@ -308,7 +316,7 @@ impl Kubelets {
             .collect();
         while !self.is_over.load(Ordering::Relaxed) {
             let mut due = Vec::new();
-            for patch in log.patches()? {
+            for patch in log.patches()?.into_iter().filter(|patch| patch.is_accepted) {
                 let number = number_of(&patch.pod).context("no number")?;
                 turned[number] = true;
                 due.push((number, Says::Runs));
@@ -428,7 +436,7 @@ impl Log {
         })
     }
 
-    /// Returns the companions' patches of Pods that the API server accepted since it was last asked, oldest first.
+    /// Returns the patches of Pods that companions sent and that were answered since it was last asked, oldest first.
     fn patches(&mut self) -> Result<Vec<Patch>> {
         let mut patches = Vec::new();
         loop {
@@ -455,11 +463,12 @@ impl Patch {
         let event: Value = serde_json::from_str(line)?;
         let (object, user) = (&event["objectRef"], event["user"]["username"].as_str());
         let is_patch = event["verb"] == "patch" && object["resource"] == "pods";
-        if !is_patch || event["responseStatus"]["code"] != 200 {
+        if !is_patch {
             return Ok(None);
         }
         let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
         Ok(Some(Self {
+            is_accepted: event["responseStatus"]["code"] == 200,
             user: user.context("no user")?.to_owned(),
             namespace: text(&object["namespace"])?,
             pod: text(&object["name"])?,
@@ -552,7 +561,7 @@ fn out_of_turn(patches: &[&Patch]) -> usize {
 }
 
 /// Returns how many Pods were turned before a newer one of their namespace, but for the first of those owners which serve
-/// nothing. Some are under way at a time.
+/// nothing.
 fn older_first(patches: &[&Patch], created: &BTreeMap<String, String>) -> usize {
     let mut turned: BTreeMap<&str, Vec<&String>> = BTreeMap::new();
     for patch in patches {
