@@ -181,7 +181,7 @@ impl Bench {
             Ok(place.mirror()["status"]["health"]["state"] == "Unhealthy")
         })?;
         // All of them fail before the first is turned, so that the order is of all.
-        brake(place, json!("true"));
+        brake(place, Some("true"));
         eventually(LEADS, "the brake is on", || {
             let conditions = &place.mirror()["status"]["conditions"];
             let mut conditions = conditions.as_array().into_iter().flatten();
@@ -191,7 +191,7 @@ impl Bench {
         eventually(LEADS, "all Pods wait for their turn", || {
             Ok(companion.admin.metric("kagami_stuck_pods")? >= all)
         })?;
-        brake(place, Value::Null);
+        brake(place, None);
         let needs = Duration::from_secs(1) * u32::try_from(count)? / fast;
         let one = measure(&companion, 2 * needs + LEADS, few)?;
         drop(companion);
@@ -234,7 +234,7 @@ fn eventually(patience: Duration, what: &str, is_it: impl Fn() -> Result<bool>) 
 }
 
 /// Puts people's brake on, or takes it off.
-fn brake(place: &Place<'_>, word: Value) {
+fn brake(place: &Place<'_>, word: Option<&str>) {
     let namespace = &place.own.name;
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/kagami-health");
     let change = json!({"metadata": {"annotations": {"kagami.dev/paused": word}}});

@@ -146,9 +146,9 @@ pub(crate) fn a_copy_that_lost_its_record_gets_that_of_another_pod_of_its_namesp
     let memcached = on_mirror("memcached:1");
     // Pods are told in their order.
     assert_eq!(version(), before);
-    other
-        .create_pod(&forged("memcached", &memcached, "memcached:1"))
-        .success();
+    let mut off = forged("memcached", &memcached, "memcached:1");
+    off["metadata"]["labels"] = json!({"kagami.dev/mode": "off"});
+    other.create_pod(&off).success();
     let more = [other.name.as_str(), memcached.as_str(), "memcached:1"];
     let mut expected = [served, of_other, more];
     expected.sort_unstable();
