@@ -424,6 +424,11 @@ impl Metrics {
         counter.inc_by(failures.saturating_sub(counter.get()));
     }
 
+    /// Forgets the silence of a watch that nobody misses.
+    pub fn forget_watch(&self, watch: &'static str) {
+        self.cluster.watch_silence.remove(&WatchLabel { watch });
+    }
+
     /// Forgets the silence of watches that nobody follows any more.
     pub fn forget_watches(&self) {
         self.cluster.watch_silence.clear();

@@ -25,6 +25,7 @@ pub fn mirrors() -> Source {
         fields: None,
         metadata_only: false,
         page: PAGE,
+        dispensable: false,
         renew: SOON,
     }
 }
@@ -39,6 +40,7 @@ pub fn images() -> Source {
         page: None,
         // Where nothing changes, only the end of a request tells how far the watch has come; until then no
         // sweep of a new leader is believed.
+        dispensable: false,
         renew: SOON,
     }
 }
@@ -50,6 +52,7 @@ pub fn namespaces() -> Source {
         fields: None,
         metadata_only: true,
         page: PAGE,
+        dispensable: false,
         renew: LATER,
     }
 }
@@ -61,6 +64,7 @@ pub fn nodes() -> Source {
         fields: None,
         metadata_only: true,
         page: PAGE,
+        dispensable: false,
         renew: LATER,
     }
 }
@@ -73,6 +77,7 @@ pub fn secrets(namespace: &str) -> Source {
         fields: None,
         metadata_only: false,
         page: PAGE,
+        dispensable: false,
         renew: SOON,
     }
 }
@@ -85,6 +90,7 @@ pub fn pods() -> Source {
         fields: Some(RUNNING.to_owned()),
         metadata_only: false,
         page: PAGE,
+        dispensable: false,
         renew: SOON,
     }
 }
@@ -97,6 +103,7 @@ pub fn lease(namespace: &str) -> Source {
         fields: Some(named(HEALTH_LEASE)),
         metadata_only: false,
         page: PAGE,
+        dispensable: false,
         renew: SOON,
     }
 }
@@ -109,6 +116,7 @@ pub fn owners(namespace: &str) -> Source {
         fields: Some(named(OWNERS_CONFIG_MAP)),
         metadata_only: false,
         page: PAGE,
+        dispensable: true,
         renew: SOON,
     }
 }
@@ -130,6 +138,7 @@ pub fn one_of(path: String, metadata_only: bool) -> Source {
         fields: None,
         metadata_only,
         page: PAGE,
+        dispensable: false,
         renew: LATER,
     }
 }
@@ -142,6 +151,7 @@ pub fn credentials(namespace: &str) -> Source {
         fields: Some(named(PROBE_SECRET)),
         metadata_only: false,
         page: PAGE,
+        dispensable: false,
         renew: LATER,
     }
 }

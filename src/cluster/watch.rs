@@ -53,6 +53,9 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The shortest and the longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// The pause after a refusal where everything works without what is refused: it is refused until people change a Role.
+const WITHHELD: Duration = Duration::from_mins(1);
+
 /// After so many refusals in a row a watch begins anew with a list: its version may be one that the
 /// API server does not know, as after a restored backup.
 const REFUSALS: u32 = 5;
@@ -69,6 +72,8 @@ pub struct Source {
     pub metadata_only: bool,
     /// How many objects a page of a list has; if absent, one list of all is asked for.
     pub page: Option<u32>,
+    /// Everything works without it, and a Role may say nothing of it: who is refused asks seldom.
+    pub dispensable: bool,
     /// How long one request follows, and so how long a dead connection goes unnoticed at most.
     pub renew: Duration,
 }
@@ -166,7 +171,7 @@ impl Pulse {
     }
 
     fn failed(&self, name: &str, why: &Failure) {
-        let is_withheld = matches!(why.code(), Some(401 | 403 | 404));
+        let is_withheld = why.is_withheld();
         let why = why.to_string();
         let mut beat = self.beat();
         beat.failures += 1;
@@ -236,6 +241,11 @@ impl Failure {
         }
     }
 
+    /// Whether the API server says that there is no such thing, or that this process may not read it.
+    const fn is_withheld(&self) -> bool {
+        matches!(self.code(), Some(401 | 403 | 404))
+    }
+
     fn of_status(status: &kube::core::Status) -> Self {
         if status.code == 410 {
             Self::Gone
@@ -286,7 +296,11 @@ where
                     source.page.get_or_insert(PAGE);
                 }
                 pulse.failed(source.name, &failure);
-                pause.wait().await;
+                if source.dispensable && failure.is_withheld() {
+                    sleep(WITHHELD).await;
+                } else {
+                    pause.wait().await;
+                }
                 continue;
             }
         };

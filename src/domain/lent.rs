@@ -2,19 +2,21 @@
 //! has that `kubectl debug --copy-to` makes, which keeps the name and drops the annotations.
 //!
 //! Kagami never makes up an original, since upstream's name may be a stranger's. What is lent is what some Pod of that
-//! very namespace records now and the mapping of a mirror turns into that very image; where Pods record different ones
-//! of an image, none is lent. Whoever records something else than was written there can say no more by it than by
+//! very namespace records, or did within the last hour, and the mapping of a mirror turns into that very image; where Pods
+//! record different ones of an image, none is lent. Whoever records something else than was written there can say no more by it than by
 //! writing that reference into Pods of the namespace, which the mirror maps to this image and to no other. It proves
 //! nothing: who uses it proves it again ([`super::original`]), by the mirrors of that moment.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use super::{
     image::Reference,
     pod::{Place, Pod},
+    time::Timestamp,
 };
 
 /// How many originals are lent, how many of one namespace, and how many bytes they may have as they are written: a
@@ -25,6 +27,13 @@ const BYTES: usize = 512 * 1024;
 
 /// How long a reference may be.
 const LONGEST: usize = 512;
+
+/// How long something is kept after the last Pod that records it went, if there is room: CronJobs and CI make Pods that
+/// record the same again and again.
+const STAYS: Duration = Duration::from_hours(1);
+
+/// How often it is looked which were kept for long enough: what only went makes no more changes than that.
+const LOOK: Duration = Duration::from_mins(5);
 
 /// Whether an original may be lent for an image: as that Pod records it, it names the same digest, or neither does. A
 /// mapping makes any tag into any digest that it was pinned to; but whoever writes a digest into a Pod of his own wants
@@ -104,9 +113,13 @@ impl Record {
 #[derive(Debug, Default)]
 pub struct Lenders {
     namespaces: BTreeMap<Box<str>, Namespace>,
+    /// Those that no Pod records any more, by since when.
+    gone: BTreeSet<(Timestamp, Box<str>, Arc<Record>)>,
+    /// When it was last looked which of them were kept for long enough.
+    looked: Timestamp,
     count: usize,
     bytes: usize,
-    /// Counts the changes of what is recorded.
+    /// Counts the changes of what is kept.
     version: u64,
     /// The number of the last list of all Pods, and whether one has ended.
     listing: u32,
@@ -115,10 +128,17 @@ pub struct Lenders {
 
 #[derive(Debug, Default)]
 struct Namespace {
-    /// How many Pods record it.
-    records: BTreeMap<Arc<Record>, usize>,
+    records: BTreeMap<Arc<Record>, Holders>,
     pods: HashMap<Box<str>, Lender>,
     bytes: usize,
+}
+
+/// Who records something.
+#[derive(Debug)]
+struct Holders {
+    pods: usize,
+    /// Since when there is none.
+    gone: Option<Timestamp>,
 }
 
 /// A Pod that records something that is kept.
@@ -136,7 +156,7 @@ impl Lenders {
     }
 
     /// Ends it.
-    pub fn end_listing(&mut self) {
+    pub fn end_listing(&mut self, now: Timestamp) {
         let mut gone: Vec<(Box<str>, Box<str>)> = Vec::new();
         for (namespace, known) in &self.namespaces {
             let pods = known.pods.iter();
@@ -144,7 +164,7 @@ impl Lenders {
             gone.extend(pods.map(|(pod, _)| (namespace.clone(), pod.clone())));
         }
         for (namespace, pod) in gone {
-            self.remove(&namespace, &pod);
+            self.remove(&namespace, &pod, now);
         }
         // Before that less is known than what may have been lent.
         self.version += u64::from(!self.is_complete);
@@ -152,7 +172,7 @@ impl Lenders {
     }
 
     /// Takes in what a Pod records: images that name a mirror, each with an original that the mapping turns into it.
-    pub fn take(&mut self, (namespace, pod): (&str, &str), recorded: &[(&str, &str)]) {
+    pub fn take(&mut self, (namespace, pod): (&str, &str), recorded: &[(&str, &str)], now: Timestamp) {
         let mut records: Vec<Arc<Record>> = Vec::new();
         for (image, original) in recorded {
             if image.len().max(original.len()) > LONGEST || !names_as_much(image, original) {
@@ -167,7 +187,7 @@ impl Lenders {
             }
         }
         // What it records still is not forgotten and noted again in between.
-        self.remove(namespace, pod);
+        self.remove(namespace, pod, now);
         if records.is_empty() {
             return;
         }
@@ -179,23 +199,36 @@ impl Lenders {
         known.pods.insert(pod.into(), lender);
     }
 
-    /// Forgets a Pod.
-    pub fn remove(&mut self, namespace: &str, pod: &str) {
+    /// Forgets a Pod; what it recorded is kept for a while.
+    pub fn remove(&mut self, namespace: &str, pod: &str, now: Timestamp) {
         let lender = self.namespaces.get_mut(namespace);
         let Some(lender) = lender.and_then(|known| known.pods.remove(pod)) else {
             return;
         };
         for record in &lender.records {
-            self.release(namespace, record);
+            self.release(namespace, record, now);
         }
         self.tidy(namespace);
     }
 
     /// Returns what is lent in namespaces where Pods are rewritten, and a number that is another one after every change of
-    /// what is recorded; nothing before all Pods were told once.
-    pub fn lent(&self, is_rewritten: impl Fn(&str) -> bool) -> Option<(Lent, u64)> {
+    /// what is kept; nothing before all Pods were told once. What no Pod records any more goes where it was kept for long
+    /// enough, or where none is rewritten: a namespace of that name may be somebody else's tomorrow.
+    pub fn lent(&mut self, is_rewritten: impl Fn(&str) -> bool, now: Timestamp) -> Option<(Lent, u64)> {
         if !self.is_complete {
             return None;
+        }
+        // The clock may have been set back, too.
+        let is_time = now < self.looked || now.since(self.looked) >= LOOK;
+        if is_time {
+            self.looked = now;
+        }
+        let goes = |at: Timestamp, namespace: &str| {
+            !is_rewritten(namespace) || is_time && (at.after(STAYS) <= now || at > now)
+        };
+        let gone = self.gone.iter().filter(|(at, namespace, _)| goes(*at, namespace));
+        for (_, namespace, record) in gone.cloned().collect::<Vec<_>>() {
+            self.drop_record(&namespace, &record);
         }
         let namespaces = self.namespaces.iter().filter(|(name, _)| is_rewritten(name));
         let namespaces = namespaces.filter_map(|(name, known)| {
@@ -219,7 +252,11 @@ impl Lenders {
             && let Some((held, _)) = known.records.get_key_value(&record)
         {
             let held = Arc::clone(held);
-            *known.records.get_mut(&held)? += 1;
+            let holders = known.records.get_mut(&held)?;
+            holders.pods += 1;
+            if let Some(at) = holders.gone.take() {
+                self.gone.remove(&(at, namespace.into(), Arc::clone(&held)));
+            }
             return Some(held);
         }
         let size = record.size(namespace);
@@ -228,7 +265,8 @@ impl Lenders {
         }
         let record = Arc::new(record);
         let known = self.namespaces.entry(namespace.into()).or_default();
-        known.records.insert(Arc::clone(&record), 1);
+        let holders = Holders { pods: 1, gone: None };
+        known.records.insert(Arc::clone(&record), holders);
         known.bytes += size;
         self.bytes += size;
         self.count += 1;
@@ -236,15 +274,25 @@ impl Lenders {
         Some(record)
     }
 
-    /// Makes room for a record of a namespace, by those of namespaces that have more: nobody drives out another's. Returns
-    /// whether there is some.
+    /// Makes room for a record of a namespace, by those that no Pod records any more, and then by those of namespaces that
+    /// have more: nobody drives out another's. Returns whether there is some.
     fn make_room(&mut self, namespace: &str, size: usize) -> bool {
         let known = self.namespaces.get(namespace);
-        if known.is_some_and(|known| known.records.len() >= OF_ONE) {
-            return false;
+        if let Some(known) = known.filter(|known| known.records.len() >= OF_ONE) {
+            let gone = known.records.iter();
+            let gone = gone.filter_map(|(record, holders)| Some((holders.gone?, record)));
+            let Some(record) = gone.min().map(|(_, record)| Arc::clone(record)) else {
+                return false;
+            };
+            self.drop_record(namespace, &record);
         }
+        let known = self.namespaces.get(namespace);
         let own = known.map_or(0, |known| known.bytes) + size;
         while self.count >= KEPT || self.bytes + size > BYTES {
+            if let Some((_, gone, record)) = self.gone.first().cloned() {
+                self.drop_record(&gone, &record);
+                continue;
+            }
             let fullest = self.namespaces.iter().max_by_key(|(_, known)| known.bytes);
             let Some((fullest, record)) = fullest.and_then(|(fullest, known)| {
                 let (record, _) = known.records.last_key_value()?;
@@ -258,7 +306,7 @@ impl Lenders {
     }
 
     /// Notes that one Pod less records something.
-    fn release(&mut self, namespace: &str, record: &Arc<Record>) {
+    fn release(&mut self, namespace: &str, record: &Arc<Record>, now: Timestamp) {
         let Some(known) = self.namespaces.get_mut(namespace) else {
             return;
         };
@@ -267,24 +315,28 @@ impl Lenders {
         if !held.is_some_and(|(held, _)| Arc::ptr_eq(held, record)) {
             return;
         }
-        if let Some(pods) = known.records.get_mut(record)
-            && *pods > 1
-        {
-            *pods -= 1;
-        } else {
-            self.drop_record(namespace, record);
+        if let Some(holders) = known.records.get_mut(record) {
+            holders.pods -= 1;
+            if holders.pods == 0 {
+                holders.gone = Some(now);
+                self.gone.insert((now, namespace.into(), Arc::clone(record)));
+            }
         }
     }
 
     fn drop_record(&mut self, namespace: &str, record: &Arc<Record>) {
         if let Some(known) = self.namespaces.get_mut(namespace)
-            && known.records.remove(record).is_some()
+            && let Some(holders) = known.records.remove(record)
         {
             let size = record.size(namespace);
             known.bytes -= size;
             self.bytes -= size;
             self.count -= 1;
             self.version += 1;
+            if let Some(at) = holders.gone {
+                self.gone.remove(&(at, namespace.into(), Arc::clone(record)));
+            }
+            self.tidy(namespace);
         }
     }
 
@@ -318,12 +370,19 @@ impl Namespace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{examples::place, pod::PlaceKind};
+    use crate::domain::{
+        examples::{NOW, place},
+        pod::PlaceKind,
+    };
 
     const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
 
-    fn lent(lenders: &Lenders) -> Vec<String> {
-        let (lent, _) = lenders.lent(|namespace| namespace != "audited").unwrap();
+    fn lent(lenders: &mut Lenders) -> Vec<String> {
+        lent_at(lenders, NOW)
+    }
+
+    fn lent_at(lenders: &mut Lenders, now: Timestamp) -> Vec<String> {
+        let (lent, _) = lenders.lent(|namespace| namespace != "audited", now).unwrap();
         let text = lent.write();
         assert_eq!(Lent::read(&text), lent);
         text.lines().map(ToOwned::to_owned).collect()
@@ -340,8 +399,8 @@ mod tests {
             (&*format!("nginx:1@{digest}"), MIRRORED, false),
         ] {
             let mut lenders = complete();
-            lenders.take(("shop", "web"), &[(image, original)]);
-            assert_eq!(!lent(&lenders).is_empty(), is_lent, "{original} for {image}");
+            lenders.take(("shop", "web"), &[(image, original)], NOW);
+            assert_eq!(!lent(&mut lenders).is_empty(), is_lent, "{original} for {image}");
             // Nor where it was written down.
             let text = serde_json::json!(["shop", image, original]).to_string();
             let mut pod = Pod {
@@ -356,7 +415,7 @@ mod tests {
     fn complete() -> Lenders {
         let mut lenders = Lenders::default();
         lenders.begin_listing();
-        lenders.end_listing();
+        lenders.end_listing(NOW);
         lenders
     }
 
@@ -365,23 +424,28 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pod_records_is_lent_in_its_own_namespace_for_as_long_as_it_is_there() {
+    fn what_a_pod_records_is_lent_in_its_own_namespace_and_for_a_while_after_it_went() {
         let mut lenders = complete();
         let record = [(MIRRORED, "nginx:1")];
-        lenders.take(("team", "one"), &record);
-        lenders.take(("team", "two"), &record);
-        lenders.take(("audited", "one"), &record);
-        assert_eq!(lent(&lenders), [line("team", "nginx:1")]);
+        lenders.take(("team", "one"), &record, NOW);
+        lenders.take(("team", "two"), &record, NOW);
+        lenders.take(("audited", "one"), &record, NOW);
+        assert_eq!(lent(&mut lenders), [line("team", "nginx:1")]);
         let version = lenders.version();
-        lenders.remove("team", "one");
-        lenders.take(("team", "two"), &record);
-        assert_eq!(lent(&lenders), [line("team", "nginx:1")]);
+        lenders.remove("team", "one", NOW);
+        lenders.take(("team", "two"), &record, NOW);
+        assert_eq!(lent(&mut lenders), [line("team", "nginx:1")]);
         assert_eq!(lenders.version(), version, "nothing else is recorded");
-        // It went back to its own image.
-        lenders.take(("team", "two"), &[]);
-        assert_eq!(lent(&lenders), [""; 0]);
+        // It went back to its own image. What it recorded is kept for a while, and goes at a look.
+        lenders.take(("team", "two"), &[], NOW);
+        let minutes = |minutes| NOW.after(Duration::from_mins(minutes));
+        assert_eq!(lent_at(&mut lenders, minutes(59)), [line("team", "nginx:1")]);
+        assert_eq!(lent_at(&mut lenders, minutes(62)), [line("team", "nginx:1")]);
+        assert_eq!(lenders.version(), version);
+        assert_eq!(lent_at(&mut lenders, minutes(64)), [""; 0]);
         assert_ne!(lenders.version(), version);
-        lenders.remove("audited", "one");
+        lenders.remove("audited", "one", NOW);
+        assert_eq!(lent_at(&mut lenders, minutes(65)), [""; 0]);
         assert!(lenders.namespaces.is_empty() && lenders.bytes == 0 && lenders.count == 0);
     }
 
@@ -389,14 +453,72 @@ mod tests {
     fn a_list_forgets_the_pods_that_it_does_not_name_and_nothing_is_lent_before_the_first() {
         let mut lenders = Lenders::default();
         lenders.begin_listing();
-        lenders.take(("team", "one"), &[(MIRRORED, "nginx:1")]);
-        assert!(lenders.lent(|_| true).is_none());
-        lenders.end_listing();
-        assert_eq!(lent(&lenders).len(), 1);
+        lenders.take(("team", "one"), &[(MIRRORED, "nginx:1")], NOW);
+        assert!(lenders.lent(|_| true, NOW).is_none());
+        lenders.end_listing(NOW);
+        assert_eq!(lent(&mut lenders).len(), 1);
         lenders.begin_listing();
-        assert_eq!(lent(&lenders).len(), 1);
-        lenders.end_listing();
-        assert!(lent(&lenders).is_empty());
+        assert_eq!(lent(&mut lenders).len(), 1);
+        lenders.end_listing(NOW);
+        assert!(lent_at(&mut lenders, NOW.after(2 * STAYS)).is_empty());
+    }
+
+    /// As of a CronJob: a list that every replica reads is not another one because of it.
+    #[test]
+    fn what_comes_and_goes_again_and_again_changes_what_is_lent_once() {
+        let mut lenders = complete();
+        let before = lenders.version();
+        let mut now = NOW;
+        for run in 0..10 {
+            let pod = format!("run-{run}");
+            lenders.take(("team", &pod), &[(MIRRORED, "nginx:1")], now);
+            now = now.after(Duration::from_secs(20));
+            lenders.remove("team", &pod, now);
+            now = now.after(Duration::from_mins(5));
+            assert_eq!(lent_at(&mut lenders, now), [line("team", "nginx:1")], "{run}");
+            assert_eq!(lenders.version(), before + 1, "{run}");
+        }
+        // Where none is rewritten any more nothing is kept for Pods that went: the name may be another's tomorrow.
+        let (all, _) = lenders.lent(|_| false, now).unwrap();
+        assert_eq!(all, Lent::default());
+        assert!(lenders.namespaces.is_empty() && lenders.gone.is_empty());
+        // What was noted under a clock that was ahead is not kept until that time comes.
+        lenders.take(("team", "one"), &[(MIRRORED, "nginx:1")], now);
+        lenders.remove("team", "one", now);
+        assert_eq!(lent_at(&mut lenders, now.before(2 * STAYS)), [""; 0]);
+    }
+
+    /// Kept records make room for those that Pods have.
+    #[test]
+    fn what_went_makes_room() {
+        let mut lenders = complete();
+        let mut take = |namespace: &str, number: usize, stays: bool, at: u64| {
+            let now = NOW.after(Duration::from_secs(at));
+            let (image, pod) = (format!("x/{number}"), number.to_string());
+            lenders.take((namespace, &pod), &[(&image, "x")], now);
+            if !stays {
+                lenders.remove(namespace, &pod, now);
+            }
+            let known = &lenders.namespaces[namespace];
+            let numbers: Vec<_> = known
+                .records
+                .keys()
+                .map(|record| record.image[2..].to_owned())
+                .collect();
+            (numbers.contains(&pod), numbers.len(), lenders.count)
+        };
+        for number in 0..OF_ONE {
+            take("team", number, number % 2 == 0, number as u64);
+        }
+        for number in OF_ONE..3 * OF_ONE / 2 {
+            assert_eq!(take("team", number, true, 1000), (true, OF_ONE, OF_ONE));
+        }
+        assert!(!take("team", 2 * OF_ONE, true, 1000).0, "all have Pods");
+        for number in 0..KEPT {
+            take(&format!("other-{}", number / 10), number, false, 2000);
+        }
+        assert_eq!(take("last", 0, true, 3000), (true, 1, KEPT));
+        assert_eq!(lenders.namespaces["team"].records.len(), OF_ONE);
     }
 
     #[test]
@@ -404,10 +526,10 @@ mod tests {
         let check = |originals: &[&str], expected: Option<&str>| {
             let mut lenders = complete();
             for (number, original) in originals.iter().enumerate() {
-                lenders.take(("team", &number.to_string()), &[(MIRRORED, original)]);
+                lenders.take(("team", &number.to_string()), &[(MIRRORED, original)], NOW);
             }
             let expected: Vec<_> = expected.iter().map(|original| line("team", original)).collect();
-            assert_eq!(lent(&lenders), expected, "{originals:?}");
+            assert_eq!(lent(&mut lenders), expected, "{originals:?}");
         };
         check(&["nginx:1", "docker.io/nginx:1"], Some("docker.io/nginx:1"));
         check(&["nginx:1", "nginx:2"], None);
@@ -422,7 +544,7 @@ mod tests {
         let long = "n".repeat(LONGEST - 8);
         let take = |lenders: &mut Lenders, namespace: &str, pod: usize| {
             let image = format!("{long}{pod}");
-            lenders.take((namespace, &pod.to_string()), &[(&image, "nginx:1")]);
+            lenders.take((namespace, &pod.to_string()), &[(&image, "nginx:1")], NOW);
         };
         take(&mut lenders, "small", 0);
         for namespace in 0..40 {
@@ -441,14 +563,15 @@ mod tests {
         take(&mut lenders, "last", 0);
         assert_eq!(lenders.namespaces["last"].records.len(), 1);
         assert_eq!(lenders.namespaces["small"].records.len(), 1);
-        let (all, _) = lenders.lent(|_| true).unwrap();
+        let (all, _) = lenders.lent(|_| true, NOW).unwrap();
         assert!(all.write().len() <= BYTES);
         // Those that were dropped are not counted down again.
         for namespace in 0..40 {
             for pod in 0..2 * OF_ONE {
-                lenders.remove(&format!("team-{namespace}"), &pod.to_string());
+                lenders.remove(&format!("team-{namespace}"), &pod.to_string(), NOW);
             }
         }
+        lenders.lent(|_| true, NOW.after(STAYS)).unwrap();
         assert_eq!(lenders.count, 2);
         assert_eq!(lenders.namespaces.len(), 2);
     }
@@ -458,10 +581,10 @@ mod tests {
         let mut lenders = complete();
         for pod in 0..2 * KEPT {
             let (image, namespace) = (format!("x/{pod}"), format!("team-{}", pod / 10));
-            lenders.take((&namespace, &pod.to_string()), &[(&image, "x")]);
+            lenders.take((&namespace, &pod.to_string()), &[(&image, "x")], NOW);
         }
         assert_eq!(lenders.count, KEPT);
-        assert_eq!(lent(&lenders).len(), KEPT);
+        assert_eq!(lent(&mut lenders).len(), KEPT);
         let many = "[\"team\",\"x\",\"y\"]\n".repeat(2 * KEPT);
         assert_eq!(Lent::read(&many).namespaces.len(), 1);
         let of_one: Vec<_> = (0..2 * OF_ONE)

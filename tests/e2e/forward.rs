@@ -141,13 +141,24 @@ pub(crate) fn what_admission_would_keep_stays(cluster: &Cluster) {
     };
     // The namespace is labelled audit.
     create("audited", |_| ());
+    // No Pod makes more of its namespace's mode.
+    create("strengthened", |pod| {
+        pod["metadata"]["labels"] = json!({"kagami.dev/mode": "enforce"});
+    });
     place.wait_for_image(NGINX_KEY, "Present");
-    fails(namespace, "audited", NGINX);
+    let audited = ["audited", "strengthened"];
+    for name in audited {
+        fails(namespace, name, NGINX);
+    }
     thread::sleep(4 * MOMENT);
-    assert_eq!(image(&namespace.pod("audited"), "app"), NGINX);
-    assert!(requests(&place, &companion, namespace, "audited").is_empty());
+    for name in audited {
+        assert_eq!(image(&namespace.pod(name), "app"), NGINX, "{name}");
+        assert!(requests(&place, &companion, namespace, name).is_empty(), "{name}");
+    }
     label(&place, "enforce");
-    until_image(namespace, "audited", MIRRORED);
+    for name in audited {
+        until_image(namespace, name, MIRRORED);
+    }
 
     create("off", |pod| {
         pod["metadata"]["labels"] = json!({"kagami.dev/mode": "off"});

@@ -242,6 +242,7 @@ pub(crate) fn the_companion_is_held_to_recorded_originals(cluster: &Cluster) {
     let runs = [replace(RUNS, "mirror.test/x/runs:1"), rescued()];
     guard.refuses(&place, "stuck", &runs, "only where the container waits");
 
+    other_waits(&guard, &place, &back);
     other_pods(&guard, &place, &back);
     every_other_way(cluster, &guard, &place, &back);
     // Others are not meant.
@@ -301,6 +302,43 @@ fn refusals() -> Vec<(Value, &'static str)> {
             "no annotation",
         ),
     ]
+}
+
+/// A container that waits for its image, in each of kubelet's words; one that waits for anything else; and one of which
+/// kubelet has said nothing yet.
+fn other_waits(guard: &Guard<'_>, place: &Namespace<'_>, back: &[Value]) {
+    let pod = |name: &str| {
+        let annotations = json!({"original-image.kagami.dev/waits": "waits:1"});
+        let containers = json!([{"name": "waits", "image": mirrored("waits")}]);
+        let metadata = json!({"name": name, "annotations": annotations});
+        place
+            .create_pod(&json!({"metadata": metadata, "spec": {"containers": containers}}))
+            .success();
+    };
+    let only_where = "only where the container waits for it";
+    pod("unheard");
+    guard.refuses(place, "unheard", back, only_where);
+    pod("waiting");
+    for (reason, is_allowed) in [
+        ("ErrImagePull", true),
+        ("ContainerCreating", false),
+        ("ImagePullBackOff", true),
+        ("PodInitializing", false),
+        ("RegistryUnavailable", true),
+        ("CrashLoopBackOff", false),
+        ("SignatureValidationFailed", true),
+        ("CreateContainerConfigError", false),
+        ("ImageInspectError", true),
+        ("ErrImageNeverPull", false),
+        ("InvalidImageName", false),
+    ] {
+        report(place, "waiting", &[("waits", reason)]);
+        if is_allowed {
+            guard.allows(place, "waiting", back);
+        } else {
+            guard.refuses(place, "waiting", back, only_where);
+        }
+    }
 }
 
 /// Pods of which more may change, and of more containers.

@@ -1,5 +1,8 @@
 //! `kagami report` against a cluster; the test is the companion.
 
+use std::time::Duration;
+
+use ::kagami::clock;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -88,6 +91,29 @@ pub(crate) fn stuck_pods_are_told_with_what_would_help(cluster: &Cluster) {
         stdout(&namespace.kubectl(&["patch", "pod", name, "--subresource=status", "--patch", &patch]));
     }
     namespace.create_pod(&pod("well", &known)).success();
+    // Its node is inside a pull, or so it seems: it has said nothing since it could have begun.
+    let mut hangs = pod("hangs", &mirrored);
+    hangs["spec"]["nodeName"] = "no-such-node".into();
+    namespace.create_pod(&hangs).success();
+    let long_ago = clock::now().before(Duration::from_mins(10)).to_string();
+    let status = json!({"status": {
+        "conditions": [{
+            "type": "PodReadyToStartContainers", "status": "True", "lastTransitionTime": format!("{:.19}Z", long_ago),
+        }],
+        "containerStatuses": [{
+            "name": "app", "image": mirrored, "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ContainerCreating"}},
+        }],
+    }})
+    .to_string();
+    stdout(&namespace.kubectl(&[
+        "patch",
+        "pod",
+        "hangs",
+        "--subresource=status",
+        "--patch",
+        &status,
+    ]));
     let told = report(&reader, &["--namespace", &namespace.name]);
     let stuck: Vec<_> = told["stuck"]
         .as_array()
@@ -101,14 +127,20 @@ pub(crate) fn stuck_pods_are_told_with_what_would_help(cluster: &Cluster) {
     let back = format!("recorded containers.app GoesBack {known}");
     assert_eq!(
         stuck,
-        ["forged containers.app RecordDiffers -", back.as_str()],
+        [
+            "forged containers.app RecordDiffers -",
+            "hangs containers.app PullLasts? -",
+            back.as_str()
+        ],
         "{told}"
     );
     let table = stdout(&kagami(&reader, &["report", "--namespace", &namespace.name]));
     assert!(
-        table.contains("STUCK POD") && table.contains("\nGoesBack: "),
+        table.contains("STUCK POD") && table.contains("\nGoesBack: ") && table.contains("\nPullLasts?: "),
         "{table}"
     );
+    // No kubelet says that it is gone.
+    stdout(&namespace.kubectl(&["delete", "pod", "hangs", "--force", "--grace-period=0"]));
 }
 
 pub(crate) fn every_namespace_is_told_by_its_mode(cluster: &Cluster) {

@@ -438,6 +438,16 @@ fn left_alone() -> Vec<Case> {
             |pod| pod["metadata"]["annotations"]["original-image.kagami.dev/app"] = "app:2".into(),
             failed(&own),
         ),
+        // Of so many that the rest of a Pod's annotations has room for no more: none is this container's.
+        Case(
+            "forged-many",
+            |pod| {
+                let forged =
+                    (0..4_000).map(|number| (format!("original-image.kagami.dev/x{number}"), json!("app:1")));
+                pod["metadata"]["annotations"] = forged.collect::<serde_json::Map<_, _>>().into();
+            },
+            failed(&own),
+        ),
         Case(
             "turned",
             |pod| {
@@ -466,10 +476,10 @@ fn told_of_those_without_a_record(place: &Place<'_>) {
             .filter(|event| event["note"].as_str().unwrap().contains(made_of))
             .map(|event| event["regarding"]["name"].as_str().unwrap().to_owned())
             .collect();
-        (events.len() >= 3).then_some(events)
+        (events.len() >= 4).then_some(events)
     });
     let told: BTreeSet<_> = told.iter().map(String::as_str).collect();
-    assert_eq!(told, ["forged", "forged-tag", "unrecorded"].into());
+    assert_eq!(told, ["forged", "forged-many", "forged-tag", "unrecorded"].into());
     eventually("condition OriginalsRecorded tells of them", || {
         let mirror = place.mirror();
         let mut conditions = mirror["status"]["conditions"].as_array()?.iter();

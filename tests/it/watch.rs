@@ -245,3 +245,25 @@ async fn many_small_objects_are_listed_at_once() {
     watch.fall_silent().await;
     watch.check(&["listed c", "listed all", "reached 6"]).await;
 }
+
+/// A Role of before says nothing of what everything works without, until people change it.
+#[tokio::test]
+async fn who_is_refused_what_is_dispensable_asks_seldom() {
+    for (code, asks_on) in [(403, false), (404, false), (500, true)] {
+        let asked = |source| Watch::follow(source, move |_| refusal(code));
+        let mut needed = asked(sources::namespaces()).await;
+        let mut dispensable = asked(sources::originals("kagami")).await;
+        dispensable.check(&["listing"]).await;
+        needed.check(&["listing"; 6]).await;
+        if asks_on {
+            dispensable.check(&["listing"; 3]).await;
+        } else {
+            assert!(dispensable.told.is_empty(), "{code}");
+            assert_eq!(dispensable.peer.requests().len(), 1, "{code}");
+            tokio::time::pause();
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            tokio::time::resume();
+            dispensable.check(&["listing"]).await;
+        }
+    }
+}

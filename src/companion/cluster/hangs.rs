@@ -12,8 +12,7 @@ use super::{
 use crate::{
     clock,
     cluster::{events::Message, writer::NotWritten},
-    domain::rescue::hang::Hang,
-    telemetry::{Reminder, chain},
+    domain::rescue::hang::{Hang, PodEvent},
 };
 
 /// The time between two requests.
@@ -22,27 +21,12 @@ const PACE: Duration = Duration::from_millis(500);
 /// Looks at Pods that do not begin until this process may not write any more.
 pub(super) async fn run(leader: Leader, ward: Ward) {
     let mut told = BTreeSet::new();
-    let mut failures = Reminder::default();
+    let mut events = pod_events::Reader::new(&leader, "does not begin");
     loop {
         sleep(PACE).await;
         if let Some(pod) = ward.hangs(|hangs| hangs.next(clock::now())) {
-            let look = pod_events::look(&leader, &pod, |events| {
-                ward.hangs(|hangs| hangs.judge(&pod, events));
-            });
-            match look.await {
-                Ok(()) => {
-                    failures.ended();
-                }
-                Err(error) => {
-                    let error = chain(&error);
-                    if failures.failed(&error, std::time::Instant::now()) {
-                        tracing::warn!(
-                            error,
-                            "cannot read the Events of a Pod that does not begin; trying again"
-                        );
-                    }
-                }
-            }
+            let judge = |events: &[PodEvent<'_>]| ward.hangs(|hangs| hangs.judge(&pod, events));
+            events.look(&pod, judge).await;
         }
         for hang in ward.hangs(|hangs| hangs.news(clock::now())) {
             if let Err(NotWritten::NotLeading) = tell(&leader, &hang).await {

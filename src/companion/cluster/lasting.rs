@@ -13,8 +13,10 @@ use super::{
 use crate::{
     clock,
     cluster::{events::Message, writer::NotWritten},
-    domain::rescue::lasting::{Due, Lasts, Missed, gives},
-    telemetry::{Reminder, chain},
+    domain::rescue::{
+        hang::PodEvent,
+        lasting::{Due, Lasts, Missed, gives},
+    },
 };
 
 /// The time between two looks.
@@ -22,7 +24,7 @@ const PACE: Duration = Duration::from_millis(500);
 
 /// Looks at Pods that stay stuck until this process may not write any more.
 pub(super) async fn run(leader: Leader, ward: Ward) {
-    let mut failures = Reminder::default();
+    let mut events = pod_events::Reader::new(&leader, "stays stuck");
     let is_given = |missed: &Missed| {
         let snapshot = leader.store.snapshot();
         gives(&snapshot, &leader.store.index(), missed, clock::now())
@@ -33,26 +35,13 @@ pub(super) async fn run(leader: Leader, ward: Ward) {
             None => continue,
             Some(Due::Tell(lasts)) => lasts,
             Some(Due::Look(pod)) => {
-                let look = pod_events::look(&leader, &pod, |events| {
+                let judge = |events: &[PodEvent<'_>]| {
                     ward.lasting(|lasting| lasting.judge(&pod, events, is_given, clock::now()))
-                });
-                match look.await {
-                    Ok(lasts) => {
-                        failures.ended();
-                        let Some(lasts) = lasts else { continue };
-                        lasts
-                    }
-                    Err(error) => {
-                        let error = chain(&error);
-                        if failures.failed(&error, std::time::Instant::now()) {
-                            tracing::warn!(
-                                error,
-                                "cannot read the Events of a Pod that stays stuck; trying again"
-                            );
-                        }
-                        continue;
-                    }
-                }
+                };
+                let Some(lasts) = events.look(&pod, judge).await.flatten() else {
+                    continue;
+                };
+                lasts
             }
         };
         if let Err(NotWritten::NotLeading) = tell(&leader, &lasts).await {

@@ -16,6 +16,7 @@ use tokio::{
 use super::leader::{Keeping, Leader};
 use crate::{
     api::{MODE_LABEL, ORIGINALS_CONFIG_MAP},
+    clock,
     cluster::{
         objects::ORIGINALS_KEY,
         pods::{self, Pod},
@@ -45,17 +46,17 @@ impl Originals {
     }
 
     pub(super) fn end_listing(&self) {
-        self.lock().end_listing();
+        self.lock().end_listing(clock::now());
         self.due.notify_one();
     }
 
     pub(super) fn take(&self, pod: &Pod, snapshot: &Snapshot) {
         let recorded = pods::originals(pod, &snapshot.routing);
-        self.change(|lenders| lenders.take(pod.id(), &recorded));
+        self.change(|lenders| lenders.take(pod.id(), &recorded, clock::now()));
     }
 
     pub(super) fn remove(&self, namespace: &str, pod: &str) {
-        self.change(|lenders| lenders.remove(namespace, pod));
+        self.change(|lenders| lenders.remove(namespace, pod, clock::now()));
     }
 
     fn change(&self, change: impl FnOnce(&mut Lenders)) {
@@ -121,7 +122,7 @@ async fn keep(
         let mode = Mode::of_namespace(label.map(String::as_str), default_mode);
         mode == Mode::Enforce && !snapshot.left_alone.contains(namespace)
     };
-    let Some((lent, version)) = originals.lock().lent(is_rewritten) else {
+    let Some((lent, version)) = originals.lock().lent(is_rewritten, clock::now()) else {
         return Ok(None);
     };
     let mut map = bounded(maps.get(ORIGINALS_CONFIG_MAP)).await?;

@@ -10,6 +10,7 @@ use crate::{
         rescue::{PodId, hang::PodEvent},
         time::Timestamp,
     },
+    telemetry::{Reminder, chain},
 };
 
 /// How many Events of one Pod are read at once, and how often more of them are. Kubelet writes a few, and counts what
@@ -19,6 +20,46 @@ const PAGES: usize = 5;
 
 /// Who tells of pulls.
 const KUBELET: &str = "kubelet";
+
+/// Looks at the Events of one Pod after the other, and says where they cannot be read.
+pub(super) struct Reader {
+    leader: Leader,
+    /// What the Pods do, after "a Pod that".
+    that: &'static str,
+    failures: Reminder,
+}
+
+impl Reader {
+    pub(super) fn new(leader: &Leader, that: &'static str) -> Self {
+        Self {
+            leader: leader.clone(),
+            that,
+            failures: Reminder::default(),
+        }
+    }
+
+    /// Reads the Events of a Pod that a kubelet wrote, and returns what is made of them; nothing where they cannot be read,
+    /// which is told. Whoever asks comes again.
+    pub(super) async fn look<T>(
+        &mut self,
+        pod: &PodId,
+        make: impl FnOnce(&[PodEvent<'_>]) -> T,
+    ) -> Option<T> {
+        match look(&self.leader, pod, make).await {
+            Ok(made) => {
+                self.failures.ended();
+                Some(made)
+            }
+            Err(error) => {
+                let (error, that) = (chain(&error), self.that);
+                if self.failures.failed(&error, std::time::Instant::now()) {
+                    tracing::warn!(error, "cannot read the Events of a Pod that {that}; trying again");
+                }
+                None
+            }
+        }
+    }
+}
 
 /// Reads the Events of a Pod that a kubelet wrote, and returns what is made of them.
 pub(super) async fn look<T>(

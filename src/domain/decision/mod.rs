@@ -409,10 +409,12 @@ impl<'s, 'a> Decider<'s, 'a> {
         Original::prove(&self.snapshot.routing, &place.image, recorded, || None)
     }
 
-    /// Returns what another Pod of the namespace records as the original of a place's image.
+    /// Returns what another Pod of the namespace records as the original of a place's image. Nobody knows whether one does
+    /// still where what is shared is too old.
     fn lent(&self, position: usize, place: &Place<'_>) -> Option<Original<'a>> {
         let recorded = self.request.pod.lent.get(position)?.as_deref()?;
-        Original::prove(&self.snapshot.routing, &place.image, recorded, || None)
+        let original = Original::prove(&self.snapshot.routing, &place.image, recorded, || None)?;
+        (!self.snapshot.is_stale(original.mirror)).then_some(original)
     }
 
     /// Returns the reason for which the whole Pod is left alone.

@@ -1103,6 +1103,24 @@ fn an_earlier_rewrite_is_known_by_its_mapping_alone() {
     assert_eq!(not_rewritten.decisions()[0].replacement(), Some(MIRRORED));
 }
 
+/// What another Pod records counts as long as somebody notes whether it does still.
+#[test]
+fn what_is_lent_is_not_believed_of_a_state_that_is_too_old() {
+    let copy = carried_by(vec![mirror("a", &["docker.io"])]).edit(|scene| {
+        let pod = &mut scene.request.pod;
+        *pod = Pod {
+            places: std::mem::take(&mut pod.places),
+            lent: [Some("nginx:1".into())].into(),
+            ..Pod::default()
+        };
+    });
+    assert!(copy.decisions()[0].is_lent);
+    let stale = copy.edit(|scene| {
+        scene.snapshot.stale = scene.snapshot.routing.mirrors().map(|(id, _)| id).collect();
+    });
+    check_standing(&stale, Reason::AlreadyMirrored);
+}
+
 #[test]
 fn an_earlier_rewrite_is_decided_about_as_its_original() {
     let hub = || mirror("a", &["docker.io"]);

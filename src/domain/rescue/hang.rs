@@ -12,7 +12,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Container, Pod, PodId, same_image, tried};
+use super::{
+    Container, Pod, PodId,
+    by_pod::{ByPod, Key},
+    same_image, tried,
+};
 use crate::domain::{
     mirror::RescuePolicy, original::mirrors_named_by, pod::PlaceKind, routing::Routing, time::Timestamp,
 };
@@ -43,10 +47,7 @@ const AGAIN_SOON: [&str; 6] = [
 /// Pods that have begun and do not get on.
 #[derive(Debug, Default)]
 pub struct Hangs {
-    /// By namespace and name.
-    pods: HashMap<(Box<str>, Box<str>), Suspect>,
-    /// The number of the last list of all Pods.
-    listing: u32,
+    pods: ByPod<Suspect>,
 }
 
 /// A Pod with an image that may be being pulled.
@@ -68,7 +69,6 @@ struct Suspect {
     waited_until: Option<Timestamp>,
     /// What was told of it.
     told: Option<Hang>,
-    listing: u32,
 }
 
 /// A container or a volume whose image may be being pulled.
@@ -175,12 +175,12 @@ const ENDS: &str = "Until that ends, with an error or well, kubelet hears nothin
 impl Hangs {
     /// Begins a list of all Pods: those not taken in before [`Hangs::end_listing`] are gone.
     pub const fn begin_listing(&mut self) {
-        self.listing = self.listing.wrapping_add(1);
+        self.pods.begin_listing();
     }
 
     /// Ends it.
     pub fn end_listing(&mut self) {
-        self.pods.retain(|_, suspect| suspect.listing == self.listing);
+        self.pods.end_listing();
     }
 
     /// Takes in a Pod.
@@ -190,8 +190,7 @@ impl Hangs {
             self.remove(pod);
             return;
         }
-        let id = (Box::from(pod.namespace), Box::from(pod.name));
-        let before = self.pods.remove(&id);
+        let before = self.pods.take_out(pod);
         let is_same = |before: &Suspect| {
             let says = |place: &Place| {
                 (
@@ -222,15 +221,12 @@ impl Hangs {
         suspect.pod.resource_version = pod.resource_version.into();
         suspect.is_unheard = pod.is_unheard;
         suspect.places = places;
-        suspect.listing = self.listing;
-        self.pods.insert(id, suspect);
+        self.pods.put_in(pod, suspect);
     }
 
     /// Forgets a Pod that is gone, or has begun.
     pub fn remove(&mut self, pod: &Pod<'_>) {
-        if !self.pods.is_empty() {
-            self.pods.remove(&(Box::from(pod.namespace), Box::from(pod.name)));
-        }
+        self.pods.take_out(pod);
     }
 
     /// Goes by these mirrors from now on.
@@ -262,17 +258,16 @@ impl Hangs {
         });
         let (_, id) = due.min()?;
         let id = id.clone();
-        let suspect = self.pods.get_mut(&id)?;
+        let suspect = self.pods.by_key_mut(&id)?;
         suspect.asked_at = Some(now);
         Some(suspect.pod.clone())
     }
 
     /// Takes in the Events of a Pod, which its kubelet wrote.
     pub fn judge(&mut self, pod: &PodId, events: &[PodEvent<'_>]) {
-        let id = (pod.namespace.clone(), pod.name.clone());
         let Some(suspect) = self
             .pods
-            .get_mut(&id)
+            .get_mut(pod)
             .filter(|suspect| suspect.pod.uid == pod.uid)
         else {
             return;
@@ -296,7 +291,7 @@ impl Hangs {
         let rivals = self.rivals();
         let unclear: HashSet<Box<str>> = rivals
             .iter()
-            .filter_map(|id| Some(self.pods.get(id)?.node.clone()))
+            .filter_map(|id| Some(self.pods.by_key(id)?.node.clone()))
             .collect();
         let mut first: HashMap<Box<str>, Timestamp> = HashMap::new();
         for suspect in self.pods.values() {
@@ -368,7 +363,7 @@ impl Hangs {
 
     /// Returns the Pods of which it depends what is told of other Pods of their nodes, and that nobody asked about since
     /// those began to pull.
-    fn rivals(&self) -> HashSet<(Box<str>, Box<str>)> {
+    fn rivals(&self) -> HashSet<Key> {
         let mut lasting: HashMap<&str, Timestamp> = HashMap::new();
         for suspect in self.pods.values() {
             if let Some((_, since)) = suspect.lasts() {
@@ -380,7 +375,7 @@ impl Hangs {
             return HashSet::new();
         }
         let mut first: HashMap<&str, Vec<_>> = HashMap::new();
-        for (id, suspect) in &self.pods {
+        for (id, suspect) in self.pods.iter() {
             if lasting
                 .get(&*suspect.node)
                 .is_some_and(|since| suspect.since <= *since)
@@ -416,7 +411,6 @@ impl Suspect {
             pulling: None,
             waited_until: None,
             told: None,
-            listing: 0,
         }
     }
 
@@ -897,6 +891,40 @@ mod tests {
             "{told} {since}"
         );
         assert!(!waits);
+        assert_eq!(scene.hangs.longest().len(), 1);
+    }
+
+    /// Nothing tells how many a kubelet pulls at once (`maxParallelImagePulls`): those that are inside a pull as well are
+    /// told like those that wait, in words that leave it open.
+    #[test]
+    fn of_several_pulls_of_a_node_one_is_told_as_one_that_lasts_however_many_it_makes_at_once() {
+        let mut scene = Scene::new();
+        let names = ["one", "two", "three"];
+        for (number, name) in (0..).zip(names) {
+            scene.take(&named(name, IMAGE, number), number);
+        }
+        let events: Vec<_> = (0..)
+            .zip(names)
+            .map(|(number, name)| (name, event("Pulling", PULLING, APP, 1 + number)))
+            .collect();
+        let mut told = Vec::new();
+        let mut from = 0;
+        while let Some((at, name, _, waits)) = scene.told(&events, from..400) {
+            told.push((name, waits));
+            from = at;
+        }
+        told.sort_unstable();
+        let expected = [("one", false), ("three", true), ("two", true)];
+        assert_eq!(told, expected.map(|(name, waits)| (name.to_owned(), waits)));
+        for suspect in scene.hangs.pods.values() {
+            let told = suspect.told.as_ref().unwrap();
+            let note = told.describe();
+            assert_eq!(
+                note.contains("with serial pulls, kubelet's default, this one waits"),
+                told.waits,
+                "{note}"
+            );
+        }
         assert_eq!(scene.hangs.longest().len(), 1);
     }
 

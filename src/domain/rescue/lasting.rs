@@ -9,12 +9,11 @@
 //!   where that does not come, nobody knows whether kubelet idles or is inside a pull that no Event tells of any more, and
 //!   so it is told like the others.
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    time::Duration,
-};
+use std::time::Duration;
 
-use super::{Failure, Judgement, Known, Left, Pod, PodId, StuckContainer, StuckPod, hang::PodEvent};
+use super::{
+    Failure, Judgement, Known, Left, Pod, PodId, StuckContainer, StuckPod, by_pod::ByPod, hang::PodEvent,
+};
 use crate::domain::{
     health::State,
     image::Reference,
@@ -43,10 +42,7 @@ const LOOKS: usize = 100;
 /// Pods that stay stuck.
 #[derive(Debug, Default)]
 pub struct Lasting {
-    /// By namespace and name.
-    pods: HashMap<(Box<str>, Box<str>), Suspect>,
-    /// The number of the last list of all Pods.
-    listing: u32,
+    pods: ByPod<Suspect>,
 }
 
 #[derive(Debug)]
@@ -57,7 +53,6 @@ struct Suspect {
     /// Since when it is known as it is now.
     since: Timestamp,
     asked_at: Option<Timestamp>,
-    listing: u32,
 }
 
 /// A container that stays stuck, as it seems.
@@ -147,12 +142,12 @@ impl Lasts {
 impl Lasting {
     /// Begins a list of all Pods: those not taken in before [`Lasting::end_listing`] are gone.
     pub const fn begin_listing(&mut self) {
-        self.listing = self.listing.wrapping_add(1);
+        self.pods.begin_listing();
     }
 
     /// Ends it.
     pub fn end_listing(&mut self) {
-        self.pods.retain(|_, suspect| suspect.listing == self.listing);
+        self.pods.end_listing();
     }
 
     /// Takes in a Pod.
@@ -162,19 +157,17 @@ impl Lasting {
         let Some(mut containers) = waiting else {
             return self.remove(pod);
         };
-        let is_full = self.pods.len() >= LIMIT;
-        let suspect = match self.pods.entry((pod.namespace.into(), pod.name.into())) {
-            Entry::Vacant(_) if is_full => return,
-            entry => entry.or_insert_with(|| Suspect {
+        let mut suspect = match self.pods.take_out(pod) {
+            Some(suspect) => suspect,
+            None if self.pods.len() >= LIMIT => return,
+            None => Suspect {
                 pod: pod.id(),
                 node: pod.node.into(),
                 containers: Vec::new(),
                 since: now,
                 asked_at: None,
-                listing: 0,
-            }),
+            },
         };
-        suspect.listing = self.listing;
         if &*suspect.pod.uid != pod.uid {
             suspect.containers.clear();
         }
@@ -197,13 +190,12 @@ impl Lasting {
             }
         }
         suspect.containers = containers;
+        self.pods.put_in(pod, suspect);
     }
 
     /// Forgets a Pod that is gone, or has its images.
     pub fn remove(&mut self, pod: &Pod<'_>) {
-        if !self.pods.is_empty() {
-            self.pods.remove(&(pod.namespace.into(), pod.name.into()));
-        }
+        self.pods.take_out(pod);
     }
 
     /// Returns what is to be done now; none if there is nothing. `gives` tells whether a mirror gives an image.
@@ -240,7 +232,7 @@ impl Lasting {
         gives: impl Fn(&Missed) -> bool,
         now: Timestamp,
     ) -> Option<Lasts> {
-        let suspect = self.pods.get_mut(&(pod.namespace.clone(), pod.name.clone()))?;
+        let suspect = self.pods.get_mut(pod)?;
         let is_same = suspect.pod == *pod;
         // `BackOff`, and `Failed` with it, come again and again between two attempts. Another node's kubelet knows nothing
         // of it.

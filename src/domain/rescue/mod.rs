@@ -7,6 +7,7 @@
 //! anywhere but where their own image came from, and it works while the mirror is off or gone. One turn back for
 //! each container of a Pod: what comes after it is not Kagami's doing. [`forward`] is the other way.
 
+mod by_pod;
 mod former;
 pub mod forward;
 pub mod hang;
@@ -473,6 +474,18 @@ impl StuckPod {
         if known.left_alone.contains(&*self.id.namespace) {
             return Err(Left::NamespaceLeftAlone);
         }
+        // People's words come first: who said off is not told of what is missing either.
+        if self.mode == Mode::Off {
+            return Err(Left::PodOff);
+        }
+        // Nobody can tell which of the mirrors in one registry it was, so the weakest policy holds.
+        let policies = named
+            .into_iter()
+            .map(|mirror| known.routing.mirror(mirror).rescue);
+        let weakest = policies.fold(RescuePolicy::Enforce, RescuePolicy::min);
+        if weakest == RescuePolicy::Off {
+            return Err(Left::PolicyOff);
+        }
         let recorded = recorded.ok_or(Left::NoRecord)?;
         let decided = || container.decided.as_deref();
         let original = Original::prove(known.routing, image, recorded, decided);
@@ -484,16 +497,11 @@ impl StuckPod {
             (None, Some(former)) => (former.name.as_str(), former.rescue),
             (None, None) => return Err(Left::RecordDiffers),
         };
-        // Nobody can tell which of the mirrors in one registry it was, so the weakest policy holds.
-        let policies = named
-            .into_iter()
-            .map(|mirror| known.routing.mirror(mirror).rescue);
-        let policy = policies.fold(policy, RescuePolicy::min);
         let policy = match self.mode {
-            Mode::Off => return Err(Left::PodOff),
-            Mode::Audit | Mode::Warn => policy.min(RescuePolicy::Audit),
+            Mode::Off | Mode::Audit | Mode::Warn => policy.min(RescuePolicy::Audit),
             Mode::Enforce => policy,
-        };
+        }
+        .min(weakest);
         if policy == RescuePolicy::Off {
             return Err(Left::PolicyOff);
         }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Judgement, Known, Left, Pod, PodId, StuckContainer, StuckPod};
+use super::{Judgement, Known, Left, Pod, PodId, StuckContainer, StuckPod, by_pod::ByPod};
 use crate::domain::{
     original::{candidate, mirrors_named_by},
     pod::PlaceKind,
@@ -16,10 +16,7 @@ const LIMIT: usize = 1_000;
 /// The Pods of a cluster that are stuck so.
 #[derive(Debug, Default)]
 pub struct Unrecorded {
-    /// By namespace and name.
-    pods: BTreeMap<(Box<str>, Box<str>), Lost>,
-    /// The number of the last list of all Pods.
-    listing: u32,
+    pods: ByPod<Lost>,
 }
 
 /// One of them.
@@ -28,7 +25,6 @@ struct Lost {
     pod: PodId,
     /// Each with whether it was told.
     containers: Vec<(Nameless, bool)>,
-    listing: u32,
 }
 
 /// A container whose original nobody knows.
@@ -77,12 +73,12 @@ impl Nameless {
 impl Unrecorded {
     /// Begins a list of all Pods: those not taken in before [`Unrecorded::end_listing`] are gone.
     pub const fn begin_listing(&mut self) {
-        self.listing = self.listing.wrapping_add(1);
+        self.pods.begin_listing();
     }
 
     /// Ends it.
     pub fn end_listing(&mut self) {
-        self.pods.retain(|_, lost| lost.listing == self.listing);
+        self.pods.end_listing();
     }
 
     /// Takes in a Pod.
@@ -90,19 +86,26 @@ impl Unrecorded {
         let Some(stuck) = StuckPod::of(pod) else {
             return self.remove(pod);
         };
-        let containers = stuck.containers.iter().filter(|container| {
-            let judgement = stuck.judge(container, known);
-            matches!(judgement, Judgement::Left(Left::NoRecord | Left::RecordDiffers))
+        let before = self.pods.take_out(pod);
+        let before = before.filter(|lost| *lost.pod.uid == *pod.uid);
+        let is_known = |container: &Nameless| {
+            let mut known = before.iter().flat_map(|lost| &lost.containers);
+            known.any(|(known, _)| known == container)
+        };
+        let containers = stuck.containers.iter().filter_map(|container| {
+            let Judgement::Left(left) = stuck.judge(container, known) else {
+                return None;
+            };
+            let nameless = || Nameless::of(container, known);
+            match left {
+                Left::NoRecord | Left::RecordDiffers => nameless(),
+                // Kubelet speaks of something else for a moment, and will speak of it again.
+                Left::OtherReference | Left::NodeLimit | Left::Unnamed => nameless().filter(is_known),
+                _ => None,
+            }
         });
-        let containers: Vec<_> = containers
-            .filter_map(|container| Nameless::of(container, known))
-            .collect();
-        if containers.is_empty() {
-            return self.remove(pod);
-        }
-        let key = (Box::from(pod.namespace), Box::from(pod.name));
-        let before = self.pods.remove(&key).filter(|lost| *lost.pod.uid == *pod.uid);
-        if self.pods.len() >= LIMIT {
+        let containers: Vec<_> = containers.collect();
+        if containers.is_empty() || self.pods.len() >= LIMIT {
             return;
         }
         let was_told = |container: &Nameless| {
@@ -116,16 +119,13 @@ impl Unrecorded {
         let lost = Lost {
             pod: pod.id(),
             containers: containers.collect(),
-            listing: self.listing,
         };
-        self.pods.insert(key, lost);
+        self.pods.put_in(pod, lost);
     }
 
     /// Forgets a Pod that is gone, or is not stuck so.
     pub fn remove(&mut self, pod: &Pod<'_>) {
-        if !self.pods.is_empty() {
-            self.pods.remove(&(pod.namespace.into(), pod.name.into()));
-        }
+        self.pods.take_out(pod);
     }
 
     /// Returns a container that was not told of, if there is one; it is told from now on.
@@ -167,13 +167,19 @@ mod tests {
 
     use super::*;
     use crate::domain::{
-        examples::mirror, names::ORIGINAL_IMAGE_PREFIX, rescue::Container, routing::Routing,
+        examples::mirror, mirror::RescuePolicy, names::ORIGINAL_IMAGE_PREFIX, rescue::Container,
+        routing::Routing,
     };
 
     const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
 
     #[derive(Default)]
-    struct Ward(Unrecorded);
+    struct Ward {
+        unrecorded: Unrecorded,
+        /// What the Pods are labelled, and the mirror's policy; none as users leave it.
+        label: Option<&'static str>,
+        policy: Option<RescuePolicy>,
+    }
 
     impl Ward {
         /// Takes in a Pod that is stuck on an image, with what it records as its original.
@@ -190,9 +196,21 @@ mod tests {
             reason: Option<&str>,
         ) {
             let message = format!("Back-off pulling image \"{image}\"");
+            self.take_saying((name, uid), image, original, reason, &message);
+        }
+
+        fn take_saying(
+            &mut self,
+            (name, uid): (&str, &str),
+            image: &str,
+            original: Option<&str>,
+            reason: Option<&str>,
+            message: &str,
+        ) {
             let record = |original: &str| (format!("{ORIGINAL_IMAGE_PREFIX}app"), original.to_owned());
             let annotations: BTreeMap<_, _> = original.map(record).into_iter().collect();
             let pod = Pod {
+                mode_label: self.label,
                 uid,
                 namespace: "team",
                 name,
@@ -200,25 +218,27 @@ mod tests {
                 containers: vec![Container {
                     name: "app",
                     image,
-                    waiting: reason.map(|reason| (reason, message.as_str())),
+                    waiting: reason.map(|reason| (reason, message)),
                     ..Container::default()
                 }],
                 ..Pod::default()
             };
+            let mut mirror = mirror("a", &["docker.io"]);
+            mirror.rescue = self.policy.unwrap_or(mirror.rescue);
             let known = Known {
-                routing: &Routing::compile(vec![mirror("a", &["docker.io"])]),
+                routing: &Routing::compile(vec![mirror]),
                 former: &[],
                 left_alone: &BTreeSet::new(),
             };
-            self.0.take(&pod, &known);
+            self.unrecorded.take(&pod, &known);
         }
 
         fn news(&mut self) -> Option<String> {
-            self.0.news().map(|(_, container)| container.describe())
+            self.unrecorded.news().map(|(_, container)| container.describe())
         }
 
         fn said(&self) -> Option<String> {
-            self.0.by_mirror().remove("a")
+            self.unrecorded.by_mirror().remove("a")
         }
     }
 
@@ -258,6 +278,56 @@ mod tests {
         assert_eq!((ward.news(), ward.said()), (None, None));
     }
 
+    /// A node's limit, or another container's volume, is what kubelet speaks of now and then.
+    #[test]
+    fn who_is_stuck_for_another_reason_in_between_is_told_once() {
+        let mut ward = Ward::default();
+        ward.take("web", MIRRORED, None);
+        assert!(ward.news().is_some());
+        let said = ward.said();
+        for message in [
+            "pull QPS exceeded",
+            "rpc error: code = Canceled desc = context canceled",
+            "Back-off pulling image \"redis:8\"",
+        ] {
+            ward.take_saying(("web", "u"), MIRRORED, None, Some("ErrImagePull"), message);
+            assert_eq!(ward.said(), said, "{message}");
+            ward.take("web", MIRRORED, None);
+            assert_eq!((ward.news(), ward.said()), (None, said.clone()), "{message}");
+        }
+        // Of one that was never known to be stuck on it nothing is told for that.
+        ward.take_saying(
+            ("other", "u"),
+            MIRRORED,
+            None,
+            Some("ErrImagePull"),
+            "pull QPS exceeded",
+        );
+        assert_eq!(ward.news(), None);
+    }
+
+    #[test]
+    fn where_people_said_off_nothing_is_told() {
+        for original in [None, Some("redis:8")] {
+            let mut ward = Ward {
+                label: Some("off"),
+                ..Ward::default()
+            };
+            ward.take("web", MIRRORED, original);
+            assert_eq!((ward.news(), ward.said()), (None, None));
+            (ward.label, ward.policy) = (None, Some(RescuePolicy::Off));
+            ward.take("web", MIRRORED, original);
+            assert_eq!((ward.news(), ward.said()), (None, None));
+            ward.policy = Some(RescuePolicy::Audit);
+            ward.take("web", MIRRORED, original);
+            assert!(ward.news().is_some());
+            // It is left alone from now on.
+            ward.label = Some("off");
+            ward.take("web", MIRRORED, original);
+            assert_eq!(ward.said(), None);
+        }
+    }
+
     /// What is said is the same whichever Pods come and go.
     #[test]
     fn of_a_mirror_one_image_is_named_while_it_is_stuck() {
@@ -284,10 +354,10 @@ mod tests {
         for number in 0..LIMIT + 10 {
             ward.take(&format!("web-{number:04}"), MIRRORED, None);
         }
-        assert_eq!(ward.0.pods.len(), LIMIT);
-        ward.0.begin_listing();
+        assert_eq!(ward.unrecorded.pods.len(), LIMIT);
+        ward.unrecorded.begin_listing();
         ward.take("web-0001", MIRRORED, None);
-        ward.0.end_listing();
-        assert_eq!(ward.0.pods.len(), 1);
+        ward.unrecorded.end_listing();
+        assert_eq!(ward.unrecorded.pods.len(), 1);
     }
 }

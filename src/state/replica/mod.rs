@@ -353,17 +353,26 @@ impl Shared {
         let source = sources::originals(&self.0.settings.namespace);
         let (_never, relists) = tokio::sync::watch::channel(0);
         let (client, pulse) = (self.0.client.0.clone(), self.0.originals.clone());
-        follow(client, source, pulse, relists, |event| self.take_originals(event)).await
+        let mut is_listed = false;
+        follow(client, source, pulse, relists, |event| {
+            self.take_originals(event, &mut is_listed);
+        })
+        .await
     }
 
-    fn take_originals(&self, event: Event<ConfigMap>) {
+    /// Takes in what is lent; `is_listed` is whether the list that is under way named it.
+    fn take_originals(&self, event: Event<ConfigMap>, is_listed: &mut bool) {
         match event {
+            Event::Listing => *is_listed = false,
             Event::Listed(map) | Event::Changed(map) => {
+                *is_listed = true;
                 let lent = objects::lent(map.data.as_ref());
                 self.0.store.set_lent(Arc::new(lent));
             }
+            // It may have been deleted while nobody followed it.
+            Event::ListedAll { .. } if !*is_listed => self.0.store.set_lent(Arc::default()),
             Event::Deleted(_) => self.0.store.set_lent(Arc::default()),
-            Event::Listing | Event::ListedAll { .. } | Event::Reached(_) => {}
+            Event::ListedAll { .. } | Event::Reached(_) => {}
         }
     }
 
@@ -380,12 +389,14 @@ impl Shared {
             };
             self.belief().tick(contacts, now, clock::now());
             for (name, pulse) in self.pulses() {
-                pulse.show(name, &self.0.metrics);
-            }
-            for (name, pulse) in self.pulses() {
-                if let Some((config_map, note)) = withheld(name, &pulse.beat())
-                    && told.insert(name)
-                {
+                let is_withheld = withheld(name, &pulse.beat());
+                // Nobody is missed there.
+                let Some((config_map, note)) = is_withheld else {
+                    pulse.show(name, &self.0.metrics);
+                    continue;
+                };
+                self.0.metrics.forget_watch(name);
+                if told.insert(name) {
                     tracing::warn!(config_map, "may not be read: {note}");
                 }
             }
@@ -399,6 +410,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
     use serde_json::{Value, json};
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -406,6 +418,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::domain::lent::Lent;
 
     /// Answers every request with one status, once each connection.
     async fn refuse(listener: TcpListener, code: u16) {
@@ -426,13 +439,21 @@ mod tests {
     }
 
     fn replica(server: &str) -> Replica {
+        replica_and_metrics(server).0
+    }
+
+    fn replica_and_metrics(server: &str) -> (Replica, Registry) {
         let client = Client::try_from(kube::Config::new(server.parse().unwrap())).unwrap();
         let settings = Settings {
             namespace: "kagami".to_owned(),
             left_alone: BTreeSet::new(),
             probe_credentials: None,
         };
-        Replica::new(client, Store::default(), settings, Metrics::new().0)
+        let (metrics, registry) = Metrics::new();
+        (
+            Replica::new(client, Store::default(), settings, metrics),
+            registry,
+        )
     }
 
     /// A Role of before says nothing of these notes.
@@ -440,7 +461,8 @@ mod tests {
     async fn the_notes_of_owners_and_originals_may_be_withheld_and_nothing_else() {
         for (code, expected) in [(401, false), (403, false), (404, false), (500, true)] {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let replica = replica(&format!("http://{}/", listener.local_addr().unwrap()));
+            let url = format!("http://{}/", listener.local_addr().unwrap());
+            let (replica, registry) = replica_and_metrics(&url);
             let everything = [
                 "imagemirrors",
                 "mirroredimages",
@@ -474,6 +496,18 @@ mod tests {
                 let may_be_missing = dispensable.contains(&name) && !expected;
                 assert_eq!(missing.contains(&name), !may_be_missing, "{code} {name}");
             }
+            // A tick of its own clock shows it.
+            tokio::select! {
+                _ = replica.0.clone().follow_time() => {}
+                () = sleep(2 * TICK) => {}
+            }
+            let mut shown = String::new();
+            prometheus_client::encoding::text::encode(&mut shown, &registry).unwrap();
+            for name in everything.iter().filter(|name| **name != "heartbeat") {
+                let silence = format!("kagami_watch_silence_seconds{{watch=\"{name}\"}} -1");
+                let is_hidden = dispensable.contains(name) && !expected;
+                assert_eq!(!shown.contains(&silence), is_hidden, "{code} {name}: {shown}");
+            }
             let status = serde_json::to_value(replica.status()).unwrap();
             for (name, _, note) in DISPENSABLE {
                 let told = status["watches"][name]["note"].as_str();
@@ -490,6 +524,31 @@ mod tests {
             }
             assert!(dispensable.iter().all(|name| !replica.missing().contains(name)));
         }
+    }
+
+    /// What Pods recorded is not known any more where nobody notes it.
+    #[tokio::test]
+    async fn nothing_is_lent_once_the_notes_are_gone() {
+        let map = |data: Value| -> ConfigMap {
+            let map = json!({"metadata": {"name": "x", "resourceVersion": "1"}, "data": data});
+            serde_json::from_value(map).unwrap()
+        };
+        let noted = || map(json!({"originals": r#"["team","a.example.com/nginx:1","nginx:1"]"#}));
+        let replica = replica("http://127.0.0.1:1/");
+        let shared = &replica.0;
+        let mut is_listed = false;
+        let mut take = |event| {
+            shared.take_originals(event, &mut is_listed);
+            *shared.0.store.snapshot().lent != Lent::default()
+        };
+        let all = || Event::ListedAll { round: 0 };
+        assert!(!take(Event::Listing));
+        assert!(take(Event::Listed(noted())) && take(all()));
+        // It was deleted while the watch was away.
+        assert!(take(Event::Listing), "until the list tells");
+        assert!(!take(all()));
+        assert!(take(Event::Changed(noted())));
+        assert!(!take(Event::Deleted(noted())));
     }
 
     /// As where somebody puts the chart's own ConfigMap there again.

@@ -220,7 +220,7 @@ impl Replica {
         let source = sources::originals(namespace);
         match get::<ConfigMap>(&self.0.0.client.0, &source, ORIGINALS_CONFIG_MAP).await {
             Ok(Some(map)) => {
-                self.0.take_originals(Event::Listed(map));
+                self.0.take_originals(Event::Listed(map), &mut false);
                 Ok(())
             }
             // A companion of before has none.

@@ -5,10 +5,11 @@
 //! it, where its owner surely makes another one, and where that one would surely get upstream's image: else it would be
 //! evicted again and again. In every other case it is told what keeps it and what to do, once.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::borrow::Cow;
 
 use super::{
     LONGEST_NAME, LONGEST_REFERENCE, Pod, PodId,
+    by_pod::ByPod,
     forward::{Ahead, Newcomer},
     message::{Said, said},
     original::{Original, RecordedDecisions, mirrors_named_by},
@@ -44,12 +45,9 @@ const OWNERS: [(&str, &str); 3] = [
 /// The Pods of a cluster that are stuck on image volumes of mirrors.
 #[derive(Debug, Default)]
 pub struct Volumes {
-    /// By namespace and name.
-    pods: HashMap<(Box<str>, Box<str>), Entry>,
+    pods: ByPod<Entry>,
     /// Until when the companion surely may evict nobody.
     no_right_until: Option<Timestamp>,
-    /// The number of the last list of all Pods.
-    listing: u32,
 }
 
 #[derive(Debug)]
@@ -60,7 +58,6 @@ struct Entry {
     /// The version that was evicted, or is not to be.
     rests: Option<Box<str>>,
     until: Option<Timestamp>,
-    listing: u32,
 }
 
 /// A Pod that is stuck on an image volume which names a mirror.
@@ -148,12 +145,12 @@ pub struct Help {
 impl Volumes {
     /// Begins a list of all Pods: those not taken in before [`Volumes::end_listing`] are gone.
     pub const fn begin_listing(&mut self) {
-        self.listing = self.listing.wrapping_add(1);
+        self.pods.begin_listing();
     }
 
     /// Ends it.
     pub fn end_listing(&mut self) {
-        self.pods.retain(|_, entry| entry.listing == self.listing);
+        self.pods.end_listing();
     }
 
     /// Takes in a Pod.
@@ -161,8 +158,7 @@ impl Volumes {
         let Some(stuck) = StuckVolume::of(pod, routing) else {
             return self.remove(pod);
         };
-        let id = (stuck.pod.namespace.clone(), stuck.pod.name.clone());
-        let before = self.pods.remove(&id);
+        let before = self.pods.take_out(pod);
         let before = before.filter(|entry| entry.stuck.pod.uid == stuck.pod.uid);
         if before.is_none() && self.pods.len() >= LIMIT {
             return;
@@ -172,18 +168,14 @@ impl Volumes {
             told: None,
             rests: None,
             until: None,
-            listing: 0,
         });
         entry.stuck = stuck;
-        entry.listing = self.listing;
-        self.pods.insert(id, entry);
+        self.pods.put_in(pod, entry);
     }
 
     /// Forgets a Pod that is gone, or not stuck.
     pub fn remove(&mut self, pod: &Pod<'_>) {
-        if !self.pods.is_empty() {
-            self.pods.remove(&(pod.namespace.into(), pod.name.into()));
-        }
+        self.pods.take_out(pod);
     }
 
     /// Takes out what is to be done next, by what is known now.
@@ -223,8 +215,7 @@ impl Volumes {
 
     /// Takes in that a Pod was not evicted: a container of it has begun, or the request failed.
     pub fn not_evicted(&mut self, pod: &PodId, has_begun: bool, now: Timestamp) {
-        let id = (pod.namespace.clone(), pod.name.clone());
-        let entry = self.pods.get_mut(&id);
+        let entry = self.pods.get_mut(pod);
         let Some(entry) = entry.filter(|entry| entry.stuck.pod.uid == pod.uid) else {
             return;
         };
