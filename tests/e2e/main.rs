@@ -101,6 +101,8 @@ const TESTS: &[Test<Cluster>] = tests![
     forward::without_its_registry_listed_nothing_goes_forward_and_the_mirror_says_so,
     forward::what_admission_would_keep_stays,
     forward::with_both_dead_each_pod_is_turned_twice_at_most,
+    forward::after_a_blip_of_the_mirror_no_pod_stays_stuck_where_upstream_refuses,
+    forward::to_a_registry_that_fails_pods_go_back_from_a_dead_mirror_alone,
     volumes::a_pod_stuck_on_a_volume_is_evicted_where_nothing_is_lost,
     volumes::without_leave_a_pod_stuck_on_a_volume_is_only_told,
     volumes::without_the_right_it_is_told_and_not_tried_again_and_again,

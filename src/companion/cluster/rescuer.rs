@@ -33,12 +33,13 @@ use crate::{
     cluster::{
         events::Message,
         request::{PATIENCE, json_patch},
-        watch::{newest, version},
+        watch::{Failure, newest, version},
         writer::NotWritten,
     },
     domain::{
         bucket::Bucket,
         pod::PlaceKind,
+        presence::Version,
         rescue::{
             Dead, Ending, Former, Id, Known, Marks, Next, Order, Pod, PodId, Queue, Seen, Sight, Starting,
             Turning, Way,
@@ -302,10 +303,18 @@ async fn write(leader: &Leader, mut events: mpsc::Receiver<Word>) {
 async fn mark(leader: &Leader, ward: &Ward) -> Infallible {
     // Few are there, and the number is that of all.
     let path = format!("/api/v1/namespaces/{}/pods", leader.namespace);
+    mark_by(ward, || newest(&leader.client, &path)).await
+}
+
+/// The same by whatever asks.
+async fn mark_by<F>(ward: &Ward, ask: impl Fn() -> F) -> Infallible
+where
+    F: Future<Output = Result<Version, Failure>>,
+{
     let mut failures = Reminder::default();
     loop {
         let asked_at = clock::now();
-        match newest(&leader.client, &path).await {
+        match ask().await {
             Ok(version) => {
                 failures.ended();
                 let inside = &mut *ward.lock();
@@ -692,7 +701,211 @@ fn ended(
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        cell::Cell,
+        collections::{BTreeMap, BTreeSet},
+    };
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
     use super::*;
+    use crate::{
+        cluster::{elector::Held, events::Events, watch::Pulses, writer::Writer},
+        companion::mirror::reports::Reports,
+        domain::{
+            examples::{NOW, mirror},
+            names::ORIGINAL_IMAGE_PREFIX,
+            rescue::Container,
+            routing::Routing,
+        },
+        metrics::Metrics,
+        state::Store,
+    };
+
+    const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1";
+
+    /// A leader before an API server at that port.
+    fn leader(port: u16) -> Leader {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let uri = format!("http://127.0.0.1:{port}").parse().unwrap();
+        let client = kube::Client::try_from(kube::Config::new(uri)).unwrap();
+        let (_, renewed) = watch::channel(Some(Instant::now()));
+        let metrics = Metrics::new().0;
+        let writer = Writer::new(Held::of(renewed), metrics.clone());
+        Leader {
+            namespace: "kagami-system".into(),
+            identity: "companion-a".into(),
+            client: client.clone(),
+            store: Store::default(),
+            events: Events::new(client, writer.clone(), "companion-a"),
+            writer,
+            looks: Leader::looks(),
+            reports: Reports::default(),
+            metrics,
+            pulses: Pulses::default(),
+            cluster: watch::channel(None).1,
+            registries: None,
+        }
+    }
+
+    /// A Pod that waits for a mirror's image on its node.
+    fn stuck(annotations: &BTreeMap<String, String>) -> Pod<'_> {
+        Pod {
+            uid: "u",
+            namespace: "team",
+            name: "web",
+            resource_version: "7",
+            node: "node-1",
+            annotations: Some(annotations),
+            containers: vec![Container {
+                name: "app",
+                image: MIRRORED,
+                waiting: Some((
+                    "ErrImagePull",
+                    "Back-off pulling image \"a.example.com/docker.io/library/nginx:1\"",
+                )),
+                ..Container::default()
+            }],
+            ..Pod::default()
+        }
+    }
+
+    /// The order that turns it, to be done until that time.
+    fn order(until: Option<Timestamp>) -> Order {
+        let annotations = [(format!("{ORIGINAL_IMAGE_PREFIX}app"), "nginx:1".to_owned())].into();
+        let snapshot = Snapshot {
+            routing: Arc::new(Routing::compile(vec![mirror("a", &["docker.io"])])),
+            ..Snapshot::default()
+        };
+        let mut queue = Queue::default();
+        queue.begin_listing();
+        queue.end_listing();
+        let left_alone = BTreeSet::new();
+        let known = Known {
+            routing: &snapshot.routing,
+            former: &[],
+            left_alone: &left_alone,
+        };
+        let seen = Seen::Told { after: Some(NOW) };
+        queue.take(&stuck(&annotations), &known, seen, NOW);
+        let by = Sight {
+            snapshot: &Snapshot::default(),
+            index: &crate::domain::presence::Index::default(),
+        };
+        let Next::Order(order) = queue.next(&by, NOW) else {
+            panic!("it is due")
+        };
+        let mut order = *order;
+        order.until = until;
+        order
+    }
+
+    fn in_millis(millis: u64) -> Option<Timestamp> {
+        Some(clock::now().after(Duration::from_millis(millis)))
+    }
+
+    /// The API server holds the patch, as while somebody's webhook is slow: it is told until when it counts, and nobody
+    /// waits for longer.
+    #[tokio::test]
+    async fn a_patch_is_given_up_before_kubelet_may_pull_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let leader = leader(listener.local_addr().unwrap().port());
+        let started = Instant::now();
+        let order = order(in_millis(2600));
+        let held = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            // Until the other side hangs up.
+            while stream.read(&mut [0; 1024]).await.is_ok_and(|length| length > 0) {}
+            request
+        };
+        let (sent, request) = tokio::join!(send(&leader, &order), held);
+        assert!(matches!(sent, Err(NotWritten::Failed(_))), "{sent:?}");
+        let took = started.elapsed();
+        assert!(took >= LEAST && took < Duration::from_millis(2600), "{took:?}");
+        let (_, rest) = request.split_once("?timeout=").unwrap();
+        let millis: u64 = rest.split_once("ms ").unwrap().0.parse().unwrap();
+        assert!((1000..=1600).contains(&millis), "{request}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_that_would_be_too_late() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let leader = leader(listener.local_addr().unwrap().port());
+        assert!(!send(&leader, &order(in_millis(1900))).await.unwrap());
+        let answers = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            assert!(stream.read(&mut request).await.unwrap() > 0);
+            let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request).into_owned()
+        };
+        // A dead mirror's has no end; it is the first request that came.
+        let last = order(None);
+        let (sent, request) = tokio::join!(send(&leader, &last), answers);
+        assert!(sent.unwrap());
+        assert!(request.contains("?timeout=5000ms "), "{request}");
+    }
+
+    /// Twelve requests in a minute while nothing of a mirror waits, one a second while something does, and one at once when
+    /// the first comes.
+    #[tokio::test(start_paused = true)]
+    async fn at_rest_the_newest_version_is_rarely_asked_for() {
+        let ward = Ward::default();
+        let asked = Cell::new(0_u64);
+        let ask = || {
+            asked.set(asked.get() + 1);
+            std::future::ready(Ok(Version(asked.get())))
+        };
+        let marks = mark_by(&ward, ask);
+        tokio::pin!(marks);
+        let count = |before: u64| asked.get() - before;
+        drop(timeout(Duration::from_mins(1), &mut marks).await);
+        assert!((12..=13).contains(&count(0)), "{}", count(0));
+        let snapshot = Snapshot {
+            routing: Arc::new(Routing::compile(vec![mirror("a", &["docker.io"])])),
+            ..Snapshot::default()
+        };
+        // Just after the last one, so that the next is seconds away.
+        drop(timeout(MARK + Duration::from_millis(500), &mut marks).await);
+        let annotations = BTreeMap::new();
+        let before = asked.get();
+        ward.take(&stuck(&annotations), false, &snapshot, clock::now());
+        drop(timeout(Duration::from_millis(100), &mut marks).await);
+        assert_eq!(count(before), 1, "at once");
+        let before = asked.get();
+        drop(timeout(Duration::from_mins(1), &mut marks).await);
+        assert!((59..=60).contains(&count(before)), "{}", count(before));
+        ward.remove(&stuck(&annotations));
+        let before = asked.get();
+        drop(timeout(Duration::from_mins(1), &mut marks).await);
+        assert!((11..=13).contains(&count(before)), "{}", count(before));
+    }
+
+    #[test]
+    fn looks_are_asked_for_some_at_a_time_and_not_twice_at_once() {
+        let (demand, mut wanted) = mpsc::channel(100);
+        let unseen: BTreeSet<Unseen> = (0..2 * ASKED)
+            .map(|number| {
+                let key = crate::domain::image::KeyRef::parse(&format!("docker.io/a/b:{number}")).unwrap().into();
+                ("a".into(), key)
+            })
+            .collect();
+        let mut asked = HashMap::new();
+        let now = Instant::now();
+        let mut count = |at| {
+            ask(unseen.clone(), &mut asked, &demand, at);
+            std::iter::from_fn(|| wanted.try_recv().ok()).count()
+        };
+        assert_eq!((count(now), count(now), count(now)), (ASKED, ASKED, 0));
+        assert_eq!(count(now + ASK_AGAIN), ASKED);
+    }
 
     #[test]
     fn an_event_names_some_containers_and_counts_the_others() {
