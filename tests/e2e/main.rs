@@ -118,6 +118,7 @@ const TESTS: &[Test<Cluster>] = tests![
     clouds::on_the_network_of_nodes_no_two_pods_want_one_port,
     clouds::windows_nodes_get_no_pod,
     chart::every_set_of_values_is_valid,
+    chart::pods_may_go_forward_to_the_mirrors_that_the_chart_makes,
     chart::the_values_of_the_install_pages_are_valid,
     chart::wrong_values_are_refused_with_their_place,
     chart::the_programs_take_the_arguments_of_every_set_of_values,
