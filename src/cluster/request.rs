@@ -73,7 +73,12 @@ mod tests {
     /// As Go's `time.ParseDuration` reads it.
     #[test]
     fn a_patch_says_how_long_the_api_server_may_take() {
-        let request = json_patch("/api/v1/namespaces/a/pods", "b", &json!([]), Duration::from_millis(1500));
+        let request = json_patch(
+            "/api/v1/namespaces/a/pods",
+            "b",
+            &json!([]),
+            Duration::from_millis(1500),
+        );
         let uri = request.unwrap().uri().to_string();
         assert_eq!(uri, "/api/v1/namespaces/a/pods/b?timeout=1500ms");
     }

@@ -322,7 +322,11 @@ pub(crate) fn pods_may_go_forward_to_the_mirrors_that_the_chart_makes(cluster: &
         held
     };
     assert!(listed("{}").is_empty());
-    let mirrors = "a: {registry: Mirror.test}, b: {registry: 'm.test:5000/team'}, c: {registry: mirror.test}";
+    let mirror = |registry: &str| {
+        format!("{{registry: '{registry}', kind: Hosted, sources: [{{prefix: docker.io}}]}}")
+    };
+    let [a, b, c] = ["Mirror.test", "m.test:5000/team", "mirror.test"].map(mirror);
+    let mirrors = format!("a: {a}, b: {b}, c: {c}");
     assert_eq!(
         listed(&format!("{{mirrors: {{{mirrors}}}}}")),
         ["m.test:5000/team", "mirror.test"]

@@ -94,6 +94,7 @@ const TESTS: &[Test<Cluster>] = tests![
     pulls::a_failed_pull_asks_for_one_look_and_refused_credentials_for_none,
     pulls::nodes_that_cannot_pull_are_told_by_two_of_them,
     rescue::a_pod_is_turned_just_after_a_failure_alone,
+    rescue::the_api_server_gives_up_a_patch_whose_time_is_over,
     rescue::the_brake_holds_every_pod_as_it_is,
     rescue::a_mirror_that_was_deleted_lets_its_pods_go_whoever_leads,
     rescue::a_mirror_that_is_off_or_deselected_lets_its_pods_go,

@@ -893,7 +893,9 @@ mod tests {
         let (demand, mut wanted) = mpsc::channel(100);
         let unseen: BTreeSet<Unseen> = (0..2 * ASKED)
             .map(|number| {
-                let key = crate::domain::image::KeyRef::parse(&format!("docker.io/a/b:{number}")).unwrap().into();
+                let key = crate::domain::image::KeyRef::parse(&format!("docker.io/a/b:{number}"))
+                    .unwrap()
+                    .into();
                 ("a".into(), key)
             })
             .collect();

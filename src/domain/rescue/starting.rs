@@ -73,7 +73,10 @@ fn may_pull(container: &Container<'_>) -> bool {
     };
     match container.waiting {
         Some((reason, _)) => begins(reason),
-        None => !container.is_running && !container.has_succeeded && !container.has_begun || container.will_run_again,
+        None => {
+            !container.is_running && !container.has_succeeded && !container.has_begun
+                || container.will_run_again
+        }
     }
 }
 
@@ -145,7 +148,11 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(starts(&pod("web", container), &routing), expected, "{container:?}");
+            assert_eq!(
+                starts(&pod("web", container), &routing),
+                expected,
+                "{container:?}"
+            );
         }
         for change in [
             |pod: &mut Pod<'_>| pod.node = "",

@@ -10,12 +10,12 @@ use super::*;
 use crate::domain::{
     examples::{NOW, digest, key, mirror, proof, snapshot},
     health::State,
+    image::Class,
     mapping::Mapping,
     mirror::{Access, Mirror, Pin, Prefer, Tags},
     names::{ORIGINAL_IMAGE_PREFIX, RESCUED_ANNOTATION},
     owners::LeftAlone,
     platform::{Label, Platforms},
-    image::Class,
     presence::{Presence, Swept},
     rescue::{Container, Dead, Known, Next, Queue, Seen, Sight},
     selector::{Operator, Requirement},
@@ -725,7 +725,10 @@ fn a_look_is_asked_for_where_one_went_back_and_is_not_served() {
     assert_eq!(unseen(|_| ()), [("a".into(), key(KEY).into())].into());
     assert!(unseen(|example| example.snapshot.health[0].state = State::Unhealthy).is_empty());
     assert!(unseen(|example| example.registries.clear()).is_empty());
-    assert!(unseen(|example| example.turned("containers.app", &NOW.before(Duration::from_secs(1)).to_string())).is_empty());
+    assert!(
+        unseen(|example| example.turned("containers.app", &NOW.before(Duration::from_secs(1)).to_string()))
+            .is_empty()
+    );
 }
 
 /// The mirror that it would go to has died since it was looked ahead: what it fails to pull from is another registry, whose

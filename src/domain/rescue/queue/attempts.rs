@@ -55,9 +55,8 @@ impl Attempts {
         let is_same = before.is_none_or(|before| before.image == container.image);
         let known = if is_same { self } else { Self::default() };
         // Just after a patch the status still tells of the image that stood there, in the same words.
-        let is_of_another = |before: &StuckContainer| {
-            before.failure != Failure::Image && container.failure == Failure::Image
-        };
+        let is_of_another =
+            |before: &StuckContainer| before.failure != Failure::Image && container.failure == Failure::Image;
         let has_failed_anew = container.has_just_failed
             && before.is_none_or(|before| !before.has_just_failed || is_of_another(before));
         if !has_failed_anew {
@@ -193,7 +192,11 @@ mod tests {
         let new = old.next(Some(&before), &turned, told(1));
         assert_eq!((new.waits_until(), new.has_failed), (None, false));
         let first = new.next(Some(&turned), &fails, told(13));
-        assert_eq!((first.waits_until(), first.has_failed), (None, true), "it may be told late");
+        assert_eq!(
+            (first.waits_until(), first.has_failed),
+            (None, true),
+            "it may be told late"
+        );
         let again = first.next(Some(&fails), &fails, told(20));
         assert_eq!(again.waits_until(), None, "it is written once");
         let waits = again.next(Some(&fails), &rests, told(36));

@@ -256,7 +256,7 @@ impl Queue {
                 .set_ready(pod.namespace, owner, self.ready.serves(owner));
         }
         let stuck = StuckPod::of(pod);
-        if stuck.is_none() && self.stuck.is_empty() && self.upstreams.is_empty() {
+        if stuck.is_none() && self.stuck.is_empty() && self.upstreams.is_idle() {
             return false;
         }
         let id = Id::new((pod.namespace.into(), pod.name.into()));
@@ -294,7 +294,7 @@ impl Queue {
             self.turns
                 .set_ready(pod.namespace, owner, self.ready.serves(owner));
         }
-        if !self.stuck.is_empty() || !self.upstreams.is_empty() {
+        if !self.stuck.is_empty() || !self.upstreams.is_idle() {
             let id = Id::new((pod.namespace.into(), pod.name.into()));
             self.upstreams.forget(&id);
             self.forget(&id);

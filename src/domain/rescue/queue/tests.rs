@@ -668,10 +668,7 @@ fn a_node_that_pulls_nothing_at_all_is_waited_for_but_not_for_ever() {
     let mut hospital = cut_off();
     hospital.later(PATIENCE.as_secs() - 1);
     hospital.fail_again(Case { version: "2", ..CASE });
-    assert_eq!(
-        hospital.next(),
-        Next::In(Duration::from_secs(1))
-    );
+    assert_eq!(hospital.next(), Next::In(Duration::from_secs(1)));
     hospital.later(1);
     assert_eq!(hospital.all(), ["team/web"]);
 
@@ -851,11 +848,7 @@ fn what_is_refused_again_waits_though_the_pod_tells_something_new() {
     hospital.take(version(0));
     let order = hospital.order().unwrap();
     hospital.queue.end(&order.pod, Ending::Refused, hospital.now);
-    assert_eq!(
-        hospital.next(),
-        Next::In(PAUSE),
-        "it may change its mind"
-    );
+    assert_eq!(hospital.next(), Next::In(PAUSE), "it may change its mind");
     hospital.fail_again(version(1));
     let mut pauses = Vec::new();
     for number in 2..9 {
@@ -1179,8 +1172,14 @@ fn from_a_mirror_that_does_not_give_the_image_all_go_back() {
         assert_eq!(turned(&mut hospital, "team", 0..10).len(), expected);
     };
     check(|_| (), ALONE);
-    check(|hospital| hospital.snapshot.health[0].state = State::Unhealthy, 10);
-    check(|hospital| hospital.snapshot.suspected = hospital.routing.find("a").into_iter().collect(), 10);
+    check(
+        |hospital| hospital.snapshot.health[0].state = State::Unhealthy,
+        10,
+    );
+    check(
+        |hospital| hospital.snapshot.suspected = hospital.routing.find("a").into_iter().collect(),
+        10,
+    );
     check(|hospital| hospital.index = Index::default(), 10);
     check(
         |hospital| {
@@ -1205,7 +1204,9 @@ fn from_a_mirror_that_does_not_give_the_image_all_go_back() {
     failing(&mut hospital);
     assert_eq!(turned(&mut hospital, "team", 0..10).len(), 0);
     hospital.snapshot.health[0].state = State::Unhealthy;
-    hospital.queue.set_dead(Dead::from([("a".into(), NOW)]), hospital.now);
+    hospital
+        .queue
+        .set_dead(Dead::from([("a".into(), NOW)]), hospital.now);
     assert_eq!(hospital.all().len(), 10);
 }
 

@@ -31,6 +31,9 @@ pub(super) const SILENT: Duration = Duration::from_secs(45);
 /// For how long it is believed what became of Pods.
 pub(super) const TELLING: Duration = Duration::from_mins(5);
 
+/// After so long nobody waits any more for what becomes of a Pod.
+const LONGEST_PULL: Duration = Duration::from_mins(30);
+
 /// How many registries are kept in mind, and how many Pods and namespaces of each: beyond that the oldest are forgotten.
 const REGISTRIES: usize = 64;
 const PODS: usize = 64;
@@ -73,9 +76,9 @@ pub(super) fn host(image: &str) -> Option<Box<str>> {
 }
 
 impl Upstreams {
-    /// Whether nothing is known of any.
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Whether no Pod is known of which it is not known what became of it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.values().all(|upstream| upstream.gone.is_empty())
     }
 
     /// Whether one more Pod of a namespace may go back to a registry.
@@ -97,6 +100,8 @@ impl Upstreams {
                 self.0.remove(&oldest);
             }
             let gone = &mut self.0.entry(host).or_default().gone;
+            // Who says nothing for so long does not count any more.
+            gone.retain(|_, gone| now.since(gone.at) < LONGEST_PULL);
             if !gone.contains_key(id) && gone.len() >= PODS {
                 let oldest = gone.iter().min_by_key(|(_, gone)| gone.at);
                 let Some(oldest) = oldest.map(|(id, _)| Arc::clone(id)) else {
