@@ -666,7 +666,7 @@ fn ended(
 ) -> Result<(), NotWritten> {
     let (ending, outcome) = match &result {
         Ok(true) => (Ending::Done, None),
-        Ok(false) => (Ending::Late, None),
+        Ok(false) => (Ending::Changed, None),
         Err(NotWritten::NotLeading) => return Err(NotWritten::NotLeading),
         Err(NotWritten::Conflict | NotWritten::Gone) => (Ending::Changed, Some("changed")),
         // A test of the patch that does not hold is refused; so is what a policy forbids. The next version will tell.

@@ -219,14 +219,12 @@ pub enum Next {
 pub enum Ending {
     /// It was carried out.
     Done,
-    /// The Pod is another one by now.
+    /// The Pod is another one by now, or there was no time left for it: its next version tells.
     Changed,
     /// The API server refuses it: the Pod is another one by now, or a policy forbids it.
     Refused,
     /// It may be tried again.
     Failed,
-    /// It was not begun: there was no time left, and it waits for the next failure.
-    Late,
 }
 
 impl Queue {
@@ -787,7 +785,6 @@ impl Rest {
         match ending {
             Ending::Done => self.failures = 0,
             Ending::Changed => {}
-            Ending::Late => self.version = None,
             Ending::Refused | Ending::Failed => {
                 self.version = None;
                 let first = if self.is_refused { PAUSE } else { RETRY };

@@ -1214,7 +1214,7 @@ fn from_a_mirror_that_does_not_give_the_image_all_go_back() {
 #[test]
 fn a_turn_that_was_not_done_or_a_pod_that_is_gone_counts_for_nothing() {
     let mut hospital = giving();
-    for ending in [Ending::Changed, Ending::Refused, Ending::Failed, Ending::Late] {
+    for ending in [Ending::Changed, Ending::Refused, Ending::Failed] {
         let orders = turned(&mut hospital, "team", 0..10);
         assert_eq!(orders.len(), ALONE);
         for order in orders {
@@ -1299,7 +1299,7 @@ fn an_order_says_until_when_it_has_to_be_done() {
     let order = hospital.order().unwrap();
     assert_eq!(order.until, Some(NOW.after(Duration::from_secs(8))));
     // There was no time left: the next failure is told of.
-    hospital.queue.end(&order.pod, Ending::Late, hospital.now);
+    hospital.queue.end(&order.pod, Ending::Changed, hospital.now);
     hospital.later(10);
     assert_eq!(hospital.order(), None);
     hospital.fail_again(Case { version: "2", ..CASE });
