@@ -739,7 +739,7 @@ pub(crate) fn events_hold_up_no_turn(cluster: &Cluster) {
         report(namespace, name, &states).success();
     }
     // Whoever connects is never spoken to.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://{}/", silent.local_addr().unwrap());
     let webhooks = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
     let webhook = json!({

@@ -16,7 +16,7 @@ use crate::{
         pod::PlaceLabel,
         presence::Index,
         rescue::{
-            Judgement, Known, Left, Sight, StuckContainer, StuckPod, Turn,
+            self, Judgement, Known, Left, Sight, StuckContainer, StuckPod, Turn,
             forward::Ahead,
             hang,
             lasting::{IDLE, LONGEST_BACK_OFF, gives, missed},
@@ -129,21 +129,7 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
     };
     let patient = pod.as_patient();
     let Some(stuck) = StuckPod::of(&patient) else {
-        let late = hang::late(&patient, &snapshot.routing, now).into_iter();
-        let late = late.map(|(kind, name, image, since)| Stuck {
-            namespace: patient.namespace.to_owned(),
-            pod: patient.name.to_owned(),
-            place: PlaceLabel::new(kind, &name).to_string(),
-            image,
-            node: patient.node.to_owned(),
-            why: "PullLasts?",
-            help: LATE.to_owned(),
-            since: Some(since.to_string()),
-            mirror: None,
-            goes_back_to: None,
-            goes_forward_to: None,
-        });
-        return late.collect();
+        return late(&patient, snapshot, now);
     };
     let known = Known {
         routing: &snapshot.routing,
@@ -237,6 +223,25 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
         }
     };
     stuck.containers.iter().map(container).collect()
+}
+
+/// Returns the containers of a Pod that take long to begin.
+fn late(patient: &rescue::Pod<'_>, snapshot: &Snapshot, now: Timestamp) -> Vec<Stuck> {
+    let late = hang::late(patient, &snapshot.routing, now).into_iter();
+    let late = late.map(|(kind, name, image, since)| Stuck {
+        namespace: patient.namespace.to_owned(),
+        pod: patient.name.to_owned(),
+        place: PlaceLabel::new(kind, &name).to_string(),
+        image,
+        node: patient.node.to_owned(),
+        why: "PullLasts?",
+        help: LATE.to_owned(),
+        since: Some(since.to_string()),
+        mirror: None,
+        goes_back_to: None,
+        goes_forward_to: None,
+    });
+    late.collect()
 }
 
 /// Returns the registries that Pods may be turned forward to, as the statuses of mirrors tell.

@@ -803,8 +803,8 @@ mod tests {
         order
     }
 
-    fn in_millis(millis: u64) -> Option<Timestamp> {
-        Some(clock::now().after(Duration::from_millis(millis)))
+    fn in_millis(millis: u64) -> Timestamp {
+        clock::now().after(Duration::from_millis(millis))
     }
 
     /// The API server holds the patch, as while somebody's webhook is slow: it is told until when it counts, and nobody
@@ -814,7 +814,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let leader = leader(listener.local_addr().unwrap().port());
         let started = Instant::now();
-        let order = order(in_millis(2600));
+        let order = order(Some(in_millis(2600)));
         let held = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = vec![0; 4096];
@@ -837,7 +837,7 @@ mod tests {
     async fn nothing_is_sent_that_would_be_too_late() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let leader = leader(listener.local_addr().unwrap().port());
-        assert!(!send(&leader, &order(in_millis(1900))).await.unwrap());
+        assert!(!send(&leader, &order(Some(in_millis(1900)))).await.unwrap());
         let answers = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 4096];

@@ -189,7 +189,7 @@ mod tests {
         assert!(starting.take(&pod("two", new), &routing));
         starting.remove(&pod("two", new));
         assert!(starting.is_empty());
-        for number in 0..LIMIT + 1 {
+        for number in 0..=LIMIT {
             starting.take(&pod(&number.to_string(), new), &routing);
         }
         assert_eq!(starting.pods.len(), LIMIT);
