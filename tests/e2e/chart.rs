@@ -303,7 +303,7 @@ pub(crate) fn a_default_mode_takes_in_unlabelled_namespaces_only(cluster: &Clust
 /// The companion is told the same registries as the policy that holds it: those of the chart's mirrors, and more.
 pub(crate) fn pods_may_go_forward_to_the_mirrors_that_the_chart_makes(cluster: &Cluster) {
     let listed = |values: &str| {
-        let chart = Chart::new(cluster, "kagami", "kagami-system", values);
+        let chart = Chart::new(cluster, "listed", "kagami-system", values);
         let deployments = chart.of_kind("Deployment");
         let mut arguments = deployments.iter().flat_map(|deployment| {
             let container = &deployment["spec"]["template"]["spec"]["containers"][0];
