@@ -149,10 +149,22 @@ securityContext:
 {{- ternary ($rescue.perSecond | default 10) 0 (eq (toString $rescue.enabled) "true") -}}
 {{- end -}}
 
-{{/* The registries that stuck Pods may be turned forward to, as a list in JSON. */}}
+{{/* The registries that stuck Pods may be turned forward to, as a list in JSON: those of the mirrors that the chart makes,
+and more. Hosts are written small, as the program has them. */}}
 {{- define "kagami.registries" -}}
 {{- $rescue := .Values.rescue | default dict -}}
-{{- $rescue.registries | default list | toJson -}}
+{{- $registries := list -}}
+{{- range $rescue.registries | default list -}}
+{{- $registries = append $registries (lower .) -}}
+{{- end -}}
+{{- range $name, $spec := .Values.mirrors | default dict -}}
+{{- with $spec -}}
+{{- with .registry -}}
+{{- $registries = append $registries (lower .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $registries | uniq | sortAlpha | toJson -}}
 {{- end -}}
 
 {{/* Whether Pods that are stuck on an image volume may be evicted. */}}

@@ -300,10 +300,49 @@ pub(crate) fn a_default_mode_takes_in_unlabelled_namespaces_only(cluster: &Clust
     assert_eq!(called, ["", "", "unlabelled", "enforce", "warn", "audit", ""]);
 }
 
+/// The companion is told the same registries as the policy that holds it: those of the chart's mirrors, and more.
+pub(crate) fn pods_may_go_forward_to_the_mirrors_that_the_chart_makes(cluster: &Cluster) {
+    let listed = |values: &str| {
+        let chart = Chart::new(cluster, "listed", "kagami-system", values);
+        let deployments = chart.of_kind("Deployment");
+        let mut arguments = deployments.iter().flat_map(|deployment| {
+            let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+            container["args"].as_array().unwrap()
+        });
+        let flag = arguments.find_map(|text| text.as_str()?.strip_prefix("--rescue-registries="));
+        let policies = chart.of_kind("ValidatingAdmissionPolicy");
+        let mut variables = policies.iter().flat_map(|policy| {
+            let variables = policy["spec"]["variables"].as_array();
+            variables.into_iter().flatten()
+        });
+        let variable = variables.find(|variable| variable["name"] == "registries");
+        let held: Vec<String> =
+            serde_json::from_str(variable.unwrap()["expression"].as_str().unwrap()).unwrap();
+        assert_eq!(flag.unwrap_or_default(), held.join(","), "{values}");
+        held
+    };
+    assert!(listed("{}").is_empty());
+    let mirror = |registry: &str| {
+        format!("{{registry: '{registry}', kind: Hosted, sources: [{{prefix: docker.io}}]}}")
+    };
+    let [a, b, c] = ["Mirror.test", "m.test:5000/team", "mirror.test"].map(mirror);
+    let mirrors = format!("a: {a}, b: {b}, c: {c}");
+    assert_eq!(
+        listed(&format!("{{mirrors: {{{mirrors}}}}}")),
+        ["m.test:5000/team", "mirror.test"]
+    );
+    assert_eq!(
+        listed(&format!(
+            "{{mirrors: {{{mirrors}}}, rescue: {{registries: [b.test, Mirror.test]}}}}"
+        )),
+        ["b.test", "m.test:5000/team", "mirror.test"]
+    );
+}
+
 /// A cluster of its own: the webhooks of an installation would be called for the other tests' namespaces.
 pub(crate) fn install_upgrade_and_removal(shared: &Cluster) {
     let cluster = Cluster::start(shared.tools.clone());
-    let chart = Chart::new(&cluster, "kagami", "kagami-system", "{rescue: {enabled: true}}");
+    let chart = Chart::new(&cluster, "kagami", "kagami-system", "{}");
     let namespace = json!({"metadata": {"name": "kagami-system", "labels": {
         "pod-security.kubernetes.io/enforce": "restricted",
     }}});

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use crate::{
     companion::assert_only_allowed,
-    rescue::{MOMENT, RESCUES, back_off, failed, metric, patches, report, requests, until, until_told},
+    rescue::{
+        MOMENT, RESCUES, back_off, failed, metric, patches, report, requests, running, until, until_told,
+    },
     support::{
         admission::{annotation, image, original, pod},
         chart::stdout,
@@ -264,6 +266,103 @@ pub(crate) fn with_both_dead_each_pod_is_turned_twice_at_most(cluster: &Cluster)
     for name in &names {
         assert_eq!(image(&namespace.pod(name), "app"), MIRRORED, "{name}");
         assert_eq!(patches(&place, &companion, namespace, name).len(), 2, "{name}");
+    }
+    assert_only_allowed(&place, &companion);
+}
+
+/// Creates a Pod as Kagami leaves it, whose image the mirror does not give.
+fn stuck_on_mirror(namespace: &Namespace<'_>, name: &str) {
+    let mut pod = pod(name, MIRRORED);
+    pod["metadata"]["annotations"] = json!({"original-image.kagami.dev/app": NGINX});
+    namespace.create_pod(&pod).success();
+}
+
+/// The Pods among these that have an image.
+fn with_image<'n>(namespace: &Namespace<'_>, names: &'n [String], expected: &str) -> Vec<&'n String> {
+    let names = names.iter();
+    names
+        .filter(|name| image(&namespace.pod(name), "app") == expected)
+        .collect()
+}
+
+/// A companion of a mirror that it looks at rarely, so that only what is asked for is seen anew.
+fn start_at_rest(place: &Place<'_>) -> Companion {
+    label(place, "enforce");
+    place.patch_mirror(&json!({"spec": {"freshness": {"tag": "1h"}}}));
+    let companion = start(place, "companion-a");
+    place.served.create_pod(&pod("known", NGINX)).success();
+    place.wait_for_image(NGINX_KEY, "Present");
+    companion
+}
+
+/// Nodes do not get the image for a moment, of which Kagami sees nothing, and upstream refuses them. A few Pods go back and
+/// come forward again, and the others stay.
+pub(crate) fn after_a_blip_of_the_mirror_no_pod_stays_stuck_where_upstream_refuses(cluster: &Cluster) {
+    let place = Place::guarded(cluster, &cluster.mirror.url);
+    let namespace = &place.served;
+    let companion = start_at_rest(&place);
+    let names: Vec<_> = (0..20).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        stuck_on_mirror(namespace, name);
+    }
+    for name in &names {
+        fails(namespace, name, MIRRORED);
+    }
+    let gone = eventually("some go back", || {
+        let gone = with_image(namespace, &names, NGINX);
+        (gone.len() == 3).then_some(gone)
+    });
+    thread::sleep(4 * MOMENT);
+    assert_eq!(with_image(namespace, &names, NGINX), gone, "alone");
+    // The blip is over: kubelet tries again, and the others get it.
+    for name in with_image(namespace, &names, MIRRORED) {
+        report(namespace, name, &[("app", running())]).success();
+    }
+    for name in &gone {
+        report(namespace, name, &[("app", failed(NGINX))]).success();
+    }
+    for name in &gone {
+        let pod = until_image(namespace, name, MIRRORED);
+        assert_eq!(turns(&pod), ["containers.app", "containers.app/forward"]);
+        assert_eq!(original(&pod, "app"), Some(NGINX));
+        report(namespace, name, &[("app", running())]).success();
+    }
+    for name in &names {
+        let expected = if gone.contains(&name) { 2 } else { 0 };
+        let patches = patches(&place, &companion, namespace, name);
+        assert_eq!(patches.len(), expected, "{name}");
+    }
+    assert_only_allowed(&place, &companion);
+}
+
+pub(crate) fn to_a_registry_that_fails_pods_go_back_from_a_dead_mirror_alone(cluster: &Cluster) {
+    let name = "mirror-of-few";
+    let mut mirror = Mirror::start(&cluster.tools, &cluster.http, cluster.folder(), name);
+    let place = Place::guarded(cluster, &mirror.url);
+    let namespace = &place.served;
+    let companion = start_at_rest(&place);
+    stuck_on_mirror(namespace, "first");
+    fails(namespace, "first", MIRRORED);
+    until_image(namespace, "first", NGINX);
+    fails(namespace, "first", NGINX);
+    let names: Vec<_> = (0..5).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        stuck_on_mirror(namespace, name);
+        fails(namespace, name, MIRRORED);
+    }
+    for _ in 0..3 {
+        thread::sleep(2 * MOMENT);
+        for name in &names {
+            fails(namespace, name, MIRRORED);
+        }
+    }
+    for name in &names {
+        assert!(requests(&place, &companion, namespace, name).is_empty(), "{name}");
+    }
+    mirror.kill();
+    place.wait_for_health("Unhealthy");
+    for name in &names {
+        until_image(namespace, name, NGINX);
     }
     assert_only_allowed(&place, &companion);
 }

@@ -468,7 +468,7 @@ pub(crate) fn the_companion_sends_pods_to_listed_registries_alone(cluster: &Clus
     );
     guard.allows(&place, "web", &app("m.test:5000/team/acme/app:1"));
     guard.allows(&place, "web", &short("mirror.test/docker.io/library/nginx:1"));
-    let not_listed = "only to registries of the value rescue.registries";
+    let not_listed = "only to registries of the values mirrors and rescue.registries";
     for to in [
         "evil.test/ghcr.io/acme/app:1",
         "mirror.test.evil.test/acme/app:1",

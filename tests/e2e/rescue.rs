@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::{Ipv4Addr, TcpListener},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -748,7 +749,7 @@ pub(crate) fn events_hold_up_no_turn(cluster: &Cluster) {
         report(namespace, name, &states).success();
     }
     // Whoever connects is never spoken to.
-    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("https://{}/", silent.local_addr().unwrap());
     let webhooks = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
     let webhook = json!({
@@ -1144,4 +1145,55 @@ pub(crate) fn each_of_a_hundred_pods_is_turned_once_though_the_leader_dies(clust
     patched.dedup();
     assert_eq!((all, patched.len()), (names.len(), names.len()));
     assert_only_allowed(&place, &second);
+}
+
+/// What bounds a turn's patch: the API server waits for nobody's webhook for longer than the request says, though that
+/// webhook would be passed over later, and changes nothing then.
+pub(crate) fn the_api_server_gives_up_a_patch_whose_time_is_over(cluster: &Cluster) {
+    // It takes every call and answers none.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        let callers: Vec<_> = listener.incoming().collect();
+        drop(callers);
+    });
+    let namespace = cluster.namespace(None);
+    namespace.create_pod(&pod("web", &written("app"))).success();
+    let configurations = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+    let name = format!("slow-{}", namespace.name);
+    let webhook = json!({
+        "metadata": {"name": name},
+        "webhooks": [{
+            "name": "slow.kagami.test",
+            "clientConfig": {"url": url},
+            "failurePolicy": "Ignore",
+            "timeoutSeconds": 10,
+            "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["UPDATE"]}],
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace.name}},
+        }],
+    });
+    cluster.create(configurations, &webhook).success();
+    let mut number = 0;
+    let (took, label) = eventually("the webhook is called", || {
+        number += 1;
+        let label = format!("v{number}");
+        let change = json!({"metadata": {"labels": {"changed": label}}});
+        let path = namespace.path("pods/web?timeout=1500ms");
+        let started = Instant::now();
+        let answer = cluster.patch(User::Admin, "application/merge-patch+json", &path, &change);
+        (answer.status >= 500).then(|| (started.elapsed(), label))
+    });
+    assert!(
+        took >= Duration::from_millis(1400) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
+    // Until the webhook would have been passed over.
+    thread::sleep(Duration::from_secs(10));
+    assert_ne!(
+        namespace.pod("web")["metadata"]["labels"]["changed"],
+        label.as_str()
+    );
+    cluster.delete(&format!("{configurations}/{name}"));
 }

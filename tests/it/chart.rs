@@ -114,7 +114,7 @@ fn names_in_the_chart_are_those_of_the_code() {
     assert_eq!(word(&webhook, api::PROBE_SECRET), 1);
     let rights = read("webhook-config/rbac.yaml");
     assert_eq!(word(&rights, api::PROBE_SECRET), 1);
-    // Only with the rescue, which no manifest has.
+    // Only with the rescue.
     for template in ["rbac", "companion"] {
         let template = read(&format!("chart/templates/{template}.yaml"));
         assert_eq!(word(&template, api::MIRRORS_CONFIG_MAP), 1);

@@ -53,6 +53,7 @@ const TESTS: &[Test<Node>] = tests![
     rescue::stuck_pods_are_let_go_by_a_mirror_that_is_off_or_deleted,
     rescue::where_mirror_and_upstream_are_dead_each_pod_is_patched_once,
     rescue::pods_stuck_on_a_dead_upstream_move_to_the_mirror,
+    rescue::after_a_moment_without_the_mirror_all_pods_run_though_upstream_refuses,
     rescue::a_pod_whose_mirror_answers_another_digest_runs_from_upstream,
     rescue::a_pod_whose_image_the_mirror_deleted_runs_from_upstream,
     rescue::a_pod_whose_pull_secret_was_revoked_runs_from_upstream,

@@ -20,7 +20,7 @@ use crate::{
         eventually, within,
     },
     support::{
-        chart::{FORWARD, OWN, Use},
+        chart::{FORWARD, MOMENT, OWN, Use},
         images::{self, FOREVER},
         kagami::{Mirrored, image_mirror},
         node::Node,
@@ -293,6 +293,50 @@ pub(crate) fn pods_stuck_on_a_dead_upstream_move_to_the_mirror(node: &Node) {
         returned.elapsed(),
     );
     assert_eq!(accepted, 2 * sent.len() + kept.len());
+    scene.upstream.bring_back();
+}
+
+/// The mirror dies for ten seconds while upstream refuses everybody. What goes back meanwhile comes forward again by itself.
+pub(crate) fn after_a_moment_without_the_mirror_all_pods_run_though_upstream_refuses(node: &Node) {
+    let mut scene = Scene::new(Use::shared(node), "moment", |_| ());
+    assert_eq!(scene.mirror.host(), MOMENT, "the registry that is listed");
+    let names: Vec<_> = (0..10).map(|number| format!("web-{number}")).collect();
+    for name in &names {
+        let wanted = gated(name, &[("app", &scene.written[0])]);
+        let created = scene.namespace.create_pod(&wanted).success();
+        assert_eq!(image(&created, "app"), scene.mirrored[0], "{created}");
+    }
+    scene.upstream.kill();
+    scene.mirror.kill();
+    let died = Instant::now();
+    for name in &names {
+        open(&scene.namespace, name);
+    }
+    thread::sleep(Duration::from_secs(10));
+    scene.mirror.bring_back();
+    let returned = Instant::now();
+    let namespace = &scene.namespace;
+    let runs = |pod: &Value| status(pod, "app")["state"]["running"].is_object();
+    let took = within(Duration::from_secs(90), "all run from the mirror", || {
+        let pods = pods(namespace);
+        (pods.len() == names.len() && pods.iter().all(runs)).then(|| returned.elapsed())
+    });
+    let mut back = 0;
+    for name in &names {
+        let pod = namespace.pod(name);
+        assert_eq!(image(&pod, "app"), scene.mirrored[0], "{pod}");
+        assert_never_restarted(namespace, name);
+        back += usize::from(annotation(&pod, "kagami.dev/rescued").is_some());
+    }
+    let [_, accepted] = patches(namespace);
+    eprintln!(
+        "rescue: after {:?} without the mirror, and with upstream dead, {} Pods run {took:?} after it returned; {back} \
+         went back and forward",
+        returned.duration_since(died),
+        names.len(),
+    );
+    assert_eq!(accepted, 2 * back);
+    assert!(back > 0, "the mirror was away for long enough");
     scene.upstream.bring_back();
 }
 

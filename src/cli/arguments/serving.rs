@@ -85,7 +85,8 @@ pub(crate) struct CompanionArguments {
     pub(crate) paused: bool,
 
     /// How many Pods a second, in the whole cluster, have their images turned back to what their users wrote
-    /// because they cannot be pulled from a mirror; 0: none
+    /// because they cannot be pulled from a mirror; 0: none. The chart says 10, and makes the right and the policy
+    /// that holds it
     #[arg(
         long,
         value_name = "PODS",

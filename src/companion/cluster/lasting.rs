@@ -25,18 +25,24 @@ const PACE: Duration = Duration::from_millis(500);
 /// Looks at Pods that stay stuck until this process may not write any more.
 pub(super) async fn run(leader: Leader, ward: Ward) {
     let mut events = pod_events::Reader::new(&leader, "stays stuck");
-    let is_given = |missed: &Missed| {
-        let snapshot = leader.store.snapshot();
-        gives(&snapshot, &leader.store.index(), missed, clock::now())
-    };
     loop {
         sleep(PACE).await;
-        let lasts = match ward.lasting(|lasting| lasting.next(is_given, clock::now())) {
+        let next = {
+            // The index comes before the ward, as everywhere: else two that read may wait for one another and a writer.
+            let (snapshot, index) = (leader.store.snapshot(), leader.store.index());
+            let now = clock::now();
+            let is_given = |missed: &Missed| gives(&snapshot, &index, missed, now);
+            ward.lasting(|lasting| lasting.next(is_given, now))
+        };
+        let lasts = match next {
             None => continue,
             Some(Due::Tell(lasts)) => lasts,
             Some(Due::Look(pod)) => {
                 let judge = |events: &[PodEvent<'_>]| {
-                    ward.lasting(|lasting| lasting.judge(&pod, events, is_given, clock::now()))
+                    let (snapshot, index) = (leader.store.snapshot(), leader.store.index());
+                    let now = clock::now();
+                    let is_given = |missed: &Missed| gives(&snapshot, &index, missed, now);
+                    ward.lasting(|lasting| lasting.judge(&pod, events, is_given, now))
                 };
                 let Some(lasts) = events.look(&pod, judge).await.flatten() else {
                     continue;

@@ -268,9 +268,16 @@ impl Leader {
             _ = configured.wait_for(|configured| *configured) => {}
             error = early_end(&mut tasks) => return error,
         }
+        let (demand, wanted) = mpsc::channel(QUEUE);
         let ward = settings.rescue.clone().map(|settings| {
             let ward = Ward::default();
-            tasks.spawn(rescuer::run(self.clone(), ward.clone(), settings, braked.clone()));
+            tasks.spawn(rescuer::run(
+                self.clone(),
+                ward.clone(),
+                settings,
+                braked.clone(),
+                demand.clone(),
+            ));
             tasks.spawn(register::run(self.clone(), ward.clone()));
             tasks.spawn(hangs::run(self.clone(), ward.clone()));
             tasks.spawn(lasting::run(self.clone(), ward.clone()));
@@ -280,7 +287,6 @@ impl Leader {
         });
         let owners = Owners::default();
         let originals = Originals::default();
-        let (demand, wanted) = mpsc::channel(QUEUE);
         let (has_taken_over, taken_over) = watch::channel(false);
         let pods = Pods {
             store: self.store.clone(),

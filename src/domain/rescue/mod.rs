@@ -5,7 +5,8 @@
 //! which one it speaks of), and only to the recorded original that the mapping alone of some mirror, whatever its
 //! mode and health, turns into that image. So nothing that runs is ever touched, nobody's annotation leads
 //! anywhere but where their own image came from, and it works while the mirror is off or gone. One turn back for
-//! each container of a Pod: what comes after it is not Kagami's doing. [`forward`] is the other way.
+//! each container of a Pod, and one forward, which [`forward`] tells of: also for one that went back and is not served
+//! there.
 
 mod by_pod;
 mod former;
@@ -15,6 +16,7 @@ pub mod lasting;
 mod marks;
 pub mod message;
 mod queue;
+mod starting;
 pub mod unrecorded;
 pub mod volumes;
 
@@ -26,7 +28,8 @@ use serde_json::{Value, json};
 pub use self::{
     former::Register,
     marks::Marks,
-    queue::{Dead, Ending, Id, Next, Queue, Seen},
+    queue::{Dead, Ending, Id, Next, Queue, Seen, Sight},
+    starting::Starting,
 };
 use self::{
     forward::{Newcomer, refuses_signature},
@@ -363,6 +366,9 @@ pub struct Order {
     pub turned: Vec<Turning>,
     /// What would be, where mirrors' policies allow to tell only.
     pub told: Vec<Turning>,
+    /// Until when it has to be done: later kubelet may have begun to pull again, and what it starts would be restarted.
+    /// None where that has no end, as where the mirror is dead.
+    pub until: Option<Timestamp>,
     turns_before: Turns,
     has_annotations: bool,
 }

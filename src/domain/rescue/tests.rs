@@ -460,6 +460,7 @@ fn a_patch_holds_for_the_pod_that_was_judged_alone() {
             turning(PlaceKind::InitContainer, 0, "init"),
         ],
         told: vec![turning(PlaceKind::Container, 2, "told")],
+        until: None,
         turns_before: [("containers.before".to_owned(), before)].into(),
         has_annotations: true,
     };

@@ -37,8 +37,9 @@ pub(crate) const AUTHORITY: &str = "kagami-authority";
 /// What a replica decides of an image that is on the mirror.
 pub(crate) const REWRITTEN: &str = "Rewritten Mirrored";
 
-/// The one registry that Pods may be turned forward to.
+/// The registries that Pods may be turned forward to, of one test each.
 pub(crate) const FORWARD: &str = "mirror.forward.test";
+pub(crate) const MOMENT: &str = "mirror.moment.test";
 
 const WEBHOOK: &str = "kagami-webhook";
 const MODES: [&str; 3] = ["enforce", "warn", "audit"];
@@ -144,13 +145,13 @@ impl<'a> Use<'a> {
 }
 
 /// The chart as this run installs it. No value but the image and what keeps others out: the defaults are what
-/// is tested, but for a renewal's steps, which take a test's time, and the rescue, which is off.
+/// is tested, but for a renewal's steps, which take a test's time, and the registries of mirrors that tests make.
 pub(crate) fn chart<'a>(node: &'a Node, note: &str) -> Chart<'a> {
     let values = json!({
         "image": {"repository": "kagami.test/kagami", "tag": "1"},
         "leftAlone": [LEFT_ALONE],
         "certificates": {"step": "20s"},
-        "rescue": {"enabled": true, "registries": [FORWARD]},
+        "rescue": {"registries": [FORWARD, MOMENT]},
         "podAnnotations": {"kagami.test/note": note},
     });
     // JSON is YAML.

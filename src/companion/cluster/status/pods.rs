@@ -59,8 +59,8 @@ pub(super) fn forward(conditions: &mut Conditions<'_>, allowed: Option<&Result<(
             ConditionStatus::False,
             "RegistryNotListed",
             format!(
-                "Pods that cannot be pulled from upstream stay there: the chart's value rescue.registries does not list \
-                 {registry}."
+                "Pods that cannot be pulled from upstream stay there, also those that went back: neither the chart's \
+                 value mirrors names {registry}, nor does rescue.registries list it. Add it to rescue.registries."
             ),
         ),
         None if conditions.has(ConditionType::ForwardAllowed) => (

@@ -8,20 +8,25 @@
 //! One thing is read beyond the reference: what the node itself refuses for its signature is not got elsewhere.
 //!
 //! Beyond that the namespace must be labelled enforce, the mirror's registry be listed in the settings, as a policy of
-//! the API server asks for too, and what is written end as what stood there. One turn forward for each container; after
-//! a turn back only to a mirror that has come back since.
+//! the API server asks for too, and what is written end as what stood there. One turn forward for each container.
+//!
+//! One that went back, and whose own registry does not serve its node either, comes forward again by the same rules: each
+//! way is gone once, so there is no going to and fro. Kubelet has to tell that the image itself failed, by its name, which
+//! after the turn takes two tries, some forty seconds in all; and what the mirror is believed to have was seen there after
+//! the turn. Whether the mirror was out of use in between does not matter: a fault that only nodes met, or that was over
+//! before anybody was sure of it, never shows. Where nobody has looked since, a look is asked for.
 
 use std::borrow::Cow;
 
 use super::{
-    Failure, LONGEST_NAME, Pod, REASONS, StuckContainer, StuckPod, Turning, Turns, Way,
+    Failure, LONGEST_NAME, Pod, REASONS, StuckContainer, StuckPod, Turn, Turning, Way,
     message::SIGNATURE,
     original::{Original, mirrors_named_by},
     turn_label,
 };
 use crate::domain::{
     decision::{Operation, Probing, Request, decide},
-    image::Reference,
+    image::{ImageKey, Reference},
     mapping::Form,
     mirror::{Mode, RescuePolicy},
     names::{MODE_LABEL, PULL_SECRET},
@@ -56,8 +61,11 @@ pub struct Ahead<'a> {
     pub now: Timestamp,
 }
 
+/// An image that a mirror has to be looked at for: its name, and the image as its users write it.
+pub type Unseen = (Box<str>, ImageKey);
+
 /// Why a container does not go forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stays {
     /// The message speaks of another image, or of none.
     OtherFailure,
@@ -73,8 +81,8 @@ pub enum Stays {
     TurnedBefore,
     /// What was turned before cannot be read.
     TurnsUnreadable,
-    /// It was turned back, and the mirror has not gone and come back since.
-    NotSince,
+    /// It was turned back, and the mirror was not seen to have the image since.
+    NotSince(Unseen),
     /// So a new Pod would keep its image too.
     Kept(Reason),
     /// The registry is not among those that the settings list.
@@ -213,9 +221,6 @@ impl StuckPod {
         };
         let admitted = newcomer.admit(Operation::AddEphemeralContainers, place, namespace, self.mode, by);
         let (mirror, outcome) = admitted.map_err(Stays::Kept)?;
-        if is_recent(turns, container, by.snapshot.health_of(mirror).proven_since) {
-            return Err(Stays::NotSince);
-        }
         let routing = &by.snapshot.routing;
         let settings = routing.mirror(mirror);
         let registry = &settings.mapping.registry;
@@ -223,6 +228,12 @@ impl StuckPod {
             return Err(Stays::NotListed);
         }
         let reference = Reference::parse(image).map_err(|_| Stays::Kept(Reason::InvalidReference))?;
+        let key = reference.key();
+        if let Some(back) = turns.get(&turn_label(container.kind, &container.name, Way::Back))
+            && !is_before(back, by.index.verified_at(&settings.name, key.by_ref()))
+        {
+            return Err(Stays::NotSince((settings.name.as_str().into(), key)));
+        }
         // As it is written, even where the mirror pins: a policy lets what it ends with pass, and nothing else.
         let to = settings.mapping.map(&reference, Form::Written);
         let to = to.map_err(|_| Stays::Kept(Reason::NameTooLong))?;
@@ -254,11 +265,10 @@ impl StuckPod {
     }
 }
 
-/// Whether a container was turned back, and its mirror has given no new proof of itself since.
-fn is_recent(turns: &Turns, container: &StuckContainer, proven_since: Timestamp) -> bool {
-    let back = turns.get(&turn_label(container.kind, &container.name, Way::Back));
+/// Whether a container was turned before its image was last seen on a mirror; not where nobody of this process has.
+fn is_before(back: &Turn, seen_at: Option<Timestamp>) -> bool {
     // Times are written to the millisecond, in one form, so their texts have their order.
-    back.is_some_and(|back| back.at >= proven_since.to_string())
+    seen_at.is_some_and(|seen_at| back.at < seen_at.to_string())
 }
 
 /// Whether a message tells of a signature that the node does not accept.

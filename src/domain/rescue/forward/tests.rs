@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::json;
 
@@ -6,13 +10,14 @@ use super::*;
 use crate::domain::{
     examples::{NOW, digest, key, mirror, proof, snapshot},
     health::State,
+    image::Class,
     mapping::Mapping,
     mirror::{Access, Mirror, Pin, Prefer, Tags},
     names::{ORIGINAL_IMAGE_PREFIX, RESCUED_ANNOTATION},
     owners::LeftAlone,
     platform::{Label, Platforms},
-    presence::Presence,
-    rescue::{Container, Known, Next, Queue, Seen},
+    presence::{Presence, Swept},
+    rescue::{Container, Dead, Known, Next, Queue, Seen, Sight},
     selector::{Operator, Requirement},
     standing::Standing,
 };
@@ -83,6 +88,13 @@ impl Example {
             index: &self.index,
             registries: &self.registries,
             now: NOW,
+        }
+    }
+
+    fn sight(&self) -> Sight<'_> {
+        Sight {
+            snapshot: &self.snapshot,
+            index: &self.index,
         }
     }
 
@@ -401,7 +413,7 @@ fn the_end_of_a_name_is_the_path_that_was_written() {
 }
 
 #[test]
-fn each_way_is_gone_once_and_forward_again_only_after_the_mirror_came_back() {
+fn each_way_is_gone_once_and_forward_after_back_by_proof_from_after_that() {
     check(
         |example| example.turned("containers.app/forward", "2026-01-01T00:00:00.000Z"),
         Err(Stays::TurnedBefore),
@@ -413,17 +425,31 @@ fn each_way_is_gone_once_and_forward_again_only_after_the_mirror_came_back() {
         },
         Err(Stays::TurnsUnreadable),
     );
-    let back_at = |at: Timestamp, proven_since: Timestamp| {
-        move |example: &mut Example| {
-            example.turned("containers.app", &at.to_string());
-            example.snapshot.health[0].proven_since = proven_since;
-        }
-    };
+    // The image was seen now; whether the mirror was out of use since the turn does not matter.
     let second = Duration::from_secs(1);
-    check(back_at(NOW.before(second), NOW), Ok(MIRRORED));
-    for since in [NOW.before(second), NOW.before(second * 2)] {
-        check(back_at(NOW.before(second), since), Err(Stays::NotSince));
+    for proven_since in [NOW, NOW.before(second), NOW.before(second * 100)] {
+        let back_at = |at: Timestamp| {
+            move |example: &mut Example| {
+                example.turned("containers.app", &at.to_string());
+                example.snapshot.health[0].proven_since = proven_since;
+            }
+        };
+        check(back_at(NOW.before(second)), Ok(MIRRORED));
+        let unseen = ("a".into(), key(KEY).into());
+        check(back_at(NOW), Err(Stays::NotSince(unseen)));
     }
+    // A later sweep that covers the image counts as a look at it.
+    check(
+        |example| {
+            example.turned("containers.app", &NOW.to_string());
+            let swept = Swept {
+                started_at: NOW.after(second),
+                through: example.index.version(),
+            };
+            example.index.swept("a", Class::Tag, swept);
+        },
+        Ok(MIRRORED),
+    );
     // Another container's turn, and another Pod's.
     check(
         |example| example.turned("containers.other", "9999-01-01T00:00:00.000Z"),
@@ -444,7 +470,7 @@ fn each_way_is_gone_once_and_forward_again_only_after_the_mirror_came_back() {
 #[test]
 fn both_ways_together_end() {
     let mut example = Example::new();
-    let left_alone = std::collections::BTreeSet::new();
+    let left_alone = BTreeSet::new();
     let mut queue = Queue::default();
     queue.begin_listing();
     queue.end_listing();
@@ -483,8 +509,9 @@ fn both_ways_together_end() {
                 now,
                 ..example.ahead()
             },
+            &mut BTreeSet::new(),
         );
-        let Next::Order(order) = queue.next(now) else {
+        let Next::Order(order) = queue.next(&example.sight(), now) else {
             continue;
         };
         let [turning] = &order.turned[..] else {
@@ -510,7 +537,7 @@ fn both_ways_together_end() {
 fn a_patch_forward_records_what_stood_there() {
     let mut example = Example::new();
     let order = |example: &Example| {
-        let left_alone = std::collections::BTreeSet::new();
+        let left_alone = BTreeSet::new();
         let known = Known {
             routing: &example.snapshot.routing,
             former: &[],
@@ -520,8 +547,8 @@ fn a_patch_forward_records_what_stood_there() {
         queue.begin_listing();
         queue.end_listing();
         queue.take(&example.pod(), &known, Seen::Told { after: Some(NOW) }, NOW);
-        queue.look_ahead(&queue.upstream(), &example.ahead());
-        match queue.next(NOW) {
+        queue.look_ahead(&queue.upstream(), &example.ahead(), &mut BTreeSet::new());
+        match queue.next(&example.sight(), NOW) {
             Next::Order(order) => order.patch(NOW),
             other => panic!("{other:?}"),
         }
@@ -551,7 +578,7 @@ fn a_patch_forward_records_what_stood_there() {
 #[test]
 fn what_goes_forward_waits_for_no_node() {
     let mut example = Example::new();
-    let left_alone = std::collections::BTreeSet::new();
+    let left_alone = BTreeSet::new();
     let mut queue = Queue::default();
     queue.begin_listing();
     queue.end_listing();
@@ -574,12 +601,12 @@ fn what_goes_forward_waits_for_no_node() {
         };
         queue.take(&example.pod(), &known, Seen::Told { after: Some(NOW) }, NOW);
     }
-    assert!(queue.look_ahead(&queue.upstream(), &example.ahead()));
-    assert!(matches!(queue.next(NOW), Next::Order(order) if &*order.pod.name == "web"));
+    assert!(queue.look_ahead(&queue.upstream(), &example.ahead(), &mut BTreeSet::new()));
+    assert!(matches!(queue.next(&example.sight(), NOW), Next::Order(order) if &*order.pod.name == "web"));
     // It is no more due where the proof has gone.
     example.index = Index::default();
-    assert!(!queue.look_ahead(&queue.upstream(), &example.ahead()));
-    assert_eq!(queue.next(NOW), Next::Nothing);
+    assert!(!queue.look_ahead(&queue.upstream(), &example.ahead(), &mut BTreeSet::new()));
+    assert_eq!(queue.next(&example.sight(), NOW), Next::Nothing);
 }
 
 /// Names, records and owners that anybody may write lead nowhere else.
@@ -672,4 +699,56 @@ fn apply(object: &mut serde_json::Value, patch: &serde_json::Value) {
         let parent = object.pointer_mut(parent).unwrap();
         parent[key.replace("~1", "/")] = value;
     }
+}
+
+/// What a look has to be asked for is told, and only where the mirror would be gone to.
+#[test]
+fn a_look_is_asked_for_where_one_went_back_and_is_not_served() {
+    let unseen = |change: fn(&mut Example)| {
+        let mut example = Example::new();
+        example.turned("containers.app", &NOW.to_string());
+        change(&mut example);
+        let left_alone = BTreeSet::new();
+        let known = Known {
+            routing: &example.snapshot.routing,
+            former: &[],
+            left_alone: &left_alone,
+        };
+        let mut queue = Queue::default();
+        queue.begin_listing();
+        queue.end_listing();
+        queue.take(&example.pod(), &known, Seen::Told { after: Some(NOW) }, NOW);
+        let mut unseen = BTreeSet::new();
+        queue.look_ahead(&queue.upstream(), &example.ahead(), &mut unseen);
+        unseen
+    };
+    assert_eq!(unseen(|_| ()), [("a".into(), key(KEY).into())].into());
+    assert!(unseen(|example| example.snapshot.health[0].state = State::Unhealthy).is_empty());
+    assert!(unseen(|example| example.registries.clear()).is_empty());
+    assert!(
+        unseen(|example| example.turned("containers.app", &NOW.before(Duration::from_secs(1)).to_string()))
+            .is_empty()
+    );
+}
+
+/// The mirror that it would go to has died since it was looked ahead: what it fails to pull from is another registry, whose
+/// next try may go well.
+#[test]
+fn a_dead_mirror_makes_no_turn_to_it_due() {
+    let mut example = Example::new();
+    let left_alone = BTreeSet::new();
+    let mut queue = Queue::default();
+    queue.begin_listing();
+    queue.end_listing();
+    example.reason = "ImagePullBackOff";
+    let known = Known {
+        routing: &example.snapshot.routing,
+        former: &[],
+        left_alone: &left_alone,
+    };
+    queue.take(&example.pod(), &known, Seen::Told { after: Some(NOW) }, NOW);
+    assert!(queue.look_ahead(&queue.upstream(), &example.ahead(), &mut BTreeSet::new()));
+    assert_eq!(queue.waiting(), 1);
+    queue.set_dead(Dead::from([("a".into(), NOW)]), NOW);
+    assert_eq!(queue.next(&example.sight(), NOW), Next::Nothing);
 }

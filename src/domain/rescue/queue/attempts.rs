@@ -16,10 +16,16 @@
 use std::time::Duration;
 
 use super::Seen;
-use crate::domain::{rescue::StuckContainer, time::Timestamp};
+use crate::domain::{
+    rescue::{Failure, StuckContainer},
+    time::Timestamp,
+};
 
-/// How long kubelet surely waits after a failure was told: ten seconds, of which the status takes some.
+/// How long after a failure was told a turn may begin: kubelet surely waits for longer.
 pub(super) const FRESH: Duration = Duration::from_secs(6);
+
+/// How long it surely waits after a failure was told: ten seconds, of which the status takes two.
+const SURE: Duration = Duration::from_secs(8);
 
 /// What is known of one container's attempts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,8 +54,11 @@ impl Attempts {
         };
         let is_same = before.is_none_or(|before| before.image == container.image);
         let known = if is_same { self } else { Self::default() };
-        let has_failed_anew =
-            container.has_just_failed && before.is_none_or(|before| !before.has_just_failed);
+        // Just after a patch the status still tells of the image that stood there, in the same words.
+        let is_of_another =
+            |before: &StuckContainer| before.failure != Failure::Image && container.failure == Failure::Image;
+        let has_failed_anew = container.has_just_failed
+            && before.is_none_or(|before| !before.has_just_failed || is_of_another(before));
         if !has_failed_anew {
             // Whatever else changed says nothing of it: a status may be old though somebody else wrote the Pod.
             let is_news = before.is_none_or(|before| before.has_just_failed != container.has_just_failed);
@@ -72,10 +81,19 @@ impl Attempts {
         (self.after, self.waited_after) = (None, None);
     }
 
-    /// Returns until when kubelet does nothing for the container; none where nobody knows.
+    /// Returns until when a turn of the container may begin; none where nobody knows what kubelet does.
     pub(super) fn waits_until(self) -> Option<Timestamp> {
-        let after = self.after.filter(|_| !self.may_pull_again);
-        Some(after?.after(FRESH))
+        Some(self.waits_after()?.after(FRESH))
+    }
+
+    /// Returns until when kubelet surely does nothing for the container; none where nobody knows.
+    pub(super) fn sure_until(self) -> Option<Timestamp> {
+        Some(self.waits_after()?.after(SURE))
+    }
+
+    /// Returns after when it was told that kubelet waits.
+    fn waits_after(self) -> Option<Timestamp> {
+        self.after.filter(|_| !self.may_pull_again)
     }
 
     /// Whether it was told after that time that the container waits. It may be that it did not try: it waits as well
@@ -88,7 +106,7 @@ impl Attempts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{examples::NOW, pod::PlaceKind, rescue::Failure};
+    use crate::domain::{examples::NOW, pod::PlaceKind};
 
     fn container(has_just_failed: bool) -> StuckContainer {
         StuckContainer {
@@ -147,6 +165,44 @@ mod tests {
             "between two attempts nobody knows when the next one is"
         );
         assert!(waits.waited_after(at(0)));
+    }
+
+    /// Just after a turn the status still says that the image before could not be pulled: once it speaks of the new one, that
+    /// has failed for the first time.
+    #[test]
+    fn what_is_said_of_another_image_is_no_failure_of_this_one() {
+        let turned = StuckContainer {
+            failure: Failure::Other,
+            is_alone_in_its_round: true,
+            ..container(true)
+        };
+        let fails = StuckContainer {
+            failure: Failure::Image,
+            ..turned.clone()
+        };
+        let rests = StuckContainer {
+            has_just_failed: false,
+            ..fails.clone()
+        };
+        let before = StuckContainer {
+            image: "mirrored".into(),
+            ..container(true)
+        };
+        let old = Attempts::default().next(None, &before, told(0));
+        let new = old.next(Some(&before), &turned, told(1));
+        assert_eq!((new.waits_until(), new.has_failed), (None, false));
+        let first = new.next(Some(&turned), &fails, told(13));
+        assert_eq!(
+            (first.waits_until(), first.has_failed),
+            (None, true),
+            "it may be told late"
+        );
+        let again = first.next(Some(&fails), &fails, told(20));
+        assert_eq!(again.waits_until(), None, "it is written once");
+        let waits = again.next(Some(&fails), &rests, told(36));
+        let second = waits.next(Some(&rests), &fails, told(48));
+        assert_eq!(second.waits_until(), Some(at(54)));
+        assert_eq!(second.sure_until(), Some(at(56)));
     }
 
     /// As after an init container, or for an image that was put there since: the first failure may be told by the very

@@ -11,12 +11,16 @@
 //! minutes (client-go's `EventSourceObjectSpamFilter`). While a mirror is dead, and was when it was told that the container
 //! waits, every attempt since was in vain, so what waits for its images is turned at any time.
 //!
+//! While a mirror gives an image as far as Kagami sees, one that goes back from it goes only where its own registry serves
+//! nodes, as far as that is known ([`Upstreams`]).
+//!
 //! An event and an order cost the logarithm of the number of Pods.
 
 mod attempts;
 mod nodes;
 mod ready;
 mod turns;
+mod upstreams;
 
 use std::{
     cmp::Reverse,
@@ -31,9 +35,20 @@ use self::{
     nodes::Nodes,
     ready::{Ready, owner},
     turns::{Lane, Merit, Turns},
+    upstreams::{Upstreams, host},
 };
-use super::{Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning, Way, forward::Ahead};
-use crate::domain::{image::Reference, mirror::RescuePolicy, time::Timestamp};
+use super::{
+    Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning, Way,
+    forward::{Ahead, Stays, Unseen},
+    lasting::{Missed, gives},
+};
+use crate::domain::{
+    image::Reference,
+    mirror::{Mode, RescuePolicy},
+    presence::Index,
+    snapshot::Snapshot,
+    time::Timestamp,
+};
 
 /// How much text is kept of stuck Pods, with what each costs beside: some fifty thousand, of which none is large.
 /// Beyond it Pods that nothing is to be done for are forgotten first, and others are taken in once there is room and
@@ -45,6 +60,9 @@ const COST: usize = 512;
 
 /// How long it is taken for granted that a dead mirror stays so, unless somebody tells.
 const IN_VAIN: Duration = Duration::from_hours(1);
+
+/// How long after a Pod was kept from going back it is looked whether it may by now.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a Pod waits for its node to pull anything at all, before it is turned all the same.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -69,6 +87,7 @@ pub struct Queue {
     /// Those that are due because they failed just now, by how long they are.
     fresh: BTreeSet<(Timestamp, Id)>,
     nodes: Nodes,
+    upstreams: Upstreams,
     ready: Ready,
     dead: Dead,
     /// What all of them cost.
@@ -86,6 +105,31 @@ pub struct Queue {
     /// How many entries were looked at for orders.
     #[cfg(test)]
     looks: usize,
+}
+
+/// What tells whether a mirror gives an image, and whether its own registry does.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight<'a> {
+    pub snapshot: &'a Snapshot,
+    pub index: &'a Index,
+}
+
+impl Sight<'_> {
+    /// Whether a mirror that images are rewritten to gives one of them, which a Pod would go back to.
+    pub fn gives(&self, mirror: &str, original: &str, now: Timestamp) -> bool {
+        let id = self.snapshot.routing.find(mirror);
+        let is_in_use = id.is_some_and(|id| self.snapshot.routing.mirror(id).mode == Mode::Enforce);
+        let missed = || Missed {
+            mirror: mirror.into(),
+            original: original.into(),
+        };
+        is_in_use && gives(self.snapshot, self.index, &missed(), now)
+    }
+
+    /// Whether the registry of an image does not answer Kagami itself, as far as it asks.
+    pub fn fails_upstream(&self, original: &str) -> bool {
+        host(original).is_some_and(|host| self.snapshot.failing_upstreams.contains(&*host))
+    }
 }
 
 /// The mirrors that give nobody anything, and since when.
@@ -175,7 +219,7 @@ pub enum Next {
 pub enum Ending {
     /// It was carried out.
     Done,
-    /// The Pod is another one by now.
+    /// The Pod is another one by now, or there was no time left for it: its next version tells.
     Changed,
     /// The API server refuses it: the Pod is another one by now, or a policy forbids it.
     Refused,
@@ -210,13 +254,14 @@ impl Queue {
                 .set_ready(pod.namespace, owner, self.ready.serves(owner));
         }
         let stuck = StuckPod::of(pod);
-        if stuck.is_none() && self.stuck.is_empty() {
+        if stuck.is_none() && self.stuck.is_empty() && self.upstreams.is_idle() {
             return false;
         }
         let id = Id::new((pod.namespace.into(), pod.name.into()));
         let before = self.detach(&id);
         let waited = before.as_ref().filter(|before| !before.plan.is_empty());
         let waited = waited.map(|before| before.owner);
+        self.upstreams.take(&id, pod, stuck.as_ref(), now);
         let before = before.filter(|before| &*before.pod.id.uid == pod.uid);
         if before.as_ref().is_some_and(|before| before.has_pulled(pod)) {
             self.nodes.pulled(pod.node, now);
@@ -247,8 +292,10 @@ impl Queue {
             self.turns
                 .set_ready(pod.namespace, owner, self.ready.serves(owner));
         }
-        if !self.stuck.is_empty() {
-            self.forget(&Id::new((pod.namespace.into(), pod.name.into())));
+        if !self.stuck.is_empty() || !self.upstreams.is_idle() {
+            let id = Id::new((pod.namespace.into(), pod.name.into()));
+            self.upstreams.forget(&id);
+            self.forget(&id);
         }
     }
 
@@ -291,8 +338,9 @@ impl Queue {
         upstream.map(|(id, _)| Arc::clone(id)).collect()
     }
 
-    /// Looks which of some Pods go forward, by what is proven now. Returns whether something may be due.
-    pub fn look_ahead(&mut self, pods: &[Id], by: &Ahead<'_>) -> bool {
+    /// Looks which of some Pods go forward, by what is proven now. Returns whether something may be due, and adds what a
+    /// mirror has to be looked at for.
+    pub fn look_ahead(&mut self, pods: &[Id], by: &Ahead<'_>, unseen: &mut BTreeSet<Unseen>) -> bool {
         let mut any = false;
         for id in pods {
             let Some(mut entry) = self.detach(id) else {
@@ -300,7 +348,7 @@ impl Queue {
             };
             let waited = !entry.plan.is_empty();
             let owner = entry.owner;
-            any |= entry.look_ahead(by);
+            any |= entry.look_ahead(by, unseen);
             self.put_in(id, entry, by.now);
             if waited {
                 self.turns.leave(&id.0, owner);
@@ -319,8 +367,8 @@ impl Queue {
         self.is_full
     }
 
-    /// Takes the next order out.
-    pub fn next(&mut self, now: Timestamp) -> Next {
+    /// Takes the next order out, by what is seen of mirrors now.
+    pub fn next(&mut self, by: &Sight<'_>, now: Timestamp) -> Next {
         if !self.is_complete {
             return Next::Nothing;
         }
@@ -344,9 +392,14 @@ impl Queue {
                 self.set_place(&id, Place::Held(until));
                 continue;
             }
+            if entry.is_kept(&self.dead, &self.upstreams, by, now) {
+                self.set_place(&id, Place::Later(now.after(LOOK_AGAIN)));
+                continue;
+            }
             let Some(mut entry) = self.detach(&id) else { break };
             let owner = entry.owner;
-            let order = entry.order(&self.dead, now);
+            let order = entry.order(&self.dead, &self.upstreams, by, now);
+            self.upstreams.go(&id, &order, now);
             self.put_in(&id, entry, now);
             self.turns.had(&id.0, owner);
             self.turns.leave(&id.0, owner);
@@ -363,6 +416,9 @@ impl Queue {
         if let Some(entry) = entry.filter(|entry| entry.pod.id.uid == pod.uid) {
             entry.rest.end(ending, now);
             self.place(&id, now);
+        }
+        if ending != Ending::Done {
+            self.upstreams.stayed(&id, pod);
         }
     }
 
@@ -536,7 +592,7 @@ impl Entry {
     }
 
     /// Looks anew which containers go forward: proof comes and goes. Returns whether some do.
-    fn look_ahead(&mut self, by: &Ahead<'_>) -> bool {
+    fn look_ahead(&mut self, by: &Ahead<'_>, unseen: &mut BTreeSet<Unseen>) -> bool {
         let Plan {
             turned,
             told,
@@ -551,8 +607,13 @@ impl Entry {
         }
         let mut any = false;
         for container in &self.pod.containers {
-            let Ok((turning, policy)) = self.pod.forward(container, by) else {
-                continue;
+            let (turning, policy) = match self.pod.forward(container, by) {
+                Ok(forward) => forward,
+                Err(Stays::NotSince(since)) => {
+                    unseen.insert(since);
+                    continue;
+                }
+                Err(_) => continue,
             };
             match policy {
                 RescuePolicy::Enforce => turned.push(turning),
@@ -611,17 +672,45 @@ impl Entry {
         turnings.any(|turning| turning.way == Way::Back)
     }
 
-    /// Returns until when kubelet surely starts nothing for a container that is to be turned; none where it may already.
+    /// Returns until when a container that is to be turned may be: kubelet surely starts nothing for it. None where it may
+    /// already.
     fn waits_until(&self, turning: &Turning, dead: &Dead, now: Timestamp) -> Option<Timestamp> {
-        let mut containers = self.pod.containers.iter().zip(&self.attempts);
-        let (_, attempts) = containers.find(|(container, _)| container.name == turning.container)?;
-        // The mirror that it goes forward to is another one than it fails to pull from.
-        let dead_since = dead.get(&turning.mirror).filter(|_| turning.way == Way::Back);
-        if dead_since.is_some_and(|since| attempts.waited_after(*since)) {
+        let attempts = self.attempts_of(turning)?;
+        if is_in_vain(attempts, turning, dead) {
             return Some(now.after(IN_VAIN));
         }
         let until = attempts.waits_until()?;
         Some(until).filter(|until| *until > now)
+    }
+
+    /// Returns until when a turn that was begun in time has to be done; none where that has no end.
+    fn sure_until(&self, turning: &Turning, dead: &Dead) -> Option<Timestamp> {
+        let attempts = self.attempts_of(turning)?;
+        let is_in_vain = is_in_vain(attempts, turning, dead);
+        attempts.sure_until().filter(|_| !is_in_vain)
+    }
+
+    fn attempts_of(&self, turning: &Turning) -> Option<Attempts> {
+        let mut containers = self.pod.containers.iter().zip(&self.attempts);
+        let (_, attempts) = containers.find(|(container, _)| container.name == turning.container)?;
+        Some(*attempts)
+    }
+
+    /// Whether a container stays for now where it would go back from: the mirror gives its image, and its own registry
+    /// does not serve nodes, as far as is known.
+    fn keeps(&self, turning: &Turning, upstreams: &Upstreams, by: &Sight<'_>, now: Timestamp) -> bool {
+        let namespace = &*self.pod.id.namespace;
+        turning.way == Way::Back
+            && (by.fails_upstream(&turning.to)
+                || host(&turning.to).is_some_and(|host| !upstreams.allows(&host, namespace, now)))
+            && by.gives(&turning.mirror, &turning.to, now)
+    }
+
+    /// Whether all of its containers that are due stay for now.
+    fn is_kept(&self, dead: &Dead, upstreams: &Upstreams, by: &Sight<'_>, now: Timestamp) -> bool {
+        let turned = self.plan.turned.iter();
+        let mut due = turned.filter(|turning| self.waits_until(turning, dead, now).is_some());
+        !self.plan.turned.is_empty() && due.all(|turning| self.keeps(turning, upstreams, by, now))
     }
 
     /// Whether it waits to be turned where it stands there.
@@ -630,12 +719,15 @@ impl Entry {
     }
 
     /// Takes the order out: of those that failed just now. Its next one is for another version, or after a failure.
-    fn order(&mut self, dead: &Dead, now: Timestamp) -> Order {
+    fn order(&mut self, dead: &Dead, upstreams: &Upstreams, by: &Sight<'_>, now: Timestamp) -> Order {
         let turned = self.plan.turned.iter();
         let turned: Vec<_> = turned
             .filter(|turning| self.waits_until(turning, dead, now).is_some())
+            .filter(|turning| !self.keeps(turning, upstreams, by, now))
             .cloned()
             .collect();
+        let until = turned.iter().filter_map(|turning| self.sure_until(turning, dead));
+        let until = until.min();
         // What is only told may yet be turned, where the policy becomes another one.
         if !turned.is_empty() {
             self.rest.version = Some(self.pod.id.resource_version.clone());
@@ -646,6 +738,7 @@ impl Entry {
             pod: self.pod.id.clone(),
             turned,
             told,
+            until,
             turns_before: self.pod.turns.clone().unwrap_or_default(),
             has_annotations: self.pod.has_annotations,
         }
@@ -666,6 +759,13 @@ impl Entry {
         let attempts = self.attempts.len() * size_of::<Attempts>();
         COST + self.pod.size() + attempts + turnings.sum::<usize>()
     }
+}
+
+/// Whether what was tried for a container lately was in vain, and is: the mirror that it goes back from is dead. One that
+/// it goes forward to is another than it fails to pull from.
+fn is_in_vain(attempts: Attempts, turning: &Turning, dead: &Dead) -> bool {
+    let since = dead.get(&turning.mirror).filter(|_| turning.way == Way::Back);
+    since.is_some_and(|since| attempts.waited_after(*since))
 }
 
 impl Rest {

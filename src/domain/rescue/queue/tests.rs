@@ -2,14 +2,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::domain::{
-    examples::{NOW, mirror},
+    examples::{NOW, key, mirror, proof, snapshot},
+    health::State,
     mirror::Mirror,
     names::ORIGINAL_IMAGE_PREFIX,
+    presence::Presence,
     rescue::Container,
     routing::Routing,
 };
 
-use super::{attempts::FRESH, nodes::TELLING};
+use super::{
+    attempts::FRESH,
+    nodes::TELLING,
+    upstreams::{ALONE, SILENT, TELLING as BELIEVED},
+};
 
 const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1.29";
 
@@ -17,6 +23,9 @@ const MIRRORED: &str = "a.example.com/docker.io/library/nginx:1.29";
 struct Hospital {
     queue: Queue,
     routing: Routing,
+    /// What is seen of mirrors: nothing.
+    snapshot: Snapshot,
+    index: Index,
     now: Timestamp,
 }
 
@@ -61,6 +70,8 @@ impl Hospital {
         Self {
             queue,
             routing: Routing::compile(vec![mirror]),
+            snapshot: Snapshot::default(),
+            index: Index::default(),
             now: NOW,
         }
     }
@@ -136,8 +147,16 @@ impl Hospital {
         });
     }
 
+    fn next(&mut self) -> Next {
+        let by = Sight {
+            snapshot: &self.snapshot,
+            index: &self.index,
+        };
+        self.queue.next(&by, self.now)
+    }
+
     fn order(&mut self) -> Option<Order> {
-        match self.queue.next(self.now) {
+        match self.next() {
             Next::Order(order) => Some(*order),
             Next::In(_) | Next::Nothing => None,
         }
@@ -184,7 +203,7 @@ fn a_pod_is_turned_just_after_a_failure_and_else_after_the_next() {
         assert_eq!(hospital.queue.waiting(), 1);
         assert_eq!(hospital.order().is_some(), at_once, "after {seconds} s");
         if !at_once {
-            assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
+            assert_eq!(hospital.next(), Next::Nothing);
             hospital.later(100);
             hospital.fail_again(Case { version: "3", ..case });
             assert_eq!(hospital.all(), ["team/web"]);
@@ -216,7 +235,7 @@ fn who_waits_for_too_long_for_a_turn_waits_for_the_next_failure() {
     }
     assert!(hospital.order().is_some());
     hospital.later(FRESH.as_secs());
-    assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
+    assert_eq!(hospital.next(), Next::Nothing);
     assert_eq!(hospital.queue.waiting(), 1);
     for name in ["one", "two"] {
         hospital.fail_again(Case {
@@ -476,7 +495,7 @@ fn what_failed_is_tried_again_less_and_less_often() {
     for _ in 0..3 {
         let order = hospital.order().unwrap();
         hospital.queue.end(&order.pod, Ending::Failed, hospital.now);
-        let Next::In(pause) = hospital.queue.next(hospital.now) else {
+        let Next::In(pause) = hospital.next() else {
             panic!("it is tried again")
         };
         pauses.push(pause.as_secs());
@@ -484,7 +503,7 @@ fn what_failed_is_tried_again_less_and_less_often() {
     }
     assert_eq!(pauses, [1, 2, 4]);
     // Its failure is not of just now any more.
-    assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
+    assert_eq!(hospital.next(), Next::Nothing);
     hospital.fail_again(Case { version: "2", ..CASE });
     assert!(hospital.order().is_some());
 }
@@ -601,7 +620,7 @@ fn a_pod_made_again_under_its_name_is_another_one() {
         ..order.pod
     };
     hospital.queue.end(&other, Ending::Failed, hospital.now);
-    assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
+    assert_eq!(hospital.next(), Next::Nothing);
 }
 
 /// Pods of two namespaces that fail to pull from two registries, on the node of [`CASE`].
@@ -637,7 +656,7 @@ fn a_node_that_pulls_nothing_at_all_is_waited_for_but_not_for_ever() {
         ..CASE
     });
     assert_eq!(hospital.all(), ["team/elsewhere"]);
-    assert_eq!(hospital.queue.next(hospital.now), Next::In(PATIENCE));
+    assert_eq!(hospital.next(), Next::In(PATIENCE));
     assert_eq!(hospital.queue.waiting(), 1);
     let pulled = Case {
         is_ready: true,
@@ -649,10 +668,7 @@ fn a_node_that_pulls_nothing_at_all_is_waited_for_but_not_for_ever() {
     let mut hospital = cut_off();
     hospital.later(PATIENCE.as_secs() - 1);
     hospital.fail_again(Case { version: "2", ..CASE });
-    assert_eq!(
-        hospital.queue.next(hospital.now),
-        Next::In(Duration::from_secs(1))
-    );
+    assert_eq!(hospital.next(), Next::In(Duration::from_secs(1)));
     hospital.later(1);
     assert_eq!(hospital.all(), ["team/web"]);
 
@@ -832,18 +848,14 @@ fn what_is_refused_again_waits_though_the_pod_tells_something_new() {
     hospital.take(version(0));
     let order = hospital.order().unwrap();
     hospital.queue.end(&order.pod, Ending::Refused, hospital.now);
-    assert_eq!(
-        hospital.queue.next(hospital.now),
-        Next::In(PAUSE),
-        "it may change its mind"
-    );
+    assert_eq!(hospital.next(), Next::In(PAUSE), "it may change its mind");
     hospital.fail_again(version(1));
     let mut pauses = Vec::new();
     for number in 2..9 {
         let order = hospital.order().unwrap();
         hospital.queue.end(&order.pod, Ending::Refused, hospital.now);
         hospital.fail_again(version(number));
-        let Next::In(pause) = hospital.queue.next(hospital.now) else {
+        let Next::In(pause) = hospital.next() else {
             panic!("it is tried again")
         };
         pauses.push(pause.as_secs());
@@ -875,7 +887,7 @@ fn there_is_no_order_before_the_first_list_ended() {
         ..pod("stuck", "serves")
     });
     hospital.take(pod("none", "alone"));
-    assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
+    assert_eq!(hospital.next(), Next::Nothing);
     hospital.take(Case {
         is_ready: true,
         ..pod("runs", "serves")
@@ -885,7 +897,7 @@ fn there_is_no_order_before_the_first_list_ended() {
         ..pod("stuck", "serves")
     });
     hospital.fail_again(pod("none", "alone"));
-    assert_eq!(hospital.queue.next(hospital.now), Next::Nothing);
+    assert_eq!(hospital.next(), Next::Nothing);
     hospital.queue.end_listing();
     assert_eq!(hospital.all(), ["team/none", "team/stuck"]);
     // A later one holds up nobody.
@@ -1067,4 +1079,233 @@ fn fifty_thousand_stuck_pods_are_turned_in_an_order_that_costs_little() {
     hospital.later(RETRY.as_secs());
     assert_eq!(hospital.all().len(), PODS / 10 - 10);
     assert_eq!(hospital.queue.looks, PODS + 2 * (PODS / 10 - 10));
+}
+
+const OWN: &str = "nginx:1.29";
+
+/// A queue with a mirror that gives the image, as far as Kagami sees.
+fn giving() -> Hospital {
+    let mut hospital = Hospital::new();
+    hospital.snapshot = snapshot(vec![mirror("a", &["docker.io"])]);
+    let presence = Presence::Present(proof('a'));
+    let key = key("docker.io/library/nginx:1.29");
+    hospital.index.write("a", key, presence, NOW, NOW);
+    hospital
+}
+
+/// A Pod of a namespace with another version for each time that it is taken in.
+fn pod_of<'a>(namespace: &'a str, name: &'a str) -> Case<'a> {
+    Case {
+        namespace,
+        name,
+        ..CASE
+    }
+}
+
+/// Lets Pods fail to pull from the mirror, and returns which are turned at once.
+fn turned(hospital: &mut Hospital, namespace: &str, names: std::ops::Range<u64>) -> Vec<Order> {
+    for name in names {
+        hospital.take(pod_of(namespace, &name.to_string()));
+    }
+    std::iter::from_fn(|| hospital.order()).collect()
+}
+
+/// Takes in that the image that a Pod went back to cannot be pulled either, or has been.
+fn become_of(hospital: &mut Hospital, order: &Order, pulled: bool) {
+    hospital.queue.end(&order.pod, Ending::Done, hospital.now);
+    hospital.take(Case {
+        namespace: &order.pod.namespace,
+        name: &order.pod.name,
+        image: OWN,
+        version: "after",
+        is_ready: pulled,
+        ..CASE
+    });
+}
+
+#[test]
+fn a_few_go_alone_to_a_registry_of_which_nothing_is_known_while_the_mirror_gives_the_image() {
+    let mut hospital = giving();
+    let orders = turned(&mut hospital, "team", 0..10);
+    assert_eq!(orders.len(), ALONE);
+    assert_eq!(hospital.queue.waiting(), 10 - ALONE);
+    hospital.later(1);
+    assert_eq!(hospital.all().len(), 0);
+    // One has its image: all go, those that failed just now at once.
+    become_of(&mut hospital, &orders[0], true);
+    hospital.later(1);
+    assert_eq!(hospital.all().len(), 10 - ALONE);
+    // That is believed for some minutes.
+    hospital.later(BELIEVED.as_secs() - 2);
+    assert_eq!(turned(&mut hospital, "other", 10..20).len(), 10);
+    hospital.later(SILENT.as_secs());
+    assert_eq!(turned(&mut hospital, "other", 20..30).len(), ALONE);
+}
+
+#[test]
+fn where_what_went_back_fails_no_more_goes_until_one_has_its_image_or_for_some_minutes() {
+    let mut hospital = giving();
+    let orders = turned(&mut hospital, "team", 0..10);
+    become_of(&mut hospital, &orders[0], false);
+    hospital.later(SILENT.as_secs());
+    // Of that namespace none does, of others a few.
+    assert_eq!(turned(&mut hospital, "team", 10..20).len(), 0);
+    let others = turned(&mut hospital, "other", 10..20);
+    assert_eq!(others.len(), ALONE);
+    become_of(&mut hospital, &others[0], false);
+    hospital.later(SILENT.as_secs());
+    assert_eq!(turned(&mut hospital, "third", 20..30).len(), 0);
+    // What fails on and on says nothing new.
+    hospital.later(BELIEVED.as_secs());
+    become_of(&mut hospital, &others[0], false);
+    assert_eq!(turned(&mut hospital, "third", 30..40).len(), ALONE);
+    // One that went long ago has its image after all.
+    become_of(&mut hospital, &others[1], true);
+    assert_eq!(turned(&mut hospital, "team", 40..50).len(), 10);
+}
+
+#[test]
+fn from_a_mirror_that_does_not_give_the_image_all_go_back() {
+    let check = |change: fn(&mut Hospital), expected: usize| {
+        let mut hospital = giving();
+        change(&mut hospital);
+        assert_eq!(turned(&mut hospital, "team", 0..10).len(), expected);
+    };
+    check(|_| (), ALONE);
+    check(
+        |hospital| hospital.snapshot.health[0].state = State::Unhealthy,
+        10,
+    );
+    check(
+        |hospital| hospital.snapshot.suspected = hospital.routing.find("a").into_iter().collect(),
+        10,
+    );
+    check(|hospital| hospital.index = Index::default(), 10);
+    check(
+        |hospital| {
+            let key = key("docker.io/library/nginx:1.29");
+            hospital.index.write("a", key, Presence::Missing, NOW, NOW);
+        },
+        10,
+    );
+    check(
+        |hospital| {
+            let mut off = mirror("a", &["docker.io"]);
+            off.mode = Mode::Off;
+            hospital.snapshot = snapshot(vec![off]);
+        },
+        10,
+    );
+    // Kagami itself does not reach the registry, and nobody goes; from a dead mirror all do.
+    let failing = |hospital: &mut Hospital| {
+        hospital.snapshot.failing_upstreams = Arc::new(["docker.io".to_owned()].into());
+    };
+    let mut hospital = giving();
+    failing(&mut hospital);
+    assert_eq!(turned(&mut hospital, "team", 0..10).len(), 0);
+    hospital.snapshot.health[0].state = State::Unhealthy;
+    hospital
+        .queue
+        .set_dead(Dead::from([("a".into(), NOW)]), hospital.now);
+    assert_eq!(hospital.all().len(), 10);
+}
+
+/// Only what was done counts, and only for the very Pod.
+#[test]
+fn a_turn_that_was_not_done_or_a_pod_that_is_gone_counts_for_nothing() {
+    for ending in [Ending::Changed, Ending::Refused, Ending::Failed] {
+        let mut hospital = giving();
+        let orders = turned(&mut hospital, "team", 0..10);
+        assert_eq!(orders.len(), ALONE);
+        for order in orders {
+            hospital.queue.end(&order.pod, ending, hospital.now);
+        }
+        hospital.later(1);
+        assert_eq!(hospital.all().len(), ALONE, "others instead");
+    }
+    let mut hospital = giving();
+    let orders = turned(&mut hospital, "team", 0..10);
+    for order in &orders {
+        hospital.remove(pod_of("team", &order.pod.name));
+    }
+    hospital.later(1);
+    assert_eq!(hospital.all().len(), ALONE);
+    // Another Pod of that name, which somebody wrote so.
+    let mut hospital = giving();
+    let orders = turned(&mut hospital, "team", 0..10);
+    let PodId { name, .. } = &orders[0].pod;
+    hospital.queue.upstreams.take(
+        &Id::new(("team".into(), name.clone())),
+        &Pod {
+            uid: "another",
+            ..Pod::default()
+        },
+        None,
+        NOW,
+    );
+    hospital.later(1);
+    assert_eq!(hospital.all().len(), 1, "it is gone");
+}
+
+#[test]
+fn what_is_known_of_registries_is_bounded() {
+    let mut upstreams = Upstreams::default();
+    for number in 0..1000_u64 {
+        let (id, order) = going(&format!("r{}.test/a:1", number % 200), number);
+        upstreams.go(&id, &order, NOW.after(Duration::from_millis(number)));
+    }
+    let (registries, pods) = upstreams.len();
+    assert_eq!(registries, 64);
+    for number in 1000..2000 {
+        let (id, order) = going("r199.test/a:1", number);
+        upstreams.go(&id, &order, NOW.after(Duration::from_millis(number)));
+    }
+    assert!(upstreams.len().1 <= pods + 64);
+}
+
+/// A Pod that goes back to an image.
+fn going(image: &str, number: u64) -> (Id, Order) {
+    let name = number.to_string();
+    let order = Order {
+        pod: PodId {
+            uid: name.as_str().into(),
+            namespace: "team".into(),
+            name: name.as_str().into(),
+            resource_version: "1".into(),
+        },
+        turned: vec![Turning {
+            way: Way::Back,
+            kind: crate::domain::pod::PlaceKind::Container,
+            index: 0,
+            container: "app".into(),
+            from: MIRRORED.into(),
+            to: image.into(),
+            mirror: "a".into(),
+        }],
+        told: Vec::new(),
+        until: None,
+        turns_before: BTreeMap::new(),
+        has_annotations: true,
+    };
+    (Id::new(("team".into(), name.as_str().into())), order)
+}
+
+/// From a dead mirror it has no end; else it is as long as kubelet surely waits, whenever it is begun.
+#[test]
+fn an_order_says_until_when_it_has_to_be_done() {
+    let mut hospital = Hospital::new();
+    hospital.take(CASE);
+    hospital.later(2);
+    let order = hospital.order().unwrap();
+    assert_eq!(order.until, Some(NOW.after(Duration::from_secs(8))));
+    // There was no time left: the next failure is told of.
+    hospital.queue.end(&order.pod, Ending::Changed, hospital.now);
+    hospital.later(10);
+    assert_eq!(hospital.order(), None);
+    hospital.fail_again(Case { version: "2", ..CASE });
+    assert!(hospital.order().unwrap().until.is_some());
+    let mut hospital = Hospital::new();
+    hospital.queue.set_dead(Dead::from([("a".into(), NOW)]), NOW);
+    hospital.take(CASE);
+    assert_eq!(hospital.order().unwrap().until, None);
 }

@@ -1,0 +1,223 @@
+//! The registries that people's own images come from, by what became of the Pods that went back there: while a mirror
+//! gives an image as far as Kagami sees, its node most likely gets it with one of the next tries, and a registry that does
+//! not serve the nodes (a firewall, a limit that is used up) would keep what goes back.
+//!
+//! So it is with them as with a circuit breaker. To a registry of which nothing is known a few Pods go alone; once one of
+//! them has its image, all go. Where one of a namespace fails no more of that namespace go, and where Pods of two
+//! namespaces fail none does, so that nobody's own image keeps others where they are, until one has its image after all,
+//! or for some minutes: then a few go alone again. What counts is only what the queue itself turned: anybody can write a
+//! Pod that fails, and an annotation that says it went back.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::turns::Id;
+use crate::domain::{
+    image::Reference,
+    rescue::{Failure, Order, Pod, PodId, StuckPod, Way},
+    time::Timestamp,
+};
+
+/// How many Pods go alone.
+pub(super) const ALONE: usize = 3;
+
+/// After so long without a word of one that went alone, another one may: a runtime gives up a connection that nobody
+/// takes after thirty seconds, and kubelet tells of it within fifteen more.
+pub(super) const SILENT: Duration = Duration::from_secs(45);
+
+/// For how long it is believed what became of Pods.
+pub(super) const TELLING: Duration = Duration::from_mins(5);
+
+/// After so long nobody waits any more for what becomes of a Pod.
+const LONGEST_PULL: Duration = Duration::from_mins(30);
+
+/// How many registries are kept in mind, and how many Pods and namespaces of each: beyond that the oldest are forgotten.
+const REGISTRIES: usize = 64;
+const PODS: usize = 64;
+const NAMESPACES: usize = 64;
+
+/// The registries of which something is known, by their hosts.
+#[derive(Debug, Default)]
+pub(super) struct Upstreams(HashMap<Box<str>, Upstream>);
+
+#[derive(Debug, Default)]
+struct Upstream {
+    /// The Pods that went there, and of which neither is known yet.
+    gone: BTreeMap<Id, Gone>,
+    /// The namespaces of those that failed there, and since when one does.
+    failed: BTreeMap<Box<str>, Timestamp>,
+    /// When one was last seen to have its image.
+    pulled_at: Option<Timestamp>,
+}
+
+/// A Pod that went back.
+#[derive(Debug)]
+struct Gone {
+    uid: Box<str>,
+    at: Timestamp,
+    /// Its containers and their images.
+    containers: Vec<(Box<str>, Box<str>)>,
+}
+
+/// What became of one.
+enum Became {
+    Pulled,
+    Failed,
+    /// It is gone, or has another image.
+    Nothing,
+}
+
+/// Returns the host of an image's registry.
+pub(super) fn host(image: &str) -> Option<Box<str>> {
+    Some(Reference::parse(image).ok()?.host().into())
+}
+
+impl Upstreams {
+    /// Whether no Pod is known of which it is not known what became of it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.0.values().all(|upstream| upstream.gone.is_empty())
+    }
+
+    /// Whether one more Pod of a namespace may go back to a registry.
+    pub(super) fn allows(&self, host: &str, namespace: &str, now: Timestamp) -> bool {
+        self.0
+            .get(host)
+            .is_none_or(|upstream| upstream.allows(namespace, now))
+    }
+
+    /// Takes in that what an order says is about to be done.
+    pub(super) fn go(&mut self, id: &Id, order: &Order, now: Timestamp) {
+        for turning in order.turned.iter().filter(|turning| turning.way == Way::Back) {
+            let Some(host) = host(&turning.to) else { continue };
+            if !self.0.contains_key(&host) && self.0.len() >= REGISTRIES {
+                let oldest = self.0.iter().min_by_key(|(_, upstream)| upstream.last());
+                let Some(oldest) = oldest.map(|(host, _)| host.clone()) else {
+                    continue;
+                };
+                self.0.remove(&oldest);
+            }
+            let gone = &mut self.0.entry(host).or_default().gone;
+            // Who says nothing for so long does not count any more.
+            gone.retain(|_, gone| now.since(gone.at) < LONGEST_PULL);
+            if !gone.contains_key(id) && gone.len() >= PODS {
+                let oldest = gone.iter().min_by_key(|(_, gone)| gone.at);
+                let Some(oldest) = oldest.map(|(id, _)| Arc::clone(id)) else {
+                    continue;
+                };
+                gone.remove(&oldest);
+            }
+            let gone = gone.entry(Arc::clone(id)).or_insert_with(|| Gone {
+                uid: order.pod.uid.clone(),
+                at: now,
+                containers: Vec::new(),
+            });
+            if gone.uid != order.pod.uid {
+                (gone.uid, gone.containers) = (order.pod.uid.clone(), Vec::new());
+            }
+            gone.at = now;
+            gone.containers
+                .push((turning.container.clone(), turning.to.clone()));
+        }
+    }
+
+    /// Takes in that it was not done.
+    pub(super) fn stayed(&mut self, id: &Id, pod: &PodId) {
+        for upstream in self.0.values_mut() {
+            if upstream.gone.get(id).is_some_and(|gone| gone.uid == pod.uid) {
+                upstream.gone.remove(id);
+            }
+        }
+    }
+
+    /// Takes in a Pod, and what of it is stuck.
+    pub(super) fn take(&mut self, id: &Id, pod: &Pod<'_>, stuck: Option<&StuckPod>, now: Timestamp) {
+        for upstream in self.0.values_mut() {
+            let Some(became) = upstream.gone.get(id).and_then(|gone| gone.became(pod, stuck)) else {
+                continue;
+            };
+            upstream.gone.remove(id);
+            match became {
+                Became::Pulled => upstream.pulled_at = Some(now),
+                Became::Failed => upstream.fail(&id.0, now),
+                Became::Nothing => {}
+            }
+        }
+    }
+
+    /// Returns how many registries are kept in mind, and how many Pods in all.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> (usize, usize) {
+        let pods = self.0.values().map(|upstream| upstream.gone.len());
+        (self.0.len(), pods.sum())
+    }
+
+    /// Forgets a Pod that is gone.
+    pub(super) fn forget(&mut self, id: &Id) {
+        for upstream in self.0.values_mut() {
+            upstream.gone.remove(id);
+        }
+    }
+}
+
+impl Upstream {
+    fn allows(&self, namespace: &str, now: Timestamp) -> bool {
+        let fails = |at: Timestamp| {
+            let has_pulled_since = self.pulled_at.is_some_and(|pulled_at| pulled_at >= at);
+            !has_pulled_since && now.since(at) < TELLING
+        };
+        if self.failed.get(namespace).copied().is_some_and(fails)
+            || self.failed.values().filter(|at| fails(**at)).nth(1).is_some()
+        {
+            return false;
+        }
+        if self.pulled_at.is_some_and(|at| now.since(at) < TELLING) {
+            return true;
+        }
+        let under_way = self.gone.values().filter(|gone| now.since(gone.at) < SILENT);
+        under_way.count() < ALONE
+    }
+
+    /// Takes in that a Pod of a namespace failed. The first failure of each Pod counts alone: what fails for ever is its
+    /// own fault.
+    fn fail(&mut self, namespace: &str, now: Timestamp) {
+        if self.failed.len() >= NAMESPACES {
+            self.failed.retain(|_, at| now.since(*at) < TELLING);
+        }
+        if self.failed.len() < NAMESPACES || self.failed.contains_key(namespace) {
+            self.failed.insert(namespace.into(), now);
+        }
+    }
+
+    /// When something was last learned of it.
+    fn last(&self) -> Option<Timestamp> {
+        let gone = self.gone.values().map(|gone| gone.at);
+        gone.chain(self.failed.values().copied())
+            .chain(self.pulled_at)
+            .max()
+    }
+}
+
+impl Gone {
+    /// Returns what became of the Pod; none while nobody knows.
+    fn became(&self, pod: &Pod<'_>, stuck: Option<&StuckPod>) -> Option<Became> {
+        if *self.uid != *pod.uid || pod.is_deleted {
+            return Some(Became::Nothing);
+        }
+        let is_one = |name: &str, image: &str| {
+            let mut containers = self.containers.iter();
+            containers.any(|(known, to)| **known == *name && **to == *image)
+        };
+        let mut now = pod.init_containers.iter().chain(&pod.containers);
+        if now.any(|now| is_one(now.name, now.image) && (now.is_running || now.has_succeeded)) {
+            return Some(Became::Pulled);
+        }
+        let mut stuck = stuck.iter().flat_map(|stuck| &stuck.containers);
+        let has_failed = |stuck: &super::super::StuckContainer| {
+            stuck.failure == Failure::Image && is_one(&stuck.name, &stuck.image)
+        };
+        stuck.any(has_failed).then_some(Became::Failed)
+    }
+}
