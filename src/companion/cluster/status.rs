@@ -50,6 +50,7 @@ pub(super) enum ConditionType {
     Ready,
     UnknownFields,
     MirrorsOverlap,
+    AccessNotSeparated,
     Healthy,
     CredentialsValid,
     SchemaCurrent,
@@ -64,10 +65,11 @@ pub(super) enum ConditionType {
 
 impl ConditionType {
     /// Every type.
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Ready,
         Self::UnknownFields,
         Self::MirrorsOverlap,
+        Self::AccessNotSeparated,
         Self::Healthy,
         Self::CredentialsValid,
         Self::SchemaCurrent,
@@ -86,6 +88,7 @@ impl ConditionType {
             Self::Ready => "Ready",
             Self::UnknownFields => "UnknownFields",
             Self::MirrorsOverlap => "MirrorsOverlap",
+            Self::AccessNotSeparated => "AccessNotSeparated",
             Self::Healthy => "Healthy",
             Self::CredentialsValid => "CredentialsValid",
             Self::SchemaCurrent => "SchemaCurrent",
@@ -131,6 +134,8 @@ pub(super) struct Seen<'a> {
     pub(super) paused: bool,
     /// Where other mirrors stand in this one's way.
     pub(super) overlaps: Vec<Overlap>,
+    /// The mirrors that it is not separated from: the first few, and how many more.
+    pub(super) not_separated: (Vec<&'a str>, usize),
     /// Whether Pods need a pull secret for this mirror.
     pub(super) pull_secret: bool,
     /// None if no good form of the resource is in force.
@@ -241,6 +246,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     }
     unknown_fields(&mut conditions, seen.unknown);
     overlaps(&mut conditions, &seen.overlaps);
+    separation(&mut conditions, &seen.not_separated);
     // Health is that of the form in force: whoever can read what is faulty here must not take it for the other's.
     let in_force = if seen.faults.is_empty() {
         seen.generation
@@ -412,6 +418,28 @@ fn overlaps(conditions: &mut Conditions<'_>, overlaps: &[Overlap]) {
             "Apart",
             "No other mirror stands in the way.",
         );
+    }
+}
+
+/// Tells of mirrors whose registries overlap and that serve others, likewise.
+fn separation(conditions: &mut Conditions<'_>, (others, more): &(Vec<&str>, usize)) {
+    let type_ = ConditionType::AccessNotSeparated;
+    if !others.is_empty() {
+        let more = if *more == 0 {
+            String::new()
+        } else {
+            format!(" and {more} more")
+        };
+        let message = format!(
+            "The registry overlaps with that of ImageMirror {}{more}, which serves namespaces by another selector. No pull \
+             secret is placed for these mirrors, as it would read what lies in both; images of private sources are served \
+             to namespaces of their own mirror only. Give the mirrors one namespaceSelector, or registries or paths apart.",
+            others.join(", ")
+        );
+        conditions.set(type_, ConditionStatus::True, "SelectorsDiffer", &message);
+    } else if conditions.has(type_) {
+        let message = "No other mirror with another selector has a part in the registry.";
+        conditions.set(type_, ConditionStatus::False, "Separated", message);
     }
 }
 
@@ -944,6 +972,37 @@ mod tests {
             "{message}"
         );
         assert_eq!(of(&plan(&status, &seen(), at(40))).unwrap().0, "Apart");
+    }
+
+    #[test]
+    fn mirrors_of_one_registry_with_different_selectors_are_told_of_and_of_their_separation() {
+        let of = |before: &ImageMirrorStatus, others: &[&'static str], more| {
+            let seen = Seen {
+                not_separated: (others.to_vec(), more),
+                ..seen()
+            };
+            plan(before, &seen, at(20))
+        };
+        let apart = of(&ImageMirrorStatus::default(), &[], 0);
+        assert!(condition_of(&apart, ConditionType::AccessNotSeparated).is_none());
+        let shared = of(&apart, &["b", "c", "d"], 2);
+        let told = condition(&shared, "AccessNotSeparated");
+        assert_eq!(
+            (told.status.as_str(), told.reason.as_str()),
+            ("True", "SelectorsDiffer")
+        );
+        assert!(
+            told.message
+                .starts_with("The registry overlaps with that of ImageMirror b, c, d and 2 more, which"),
+            "{}",
+            told.message
+        );
+        let ended = of(&shared, &[], 0);
+        let told = condition(&ended, "AccessNotSeparated");
+        assert_eq!(
+            (told.status.as_str(), told.reason.as_str()),
+            ("False", "Separated")
+        );
     }
 
     #[test]
