@@ -143,7 +143,7 @@ pub(crate) fn what_enforcing_namespaces_use_is_copied_and_then_rewritten(cluster
     let all = index(MediaType::OciIndex, &["amd64", "arm64"], "wanted");
     upstream.push(cluster, "team/app", &all);
     upstream.push(cluster, "team/audit", &named("audit"));
-    put_secret(&place, "wrong");
+    // The Secret that the source names is not there yet.
     let enforced = cluster.namespace(Some("enforce"));
     let credentials = json!({"credentials": {"secretRef": {"name": SECRET}}});
     // The place's own namespace is one in mode audit.
@@ -175,6 +175,27 @@ pub(crate) fn what_enforcing_namespaces_use_is_copied_and_then_rewritten(cluster
         told.contains("no copy") && told.contains("SourceUnauthorized"),
         "{told}"
     );
+    let logins_are = |expected: [&str; 2], words: &str| {
+        eventually(&format!("CopyCredentialsValid is {expected:?}"), || {
+            let mirror = place.mirror();
+            let conditions = mirror["status"]["conditions"].as_array()?.clone();
+            let condition = conditions
+                .iter()
+                .find(|condition| condition["type"] == "CopyCredentialsValid")?;
+            let is_so = condition["status"] == expected[0] && condition["reason"] == expected[1];
+            (is_so && condition["message"].as_str()?.contains(words)).then_some(())
+        });
+    };
+    logins_are(["False", "SecretFaulty"], &format!("there is no Secret {SECRET}"));
+    // What it says of the image is the Secret, for nobody was asked without it.
+    assert!(
+        companion
+            .process
+            .log()
+            .contains(&format!("there is no Secret {SECRET}"))
+    );
+    put_secret(&place, "wrong");
+    logins_are(["True", "Given"], "");
 
     // Another login is reason enough to try at once, and the Secret is followed without anything else.
     put_secret(&place, BOB.password);

@@ -57,6 +57,7 @@ pub(super) enum ConditionType {
     NodesCanPull,
     ImagesReadable,
     SweepInTime,
+    CopyCredentialsValid,
     Writable,
     ForwardAllowed,
     OwnersLeftAlone,
@@ -65,7 +66,7 @@ pub(super) enum ConditionType {
 
 impl ConditionType {
     /// Every type.
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Ready,
         Self::UnknownFields,
         Self::MirrorsOverlap,
@@ -76,6 +77,7 @@ impl ConditionType {
         Self::NodesCanPull,
         Self::ImagesReadable,
         Self::SweepInTime,
+        Self::CopyCredentialsValid,
         Self::Writable,
         Self::ForwardAllowed,
         Self::OwnersLeftAlone,
@@ -95,6 +97,7 @@ impl ConditionType {
             Self::NodesCanPull => "NodesCanPull",
             Self::ImagesReadable => "ImagesReadable",
             Self::SweepInTime => "SweepInTime",
+            Self::CopyCredentialsValid => "CopyCredentialsValid",
             Self::Writable => "Writable",
             Self::ForwardAllowed => FORWARD_ALLOWED,
             Self::OwnersLeftAlone => "OwnersLeftAlone",
@@ -162,6 +165,11 @@ pub(super) struct Seen<'a> {
     pub(super) is_filled: bool,
     /// Whether it takes copies, or why it does not, in words; none while nobody knows.
     pub(super) writing: Option<Result<(), (copying::Reason, Box<str>)>>,
+    /// Whether nothing was wanted for a while, so that nobody tries.
+    pub(super) is_idle: bool,
+    /// Whether the Secrets of `copy` and of sources give logins, or what is wrong with them; none where the mirror is not
+    /// filled.
+    pub(super) copy_logins: Option<Result<(), String>>,
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
     pub(super) sweeps: [Option<(SweepEnd, u64)>; 2],
     /// The object that cannot be written, and why, where ends of sweeps have waited for it for long.
@@ -290,6 +298,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     schema(&mut conditions, seen.lacking);
     nodes(&mut conditions, seen);
     images(&mut conditions, seen.images_readable.as_ref());
+    copy_logins(&mut conditions, seen.copy_logins.as_ref());
     writable(&mut conditions, seen);
     forward(&mut conditions, seen.forward_allowed.as_ref());
     owners(&mut conditions, seen.looping.as_deref());
@@ -514,12 +523,44 @@ fn writable(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
                 "The mirror takes copies.",
             );
         }
+        None if seen.is_filled && seen.is_idle && conditions.is_false(type_) => {
+            let message =
+                "Nothing was wanted for a while, so nobody tried whether the mirror takes copies by now.";
+            conditions.set(type_, ConditionStatus::Unknown, "NothingToCopy", message);
+        }
         _ if !seen.is_filled && conditions.has(type_) => {
             let message = "Nothing is copied to the mirror: spec.copy.policy is Off.";
             conditions.set(type_, ConditionStatus::Unknown, "NotFilled", message);
         }
         _ => {}
     }
+}
+
+/// Tells whether the Secrets that copies need give logins; nothing was ever told where they all do.
+fn copy_logins(conditions: &mut Conditions<'_>, logins: Option<&Result<(), String>>) {
+    let type_ = ConditionType::CopyCredentialsValid;
+    let (status, reason, message) = match logins {
+        Some(Err(troubles)) => (
+            ConditionStatus::False,
+            "SecretFaulty",
+            format!(
+                "Nothing is copied where a Secret that is named gives no login; the last good one, if any, stays in use \
+                 for an hour at most: {troubles}."
+            ),
+        ),
+        Some(Ok(())) if conditions.has(type_) => (
+            ConditionStatus::True,
+            "Given",
+            "Every Secret that copies need gives a login.".to_owned(),
+        ),
+        None if conditions.has(type_) => (
+            ConditionStatus::Unknown,
+            "NotFilled",
+            "Nothing is copied to the mirror: spec.copy.policy is Off.".to_owned(),
+        ),
+        Some(Ok(())) | None => return,
+    };
+    conditions.set(type_, status, reason, &message);
 }
 
 /// Tells whether Pods may be turned forward to the mirror; nothing was ever told where no Pods are turned.
@@ -742,6 +783,14 @@ impl Conditions<'_> {
         self.list
             .iter()
             .any(|condition| condition.type_ == type_.as_str())
+    }
+
+    fn is_false(&self, type_: ConditionType) -> bool {
+        let is_it = |condition: &&Condition| condition.type_ == type_.as_str();
+        self.list
+            .iter()
+            .find(is_it)
+            .is_some_and(|condition| condition.status == ConditionStatus::False.as_str())
     }
 
     fn set(&mut self, type_: ConditionType, status: ConditionStatus, reason: &str, message: &str) {
@@ -1225,6 +1274,57 @@ mod tests {
         // However long it is, the condition has a bound.
         let long = plan(&status, &down(&"é".repeat(10_000), true), at(90));
         assert!(condition(&long, "Healthy").message.len() <= MESSAGE);
+    }
+
+    #[test]
+    fn secrets_that_give_no_login_for_copies_are_told_until_they_do() {
+        let of = |before: &ImageMirrorStatus, copy_logins: Option<Result<(), &str>>| {
+            let seen = Seen {
+                copy_logins: copy_logins.map(|told| told.map_err(str::to_owned)),
+                ..seen()
+            };
+            plan(before, &seen, at(20))
+        };
+        let told = |status: &ImageMirrorStatus| {
+            let condition = condition_of(status, ConditionType::CopyCredentialsValid);
+            condition.map(|condition| (condition.status.clone(), condition.reason.clone()))
+        };
+        let is = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+        let good = of(&ImageMirrorStatus::default(), Some(Ok(())));
+        assert_eq!(told(&good), None);
+        let faulty = of(&good, Some(Err("there is no Secret hub")));
+        assert_eq!(told(&faulty), is("False", "SecretFaulty"));
+        let message = &condition(&faulty, "CopyCredentialsValid").message;
+        assert!(message.contains("there is no Secret hub."), "{message}");
+        assert_eq!(told(&of(&faulty, Some(Ok(())))), is("True", "Given"));
+        assert_eq!(told(&of(&faulty, None)), is("Unknown", "NotFilled"));
+    }
+
+    #[test]
+    fn a_mirror_that_took_nothing_and_is_asked_for_nothing_may_take_copies_by_now() {
+        let of = |before: &ImageMirrorStatus, writing, is_idle| {
+            let seen = Seen {
+                is_filled: true,
+                writing,
+                is_idle,
+                ..seen()
+            };
+            plan(before, &seen, at(20))
+        };
+        let told = |status: &ImageMirrorStatus| {
+            let condition = condition_of(status, ConditionType::Writable);
+            condition.map(|condition| condition.reason.clone())
+        };
+        let fault = || Some(Err((copying::Reason::QuotaExceeded, "no".into())));
+        let full = of(&ImageMirrorStatus::default(), fault(), false);
+        assert_eq!(told(&full).as_deref(), Some("QuotaExceeded"));
+        // A new leader does not know at first.
+        assert_eq!(told(&of(&full, None, false)).as_deref(), Some("QuotaExceeded"));
+        let idle = of(&full, None, true);
+        assert_eq!(told(&idle).as_deref(), Some("NothingToCopy"));
+        assert_eq!(condition(&idle, "Writable").status, "Unknown");
+        let good = of(&full, Some(Ok(())), false);
+        assert_eq!(told(&of(&good, None, true)).as_deref(), Some("Writable"));
     }
 
     #[test]

@@ -320,6 +320,8 @@ impl Publisher {
                 forward_allowed: self.leader.forward_allowed(resource),
                 images_readable: report.images_readable,
                 is_filled: resource.is_filled(),
+                copy_logins: resource.copy_logins.clone(),
+                is_idle: report.copies.as_ref().is_some_and(|copies| copies.is_idle),
                 writing: report.copies.and_then(|copies| copies.writing),
                 sweeps: [None; 2],
                 not_written: None,
