@@ -156,3 +156,27 @@ impl Wants {
         self.0.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_fills_another_mirror_sleeps_on_and_so_does_everybody_where_nothing_is_new() {
+        let wants = Wants::default();
+        let (mut a, b) = (wants.subscribe("a"), wants.subscribe("b"));
+        let nginx: ImageKey = "docker.io/library/nginx:1".parse().unwrap();
+        wants.add("a", "team", &nginx);
+        assert_eq!(
+            (a.has_changed().unwrap(), b.has_changed().unwrap()),
+            (true, false)
+        );
+        a.mark_unchanged();
+        wants.add("a", "team", &nginx);
+        assert!(!a.has_changed().unwrap(), "that was known");
+        wants.add("a", "other", &nginx);
+        assert!(a.has_changed().unwrap());
+        wants.replace([("b".to_owned(), Vec::new())].into());
+        assert!(b.has_changed().unwrap());
+    }
+}

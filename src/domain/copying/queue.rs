@@ -262,18 +262,16 @@ impl Queue {
             None => Bound::Unbounded,
         };
         let later = self.wanted.range::<str, _>((after, Bound::Unbounded));
-        let all = later
+        let mut all = later
             .chain(&self.wanted)
             .filter(|(namespace, _)| has_turn(namespace));
-        let (namespace, key) = all
-            .filter_map(|(namespace, images)| {
-                let due = images
-                    .keys()
-                    .filter(|key| self.due_at(key).is_some_and(|due| due <= now));
-                let most = due.max_by(|a, b| rank(a).cmp(&rank(b)).then(b.cmp(a)))?;
-                Some((namespace.clone(), most.clone()))
-            })
-            .next()?;
+        let (namespace, key) = all.find_map(|(namespace, images)| {
+            let due = images
+                .keys()
+                .filter(|key| self.due_at(key).is_some_and(|due| due <= now));
+            let most = due.max_by(|a, b| rank(a).cmp(&rank(b)).then(b.cmp(a)))?;
+            Some((namespace.clone(), most.clone()))
+        })?;
         self.turn = Some(namespace.clone());
         self.under_way.insert(key.clone(), namespace);
         Some(key)
@@ -673,7 +671,7 @@ mod tests {
         queue.spend(&key("x:2"), 500, at(20));
         queue.broken_off(&key("x:2"));
         assert_eq!(queue.next(share, at(20)), None);
-        let day = DAY + at(10);
+        let (before, day) = (DAY + at(9), DAY + at(10));
         assert_eq!(queue.next_due(share, at(20)), Some(day));
         assert_eq!(queue.exhausted(share, at(20)), [key("x:2"), key("x:3")]);
         // Others have shares of their own, also of the same image.
@@ -681,8 +679,8 @@ mod tests {
         assert_eq!(queue.exhausted(share, at(30)), [key("x:2")]);
         assert_eq!(queue.next(share, at(30)), Some(key("x:3")));
         queue.settled(&key("x:3"));
-        assert_eq!(queue.next(share, day - at(1)), None);
-        queue.add("a", &key("x:2"), day - at(1));
+        assert_eq!(queue.next(share, before), None);
+        queue.add("a", &key("x:2"), before);
         assert_eq!(queue.next(share, day), Some(key("x:2")));
         queue.spend(&key("x:2"), 99, day);
         queue.broken_off(&key("x:2"));

@@ -257,6 +257,38 @@ async fn what_cannot_be_seen_after_its_copy_is_not_copied_again_and_again() {
     );
 }
 
+/// A source that is for everybody and has a login, whose registry tells nobody without one what there is.
+#[tokio::test]
+async fn a_name_that_upstream_does_not_know_is_told_apart_from_a_private_one() {
+    let source = Fake::start(|ask| {
+        let login = fake::Answer::error(401, "UNAUTHORIZED", "authentication required")
+            .header("WWW-Authenticate", "Basic realm=\"x\"");
+        Act::when(!ask.headers.contains_key("authorization"), Act::Early(login))
+    })
+    .await;
+    let mirror = Fake::usual().await;
+    source.hold("team/app", "1", &image(vec![noise(1, 1 << 10)], &json!({})));
+    let spec = json!({
+        "endpoint": {"url": mirror.url()},
+        "sources": [{
+            "prefix": host(source.url()), "access": "Public",
+            "credentials": {"secretRef": {"name": "upstream"}},
+        }],
+    });
+    let documents = [
+        filled(source.url(), mirror.url(), &spec),
+        basic_auth("upstream", PASSWORD),
+    ];
+    let kagami = Kagami::start(&documents).await;
+    let private = name(source.url(), "app:1");
+    until(&kagami, &[&private], &["ImageMissing"]).await;
+    until_counted(&kagami, "Private").await;
+    let mistyped = name(source.url(), "ap:1");
+    until(&kagami, &[&mistyped], &["ImageMissing"]).await;
+    until_counted(&kagami, "ImageMissing").await;
+    assert_eq!(mirror.blobs(), 0, "nothing was copied");
+}
+
 #[tokio::test]
 async fn what_is_too_large_or_not_to_be_copied_stays_where_it_is() {
     let (source, mirror) = (Fake::usual().await, Fake::usual().await);

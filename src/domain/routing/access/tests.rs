@@ -181,7 +181,7 @@ fn where_one_reads_with_a_login_upstream_is_asked_who_gets_it() {
     check(&both, "main", "shop/a:1", &["upstream"]);
     check(&both, "hub", "shop/a:1", &["upstream"]);
     check(&both, "main", "nginx", &[]);
-    check(&[main.clone()], "main", "nginx", &[]);
+    check(std::slice::from_ref(&main), "main", "nginx", &[]);
     let own = at("own", "n.io", WHOLE, &[with_login("docker.io")]);
     check(&[main, own], "own", "nginx", &["upstream"]);
     // Who may have what is private may have it.
