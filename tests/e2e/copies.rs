@@ -246,6 +246,26 @@ pub(crate) fn what_enforcing_namespaces_use_is_copied_and_then_rewritten(cluster
     place.wait_for_image(&audit, "Present");
 }
 
+pub(crate) fn a_source_whose_secret_is_missing_is_not_read_as_nobody(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    // It would give the image to everybody.
+    let upstream = Peer::start(cluster, &format!("upstream-{}", place.own.name), false);
+    upstream.push(cluster, "team/app", &named("app"));
+    let enforced = cluster.namespace(Some("enforce"));
+    let credentials = json!({"credentials": {"secretRef": {"name": SECRET}}});
+    fill(&place, &upstream, &[&enforced.name], &credentials);
+    let _companion = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    let app = upstream.image("team/app");
+    enforced.create_pod(&pod("app", &app)).success();
+    eventually("it is told why it is not copied", || {
+        let known = place.wait_for_image(&app, "Missing");
+        (known["spec"]["notCopied"] == "SourceUnauthorized").then_some(())
+    });
+    put_secret(&place, BOB.password);
+    place.wait_for_image(&app, "Present");
+}
+
 pub(crate) fn a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     let upstream = Peer::start(cluster, &format!("upstream-{}", place.own.name), false);

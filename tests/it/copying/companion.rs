@@ -257,6 +257,47 @@ async fn what_cannot_be_seen_after_its_copy_is_not_copied_again_and_again() {
     );
 }
 
+/// Tokens of sources are renewed all the time.
+#[tokio::test]
+async fn another_login_of_a_source_ends_no_pause_of_a_mirror_that_takes_nothing() {
+    let source = Fake::usual().await;
+    let mirror = Fake::start(|ask| {
+        let full = fake::Answer::error(405, "UNSUPPORTED", "the registry is read-only");
+        Act::when(ask.kind == Kind::Begin, Act::Early(full))
+    })
+    .await;
+    for (app, seed) in [("a", 1), ("b", 2)] {
+        let image = image(vec![noise(seed, 1 << 10)], &json!({}));
+        source.hold(&format!("team/{app}"), "1", &image);
+    }
+    let team = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}});
+    let spec = json!({
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team"}},
+        "sources": [{"prefix": host(source.url()), "credentials": {"secretRef": {"name": "upstream"}}}],
+    });
+    let with = |password: &str| {
+        let mirror = filled(source.url(), mirror.url(), &spec);
+        [mirror, team.clone(), basic_auth("upstream", password)]
+    };
+    let kagami = Kagami::start(&with("first")).await;
+    let (a, b) = (name(source.url(), "a:1"), name(source.url(), "b:1"));
+    until(&kagami, &[&a], &["ImageMissing"]).await;
+    until_counted(&kagami, "MirrorReadOnly").await;
+    let begun = mirror.count("POST", Kind::Begin);
+    kagami.configure(&text(&with("second")));
+    eventually("the other login is in use", LONG, async || {
+        let log = kagami.log();
+        let changed = log.contains("configuration changed");
+        changed.then_some(()).ok_or(log)
+    })
+    .await;
+    until(&kagami, &[&b], &["ImageMissing"]).await;
+    kagami
+        .until_status("/mirrors/main/copies/waiting", &json!(1), LONG)
+        .await;
+    assert_eq!(mirror.count("POST", Kind::Begin), begun);
+}
+
 /// A source that is for everybody and has a login, whose registry tells nobody without one what there is.
 #[tokio::test]
 async fn a_name_that_upstream_does_not_know_is_told_apart_from_a_private_one() {
