@@ -331,13 +331,17 @@ fn copying(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Copying> {
             Err(fault) => faults.add(format!("spec.copy.platforms[{index}]"), fault),
         }
     }
-    let max_size = copy.max_image_size.as_ref().map(|size| {
+    let mut size = |field: &str, size: &api::Size| {
         size.parse().unwrap_or_else(|| {
             let message = format!("{:?} is not a size: write 500Mi or 20Gi", size.0);
-            faults.add("spec.copy.maxImageSize", message);
+            faults.add(format!("spec.copy.{field}"), message);
             0
         })
-    });
+    };
+    let max_size = copy.max_image_size.as_ref();
+    let max_size = max_size.map(|most| size("maxImageSize", most));
+    let max_per_day = copy.max_bytes_per_day.as_ref();
+    let max_per_day = max_per_day.map(|most| size("maxBytesPerDay", most));
     if copy.policy == api::CopyPolicy::Off {
         return None;
     }
@@ -352,6 +356,7 @@ fn copying(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Copying> {
         },
         referrers: copy.referrers,
         max_size,
+        max_per_day,
     })
 }
 

@@ -235,8 +235,9 @@ pub struct Source {
     pub credentials: Option<Credentials>,
 
     /// Who may read these images upstream. Private: only the namespaces that the mirror's
-    /// namespaceSelector names get them from the mirror. Public: everybody; where credentials are
-    /// given, only images that an anonymous client gets upstream too. Absent: Private where
+    /// namespaceSelector names are sent to the mirror for them, also by other mirrors of the same registry;
+    /// the registry itself must keep them from Pods that name it themselves. Public: everybody; where
+    /// credentials are given, only images that an anonymous client gets upstream too. Absent: Private where
     /// credentials are given, else Public.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
@@ -396,6 +397,10 @@ pub struct Copying {
     /// The most that an image may have, of all platforms that are copied together: 500Mi, 20Gi. Absent: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_image_size: Option<Size>,
+    /// The most that is sent to the mirror within 24 hours for what one namespace wants: 100Gi. What was begun is brought
+    /// to its end. Absent: no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes_per_day: Option<Size>,
 }
 
 const fn yes() -> bool {

@@ -136,12 +136,22 @@ fn make_pair(
     Ok(issued.pair)
 }
 
-/// Says where mirrors stand in each other's way, as the condition `MirrorsOverlap` does in a cluster.
+/// Says where mirrors stand in each other's way, and which serve different namespaces from one registry, as the conditions
+/// `MirrorsOverlap` and `AccessNotSeparated` do in a cluster.
 fn tell_overlaps(store: &Store) {
     let routing = &store.snapshot().routing;
     for (id, mirror) in routing.mirrors() {
         for overlap in routing.overlaps(id) {
             tracing::warn!(mirror = mirror.name, reason = overlap.as_str(), "{overlap}");
+        }
+        if let Some(other) = routing.not_separated_from(id).next() {
+            tracing::warn!(
+                mirror = mirror.name,
+                other,
+                reason = "AccessNotSeparated",
+                "the registries of two mirrors overlap, and they serve by different selectors: images of private sources \
+                 are served to namespaces of their own mirror only"
+            );
         }
     }
 }

@@ -234,6 +234,8 @@ pub struct Copying {
     pub referrers: bool,
     /// The most bytes that an image may have; none is unbounded.
     pub max_size: Option<u64>,
+    /// The most bytes that are sent within a day for what one namespace wants; none is unbounded.
+    pub max_per_day: Option<u64>,
 }
 
 /// One owner whose Pods are left alone: an API group and a kind, `*` for every kind.

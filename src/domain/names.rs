@@ -22,3 +22,7 @@ pub const RESCUED_ANNOTATION: &str = "kagami.dev/rescued";
 
 /// Annotation of the object by which a kubelet shows a static Pod. What stands in its spec is not what runs.
 pub const STATIC_POD_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
+/// How long the name of a namespace may be (RFC 1123, as the API server has it). Whoever reaches the admission endpoint
+/// may write anything in its place.
+pub const NAMESPACE_LIMIT: usize = 63;

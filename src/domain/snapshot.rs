@@ -9,7 +9,7 @@ use super::{
     health::Health,
     lent::Lent,
     owners::LeftAlone,
-    routing::{MirrorId, Routing},
+    routing::{Access, MirrorId, Routing},
     selector::Labels,
     standing::Standing,
     time::Timestamp,
@@ -84,5 +84,11 @@ impl Snapshot {
                 .namespaces
                 .get(namespace)
                 .is_some_and(|labels| selector.matches(labels))
+    }
+
+    /// Whether a namespace may have what lies at a place of a registry, as far as mirrors with private sources tell.
+    pub fn may_have(&self, access: &Access, namespace: &str) -> bool {
+        let mut sets = access.private.iter();
+        sets.all(|set| set.iter().any(|mirror| self.serves(*mirror, namespace)))
     }
 }

@@ -129,6 +129,8 @@ pub(super) async fn refused(reply: Reply) -> Fault {
     let status = reply.status().as_u16();
     let (is_elsewhere, is_html) = (!reply.direct, reply.is_html());
     let retry_after = asked_wait(reply.response.headers());
+    let url = reply.response.url();
+    let asked = format!("{}?{}", url.path(), url.query().unwrap_or_default()).into();
     let body = timeout(WORDS_PATIENCE, reply.body(wire::ERROR_BYTES)).await;
     let body = body.ok().and_then(Result::ok).unwrap_or_default();
     let (mut codes, mut words, mut named) = (Vec::new(), Vec::new(), Vec::new());
@@ -160,6 +162,7 @@ pub(super) async fn refused(reply: Reply) -> Fault {
         status,
         codes,
         words: visible(&words).chars().take(WORDS).collect::<String>().into(),
+        asked,
         retry_after,
         is_elsewhere,
     };

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     credentials::{Fault, Held},
@@ -18,6 +18,30 @@ pub struct OfMirror {
     pub push: Login,
     /// What reads upstream, by the prefix of the source; sources without a Secret are not among them.
     pub sources: BTreeMap<String, Login>,
+}
+
+/// How many Secrets that give no login are told of.
+const TROUBLES: usize = 3;
+
+impl OfMirror {
+    /// Returns what is wrong with the Secrets, of the first few with which something is.
+    pub fn troubles(&self) -> Result<(), String> {
+        let all = std::iter::once(&self.push).chain(self.sources.values());
+        let mut troubles: Vec<String> = all.filter_map(Login::trouble).collect();
+        // One may be named for several things.
+        troubles.sort_unstable();
+        troubles.dedup();
+        let more = troubles.len().saturating_sub(TROUBLES);
+        troubles.truncate(TROUBLES);
+        if more > 0 {
+            troubles.push(format!("and {more} more"));
+        }
+        if troubles.is_empty() {
+            Ok(())
+        } else {
+            Err(troubles.join("; "))
+        }
+    }
 }
 
 /// What a Secret gives now.
@@ -36,6 +60,12 @@ impl Login {
         let missing = |name| format!("there is no Secret {name} in Kagami's namespace");
         let fault = self.fault.as_ref().map(ToString::to_string);
         fault.or_else(|| self.missing.as_ref().map(missing))
+    }
+
+    /// Whether there is something to log in with.
+    pub fn gives_something(&self) -> bool {
+        let is_over = self.held.until().is_some_and(|until| until <= Instant::now());
+        self.held.credentials().is_some() && !is_over
     }
 
     /// Whether both ask in the same way.

@@ -26,6 +26,7 @@ use crate::{
         decision::{self, CandidateDecision, Decision, Probe, Probing, Request, decide},
         image::Reference,
         mirror::Mode,
+        names::NAMESPACE_LIMIT,
         patch,
         reason::{Outcome, Reason},
         snapshot::Snapshot,
@@ -460,6 +461,10 @@ impl Inner {
     /// Tells whoever fills mirrors which images Pods would have from them and they lack.
     fn want(&self, snapshot: &Snapshot, namespace: &str, decisions: &[Decision<'_>]) {
         let Some(taker) = &self.demand else { return };
+        // It is kept with each image.
+        if namespace.len() > NAMESPACE_LIMIT {
+            return;
+        }
         for decision in decisions {
             let lacks = |candidate: &&CandidateDecision| {
                 let settings = snapshot.routing.mirror(candidate.mirror);

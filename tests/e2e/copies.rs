@@ -144,7 +144,7 @@ pub(crate) fn what_enforcing_namespaces_use_is_copied_and_then_rewritten(cluster
     let all = index(MediaType::OciIndex, &["amd64", "arm64"], "wanted");
     upstream.push(cluster, "team/app", &all);
     upstream.push(cluster, "team/audit", &named("audit"));
-    put_secret(&place, "wrong");
+    // The Secret that the source names is not there yet.
     let enforced = cluster.namespace(Some("enforce"));
     let credentials = json!({"credentials": {"secretRef": {"name": SECRET}}});
     // The place's own namespace is one in mode audit.
@@ -176,6 +176,27 @@ pub(crate) fn what_enforcing_namespaces_use_is_copied_and_then_rewritten(cluster
         told.contains("no copy") && told.contains("SourceUnauthorized"),
         "{told}"
     );
+    let logins_are = |expected: [&str; 2], words: &str| {
+        eventually(&format!("CopyCredentialsValid is {expected:?}"), || {
+            let mirror = place.mirror();
+            let conditions = mirror["status"]["conditions"].as_array()?.clone();
+            let condition = conditions
+                .iter()
+                .find(|condition| condition["type"] == "CopyCredentialsValid")?;
+            let is_so = condition["status"] == expected[0] && condition["reason"] == expected[1];
+            (is_so && condition["message"].as_str()?.contains(words)).then_some(())
+        });
+    };
+    logins_are(["False", "SecretFaulty"], &format!("there is no Secret {SECRET}"));
+    // What it says of the image is the Secret, for nobody was asked without it.
+    assert!(
+        companion
+            .process
+            .log()
+            .contains(&format!("there is no Secret {SECRET}"))
+    );
+    put_secret(&place, "wrong");
+    logins_are(["True", "Given"], "");
 
     // Another login is reason enough to try at once, and the Secret is followed without anything else.
     put_secret(&place, BOB.password);
@@ -224,6 +245,26 @@ pub(crate) fn what_enforcing_namespaces_use_is_copied_and_then_rewritten(cluster
         .request(User::Admin, Method::PUT, &path, Some(&namespace))
         .success();
     place.wait_for_image(&audit, "Present");
+}
+
+pub(crate) fn a_source_whose_secret_is_missing_is_not_read_as_nobody(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    // It would give the image to everybody.
+    let upstream = Peer::start(cluster, &format!("upstream-{}", place.own.name), false);
+    upstream.push(cluster, "team/app", &named("app"));
+    let enforced = cluster.namespace(Some("enforce"));
+    let credentials = json!({"credentials": {"secretRef": {"name": SECRET}}});
+    fill(&place, &upstream, &[&enforced.name], &credentials);
+    let _companion = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    let app = upstream.image("team/app");
+    enforced.create_pod(&pod("app", &app)).success();
+    eventually("it is told why it is not copied", || {
+        let known = place.wait_for_image(&app, "Missing");
+        (known["spec"]["notCopied"] == "SourceUnauthorized").then_some(())
+    });
+    put_secret(&place, BOB.password);
+    place.wait_for_image(&app, "Present");
 }
 
 pub(crate) fn a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has(cluster: &Cluster) {

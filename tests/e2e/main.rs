@@ -108,6 +108,7 @@ const TESTS: &[Test<Cluster>] = tests![
     volumes::without_leave_a_pod_stuck_on_a_volume_is_only_told,
     volumes::without_the_right_it_is_told_and_not_tried_again_and_again,
     copies::what_enforcing_namespaces_use_is_copied_and_then_rewritten,
+    copies::a_source_whose_secret_is_missing_is_not_read_as_nobody,
     copies::a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has,
     copies::sync_brings_what_running_pods_use,
     secrets::a_secret_of_somebody_else_is_left_alone,

@@ -196,6 +196,8 @@ impl Destination {
                 referrers: true,
                 verify: false,
                 max_size: None,
+                max_referrers: None,
+                keeps_tag: false,
             },
             mapped,
         ))

@@ -54,6 +54,8 @@ pub(super) struct MirrorResource {
     pub(super) missing_secret: Option<String>,
     /// Why that Secret gives no credentials, if it is there and does not.
     pub(super) secret_fault: Option<String>,
+    /// Whether the Secrets with which it is filled give logins, or what is wrong; none where it is not filled.
+    pub(super) copy_logins: Option<Result<(), String>>,
 }
 
 /// What the cluster says that goes into statuses.
@@ -260,6 +262,7 @@ impl Follower {
     }
 
     fn publish(&self) {
+        let logins = self.feed.logins();
         let mirrors = self.mirrors.iter().map(|(name, document)| {
             let form = document.form.as_ref();
             let probe_secret = form.and_then(|(_, connection)| connection.probe_secret.as_ref());
@@ -268,6 +271,7 @@ impl Follower {
                 document: Arc::clone(document),
                 missing_secret: missing_secret.cloned(),
                 secret_fault: self.secret_faults.get(name).map(|fault| chain(fault)),
+                copy_logins: logins.of(name).map(|logins| logins.troubles()),
             };
             (name.clone(), resource)
         });

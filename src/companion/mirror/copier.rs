@@ -1,7 +1,8 @@
 //! Fills a mirror with the images that Pods use and that it lacks.
 //!
 //! Some copies are under way at once, each with connections of its own: what decides about serving is asked over
-//! others. What comes next, and what waits for how long, is planned by [`Queue`];
+//! others. What comes next, and what waits for how long, is planned by
+//! [`Queue`](crate::domain::copying::queue::Queue);
 //! whether the mirror takes anything is a health of its own ([`Writing`]) and says nothing about serving. After a copy
 //! the image is looked at like any other: that alone is proof.
 //!
@@ -32,7 +33,8 @@ use super::{
 use crate::{
     credentials::Held,
     domain::{
-        copying::{Place, Reason, Writing, place, queue::Queue},
+        answer::Answer,
+        copying::{Place, Reason, Writing, place, queue::Share},
         health::State,
         image::ImageKey,
         mirror::{self, Mode, Source},
@@ -50,6 +52,15 @@ use crate::{
 /// How many images are copied into a mirror at once, where [`Slots`](super::wants::Slots) are left.
 const AT_ONCE: usize = 4;
 
+/// How many of them one namespace may have, so that others never wait for all that one of them wants.
+const OF_NAMESPACE: usize = AT_ONCE - 1;
+
+/// The most bytes of what refers to an image, all together, where the settings bound nothing.
+const REFERRERS: u64 = 1 << 30;
+
+/// For how long nothing is wanted before nothing is known any more of whether the mirror takes copies.
+const IDLE: Duration = Duration::from_mins(15);
+
 /// How many images are taken out of the queue at a time: some need no copy, and others cannot have one.
 const AT_A_TIME: usize = 64;
 
@@ -59,6 +70,9 @@ const LIMITED: Duration = Duration::from_secs(30);
 /// How often it is looked at least whether copies may go on, and how far they are.
 const LOOK_AT_LEASE: Duration = Duration::from_millis(250);
 const SHOW: Duration = Duration::from_secs(5);
+
+/// How often at most all that waits is counted, for people.
+const COUNT: Duration = Duration::from_secs(1);
 
 /// How long upstream may take to say whether everybody gets an image.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -89,18 +103,24 @@ struct Copier {
     upstreams: BTreeMap<String, Arc<Upstream>>,
     writing: Writing,
     copies: JoinSet<Ended>,
-    keys: HashMap<task::Id, ImageKey>,
-    meter: Arc<Meter>,
-    /// How many of the bytes that were sent the metrics have.
+    under_way: HashMap<task::Id, (ImageKey, Arc<Meter>)>,
+    /// How many bytes were sent by copies that have ended, and how many of all that were sent the metrics have.
+    sent: u64,
     counted: u64,
     faults: Throttle<Reason>,
+    /// How many images waited when they were counted last, and when that was.
+    waiting: Option<(usize, Instant)>,
+    /// Whether something happened since.
+    is_outdated: bool,
+    /// Since when nothing is wanted.
+    idle_since: Option<Instant>,
 }
 
 /// Fills the mirror until the task is dropped, where its settings say so.
 pub(super) async fn run(context: Context) {
     let mut snapshots = context.store.subscribe();
     let mut logins = context.means.logins.subscribe();
-    let mut wants = context.means.wants.subscribe();
+    let mut wants = context.means.wants.subscribe(&context.mirror);
     let mut copier = Copier::new(context);
     loop {
         snapshots.mark_unchanged();
@@ -113,10 +133,10 @@ pub(super) async fn run(context: Context) {
         let due = copier.begin(&present);
         copier.show();
         let soon = (!copier.copies.is_empty()).then(|| Instant::now() + SHOW);
-        let wake = due.into_iter().chain(soon).min();
+        let wake = due.into_iter().chain(soon).chain(copier.tells_more_at()).min();
         tokio::select! {
             changed = snapshots.changed() => if changed.is_err() { return },
-            // Both senders are in the context.
+            // All senders are in the context.
             Ok(()) = logins.changed() => {}
             Ok(()) = wants.changed() => {}
             Some(ended) = copier.copies.join_next_with_id() => copier.take(ended),
@@ -140,10 +160,13 @@ impl Copier {
             upstreams: BTreeMap::new(),
             writing: Writing::default(),
             copies: JoinSet::new(),
-            keys: HashMap::new(),
-            meter: Arc::default(),
+            under_way: HashMap::new(),
+            sent: 0,
             counted: 0,
             faults: Throttle::each_minute(),
+            waiting: None,
+            is_outdated: false,
+            idle_since: None,
         }
     }
 
@@ -158,15 +181,16 @@ impl Copier {
             return;
         };
         let sources = settings.sources.clone();
-        let (other_settings, other_logins, is_narrower) = match &self.filling {
+        let (other_settings, other_push, other_sources, is_narrower) = match &self.filling {
             Some(had) => (
                 had.copying != copying,
-                !had.logins.push.is_same(&logins.push) || !are_same(&had.logins.sources, &logins.sources),
+                !had.logins.push.is_same(&logins.push),
+                !are_same(&had.logins.sources, &logins.sources),
                 // Whatever a source became, what is under way may have begun with rights that it has no more. Another
                 // login for the same source is taken in as it goes.
                 had.sources != sources || loses_login(&had.logins.sources, &logins.sources),
             ),
-            None => (true, true, false),
+            None => (true, true, true, false),
         };
         if let Some(mirror) = &self.mirror {
             renew(mirror.client(), Some(&logins.push));
@@ -189,11 +213,13 @@ impl Copier {
             // What they were for is begun anew, as it is allowed now.
             self.copies.abort_all();
         }
-        if !other_settings && !other_logins && !is_narrower {
+        if other_settings || other_push {
+            // What the mirror asked for or lacks is no matter of sources, whose tokens are renewed all the time.
+            self.writing.forgive();
+        } else if !other_sources && !is_narrower {
             return;
         }
         // What failed may go well now.
-        self.writing.forgive();
         self.context.means.wants.with(&self.context.mirror, |queue, _| {
             if other_settings {
                 queue.forgive();
@@ -239,9 +265,14 @@ impl Copier {
                 return None;
             };
             let mirror = self.context.mirror.clone();
-            let Some(key) = wants.with(&mirror, Queue::next) else {
-                let due = wants.with(&mirror, |queue, _| queue.next_due());
-                return due.map(|due| wants.at(due));
+            let share = self.share();
+            let next = wants.with(&mirror, |queue, now| {
+                let next = queue.next(share, now);
+                next.ok_or_else(|| queue.next_due(share, now))
+            });
+            let key = match next {
+                Ok(key) => key,
+                Err(due) => return due.map(|due| wants.at(due)),
             };
             match self.job(present, &key) {
                 Ok(Some((job, asks_upstream))) => self.start(key, job, asks_upstream, slot),
@@ -252,6 +283,40 @@ impl Copier {
         }
         // Others go on in between.
         Some(Instant::now())
+    }
+
+    /// Returns what one namespace may have.
+    fn share(&self) -> Share {
+        let filling = self.filling.as_ref();
+        Share {
+            at_once: OF_NAMESPACE,
+            per_day: filling.and_then(|filling| filling.copying.max_per_day),
+        }
+    }
+
+    /// Tells of the images that wait since their namespaces had their share of a day.
+    fn tell_exhausted(&self) {
+        let Context {
+            mirror,
+            metrics,
+            means,
+            store,
+            ..
+        } = &self.context;
+        let reason = Reason::NamespaceLimitReached;
+        let share = self.share();
+        let exhausted = means.wants.with(mirror, |queue, now| queue.exhausted(share, now));
+        for key in exhausted {
+            if store.index().not_copied(mirror, key.by_ref()) != Some(reason) {
+                store
+                    .index_mut()
+                    .set_not_copied(mirror, key.by_ref(), Some(reason));
+                metrics.copied(mirror, reason.as_str());
+                if let Some(suppressed) = self.faults.admit(reason, Instant::now().into_std()) {
+                    tracing::warn!(mirror, image = %key, %reason, suppressed, "an image was not copied");
+                }
+            }
+        }
     }
 
     /// Returns how an image is copied, and whether upstream must give it to everybody for that; none if it needs no copy.
@@ -271,6 +336,16 @@ impl Copier {
         let Some(source) = source.filter(|_| is_missing) else {
             return Ok(None);
         };
+        // Nothing is copied as somebody else than who is named for it.
+        let login = login_of(source, logins);
+        if source.with_credentials && !login.is_some_and(Login::gives_something) {
+            let words = login.and_then(Login::trouble);
+            let words = words.unwrap_or_else(|| format!("there is no login for {}", source.prefix));
+            return Err(Trouble::new(Reason::SourceUnauthorized, words));
+        }
+        if let Some(words) = logins.push.trouble().filter(|_| !logins.push.gives_something()) {
+            return Err(Trouble::new(Reason::Unauthorized, words));
+        }
         let Place {
             repository,
             reference,
@@ -298,7 +373,7 @@ impl Copier {
                 trust: mirror::Trust::default(),
                 credentials: None,
             };
-            let client = client(&endpoint, login_of(source, logins))?;
+            let client = client(&endpoint, login)?;
             let upstream = Arc::new(Upstream::new(client, &self.settings));
             let prefix = source.prefix.clone();
             self.upstreams.insert(prefix, Arc::clone(&upstream));
@@ -315,28 +390,40 @@ impl Copier {
             referrers: copying.referrers,
             verify: false,
             max_size: copying.max_size,
+            max_referrers: Some(copying.max_size.unwrap_or(REFERRERS)),
+            keeps_tag: true,
         };
         Ok(Some((job, asks_upstream)))
     }
 
     fn start(&mut self, key: ImageKey, job: Job, asks_upstream: bool, slot: Option<OwnedSemaphorePermit>) {
         let (context, settings) = (self.context.clone(), self.settings.clone());
-        let (meter, image) = (Arc::clone(&self.meter), key.clone());
+        let meter = Arc::<Meter>::default();
+        let (metered, image) = (Arc::clone(&meter), key.clone());
         let copy = async move {
             let _slot = slot;
             // A large future.
-            let bring = Box::pin(bring(&context, &image, &job, &settings, &meter, asks_upstream));
+            let bring = Box::pin(bring(&context, &image, &job, &settings, &metered, asks_upstream));
             match while_allowed(&context.means, bring).await {
                 Some(Ok(copied)) => {
                     context.first_look(image.by_ref()).await;
-                    Ended::Copied(copied)
+                    let was_looked_at = || {
+                        context
+                            .present()
+                            .is_some_and(|now| now.health().state == State::Healthy)
+                    };
+                    if context.lacks(image.by_ref()) && was_looked_at() {
+                        Ended::Failed(not_shown(&copied))
+                    } else {
+                        Ended::Copied(copied)
+                    }
                 }
                 Some(Err(trouble)) => Ended::Failed(trouble),
                 None => Ended::Stopped,
             }
         };
         let task = self.copies.spawn(copy).id();
-        self.keys.insert(task, key);
+        self.under_way.insert(task, (key, meter));
     }
 
     /// Takes in the end of a copy.
@@ -345,7 +432,14 @@ impl Copier {
             Ok((id, ended)) => (id, Ok(ended)),
             Err(error) => (error.id(), Err(error)),
         };
-        let Some(key) = self.keys.remove(&id) else { return };
+        let Some((key, meter)) = self.under_way.remove(&id) else {
+            return;
+        };
+        let sent = meter.bytes_sent.load(Ordering::Relaxed);
+        self.sent += sent;
+        // Whatever came of it.
+        let (wants, mirror) = (&self.context.means.wants, &self.context.mirror);
+        wants.with(mirror, |queue, now| queue.spend(&key, sent, now));
         match ended {
             Ok(Ended::Copied(copied)) => self.copied(&key, &copied),
             Ok(Ended::Failed(trouble)) => self.failed(&key, &trouble),
@@ -370,8 +464,8 @@ impl Copier {
         } = &self.context;
         means.wants.with(mirror, |queue, _| queue.settled(key));
         // One that was there already tells nothing of writing.
-        if copied.manifests > 0 {
-            self.writing.took();
+        if copied.manifests > 0 && self.writing.took() {
+            means.wants.with(mirror, |queue, _| queue.forgive_mirror());
         }
         store.index_mut().set_not_copied(mirror, key.by_ref(), None);
         metrics.copied(mirror, "Copied");
@@ -404,12 +498,8 @@ impl Copier {
                 because_of(trouble, logins.push.trouble())
             }
             (Some(Filling { logins, .. }), Reason::SourceUnauthorized) => {
-                let mut troubles = logins.sources.iter();
-                let of_image = |(prefix, login): (&String, &Login)| {
-                    let rest = key.by_ref().name().strip_prefix(prefix.as_str())?;
-                    (rest.is_empty() || rest.starts_with('/')).then(|| login.trouble())?
-                };
-                because_of(trouble, troubles.find_map(of_image))
+                let login = login_for(&logins.sources, key.by_ref().name());
+                because_of(trouble, login.and_then(Login::trouble))
             }
             _ => trouble.words.clone(),
         };
@@ -420,9 +510,9 @@ impl Copier {
             ..
         } = *trouble;
         let now = means.wants.now();
-        let is_of_mirror = self.writing.failed(reason, &words, wait, now);
+        let is_left_alone = self.writing.failed(key, reason, &words, wait, now);
         means.wants.with(mirror, |queue, now| {
-            if is_of_mirror {
+            if is_left_alone {
                 queue.broken_off(key);
             } else {
                 queue.failed(key, reason, is_passing, wait, now);
@@ -437,6 +527,17 @@ impl Copier {
         }
     }
 
+    /// Returns when there is more to tell although nothing happens.
+    fn tells_more_at(&self) -> Option<Instant> {
+        let again = self
+            .waiting
+            .filter(|_| self.is_outdated)
+            .map(|(_, at)| at + COUNT);
+        let idle = self.idle_since.map(|since| since + IDLE);
+        let idle = idle.filter(|at| *at > Instant::now());
+        again.into_iter().chain(idle).min()
+    }
+
     /// Shows how it goes.
     fn show(&mut self) {
         let Context {
@@ -446,13 +547,39 @@ impl Copier {
             reports,
             ..
         } = &self.context;
-        let sent = self.meter.bytes_sent.load(Ordering::Relaxed);
+        let under_way = self.under_way.values();
+        let under_way = under_way.map(|(_, meter)| meter.bytes_sent.load(Ordering::Relaxed));
+        let sent = self.sent + under_way.sum::<u64>();
         metrics.copied_bytes(mirror, sent.saturating_sub(self.counted));
         self.counted = sent;
-        let copies = self.filling.is_some().then(|| Copies {
+        let now = Instant::now();
+        let is_filled = self.filling.is_some();
+        let counted = self.waiting.filter(|(_, at)| is_filled && *at + COUNT > now);
+        self.is_outdated = counted.is_some();
+        if is_filled && counted.is_none() {
+            self.tell_exhausted();
+        }
+        let waiting = if let Some((waiting, _)) = counted {
+            waiting
+        } else {
+            let (waiting, is_empty) = means
+                .wants
+                .with(mirror, |queue, now| (queue.waiting(now), queue.is_empty()));
+            self.waiting = Some((waiting, now));
+            let idle_since = self.idle_since.unwrap_or(now);
+            self.idle_since = (is_filled && is_empty && self.copies.is_empty()).then_some(idle_since);
+            waiting
+        };
+        let is_idle = self.idle_since.is_some_and(|since| now >= since + IDLE);
+        if is_idle && matches!(self.writing.state(), Some(Err(_))) {
+            // Nobody tries whether it takes any by now.
+            self.writing.forgive();
+        }
+        let copies = is_filled.then(|| Copies {
             under_way: self.copies.len(),
-            waiting: means.wants.with(mirror, |queue, now| queue.waiting(now)),
+            waiting,
             writing: self.writing.state(),
+            is_idle,
         });
         metrics.set_copies(
             mirror,
@@ -485,6 +612,13 @@ async fn bring(
         match told {
             Some(true) => {}
             Some(false) => {
+                // With its login it may say that there is no such image at all.
+                let client = job.upstream.client();
+                let deadline = Instant::now() + PATIENCE;
+                if client.head(&job.repository, &job.reference, deadline).await == Answer::Missing {
+                    let words = format!("{host} has no {}:{}", job.repository, job.reference);
+                    return Err(Trouble::new(Reason::ImageMissing, words));
+                }
                 let words = format!("{host} does not give it to everybody, and its source is Public");
                 return Err(Trouble::new(Reason::Private, words));
             }
@@ -498,6 +632,19 @@ async fn bring(
         }
     }
     copy::copy(job, settings, meter).await
+}
+
+/// Returns what there is to say where the mirror does not show an image that was just brought there.
+fn not_shown(copied: &Copied) -> Trouble {
+    let words = format!(
+        "the mirror took {} and says that it is not there: may the login of spec.endpoint.credentials read what that of \
+         spec.copy.credentials writes?",
+        copied.digest
+    );
+    Trouble {
+        is_passing: true,
+        ..Trouble::new(Reason::NotReadBack, words)
+    }
 }
 
 /// Goes on with something only while this process may write: looked at before each step of it, so that one that was
@@ -537,6 +684,18 @@ fn login_of<'l>(source: &Source, logins: &'l OfMirror) -> Option<&'l Login> {
         .filter(|_| source.with_credentials)
 }
 
+/// Returns the login of the source that an image is from, by its longest prefix.
+fn login_for<'l>(sources: &'l BTreeMap<String, Login>, name: &str) -> Option<&'l Login> {
+    let of_image = |(prefix, _): &(&String, &Login)| {
+        let rest = name.strip_prefix(prefix.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let fitting = sources.iter().filter(of_image);
+    fitting
+        .max_by_key(|(prefix, _)| prefix.len())
+        .map(|(_, login)| login)
+}
+
 /// Whether the same sources have logins that ask in the same way.
 fn are_same(before: &BTreeMap<String, Login>, now: &BTreeMap<String, Login>) -> bool {
     before.len() == now.len()
@@ -561,8 +720,8 @@ fn renew(client: &Client, login: Option<&Login>) {
 /// Returns what to say of a refused login: what is wrong with its Secret, where that is known.
 fn because_of(trouble: &Trouble, fault: Option<String>) -> String {
     match fault {
-        Some(fault) => format!("{} ({fault})", trouble.words),
-        None => trouble.words.clone(),
+        Some(fault) if trouble.words != fault => format!("{} ({fault})", trouble.words),
+        _ => trouble.words.clone(),
     }
 }
 
@@ -581,6 +740,25 @@ mod tests {
             logins: crate::state::logins::Logins::default(),
             lease,
             ..Means::default()
+        }
+    }
+
+    #[test]
+    fn an_image_has_the_login_of_its_longest_prefix() {
+        let login = |secret: &str| Login {
+            missing: Some(secret.into()),
+            ..Login::default()
+        };
+        let sources = ["ghcr.io", "ghcr.io/acme", "ghcr.io/acme/a"];
+        let sources = sources.map(|prefix| (prefix.to_owned(), login(prefix))).into();
+        for (name, expected) in [
+            ("ghcr.io/acme/secret", Some("ghcr.io/acme")),
+            ("ghcr.io/acme/a", Some("ghcr.io/acme/a")),
+            ("ghcr.io/acmes/a", Some("ghcr.io")),
+            ("quay.io/acme/a", None),
+        ] {
+            let found = login_for(&sources, name).and_then(|login| login.missing.as_deref());
+            assert_eq!(found, expected, "{name}");
         }
     }
 

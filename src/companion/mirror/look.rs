@@ -15,7 +15,7 @@ use crate::{
         answer::Answer,
         health::State,
         image::{KeyRef, Reference},
-        mirror::{Access, Kind, Mirror},
+        mirror::{Kind, Mirror},
         presence::{Presence, Proof, reason_of},
         reason::Reason,
     },
@@ -132,13 +132,14 @@ impl Context {
 }
 
 impl CurrentMirror {
-    /// Whether upstream decides who gets this image: it is from a public source that has credentials.
+    /// Whether upstream decides who gets this image: it is from a public source that has credentials, or lies where
+    /// another mirror brings such images.
     pub(super) fn asks_upstream(&self, located: &Located<'_>) -> bool {
-        let candidates = self.snapshot.routing.candidates(located.key.name());
+        let routing = &self.snapshot.routing;
+        let candidates = routing.candidates(located.key.name());
         let mut candidates = candidates.ordered.iter();
         candidates
             .find(|candidate| candidate.mirror == self.id)
-            .and_then(|candidate| self.settings().sources.get(candidate.source))
-            .is_some_and(|source| source.access == Access::Public && source.with_credentials)
+            .is_some_and(|candidate| routing.access(candidate, &located.reference).asks_upstream)
     }
 }

@@ -112,6 +112,8 @@ pub struct Copies {
     pub waiting: usize,
     /// Whether the mirror takes copies, or why it does not, in words; none while nobody knows.
     pub writing: Option<Result<(), (copying::Reason, Box<str>)>>,
+    /// Whether nothing has been wanted for a while, so that nobody knows.
+    pub is_idle: bool,
 }
 
 /// What the workers of one mirror told last.

@@ -64,7 +64,8 @@ pub struct Wants(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     queues: Mutex<BTreeMap<String, Queue>>,
-    changed: watch::Sender<()>,
+    /// By mirror, for who fills it.
+    changed: Mutex<BTreeMap<String, watch::Sender<()>>>,
     /// Times in queues count from here.
     started: Instant,
 }
@@ -73,7 +74,7 @@ impl Default for Wants {
     fn default() -> Self {
         Self(Arc::new(Inner {
             queues: Mutex::default(),
-            changed: watch::Sender::default(),
+            changed: Mutex::default(),
             started: Instant::now(),
         }))
     }
@@ -95,13 +96,19 @@ impl Wants {
             queues.entry(mirror).or_default().replace(wanted, now);
         }
         drop(queues);
-        self.0.changed.send_replace(());
+        let mut changed = self.changed();
+        changed.retain(|_, changed| changed.receiver_count() > 0);
+        for changed in changed.values() {
+            changed.send_replace(());
+        }
     }
 
-    /// Takes in that a namespace wants an image in a mirror.
+    /// Takes in that a namespace wants an image in a mirror. Who fills it wakes up where that is news.
     pub(super) fn add(&self, mirror: &str, namespace: &str, key: &ImageKey) {
-        self.with(mirror, |queue, now| queue.add(namespace, key, now));
-        self.0.changed.send_replace(());
+        let is_news = self.with(mirror, |queue, now| queue.add(namespace, key, now));
+        if is_news && let Some(changed) = self.changed().get(mirror) {
+            changed.send_replace(());
+        }
     }
 
     /// Takes in that nothing is under way any more for a mirror: whoever was at work has gone.
@@ -126,8 +133,13 @@ impl Wants {
         self.queues().remove(mirror);
     }
 
-    pub(super) fn subscribe(&self) -> watch::Receiver<()> {
-        self.0.changed.subscribe()
+    /// Returns what changes when other images of a mirror are wanted.
+    pub(super) fn subscribe(&self, mirror: &str) -> watch::Receiver<()> {
+        self.changed().entry(mirror.to_owned()).or_default().subscribe()
+    }
+
+    fn changed(&self) -> MutexGuard<'_, BTreeMap<String, watch::Sender<()>>> {
+        self.0.changed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the time as queues have it.
@@ -142,5 +154,29 @@ impl Wants {
 
     fn queues(&self) -> MutexGuard<'_, BTreeMap<String, Queue>> {
         self.0.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_fills_another_mirror_sleeps_on_and_so_does_everybody_where_nothing_is_new() {
+        let wants = Wants::default();
+        let (mut a, b) = (wants.subscribe("a"), wants.subscribe("b"));
+        let nginx: ImageKey = "docker.io/library/nginx:1".parse().unwrap();
+        wants.add("a", "team", &nginx);
+        assert_eq!(
+            (a.has_changed().unwrap(), b.has_changed().unwrap()),
+            (true, false)
+        );
+        a.mark_unchanged();
+        wants.add("a", "team", &nginx);
+        assert!(!a.has_changed().unwrap(), "that was known");
+        wants.add("a", "other", &nginx);
+        assert!(a.has_changed().unwrap());
+        wants.replace([("b".to_owned(), Vec::new())].into());
+        assert!(b.has_changed().unwrap());
     }
 }

@@ -32,6 +32,8 @@ pub struct Plan {
     /// What the manifests will have that were met and not read yet, as far as indexes tell.
     promised: u64,
     blobs: usize,
+    /// What turned out to be blobs and is not noted as such yet, with their sizes.
+    found_blobs: BTreeMap<Digest, u64>,
     /// Whether something that an index lists was left out.
     is_sparse: bool,
 }
@@ -107,12 +109,17 @@ impl Plan {
             bytes: 0,
             promised: 0,
             blobs: 0,
+            found_blobs: BTreeMap::new(),
             is_sparse: false,
         }
     }
 
-    /// Takes out all manifests that can be read now. What was read is told by [`Self::read`].
+    /// Takes out all manifests that can be read now. What was read is told by [`Self::read`]. Once there is none the plan
+    /// is whole.
     pub fn to_read(&mut self) -> Vec<Wanted> {
+        if self.to_read.is_empty() {
+            self.move_blobs();
+        }
         self.to_read.drain(..).collect()
     }
 
@@ -182,15 +189,31 @@ impl Plan {
     pub fn is_blob(&mut self, wanted: &Wanted) {
         let Some(size) = wanted.blob else { return };
         self.met.remove(&wanted.digest);
+        self.found_blobs.insert(wanted.digest.clone(), size);
+    }
+
+    /// Moves what turned out to be blobs to the blobs of the manifests that list it: of all at once, for each may be
+    /// listed by each.
+    fn move_blobs(&mut self) {
+        let found = std::mem::take(&mut self.found_blobs);
+        if found.is_empty() {
+            return;
+        }
         for manifest in self.manifests.values_mut() {
-            if manifest.children.contains(&wanted.digest) {
-                manifest.children.retain(|child| *child != wanted.digest);
-                manifest.blobs.push(Part {
-                    digest: wanted.digest.clone(),
-                    size,
-                    is_foreign: false,
-                });
-            }
+            let mut moved = BTreeMap::new();
+            manifest.children.retain(|child| match found.get(child) {
+                Some(size) => {
+                    moved.insert(child.clone(), *size);
+                    false
+                }
+                None => true,
+            });
+            let parts = moved.into_iter().map(|(digest, size)| Part {
+                digest,
+                size,
+                is_foreign: false,
+            });
+            manifest.blobs.extend(parts);
         }
     }
 
@@ -375,6 +398,34 @@ mod tests {
             .map(|part| (&part.digest, part.size))
             .collect();
         assert_eq!(of_index, [(&digest(5), 7)]);
+    }
+
+    #[test]
+    fn a_blob_that_several_indexes_list_is_a_part_of_each_once() {
+        let cache = |number| json!({"digest": digest(number).to_string(), "size": 7, "mediaType": "application/vnd.example.cache"});
+        let with = |children: &[usize], caches: &[usize]| {
+            let mut list = index(children);
+            let entries = list["manifests"].as_array_mut().unwrap();
+            entries.extend(caches.iter().map(|number| cache(*number)));
+            list
+        };
+        let manifests = BTreeMap::from([
+            (0, with(&[1, 2], &[5, 6, 5])),
+            (1, with(&[3], &[6, 7])),
+            (2, image(&[10])),
+            (3, image(&[11])),
+        ]);
+        let plan = planned(&manifests, Platforms::ALL).unwrap();
+        let blobs = |number: usize| {
+            let parts = &plan.manifest(&digest(number)).unwrap().blobs;
+            parts.iter().map(|part| part.digest.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(blobs(0), [digest(5), digest(6)]);
+        assert_eq!(blobs(1), [digest(6), digest(7)]);
+        assert_eq!(
+            plan.steps(),
+            [vec![digest(2), digest(3)], vec![digest(1)], vec![digest(0)]]
+        );
     }
 
     #[test]

@@ -51,6 +51,8 @@ reasons! {
     PlatformMissing => "want other platforms, or all",
     /// The image is larger than is copied.
     ImageTooLarge => "spec.copy.maxImageSize of the mirror may be raised",
+    /// As much was copied for the namespace within a day as may be.
+    NamespaceLimitReached => "it is copied a day after the first of that; spec.copy.maxBytesPerDay of the mirror may be raised",
     /// Upstream gives the image to those who log in only, and its source is for everybody.
     Private => "spec.sources[].access: Private, with a namespaceSelector, says who may have it",
     /// What came is not what its digest promises.

@@ -44,6 +44,8 @@ pub struct Refusal {
     pub codes: Vec<Box<str>>,
     /// What it says, cleaned and with a bound.
     pub words: Box<str>,
+    /// The path and query that were asked for: registries quote the names in it, which people choose as they like.
+    pub asked: Box<str>,
     /// The wait that it asks for.
     pub retry_after: Option<Duration>,
     /// Whether somebody answered to whom the registry had sent us.
@@ -205,15 +207,19 @@ impl Refusal {
         self.codes.iter().any(|code| codes.contains(&&**code))
     }
 
-    /// Whether one of these stands in what it says, in any case.
+    /// Whether one of these stands in what it says, in any case. One that stands in what was asked for too says nothing:
+    /// it may be quoted.
     fn says(&self, words: &[&str]) -> bool {
         let said = self.words.to_ascii_lowercase();
+        let asked = self.asked.to_ascii_lowercase();
         let code = |word: &str| {
             self.codes
                 .iter()
                 .any(|code| code.to_ascii_lowercase().contains(word))
         };
-        words.iter().any(|word| said.contains(word) || code(word))
+        words
+            .iter()
+            .any(|word| (said.contains(word) && !asked.contains(word)) || code(word))
     }
 }
 
@@ -230,7 +236,13 @@ mod tests {
 
     #[track_caller]
     fn check(step: Step, status: u16, code: &str, words: &str, expected: Verdict) {
+        check_asked(step, "/v2/team/app/", status, code, words, expected);
+    }
+
+    #[track_caller]
+    fn check_asked(step: Step, asked: &str, status: u16, code: &str, words: &str, expected: Verdict) {
         let refusal = Refusal {
+            asked: asked.into(),
             status,
             codes: Some(code)
                 .filter(|code| !code.is_empty())
@@ -244,7 +256,7 @@ mod tests {
         assert_eq!(
             refusal.verdict(step),
             expected,
-            "{step:?} {status} {code} {words}"
+            "{step:?} {asked} {status} {code} {words}"
         );
     }
 
@@ -289,6 +301,44 @@ mod tests {
                 Verdict::Never(Reason::RepositoryMissing),
             );
         }
+    }
+
+    #[test]
+    fn a_word_that_stands_in_the_image_s_own_name_says_nothing() {
+        let denied = "access to repository envoyproxy/RateLimit denied";
+        let forbidden = Verdict::Never(Reason::PushForbidden);
+        let asked = "/v2/docker.io/envoyproxy/ratelimit/blobs/uploads/";
+        check_asked(Step::Begin, asked, 403, "DENIED", denied, forbidden);
+        check(Step::Begin, 403, "DENIED", denied, Verdict::Wait(None));
+        check_asked(
+            Step::Begin,
+            asked,
+            403,
+            "",
+            "a secondary rate limit",
+            Verdict::Wait(None),
+        );
+        let tagged = Step::Manifest(PLAIN);
+        let words = "tag 'read-only' of project/quota: denied";
+        check_asked(
+            tagged,
+            "/v2/project/quota/manifests/read-only",
+            403,
+            "DENIED",
+            words,
+            forbidden,
+        );
+        check(
+            tagged,
+            403,
+            "DENIED",
+            words,
+            Verdict::Never(Reason::QuotaExceeded),
+        );
+        // A code is the registry's own.
+        let code = "LimitExceeded";
+        let full = Verdict::Never(Reason::QuotaExceeded);
+        check_asked(Step::Begin, "/v2/limitexceeded/", 403, code, "", full);
     }
 
     /// What registries in the field say of tags that may not be moved, quotas, read-only registries and policies.

@@ -6,9 +6,14 @@
 use std::time::Duration;
 
 use super::Reason;
+use crate::domain::image::ImageKey;
 
 /// How long nothing is written to a mirror that takes nothing: at first, and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_mins(1), Duration::from_mins(15));
+
+/// How many different images in a row it does not take before that speaks of the mirror: for one, a blob of its own may be
+/// to blame, or the quota of its project.
+const DIFFERENT: usize = 3;
 
 /// For how long somebody asked to be left alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +32,8 @@ pub struct Writing {
     took: bool,
     pauses: u32,
     until: Duration,
+    /// The last different images that it did not take, without one in between that it took.
+    refused: Vec<ImageKey>,
 }
 
 impl Writing {
@@ -45,21 +52,36 @@ impl Writing {
         (self.until > now).then_some(self.until)
     }
 
-    /// Takes in that a copy was brought to its end.
-    pub fn took(&mut self) {
-        *self = Self {
-            took: true,
-            ..Self::default()
-        };
+    /// Takes in that a copy was brought to its end. Returns whether that ends a fault.
+    pub fn took(&mut self) -> bool {
+        let before = std::mem::take(self);
+        self.took = true;
+        before.fault.is_some()
     }
 
-    /// Takes in that a copy failed. Returns whether that speaks of the mirror, and not of the image.
-    pub fn failed(&mut self, reason: Reason, words: &str, wait: Option<Wait>, now: Duration) -> bool {
+    /// Takes in that an image was not copied. Returns whether the mirror asked to be left alone, which says nothing of the
+    /// image.
+    pub fn failed(
+        &mut self,
+        key: &ImageKey,
+        reason: Reason,
+        words: &str,
+        wait: Option<Wait>,
+        now: Duration,
+    ) -> bool {
         if let Some(wait) = wait.filter(|wait| wait.of_mirror) {
             self.until = self.until.max(now + wait.time);
             return true;
         }
-        if !speaks_of_mirror(reason) {
+        if !may_speak_of_mirror(reason) {
+            return false;
+        }
+        if !self.refused.contains(key) && self.refused.len() < DIFFERENT {
+            self.refused.push(key.clone());
+        }
+        // A registry that writes nothing at all says so at once.
+        let speaks = reason == Reason::MirrorReadOnly || self.refused.len() >= DIFFERENT;
+        if self.fault.is_none() && !speaks {
             return false;
         }
         // What was under way with the first that failed says nothing new.
@@ -72,7 +94,7 @@ impl Writing {
         if !is_same {
             self.fault = Some((reason, words.into()));
         }
-        true
+        false
     }
 
     /// Forgets everything: the mirror is asked in another way.
@@ -89,8 +111,8 @@ impl Writing {
     }
 }
 
-/// Whether what was meant for one image would be so for every other.
-const fn speaks_of_mirror(reason: Reason) -> bool {
+/// Whether what was meant for one image may be so for every other.
+const fn may_speak_of_mirror(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::MirrorNotWritable | Reason::MirrorReadOnly | Reason::QuotaExceeded
@@ -105,6 +127,10 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    fn key(number: usize) -> ImageKey {
+        format!("docker.io/library/x:{number}").parse().unwrap()
+    }
+
     #[test]
     fn a_mirror_that_takes_nothing_is_tried_again_by_one_copy() {
         let mut writing = Writing::default();
@@ -114,12 +140,14 @@ mod tests {
             Reason::MediaTypeRefused,
             Reason::Unreachable,
         ] {
-            assert!(!writing.failed(reason, "", None, at(0)));
+            for number in 0..4 {
+                writing.failed(&key(number), reason, "", None, at(0));
+            }
             assert_eq!(writing.at_once(4, at(0)), 4);
         }
         // Four were under way.
-        for _ in 0..4 {
-            assert!(writing.failed(Reason::MirrorNotWritable, "no space", None, at(0)));
+        for number in 0..4 {
+            writing.failed(&key(number), Reason::MirrorNotWritable, "no space", None, at(0));
         }
         assert_eq!(
             writing.state(),
@@ -128,7 +156,7 @@ mod tests {
         assert_eq!((writing.at_once(4, at(59)), writing.at_once(4, at(60))), (0, 1));
         assert_eq!(writing.paused_until(at(59)), Some(at(60)));
         for (now, pause) in [(60, 120), (180, 240), (420, 480), (900, 900), (1800, 900)] {
-            writing.failed(Reason::QuotaExceeded, "", None, at(now));
+            writing.failed(&key(0), Reason::QuotaExceeded, "", None, at(now));
             assert_eq!(
                 (
                     writing.at_once(4, at(now + pause - 1)),
@@ -138,8 +166,32 @@ mod tests {
                 "{now}"
             );
         }
-        writing.took();
+        assert!(writing.took());
         assert_eq!((writing.at_once(4, at(1800)), writing.state()), (4, Some(Ok(()))));
+        assert!(!writing.took());
+    }
+
+    #[test]
+    fn one_image_that_a_mirror_does_not_take_says_nothing_of_the_mirror() {
+        for reason in [Reason::QuotaExceeded, Reason::MirrorNotWritable] {
+            let mut writing = Writing::default();
+            for second in 0..10 {
+                writing.failed(&key(0), reason, "", None, at(second));
+                writing.failed(&key(1), reason, "", None, at(second));
+            }
+            assert_eq!((writing.at_once(4, at(10)), writing.state()), (4, None));
+            // Others in between went well.
+            writing.took();
+            writing.failed(&key(2), reason, "", None, at(20));
+            assert_eq!((writing.at_once(4, at(20)), writing.state()), (4, Some(Ok(()))));
+            writing.failed(&key(0), reason, "", None, at(21));
+            writing.failed(&key(1), reason, "full", None, at(22));
+            assert_eq!(writing.state(), Some(Err((reason, "full".into()))));
+        }
+        // One that writes nothing at all says so.
+        let mut writing = Writing::default();
+        writing.failed(&key(0), Reason::MirrorReadOnly, "", None, at(0));
+        assert_eq!(writing.at_once(4, at(0)), 0);
     }
 
     #[test]
@@ -151,9 +203,9 @@ mod tests {
                 time: at(30),
             })
         };
-        assert!(!writing.failed(Reason::RateLimited, "", wait(false), at(0)));
+        assert!(!writing.failed(&key(0), Reason::RateLimited, "", wait(false), at(0)));
         assert_eq!(writing.at_once(4, at(0)), 4);
-        assert!(writing.failed(Reason::RateLimited, "", wait(true), at(0)));
+        assert!(writing.failed(&key(0), Reason::RateLimited, "", wait(true), at(0)));
         assert_eq!(
             (
                 writing.at_once(4, at(29)),

@@ -20,7 +20,7 @@ use super::{
     health::State,
     image::{ImageKey, KeyRef, KeySpan, Keys, Reference},
     mapping::MapError,
-    mirror::{Access, Kind, Mirror, Mode, Prefer},
+    mirror::{Kind, Mirror, Mode, Prefer},
     names::PULL_SECRET,
     original::{Original, RecordedDecisions},
     platform::{Platforms, Wanted},
@@ -262,6 +262,15 @@ struct Ask {
     candidates: SmallVec<[routing::Candidate; 2]>,
 }
 
+/// An image that one mirror is asked for that may serve it.
+struct AskedFor<'r> {
+    reference: &'r Reference<'r>,
+    key: KeyRef<'r>,
+    mirror: MirrorId,
+    /// Whether it is given only where upstream gives it to everybody.
+    asks_upstream: bool,
+}
+
 struct Decider<'s, 'a> {
     snapshot: &'s Snapshot,
     index: &'s Index,
@@ -378,7 +387,12 @@ impl<'s, 'a> Decider<'s, 'a> {
                 continue;
             }
             let mode = settings.mode.min(self.mode);
-            let refusal = self.known_refusal(candidate.mirror, settings, mode);
+            let access = snapshot.routing.access(&candidate, &reference);
+            let mut refusal = self.known_refusal(candidate.mirror, settings, mode);
+            if refusal.is_none() && !snapshot.may_have(&access, self.request.namespace) {
+                // Another mirror brought it there, for others.
+                refusal = Some(Reason::NamespaceNotServed);
+            }
             // Rescue may need any of these mirrors later, when the Pod's list cannot be changed.
             planned.wants_pull_secret |= settings.pull_secret && mode == Mode::Enforce && refusal.is_none();
             if enough {
@@ -390,7 +404,13 @@ impl<'s, 'a> Decider<'s, 'a> {
                 Verdict::Not(reason)
             } else {
                 let found = found.unwrap_or_else(|| self.index.find_one(&settings.name, key));
-                self.state(&reference, key, candidate, settings, wanted, found)
+                let asked = AskedFor {
+                    reference: &reference,
+                    key,
+                    mirror: candidate.mirror,
+                    asks_upstream: access.asks_upstream,
+                };
+                self.state(&asked, settings, wanted, found)
             };
             enough = matches!(verdict, Verdict::Proven(_)) && mode == self.mode;
             planned.candidates.push(Asked {
@@ -486,20 +506,18 @@ impl<'s, 'a> Decider<'s, 'a> {
     /// Returns what the state says of an image on a mirror that may serve it.
     fn state(
         &mut self,
-        reference: &Reference<'_>,
-        key: KeyRef<'_>,
-        candidate: routing::Candidate,
+        asked: &AskedFor<'_>,
         settings: &Mirror,
         wanted: Wanted,
         found: Found<'_>,
     ) -> Verdict {
-        let stale = self.snapshot.is_stale(candidate.mirror);
+        let stale = self.snapshot.is_stale(asked.mirror);
         if stale && settings.kind == Kind::PullThrough {
             return Verdict::Not(Reason::StateStale);
         }
-        let health = self.snapshot.health_of(candidate.mirror);
+        let health = self.snapshot.health_of(asked.mirror);
         match health.state {
-            State::Healthy if self.snapshot.is_suspected(candidate.mirror) => {
+            State::Healthy if self.snapshot.is_suspected(asked.mirror) => {
                 return Verdict::Not(Reason::MirrorSuspected);
             }
             State::Healthy => {}
@@ -507,23 +525,22 @@ impl<'s, 'a> Decider<'s, 'a> {
             State::Unknown if stale => return Verdict::Not(Reason::StateStale),
             State::Unknown => return Verdict::Not(Reason::MirrorUnknown),
         }
-        if settings.prefer == Prefer::Upstream && self.upstream_works(key) {
+        if settings.prefer == Prefer::Upstream && self.upstream_works(asked.key) {
             return Verdict::Not(Reason::UpstreamPreferred);
         }
         let rules = Rules::of(settings, health.proven_since);
-        let source = &settings.sources[candidate.source];
-        match found.judge(key.class(), &rules, self.now) {
+        match found.judge(asked.key.class(), &rules, self.now) {
             Judgement::Proven(proof, _) => {
-                if let Some(reason) = objection(proof, wanted, reference) {
+                if let Some(reason) = objection(proof, wanted, asked.reference) {
                     return Verdict::Not(reason);
                 }
-                if source.access == Access::Public && source.with_credentials && proof.public != Some(true) {
+                if asked.asks_upstream && proof.public != Some(true) {
                     return Verdict::Not(Reason::Private);
                 }
                 Verdict::Proven(proof.digest.clone())
             }
             Judgement::Absent(_) => Verdict::Not(Reason::ImageMissing),
-            Judgement::Unproven(reason) => self.unproven(reference, key, candidate, settings, reason),
+            Judgement::Unproven(reason) => self.unproven(asked, settings, reason),
         }
     }
 
@@ -533,15 +550,13 @@ impl<'s, 'a> Decider<'s, 'a> {
     }
 
     /// Returns the verdict on an image without proof: wait for a probe, or keep it.
-    fn unproven(
-        &mut self,
-        reference: &Reference<'_>,
-        key: KeyRef<'_>,
-        candidate: routing::Candidate,
-        settings: &Mirror,
-        reason: Option<Reason>,
-    ) -> Verdict {
-        let mirror = candidate.mirror;
+    fn unproven(&mut self, asked: &AskedFor<'_>, settings: &Mirror, reason: Option<Reason>) -> Verdict {
+        let &AskedFor {
+            reference,
+            key,
+            mirror,
+            asks_upstream,
+        } = asked;
         let met = self.unproven.get(key.as_str());
         let met = met.and_then(|met| met.iter().find(|(met, _)| *met == mirror));
         if let Some((_, Some(position))) = met {
@@ -552,9 +567,7 @@ impl<'s, 'a> Decider<'s, 'a> {
             Ok(repository) => repository,
             Err(MapError::NameTooLong { .. }) => return Verdict::Not(Reason::NameTooLong),
         };
-        let source = &settings.sources[candidate.source];
         // Only the companion asks upstream whether everybody gets an image.
-        let asks_upstream = source.access == Access::Public && source.with_credentials;
         let wait = !asks_upstream && (settings.kind == Kind::Hosted || self.probing == Probing::All);
         let reference = reference.manifest_reference().to_owned();
         let probe = Probe {

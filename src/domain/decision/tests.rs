@@ -5,7 +5,9 @@ use crate::domain::{
     answer::{Ambiguity, Child, Limit, Manifest, MediaType, Particulars, Party, Unreachable},
     examples::{NOW, digest, key, manifest, mirror, place, proof, snapshot, source},
     health::Health,
-    mirror::{OwnerPattern, Pin, Source, Tags},
+    mapping::MirrorRegistry,
+    mirror::{Access, OwnerPattern, Pin, Source, Tags},
+    names::ORIGINAL_IMAGE_PREFIX,
     owners::LeftAlone,
     platform::{Label, Landing},
     pod::{Annotations, Owner},
@@ -1371,4 +1373,85 @@ fn keeping_all_takes_back_every_rewrite() {
         (Outcome::Kept, Reason::PodTooLarge)
     );
     assert_eq!((&decisions[0].rewritten, &decisions[0].digest), (&None, &None));
+}
+
+#[test]
+fn what_one_mirror_copies_for_some_no_other_mirror_of_its_registry_gives_to_others() {
+    let registry: MirrorRegistry = "m.io".parse().unwrap();
+    let at_one_place = |mut mirror: Mirror| {
+        mirror.mapping.registry = registry.clone();
+        mirror
+    };
+    let acme = |access, with_credentials, selector: bool| {
+        let team = Requirement {
+            key: "team".to_owned(),
+            operator: Operator::In(vec!["blue".to_owned()]),
+        };
+        at_one_place(Mirror {
+            sources: vec![Source {
+                access,
+                with_credentials,
+                ..source("ghcr.io/acme", &[])
+            }],
+            namespaces: Selector {
+                requirements: selector.then_some(team).into_iter().collect(),
+            },
+            // Asked last.
+            priority: 1,
+            ..mirror("acme", &[])
+        })
+    };
+    let secret = "ghcr.io/acme/secret:1";
+    let before = |acme: Mirror, team: &'static str, public| {
+        let main = at_one_place(mirror("main", &["docker.io", "ghcr.io"]));
+        scene(vec![main, acme])
+            .image(secret)
+            .with("main", secret, Presence::Present(Proof { public, ..proof('a') }))
+            .edit(|scene| {
+                let labels = Labels::from([("team".to_owned(), team.to_owned())]);
+                scene.snapshot.namespaces = Arc::new([("team".to_owned(), labels)].into());
+            })
+    };
+    let rewritten = "Rewritten Mirrored main → m.io/ghcr.io/acme/secret:1";
+
+    let private = || acme(Access::Private, true, true);
+    let of_red = before(private(), "red", None);
+    check(&of_red, "Kept NamespaceNotServed main");
+    assert_eq!(
+        of_red.details(),
+        ["main Kept NamespaceNotServed", "acme Kept NamespaceNotServed"]
+    );
+    check(&before(private(), "blue", None), rewritten);
+    // It is not even looked for, though main knows nothing of it, nor what its mode is by now.
+    let unknown = before(private(), "red", None).edit(|scene| scene.index = Index::default());
+    check(&unknown, "Kept NamespaceNotServed main");
+    assert_eq!(unknown.plan().probes.len(), 0);
+    let off = Mirror {
+        mode: Mode::Off,
+        ..private()
+    };
+    check(&before(off, "red", None), "Kept NamespaceNotServed main");
+    // What was rewritten goes back.
+    let mapped = "m.io/ghcr.io/acme/secret:1";
+    let rewritten_before = before(private(), "red", None).image(mapped).edit(|scene| {
+        let record = (format!("{ORIGINAL_IMAGE_PREFIX}app").into(), secret.into());
+        scene.request.pod.annotations = Annotations::new(0, [record].into_iter().collect());
+    });
+    assert_eq!(rewritten_before.decisions()[0].replacement(), Some(secret));
+    // Other images of main are anybody's.
+    let other = before(private(), "red", None).image("nginx:1");
+    check(
+        &other.with("main", NGINX, Presence::Present(proof('a'))),
+        "Rewritten Mirrored main → m.io/docker.io/library/nginx:1",
+    );
+
+    // What acme reads with a login, and gives to everybody whom upstream gives it to.
+    let half_public = || acme(Access::Public, true, false);
+    check(&before(half_public(), "red", None), "Kept Private main");
+    check(&before(half_public(), "red", Some(false)), "Kept Private main");
+    check(&before(half_public(), "red", Some(true)), rewritten);
+    check(
+        &before(acme(Access::Public, false, false), "red", None),
+        rewritten,
+    );
 }

@@ -115,6 +115,15 @@ impl Mapping {
         Ok(path)
     }
 
+    /// Returns what the paths of all images of a host begin and end with in the mirror's registry: what stands between
+    /// is the image's own repository, with Docker Hub's `library/`.
+    pub fn around(&self, host: &str) -> (String, String) {
+        let (before, after) = self.template.around(host);
+        let path = self.registry.path();
+        let slash = if path.is_empty() { "" } else { "/" };
+        (format!("{path}{slash}{before}"), after)
+    }
+
     /// The room that a repository takes at most, unless its host is an IPv6 address.
     fn capacity(&self, image: &Reference<'_>) -> usize {
         let [library, path] = image.path_parts();

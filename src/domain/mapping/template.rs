@@ -90,6 +90,20 @@ impl Template {
             }
         }
     }
+
+    /// Returns what stands before and after the repository of an image of this host.
+    pub(super) fn around(&self, host: &str) -> (String, String) {
+        let (mut before, mut after) = (String::new(), String::new());
+        let mut out = &mut before;
+        for piece in &self.pieces {
+            match piece {
+                Piece::Literal(text) => out.push_str(text),
+                Piece::Registry => push_registry(out, host),
+                Piece::Repository => out = &mut after,
+            }
+        }
+        (before, after)
+    }
 }
 
 impl FromStr for Template {

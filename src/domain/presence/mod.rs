@@ -631,7 +631,13 @@ impl Index {
                 entry.is_some_and(|entry| entry.presence == Presence::Missing)
             });
             if reasons.len() > NOT_COPIED_LIMIT {
-                reasons.remove(key.as_str());
+                // Some at once, so that the next ones need no look at all of them.
+                let mut to_go = NOT_COPIED_LIMIT / 16;
+                reasons.retain(|other, _| {
+                    let goes = to_go > 0 && other.as_str() != key.as_str();
+                    to_go -= usize::from(goes);
+                    !goes
+                });
             }
         }
         if self.not_copied(mirror, key) != before {

@@ -575,7 +575,11 @@ fn of_so_many_images_it_is_told_and_no_more() {
         index.write("a", key(&image), Presence::Missing, NOW, NOW);
         index.set_not_copied("a", key(&image), reason);
     }
-    assert_eq!(index.not_copied["a"].len(), NOT_COPIED_LIMIT);
+    let kept = index.not_copied["a"].len();
+    assert!(
+        kept <= NOT_COPIED_LIMIT && kept > NOT_COPIED_LIMIT / 10 * 9,
+        "{kept}"
+    );
     // What is gone makes room.
     index.remove("a", key(&image(0)));
     index.set_not_copied("a", key(&image(NOT_COPIED_LIMIT)), reason);

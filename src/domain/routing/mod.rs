@@ -13,6 +13,8 @@ use foldhash::quality::RandomState;
 use memchr::memrchr;
 use smallvec::SmallVec;
 
+use access::Holdings;
+
 use super::{
     digest::Digest,
     image::Reference,
@@ -20,6 +22,10 @@ use super::{
     mirror::{Mirror, Pin},
     source::normalise_host,
 };
+
+mod access;
+
+pub use access::Access;
 
 /// How many mirrors are named that stand in one's way.
 const OVERLAPS: usize = 3;
@@ -33,6 +39,9 @@ pub struct MirrorId(u32);
 pub struct Routing {
     mirrors: Vec<Mirror>,
     nodes: HashMap<Box<str>, Node, RandomState>,
+    holdings: Holdings,
+    /// The mirrors from which each is not separated, in the routing's order.
+    not_separated: Vec<Vec<MirrorId>>,
 }
 
 #[derive(Debug, Default)]
@@ -111,7 +120,14 @@ impl Routing {
                     .push((id, index));
             }
         }
-        Self { mirrors, nodes }
+        let holdings = Holdings::of(&mirrors);
+        let not_separated = access::not_separated(&mirrors);
+        Self {
+            mirrors,
+            nodes,
+            holdings,
+            not_separated,
+        }
     }
 
     /// Returns a mirror.
@@ -129,6 +145,27 @@ impl Routing {
         self.mirrors()
             .find(|(_, mirror)| mirror.name == name)
             .map(|(id, _)| id)
+    }
+
+    /// Returns the names of the mirrors that do not keep their images from namespaces that they do not serve, as another
+    /// mirror of an overlapping registry serves those: a login for the one reads what lies in the other. None is given
+    /// to Pods for such a mirror.
+    pub fn not_separated(&self) -> impl Iterator<Item = &str> {
+        let all = self.mirrors.iter().zip(&self.not_separated);
+        all.filter(|(_, others)| !others.is_empty())
+            .map(|(mirror, _)| mirror.name.as_str())
+    }
+
+    /// Returns the names of the mirrors from which this one is not separated.
+    pub fn not_separated_from(&self, id: MirrorId) -> impl Iterator<Item = &str> {
+        let others = self.not_separated.get(id.index()).into_iter().flatten();
+        others.map(|other| self.mirror(*other).name.as_str())
+    }
+
+    /// Returns who may get what lies at an image's place in a mirror. Nothing is computed where no other mirror could
+    /// have put something there.
+    pub fn access(&self, candidate: &Candidate, image: &Reference<'_>) -> Access {
+        self.holdings.access(&self.mirrors, candidate, image)
     }
 
     /// Returns the mirrors by name.

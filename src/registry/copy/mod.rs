@@ -192,6 +192,11 @@ pub struct Job {
     pub verify: bool,
     /// The most bytes that it may have; none is unbounded.
     pub max_size: Option<u64>,
+    /// The most bytes that what refers to it may have, all together; none is unbounded. What the image has counts with it
+    /// where the image has a bound.
+    pub max_referrers: Option<u64>,
+    /// Whether a tag that is at the mirror stays as it is, whatever it means.
+    pub keeps_tag: bool,
 }
 
 /// How far a copy has come, for people. All counts only rise.
@@ -322,6 +327,9 @@ struct State {
     is_new: bool,
     /// Blobs that the registry lacks although it said otherwise.
     lied_about: BTreeSet<Digest>,
+    /// How many bytes the image has, as far as it was read, and what refers to it.
+    size: u64,
+    referring: u64,
 }
 
 impl<'c> Copying<'c> {
@@ -508,12 +516,20 @@ impl<'c> Copying<'c> {
             state.root = Some(root.clone());
             state.is_new = there.is_none();
         }
+        if let Some(other) = there.as_ref().filter(|there| there.digest != root)
+            && self.job.keeps_tag
+        {
+            // Somebody brought it meanwhile.
+            self.state().root = Some(other.digest.clone());
+            return Ok(());
+        }
         let same = there.filter(|there| there.digest == root);
         if let Some(same) = &same
             && !self.job.verify
             && let Some(whole) = self.is_whole(same).await?
         {
             if self.job.referrers {
+                self.state().size = size_of(&whole);
                 // Signatures come later than what they sign.
                 self.bring_referrers(&whole).await;
             }
@@ -521,6 +537,7 @@ impl<'c> Copying<'c> {
         }
         let plan = self.plan(&root, at_source).await?;
         self.check_size(&plan)?;
+        self.state().size = size_of(&plan);
         self.state().is_sparse = plan.is_sparse();
         self.push(&plan, same.is_some()).await
     }
@@ -528,9 +545,7 @@ impl<'c> Copying<'c> {
     /// Fails where the image is larger than is wanted. Sizes are those that its manifests promise; more of a blob than
     /// was promised is never taken.
     fn check_size(&self, plan: &Plan) -> Result<(), Trouble> {
-        let manifests = plan.manifests().map(|manifest| manifest.bytes.len() as u64);
-        let sizes = plan.blobs().map(|part| part.size).chain(manifests);
-        let size = sizes.fold(0_u64, u64::saturating_add);
+        let size = size_of(plan);
         match self.job.max_size {
             Some(most) if size > most => Err(Trouble::new(
                 Reason::ImageTooLarge,
@@ -693,6 +708,14 @@ impl<'c> Copying<'c> {
         }
         // A registry may refuse to be told again what a tag is.
         let tag = Some(self.job.tag.as_str()).filter(|_| !is_tagged);
+        if let Some(tag) = tag.filter(|_| self.job.keeps_tag) {
+            // It may have come while the image was brought.
+            let now = self.until(Side::Mirror, Step::Look, tag, || self.target.digest(tag));
+            if let Some(other) = now.await?.filter(|now| *now != root.digest) {
+                self.state().root = Some(other);
+                return Ok(());
+            }
+        }
         match self.write(plan, root, tag).await {
             Err(trouble) if trouble.reason == Reason::TagImmutable => {
                 // By its digest it can be used all the same.
@@ -871,6 +894,13 @@ impl<'c> Copying<'c> {
             ..Trouble::new(Reason::NotReadBack, words)
         })
     }
+}
+
+/// Returns how many bytes all has that a plan names.
+fn size_of(plan: &Plan) -> u64 {
+    let manifests = plan.manifests().map(|manifest| manifest.bytes.len() as u64);
+    let sizes = plan.blobs().map(|part| part.size).chain(manifests);
+    sizes.fold(0_u64, u64::saturating_add)
 }
 
 /// Returns what is asked for where an ordinary manifest is pushed under a tag.

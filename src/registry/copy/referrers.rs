@@ -359,6 +359,7 @@ impl Copying<'_> {
             return Err(Trouble::new(Reason::Internal, "a plan without its beginning"));
         };
         let referrer = Referrer::of(&attached.digest, manifest.bytes.len(), &manifest.contents);
+        self.count(&plan)?;
         let reference = attached
             .tag
             .clone()
@@ -373,6 +374,31 @@ impl Copying<'_> {
         }
         self.push_plan(&plan, attached.tag.as_deref()).await?;
         Ok(referrer)
+    }
+
+    /// Takes in that something that refers to the image is brought along, or fails where that is more than is wanted.
+    fn count(&self, plan: &Plan) -> Result<(), Trouble> {
+        let Some(most) = self.job.max_referrers else {
+            return Ok(());
+        };
+        let mut state = self.state();
+        let most = if self.job.max_size.is_some() {
+            most.saturating_sub(state.size)
+        } else {
+            most
+        };
+        let size = super::size_of(plan);
+        let all = state.referring.saturating_add(size);
+        if all > most {
+            let root = plan.root();
+            let words = format!(
+                "{root} has {size} bytes and refers to the image, for which {} are left",
+                most.saturating_sub(state.referring)
+            );
+            return Err(Trouble::new(Reason::ImageTooLarge, words));
+        }
+        state.referring = all;
+        Ok(())
     }
 
     /// Writes into the list under a tag what refers to a manifest, for a mirror that keeps no lists itself.

@@ -862,6 +862,7 @@ fn how_a_mirror_is_filled_is_read_whole_or_told_what_is_wrong() {
         platforms: Platforms::ALL,
         referrers: true,
         max_size: None,
+        max_per_day: None,
     };
     assert_eq!(read("{policy: OnDemand}"), Ok(Some(all)));
     assert_eq!(read("{}"), Ok(None));
@@ -870,8 +871,9 @@ fn how_a_mirror_is_filled_is_read_whole_or_told_what_is_wrong() {
         platforms: Platforms::parse("linux/arm64").unwrap(),
         referrers: false,
         max_size: Some(20 << 30),
+        max_per_day: Some(100 << 30),
     };
-    let text = "{policy: OnDemand, platforms: [linux/arm64], referrers: false, maxImageSize: 20Gi}";
+    let text = "{policy: OnDemand, platforms: [linux/arm64], referrers: false, maxImageSize: 20Gi, maxBytesPerDay: 100Gi}";
     assert_eq!(read(text), Ok(Some(some)));
     for (text, expected) in [
         (
@@ -879,6 +881,10 @@ fn how_a_mirror_is_filled_is_read_whole_or_told_what_is_wrong() {
             "write it as linux/amd64",
         ),
         ("{policy: OnDemand, maxImageSize: 20GB}", "spec.copy.maxImageSize"),
+        (
+            "{policy: OnDemand, maxBytesPerDay: lots}",
+            "spec.copy.maxBytesPerDay",
+        ),
         ("{policy: Always}", "spec.copy.policy"),
         (
             "{policy: OnDemand, credentials: {secretRef: {name: none}}}",

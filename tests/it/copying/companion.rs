@@ -168,7 +168,7 @@ async fn a_mirror_that_takes_nothing_serves_what_it_has_and_is_left_alone() {
     // What comes next waits for the mirror, and is no business of upstream.
     until(&kagami, &[&b], &["ImageMissing"]).await;
     kagami
-        .until_status("/mirrors/main/copies/waiting", &json!(2), LONG)
+        .until_status("/mirrors/main/copies/waiting", &json!(1), LONG)
         .await;
     assert_eq!(mirror.count("POST", Kind::Begin), begun);
     assert!(!source.asked().iter().any(|ask| ask.path().contains("/team/b/")));
@@ -190,6 +190,144 @@ async fn a_mirror_that_takes_nothing_serves_what_it_has_and_is_left_alone() {
     kagami
         .until_status("/mirrors/main/copies/writable", &json!(true), LONG)
         .await;
+}
+
+/// A project whose quota is used up, as Harbor says so, while the other ones have room.
+#[tokio::test]
+async fn an_image_that_the_mirror_does_not_take_holds_up_no_other_one() {
+    let source = Fake::usual().await;
+    let mirror = Fake::start(|ask| {
+        let full = fake::Answer::error(
+            403,
+            "DENIED",
+            "adding 8 GiB will exceed the configured upper limit quota",
+        );
+        let is_large = ask.kind == Kind::Begin && ask.path().contains("/team/large/");
+        Act::when(is_large, Act::Early(full))
+    })
+    .await;
+    source.hold("team/large", "1", &image(vec![noise(1, 1 << 10)], &json!({})));
+    source.hold("team/small", "1", &image(vec![noise(2, 1 << 10)], &json!({})));
+    let kagami = Kagami::start(&[filled(source.url(), mirror.url(), &json!({}))]).await;
+    let (large, small) = (name(source.url(), "large:1"), name(source.url(), "small:1"));
+    until(&kagami, &[&large], &["ImageMissing"]).await;
+    until_counted(&kagami, "QuotaExceeded").await;
+    // No pause of the mirror is waited for, which would be a minute.
+    let began = Instant::now();
+    until(&kagami, &[&large, &small], &["ImageMissing", "Mirrored"]).await;
+    assert!(began.elapsed() < Duration::from_secs(45), "{:?}", began.elapsed());
+    assert!(
+        !kagami.log().contains("the mirror takes no copies"),
+        "{}",
+        kagami.log()
+    );
+}
+
+/// The login that looks may see less than the one that pushes.
+#[tokio::test]
+async fn what_cannot_be_seen_after_its_copy_is_not_copied_again_and_again() {
+    let source = Fake::usual().await;
+    let mirror = Fake::start(|ask| {
+        let hidden = fake::Answer::error(404, "MANIFEST_UNKNOWN", "manifest unknown");
+        let is_anonymous = !ask.headers.contains_key("authorization");
+        let login = fake::Answer::error(401, "UNAUTHORIZED", "authentication required")
+            .header("WWW-Authenticate", "Basic realm=\"x\"");
+        match ask.kind {
+            Kind::Manifest if is_anonymous && ask.method != "PUT" => Act::Early(hidden),
+            Kind::Ping => Act::Usual,
+            _ => Act::when(is_anonymous, Act::Early(login)),
+        }
+    })
+    .await;
+    source.hold("team/app", "1", &image(vec![noise(1, 1 << 10)], &json!({})));
+    let push = json!({"copy": {"credentials": {"secretRef": {"name": "push"}}}});
+    let documents = [
+        filled(source.url(), mirror.url(), &push),
+        basic_auth("push", PASSWORD),
+    ];
+    let kagami = Kagami::start(&documents).await;
+    let wanted = name(source.url(), "app:1");
+    until(&kagami, &[&wanted], &["ImageMissing"]).await;
+    until_counted(&kagami, "NotReadBack").await;
+    assert!(kagami.metric(COPIED).await < 0.5);
+    let log = kagami.log();
+    assert!(
+        log.contains("may the login of spec.endpoint.credentials read"),
+        "{log}"
+    );
+}
+
+/// Tokens of sources are renewed all the time.
+#[tokio::test]
+async fn another_login_of_a_source_ends_no_pause_of_a_mirror_that_takes_nothing() {
+    let source = Fake::usual().await;
+    let mirror = Fake::start(|ask| {
+        let full = fake::Answer::error(405, "UNSUPPORTED", "the registry is read-only");
+        Act::when(ask.kind == Kind::Begin, Act::Early(full))
+    })
+    .await;
+    for (app, seed) in [("a", 1), ("b", 2)] {
+        let image = image(vec![noise(seed, 1 << 10)], &json!({}));
+        source.hold(&format!("team/{app}"), "1", &image);
+    }
+    let team = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}});
+    let spec = json!({
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team"}},
+        "sources": [{"prefix": host(source.url()), "credentials": {"secretRef": {"name": "upstream"}}}],
+    });
+    let with = |password: &str| {
+        let mirror = filled(source.url(), mirror.url(), &spec);
+        [mirror, team.clone(), basic_auth("upstream", password)]
+    };
+    let kagami = Kagami::start(&with("first")).await;
+    let (a, b) = (name(source.url(), "a:1"), name(source.url(), "b:1"));
+    until(&kagami, &[&a], &["ImageMissing"]).await;
+    until_counted(&kagami, "MirrorReadOnly").await;
+    let begun = mirror.count("POST", Kind::Begin);
+    kagami.configure(&text(&with("second")));
+    eventually("the other login is in use", LONG, async || {
+        let log = kagami.log();
+        let changed = log.contains("configuration changed");
+        changed.then_some(()).ok_or(log)
+    })
+    .await;
+    until(&kagami, &[&b], &["ImageMissing"]).await;
+    kagami
+        .until_status("/mirrors/main/copies/waiting", &json!(1), LONG)
+        .await;
+    assert_eq!(mirror.count("POST", Kind::Begin), begun);
+}
+
+/// A source that is for everybody and has a login, whose registry tells nobody without one what there is.
+#[tokio::test]
+async fn a_name_that_upstream_does_not_know_is_told_apart_from_a_private_one() {
+    let source = Fake::start(|ask| {
+        let login = fake::Answer::error(401, "UNAUTHORIZED", "authentication required")
+            .header("WWW-Authenticate", "Basic realm=\"x\"");
+        Act::when(!ask.headers.contains_key("authorization"), Act::Early(login))
+    })
+    .await;
+    let mirror = Fake::usual().await;
+    source.hold("team/app", "1", &image(vec![noise(1, 1 << 10)], &json!({})));
+    let spec = json!({
+        "endpoint": {"url": mirror.url()},
+        "sources": [{
+            "prefix": host(source.url()), "access": "Public",
+            "credentials": {"secretRef": {"name": "upstream"}},
+        }],
+    });
+    let documents = [
+        filled(source.url(), mirror.url(), &spec),
+        basic_auth("upstream", PASSWORD),
+    ];
+    let kagami = Kagami::start(&documents).await;
+    let private = name(source.url(), "app:1");
+    until(&kagami, &[&private], &["ImageMissing"]).await;
+    until_counted(&kagami, "Private").await;
+    let mistyped = name(source.url(), "ap:1");
+    until(&kagami, &[&mistyped], &["ImageMissing"]).await;
+    until_counted(&kagami, "ImageMissing").await;
+    assert_eq!(mirror.blobs(), 0, "nothing was copied");
 }
 
 #[tokio::test]

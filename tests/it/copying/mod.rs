@@ -75,6 +75,8 @@ fn job_as(source: &Fake, mirror: &Fake, login: Option<Credentials>) -> Job {
         referrers: false,
         verify: false,
         max_size: None,
+        max_referrers: None,
+        keeps_tag: false,
     }
 }
 

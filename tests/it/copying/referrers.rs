@@ -1,6 +1,9 @@
 //! Signatures, SBOMs and what else refers to an image, in every way that two registries can speak.
 
-use kagami::{domain::answer::MediaType, registry::copy::Job};
+use kagami::{
+    domain::{answer::MediaType, copying::Reason},
+    registry::copy::Job,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -237,4 +240,54 @@ async fn what_cannot_be_brought_leaves_the_image_served() {
     assert_eq!(done.incomplete.len(), 1, "{done:?}");
     assert!(mirror.holds(INTO, "1", &signed));
     assert!(mirror.manifest(INTO, &signature.digest.to_string()).is_none());
+}
+
+fn bytes_of(image: &Image) -> u64 {
+    let blobs: usize = image.blobs.iter().map(Vec::len).sum();
+    (blobs + image.manifest.len()) as u64
+}
+
+#[tokio::test]
+async fn what_refers_to_an_image_has_a_bound_with_it_or_of_its_own() {
+    let whole = of_size(1000);
+    let [one, two, three] = [1, 2, 3].map(|seed| of(&whole, seed));
+    let each = bytes_of(&one);
+    for (max_size, max_referrers, expected) in [
+        (None, None, 3),
+        (None, Some(2 * each + 100), 2),
+        (
+            Some(bytes_of(&whole) + each + 100),
+            Some(bytes_of(&whole) + each + 100),
+            1,
+        ),
+    ] {
+        let (source, mirror) = (registry(true).await, registry(true).await);
+        source.hold(FROM, "1", &whole);
+        for referrer in [&one, &two, &three] {
+            source.hold(FROM, &referrer.digest.to_string(), referrer);
+        }
+        let job = Job {
+            referrers: true,
+            max_size,
+            max_referrers,
+            ..job(&source, &mirror)
+        };
+        // A second copy, which finds the image there, is as strict.
+        for _ in 0..2 {
+            let done = run(&job).await.unwrap_or_else(|trouble| panic!("{trouble}"));
+            let which = format!("{max_size:?} {max_referrers:?} {:?}", done.incomplete);
+            assert_eq!(done.referrers, expected, "{which}");
+            assert_eq!(done.incomplete.len() as u64, 3 - expected, "{which}");
+            let mut incomplete = done.incomplete.iter();
+            assert!(
+                incomplete.all(|trouble| trouble.reason == Reason::ImageTooLarge),
+                "{which}"
+            );
+            let there = [&one, &two, &three]
+                .into_iter()
+                .filter(|image| mirror.manifest(INTO, &image.digest.to_string()).is_some());
+            assert_eq!(there.count() as u64, expected, "{which}");
+            assert!(mirror.holds(INTO, "1", &whole), "{which}");
+        }
+    }
 }

@@ -721,3 +721,42 @@ async fn a_registry_without_mounts_takes_everything_by_upload() {
     // Nothing had to be brought later.
     assert_eq!(mirror.count("PUT", Kind::Manifest), 1);
 }
+
+#[tokio::test]
+async fn a_tag_that_somebody_else_pushed_stays_as_it_is_where_that_is_wished() {
+    let (ours, theirs) = (of_size(1000), image(vec![noise(9, 100)], &json!({})));
+    let source = Fake::usual().await;
+    source.hold(FROM, "1", &ours);
+    let mirror = Fake::usual().await;
+    mirror.hold(INTO, "1", &theirs);
+    let keeping = Job {
+        keeps_tag: true,
+        ..job(&source, &mirror)
+    };
+    let done = run(&keeping).await.unwrap();
+    assert_eq!((done.digest, done.manifests), (theirs.digest.clone(), 0));
+    assert!(mirror.holds(INTO, "1", &theirs));
+    // Without the wish it is replaced, as `kagami copy` does.
+    let done = run(&job(&source, &mirror)).await.unwrap();
+    assert_eq!(done.digest, ours.digest);
+
+    // It comes while the image is brought.
+    let digest = theirs.digest.to_string();
+    let mirror = Fake::start(move |ask| {
+        let there = Answer::new(200)
+            .header("Docker-Content-Digest", &digest)
+            .header("Content-Type", MediaType::OciManifest.as_str());
+        Act::when(
+            ask.is("HEAD", Kind::Manifest) && ask.last() == "1",
+            Act::Early(there),
+        )
+    })
+    .await;
+    let keeping = Job {
+        keeps_tag: true,
+        ..job(&source, &mirror)
+    };
+    let done = run(&keeping).await.unwrap();
+    assert_eq!(done.digest, theirs.digest);
+    assert_eq!(mirror.manifest(INTO, "1"), None);
+}

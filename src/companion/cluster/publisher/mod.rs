@@ -68,6 +68,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How many images are written a second: at worst, at first and at best.
 const RATES: [u32; 3] = [2, 20, 100];
 
+/// How many mirrors are named that one is not separated from.
+const NOT_SEPARATED: usize = 3;
+
 /// What is to be written, with what the watch of MirroredImages tells of it. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Images {
@@ -301,6 +304,7 @@ impl Publisher {
                 unknown: &resource.document.unknown,
                 paused: snapshot.paused,
                 overlaps: id.map(|id| snapshot.routing.overlaps(id)).unwrap_or_default(),
+                not_separated: id.map(|id| not_separated(&snapshot, id)).unwrap_or_default(),
                 pull_secret: resource.pull_secret(),
                 health: id.map(|id| snapshot.health_of(id).clone()),
                 cause_is_due: false,
@@ -316,6 +320,8 @@ impl Publisher {
                 forward_allowed: self.leader.forward_allowed(resource),
                 images_readable: report.images_readable,
                 is_filled: resource.is_filled(),
+                copy_logins: resource.copy_logins.clone(),
+                is_idle: report.copies.as_ref().is_some_and(|copies| copies.is_idle),
                 writing: report.copies.and_then(|copies| copies.writing),
                 sweeps: [None; 2],
                 not_written: None,
@@ -451,6 +457,13 @@ fn looping(snapshot: &Snapshot) -> Option<Vec<(String, Timestamp)>> {
     let looping = snapshot.owners.looping(clock::now()).into_iter();
     let looping = looping.map(|noted| (noted.owner.describe(), noted.until));
     snapshot.owners.is_known().then(|| looping.collect())
+}
+
+/// Returns the first few mirrors that one is not separated from, and how many more there are.
+fn not_separated(snapshot: &Snapshot, id: MirrorId) -> (Vec<&str>, usize) {
+    let mut others = snapshot.routing.not_separated_from(id);
+    let named = others.by_ref().take(NOT_SEPARATED).collect();
+    (named, others.count())
 }
 
 /// Returns the upstreams that fail, of a mirror that is used only then.

@@ -19,12 +19,14 @@ pub(in crate::companion::cluster) enum ConditionType {
     Ready,
     UnknownFields,
     MirrorsOverlap,
+    AccessNotSeparated,
     Healthy,
     CredentialsValid,
     SchemaCurrent,
     NodesCanPull,
     ImagesReadable,
     SweepInTime,
+    CopyCredentialsValid,
     Writable,
     ForwardAllowed,
     OwnersLeftAlone,
@@ -33,16 +35,18 @@ pub(in crate::companion::cluster) enum ConditionType {
 
 impl ConditionType {
     /// Every type.
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Ready,
         Self::UnknownFields,
         Self::MirrorsOverlap,
+        Self::AccessNotSeparated,
         Self::Healthy,
         Self::CredentialsValid,
         Self::SchemaCurrent,
         Self::NodesCanPull,
         Self::ImagesReadable,
         Self::SweepInTime,
+        Self::CopyCredentialsValid,
         Self::Writable,
         Self::ForwardAllowed,
         Self::OwnersLeftAlone,
@@ -55,12 +59,14 @@ impl ConditionType {
             Self::Ready => "Ready",
             Self::UnknownFields => "UnknownFields",
             Self::MirrorsOverlap => "MirrorsOverlap",
+            Self::AccessNotSeparated => "AccessNotSeparated",
             Self::Healthy => "Healthy",
             Self::CredentialsValid => "CredentialsValid",
             Self::SchemaCurrent => "SchemaCurrent",
             Self::NodesCanPull => "NodesCanPull",
             Self::ImagesReadable => "ImagesReadable",
             Self::SweepInTime => "SweepInTime",
+            Self::CopyCredentialsValid => "CopyCredentialsValid",
             Self::Writable => "Writable",
             Self::ForwardAllowed => FORWARD_ALLOWED,
             Self::OwnersLeftAlone => "OwnersLeftAlone",
@@ -118,6 +124,14 @@ impl Conditions<'_> {
         self.list
             .iter()
             .any(|condition| condition.type_ == type_.as_str())
+    }
+
+    pub(super) fn is_false(&self, type_: ConditionType) -> bool {
+        let is_it = |condition: &&Condition| condition.type_ == type_.as_str();
+        self.list
+            .iter()
+            .find(is_it)
+            .is_some_and(|condition| condition.status == ConditionStatus::False.as_str())
     }
 
     /// Sets a condition, which keeps the time of its last transition where its status is the same.

@@ -133,12 +133,44 @@ pub(super) fn writable(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
                 "The mirror takes copies.",
             );
         }
+        None if seen.is_filled && seen.is_idle && conditions.is_false(type_) => {
+            let message =
+                "Nothing was wanted for a while, so nobody tried whether the mirror takes copies by now.";
+            conditions.set(type_, ConditionStatus::Unknown, "NothingToCopy", message);
+        }
         _ if !seen.is_filled && conditions.has(type_) => {
             let message = "Nothing is copied to the mirror: spec.copy.policy is Off.";
             conditions.set(type_, ConditionStatus::Unknown, "NotFilled", message);
         }
         _ => {}
     }
+}
+
+/// Tells whether the Secrets that copies need give logins; nothing was ever told where they all do.
+pub(super) fn copy_logins(conditions: &mut Conditions<'_>, logins: Option<&Result<(), String>>) {
+    let type_ = ConditionType::CopyCredentialsValid;
+    let (status, reason, message) = match logins {
+        Some(Err(troubles)) => (
+            ConditionStatus::False,
+            "SecretFaulty",
+            format!(
+                "Nothing is copied where a Secret that is named gives no login; the last good one, if any, stays in use \
+                 for an hour at most: {troubles}."
+            ),
+        ),
+        Some(Ok(())) if conditions.has(type_) => (
+            ConditionStatus::True,
+            "Given",
+            "Every Secret that copies need gives a login.".to_owned(),
+        ),
+        None if conditions.has(type_) => (
+            ConditionStatus::Unknown,
+            "NotFilled",
+            "Nothing is copied to the mirror: spec.copy.policy is Off.".to_owned(),
+        ),
+        Some(Ok(())) | None => return,
+    };
+    conditions.set(type_, status, reason, &message);
 }
 
 /// Tells of the ends of sweeps, and whether they come often enough.

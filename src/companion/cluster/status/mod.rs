@@ -36,6 +36,8 @@ pub(super) struct Seen<'a> {
     pub(super) paused: bool,
     /// Where other mirrors stand in this one's way.
     pub(super) overlaps: Vec<Overlap>,
+    /// The mirrors that it is not separated from: the first few, and how many more.
+    pub(super) not_separated: (Vec<&'a str>, usize),
     /// Whether Pods need a pull secret for this mirror.
     pub(super) pull_secret: bool,
     /// None if no good form of the resource is in force.
@@ -62,6 +64,11 @@ pub(super) struct Seen<'a> {
     pub(super) is_filled: bool,
     /// Whether it takes copies, or why it does not, in words; none while nobody knows.
     pub(super) writing: Option<Result<(), (copying::Reason, Box<str>)>>,
+    /// Whether nothing was wanted for a while, so that nobody tries.
+    pub(super) is_idle: bool,
+    /// Whether the Secrets of `copy` and of sources give logins, or what is wrong with them; none where the mirror is not
+    /// filled.
+    pub(super) copy_logins: Option<Result<(), String>>,
     /// The ends of sweeps to tell, tags and digests, with the version that covers their writes.
     pub(super) sweeps: [Option<(SweepEnd, u64)>; 2],
     /// The object that cannot be written, and why, where ends of sweeps have waited for it for long.
@@ -119,6 +126,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     settings::ready(&mut conditions, seen);
     settings::unknown_fields(&mut conditions, seen.unknown);
     settings::overlaps(&mut conditions, &seen.overlaps);
+    settings::separation(&mut conditions, &seen.not_separated);
     // Health is that of the form in force: whoever can read what is faulty here must not take it for the other's.
     let in_force = if seen.faults.is_empty() {
         seen.generation
@@ -162,6 +170,7 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     settings::schema(&mut conditions, seen.lacking);
     pods::nodes(&mut conditions, seen);
     mirror::images(&mut conditions, seen.images_readable.as_ref());
+    mirror::copy_logins(&mut conditions, seen.copy_logins.as_ref());
     mirror::writable(&mut conditions, seen);
     pods::forward(&mut conditions, seen.forward_allowed.as_ref());
     pods::owners(&mut conditions, seen.looping.as_deref());

@@ -93,6 +93,28 @@ pub(super) fn overlaps(conditions: &mut Conditions<'_>, overlaps: &[Overlap]) {
     }
 }
 
+/// Tells of mirrors whose registries overlap and that serve others, likewise.
+pub(super) fn separation(conditions: &mut Conditions<'_>, (others, more): &(Vec<&str>, usize)) {
+    let type_ = ConditionType::AccessNotSeparated;
+    if !others.is_empty() {
+        let more = if *more == 0 {
+            String::new()
+        } else {
+            format!(" and {more} more")
+        };
+        let message = format!(
+            "The registry overlaps with that of ImageMirror {}{more}, which serves namespaces by another selector. No pull \
+             secret is placed for these mirrors, as it would read what lies in both; images of private sources are served \
+             to namespaces of their own mirror only. Give the mirrors one namespaceSelector, or registries or paths apart.",
+            others.join(", ")
+        );
+        conditions.set(type_, ConditionStatus::True, "SelectorsDiffer", &message);
+    } else if conditions.has(type_) {
+        let message = "No other mirror with another selector has a part in the registry.";
+        conditions.set(type_, ConditionStatus::False, "Separated", message);
+    }
+}
+
 /// Tells whether the installed definitions know all that this program does.
 pub(super) fn schema(conditions: &mut Conditions<'_>, lacking: Option<&[String]>) {
     match lacking {

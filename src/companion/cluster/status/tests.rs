@@ -163,6 +163,37 @@ fn what_other_mirrors_stand_in_the_way_of_is_told() {
 }
 
 #[test]
+fn mirrors_of_one_registry_with_different_selectors_are_told_of_and_of_their_separation() {
+    let of = |before: &ImageMirrorStatus, others: &[&'static str], more| {
+        let seen = Seen {
+            not_separated: (others.to_vec(), more),
+            ..seen()
+        };
+        plan(before, &seen, at(20))
+    };
+    let apart = of(&ImageMirrorStatus::default(), &[], 0);
+    assert!(condition_of(&apart, ConditionType::AccessNotSeparated).is_none());
+    let shared = of(&apart, &["b", "c", "d"], 2);
+    let told = condition(&shared, "AccessNotSeparated");
+    assert_eq!(
+        (told.status.as_str(), told.reason.as_str()),
+        ("True", "SelectorsDiffer")
+    );
+    assert!(
+        told.message
+            .starts_with("The registry overlaps with that of ImageMirror b, c, d and 2 more, which"),
+        "{}",
+        told.message
+    );
+    let ended = of(&shared, &[], 0);
+    let told = condition(&ended, "AccessNotSeparated");
+    assert_eq!(
+        (told.status.as_str(), told.reason.as_str()),
+        ("False", "Separated")
+    );
+}
+
+#[test]
 fn where_pods_may_not_go_forward_the_value_to_set_is_told() {
     let of = |before: &ImageMirrorStatus, allowed: Option<Result<(), String>>| {
         let seen = Seen {
@@ -382,6 +413,57 @@ fn the_cause_of_a_failure_is_told_and_another_one_when_it_is_due() {
     // However long it is, the condition has a bound.
     let long = plan(&status, &down(&"é".repeat(10_000), true), at(90));
     assert!(condition(&long, "Healthy").message.len() <= MESSAGE);
+}
+
+#[test]
+fn secrets_that_give_no_login_for_copies_are_told_until_they_do() {
+    let of = |before: &ImageMirrorStatus, copy_logins: Option<Result<(), &str>>| {
+        let seen = Seen {
+            copy_logins: copy_logins.map(|told| told.map_err(str::to_owned)),
+            ..seen()
+        };
+        plan(before, &seen, at(20))
+    };
+    let told = |status: &ImageMirrorStatus| {
+        let condition = condition_of(status, ConditionType::CopyCredentialsValid);
+        condition.map(|condition| (condition.status.clone(), condition.reason.clone()))
+    };
+    let is = |status: &str, reason: &str| Some((status.to_owned(), reason.to_owned()));
+    let good = of(&ImageMirrorStatus::default(), Some(Ok(())));
+    assert_eq!(told(&good), None);
+    let faulty = of(&good, Some(Err("there is no Secret hub")));
+    assert_eq!(told(&faulty), is("False", "SecretFaulty"));
+    let message = &condition(&faulty, "CopyCredentialsValid").message;
+    assert!(message.contains("there is no Secret hub."), "{message}");
+    assert_eq!(told(&of(&faulty, Some(Ok(())))), is("True", "Given"));
+    assert_eq!(told(&of(&faulty, None)), is("Unknown", "NotFilled"));
+}
+
+#[test]
+fn a_mirror_that_took_nothing_and_is_asked_for_nothing_may_take_copies_by_now() {
+    let of = |before: &ImageMirrorStatus, writing, is_idle| {
+        let seen = Seen {
+            is_filled: true,
+            writing,
+            is_idle,
+            ..seen()
+        };
+        plan(before, &seen, at(20))
+    };
+    let told = |status: &ImageMirrorStatus| {
+        let condition = condition_of(status, ConditionType::Writable);
+        condition.map(|condition| condition.reason.clone())
+    };
+    let fault = || Some(Err((copying::Reason::QuotaExceeded, "no".into())));
+    let full = of(&ImageMirrorStatus::default(), fault(), false);
+    assert_eq!(told(&full).as_deref(), Some("QuotaExceeded"));
+    // A new leader does not know at first.
+    assert_eq!(told(&of(&full, None, false)).as_deref(), Some("QuotaExceeded"));
+    let idle = of(&full, None, true);
+    assert_eq!(told(&idle).as_deref(), Some("NothingToCopy"));
+    assert_eq!(condition(&idle, "Writable").status, "Unknown");
+    let good = of(&full, Some(Ok(())), false);
+    assert_eq!(told(&of(&good, None, true)).as_deref(), Some("Writable"));
 }
 
 #[test]

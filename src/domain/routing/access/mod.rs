@@ -1,0 +1,262 @@
+//! Which mirrors share a registry, and so what one puts there and another could give away.
+//!
+//! What lies at one place of a registry may have come by any mirror that puts images there: a mirror finds it there
+//! whoever copied it with whichever login. So it is given only to whom every such mirror lets have it. Places are
+//! compared, and not the names of images: with templates without `{registry}` several images have one place.
+//!
+//! Two registries that are one under two names cannot be told from two.
+
+use std::collections::HashMap;
+
+use foldhash::quality::RandomState;
+use smallvec::SmallVec;
+
+use super::{Candidate, MirrorId, glob_matches, normalised, prefixes};
+use crate::domain::{
+    image::Reference,
+    mapping::MirrorRegistry,
+    mirror::{self, Mirror, Source},
+};
+
+/// Who may get what lies at one place of a registry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Of each of these sets, one mirror must serve the namespace.
+    pub private: SmallVec<[SmallVec<[MirrorId; 2]>; 1]>,
+    /// Whether upstream must give the image to everybody.
+    pub asks_upstream: bool,
+}
+
+/// Where the images of mirrors lie that share their registry with others and hold what is not for everybody.
+#[derive(Debug, Default)]
+pub(super) struct Holdings {
+    /// By the whole components that all places of a source begin with.
+    nodes: HashMap<Box<str>, Vec<Holding>, RandomState>,
+    /// Whether something of another mirror may lie among a mirror's images, in the routing's order.
+    is_shared: Vec<bool>,
+}
+
+/// The images of one source, as they lie in the mirror's registry.
+#[derive(Debug)]
+struct Holding {
+    mirror: MirrorId,
+    source: usize,
+    /// What their places begin and end with.
+    start: Box<str>,
+    end: Box<str>,
+    /// Whether the start is the place of an image, or of what has images below it.
+    is_whole: bool,
+}
+
+impl Holding {
+    fn of(mirror: MirrorId, settings: &Mirror, source: usize, prefix: &str) -> Self {
+        let (host, path) = prefix.split_once('/').unwrap_or((prefix, ""));
+        let (before, end) = settings.mapping.around(host);
+        let registry = host_of(&settings.mapping.registry);
+        Self {
+            mirror,
+            source,
+            start: format!("{registry}/{before}{path}").into(),
+            end: end.into(),
+            is_whole: !path.is_empty(),
+        }
+    }
+
+    /// Returns the whole components of the start.
+    fn components(&self) -> &str {
+        match self.start.rfind('/') {
+            Some(end) if !self.is_whole => &self.start[..end],
+            _ => &self.start,
+        }
+    }
+
+    /// Returns what stands at a place after the source's prefix, if it is a place of this source.
+    fn rest<'p>(&self, place: &'p str) -> Option<&'p str> {
+        let rest = place.strip_prefix(&*self.start)?.strip_suffix(&*self.end)?;
+        let fits = if self.is_whole {
+            rest.is_empty() || rest.starts_with('/')
+        } else {
+            !rest.is_empty()
+        };
+        fits.then_some(rest)
+    }
+}
+
+impl Holdings {
+    /// Compiles them.
+    pub(super) fn of(mirrors: &[Mirror]) -> Self {
+        let mut by_host: HashMap<String, Vec<MirrorId>, RandomState> = HashMap::default();
+        for (id, mirror) in (0..).map(MirrorId).zip(mirrors) {
+            let host = host_of(&mirror.mapping.registry);
+            by_host.entry(host).or_default().push(id);
+        }
+        let mut holdings = Self {
+            is_shared: vec![false; mirrors.len()],
+            ..Self::default()
+        };
+        for ids in by_host.values() {
+            let restricted = |id: &&MirrorId| {
+                let mut sources = mirrors[id.index()].sources.iter();
+                sources.any(|source| source.access == mirror::Access::Private || asks(source))
+            };
+            let restricted: Vec<MirrorId> = ids.iter().filter(restricted).copied().collect();
+            for id in ids {
+                holdings.is_shared[id.index()] = restricted.iter().any(|other| other != id);
+            }
+            if ids.len() < 2 {
+                continue;
+            }
+            for id in restricted {
+                let settings = &mirrors[id.index()];
+                for (index, source) in settings.sources.iter().enumerate() {
+                    let holding = Holding::of(id, settings, index, &source.prefix);
+                    let node = holdings.nodes.entry(holding.components().into()).or_default();
+                    node.push(holding);
+                }
+            }
+        }
+        holdings
+    }
+
+    /// Returns who may get what lies at an image's place in a mirror.
+    pub(super) fn access(&self, mirrors: &[Mirror], candidate: &Candidate, image: &Reference<'_>) -> Access {
+        let settings = &mirrors[candidate.mirror.index()];
+        let own = &settings.sources[candidate.source];
+        let mut access = Access {
+            private: SmallVec::new(),
+            asks_upstream: asks(own),
+        };
+        if !self
+            .is_shared
+            .get(candidate.mirror.index())
+            .is_some_and(|shared| *shared)
+        {
+            return access;
+        }
+        let Ok(repository) = settings.mapping.repository_path(image) else {
+            // It has no place there.
+            return access;
+        };
+        let place = format!("{}/{repository}", host_of(&settings.mapping.registry));
+        let mut seen: SmallVec<[MirrorId; 4]> = SmallVec::new();
+        let mut private: SmallVec<[(&str, MirrorId); 2]> = SmallVec::new();
+        for holding in prefixes(&place)
+            .filter_map(|prefix| self.nodes.get(prefix))
+            .flatten()
+        {
+            let Some(rest) = holding.rest(&place) else {
+                continue;
+            };
+            if seen.contains(&holding.mirror) {
+                // By a longer prefix.
+                continue;
+            }
+            seen.push(holding.mirror);
+            let source = &mirrors[holding.mirror.index()].sources[holding.source];
+            if excludes(source, rest) {
+                continue;
+            }
+            match source.access {
+                mirror::Access::Private => private.push((&source.prefix, holding.mirror)),
+                mirror::Access::Public => {
+                    access.asks_upstream |= own.access == mirror::Access::Public && asks(source);
+                }
+            }
+        }
+        // Who has the longest prefix knows best who may have it; places of several upstreams are everyone's of them.
+        private.sort_unstable();
+        for (position, (prefix, mirror)) in private.iter().enumerate() {
+            let mut longer = private[position..].iter();
+            let is_outdone = longer.any(|(other, _)| {
+                other
+                    .strip_prefix(prefix)
+                    .is_some_and(|rest| rest.starts_with('/'))
+            });
+            if is_outdone {
+                continue;
+            }
+            let is_same = position
+                .checked_sub(1)
+                .is_some_and(|before| private[before].0 == *prefix);
+            match access.private.last_mut() {
+                Some(set) if is_same => set.push(*mirror),
+                _ => access.private.push(SmallVec::from_slice(&[*mirror])),
+            }
+        }
+        access
+    }
+}
+
+/// Whether upstream says who gets a source's images.
+const fn asks(source: &Source) -> bool {
+    matches!(source.access, mirror::Access::Public) && source.with_credentials
+}
+
+/// Whether a source leaves an image alone, known by what its name has after the source's prefix.
+fn excludes(source: &Source, rest: &str) -> bool {
+    if source.exclude.is_empty() {
+        return false;
+    }
+    let slash = if rest.is_empty() || rest.starts_with('/') {
+        ""
+    } else {
+        "/"
+    };
+    let name = format!("{}{slash}{rest}", source.prefix);
+    source.exclude.iter().any(|glob| glob_matches(glob, &name))
+}
+
+/// Returns, for each mirror, those that it is not separated from: their registries overlap, they serve by different
+/// selectors, and one of the two has images that are not for everybody, or a login that Pods get.
+pub(super) fn not_separated(mirrors: &[Mirror]) -> Vec<Vec<MirrorId>> {
+    let mut by_registry: HashMap<String, Vec<MirrorId>, RandomState> = HashMap::default();
+    let all = || (0..).map(MirrorId).zip(mirrors);
+    for (id, mirror) in all() {
+        let registry = registry_of(&mirror.mapping.registry);
+        by_registry.entry(registry).or_default().push(id);
+    }
+    let keeps = |mirror: &Mirror| {
+        let mut sources = mirror.sources.iter();
+        mirror.pull_secret || sources.any(|source| source.access == mirror::Access::Private)
+    };
+    let mut found = vec![Vec::new(); mirrors.len()];
+    for (id, mirror) in all() {
+        let registry = registry_of(&mirror.mapping.registry);
+        let around = prefixes(&registry)
+            .filter_map(|prefix| by_registry.get(prefix))
+            .flatten();
+        for other in around.copied().filter(|other| *other != id) {
+            let it = &mirrors[other.index()];
+            if it.namespaces != mirror.namespaces && (keeps(it) || keeps(mirror)) {
+                // The longer registry sees the shorter one; where both are the same, each sees the other.
+                for (one, two) in [(id, other), (other, id)] {
+                    found[one.index()].push(two);
+                }
+            }
+        }
+    }
+    for others in &mut found {
+        others.sort_unstable();
+        others.dedup();
+    }
+    found
+}
+
+/// Returns a registry's host as other mirrors' are compared with it.
+fn host_of(registry: &MirrorRegistry) -> String {
+    let whole = registry_of(registry);
+    let host = whole.split('/').next().unwrap_or_default();
+    host.to_owned()
+}
+
+/// Returns a registry without the port that it has anyway.
+fn registry_of(registry: &MirrorRegistry) -> String {
+    let whole = normalised(registry);
+    let (host, path) = whole.split_once('/').unwrap_or((&whole, ""));
+    let host = host.strip_suffix(":443").unwrap_or(host);
+    let slash = if path.is_empty() { "" } else { "/" };
+    format!("{host}{slash}{path}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+use super::*;
+use crate::domain::{
+    examples::mirror,
+    mapping::Mapping,
+    routing::Routing,
+    selector::{Operator, Requirement, Selector},
+};
+
+/// A mirror in this registry with this template.
+fn at(name: &str, registry: &str, template: &str, sources: &[Source]) -> Mirror {
+    Mirror {
+        mapping: Mapping {
+            registry: registry.parse().unwrap(),
+            template: template.parse().unwrap(),
+        },
+        sources: sources.to_vec(),
+        ..mirror(name, &[])
+    }
+}
+
+const WHOLE: &str = "{registry}/{repository}";
+
+fn public(prefix: &str) -> Source {
+    crate::domain::examples::source(prefix, &[])
+}
+
+fn private(prefix: &str) -> Source {
+    Source {
+        access: mirror::Access::Private,
+        with_credentials: true,
+        ..public(prefix)
+    }
+}
+
+fn with_login(prefix: &str) -> Source {
+    Source {
+        with_credentials: true,
+        ..public(prefix)
+    }
+}
+
+/// Checks who decides about an image on a mirror: `a|b` for sets of mirrors one of which must serve, and `upstream`.
+#[track_caller]
+fn check(mirrors: &[Mirror], on: &str, image: &str, expected: &[&str]) {
+    let routing = Routing::compile(mirrors.to_vec());
+    let image = Reference::parse(image).unwrap();
+    let key = image.key();
+    let on = routing.find(on).unwrap();
+    let candidates = routing.candidates(key.by_ref().name());
+    let candidate = candidates.ordered.iter().find(|found| found.mirror == on);
+    let access = routing.access(candidate.unwrap(), &image);
+    let name = |id: &MirrorId| routing.mirror(*id).name.clone();
+    let set = |set: &SmallVec<[MirrorId; 2]>| set.iter().map(name).collect::<Vec<_>>().join("|");
+    let mut found: Vec<String> = access.private.iter().map(set).collect();
+    found.extend(access.asks_upstream.then(|| "upstream".to_owned()));
+    assert_eq!(found, expected, "{image}");
+}
+
+#[test]
+fn a_private_source_decides_wherever_its_images_lie() {
+    let main = at("main", "m.io", WHOLE, &[public("docker.io"), public("ghcr.io")]);
+    let acme = at("acme", "m.io", WHOLE, &[private("ghcr.io/acme")]);
+    let both = [main.clone(), acme.clone()];
+    check(&both, "main", "ghcr.io/acme/secret:1", &["acme"]);
+    check(
+        &both,
+        "main",
+        "ghcr.io/acme@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        &["acme"],
+    );
+    // Whom it serves itself is asked anyway.
+    check(&both, "acme", "ghcr.io/acme/secret:1", &[]);
+    check(&both, "main", "ghcr.io/acmeister/open:1", &[]);
+    check(&both, "main", "nginx", &[]);
+
+    // Whatever it does by now, what it copied is there still.
+    let off = Mirror {
+        mode: mirror::Mode::Off,
+        ..acme.clone()
+    };
+    check(&[main.clone(), off], "main", "ghcr.io/acme/secret:1", &["acme"]);
+    // Another registry, or another path of it, is another place.
+    for registry in ["n.io", "m.io:5000", "m.io/path"] {
+        let elsewhere = at("acme", registry, WHOLE, &acme.sources);
+        check(&[main.clone(), elsewhere], "main", "ghcr.io/acme/secret:1", &[]);
+    }
+    let same = at("acme", "M.io:443", WHOLE, &acme.sources);
+    check(&[main.clone(), same], "main", "ghcr.io/acme/secret:1", &["acme"]);
+    let below = at("acme", "m.io/ghcr.io", "{repository}", &acme.sources);
+    check(&[main.clone(), below], "main", "ghcr.io/acme/secret:1", &["acme"]);
+
+    // What the private mirror itself gives to everybody, or leaves alone.
+    let sources = [private("ghcr.io/acme"), public("ghcr.io/acme/open")];
+    let opened = at("acme", "m.io", WHOLE, &sources);
+    check(
+        &[main.clone(), opened.clone()],
+        "main",
+        "ghcr.io/acme/open/a:1",
+        &[],
+    );
+    check(
+        &[main.clone(), opened],
+        "main",
+        "ghcr.io/acme/opened:1",
+        &["acme"],
+    );
+    let excluding = Source {
+        exclude: vec!["ghcr.io/acme/open/**".to_owned()],
+        ..private("ghcr.io/acme")
+    };
+    let excluding = at("acme", "m.io", WHOLE, &[excluding]);
+    check(
+        &[main.clone(), excluding.clone()],
+        "main",
+        "ghcr.io/acme/open/a:1",
+        &[],
+    );
+    check(&[main, excluding], "main", "ghcr.io/acme/secret:1", &["acme"]);
+}
+
+#[test]
+fn places_are_compared_whatever_template_and_name_lead_there() {
+    // docker.io/ghcr.io/acme/secret is anybody's to make.
+    let flat = at("flat", "m.io", "{repository}", &[public("docker.io")]);
+    let acme = at("acme", "m.io", WHOLE, &[private("ghcr.io/acme")]);
+    let both = [flat.clone(), acme];
+    check(
+        &both,
+        "flat",
+        "ghcr.io/acme/secret:1"
+            .replace("ghcr.io", "docker.io/ghcr.io")
+            .as_str(),
+        &["acme"],
+    );
+    check(&both, "flat", "docker.io/quay.io/acme/secret:1", &[]);
+    let hub = at("hub", "m.io", "{repository}", &[private("quay.io/library")]);
+    check(&[flat, hub], "flat", "nginx", &["hub"]);
+
+    for template in ["{repository}/of/{registry}", "x-{registry}/y-{repository}/z"] {
+        let main = at(
+            "main",
+            "m.io/p",
+            template,
+            &[public("ghcr.io"), public("[::1]:5000")],
+        );
+        let acme = at(
+            "acme",
+            "m.io",
+            &format!("p/{template}"),
+            &[private("ghcr.io/acme"), private("[::1]:5000")],
+        );
+        let both = [main, acme];
+        check(&both, "main", "ghcr.io/acme/secret:1", &["acme"]);
+        check(&both, "main", "[::1]:5000/a/b:1", &["acme"]);
+        check(&both, "main", "ghcr.io/acme2/secret:1", &[]);
+    }
+}
+
+#[test]
+fn of_several_private_sources_the_longest_decides() {
+    let wide = at("wide", "m.io", WHOLE, &[private("ghcr.io")]);
+    let a = at("a", "m.io", WHOLE, &[private("ghcr.io/acme")]);
+    let b = at("b", "m.io", WHOLE, &[private("ghcr.io/acme")]);
+    let all = [wide, a, b];
+    for on in ["wide", "a", "b"] {
+        check(&all, on, "ghcr.io/acme/secret:1", &["a|b"]);
+    }
+    check(&all, "wide", "ghcr.io/other/secret:1", &["wide"]);
+
+    // Two upstreams at one place.
+    let ghcr = at("ghcr", "m.io", "{repository}", &[private("ghcr.io/acme")]);
+    let quay = at("quay", "m.io", "{repository}", &[private("quay.io")]);
+    check(&[ghcr, quay], "quay", "quay.io/acme/secret:1", &["ghcr", "quay"]);
+}
+
+#[test]
+fn where_one_reads_with_a_login_upstream_is_asked_who_gets_it() {
+    let main = at("main", "m.io", WHOLE, &[public("docker.io")]);
+    let hub = at("hub", "m.io", WHOLE, &[with_login("docker.io/shop")]);
+    let both = [main.clone(), hub];
+    check(&both, "main", "shop/a:1", &["upstream"]);
+    check(&both, "hub", "shop/a:1", &["upstream"]);
+    check(&both, "main", "nginx", &[]);
+    check(std::slice::from_ref(&main), "main", "nginx", &[]);
+    let own = at("own", "n.io", WHOLE, &[with_login("docker.io")]);
+    check(&[main, own], "own", "nginx", &["upstream"]);
+    // Who may have what is private may have it.
+    let hub = at("hub", "m.io", WHOLE, &[with_login("docker.io/shop")]);
+    let shop = at("shop", "m.io", WHOLE, &[private("docker.io/shop")]);
+    check(&[hub, shop], "shop", "shop/a:1", &["shop"]);
+}
+
+/// Checks from which others each mirror is not separated.
+#[track_caller]
+fn check_separation(mirrors: &[Mirror], expected: &[(&str, &[&str])]) {
+    let routing = Routing::compile(mirrors.to_vec());
+    let found: Vec<(String, Vec<String>)> = routing
+        .not_separated()
+        .map(|name| {
+            let others = routing.not_separated_from(routing.find(name).unwrap());
+            (name.to_owned(), others.map(str::to_owned).collect())
+        })
+        .collect();
+    let expected: Vec<(String, Vec<String>)> = expected
+        .iter()
+        .map(|(name, others)| {
+            (
+                (*name).to_owned(),
+                others.iter().map(|other| (*other).to_owned()).collect(),
+            )
+        })
+        .collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn mirrors_of_overlapping_registries_are_separated_by_nothing_but_one_selector() {
+    let blue = |mirror: Mirror| Mirror {
+        namespaces: Selector {
+            requirements: vec![Requirement {
+                key: "team".to_owned(),
+                operator: Operator::In(vec!["blue".to_owned()]),
+            }],
+        },
+        ..mirror
+    };
+    let main = at("main", "m.io", WHOLE, &[public("docker.io")]);
+    let acme = |registry: &str| blue(at("acme", registry, WHOLE, &[private("ghcr.io")]));
+    for registry in ["m.io", "M.io:443", "m.io/acme"] {
+        let expected: [(&str, &[&str]); 2] = [("main", &["acme"]), ("acme", &["main"])];
+        check_separation(&[main.clone(), acme(registry)], &expected);
+    }
+    check_separation(&[main.clone(), acme("n.io")], &[]);
+    let team = |registry: &str| at("team", registry, WHOLE, &[public("docker.io")]);
+    check_separation(&[team("m.io/team"), acme("m.io/team2")], &[]);
+    check_separation(&[blue(team("m.io")), acme("m.io")], &[]);
+    // What is for everybody need not be kept from anybody, unless a login comes with it.
+    check_separation(&[main.clone(), blue(team("m.io"))], &[]);
+    let paid = Mirror {
+        pull_secret: true,
+        ..blue(team("m.io"))
+    };
+    check_separation(&[main.clone(), paid], &[("main", &["team"]), ("team", &["main"])]);
+    check_separation(
+        &[acme("m.io/a"), main, blue(team("m.io/b"))],
+        &[("acme", &["main"]), ("main", &["acme"])],
+    );
+}
