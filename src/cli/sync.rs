@@ -87,6 +87,7 @@ pub(super) async fn run(arguments: SyncArguments) -> anyhow::Result<()> {
                 job.platforms = copying.platforms;
                 job.referrers = copying.referrers;
                 job.max_size = copying.max_size;
+                job.max_referrers = copying.max_size;
             }
         });
     }
