@@ -155,6 +155,12 @@ securityContext:
 {{- $rescue.registries | default list | toJson -}}
 {{- end -}}
 
+{{/* Whether the logins of mirrors are placed in the namespaces that they serve; "true" or "false". */}}
+{{- define "kagami.placesPullSecrets" -}}
+{{- $pullSecrets := .Values.pullSecrets | default dict -}}
+{{- eq (toString $pullSecrets.enabled) "true" -}}
+{{- end -}}
+
 {{/* Whether Pods that are stuck on an image volume may be evicted. */}}
 {{- define "kagami.evicts" -}}
 {{- $rescue := .Values.rescue | default dict -}}

@@ -26,6 +26,7 @@ use crate::{
     },
 };
 
+use super::placed::{Placed, Told};
 pub(super) use crate::api::health::health;
 
 /// How long a condition's message may be (Kubernetes allows 32,768 bytes).
@@ -60,11 +61,12 @@ pub(super) enum ConditionType {
     ForwardAllowed,
     OwnersLeftAlone,
     OriginalsRecorded,
+    PullSecretsInPlace,
 }
 
 impl ConditionType {
     /// Every type.
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Ready,
         Self::UnknownFields,
         Self::MirrorsOverlap,
@@ -78,6 +80,7 @@ impl ConditionType {
         Self::ForwardAllowed,
         Self::OwnersLeftAlone,
         Self::OriginalsRecorded,
+        Self::PullSecretsInPlace,
     ];
 
     /// Returns its name as users see it.
@@ -96,6 +99,7 @@ impl ConditionType {
             Self::ForwardAllowed => FORWARD_ALLOWED,
             Self::OwnersLeftAlone => "OwnersLeftAlone",
             Self::OriginalsRecorded => "OriginalsRecorded",
+            Self::PullSecretsInPlace => "PullSecretsInPlace",
         }
     }
 }
@@ -131,8 +135,8 @@ pub(super) struct Seen<'a> {
     pub(super) paused: bool,
     /// Where other mirrors stand in this one's way.
     pub(super) overlaps: Vec<Overlap>,
-    /// Whether Pods need a pull secret for this mirror.
-    pub(super) pull_secret: bool,
+    /// What is known of its pull secrets; none while nobody knows.
+    pub(super) pull_secrets: Option<Placed>,
     /// None if no good form of the resource is in force.
     pub(super) health: Option<Health>,
     /// Whether another cause of the same health may be told.
@@ -222,12 +226,6 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
         if !seen.unknown.is_empty() {
             message.push_str(", but for what condition UnknownFields names");
         }
-        if seen.pull_secret {
-            message.push_str(
-                "; spec.pullSecret is not placed in namespaces yet: where Pods need it, images stay upstream \
-                 (PullSecretNotReady)",
-            );
-        }
         message.push('.');
         conditions.set(ConditionType::Ready, ConditionStatus::True, "InForce", &message);
     } else {
@@ -288,7 +286,11 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     forward(&mut conditions, seen.forward_allowed.as_ref());
     owners(&mut conditions, seen.looping.as_deref());
     originals(&mut conditions, seen.unrecorded.as_deref());
+    pull_secrets(&mut conditions, seen.pull_secrets.as_ref());
     sweeps(&mut next, seen, now);
+    if let Some(placed) = &seen.pull_secrets {
+        next.pull_secret_namespaces = placed.in_place.to_vec();
+    }
     if let Some(looping) = &seen.looping {
         let looping = looping.iter().take(LOOPING);
         next.owners_left_alone = looping.map(left_alone).collect();
@@ -559,6 +561,21 @@ fn owners(conditions: &mut Conditions<'_>, looping: Option<&[(String, Timestamp)
             );
         }
     }
+}
+
+/// Tells how it is with pull secrets; nothing was ever told where the mirror asked for none.
+fn pull_secrets(conditions: &mut Conditions<'_>, placed: Option<&Placed>) {
+    let type_ = ConditionType::PullSecretsInPlace;
+    let Some(Placed { told, .. }) = placed else { return };
+    if *told == Told::NotAsked && !conditions.has(type_) {
+        return;
+    }
+    let status = match told.holds() {
+        Some(true) => ConditionStatus::True,
+        Some(false) => ConditionStatus::False,
+        None => ConditionStatus::Unknown,
+    };
+    conditions.set(type_, status, told.reason(), &told.message());
 }
 
 fn sweeps(next: &mut ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp) {
@@ -1270,15 +1287,40 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_secret_that_nobody_places_is_told() {
-        let with_secret = Seen {
-            pull_secret: true,
-            ..seen()
+    fn where_a_pull_secret_is_in_place_is_told_once_that_is_known() {
+        let told = |before: &ImageMirrorStatus, placed: Option<Placed>| {
+            let seen = Seen {
+                pull_secrets: placed,
+                ..seen()
+            };
+            plan(before, &seen, at(20))
         };
-        let status = plan(&ImageMirrorStatus::default(), &with_secret, at(20));
-        let ready = condition(&status, "Ready");
-        assert_eq!(ready.status, "True");
-        assert!(ready.message.contains("PullSecretNotReady"), "{}", ready.message);
+        let placed = |namespaces: &[&str], told| {
+            let names: Vec<_> = namespaces.iter().map(|name| (*name).to_owned()).collect();
+            Some(Placed {
+                in_place: names.into(),
+                told,
+            })
+        };
+        let never = told(&ImageMirrorStatus::default(), placed(&[], Told::NotAsked));
+        assert!(condition_of(&never, ConditionType::PullSecretsInPlace).is_none());
+        let status = told(&never, placed(&["blue", "red"], Told::InPlace));
+        assert_eq!(status.pull_secret_namespaces, ["blue", "red"]);
+        assert_eq!(condition(&status, "PullSecretsInPlace").status, "True");
+        // A new leader that has not looked yet.
+        assert_eq!(told(&status, None), status);
+        let status = told(&status, placed(&["red"], Told::Foreign));
+        assert_eq!(status.pull_secret_namespaces, ["red"]);
+        let foreign = condition(&status, "PullSecretsInPlace");
+        assert_eq!((&*foreign.status, &*foreign.reason), ("False", "SecretOfAnother"));
+        assert!(
+            foreign.message.contains("PullSecretNotReady"),
+            "{}",
+            foreign.message
+        );
+        let status = told(&status, placed(&[], Told::NotAsked));
+        assert_eq!(status.pull_secret_namespaces, [] as [&str; 0]);
+        assert_eq!(condition(&status, "PullSecretsInPlace").reason, "NotAsked");
     }
 
     #[test]
