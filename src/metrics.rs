@@ -90,6 +90,7 @@ struct ClusterMetrics {
     mirror_condition: Family<ConditionLabels, Gauge>,
     rescues: Family<RescueLabels, Counter>,
     stuck_pods: Gauge,
+    pull_secrets: Family<PullSecretLabel, Gauge>,
 }
 
 macro_rules! label_value {
@@ -184,6 +185,11 @@ struct RescueLabels {
     mirror: String,
     direction: &'static str,
     outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PullSecretLabel {
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -562,6 +568,16 @@ impl Metrics {
             .set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
+    /// Sets in how many namespaces pull secrets are wanted, are in place, and are kept out by somebody else's.
+    pub fn set_pull_secrets(&self, wanted: usize, in_place: usize, foreign: usize) {
+        for (state, number) in [("wanted", wanted), ("in_place", in_place), ("foreign", foreign)] {
+            self.cluster
+                .pull_secrets
+                .get_or_create(&PullSecretLabel { state })
+                .set(i64::try_from(number).unwrap_or(i64::MAX));
+        }
+    }
+
     /// Sets whether this companion leads.
     pub fn set_leading(&self, leading: bool) {
         self.cluster.leading.set(i64::from(leading));
@@ -640,6 +656,7 @@ impl ClusterMetrics {
             mirror_condition,
             rescues,
             stuck_pods,
+            pull_secrets,
         } = self;
         registry.register("writes", "Writes to the API server by how they ended", writes);
         registry.register("leading", "Whether this companion leads: 1 or 0", leading);
@@ -666,6 +683,12 @@ impl ClusterMetrics {
             "stuck_pods",
             "Pods whose images cannot be pulled from a mirror and that wait to be turned back",
             stuck_pods,
+        );
+        registry.register(
+            "pull_secrets",
+            "Namespaces by their pull secret: wanted (mirrors that need one serve them), in_place (they have it, with the \
+             logins of now), foreign (somebody else's Secret has its name); told by the companion that leads",
+            pull_secrets,
         );
         registry.register(
             "state_stale",

@@ -167,6 +167,12 @@ and more. Hosts are written small, as the program has them. */}}
 {{- $registries | uniq | sortAlpha | toJson -}}
 {{- end -}}
 
+{{/* Whether the logins of mirrors are placed in the namespaces that they serve; "true" or "false". */}}
+{{- define "kagami.placesPullSecrets" -}}
+{{- $pullSecrets := .Values.pullSecrets | default dict -}}
+{{- eq (toString $pullSecrets.enabled) "true" -}}
+{{- end -}}
+
 {{/* Whether Pods that are stuck on an image volume may be evicted. */}}
 {{- define "kagami.evicts" -}}
 {{- $rescue := .Values.rescue | default dict -}}

@@ -36,6 +36,8 @@ pub struct Connection {
     pub probe_secret: Option<String>,
     /// Name of the Secret with which it may be written to, where that is another one.
     pub copy_secret: Option<String>,
+    /// Name of the Secret with which Pods may pull from it.
+    pub pull_secret: Option<String>,
     /// Names of the Secrets with which upstream registries may be read, by the prefix of their source.
     pub source_secrets: BTreeMap<String, String>,
 }
@@ -244,6 +246,10 @@ fn connection(spec: &ImageMirrorSpec, faults: &mut Faults) -> Option<Connection>
             .copy
             .as_ref()
             .and_then(|copy| Some(copy.credentials.as_ref()?.secret_ref.name.clone())),
+        pull_secret: spec
+            .pull_secret
+            .as_ref()
+            .map(|credentials| credentials.secret_ref.name.clone()),
         source_secrets: BTreeMap::new(),
     })
 }

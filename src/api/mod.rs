@@ -20,6 +20,7 @@ use kube::CustomResourceExt as _;
 
 pub use crate::domain::names::{
     DECISIONS_ANNOTATION, MODE_LABEL, ORIGINAL_IMAGE_PREFIX, ORIGINAL_VOLUME_PREFIX, PULL_SECRET,
+    PULL_SECRET_LABEL,
 };
 
 /// The API group of the custom resources, and the domain of the labels.

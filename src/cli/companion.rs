@@ -31,6 +31,7 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
         paused,
         rescue_per_second,
         rescue_registries,
+        pull_secrets,
         identity,
         webhook_configuration,
         webhook_service,
@@ -71,6 +72,7 @@ pub(super) async fn run(arguments: CompanionArguments) -> anyhow::Result<()> {
             per_second,
             registries: rescue_registries,
         }),
+        pull_secrets,
     };
 
     let (metrics, registry) = Metrics::new();

@@ -204,6 +204,58 @@ impl Versioned for Secret {
     }
 }
 
+/// What of a Secret in a tenant's namespace is read. `Debug` names it only.
+#[derive(Clone, Deserialize)]
+pub struct PullSecret {
+    #[serde(default)]
+    pub metadata: PullSecretMetadata,
+    #[serde(default, rename = "type")]
+    pub type_: String,
+    #[serde(default)]
+    pub immutable: Option<bool>,
+    #[serde(default)]
+    pub data: Option<PullSecretData>,
+}
+
+/// Its metadata.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PullSecretMetadata {
+    pub namespace: String,
+    pub uid: String,
+    pub resource_version: String,
+    pub labels: Option<Labels>,
+    pub deletion_timestamp: Option<String>,
+}
+
+/// Its Docker configuration alone.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct PullSecretData {
+    #[serde(rename = ".dockerconfigjson")]
+    pub config: Option<ByteString>,
+}
+
+impl fmt::Debug for PullSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PullSecret")
+            .field("namespace", &self.metadata.namespace)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for PullSecretData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PullSecretData").finish_non_exhaustive()
+    }
+}
+
+impl Versioned for PullSecret {
+    fn resource_version(&self) -> &str {
+        &self.metadata.resource_version
+    }
+}
+
 /// Whether the brake is on, as the heartbeat Lease says.
 pub fn is_paused(lease: &Object) -> bool {
     let annotations = lease.metadata.annotations.as_ref();

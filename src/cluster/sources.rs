@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::watch::{Source, named};
 use crate::{
-    api::{HEALTH_LEASE, ORIGINALS_CONFIG_MAP, OWNERS_CONFIG_MAP, PROBE_SECRET},
+    api::{HEALTH_LEASE, ORIGINALS_CONFIG_MAP, OWNERS_CONFIG_MAP, PROBE_SECRET, PULL_SECRET},
     domain::pod::RUNNING,
 };
 
@@ -140,6 +140,20 @@ pub fn one_of(path: String, metadata_only: bool) -> Source {
         page: PAGE,
         dispensable: false,
         renew: LATER,
+    }
+}
+
+/// What stands in namespaces under the name of pull secrets. The right to list and watch objects of one name is held to
+/// requests that select that name, in the whole cluster too (kubernetes v1.36, `apiserver/pkg/endpoints/request`).
+pub fn pull_secrets() -> Source {
+    Source {
+        name: "pullsecrets",
+        path: "/api/v1/secrets".to_owned(),
+        fields: Some(named(PULL_SECRET)),
+        metadata_only: false,
+        page: PAGE,
+        dispensable: false,
+        renew: SOON,
     }
 }
 

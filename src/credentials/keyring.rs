@@ -227,6 +227,7 @@ mod tests {
     //! (Apache-2.0), named after its tests.
 
     use super::*;
+    use crate::domain::{examples, image::Reference, mapping::Form, pull_secret};
 
     fn keyring(entries: &[(&str, &str)]) -> Keyring {
         let auths: BTreeMap<_, _> = entries
@@ -258,9 +259,14 @@ mod tests {
         );
     }
 
+    /// Prints how many of the cases of one of kubelet's tests stand here.
+    fn passed_by(test: &str, cases: usize) {
+        eprintln!("{cases} cases of {test}");
+    }
+
     #[test]
     fn urls_match() {
-        for (glob, target, expected) in [
+        let table = [
             ("*.kubernetes.io", "prefix.kubernetes.io", true),
             ("prefix.*.io", "prefix.kubernetes.io", true),
             ("prefix.kubernetes.*", "prefix.kubernetes.io", true),
@@ -293,14 +299,16 @@ mod tests {
             ("[::1]:5000", "[::1]:5000/foo", true),
             ("[::1]", "[::1]:5000/foo", false),
             ("[::1]", "[::1]/foo", true),
-        ] {
+        ];
+        passed_by("TestURLsMatch", table.len() - 5);
+        for (glob, target, expected) in table {
             assert_eq!(matches(glob, target), expected, "{glob} for {target}");
         }
     }
 
     #[test]
     fn docker_keyring_for_glob() {
-        for (glob, target) in [
+        let table = [
             ("https://hello.kubernetes.io", "hello.kubernetes.io"),
             ("https://*.docker.io", "prefix.docker.io"),
             ("https://prefix.*.io", "prefix.docker.io"),
@@ -317,14 +325,16 @@ mod tests {
             ("https://prefix.docker.*/path:1111", "prefix.docker.io/path:1111"),
             ("prefix.docker.io:1111", "prefix.docker.io:1111/path"),
             ("*.docker.io:1111", "prefix.docker.io:1111/path"),
-        ] {
+        ];
+        passed_by("TestDockerKeyringForGlob", table.len());
+        for (glob, target) in table {
             check(&[(glob, "foo")], &format!("{target}/foo/bar"), Some("foo"));
         }
     }
 
     #[test]
     fn keyring_miss() {
-        for (glob, target) in [
+        let table = [
             ("https://hello.kubernetes.io", "world.mesos.org/foo/bar"),
             ("https://*.docker.com", "prefix.docker.io"),
             ("https://suffix.*.io", "prefix.docker.io"),
@@ -335,7 +345,9 @@ mod tests {
             ),
             ("suffix.*.io", "prefix.docker.io"),
             ("https://index.docker.io/v1/", "world.mesos.org"),
-        ] {
+        ];
+        passed_by("TestKeyringMiss", table.len());
+        for (glob, target) in table {
             check(&[(glob, "foo")], &format!("{target}/foo/bar"), None);
         }
     }
@@ -356,7 +368,7 @@ mod tests {
     #[test]
     fn docker_keyring_lookup() {
         let entries = [("bar.example.com/pong", "grace"), ("bar.example.com", "ada")];
-        for (image, expected) in [
+        let table = [
             ("bar.example.com", Some("ada")),
             ("bar.example.com/pong", Some("grace")),
             ("bar.example.com/ping", Some("ada")),
@@ -364,9 +376,112 @@ mod tests {
             ("bar.example.com/pong/pang", Some("grace")),
             ("example.com", None),
             ("foo.example.com", None),
-        ] {
+        ];
+        passed_by("TestDockerKeyringLookup", table.len());
+        for (image, expected) in table {
             check(&entries, image, expected);
         }
+    }
+
+    /// Returns the keys of a Secret whose login kubelet offers for an image, in its order (`keyring.go`, `Add` and
+    /// `Lookup`): unlike here, slashes at a key's end stay, and all that match are tried.
+    fn offered<'k>(keys: &[&'k str], image: &str) -> Vec<&'k str> {
+        let mut index: Vec<(String, &str)> = keys
+            .iter()
+            .map(|location| {
+                let (host, path) = split_path(location);
+                let path = match path.get(..4) {
+                    Some("/v1/" | "/v2/") => &path[3..],
+                    _ => path,
+                };
+                (
+                    format!("{host}{}", if path == "/" { "" } else { path }),
+                    *location,
+                )
+            })
+            .collect();
+        index.sort_by(|a, b| b.cmp(a));
+        index.retain(|(key, _)| matches(key, image));
+        index.into_iter().map(|(_, location)| location).collect()
+    }
+
+    #[test]
+    fn the_login_of_a_pull_secret_is_offered_for_its_mirrors_images_alone() {
+        let mirror = |registry: &str, template: &str| {
+            let mut mirror = examples::mirror("main", &["docker.io", "registry.k8s.io/team"]);
+            mirror.mapping.registry = registry.parse().unwrap();
+            mirror.mapping.template = template.parse().unwrap();
+            mirror
+        };
+        let all = "{registry}/{repository}";
+        for (registry, template, image, others) in [
+            (
+                "mirror.test",
+                all,
+                "nginx",
+                vec![
+                    "mirror.test/docker.io2/x",
+                    "mirror.test/private/x",
+                    "mirror.test:5000/docker.io/x",
+                ],
+            ),
+            (
+                "mirror.test:5000/team",
+                all,
+                "nginx",
+                vec!["mirror.test:5000/team2/docker.io/x"],
+            ),
+            (
+                "mirror.test/team",
+                "{repository}",
+                "a/b",
+                vec!["mirror.test/team2/x", "mirror.test/team"],
+            ),
+            (
+                "mirror.test/v2/x",
+                "{repository}",
+                "a/b",
+                vec!["mirror.test/x/a/b", "mirror.test/v2/x2/a"],
+            ),
+            (
+                "mirror.test/v1",
+                "{repository}",
+                "a/b",
+                vec!["mirror.test/a/b", "mirror.test/v12/a"],
+            ),
+            (
+                "mirror.test",
+                "all/of-{repository}",
+                "a/b",
+                vec!["mirror.test/all2/of-a/b"],
+            ),
+            ("[fd00::1]:5000", all, "nginx", vec!["[fd00::2]:5000/docker.io/x"]),
+        ] {
+            let mirror = mirror(registry, template);
+            let keys = pull_secret::keys(&mirror).unwrap();
+            let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+            let image = Reference::parse(image).unwrap();
+            let own = mirror.mapping.map(&image, Form::Written).unwrap();
+            assert_eq!(offered(&keys, &own).len(), 1, "{keys:?} for {own}");
+            for other in others {
+                assert_eq!(offered(&keys, other), [] as [&str; 0], "{keys:?} for {other}");
+            }
+        }
+        // Two mirrors of one host, each with its own login: each image is offered its own.
+        let [first, second] = ["mirror.test", "mirror.test/b"]
+            .map(|registry| pull_secret::keys(&mirror(registry, all)).unwrap());
+        let keys: Vec<_> = first.iter().chain(&second).map(String::as_str).collect();
+        assert_eq!(
+            offered(&keys, "mirror.test/docker.io/x"),
+            ["mirror.test/docker.io/"]
+        );
+        assert_eq!(
+            offered(&keys, "mirror.test/b/docker.io/x"),
+            ["mirror.test/b/docker.io/"]
+        );
+        // What a shorter key would do.
+        assert_eq!(offered(&["mirror.test/team"], "mirror.test/team2/x").len(), 1);
+        assert_eq!(offered(&["mirror.test/v2/x/"], "mirror.test/v2/x/a").len(), 0);
     }
 
     #[test]
@@ -435,7 +550,9 @@ mod tests {
 
     #[test]
     fn issue_3797() {
-        for image in ["quay.io", "quay.io/foo", "quay.io/foo/bar"] {
+        let table = ["quay.io", "quay.io/foo", "quay.io/foo/bar"];
+        passed_by("TestIssue3797", table.len());
+        for image in table {
             check(&[("https://quay.io/v1/", "rex")], image, Some("rex"));
         }
     }

@@ -6,7 +6,7 @@ mod keyring;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 pub use self::keyring::{Keyring, ParseKeyringError};
@@ -24,7 +24,7 @@ const USER_KEYS: [&str; 2] = ["username", "password"];
 pub const DOCKER_CFG: &str = "kubernetes.io/dockercfg";
 
 /// Where a Secret has its Docker configuration.
-const CONFIG_JSON_KEY: &str = ".dockerconfigjson";
+pub const CONFIG_JSON_KEY: &str = ".dockerconfigjson";
 
 /// The same of the older form.
 const CFG_KEY: &str = ".dockercfg";
@@ -166,6 +166,16 @@ impl Held {
     pub const fn until(&self) -> Option<Instant> {
         self.until
     }
+}
+
+/// Returns a Docker configuration with these logins, by key.
+pub fn docker_config<'a>(logins: impl IntoIterator<Item = (&'a str, &'a Credentials)>) -> Vec<u8> {
+    let user = |login: &Credentials| json!({"username": login.username, "password": login.password});
+    let auths: Map<String, Value> = logins
+        .into_iter()
+        .map(|(key, login)| (key.to_owned(), user(login)))
+        .collect();
+    json!({"auths": auths}).to_string().into_bytes()
 }
 
 impl Secret {

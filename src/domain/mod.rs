@@ -26,6 +26,7 @@ pub mod pinging;
 pub mod platform;
 pub mod pod;
 pub mod presence;
+pub mod pull_secret;
 pub mod pulls;
 pub mod rate;
 pub mod reason;

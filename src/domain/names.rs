@@ -17,6 +17,9 @@ pub const ORIGINAL_VOLUME_PREFIX: &str = "original-volume.kagami.dev/";
 /// Name of the Secret, one in each served namespace, with which kubelets pull from mirrors.
 pub const PULL_SECRET: &str = "kagami-pull";
 
+/// Label by which such a Secret is known as Kagami's; its value is `true`. One without it is somebody else's.
+pub const PULL_SECRET_LABEL: &str = "kagami.dev/pull-secret";
+
 /// Annotation of Pods: JSON, place → the image that it was turned from, the one that it was turned to, and when.
 pub const RESCUED_ANNOTATION: &str = "kagami.dev/rescued";
 

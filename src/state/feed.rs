@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{
     Configured, Store,
     configuration::Configuration,
-    logins::{Login, Logins, OfMirror},
+    logins::{Login, Logins, OfMirror, PullLogins},
 };
 use crate::{
     api::mirror::Connection,
@@ -62,6 +62,7 @@ pub struct Feed {
     left_alone: BTreeSet<String>,
     mirrors: Mutex<BTreeMap<String, Fed>>,
     logins: Logins,
+    pull_logins: PullLogins,
 }
 
 /// What makes a mirror the one that it is: proofs of another one are worth nothing. The credentials
@@ -111,6 +112,8 @@ struct Fed {
     held: Held,
     /// How it is filled; none where it is not.
     filling: Option<Filling>,
+    /// What Pods pull from it with; none where they need nothing.
+    pull: Option<Named>,
 }
 
 /// The logins with which a mirror is filled, as their Secrets change.
@@ -195,12 +198,18 @@ impl Feed {
             left_alone,
             mirrors: Mutex::default(),
             logins: Logins::default(),
+            pull_logins: PullLogins::default(),
         }
     }
 
     /// Returns the logins with which mirrors are filled, as they are now and will be.
     pub fn logins(&self) -> Logins {
         self.logins.clone()
+    }
+
+    /// Returns the logins with which Pods may pull from mirrors, as they are now and will be.
+    pub fn pull_logins(&self) -> PullLogins {
+        self.pull_logins.clone()
     }
 
     /// Puts a whole configuration to use, or returns everything that hinders it; then nothing
@@ -271,6 +280,7 @@ impl Feed {
         let now = Instant::now();
         let mut faults = SecretFaults::new();
         let mut logins = BTreeMap::new();
+        let mut pull_logins = BTreeMap::new();
         for (name, fed) in mirrors {
             let found = found(&fed.identity, fed.secret.as_deref(), secrets);
             fed.held = fed.held.next(&found, now);
@@ -278,6 +288,11 @@ impl Feed {
                 .set_credentials(fed.held.credentials(), fed.held.until());
             if let Err(fault) = found {
                 faults.insert(name.clone(), fault);
+            }
+            if let Some(pull) = &mut fed.pull {
+                let registry = fed.identity.mapping.registry.to_string();
+                pull.take([&registry, fed.identity.host()], secrets, now);
+                pull_logins.insert(name.clone(), pull.login.clone());
             }
             let Some(filling) = &mut fed.filling else { continue };
             filling.take(&fed.identity, secrets, now);
@@ -294,6 +309,7 @@ impl Feed {
             );
         }
         self.logins.publish(logins);
+        self.pull_logins.publish(pull_logins);
         faults
     }
 
@@ -357,8 +373,11 @@ impl Fed {
                 secret: None,
                 held: Held::default(),
                 filling: None,
+                pull: None,
             },
         };
+        let pull = connection.pull_secret.as_ref();
+        next.pull = pull.map(|secret| Named::next(next.pull.as_ref(), Some(secret)));
         next.filling = Filling::next(next.filling.as_ref(), mirror, &connection);
         if next.secret != connection.probe_secret {
             // What another Secret had is nothing to fall back on.

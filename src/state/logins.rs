@@ -1,4 +1,5 @@
-//! The logins with which mirrors are filled, for who fills them, and nobody else: replicas of the webhook have none.
+//! The logins with which mirrors are filled, and those with which Pods pull from them, for who fills mirrors and places
+//! pull secrets, and nobody else: replicas of the webhook have none.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -94,6 +95,32 @@ impl Logins {
         self.0.send_if_modified(|before| {
             let differs = !(before.is_empty() && logins.is_empty());
             *before = Arc::new(logins);
+            differs
+        });
+    }
+}
+
+/// The logins with which Pods may pull, of all mirrors that have one, by mirror. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct PullLogins(Arc<watch::Sender<Arc<BTreeMap<String, Login>>>>);
+
+impl PullLogins {
+    /// Returns those to come.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<BTreeMap<String, Login>>> {
+        self.0.subscribe()
+    }
+
+    pub(super) fn publish(&self, logins: BTreeMap<String, Login>) {
+        self.0.send_if_modified(|before| {
+            let is_same = |(name, login): (&String, &Login)| {
+                before.get(name).is_some_and(|before| {
+                    before.is_same(login) && before.fault == login.fault && before.missing == login.missing
+                })
+            };
+            let differs = before.len() != logins.len() || !logins.iter().all(is_same);
+            if differs {
+                *before = Arc::new(logins);
+            }
             differs
         });
     }

@@ -57,6 +57,7 @@ companion: {replicas: 1, adminPort: 9091}
 webhookConfiguration: {name: yy, labels: {team: platform}, annotations: {admissions.enforcer/disabled: 'true'}}
 heal: false
 rescue: {enabled: true, perSecond: 50, registries: ['mirror.example.com', 'mirror.example.com:5000/team'], deletePods: true}
+pullSecrets: {enabled: true}
 paused: true
 bindAddress: '[::]'
 priorityClassName: ''
@@ -86,6 +87,7 @@ networkPolicy:
         "
 heal: null
 rescue: null
+pullSecrets: null
 paused: null
 webhook: {adminPort: null}
 companion: {adminPort: null}

@@ -29,6 +29,7 @@ mod neighbours;
 mod originals;
 mod owners;
 mod places;
+mod pull_secrets;
 mod pulls;
 mod report;
 mod rescue;
@@ -111,6 +112,10 @@ const TESTS: &[Test<Cluster>] = tests![
     copies::a_source_whose_secret_is_missing_is_not_read_as_nobody,
     copies::a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has,
     copies::sync_brings_what_running_pods_use,
+    pull_secrets::a_login_stands_where_its_mirror_serves_and_nowhere_else,
+    pull_secrets::what_stands_there_already_is_somebodys_or_kagamis,
+    pull_secrets::without_the_flag_none_is_placed,
+    pull_secrets::the_companion_is_held_to_its_pull_secrets,
     secrets::a_secret_of_somebody_else_is_left_alone,
     secrets::a_secret_that_changes_voids_and_rewrites_nothing,
     secrets::images_of_a_mirror_that_is_out_of_force_stay,
@@ -129,6 +134,7 @@ const TESTS: &[Test<Cluster>] = tests![
     chart::a_default_mode_takes_in_unlabelled_namespaces_only,
     rights::each_account_has_its_rights_and_no_other,
     rights::without_their_values_the_companion_writes_no_certificates_and_no_pods,
+    rights::pull_secrets_need_a_right_of_their_own,
     rights::viewers_of_a_namespace_read_what_kagami_knows,
     rights::an_unknown_mode_is_refused_on_a_namespace,
     rights::the_companion_is_held_to_its_secrets,

@@ -51,6 +51,9 @@ const COMPANION_NOTES_MIRRORS: &[&str] = &["get update configmaps/kagami-mirrors
 
 const COMPANION_RESCUES: &[&str] = &["patch pods", "list events"];
 
+/// Of tenants' Secrets; a list and a watch are held to the name as well.
+const COMPANION_PLACES_LOGINS: &[&str] = &["create secrets", "delete list patch watch secrets/kagami-pull"];
+
 const COMPANION_WRITES_BUNDLES: &[&str] =
     &["get patch mutatingwebhookconfigurations.admissionregistration.k8s.io/zz-rights-kagami"];
 
@@ -187,6 +190,56 @@ pub(crate) fn without_their_values_the_companion_writes_no_certificates_and_no_p
         .flat_map(spread)
         .collect();
     assert_eq!(rights(cluster, &companion, &home.name), expected);
+}
+
+pub(crate) fn pull_secrets_need_a_right_of_their_own(cluster: &Cluster) {
+    let home = cluster.namespace(None);
+    apply(cluster, &[&format!("{CHART}/crds")]);
+    Chart::new(cluster, "placing", &home.name, "{pullSecrets: {enabled: true}}").apply(&RBAC);
+    let companion = format!("{}:placing-kagami-companion", home.name);
+    eventually("the roles are in force", || {
+        let events = rights(cluster, &companion, "default");
+        events.contains("create events.events.k8s.io").then_some(())
+    });
+    let expected: BTreeSet<_> = [COMPANION, COMPANION_PLACES_LOGINS]
+        .concat()
+        .into_iter()
+        .flat_map(spread)
+        .chain(["get", "patch"].map(|verb| {
+            let resource = "mutatingwebhookconfigurations.admissionregistration.k8s.io";
+            format!("{verb} {resource}/zz-placing-kagami")
+        }))
+        .collect();
+    assert_eq!(rights(cluster, &companion, "kube-system"), expected);
+
+    // The right to list one name is a right to that list alone, over all namespaces.
+    let tenant = cluster.namespace(Some("enforce"));
+    for name in ["kagami-pull", "tls"] {
+        let secret = json!({"metadata": {"name": name}, "stringData": {"a": "b"}});
+        cluster.create(&tenant.path("secrets"), &secret).success();
+    }
+    let list = |path: &str, selector: &str| {
+        let answer = cluster.request_by(&companion, Method::GET, &format!("{path}{selector}"), None);
+        (answer.status, answer.body)
+    };
+    for path in ["/api/v1/secrets".to_owned(), tenant.path("secrets")] {
+        let (status, body) = list(&path, "?fieldSelector=metadata.name%3Dkagami-pull");
+        assert!(status == 200 && body.contains("kagami-pull"), "{status} {body}");
+        assert!(!body.contains("\"tls\""), "{body}");
+        for selector in [
+            "",
+            "?fieldSelector=metadata.name%3Dtls",
+            "?fieldSelector=metadata.name%21%3Dtls",
+            "?labelSelector=kagami.dev%2Fpull-secret",
+        ] {
+            assert_eq!(list(&path, selector).0, 403, "{path}{selector}");
+        }
+    }
+    let get = |name: &str| {
+        let path = tenant.path(&format!("secrets/{name}"));
+        cluster.request_by(&companion, Method::GET, &path, None).status
+    };
+    assert_eq!(get("tls"), 403);
 }
 
 pub(crate) fn viewers_of_a_namespace_read_what_kagami_knows(cluster: &Cluster) {

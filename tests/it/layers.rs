@@ -330,6 +330,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "companion/cluster",
         &[
+            "placed",
             "status",
             "probe_entry",
             "mirrors",
@@ -350,6 +351,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "originals",
             "pods",
             "probe_secret",
+            "pull_secrets",
             "publisher",
         ],
     ),

@@ -20,6 +20,11 @@ use super::{
 /// Companions share the cluster's mirrors, so only one test at a time has some.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// Keeps others from starting companions, which may touch what is Kagami's anywhere in the cluster.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(crate) const MIRRORS: &str = "/apis/kagami.dev/v1alpha1/imagemirrors";
 pub(crate) const IMAGES: &str = "/apis/kagami.dev/v1alpha1/mirroredimages";
 pub(crate) const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
@@ -49,8 +54,7 @@ pub(crate) struct Companion {
 impl<'a> Place<'a> {
     /// Sets everything up for a mirror at `url`.
     pub(crate) fn new(cluster: &'a Cluster, url: &str) -> Self {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        Self::begin(cluster, url, Some(alone))
+        Self::begin(cluster, url, Some(alone()))
     }
 
     /// The same on a cluster that no other test has.
@@ -233,6 +237,9 @@ impl<'a> Place<'a> {
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]},
             {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
             {"apiGroups": [""], "resources": ["events"], "verbs": ["list"]},
+            {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
+            {"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["kagami-pull"],
+             "verbs": ["list", "watch", "patch", "delete"]},
             {"apiGroups": ["apps"], "resources": ["daemonsets", "replicasets", "statefulsets"], "verbs": ["get"]},
             {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
             {"apiGroups": ["kagami.dev"], "resources": ["imagemirrors"], "verbs": watch},

@@ -105,6 +105,11 @@ pub(crate) struct CompanionArguments {
     )]
     pub(crate) rescue_registries: Vec<String>,
 
+    /// Keep the logins of mirrors with `spec.pullSecret` in a Secret `kagami-pull` of each namespace that they serve and that
+    /// is labelled enforce
+    #[arg(long, env = "KAGAMI_PULL_SECRETS")]
+    pub(crate) pull_secrets: bool,
+
     /// Name in the leader lease, another one for each replica [default: host, process and time]
     #[arg(long, value_name = "NAME", env = "KAGAMI_IDENTITY")]
     pub(crate) identity: Option<String>,

@@ -34,7 +34,7 @@ use crate::{
         Store,
         configuration::Configuration,
         feed::{Feed, Keep, SecretFaults},
-        logins::Logins,
+        logins::{Logins, PullLogins},
     },
     telemetry::chain,
 };
@@ -143,6 +143,11 @@ impl Follower {
     /// Returns the logins with which mirrors are filled.
     pub(super) fn logins(&self) -> Logins {
         self.feed.logins()
+    }
+
+    /// Returns the logins with which Pods may pull from mirrors.
+    pub(super) fn pull_logins(&self) -> PullLogins {
+        self.feed.pull_logins()
     }
 
     pub(super) async fn run(self, client: Client, namespace: String, pulses: Pulses) {

@@ -16,11 +16,13 @@ mod leader;
 mod mirrors;
 mod originals;
 mod owners;
+mod placed;
 mod pod_events;
 mod pods;
 mod probe_entry;
 mod probe_secret;
 mod publisher;
+mod pull_secrets;
 mod register;
 mod rescuer;
 mod status;
@@ -46,6 +48,7 @@ use self::{
     mirrors::{ClusterView, Follower},
     originals::Originals,
     owners::Owners,
+    placed::Placing,
     pods::Pods,
     rescuer::Ward,
 };
@@ -100,6 +103,8 @@ pub struct Settings {
     pub paused: bool,
     /// None where stuck Pods are left to themselves.
     pub rescue: Option<RescueSettings>,
+    /// Whether the logins of mirrors are placed in the namespaces that they serve.
+    pub pull_secrets: bool,
     /// None where somebody else keeps the webhook's certificates.
     pub certificates: Option<CertificateSettings>,
 }
@@ -210,6 +215,7 @@ async fn follow(
         metrics.forget_watches();
         metrics.forget_conditions();
         metrics.set_stuck(0);
+        metrics.set_pull_secrets(0, 0, 0);
         for (_, mirror) in store.snapshot().routing.mirrors() {
             metrics.forget_mirror(&mirror.name);
         }
@@ -250,6 +256,7 @@ impl Leader {
             lease: Some(lease),
             ..Means::default()
         };
+        let placed = self.place_pull_secrets(settings, &follower, &mut tasks);
         tasks.spawn(follower.run(
             self.client.clone(),
             self.namespace.to_string(),
@@ -326,7 +333,8 @@ impl Leader {
             settings.paused,
             published.subscribe(),
         ));
-        tasks.spawn(publisher::run(self.clone(), images, definitions, published));
+        let told = (definitions, placed);
+        tasks.spawn(publisher::run(self.clone(), images, told, published));
         let workers = mirror::run(
             self.store.clone(),
             self.metrics.clone(),
@@ -339,6 +347,24 @@ impl Leader {
             error = early_end(&mut tasks) => error,
             never = workers => match never {},
         }
+    }
+
+    /// Places the logins of nodes, or says that nobody does. Returns what is told of them.
+    fn place_pull_secrets(
+        &self,
+        settings: &Settings,
+        follower: &Follower,
+        tasks: &mut JoinSet<()>,
+    ) -> watch::Receiver<Placing> {
+        let (placing, placed) = watch::channel(Placing::default());
+        let logins = follower.pull_logins();
+        tasks.spawn(pull_secrets::run(
+            self.clone(),
+            settings.pull_secrets,
+            logins,
+            placing,
+        ));
+        placed
     }
 
     /// Takes over what the last leader left, once the cluster's mirrors are known: their images, which are
@@ -436,6 +462,7 @@ mod tests {
             },
             paused: false,
             rescue: None,
+            pull_secrets: false,
             certificates: None,
         };
         let (metrics, _) = Metrics::new();

@@ -107,6 +107,14 @@ impl Mapping {
         forms.iter().any(is_it)
     }
 
+    /// Returns what the mirror's references for all images of a host begin with, as far as whole components go, with
+    /// a slash at the end: `mirror.example.com/docker.io/`.
+    pub fn beginning(&self, host: &str) -> String {
+        let mut beginning = format!("{}/", self.registry);
+        self.template.push_beginning(&mut beginning, host);
+        beginning
+    }
+
     /// Returns the repository of an image in the mirror's registry, its path without the host, as the
     /// registry's API is asked for it.
     pub fn repository_path(&self, image: &Reference<'_>) -> Result<String, MapError> {

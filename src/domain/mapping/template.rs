@@ -76,6 +76,20 @@ impl Template {
             .sum()
     }
 
+    /// Appends what the repositories of all images of a host begin with in the mirror, as far as whole components go.
+    pub(super) fn push_beginning(&self, out: &mut String, host: &str) {
+        let begin = out.len();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Literal(text) => out.push_str(text),
+                Piece::Registry => push_registry(out, host),
+                Piece::Repository => break,
+            }
+        }
+        let whole = out[begin..].rfind('/').map_or(0, |slash| slash + 1);
+        out.truncate(begin + whole);
+    }
+
     /// Appends the repository that an image has in the mirror, without the registry's own path.
     pub(super) fn push(&self, out: &mut String, image: &Reference<'_>) {
         for piece in &self.pieces {

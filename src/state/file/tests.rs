@@ -87,6 +87,7 @@ fn a_minimal_mirror_has_the_defaults() {
         trust: Trust::default(),
         probe_secret: None,
         copy_secret: None,
+        pull_secret: None,
         source_secrets: BTreeMap::new(),
     };
     assert_eq!(configuration.mirrors, [(expected, connection)]);

@@ -29,6 +29,7 @@ pub fn all_metrics() -> String {
     metrics.set_condition("main", "Ready", Some(true));
     metrics.rescued("main", "back", "done");
     metrics.set_stuck(0);
+    metrics.set_pull_secrets(0, 0, 0);
     metrics.wrote("ImageMirror", "ok");
     metrics.copied("main", "Copied");
     metrics.copied_bytes("main", 1);

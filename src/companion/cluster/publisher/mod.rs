@@ -36,6 +36,7 @@ use super::{
     definitions::Lacking,
     leader::Leader,
     mirrors::{ClusterView, MirrorResource},
+    placed::Placing,
     status::{Holds, Seen},
 };
 use crate::{
@@ -124,7 +125,7 @@ impl Images {
 pub(super) async fn run(
     leader: Leader,
     images: Images,
-    definitions: watch::Receiver<Lacking>,
+    (definitions, placed): (watch::Receiver<Lacking>, watch::Receiver<Placing>),
     published: watch::Sender<BTreeMap<String, Health>>,
 ) {
     let publisher = Publisher {
@@ -133,6 +134,7 @@ pub(super) async fn run(
         leader,
         images,
         definitions,
+        placed,
         published,
         rate: {
             let [slowest, first, fastest] = RATES;
@@ -153,6 +155,7 @@ struct Publisher {
     images: Images,
     cluster: watch::Receiver<Option<Arc<ClusterView>>>,
     definitions: watch::Receiver<Lacking>,
+    placed: watch::Receiver<Placing>,
     published: watch::Sender<BTreeMap<String, Health>>,
     sender: Sender,
     rate: AdaptiveRate,
@@ -175,6 +178,7 @@ impl Publisher {
             reports.mark_unchanged();
             reached.mark_unchanged();
             self.cluster.mark_unchanged();
+            self.placed.mark_unchanged();
             self.collect();
             let wait = self.send();
             tokio::select! {
@@ -198,6 +202,7 @@ impl Publisher {
                 Ok(()) = reports.changed() => {}
                 Ok(()) = reached.changed() => {}
                 Ok(()) = self.cluster.changed() => {}
+                Ok(()) = self.placed.changed() => {}
                 () = sleep(wait) => {}
             }
         }
@@ -288,6 +293,7 @@ impl Publisher {
         let snapshot = self.leader.store.snapshot();
         let by_name = snapshot.routing.by_name();
         let lacking = self.definitions.borrow().clone();
+        let placed = self.placed.borrow().clone();
         let mut queues = self.images.queues();
         let reached = queues.reached().unwrap_or_default();
         let looping = looping(&snapshot);
@@ -305,7 +311,7 @@ impl Publisher {
                 paused: snapshot.paused,
                 overlaps: id.map(|id| snapshot.routing.overlaps(id)).unwrap_or_default(),
                 not_separated: id.map(|id| not_separated(&snapshot, id)).unwrap_or_default(),
-                pull_secret: resource.pull_secret(),
+                pull_secrets: placed.of(name, resource.pull_secret()),
                 health: id.map(|id| snapshot.health_of(id).clone()),
                 cause_is_due: false,
                 failing_upstreams: id.map(|id| failing_upstreams(&snapshot, id)).unwrap_or_default(),

@@ -31,11 +31,12 @@ pub(in crate::companion::cluster) enum ConditionType {
     ForwardAllowed,
     OwnersLeftAlone,
     OriginalsRecorded,
+    PullSecretsInPlace,
 }
 
 impl ConditionType {
     /// Every type.
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Ready,
         Self::UnknownFields,
         Self::MirrorsOverlap,
@@ -51,6 +52,7 @@ impl ConditionType {
         Self::ForwardAllowed,
         Self::OwnersLeftAlone,
         Self::OriginalsRecorded,
+        Self::PullSecretsInPlace,
     ];
 
     /// Returns its name as users see it.
@@ -71,6 +73,7 @@ impl ConditionType {
             Self::ForwardAllowed => FORWARD_ALLOWED,
             Self::OwnersLeftAlone => "OwnersLeftAlone",
             Self::OriginalsRecorded => "OriginalsRecorded",
+            Self::PullSecretsInPlace => "PullSecretsInPlace",
         }
     }
 }

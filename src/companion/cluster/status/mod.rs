@@ -19,6 +19,7 @@ use crate::{
     domain::{copying, health::Health, routing::Overlap, time::Timestamp},
 };
 
+use super::placed::Placed;
 use conditions::Conditions;
 
 pub(super) use crate::api::health::health;
@@ -38,8 +39,8 @@ pub(super) struct Seen<'a> {
     pub(super) overlaps: Vec<Overlap>,
     /// The mirrors that it is not separated from: the first few, and how many more.
     pub(super) not_separated: (Vec<&'a str>, usize),
-    /// Whether Pods need a pull secret for this mirror.
-    pub(super) pull_secret: bool,
+    /// What is known of its pull secrets; none while nobody knows.
+    pub(super) pull_secrets: Option<Placed>,
     /// None if no good form of the resource is in force.
     pub(super) health: Option<Health>,
     /// Whether another cause of the same health may be told.
@@ -175,7 +176,11 @@ pub(super) fn plan(current: &ImageMirrorStatus, seen: &Seen<'_>, now: Timestamp)
     pods::forward(&mut conditions, seen.forward_allowed.as_ref());
     pods::owners(&mut conditions, seen.looping.as_deref());
     pods::originals(&mut conditions, seen.unrecorded.as_deref());
+    pods::pull_secrets(&mut conditions, seen.pull_secrets.as_ref());
     mirror::sweeps(&mut next, seen, now);
+    if let Some(placed) = &seen.pull_secrets {
+        next.pull_secret_namespaces = placed.in_place.to_vec();
+    }
     if let Some(looping) = &seen.looping {
         let looping = looping.iter().take(pods::LOOPING);
         next.owners_left_alone = looping.map(pods::left_alone).collect();

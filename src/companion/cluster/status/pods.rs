@@ -1,5 +1,6 @@
 //! What is told of Pods and their nodes: whether these can pull, and which Pods are left as they are.
 
+use super::super::placed::{Placed, Told};
 use super::{
     Seen,
     conditions::{ConditionStatus, ConditionType, Conditions},
@@ -124,4 +125,19 @@ pub(super) fn originals(conditions: &mut Conditions<'_>, unrecorded: Option<&str
         None => return,
     };
     conditions.set(ConditionType::OriginalsRecorded, status, reason, message);
+}
+
+/// Tells how it is with pull secrets; nothing was ever told where the mirror asked for none.
+pub(super) fn pull_secrets(conditions: &mut Conditions<'_>, placed: Option<&Placed>) {
+    let type_ = ConditionType::PullSecretsInPlace;
+    let Some(Placed { told, .. }) = placed else { return };
+    if *told == Told::NotAsked && !conditions.has(type_) {
+        return;
+    }
+    let status = match told.holds() {
+        Some(true) => ConditionStatus::True,
+        Some(false) => ConditionStatus::False,
+        None => ConditionStatus::Unknown,
+    };
+    conditions.set(type_, status, told.reason(), &told.message());
 }

@@ -25,12 +25,6 @@ pub(super) fn ready(conditions: &mut Conditions<'_>, seen: &Seen<'_>) {
         if !seen.unknown.is_empty() {
             message.push_str(", but for what condition UnknownFields names");
         }
-        if seen.pull_secret {
-            message.push_str(
-                "; spec.pullSecret is not placed in namespaces yet: where Pods need it, images stay upstream \
-                 (PullSecretNotReady)",
-            );
-        }
         message.push('.');
         conditions.set(ConditionType::Ready, ConditionStatus::True, "InForce", &message);
     } else {

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::super::placed::Told;
 use super::{conditions::MESSAGE, pods::LOOPING, *};
 use crate::{
     api::newer::Consequence,
@@ -567,15 +568,40 @@ fn what_is_not_known_is_told_by_its_worst_consequence() {
 }
 
 #[test]
-fn a_pull_secret_that_nobody_places_is_told() {
-    let with_secret = Seen {
-        pull_secret: true,
-        ..seen()
+fn where_a_pull_secret_is_in_place_is_told_once_that_is_known() {
+    let told = |before: &ImageMirrorStatus, placed: Option<Placed>| {
+        let seen = Seen {
+            pull_secrets: placed,
+            ..seen()
+        };
+        plan(before, &seen, at(20))
     };
-    let status = plan(&ImageMirrorStatus::default(), &with_secret, at(20));
-    let ready = condition(&status, "Ready");
-    assert_eq!(ready.status, "True");
-    assert!(ready.message.contains("PullSecretNotReady"), "{}", ready.message);
+    let placed = |namespaces: &[&str], told| {
+        let names: Vec<_> = namespaces.iter().map(|name| (*name).to_owned()).collect();
+        Some(Placed {
+            in_place: names.into(),
+            told,
+        })
+    };
+    let never = told(&ImageMirrorStatus::default(), placed(&[], Told::NotAsked));
+    assert!(condition_of(&never, ConditionType::PullSecretsInPlace).is_none());
+    let status = told(&never, placed(&["blue", "red"], Told::InPlace));
+    assert_eq!(status.pull_secret_namespaces, ["blue", "red"]);
+    assert_eq!(condition(&status, "PullSecretsInPlace").status, "True");
+    // A new leader that has not looked yet.
+    assert_eq!(told(&status, None), status);
+    let status = told(&status, placed(&["red"], Told::Foreign));
+    assert_eq!(status.pull_secret_namespaces, ["red"]);
+    let foreign = condition(&status, "PullSecretsInPlace");
+    assert_eq!((&*foreign.status, &*foreign.reason), ("False", "SecretOfAnother"));
+    assert!(
+        foreign.message.contains("PullSecretNotReady"),
+        "{}",
+        foreign.message
+    );
+    let status = told(&status, placed(&[], Told::NotAsked));
+    assert_eq!(status.pull_secret_namespaces, [] as [&str; 0]);
+    assert_eq!(condition(&status, "PullSecretsInPlace").reason, "NotAsked");
 }
 
 #[test]

@@ -1,0 +1,896 @@
+//! Keeps the login of mirrors in one Secret of each namespace that they serve, for its nodes to pull with.
+//!
+//! `domain::pull_secret` says what each namespace is to hold and what there is to do; this does it, one write after the
+//! other, and tells where the logins of now are in place. What stands there is known by one watch of all Secrets of that
+//! one name: the right to it opens no other Secret.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ObjectReference, Secret},
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep},
+};
+
+use super::{
+    leader::Leader,
+    placed::{LISTED, Placed, Placing, Told},
+};
+use crate::{
+    api::{PULL_SECRET, PULL_SECRET_LABEL},
+    cluster::{
+        collection::Collection,
+        events::Message,
+        objects::PullSecret,
+        sources,
+        watch::{Event, follow},
+        writer::NotWritten,
+    },
+    credentials::{self, CONFIG_JSON_KEY, Credentials, DOCKER_CONFIG_JSON},
+    domain::{
+        mirror::Mode,
+        pull_secret::{self, Step, Verdict, judge, wanted},
+        reason::Reason,
+        routing::MirrorId,
+        snapshot::Snapshot,
+        standing::Standing,
+    },
+    registry::pace::Pace,
+    state::logins::{Login, PullLogins},
+    telemetry::{Reminder, chain},
+};
+
+/// Writes a second: 2,000 namespaces have another login within two minutes.
+const RATE: u32 = 20;
+
+/// How long steps are carried out before all is looked at again. A look costs what there is, not what changed.
+const ROUND: Duration = Duration::from_secs(2);
+
+/// How long changes are gathered before they are looked at.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// How often all is looked at where nothing seems to change: the last good login of a faulty Secret ends by itself.
+const LOOK: Duration = Duration::from_mins(1);
+
+/// How long it may take until the watch tells what was written.
+const ECHO: Duration = Duration::from_secs(5);
+
+/// How often it is told how far this is while it goes on. What is lost is told at once.
+const TELLS: Duration = Duration::from_secs(10);
+
+/// The first and the longest pause after a namespace's Secret could not be written.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(5));
+
+/// How long what an earlier leader told is believed while nobody knows what stands in namespaces.
+const BELIEVED: Duration = Duration::from_mins(1);
+
+/// Of how many Secrets that are somebody else's it is told at once, before logins are placed again.
+const EVENTS: usize = 5;
+
+/// How often it is told of one namespace at most.
+const TOLD: Duration = Duration::from_mins(1);
+
+/// After so many failures in a row a condition tells.
+const TOLD_AFTER: u32 = 3;
+
+/// What tells one content from another. A Secret of a tenant may be large, and many are.
+type Fingerprint = [u8; 32];
+type Found = pull_secret::Found<Fingerprint>;
+
+/// What there is, by namespace.
+type Present = Mutex<Collection<Found>>;
+
+/// Keeps the Secrets until this process may not write any more; where none are to be placed it only says so.
+pub(super) async fn run(
+    leader: Leader,
+    is_enabled: bool,
+    logins: PullLogins,
+    placing: watch::Sender<Placing>,
+) {
+    if !is_enabled {
+        placing.send_replace(Placing::Off);
+        // The task of a leader never ends by itself.
+        return std::future::pending().await;
+    }
+    // Before all Secrets are known, every login seems to be missing.
+    let mut cluster = leader.cluster.clone();
+    if cluster.wait_for(Option::is_some).await.is_err() {
+        return;
+    }
+    let present = Present::default();
+    let changed = Notify::new();
+    tokio::select! {
+        never = watch_all(&leader, &present, &changed) => match never {},
+        () = keep(&leader, &logins, &placing, &present, &changed) => {}
+    }
+}
+
+async fn watch_all(leader: &Leader, present: &Present, changed: &Notify) -> Infallible {
+    let source = sources::pull_secrets();
+    let pulse = leader.pulses.of(&source);
+    let (_never, relists) = watch::channel(0);
+    follow(
+        leader.client.clone(),
+        source,
+        pulse,
+        relists,
+        |event: Event<PullSecret>| {
+            if lock(present).take(event.map(found)) {
+                changed.notify_one();
+            }
+        },
+    )
+    .await
+}
+
+/// Returns the namespace of a Secret, and what of it matters.
+fn found(secret: PullSecret) -> (String, Found) {
+    let metadata = secret.metadata;
+    let labels = metadata.labels.unwrap_or_default();
+    let has_label = labels.get(PULL_SECRET_LABEL).is_some_and(|value| value == "true");
+    let content = secret.data.and_then(|data| data.config);
+    let found = Found {
+        uid: metadata.uid,
+        version: metadata.resource_version,
+        is_ours: has_label && secret.type_ == DOCKER_CONFIG_JSON,
+        is_immutable: secret.immutable == Some(true),
+        is_going: metadata.deletion_timestamp.is_some(),
+        content: fingerprint(&content.unwrap_or_default().0),
+    };
+    (metadata.namespace, found)
+}
+
+fn fingerprint(content: &[u8]) -> Fingerprint {
+    Sha256::digest(content).into()
+}
+
+fn lock(present: &Present) -> MutexGuard<'_, Collection<Found>> {
+    present.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What one namespace's Secret is to hold.
+struct Content {
+    config: Vec<u8>,
+    fingerprint: Fingerprint,
+    /// The mirrors whose login it has.
+    mirrors: BTreeSet<MirrorId>,
+}
+
+/// A step in a namespace.
+struct Due {
+    step: Step,
+    namespace: String,
+    content: Option<Arc<Content>>,
+    found: Option<Found>,
+}
+
+/// What is to be done, and what is known.
+#[derive(Default)]
+struct Plan {
+    due: Vec<Due>,
+    /// Namespaces where somebody else's Secret has the name, with its UID.
+    foreign: BTreeMap<String, String>,
+    mirrors: BTreeMap<String, Placed>,
+    /// Whether the watch has still to tell of a write.
+    waits: bool,
+    /// When a step comes due again that was tried.
+    next: Option<Instant>,
+    wanted: usize,
+    in_place: usize,
+}
+
+/// What became of the last step in a namespace.
+#[derive(Clone, Copy)]
+struct Tried {
+    /// How often it failed in a row.
+    failed: u32,
+    /// When it may be tried again.
+    until: Instant,
+}
+
+/// What is kept of earlier rounds, of namespaces that concern somebody still.
+#[derive(Default)]
+struct Memory {
+    tried: BTreeMap<String, Tried>,
+    /// Where it was told of somebody else's Secret, of which one, and when.
+    told: BTreeMap<String, (String, Instant)>,
+    reminder: Reminder,
+}
+
+async fn keep(
+    leader: &Leader,
+    logins: &PullLogins,
+    placing: &watch::Sender<Placing>,
+    present: &Present,
+    changed: &Notify,
+) {
+    let pace = Pace::new(Some(RATE));
+    let mut memory = Memory::default();
+    let mut logins = logins.subscribe();
+    let mut snapshots = leader.store.subscribe();
+    let started = Instant::now();
+    // Since when something was to be done, or since that was told last.
+    let mut busy: Option<Instant> = None;
+    loop {
+        let snapshot = Arc::clone(&snapshots.borrow_and_update());
+        let plan = {
+            let logins = Arc::clone(&logins.borrow_and_update());
+            let present = lock(present);
+            present
+                .is_complete()
+                .then(|| plan(&snapshot, &logins, &present, &mut memory, Instant::now()))
+        };
+        let mut pause = LOOK;
+        if let Some(plan) = plan {
+            leader
+                .metrics
+                .set_pull_secrets(plan.wanted, plan.in_place, plan.foreign.len());
+            let is_idle = plan.due.is_empty() && !plan.waits;
+            let since = *busy.get_or_insert_with(Instant::now);
+            if is_idle || since.elapsed() >= TELLS || loses(&placing.borrow(), &plan.mirrors) {
+                busy = None;
+                publish(leader, placing, &plan.mirrors);
+            }
+            memory
+                .told
+                .retain(|namespace, _| snapshot.namespaces.contains_key(namespace));
+            let untold = memory.untold(plan.foreign, Instant::now());
+            let more = untold.len() > EVENTS;
+            for (namespace, uid) in untold.into_iter().take(EVENTS) {
+                if tell(leader, &namespace, &uid).await.is_err() {
+                    return;
+                }
+                memory.told.insert(namespace, (uid, Instant::now()));
+            }
+            if !plan.due.is_empty() {
+                let begun = Instant::now();
+                let is_current = || {
+                    let now = leader.store.snapshot();
+                    is_same_for_all(&snapshot, &now) && !logins.has_changed().unwrap_or(true)
+                };
+                for due in plan.due {
+                    pace.turn().await;
+                    // What was planned may be another login's by now, or nobody's.
+                    if begun.elapsed() >= ROUND || !is_current() {
+                        break;
+                    }
+                    if !carry_out(leader, due, &mut memory).await {
+                        return;
+                    }
+                }
+                continue;
+            }
+            pause = plan.next.map_or(LOOK, |next| (next - Instant::now()).min(LOOK));
+            if more {
+                pause = GATHER;
+            }
+        } else if started.elapsed() >= BELIEVED {
+            // As where the right is missing. What is in place may not be any more.
+            publish(leader, placing, &nowhere(&snapshot));
+        }
+        let another = async {
+            while snapshots.changed().await.is_ok() {
+                if !is_same_for_all(&snapshot, &snapshots.borrow_and_update()) {
+                    return;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = another => {}
+            Ok(()) = logins.changed() => {}
+            () = changed.notified() => {}
+            () = sleep(pause) => {}
+        }
+        sleep(GATHER).await;
+    }
+}
+
+/// Whether two snapshots are the same in all that concerns pull secrets.
+fn is_same_for_all(a: &Snapshot, b: &Snapshot) -> bool {
+    Arc::ptr_eq(&a.routing, &b.routing) && Arc::ptr_eq(&a.namespaces, &b.namespaces)
+}
+
+/// Whether something was told to be in place that is not any more. What an earlier leader told may be anything.
+fn loses(before: &Placing, now: &BTreeMap<String, Placed>) -> bool {
+    let Placing::On(before) = before else { return true };
+    before.iter().any(|(mirror, before)| {
+        let now = now.get(mirror).map_or(&[] as &[String], |now| &now.in_place);
+        // Both by name.
+        let is_there = |namespace: &String| now.binary_search(namespace).is_ok();
+        !before.in_place.iter().all(is_there)
+    })
+}
+
+fn publish(leader: &Leader, placing: &watch::Sender<Placing>, mirrors: &BTreeMap<String, Placed>) {
+    for (mirror, placed) in mirrors {
+        // For stuck Pods that may go to the mirror: they are decided about as at admission.
+        let standing = Standing {
+            pull_secret_namespaces: placed.in_place.iter().cloned().collect(),
+            ..Standing::NONE
+        };
+        leader.store.set_standing(mirror, &Arc::new(standing));
+    }
+    let next = Placing::On(mirrors.clone());
+    placing.send_if_modified(|before| {
+        let differs = *before != next;
+        *before = next;
+        differs
+    });
+}
+
+/// A mirror's login, as it is in use.
+struct Usable<'a> {
+    keys: BTreeSet<String>,
+    credentials: &'a Credentials,
+}
+
+/// Returns the login of a mirror, or why there is none.
+fn usable<'a>(
+    snapshot: &Snapshot,
+    id: MirrorId,
+    not_separated: &BTreeSet<&str>,
+    login: Option<&'a Login>,
+    now: Instant,
+) -> Result<Usable<'a>, Told> {
+    let mirror = snapshot.routing.mirror(id);
+    if mirror.mode != Mode::Enforce {
+        return Err(Told::ModeTooWeak);
+    }
+    if not_separated.contains(mirror.name.as_str()) {
+        return Err(Told::NotSeparated);
+    }
+    let keys = pull_secret::keys(mirror).ok_or(Told::NoKey)?;
+    let login = login.ok_or(Told::Placing)?;
+    let is_over = login.held.until().is_some_and(|until| until <= now);
+    match login.held.credentials().filter(|_| !is_over) {
+        Some(credentials) => Ok(Usable { keys, credentials }),
+        None => Err(trouble(login).unwrap_or(Told::Placing)),
+    }
+}
+
+/// Returns what is wrong with a login, if something is.
+fn trouble(login: &Login) -> Option<Told> {
+    let missing = login.missing.clone().map(Told::SecretNotFound);
+    missing.or_else(|| Some(Told::SecretFaulty(chain(&**login.fault.as_ref()?))))
+}
+
+/// Looks at everything once.
+fn plan(
+    snapshot: &Snapshot,
+    logins: &BTreeMap<String, Login>,
+    present: &Collection<Found>,
+    memory: &mut Memory,
+    now: Instant,
+) -> Plan {
+    let not_separated: BTreeSet<&str> = snapshot.routing.not_separated().collect();
+    let asking = snapshot
+        .routing
+        .mirrors()
+        .filter(|(_, mirror)| mirror.pull_secret);
+    let logins: Logins<'_> = asking
+        .map(|(id, mirror)| {
+            (
+                id,
+                usable(snapshot, id, &not_separated, logins.get(&mirror.name), now),
+            )
+        })
+        .map(|(id, usable)| (id, (usable, logins.get(&snapshot.routing.mirror(id).name))))
+        .collect();
+    let wanted = wanted(snapshot, |id, _| {
+        logins.get(&id).is_some_and(|(usable, _)| usable.is_ok())
+    });
+    memory.tried.retain(|namespace, tried| {
+        (tried.failed > 0 || tried.until > now)
+            && (wanted.contains_key(namespace.as_str())
+                || present.get(namespace).is_some_and(|found| found.is_ours))
+    });
+    let mut plan = Plan {
+        wanted: wanted.len(),
+        ..Plan::default()
+    };
+    let mut contents: BTreeMap<&Vec<MirrorId>, Arc<Content>> = BTreeMap::new();
+    let mut in_place: BTreeMap<MirrorId, Vec<String>> = BTreeMap::new();
+    let mut hindered: BTreeMap<MirrorId, BTreeSet<Hindrance>> = BTreeMap::new();
+    for (namespace, mirrors) in &wanted {
+        let content = Arc::clone(
+            contents
+                .entry(mirrors)
+                .or_insert_with(|| Arc::new(content(mirrors, &logins))),
+        );
+        let found = present.get(namespace);
+        let verdict = judge(Some(&content.fingerprint), found);
+        plan.note(namespace, verdict, Some(&content), found, memory, now);
+        let is_in_place = verdict == Verdict::Done;
+        plan.in_place += usize::from(is_in_place);
+        for id in mirrors {
+            if !content.mirrors.contains(id) {
+                hindered.entry(*id).or_default().insert(Hindrance::AnotherLogin);
+            } else if is_in_place {
+                in_place.entry(*id).or_default().push((*namespace).to_owned());
+            } else {
+                let has_failed = memory
+                    .tried
+                    .get(*namespace)
+                    .is_some_and(|tried| tried.failed >= TOLD_AFTER);
+                let hindrance = match verdict {
+                    Verdict::Foreign => Hindrance::Foreign,
+                    _ if has_failed => Hindrance::NotWritten,
+                    _ => Hindrance::Placing,
+                };
+                hindered.entry(*id).or_default().insert(hindrance);
+            }
+        }
+    }
+    for (namespace, found) in present
+        .iter()
+        .filter(|(name, _)| !wanted.contains_key(name.as_str()))
+    {
+        let verdict = judge(None, Some(found));
+        plan.note(namespace, verdict, None, Some(found), memory, now);
+    }
+    plan.due.sort_by_key(|due| due.step);
+    for (id, (usable, login)) in &logins {
+        let mut namespaces = in_place.remove(id).unwrap_or_default();
+        let worst = hindered.get(id).and_then(BTreeSet::first);
+        let told = match (usable, login.and_then(trouble), worst) {
+            (Err(told), ..) => told.clone(),
+            (Ok(_), Some(trouble), _) => trouble,
+            (Ok(_), None, Some(worst)) => worst.told(),
+            (Ok(_), None, None) if namespaces.len() > LISTED => Told::TooMany,
+            (Ok(_), None, None) => Told::InPlace,
+        };
+        namespaces.truncate(LISTED);
+        let in_place = namespaces.into();
+        let name = snapshot.routing.mirror(*id).name.clone();
+        plan.mirrors.insert(name, Placed { in_place, told });
+    }
+    plan
+}
+
+/// What keeps a login from a namespace; the one to be told of first comes first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Hindrance {
+    AnotherLogin,
+    Foreign,
+    NotWritten,
+    Placing,
+}
+
+impl Hindrance {
+    const fn told(self) -> Told {
+        match self {
+            Self::AnotherLogin => Told::AnotherLogin,
+            Self::Foreign => Told::Foreign,
+            Self::NotWritten => Told::NotWritten,
+            Self::Placing => Told::Placing,
+        }
+    }
+}
+
+impl Plan {
+    /// Notes how a namespace stands.
+    fn note(
+        &mut self,
+        namespace: &str,
+        verdict: Verdict,
+        content: Option<&Arc<Content>>,
+        found: Option<&Found>,
+        memory: &Memory,
+        now: Instant,
+    ) {
+        match verdict {
+            Verdict::Done | Verdict::Going => {}
+            Verdict::Foreign => {
+                let uid = found.map(|found| found.uid.clone()).unwrap_or_default();
+                self.foreign.insert(namespace.to_owned(), uid);
+            }
+            Verdict::Due(step) => match memory.tried.get(namespace) {
+                Some(tried) if tried.until > now => {
+                    self.waits |= tried.failed == 0;
+                    self.next = Some(self.next.map_or(tried.until, |next| next.min(tried.until)));
+                }
+                _ => self.due.push(Due {
+                    step,
+                    namespace: namespace.to_owned(),
+                    content: content.cloned(),
+                    found: found.cloned(),
+                }),
+            },
+        }
+    }
+}
+
+/// The logins of all mirrors that ask for pull secrets, as they are in use, and as their Secrets give them.
+type Logins<'a> = BTreeMap<MirrorId, (Result<Usable<'a>, Told>, Option<&'a Login>)>;
+
+/// Returns what a namespace is to hold that these mirrors serve.
+fn content(mirrors: &[MirrorId], logins: &Logins<'_>) -> Content {
+    let serving = mirrors.iter().filter_map(|id| {
+        let usable = logins.get(id)?.0.as_ref().ok()?;
+        Some((*id, &usable.keys, usable.credentials))
+    });
+    let entries = pull_secret::entries(serving);
+    let config = credentials::docker_config(entries.by_key);
+    Content {
+        fingerprint: fingerprint(&config),
+        config,
+        mirrors: entries.complete,
+    }
+}
+
+impl Memory {
+    /// Returns the namespaces that are to be told of somebody else's Secret, with its UID: of each Secret once, and not
+    /// too often where somebody makes one after the other.
+    fn untold(&self, foreign: BTreeMap<String, String>, now: Instant) -> Vec<(String, String)> {
+        let is_due = |(namespace, uid): &(String, String)| {
+            let told = self.told.get(namespace);
+            told.is_none_or(|(told, at)| told != uid && now.duration_since(*at) >= TOLD)
+        };
+        foreign.into_iter().filter(is_due).collect()
+    }
+}
+
+/// Returns what is told of the mirrors while nobody knows what stands in namespaces.
+fn nowhere(snapshot: &Snapshot) -> BTreeMap<String, Placed> {
+    let asking = snapshot
+        .routing
+        .mirrors()
+        .filter(|(_, mirror)| mirror.pull_secret);
+    let placed = Placed {
+        in_place: Arc::default(),
+        told: Told::NotWritten,
+    };
+    asking
+        .map(|(_, mirror)| (mirror.name.clone(), placed.clone()))
+        .collect()
+}
+
+/// Tells that a Secret is somebody else's.
+async fn tell(leader: &Leader, namespace: &str, uid: &str) -> Result<(), NotWritten> {
+    tracing::warn!(
+        namespace,
+        "the Secret kagami-pull is somebody else's: no login of a mirror is placed"
+    );
+    let regarding = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Secret".to_owned()),
+        namespace: Some(namespace.to_owned()),
+        name: Some(PULL_SECRET.to_owned()),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
+    };
+    let message = Message {
+        action: "PlacePullSecret",
+        reason: Reason::PullSecretNotReady.as_str(),
+        note: format!(
+            "This Secret has no label {PULL_SECRET_LABEL}, or another type than pull secrets, so it is not Kagami's and \
+             stays as it is. Kagami needs the name for the logins of mirrors: as long as it is taken, images of mirrors \
+             that need a login stay upstream in this namespace. Give it another name, or delete it."
+        ),
+        is_warning: true,
+    };
+    leader.events.tell(regarding, message).await
+}
+
+/// Carries out one step. Returns whether this process may write still.
+async fn carry_out(leader: &Leader, due: Due, memory: &mut Memory) -> bool {
+    let (step, namespace) = (due.step, due.namespace.as_str());
+    let secrets = Api::<Secret>::namespaced(leader.client.clone(), namespace);
+    let written = write(leader, &secrets, &due).await;
+    let before = memory.tried.get(namespace).map_or(0, |tried| tried.failed);
+    let (failed, pause) = match written {
+        // What is there by now is told by the watch alone: an answer may come later than what happened after it.
+        Ok(()) => (0, ECHO),
+        Err(NotWritten::NotLeading) => return false,
+        Err(_) => (
+            before + 1,
+            (PAUSE.0 * 2_u32.saturating_pow(before.min(16))).min(PAUSE.1),
+        ),
+    };
+    let until = Instant::now() + pause;
+    memory
+        .tried
+        .insert(due.namespace.clone(), Tried { failed, until });
+    match written {
+        Ok(()) => tracing::debug!(namespace, ?step, "wrote the pull secret"),
+        // The watch tells what is there instead.
+        Err(NotWritten::Conflict | NotWritten::Gone) => {}
+        Err(error) => {
+            let error = chain(&error);
+            if memory.reminder.failed(&error, std::time::Instant::now()) {
+                tracing::warn!(
+                    namespace,
+                    ?step,
+                    error,
+                    "cannot write a pull secret; trying again"
+                );
+            }
+        }
+    }
+    true
+}
+
+/// Sends the one request of a step.
+async fn write(leader: &Leader, secrets: &Api<Secret>, due: &Due) -> Result<(), NotWritten> {
+    let writer = &leader.writer;
+    match (due.step, &due.content, &due.found) {
+        (Step::Remove, _, Some(found)) => {
+            let parameters = DeleteParams {
+                preconditions: Some(Preconditions {
+                    resource_version: Some(found.version.clone()),
+                    uid: Some(found.uid.clone()),
+                }),
+                ..DeleteParams::default()
+            };
+            let request = secrets.delete(PULL_SECRET, &parameters);
+            writer.write_at_once("Secret", request).await.map(drop)
+        }
+        (Step::Create, Some(content), _) => {
+            let secret = Secret {
+                metadata: ObjectMeta {
+                    name: Some(PULL_SECRET.to_owned()),
+                    labels: Some([(PULL_SECRET_LABEL.to_owned(), "true".to_owned())].into()),
+                    ..ObjectMeta::default()
+                },
+                type_: Some(DOCKER_CONFIG_JSON.to_owned()),
+                data: Some([(CONFIG_JSON_KEY.to_owned(), ByteString(content.config.clone()))].into()),
+                ..Secret::default()
+            };
+            let parameters = PostParams::default();
+            let request = secrets.create(&parameters, &secret);
+            writer.write_at_once("Secret", request).await.map(drop)
+        }
+        (Step::Change, Some(content), Some(found)) => {
+            // What else people wrote on it stays; UID and version see to it that it is the very object.
+            let patch = json!({
+                "metadata": {"uid": found.uid, "resourceVersion": found.version},
+                "data": {CONFIG_JSON_KEY: ByteString(content.config.clone())},
+            });
+            let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+            let request = secrets.patch(PULL_SECRET, &parameters, &patch);
+            writer.write_at_once("Secret", request).await.map(drop)
+        }
+        // Every step has what it needs.
+        (Step::Remove | Step::Create | Step::Change, ..) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clock,
+        domain::selector::Labels,
+        state::{
+            Store,
+            feed::{Feed, Keep},
+            file,
+        },
+    };
+
+    /// The life of a token of ECR: 12 hours; another one is got at half of it.
+    const RENEWED: Duration = Duration::from_hours(6);
+
+    const MIRRORS: &str = "
+apiVersion: kagami.dev/v1alpha1
+kind: ImageMirror
+metadata: {name: main}
+spec:
+  registry: mirror.test
+  kind: Hosted
+  sources: [{prefix: docker.io}]
+  pullSecret: {secretRef: {name: nodes}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: nodes}
+type: kubernetes.io/basic-auth
+stringData: {username: node, password: PASSWORD}
+";
+
+    /// A store with a mirror and many namespaces, and the login of now.
+    struct Scene {
+        store: Store,
+        feed: Feed,
+        present: Collection<Found>,
+        memory: Memory,
+    }
+
+    impl Scene {
+        fn new(namespaces: usize) -> Self {
+            drop(rustls::crypto::ring::default_provider().install_default());
+            let store = Store::default();
+            let feed = Feed::new(store.clone(), BTreeSet::new());
+            let mut present = Collection::default();
+            present.take(Event::ListedAll { round: 0 });
+            let scene = Self {
+                store,
+                feed,
+                present,
+                memory: Memory::default(),
+            };
+            scene.log_in("first");
+            let labels: Labels = [("kagami.dev/mode".to_owned(), "enforce".to_owned())].into();
+            let names = (0..namespaces).map(|number| (format!("team-{number}"), labels.clone()));
+            scene.store.set_namespaces(names.collect());
+            scene
+        }
+
+        fn log_in(&self, password: &str) {
+            let configuration = file::load(&MIRRORS.replace("PASSWORD", password), "mirrors.yaml").unwrap();
+            let namespaces = self.store.snapshot().namespaces.as_ref().clone();
+            self.feed.apply(configuration, Keep::All, clock::now()).unwrap();
+            self.store.set_namespaces(namespaces);
+        }
+
+        fn plan(&mut self) -> Plan {
+            self.plan_after(Duration::ZERO)
+        }
+
+        fn plan_after(&mut self, time: Duration) -> Plan {
+            let logins = self.feed.pull_logins().subscribe().borrow().clone();
+            plan(
+                &self.store.snapshot(),
+                &logins,
+                &self.present,
+                &mut self.memory,
+                Instant::now() + time,
+            )
+        }
+
+        /// Does what a plan says, as the API server would.
+        fn carry_out(&mut self, plan: Plan) {
+            for due in plan.due {
+                let found = Found {
+                    uid: "u".to_owned(),
+                    version: "1".to_owned(),
+                    is_ours: true,
+                    is_immutable: false,
+                    is_going: false,
+                    content: due.content.map(|content| content.fingerprint).unwrap_or_default(),
+                };
+                self.present.take(match due.step {
+                    Step::Create | Step::Change => Event::Changed((due.namespace, found)),
+                    Step::Remove => Event::Deleted((due.namespace, found)),
+                });
+            }
+        }
+
+        fn told(plan: &Plan) -> (usize, &Told) {
+            let placed = &plan.mirrors["main"];
+            (placed.in_place.len(), &placed.told)
+        }
+    }
+
+    #[tokio::test]
+    async fn two_thousand_namespaces_are_renewed_long_before_a_token_ends() {
+        let mut scene = Scene::new(2000);
+        let plan = scene.plan();
+        assert_eq!((plan.due.len(), Scene::told(&plan)), (2000, (0, &Told::Placing)));
+        scene.carry_out(plan);
+        let plan = scene.plan();
+        assert_eq!((plan.due.len(), Scene::told(&plan)), (0, (2000, &Told::InPlace)));
+        // None of them counts with the former login.
+        scene.log_in("second");
+        let plan = scene.plan();
+        assert_eq!((plan.due.len(), Scene::told(&plan)), (2000, (0, &Told::Placing)));
+        assert!(plan.due.iter().all(|due| due.step == Step::Change));
+        let takes = Duration::from_secs(1) / RATE * 2000;
+        eprintln!("2,000 namespaces: {takes:?} at {RATE} writes a second");
+        assert!(takes * 10 < RENEWED, "{takes:?}");
+        scene.carry_out(plan);
+        assert_eq!(Scene::told(&scene.plan()).0, 2000);
+    }
+
+    #[tokio::test]
+    async fn the_last_good_login_of_a_faulty_secret_ends_by_itself() {
+        let mut scene = Scene::new(1);
+        let plan = scene.plan();
+        scene.carry_out(plan);
+        scene.log_in(r#""line\nfeed""#);
+        for (minutes, due, in_place) in [(0, 0, 1), (59, 0, 1), (61, 1, 0)] {
+            let plan = scene.plan_after(Duration::from_mins(minutes));
+            let (found, told) = Scene::told(&plan);
+            assert!(matches!(told, Told::SecretFaulty(_)), "{told:?}");
+            assert_eq!((plan.due.len(), found), (due, in_place), "{minutes} minutes");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_waits_and_is_told() {
+        let mut scene = Scene::new(2);
+        let plan = scene.plan();
+        scene.carry_out(Plan {
+            due: plan.due.into_iter().take(1).collect(),
+            ..Plan::default()
+        });
+        let tried = |failed| Tried {
+            failed,
+            until: Instant::now() + ECHO,
+        };
+        // The watch has not told of what was written.
+        scene.memory.tried.insert("team-1".to_owned(), tried(0));
+        let plan = scene.plan();
+        assert_eq!(
+            (plan.due.len(), plan.waits, Scene::told(&plan)),
+            (0, true, (1, &Told::Placing))
+        );
+        scene.memory.tried.insert("team-1".to_owned(), tried(TOLD_AFTER));
+        let plan = scene.plan();
+        assert_eq!(
+            (plan.due.len(), plan.waits, Scene::told(&plan)),
+            (0, false, (1, &Told::NotWritten))
+        );
+        assert!(plan.next.is_some());
+        // Nobody's memory of a namespace that is gone is kept.
+        scene.store.set_namespaces(BTreeMap::new());
+        let plan = scene.plan();
+        let steps: Vec<_> = plan
+            .due
+            .iter()
+            .map(|due| (due.step, due.namespace.as_str()))
+            .collect();
+        assert_eq!(steps, [(Step::Remove, "team-0")]);
+        assert!(scene.memory.tried.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_somebody_elses_secret_it_is_told_once() {
+        let mut memory = Memory::default();
+        let mut untold = |uid: &str| {
+            let foreign = BTreeMap::from([("team".to_owned(), uid.to_owned())]);
+            let untold = memory.untold(foreign, Instant::now());
+            for (namespace, uid) in &untold {
+                memory
+                    .told
+                    .insert(namespace.clone(), (uid.clone(), Instant::now()));
+            }
+            untold.len()
+        };
+        assert_eq!([untold("a"), untold("a"), untold("b")], [1, 0, 0]);
+        tokio::time::advance(TOLD).await;
+        assert_eq!([untold("a"), untold("b"), untold("b")], [0, 1, 0]);
+    }
+
+    #[tokio::test]
+    async fn while_nobody_knows_what_is_there_nothing_is_in_place() {
+        let scene = Scene::new(1);
+        let told = nowhere(&scene.store.snapshot());
+        let Placed { in_place, told } = &told["main"];
+        assert_eq!((in_place.len(), told), (0, &Told::NotWritten));
+    }
+
+    #[test]
+    fn only_a_loss_is_told_at_once() {
+        let placing = |names: &[&str]| {
+            let in_place: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            BTreeMap::from([(
+                "main".to_owned(),
+                Placed {
+                    in_place: in_place.into(),
+                    told: Told::InPlace,
+                },
+            )])
+        };
+        let before = Placing::On(placing(&["a", "b"]));
+        assert!(!loses(&before, &placing(&["a", "aa", "b"])));
+        assert!(loses(&before, &placing(&["a", "c"])));
+        assert!(loses(&before, &BTreeMap::new()));
+        assert!(loses(&Placing::Unknown, &placing(&[])));
+    }
+}
