@@ -15,8 +15,8 @@ pub fn health(status: &ImageMirrorStatus) -> Option<Health> {
         fault: Fault::from_name(&told.reason),
         cause: told.message.as_deref().map(Into::into),
         since: told.since.as_ref().map(timestamp).unwrap_or_default(),
-        // A status does not tell; it was not later.
-        asked_since: told.since.as_ref().map(timestamp).unwrap_or_default(),
+        // A status does not tell.
+        silent_since: None,
         proven_since: timestamp(told.proven_since.as_ref()?),
     })
 }

@@ -154,6 +154,7 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
     let sight = Sight {
         snapshot: ahead.snapshot,
         index,
+        registries: &registries,
     };
     let container = |container: &StuckContainer| {
         let told = match stuck.judge(container, &known) {

@@ -81,6 +81,9 @@ const NAMED: usize = 3;
 /// The pause between two looks at who goes forward: at least so long, and so many times as long as the look took.
 const LOOK_AHEAD: (Duration, u32) = (Duration::from_secs(1), 20);
 
+/// The pause between two looks at which mirrors are dead, while nothing changes.
+const LOOK_AT_DEAD: Duration = Duration::from_secs(5);
+
 /// How many images a mirror is asked for after a look at who goes forward, and the pause before the same one is again.
 const ASKED: usize = 20;
 const ASK_AGAIN: Duration = Duration::from_secs(10);
@@ -229,7 +232,8 @@ impl Ward {
 
     /// Takes in which mirrors are dead.
     fn set_dead(&self, snapshot: &Snapshot) {
-        self.lock().queue.set_dead(dead(snapshot), clock::now());
+        let now = clock::now();
+        self.lock().queue.set_dead(dead(snapshot, now), now);
         self.due.notify_one();
     }
 
@@ -239,10 +243,10 @@ impl Ward {
 }
 
 /// Returns which mirrors are dead, and since when.
-fn dead(snapshot: &Snapshot) -> Dead {
+fn dead(snapshot: &Snapshot, now: Timestamp) -> Dead {
     let mirrors = snapshot.routing.mirrors();
     let dead = mirrors.filter_map(|(id, mirror)| {
-        let since = snapshot.health_of(id).dead_since()?;
+        let since = snapshot.health_of(id).dead_since(now)?;
         Some((mirror.name.as_str().into(), since))
     });
     dead.collect()
@@ -274,7 +278,7 @@ pub(super) async fn run(
     let marks = mark(&leader, &ward);
     let judges = judge_anew(&leader, &ward);
     let looks = look_ahead(&leader, &ward, &settings.registries, &demand);
-    let turns = turn(&leader, &ward, settings.per_second.get(), &events);
+    let turns = turn(&leader, &ward, &settings, &events);
     tokio::select! {
         never = marks => match never {},
         never = judges => match never {},
@@ -347,8 +351,9 @@ async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
     ward.judge(&judged_by);
     ward.set_dead(&judged_by);
     loop {
-        // The leader holds the store.
-        if snapshots.changed().await.is_err() {
+        // That a mirror has been silent for long is told by nobody.
+        if let Ok(Err(_)) = timeout(LOOK_AT_DEAD, snapshots.changed()).await {
+            // The leader holds the store.
             return std::future::pending().await;
         }
         let snapshot = Arc::clone(&snapshots.borrow_and_update());
@@ -422,8 +427,9 @@ fn ask(
 }
 
 /// Carries out one order after the other. Returns once nothing may be written any more.
-async fn turn(leader: &Leader, ward: &Ward, per_second: u32, events: &mpsc::Sender<Word>) {
+async fn turn(leader: &Leader, ward: &Ward, settings: &Settings, events: &mpsc::Sender<Word>) {
     let started = Instant::now();
+    let per_second = settings.per_second.get();
     let mut bucket = Bucket::new(per_second, per_second);
     let mut may_turn = false;
     let mut running = FuturesUnordered::new();
@@ -460,6 +466,7 @@ async fn turn(leader: &Leader, ward: &Ward, per_second: u32, events: &mpsc::Send
                     let by = Sight {
                         snapshot: &snapshot,
                         index: &index,
+                        registries: &settings.registries,
                     };
                     ward.lock().queue.next(&by, clock::now())
                 };
@@ -794,6 +801,7 @@ mod tests {
         let by = Sight {
             snapshot: &Snapshot::default(),
             index: &crate::domain::presence::Index::default(),
+            registries: &[],
         };
         let Next::Order(order) = queue.next(&by, NOW) else {
             panic!("it is due")

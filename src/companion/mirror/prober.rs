@@ -189,7 +189,8 @@ impl Prober {
         let before = self.machine.health().clone();
         let changed = self.machine.observe(observation, asked_at, clock::now());
         let health = self.machine.health();
-        let differs = (health.fault, &health.cause) != (before.fault, &before.cause);
+        let what = |health: &Health| (health.fault, health.cause.clone(), health.silent_since);
+        let differs = what(health) != what(&before);
         if changed || differs {
             self.publish(before.state, changed);
         }

@@ -165,15 +165,20 @@ impl Newcomer {
 impl Ahead<'_> {
     /// Whether a namespace itself is labelled enforce.
     pub(super) fn enforces(&self, namespace: &str) -> bool {
-        let labels = self.snapshot.namespaces.get(namespace);
-        let mode = labels.and_then(|labels| labels.get(MODE_LABEL));
-        mode.map(String::as_str) == Some(Mode::Enforce.as_label())
+        enforces(self.snapshot, namespace)
     }
 
     /// Whether Pods may be turned forward to a registry.
     fn lists(&self, registry: &str) -> bool {
         is_listed(self.registries, registry)
     }
+}
+
+/// Whether a namespace itself is labelled enforce.
+pub(super) fn enforces(snapshot: &Snapshot, namespace: &str) -> bool {
+    let labels = snapshot.namespaces.get(namespace);
+    let mode = labels.and_then(|labels| labels.get(MODE_LABEL));
+    mode.map(String::as_str) == Some(Mode::Enforce.as_label())
 }
 
 /// Whether a registry is one of those listed, or below one.

@@ -95,6 +95,7 @@ impl Example {
         Sight {
             snapshot: &self.snapshot,
             index: &self.index,
+            registries: &self.registries,
         }
     }
 

@@ -81,6 +81,11 @@ impl Attempts {
         (self.after, self.waited_after) = (None, None);
     }
 
+    /// Returns after when its last failure was told; none where nobody knows.
+    pub(super) const fn failed_after(self) -> Option<Timestamp> {
+        self.after
+    }
+
     /// Returns until when a turn of the container may begin; none where nobody knows what kubelet does.
     pub(super) fn waits_until(self) -> Option<Timestamp> {
         Some(self.waits_after()?.after(FRESH))

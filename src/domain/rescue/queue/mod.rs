@@ -11,12 +11,13 @@
 //! minutes (client-go's `EventSourceObjectSpamFilter`). While a mirror is dead, and was when it was told that the container
 //! waits, every attempt since was in vain, so what waits for its images is turned at any time.
 //!
-//! While a mirror gives an image as far as Kagami sees, one that goes back from it goes only where its own registry serves
-//! nodes, as far as that is known ([`Upstreams`]).
+//! While a mirror gives an image as far as Kagami sees, and where nothing leads to it again, what goes back goes only where
+//! its own registry serves nodes, as far as that is known ([`Upstreams`]).
 //!
 //! An event and an order cost the logarithm of the number of Pods.
 
 mod attempts;
+mod dead;
 mod nodes;
 mod ready;
 mod turns;
@@ -24,14 +25,16 @@ mod upstreams;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 
+pub use self::dead::Dead;
 pub use self::turns::Id;
 use self::{
     attempts::Attempts,
+    dead::Mirrors,
     nodes::Nodes,
     ready::{Ready, owner},
     turns::{Lane, Merit, Turns},
@@ -39,7 +42,7 @@ use self::{
 };
 use super::{
     Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning, Way,
-    forward::{Ahead, Stays, Unseen},
+    forward::{Ahead, Stays, Unseen, enforces, is_listed},
     lasting::{Missed, gives},
 };
 use crate::domain::{
@@ -89,7 +92,7 @@ pub struct Queue {
     nodes: Nodes,
     upstreams: Upstreams,
     ready: Ready,
-    dead: Dead,
+    mirrors: Mirrors,
     /// What all of them cost.
     size: usize,
     /// How many wait to be turned.
@@ -112,6 +115,8 @@ pub struct Queue {
 pub struct Sight<'a> {
     pub snapshot: &'a Snapshot,
     pub index: &'a Index,
+    /// The registries that Pods may be turned forward to.
+    pub registries: &'a [String],
 }
 
 impl Sight<'_> {
@@ -126,14 +131,26 @@ impl Sight<'_> {
         is_in_use && gives(self.snapshot, self.index, &missed(), now)
     }
 
+    /// Whether a container that went back from a mirror might come forward to it again.
+    fn has_way_forward(&self, mirror: &str, namespace: &str) -> bool {
+        let routing = &self.snapshot.routing;
+        let registry = routing
+            .find(mirror)
+            .map(|id| &routing.mirror(id).mapping.registry);
+        registry.is_some_and(|registry| is_listed(self.registries, &registry.to_string()))
+            && enforces(self.snapshot, namespace)
+    }
+
+    /// Whether a turn back asked whether it may go, so that what becomes of it tells others.
+    fn asks(&self, turning: &Turning, namespace: &str, now: Timestamp) -> bool {
+        !self.has_way_forward(&turning.mirror, namespace) || self.gives(&turning.mirror, &turning.to, now)
+    }
+
     /// Whether the registry of an image does not answer Kagami itself, as far as it asks.
     pub fn fails_upstream(&self, original: &str) -> bool {
         host(original).is_some_and(|host| self.snapshot.failing_upstreams.contains(&*host))
     }
 }
-
-/// The mirrors that give nobody anything, and since when.
-pub type Dead = BTreeMap<Box<str>, Timestamp>;
 
 /// One stuck Pod.
 #[derive(Debug)]
@@ -263,8 +280,12 @@ impl Queue {
         let waited = waited.map(|before| before.owner);
         self.upstreams.take(&id, pod, stuck.as_ref(), now);
         let before = before.filter(|before| &*before.pod.id.uid == pod.uid);
-        if before.as_ref().is_some_and(|before| before.has_pulled(pod)) {
+        let mut is_other = false;
+        if let Some(before) = before.as_ref().filter(|before| before.has_pulled(pod)) {
             self.nodes.pulled(pod.node, now);
+            for turning in before.have_after_all(pod) {
+                is_other |= self.mirrors.pulled(&turning.mirror, now);
+            }
         }
         let may_be_due = stuck.is_some_and(|stuck| {
             let owner = owner(pod);
@@ -276,14 +297,22 @@ impl Queue {
             let since = if seen == Seen::Listed { entry.since } else { now };
             entry.judge(known, since);
             let may_be_due = !entry.plan.is_empty();
+            if let Seen::Told { after: Some(after) } = seen {
+                for turning in entry.have_failed(after) {
+                    is_other |= self.mirrors.failed(&turning.mirror, after);
+                }
+            }
             self.put_in(&id, entry, now);
             may_be_due
         });
+        if is_other {
+            self.place_all(now);
+        }
         // Only now: nobody forgets whose turn it was because the one Pod that waits tells something.
         if let Some(owner) = waited {
             self.turns.leave(&id.0, owner);
         }
-        self.release(pod.node, now) || may_be_due
+        self.release(pod.node, now) || may_be_due || is_other
     }
 
     /// Forgets a Pod that is gone.
@@ -320,16 +349,16 @@ impl Queue {
         for entry in self.stuck.values_mut() {
             entry.attempts.iter_mut().for_each(Attempts::forget_times);
         }
+        self.upstreams = Upstreams::default();
+        self.mirrors.forget_times();
         self.place_all(now);
     }
 
-    /// Takes in which mirrors are dead.
+    /// Takes in which mirrors are dead as Kagami sees them.
     pub fn set_dead(&mut self, dead: Dead, now: Timestamp) {
-        if self.dead == dead {
-            return;
+        if self.mirrors.set(dead) {
+            self.place_all(now);
         }
-        self.dead = dead;
-        self.place_all(now);
     }
 
     /// Returns the Pods that may go forward: those that fail upstream.
@@ -392,14 +421,15 @@ impl Queue {
                 self.set_place(&id, Place::Held(until));
                 continue;
             }
-            if entry.is_kept(&self.dead, &self.upstreams, by, now) {
+            if entry.is_kept(self.mirrors.dead(), &self.upstreams, by, now) {
                 self.set_place(&id, Place::Later(now.after(LOOK_AGAIN)));
                 continue;
             }
             let Some(mut entry) = self.detach(&id) else { break };
             let owner = entry.owner;
-            let order = entry.order(&self.dead, &self.upstreams, by, now);
-            self.upstreams.go(&id, &order, now);
+            let order = entry.order(self.mirrors.dead(), &self.upstreams, by, now);
+            let asks = |turning: &Turning| by.asks(turning, &id.0, now);
+            self.upstreams.go(&id, &order, asks, now);
             self.put_in(&id, entry, now);
             self.turns.had(&id.0, owner);
             self.turns.leave(&id.0, owner);
@@ -480,7 +510,7 @@ impl Queue {
     /// Puts a Pod where it belongs now.
     fn place(&mut self, id: &Id, now: Timestamp) {
         if let Some(entry) = self.stuck.get(id) {
-            self.set_place(id, entry.place_at(&self.dead, now));
+            self.set_place(id, entry.place_at(self.mirrors.dead(), now));
         }
     }
 
@@ -641,6 +671,28 @@ impl Entry {
         })
     }
 
+    /// Returns what would have turned containers back that have the mirror's image after all.
+    fn have_after_all<'a>(&'a self, pod: &'a Pod<'_>) -> impl Iterator<Item = &'a Turning> {
+        let back = self.plan.turned.iter().filter(|turning| turning.way == Way::Back);
+        back.filter(|turning| {
+            let mut now = pod.init_containers.iter().chain(&pod.containers);
+            now.any(|now| {
+                *turning.container == *now.name
+                    && *turning.from == *now.image
+                    && (now.is_running || now.has_succeeded)
+            })
+        })
+    }
+
+    /// Returns what turns containers back whose last failure was told after that very time.
+    fn have_failed(&self, after: Timestamp) -> impl Iterator<Item = &Turning> {
+        let back = self.plan.turned.iter().filter(|turning| turning.way == Way::Back);
+        back.filter(move |turning| {
+            self.attempts_of(turning)
+                .is_some_and(|attempts| attempts.failed_after() == Some(after))
+        })
+    }
+
     /// Returns where it belongs.
     fn place_at(&self, dead: &Dead, now: Timestamp) -> Place {
         if self.plan.is_empty() {
@@ -696,14 +748,22 @@ impl Entry {
         Some(*attempts)
     }
 
-    /// Whether a container stays for now where it would go back from: the mirror gives its image, and its own registry
-    /// does not serve nodes, as far as is known.
+    /// Whether a container stays for now where it would go back from: its own registry does not serve nodes, as far as is
+    /// known, and either the mirror gives its image, or there would be no way to the mirror again.
     fn keeps(&self, turning: &Turning, upstreams: &Upstreams, by: &Sight<'_>, now: Timestamp) -> bool {
+        if turning.way != Way::Back {
+            return false;
+        }
         let namespace = &*self.pod.id.namespace;
-        turning.way == Way::Back
-            && (by.fails_upstream(&turning.to)
-                || host(&turning.to).is_some_and(|host| !upstreams.allows(&host, namespace, now)))
-            && by.gives(&turning.mirror, &turning.to, now)
+        let Some(host) = host(&turning.to) else {
+            return false;
+        };
+        let has_way_forward = by.has_way_forward(&turning.mirror, namespace);
+        if upstreams.allows(&host, namespace, has_way_forward, now) {
+            return false;
+        }
+        by.gives(&turning.mirror, &turning.to, now)
+            || (!has_way_forward && upstreams.is_shut(&host, namespace, has_way_forward, now))
     }
 
     /// Whether all of its containers that are due stay for now.

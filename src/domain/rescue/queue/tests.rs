@@ -9,6 +9,7 @@ use crate::domain::{
     presence::Presence,
     rescue::Container,
     routing::Routing,
+    selector::Labels,
 };
 
 use super::{
@@ -26,6 +27,8 @@ struct Hospital {
     /// What is seen of mirrors: nothing.
     snapshot: Snapshot,
     index: Index,
+    /// Where Pods may go forward to.
+    registries: Vec<String>,
     now: Timestamp,
 }
 
@@ -72,6 +75,7 @@ impl Hospital {
             routing: Routing::compile(vec![mirror]),
             snapshot: Snapshot::default(),
             index: Index::default(),
+            registries: Vec::new(),
             now: NOW,
         }
     }
@@ -151,6 +155,7 @@ impl Hospital {
         let by = Sight {
             snapshot: &self.snapshot,
             index: &self.index,
+            registries: &self.registries,
         };
         self.queue.next(&by, self.now)
     }
@@ -451,6 +456,7 @@ impl Ward {
             if let Some(order) = self.hospital.order() {
                 self.hospital.take(Case {
                     name: &order.pod.name,
+                    image: OWN,
                     is_ready: true,
                     ..CASE
                 });
@@ -1196,18 +1202,150 @@ fn from_a_mirror_that_does_not_give_the_image_all_go_back() {
         },
         10,
     );
-    // Kagami itself does not reach the registry, and nobody goes; from a dead mirror all do.
-    let failing = |hospital: &mut Hospital| {
-        hospital.snapshot.failing_upstreams = Arc::new(["docker.io".to_owned()].into());
-    };
+    // Nodes have ways of their own: that Kagami itself does not reach the registry keeps nobody.
+    check(
+        |hospital| hospital.snapshot.failing_upstreams = Arc::new(["docker.io".to_owned()].into()),
+        ALONE,
+    );
+}
+
+/// Where Pods may come forward again, not much is lost by going: until one fails some go each second, and soon after some
+/// do once more.
+#[test]
+fn where_there_is_a_way_forward_more_go_until_one_fails() {
     let mut hospital = giving();
-    failing(&mut hospital);
-    assert_eq!(turned(&mut hospital, "team", 0..10).len(), 0);
-    hospital.snapshot.health[0].state = State::Unhealthy;
+    let labels = [("kagami.dev/mode".to_owned(), "enforce".to_owned())];
+    hospital.snapshot.namespaces = Arc::new([("team".to_owned(), labels.into())].into());
+    hospital.registries = vec!["a.example.com".to_owned()];
+    let first = turned(&mut hospital, "team", 0..15);
+    assert_eq!(first.len(), ALONE);
+    for _ in 0..3 {
+        hospital.later(1);
+        assert_eq!(hospital.all().len(), ALONE);
+    }
+    become_of(&mut hospital, &first[0], false);
+    hospital.later(1);
+    assert_eq!(hospital.all().len(), 0);
+    hospital.later(SILENT.as_secs() - 1);
+    assert_eq!(turned(&mut hospital, "team", 20..30).len(), 1, "one alone");
+    // Without the label there is no such way.
+    let mut hospital = giving();
+    hospital.registries = vec!["a.example.com".to_owned()];
+    assert_eq!(turned(&mut hospital, "team", 0..15).len(), ALONE);
+    hospital.later(1);
+    assert_eq!(hospital.all().len(), 0);
+}
+
+/// From a dead mirror all go, but where they would stay for good: there none does once one was seen to fail.
+#[test]
+fn from_a_dead_mirror_none_goes_where_it_would_stay_for_good() {
+    let check = |registries: &[&str], expected: usize| {
+        let mut hospital = giving();
+        let labels = [("kagami.dev/mode".to_owned(), "enforce".to_owned())];
+        hospital.snapshot.namespaces = Arc::new([("team".to_owned(), labels.into())].into());
+        hospital.registries = registries.iter().map(|registry| (*registry).to_owned()).collect();
+        hospital.snapshot.health[0].state = State::Unhealthy;
+        hospital
+            .queue
+            .set_dead(Dead::from([("a".into(), NOW)]), hospital.now);
+        let first = turned(&mut hospital, "team", 0..10);
+        assert_eq!(first.len(), 10);
+        become_of(&mut hospital, &first[0], false);
+        assert_eq!(turned(&mut hospital, "team", 10..20).len(), expected);
+        // One has its image after all.
+        become_of(&mut hospital, &first[1], true);
+        hospital.later(1);
+        assert_eq!(hospital.all().len(), 10 - expected);
+    };
+    check(&["a.example.com"], 10);
+    check(&["b.example.com"], 0);
+}
+
+/// Nobody's Pods keep those of others where they are: each namespace may send one, and what never asked counts for nothing.
+#[test]
+fn no_namespace_holds_all_places() {
+    let mut hospital = giving();
+    assert_eq!(turned(&mut hospital, "team", 0..10).len(), ALONE);
+    assert_eq!(turned(&mut hospital, "other", 10..20).len(), 1);
+    assert_eq!(turned(&mut hospital, "third", 20..30).len(), 1);
+    // What the mirror lacks goes without asking, where there is a way forward.
+    let mut hospital = giving();
+    let labels = Labels::from([("kagami.dev/mode".to_owned(), "enforce".to_owned())]);
+    let labels = ["team", "other"].map(|namespace| (namespace.to_owned(), labels.clone()));
+    hospital.snapshot.namespaces = Arc::new(labels.into());
+    hospital.registries = vec!["a.example.com".to_owned()];
+    let key = key("docker.io/library/nginx:1.29");
+    hospital
+        .index
+        .write("a", key.clone(), Presence::Missing, NOW, NOW);
+    let orders = turned(&mut hospital, "team", 0..10);
+    assert_eq!(orders.len(), 10);
+    become_of(&mut hospital, &orders[0], false);
+    let presence = Presence::Present(proof('a'));
+    hospital.index.write("a", key, presence, NOW, NOW);
+    assert_eq!(turned(&mut hospital, "team", 10..20).len(), ALONE);
+}
+
+/// A container that waits for something else by now has its image.
+#[test]
+fn what_waits_for_more_than_its_image_has_it() {
+    for (reason, expected) in [
+        ("CreateContainerConfigError", 7),
+        ("CrashLoopBackOff", 7),
+        ("ContainerCreating", 0),
+    ] {
+        let mut hospital = giving();
+        let orders = turned(&mut hospital, "team", 0..10);
+        let order = &orders[0];
+        hospital.queue.end(&order.pod, Ending::Done, hospital.now);
+        hospital.take(Case {
+            name: &order.pod.name,
+            image: OWN,
+            version: "after",
+            reason,
+            ..CASE
+        });
+        hospital.later(1);
+        assert_eq!(hospital.all().len(), expected, "{reason}");
+    }
+}
+
+/// Kagami sees that the mirror refuses connections, and nodes have images from it: it is dead for nobody.
+#[test]
+fn a_mirror_that_nodes_pull_from_is_not_dead() {
+    let mut hospital = Hospital::new();
     hospital
         .queue
         .set_dead(Dead::from([("a".into(), NOW)]), hospital.now);
-    assert_eq!(hospital.all().len(), 10);
+    for name in ["1", "2"] {
+        hospital.take(Case { name, ..CASE });
+    }
+    assert_eq!(hospital.order().unwrap().pod.name.len(), 1);
+    hospital.later(FRESH.as_secs());
+    let late = hospital.queue.waiting();
+    assert_eq!(late, 1);
+    for name in ["3", "4"] {
+        hospital.take(Case {
+            name,
+            is_listed: true,
+            ..CASE
+        });
+    }
+    // One of those that wait has its image from there.
+    hospital.take(Case {
+        name: "3",
+        version: "2",
+        is_ready: true,
+        ..CASE
+    });
+    assert_eq!(hospital.all(), [""; 0]);
+    hospital.later(1);
+    hospital.take(Case { name: "5", ..CASE });
+    assert_eq!(
+        hospital.all(),
+        ["team/5"],
+        "just after its failure it goes all the same"
+    );
 }
 
 /// Only what was done counts, and only for the very Pod.
@@ -1252,13 +1390,13 @@ fn what_is_known_of_registries_is_bounded() {
     let mut upstreams = Upstreams::default();
     for number in 0..1000_u64 {
         let (id, order) = going(&format!("r{}.test/a:1", number % 200), number);
-        upstreams.go(&id, &order, NOW.after(Duration::from_millis(number)));
+        upstreams.go(&id, &order, |_| true, NOW.after(Duration::from_millis(number)));
     }
     let (registries, pods) = upstreams.len();
     assert_eq!(registries, 64);
     for number in 1000..2000 {
         let (id, order) = going("r199.test/a:1", number);
-        upstreams.go(&id, &order, NOW.after(Duration::from_millis(number)));
+        upstreams.go(&id, &order, |_| true, NOW.after(Duration::from_millis(number)));
     }
     assert!(upstreams.len().1 <= pods + 64);
 }

@@ -2,11 +2,14 @@
 //! gives an image as far as Kagami sees, its node most likely gets it with one of the next tries, and a registry that does
 //! not serve the nodes (a firewall, a limit that is used up) would keep what goes back.
 //!
-//! So it is with them as with a circuit breaker. To a registry of which nothing is known a few Pods go alone; once one of
-//! them has its image, all go. Where one of a namespace fails no more of that namespace go, and where Pods of two
-//! namespaces fail none does, so that nobody's own image keeps others where they are, until one has its image after all,
-//! or for some minutes: then a few go alone again. What counts is only what the queue itself turned: anybody can write a
-//! Pod that fails, and an annotation that says it went back.
+//! So it is with them as with a circuit breaker. To a registry of which nothing is known a few Pods go alone, one of each
+//! namespace among them; once one of them has its image, all go. Where one of a namespace fails no more of that namespace
+//! go, and where Pods of two namespaces fail none does, so that nobody's own image keeps others where they are, until one
+//! has its image after all, or for a while: then one goes alone again. What counts is only what the queue itself turned
+//! after it had asked here: anybody can write a Pod that fails, and an annotation that says it went back.
+//!
+//! What may come forward again loses little where its registry fails, so more of it go, and sooner once more; of what
+//! nothing leads to the mirror again none goes that need not.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +20,7 @@ use std::{
 use super::turns::Id;
 use crate::domain::{
     image::Reference,
-    rescue::{Failure, Order, Pod, PodId, StuckPod, Way},
+    rescue::{Container, Failure, Order, Pod, PodId, REASONS, StuckPod, Turning, Way},
     time::Timestamp,
 };
 
@@ -27,6 +30,8 @@ pub(super) const ALONE: usize = 3;
 /// After so long without a word of one that went alone, another one may: a runtime gives up a connection that nobody
 /// takes after thirty seconds, and kubelet tells of it within fifteen more.
 pub(super) const SILENT: Duration = Duration::from_secs(45);
+
+const A_SECOND: Duration = Duration::from_secs(1);
 
 /// For how long it is believed what became of Pods.
 pub(super) const TELLING: Duration = Duration::from_mins(5);
@@ -70,6 +75,15 @@ enum Became {
     Nothing,
 }
 
+/// Whether a container is past its pull, whatever else is the matter with it: it runs, has ended well, or waits because
+/// of what comes after.
+fn has_image(container: &Container<'_>) -> bool {
+    let waits_for_more = container.waiting.is_some_and(|(reason, _)| {
+        !REASONS.contains(&reason) && !["", "ContainerCreating", "PodInitializing"].contains(&reason)
+    });
+    container.is_running || container.has_succeeded || waits_for_more
+}
+
 /// Returns the host of an image's registry.
 pub(super) fn host(image: &str) -> Option<Box<str>> {
     Some(Reference::parse(image).ok()?.host().into())
@@ -81,16 +95,24 @@ impl Upstreams {
         self.0.values().all(|upstream| upstream.gone.is_empty())
     }
 
-    /// Whether one more Pod of a namespace may go back to a registry.
-    pub(super) fn allows(&self, host: &str, namespace: &str, now: Timestamp) -> bool {
+    /// Whether one more Pod of a namespace may go back to a registry, which may come forward again or not.
+    pub(super) fn allows(&self, host: &str, namespace: &str, has_way_forward: bool, now: Timestamp) -> bool {
         self.0
             .get(host)
-            .is_none_or(|upstream| upstream.allows(namespace, now))
+            .is_none_or(|upstream| upstream.allows(namespace, has_way_forward, now))
     }
 
-    /// Takes in that what an order says is about to be done.
-    pub(super) fn go(&mut self, id: &Id, order: &Order, now: Timestamp) {
-        for turning in order.turned.iter().filter(|turning| turning.way == Way::Back) {
+    /// Whether Pods of a namespace are seen to fail there, or those of others.
+    pub(super) fn is_shut(&self, host: &str, namespace: &str, has_way_forward: bool, now: Timestamp) -> bool {
+        self.0
+            .get(host)
+            .is_some_and(|upstream| upstream.is_shut(namespace, has_way_forward, now))
+    }
+
+    /// Takes in that what an order says is about to be done, as far as it asked.
+    pub(super) fn go(&mut self, id: &Id, order: &Order, asked: impl Fn(&Turning) -> bool, now: Timestamp) {
+        let back = order.turned.iter().filter(|turning| turning.way == Way::Back);
+        for turning in back.filter(|turning| asked(turning)) {
             let Some(host) = host(&turning.to) else { continue };
             if !self.0.contains_key(&host) && self.0.len() >= REGISTRIES {
                 let oldest = self.0.iter().min_by_key(|(_, upstream)| upstream.last());
@@ -163,21 +185,52 @@ impl Upstreams {
 }
 
 impl Upstream {
-    fn allows(&self, namespace: &str, now: Timestamp) -> bool {
-        let fails = |at: Timestamp| {
-            let has_pulled_since = self.pulled_at.is_some_and(|pulled_at| pulled_at >= at);
-            !has_pulled_since && now.since(at) < TELLING
-        };
-        if self.failed.get(namespace).copied().is_some_and(fails)
-            || self.failed.values().filter(|at| fails(**at)).nth(1).is_some()
-        {
+    fn allows(&self, namespace: &str, has_way_forward: bool, now: Timestamp) -> bool {
+        if self.is_shut(namespace, has_way_forward, now) {
             return false;
         }
         if self.pulled_at.is_some_and(|at| now.since(at) < TELLING) {
             return true;
         }
-        let under_way = self.gone.values().filter(|gone| now.since(gone.at) < SILENT);
-        under_way.count() < ALONE
+        let under_way = || self.under_way(now);
+        if under_way().all(|(of, _)| of != namespace) {
+            return true;
+        }
+        // Whoever may come forward again need not wait for what becomes of the first ones, until one fails.
+        let is_open = has_way_forward && self.failing(now).next().is_none();
+        let count = under_way()
+            .filter(|(_, at)| !is_open || now.since(*at) < A_SECOND)
+            .count();
+        count < ALONE
+    }
+
+    fn is_shut(&self, namespace: &str, has_way_forward: bool, now: Timestamp) -> bool {
+        let pause = if has_way_forward { SILENT } else { TELLING };
+        let last = match self.failing(now).find(|(of, _)| *of == namespace) {
+            Some((_, at)) => at,
+            None if self.failing(now).nth(1).is_some() => {
+                let all = self.failing(now).map(|(_, at)| at);
+                all.max().unwrap_or(now)
+            }
+            None => return false,
+        };
+        // After a while one goes alone again.
+        now.since(last) < pause || self.under_way(now).next().is_some()
+    }
+
+    /// Returns the namespaces of those that failed and when, of which none was seen to have its image since.
+    fn failing(&self, now: Timestamp) -> impl Iterator<Item = (&str, Timestamp)> {
+        let failed = self.failed.iter().map(|(of, at)| (&**of, *at));
+        failed.filter(move |(_, at)| {
+            let has_pulled_since = self.pulled_at.is_some_and(|pulled_at| pulled_at >= *at);
+            !has_pulled_since && now.since(*at) < TELLING
+        })
+    }
+
+    /// Returns the namespaces of those that went, and when, of which something is still to be told.
+    fn under_way(&self, now: Timestamp) -> impl Iterator<Item = (&str, Timestamp)> {
+        let gone = self.gone.iter().map(|(id, gone)| (&*id.0, gone.at));
+        gone.filter(move |(_, at)| now.since(*at) < SILENT)
     }
 
     /// Takes in that a Pod of a namespace failed. The first failure of each Pod counts alone: what fails for ever is its
@@ -211,7 +264,11 @@ impl Gone {
             containers.any(|(known, to)| **known == *name && **to == *image)
         };
         let mut now = pod.init_containers.iter().chain(&pod.containers);
-        if now.any(|now| is_one(now.name, now.image) && (now.is_running || now.has_succeeded)) {
+        let mut its = now.by_ref().filter(|now| is_one(now.name, now.image)).peekable();
+        if its.peek().is_none() {
+            return Some(Became::Nothing);
+        }
+        if its.any(has_image) {
             return Some(Became::Pulled);
         }
         let mut stuck = stuck.iter().flat_map(|stuck| &stuck.containers);
