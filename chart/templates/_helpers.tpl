@@ -150,17 +150,17 @@ securityContext:
 {{- end -}}
 
 {{/* The registries that stuck Pods may be turned forward to, as a list in JSON: those of the mirrors that the chart makes,
-and more. Hosts are written small, as the program has them. */}}
+and more. As they are written: so images name them. */}}
 {{- define "kagami.registries" -}}
 {{- $rescue := .Values.rescue | default dict -}}
 {{- $registries := list -}}
 {{- range $rescue.registries | default list -}}
-{{- $registries = append $registries (lower .) -}}
+{{- $registries = append $registries . -}}
 {{- end -}}
 {{- range $name, $spec := .Values.mirrors | default dict -}}
 {{- with $spec -}}
 {{- with .registry -}}
-{{- $registries = append $registries (lower .) -}}
+{{- $registries = append $registries . -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{
     BadSettings,
     arguments::SyncArguments,
-    copy::{self, CLUSTER, Copies, Destination, Secrets},
+    copy::{self, CLUSTER, Copies, Destination, Secrets, Whose},
     oneshot::{self, Read},
     output,
     pods::{Item, RunningPods},
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     domain::{
         image::Reference,
-        mirror::{Kind, Mode},
+        mirror::{Access, Kind, Mode},
         original::restore,
         routing::MirrorId,
         snapshot::Snapshot,
@@ -78,11 +78,11 @@ pub(super) async fn run(arguments: SyncArguments) -> anyhow::Result<()> {
         output::complain("no running Pod uses an image that one of these mirrors has for it");
         return Ok(());
     }
-    for (mirror, image) in used.in_order() {
+    for (mirror, image, whose) in used.in_order() {
         let Some(into) = destinations.get(&mirror) else {
             continue;
         };
-        copies.add(&image, into, |job| {
+        copies.add(&image, into, whose, |job| {
             if let Some(copying) = &into.mirror.copying {
                 job.platforms = copying.platforms;
                 job.referrers = copying.referrers;
@@ -134,7 +134,7 @@ async fn destinations(
 /// The images that Pods use and mirrors have for them, with how many do.
 #[derive(Default)]
 struct Used {
-    images: BTreeMap<(String, MirrorId), usize>,
+    images: BTreeMap<(String, MirrorId), (usize, Whose)>,
     unreadable: usize,
 }
 
@@ -159,18 +159,33 @@ impl Used {
             if candidates.names_mirror {
                 continue;
             }
-            let mirrors = candidates.ordered.iter().map(|candidate| candidate.mirror);
-            let meant = mirrors.filter(|id| into.contains_key(id) && snapshot.serves(*id, item.namespace));
-            for id in meant {
-                *self.images.entry((key.to_string(), id)).or_default() += 1;
+            let meant = candidates
+                .ordered
+                .iter()
+                .filter(|of| into.contains_key(&of.mirror) && snapshot.serves(of.mirror, item.namespace));
+            for candidate in meant {
+                // What lies there may be for others.
+                let access = snapshot.routing.access(candidate, &reference);
+                if !snapshot.may_have(&access, item.namespace) {
+                    continue;
+                }
+                let source = &snapshot.routing.mirror(candidate.mirror).sources[candidate.source];
+                let whose = match source.access {
+                    Access::Private => Whose::Persons,
+                    Access::Public => Whose::Anybodys,
+                };
+                let key = (key.to_string(), candidate.mirror);
+                let (uses, _) = self.images.entry(key).or_insert((0, whose));
+                *uses += 1;
             }
         }
     }
 
     /// Returns what is to be copied, the most used first.
-    fn in_order(self) -> impl Iterator<Item = (MirrorId, String)> {
+    fn in_order(self) -> impl Iterator<Item = (MirrorId, String, Whose)> {
         let mut images: Vec<_> = self.images.into_iter().collect();
-        images.sort_by_key(|(_, uses)| Reverse(*uses));
-        images.into_iter().map(|((image, id), _)| (id, image))
+        images.sort_by_key(|(_, (uses, _))| Reverse(*uses));
+        let images = images.into_iter();
+        images.map(|((image, id), (_, whose))| (id, image, whose))
     }
 }

@@ -357,27 +357,7 @@ pub(crate) fn sync_brings_what_running_pods_use(cluster: &Cluster) {
     let others = cluster.namespace(Some("enforce"));
     create(&others, "elsewhere", &of("off"), &json!({}));
 
-    let sync = |arguments: &[&str]| {
-        let own = ["sync", "--kagami-namespace", &place.own.name];
-        let folder = cluster.folder();
-        let output = run(
-            &folder.join("admin.kubeconfig"),
-            folder,
-            &[&own, arguments].concat(),
-        );
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (
-            output.status.code().unwrap(),
-            text(output.stdout),
-            text(output.stderr),
-        )
-    };
-    let copied = |told: &str| {
-        let arrows = told.lines().filter_map(|line| line.split_once(" -> "));
-        let mut copied: Vec<_> = arrows.map(|(image, _)| image.to_owned()).collect();
-        copied.sort();
-        copied
-    };
+    let sync = |arguments: &[&str]| sync(&place, arguments);
     let to = ["--to", &place.name];
     let expected = [of("app"), of("audit"), of("rewritten")];
     let (code, told, sum) = sync(&[&to[..], &["--dry-run"]].concat());
@@ -428,4 +408,48 @@ pub(crate) fn sync_brings_what_running_pods_use(cluster: &Cluster) {
     let (code, _, told) = sync(&["--namespace", "kube-system"]);
     assert_eq!(code, 2, "{told}");
     assert!(told.contains("never acts in namespace kube-system"), "{told}");
+}
+
+/// Runs `kagami sync` as a person. Returns its exit code, and what it says where.
+fn sync(place: &Place<'_>, arguments: &[&str]) -> (i32, String, String) {
+    let own = ["sync", "--kagami-namespace", &place.own.name];
+    let folder = place.cluster.folder();
+    let output = run(
+        &folder.join("admin.kubeconfig"),
+        folder,
+        &[&own, arguments].concat(),
+    );
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().unwrap();
+    (code, text(output.stdout), text(output.stderr))
+}
+
+/// Returns the images that are told to be in the mirror then, by name.
+fn copied(told: &str) -> Vec<String> {
+    let arrows = told.lines().filter_map(|line| line.split_once(" -> "));
+    let mut copied: Vec<_> = arrows.map(|(image, _)| image.to_owned()).collect();
+    copied.sort();
+    copied
+}
+
+/// Whatever logins a person has: who names the image is anybody that may make Pods.
+pub(crate) fn what_everybody_gets_is_read_as_nobody_by_sync(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let closed = Peer::start(cluster, &format!("closed-{}", place.own.name), true);
+    closed.push(cluster, "team/app", &named("closed"));
+    let app = closed.image("team/app");
+    let auth =
+        json!({"auths": {closed.address.to_string(): {"username": BOB.user, "password": BOB.password}}});
+    let logins = cluster.folder().join(format!("logins-{}.json", place.own.name));
+    std::fs::write(&logins, auth.to_string()).unwrap();
+    let enforced = cluster.namespace(Some("enforce"));
+    enforced.create_pod(&pod("closed", &app)).success();
+    let arguments = ["--to", &place.name, "--docker-config", logins.to_str().unwrap()];
+    fill(&place, &closed, &[&enforced.name], &json!({}));
+    let (code, told, sum) = sync(&place, &arguments);
+    assert_eq!((code, &*told), (1, ""), "{sum}");
+    assert!(sum.contains("SourceUnauthorized"), "{sum}");
+    fill(&place, &closed, &[&enforced.name], &json!({"access": "Private"}));
+    let (code, told, sum) = sync(&place, &arguments);
+    assert_eq!((code, copied(&told)), (0, vec![app]), "{told}{sum}");
 }

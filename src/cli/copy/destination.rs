@@ -37,6 +37,15 @@ pub(in crate::cli) struct Destination {
     client: Arc<copy::Mirror>,
 }
 
+/// Who asks upstream for an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Whose {
+    /// The person or job, with what logins they have: they name the image.
+    Persons,
+    /// Nobody in particular: who names it is anybody that may make Pods, and everybody gets it then.
+    Anybodys,
+}
+
 /// Where the Secrets are that mirrors name.
 pub(in crate::cli) enum Secrets<'a> {
     File(BTreeMap<String, Secret>),
@@ -152,6 +161,7 @@ impl Destination {
         image: &str,
         upstreams: &mut Upstreams,
         settings: &Settings,
+        whose: Whose,
     ) -> Result<(Job, String), Trouble> {
         let trouble = |reason: Reason, words: String| Trouble::new(reason, words);
         let reference =
@@ -186,7 +196,7 @@ impl Destination {
         } = place(mapping, key).map_err(too_long)?;
         Ok((
             Job {
-                upstream: upstreams.of(key.host(), &repository, settings)?,
+                upstream: upstreams.of(key.host(), &repository, settings, whose)?,
                 repository,
                 tag,
                 reference,
@@ -220,11 +230,18 @@ impl Upstreams {
         &self.keyring
     }
 
-    fn of(&mut self, host: &str, repository: &str, settings: &Settings) -> Result<Arc<Upstream>, Trouble> {
-        let credentials = self
-            .keyring
-            .for_registry(&format!("{host}/{repository}"))
-            .cloned();
+    fn of(
+        &mut self,
+        host: &str,
+        repository: &str,
+        settings: &Settings,
+        whose: Whose,
+    ) -> Result<Arc<Upstream>, Trouble> {
+        let credentials = match whose {
+            Whose::Anybodys => None,
+            Whose::Persons => self.keyring.for_registry(&format!("{host}/{repository}")),
+        }
+        .cloned();
         let same = |(of, with, _): &&(String, Option<Credentials>, _)| of == host && *with == credentials;
         if let Some((_, _, known)) = self.known.iter().find(same) {
             return Ok(Arc::clone(known));

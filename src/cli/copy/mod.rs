@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use futures_util::stream::{self, StreamExt as _};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-pub(super) use self::destination::{Destination, Secrets, find};
+pub(super) use self::destination::{Destination, Secrets, Whose, find};
 use self::{
     destination::{Upstreams, keyring},
     progress::{Progress, size},
@@ -88,7 +88,7 @@ pub(super) async fn run(arguments: CopyArguments) -> anyhow::Result<()> {
         copies.destination(routing, found, &secrets).await?
     };
     for image in &images {
-        copies.add(image, &into, |_| {});
+        copies.add(image, &into, Whose::Persons, |_| {});
     }
     copies.carry_out().await
 }
@@ -125,8 +125,14 @@ impl Copies {
     }
 
     /// Adds an image. What the command line says of how goes before what `change` does.
-    pub(super) fn add(&mut self, image: &str, into: &Destination, change: impl FnOnce(&mut Job)) {
-        let mut job = into.job(image, &mut self.upstreams, &self.settings);
+    pub(super) fn add(
+        &mut self,
+        image: &str,
+        into: &Destination,
+        whose: Whose,
+        change: impl FnOnce(&mut Job),
+    ) {
+        let mut job = into.job(image, &mut self.upstreams, &self.settings, whose);
         if let Ok((job, _)) = &mut job {
             change(job);
             job.platforms = self.platforms.unwrap_or(job.platforms);

@@ -16,7 +16,7 @@ use crate::{
         pod::PlaceLabel,
         presence::Index,
         rescue::{
-            self, Judgement, Known, Left, Sight, StuckContainer, StuckPod, Turn,
+            self, Judgement, Known, Left, StuckContainer, StuckPod, Turn,
             forward::Ahead,
             hang,
             lasting::{IDLE, LONGEST_BACK_OFF, gives, missed},
@@ -39,11 +39,6 @@ const LATE: &str = "it takes longer to begin than spec.rescue.hangAfter of its m
 const IDLE_KUBELET: &str = "the mirror gives the image by now, and kubelet wrote nothing of the Pod for longer than its \
                             longest back-off: write another reference of the image into the Pod, which makes kubelet \
                             try at once, delete the Pod, or restart kubelet";
-
-/// What to say of one whose own registry fails too.
-const UPSTREAM_FAILS: &str = "the mirror gives the image as far as Kagami sees, and the image's own registry fails, so the \
-                              Pod stays and kubelet tries again; it goes back once that registry answers, or the mirror \
-                              dies. If it goes on, condition NodesCanPull of the ImageMirror tells more";
 
 /// What to say of one whose image no mirror that is there explains, though a record does.
 const NO_SUCH_MIRROR: &str = "the Pod records another image as its original, and no mirror that is there turns that into \
@@ -151,11 +146,6 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
         registries: &registries,
         now,
     };
-    let sight = Sight {
-        snapshot: ahead.snapshot,
-        index,
-        registries: &registries,
-    };
     let container = |container: &StuckContainer| {
         let told = match stuck.judge(container, &known) {
             _ if is_idle
@@ -176,14 +166,6 @@ pub(super) fn of(text: &str, snapshot: &Snapshot, index: &Index) -> Vec<Stuck> {
             Judgement::Left(Left::Upstream) if let Some(turn) = stuck.went_back(container) => {
                 went_back(turn, now)
             }
-            Judgement::Back {
-                mirror,
-                to,
-                policy: RescuePolicy::Enforce,
-            } if sight.fails_upstream(to) && sight.gives(mirror, to, now) => Told {
-                mirror: Some(mirror.to_owned()),
-                ..Told::new("UpstreamFails", UPSTREAM_FAILS)
-            },
             Judgement::Back { mirror, to, policy } => Told {
                 mirror: Some(mirror.to_owned()),
                 back: Some(to.to_owned()),
@@ -482,27 +464,6 @@ mod tests {
             "GoesBack"
         );
         assert!(of("{", &Snapshot::default(), &Index::default()).is_empty());
-    }
-
-    #[test]
-    fn one_whose_own_registry_fails_too_stays_where_the_mirror_gives_the_image() {
-        let since = clock::now().before(Duration::from_mins(1));
-        let mut snapshot = mirrors(RescuePolicy::Enforce);
-        snapshot.health = vec![Health {
-            state: State::Healthy,
-            proven_since: since,
-            ..Health::unknown(since)
-        }];
-        let key = key("docker.io/library/nginx:1");
-        let mut index = Index::default();
-        index.write("a", key, Presence::Present(proof('a')), since, since);
-        let why = |snapshot: &Snapshot, index: &Index| of(&pod(MIRRORED, true), snapshot, index)[0].why;
-        assert_eq!(why(&snapshot, &index), "GoesBack");
-        snapshot.failing_upstreams = Arc::new(["docker.io".to_owned()].into());
-        assert_eq!(why(&snapshot, &index), "UpstreamFails");
-        assert_eq!(why(&snapshot, &Index::default()), "GoesBack");
-        snapshot.health[0].state = State::Unhealthy;
-        assert_eq!(why(&snapshot, &index), "GoesBack");
     }
 
     #[test]

@@ -74,7 +74,7 @@ use crate::{
         time::Timestamp,
     },
     metrics::Metrics,
-    state::Store,
+    state::{Demand, Store},
     tasks::{Shutdown, panic_message},
 };
 
@@ -276,22 +276,7 @@ impl Leader {
             error = early_end(&mut tasks) => return error,
         }
         let (demand, wanted) = mpsc::channel(QUEUE);
-        let ward = settings.rescue.clone().map(|settings| {
-            let ward = Ward::default();
-            tasks.spawn(rescuer::run(
-                self.clone(),
-                ward.clone(),
-                settings,
-                braked.clone(),
-                demand.clone(),
-            ));
-            tasks.spawn(register::run(self.clone(), ward.clone()));
-            tasks.spawn(hangs::run(self.clone(), ward.clone()));
-            tasks.spawn(lasting::run(self.clone(), ward.clone()));
-            tasks.spawn(unrecorded::run(self.clone(), ward.clone()));
-            tasks.spawn(evictor::run(self.clone(), ward.clone(), braked.clone()));
-            ward
-        });
+        let ward = self.rescue(settings, braked, &demand, &mut tasks);
         let owners = Owners::default();
         let originals = Originals::default();
         let (has_taken_over, taken_over) = watch::channel(false);
@@ -347,6 +332,31 @@ impl Leader {
             error = early_end(&mut tasks) => error,
             never = workers => match never {},
         }
+    }
+
+    /// Spawns what helps stuck Pods, where that is asked for. Returns where it is told of them.
+    fn rescue(
+        &self,
+        settings: &Settings,
+        braked: watch::Receiver<bool>,
+        demand: &mpsc::Sender<Demand>,
+        tasks: &mut JoinSet<()>,
+    ) -> Option<Ward> {
+        let settings = settings.rescue.clone()?;
+        let ward = Ward::default();
+        tasks.spawn(rescuer::run(
+            self.clone(),
+            ward.clone(),
+            settings,
+            braked.clone(),
+            demand.clone(),
+        ));
+        tasks.spawn(register::run(self.clone(), ward.clone()));
+        tasks.spawn(hangs::run(self.clone(), ward.clone()));
+        tasks.spawn(lasting::run(self.clone(), ward.clone()));
+        tasks.spawn(unrecorded::run(self.clone(), ward.clone()));
+        tasks.spawn(evictor::run(self.clone(), ward.clone(), braked));
+        Some(ward)
     }
 
     /// Places the logins of nodes, or says that nobody does. Returns what is told of them.

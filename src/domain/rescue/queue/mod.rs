@@ -145,11 +145,6 @@ impl Sight<'_> {
     fn asks(&self, turning: &Turning, namespace: &str, now: Timestamp) -> bool {
         !self.has_way_forward(&turning.mirror, namespace) || self.gives(&turning.mirror, &turning.to, now)
     }
-
-    /// Whether the registry of an image does not answer Kagami itself, as far as it asks.
-    pub fn fails_upstream(&self, original: &str) -> bool {
-        host(original).is_some_and(|host| self.snapshot.failing_upstreams.contains(&*host))
-    }
 }
 
 /// One stuck Pod.

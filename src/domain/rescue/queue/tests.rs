@@ -1275,9 +1275,7 @@ fn no_namespace_holds_all_places() {
     hospital.snapshot.namespaces = Arc::new(labels.into());
     hospital.registries = vec!["a.example.com".to_owned()];
     let key = key("docker.io/library/nginx:1.29");
-    hospital
-        .index
-        .write("a", key.clone(), Presence::Missing, NOW, NOW);
+    hospital.index.write("a", key, Presence::Missing, NOW, NOW);
     let orders = turned(&mut hospital, "team", 0..10);
     assert_eq!(orders.len(), 10);
     become_of(&mut hospital, &orders[0], false);
