@@ -122,13 +122,24 @@ pub struct Sight<'a> {
 impl Sight<'_> {
     /// Whether a mirror that images are rewritten to gives one of them, which a Pod would go back to.
     pub fn gives(&self, mirror: &str, original: &str, now: Timestamp) -> bool {
-        let id = self.snapshot.routing.find(mirror);
-        let is_in_use = id.is_some_and(|id| self.snapshot.routing.mirror(id).mode == Mode::Enforce);
         let missed = || Missed {
             mirror: mirror.into(),
             original: original.into(),
         };
-        is_in_use && gives(self.snapshot, self.index, &missed(), now)
+        self.is_in_use(mirror) && gives(self.snapshot, self.index, &missed(), now)
+    }
+
+    /// Whether a mirror that images are rewritten to may give one of them once it is well: it is not known to lack it.
+    fn may_give(&self, mirror: &str, original: &str) -> bool {
+        let Ok(original) = Reference::parse(original) else {
+            return false;
+        };
+        self.is_in_use(mirror) && !self.index.lacks(mirror, original.key().by_ref())
+    }
+
+    fn is_in_use(&self, mirror: &str) -> bool {
+        let id = self.snapshot.routing.find(mirror);
+        id.is_some_and(|id| self.snapshot.routing.mirror(id).mode == Mode::Enforce)
     }
 
     /// Whether a container that went back from a mirror might come forward to it again.
@@ -758,7 +769,9 @@ impl Entry {
             return false;
         }
         by.gives(&turning.mirror, &turning.to, now)
-            || (!has_way_forward && upstreams.is_shut(&host, namespace, has_way_forward, now))
+            || (!has_way_forward
+                && by.may_give(&turning.mirror, &turning.to)
+                && upstreams.is_shut(&host, namespace, has_way_forward, now))
     }
 
     /// Whether all of its containers that are due stay for now.

@@ -1259,6 +1259,13 @@ fn from_a_dead_mirror_none_goes_where_it_would_stay_for_good() {
     };
     check(&["a.example.com"], 10);
     check(&["b.example.com"], 0);
+    // What the mirror lacks it will not give either once it is well.
+    let mut hospital = giving();
+    let first = turned(&mut hospital, "team", 0..1);
+    become_of(&mut hospital, &first[0], false);
+    let key = key("docker.io/library/nginx:1.29");
+    hospital.index.write("a", key, Presence::Missing, NOW, NOW);
+    assert_eq!(turned(&mut hospital, "team", 10..20).len(), 10);
 }
 
 /// Nobody's Pods keep those of others where they are: each namespace may send one, and what never asked counts for nothing.
