@@ -288,12 +288,14 @@ impl<'s> Serving<'s> {
 
     /// Whether a mirror is filled with an image that the namespace uses.
     fn fills(&self, candidate: &Candidate, key: KeyRef<'_>) -> bool {
-        let settings = self.snapshot.routing.mirror(candidate.mirror);
-        let fills = self.enforces && settings.copying.is_some() && settings.mode == Mode::Enforce;
-        fills
-            && self
-                .snapshot
-                .may_fill(candidate, &key.reference(), self.namespace)
+        let Self {
+            snapshot, namespace, ..
+        } = self;
+        let settings = snapshot.routing.mirror(candidate.mirror);
+        self.enforces
+            && settings.copying.is_some()
+            && settings.mode == Mode::Enforce
+            && snapshot.may_fill(candidate, &key.reference(), namespace)
     }
 
     /// Returns those of them that should hold an image.

@@ -252,7 +252,7 @@ fn time_of_access(count: usize) -> Duration {
     let key = image.key();
     let candidates = routing.candidates(key.by_ref().name());
     assert_eq!(candidates.ordered.len(), count);
-    let times = (0..20).map(|_| {
+    let times = (0..10).map(|_| {
         let started = Instant::now();
         let access = routing.access(&candidates.ordered[0], &image);
         assert!(!access.private.is_empty());
@@ -263,9 +263,9 @@ fn time_of_access(count: usize) -> Duration {
 
 #[test]
 fn who_may_get_an_image_is_known_in_about_linear_time() {
-    let (few, many) = (time_of_access(30), time_of_access(300));
-    // Ten times as many; squared it would be a hundred times.
-    assert!(many < few * 40, "{few:?} with 30 mirrors, {many:?} with 300");
+    let (few, many) = (time_of_access(30), time_of_access(3000));
+    // A hundred times as many; squared it would be 10,000 times, which small steps do not reach yet.
+    assert!(many < few * 400, "{few:?} with 30 mirrors, {many:?} with 3,000");
 }
 
 /// Checks from which others each mirror is not separated.
