@@ -553,7 +553,9 @@ mod tests {
                 found.entry(namespace.into()).or_default().push(mirror.clone());
             }
         }
-        told.values_mut().for_each(|mirrors| mirrors.sort_unstable());
+        for mirrors in told.values_mut() {
+            mirrors.sort_unstable();
+        }
         assert_eq!(told, found);
         found
     }
