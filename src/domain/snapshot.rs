@@ -7,9 +7,11 @@ use std::{
 
 use super::{
     health::Health,
+    image::Reference,
     lent::Lent,
+    mirror,
     owners::LeftAlone,
-    routing::{Access, MirrorId, Routing},
+    routing::{Access, Candidate, MirrorId, Routing},
     selector::Labels,
     standing::Standing,
     time::Timestamp,
@@ -88,7 +90,18 @@ impl Snapshot {
 
     /// Whether a namespace may have what lies at a place of a registry, as far as mirrors with private sources tell.
     pub fn may_have(&self, access: &Access, namespace: &str) -> bool {
-        let mut sets = access.private.iter();
-        sets.all(|set| set.iter().any(|mirror| self.serves(*mirror, namespace)))
+        let mut private = access.private.iter();
+        private.all(|mirror| self.serves(*mirror, namespace))
+    }
+
+    /// Whether a mirror may be filled with an image for a namespace: it may serve it there, and if its login reads more
+    /// than everybody gets, it is one of those that decide who may have what lies at that place. What it brought would be
+    /// theirs to give away.
+    pub fn may_fill(&self, candidate: &Candidate, image: &Reference<'_>, namespace: &str) -> bool {
+        let settings = self.routing.mirror(candidate.mirror);
+        let access = self.routing.access(candidate, image);
+        let is_public = settings.sources[candidate.source].access == mirror::Access::Public;
+        let decides = is_public || access.private.is_empty() || access.private.contains(&candidate.mirror);
+        decides && self.serves(candidate.mirror, namespace) && self.may_have(&access, namespace)
     }
 }

@@ -267,13 +267,21 @@ impl Copier {
             let mirror = self.context.mirror.clone();
             let share = self.share();
             let next = wants.with(&mirror, |queue, now| {
-                let next = queue.next(share, now);
+                let next = queue.next(share, now).map(|key| {
+                    let namespace: Box<str> = queue.turn_of(&key).unwrap_or_default().into();
+                    (key, namespace)
+                });
                 next.ok_or_else(|| queue.next_due(share, now))
             });
-            let key = match next {
-                Ok(key) => key,
+            let (key, namespace) = match next {
+                Ok(next) => next,
                 Err(due) => return due.map(|due| wants.at(due)),
             };
+            if !may_fill(present, &key, &namespace) {
+                // What is served has changed since it was wanted.
+                wants.with(&mirror, |queue, _| queue.declined(&key));
+                continue;
+            }
             match self.job(present, &key) {
                 Ok(Some((job, asks_upstream))) => self.start(key, job, asks_upstream, slot),
                 // It came by itself, or nobody is to have it.
@@ -594,6 +602,17 @@ impl Copier {
             }
         }
     }
+}
+
+/// Whether the mirror may be filled with an image for a namespace; also where it has no source for it any more, which
+/// is found out later.
+fn may_fill(present: &CurrentMirror, key: &ImageKey, namespace: &str) -> bool {
+    let snapshot = &present.snapshot;
+    let candidates = snapshot.routing.candidates(key.by_ref().name());
+    let mut candidates = candidates.ordered.iter();
+    candidates
+        .find(|candidate| candidate.mirror == present.id)
+        .is_none_or(|candidate| snapshot.may_fill(candidate, &key.by_ref().reference(), namespace))
 }
 
 /// Copies an image, if everybody may have it.

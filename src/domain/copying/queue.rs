@@ -365,6 +365,18 @@ impl Queue {
         self.count = count;
     }
 
+    /// Returns the namespace whose turn it was when an image that is under way was picked.
+    pub fn turn_of(&self, key: &ImageKey) -> Option<&str> {
+        self.under_way.get(key).map(|namespace| &**namespace)
+    }
+
+    /// Takes in that the namespace whose turn it was is not to have an image. Others that want it wait for it still.
+    pub fn declined(&mut self, key: &ImageKey) {
+        if let Some(namespace) = self.under_way.remove(key) {
+            self.forget(&namespace, key);
+        }
+    }
+
     /// Takes in that a copy was broken off, by nobody's fault.
     pub fn broken_off(&mut self, key: &ImageKey) {
         self.under_way.remove(key);
@@ -511,6 +523,23 @@ mod tests {
         std::iter::from_fn(|| queue.next(ALL, now))
             .map(|key| tag(&key))
             .collect()
+    }
+
+    #[test]
+    fn what_one_namespace_may_not_have_waits_for_the_others_that_want_it() {
+        let mut queue = Queue::default();
+        for namespace in ["blue", "red"] {
+            assert!(queue.add(namespace, &key("a:1"), at(0)));
+        }
+        assert_eq!(queue.turn_of(&key("a:1")), None);
+        assert_eq!(queue.next(ALL, at(0)), Some(key("a:1")));
+        assert_eq!(queue.turn_of(&key("a:1")), Some("blue"));
+        queue.declined(&key("a:1"));
+        assert_eq!(queue.next(ALL, at(0)), Some(key("a:1")));
+        assert_eq!(queue.turn_of(&key("a:1")), Some("red"));
+        queue.declined(&key("a:1"));
+        assert_eq!(queue.next(ALL, at(0)), None);
+        assert!(queue.is_empty());
     }
 
     #[test]

@@ -387,11 +387,15 @@ impl<'s, 'a> Decider<'s, 'a> {
                 continue;
             }
             let mode = settings.mode.min(self.mode);
-            let access = snapshot.routing.access(&candidate, &reference);
             let mut refusal = self.known_refusal(candidate.mirror, settings, mode);
-            if refusal.is_none() && !snapshot.may_have(&access, self.request.namespace) {
-                // Another mirror brought it there, for others.
-                refusal = Some(Reason::NamespaceNotServed);
+            let mut asks_upstream = false;
+            if refusal.is_none() {
+                let access = snapshot.routing.access(&candidate, &reference);
+                asks_upstream = access.asks_upstream;
+                if !snapshot.may_have(&access, self.request.namespace) {
+                    // Another mirror brought it there, for others.
+                    refusal = Some(Reason::NamespaceNotServed);
+                }
             }
             // Rescue may need any of these mirrors later, when the Pod's list cannot be changed.
             planned.wants_pull_secret |= settings.pull_secret && mode == Mode::Enforce && refusal.is_none();
@@ -408,7 +412,7 @@ impl<'s, 'a> Decider<'s, 'a> {
                     reference: &reference,
                     key,
                     mirror: candidate.mirror,
-                    asks_upstream: access.asks_upstream,
+                    asks_upstream,
                 };
                 self.state(&asked, settings, wanted, found)
             };

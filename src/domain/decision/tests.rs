@@ -1,4 +1,8 @@
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::*;
 use crate::domain::{
@@ -1445,8 +1449,35 @@ fn what_one_mirror_copies_for_some_no_other_mirror_of_its_registry_gives_to_othe
         "Rewritten Mirrored main → m.io/docker.io/library/nginx:1",
     );
 
-    // What acme reads with a login, and gives to everybody whom upstream gives it to.
-    let half_public = || acme(Access::Public, true, false);
+    // Of two with the same source, each with a login of its own, nobody knows whose copy it is.
+    let open = || Mirror {
+        name: "open".to_owned(),
+        priority: 2,
+        ..acme(Access::Private, true, false)
+    };
+    for (team, expected) in [
+        ("red", "Kept NamespaceNotServed open"),
+        ("blue", "Rewritten Mirrored open → m.io/ghcr.io/acme/secret:1"),
+    ] {
+        let of_two = before(private(), team, None).edit(|scene| {
+            scene.snapshot = Snapshot {
+                namespaces: Arc::clone(&scene.snapshot.namespaces),
+                ..snapshot(vec![open(), private()])
+            };
+        });
+        check(
+            &of_two.with("open", secret, Presence::Present(proof('a'))),
+            expected,
+        );
+    }
+
+    // It has a login for what is for everybody, perhaps to be asked less often to wait: that closes nothing.
+    check(&before(acme(Access::Public, true, false), "red", None), rewritten);
+    // What it pulls through with a login is for whom upstream gives it to.
+    let half_public = || Mirror {
+        kind: Kind::PullThrough,
+        ..acme(Access::Public, true, false)
+    };
     check(&before(half_public(), "red", None), "Kept Private main");
     check(&before(half_public(), "red", Some(false)), "Kept Private main");
     check(&before(half_public(), "red", Some(true)), rewritten);
@@ -1454,4 +1485,50 @@ fn what_one_mirror_copies_for_some_no_other_mirror_of_its_registry_gives_to_othe
         &before(acme(Access::Public, false, false), "red", None),
         rewritten,
     );
+}
+
+/// Returns the shortest of several times of a decision, where each of so many teams has a mirror of its own for private
+/// images at one registry.
+fn time_with_teams(count: usize) -> Duration {
+    let team = |number: usize| {
+        let team = Requirement {
+            key: "team".to_owned(),
+            operator: Operator::In(vec![format!("team-{number}")]),
+        };
+        let private = Source {
+            access: Access::Private,
+            with_credentials: true,
+            ..source("ghcr.io", &[])
+        };
+        let mut mirror = Mirror {
+            sources: vec![private],
+            namespaces: Selector {
+                requirements: vec![team],
+            },
+            ..mirror(&format!("team-{number}"), &[])
+        };
+        mirror.mapping.registry = "m.io".parse().unwrap();
+        mirror
+    };
+    let scene = scene((0..count).map(team).collect())
+        .image("ghcr.io/acme/app:1")
+        .edit(|scene| {
+            let labels = Labels::from([("team".to_owned(), "team-0".to_owned())]);
+            scene.snapshot.namespaces = Arc::new([("team".to_owned(), labels)].into());
+        });
+    let times = (0..20).map(|_| {
+        let started = Instant::now();
+        let plan = scene.plan();
+        let took = started.elapsed();
+        assert_eq!((plan.places[0].candidates.len(), plan.probes.len()), (count, 0));
+        took
+    });
+    times.min().unwrap_or_default()
+}
+
+#[test]
+fn mirrors_of_one_registry_that_do_not_serve_a_namespace_cost_it_little() {
+    let (few, many) = (time_with_teams(30), time_with_teams(300));
+    // Ten times as many; squared it would be a hundred times.
+    assert!(many < few * 40, "{few:?} with 30 mirrors, {many:?} with 300");
 }

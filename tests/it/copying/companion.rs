@@ -526,6 +526,41 @@ async fn a_source_that_loses_its_login_is_read_without_from_then_on() {
     assert!((kagami.metric(COPIED).await - 1.0).abs() < 0.1);
 }
 
+/// Else the namespaces of the longer source would get what only the login of the shorter one may read.
+#[tokio::test]
+async fn the_login_of_a_shorter_source_fills_no_place_of_a_longer_private_one() {
+    let (source, mirror) = (Fake::usual().await, Fake::usual().await);
+    for repository in ["acme/secret", "team/a", "team/b"] {
+        source.hold(repository, "1", &image(vec![noise(1, 1 << 10)], &json!({})));
+    }
+    let team = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}});
+    let private = |prefix: &str| {
+        json!({
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team"}},
+            "sources": [{"prefix": prefix, "access": "Private"}],
+        })
+    };
+    let host = host(source.url());
+    let below = format!("{host}/acme");
+    let kagami = Kagami::start(&[
+        filled(source.url(), mirror.url(), &private(host)),
+        image_mirror("acme", "mirror.test", &[], mirror.url(), &private(&below)),
+        team,
+    ])
+    .await;
+    let secret = format!("{host}/acme/secret:1");
+    // It would have been the turn of the first one long ago.
+    for image in ["a:1", "b:1"] {
+        let other = name(source.url(), image);
+        until(&kagami, &[&secret, &other], &["ImageMissing", "Mirrored"]).await;
+    }
+    let asked = source.asked();
+    assert!(
+        !asked.iter().any(|ask| ask.path().contains("/acme/")),
+        "{asked:?}"
+    );
+}
+
 /// With `kill -9`, at another moment each time: nothing half is to be seen, and who comes next brings it to its end.
 #[tokio::test]
 async fn a_companion_that_was_killed_leaves_nothing_half_and_the_next_one_goes_on() {

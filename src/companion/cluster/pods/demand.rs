@@ -18,7 +18,7 @@ use crate::{
         demand::Used,
         image::{ImageKey, KeyRef},
         mirror::Mode,
-        routing::{MirrorId, Routing},
+        routing::{Candidate, MirrorId, Routing},
         snapshot::Snapshot,
         time::Timestamp,
     },
@@ -64,6 +64,7 @@ pub(super) struct Round {
 /// The mirrors that serve a namespace.
 struct Serving<'s> {
     snapshot: &'s Snapshot,
+    namespace: &'s str,
     mirrors: Vec<bool>,
     /// Whether images are rewritten there, as far as the namespace is concerned.
     enforces: bool,
@@ -91,14 +92,17 @@ impl DemandReader {
             return;
         };
         for key in changed {
-            for id in serving.mirrors_of(key.by_ref()) {
-                let mirror = &snapshot.routing.mirror(id).name;
-                let why = if serving.fills(id) {
+            for candidate in serving.mirrors_of(key.by_ref()) {
+                let mirror = &snapshot.routing.mirror(candidate.mirror).name;
+                if store.index().contains(mirror, key.by_ref()) {
+                    continue;
+                }
+                let why = if serving.fills(&candidate, key.by_ref()) {
                     Why::Wanted { by: namespace.into() }
                 } else {
                     Why::New
                 };
-                if !store.index().contains(mirror, key.by_ref()) && !hand_on(&self.demand, mirror, key, why) {
+                if !hand_on(&self.demand, mirror, key, why) {
                     return;
                 }
             }
@@ -119,11 +123,12 @@ impl DemandReader {
         if let Some(serving) = Serving::of(snapshot, namespace, self.settings.default_mode) {
             let index = store.index();
             for (key, uses) in images {
-                for id in serving.mirrors_of(key.by_ref()) {
+                for candidate in serving.mirrors_of(key.by_ref()) {
+                    let id = candidate.mirror;
                     let mirror = &snapshot.routing.mirror(id).name;
                     if !index.touch(mirror, key.by_ref(), now) {
                         round.add(id, key);
-                    } else if serving.fills(id) && index.lacks(mirror, key.by_ref()) {
+                    } else if index.lacks(mirror, key.by_ref()) && serving.fills(&candidate, key.by_ref()) {
                         round.want(id, namespace, key, uses);
                     }
                 }
@@ -260,7 +265,7 @@ impl Round {
 
 impl<'s> Serving<'s> {
     /// Returns the mirrors that serve a namespace; none if there are none, or Kagami is off there.
-    fn of(snapshot: &'s Snapshot, namespace: &str, default_mode: Mode) -> Option<Self> {
+    fn of(snapshot: &'s Snapshot, namespace: &'s str, default_mode: Mode) -> Option<Self> {
         if snapshot.left_alone.contains(namespace) {
             return None;
         }
@@ -274,25 +279,31 @@ impl<'s> Serving<'s> {
             .collect();
         let serving = Self {
             snapshot,
+            namespace,
             enforces: mode == Mode::Enforce,
             mirrors,
         };
         serving.mirrors.contains(&true).then_some(serving)
     }
 
-    /// Whether a mirror is filled with what the namespace uses.
-    fn fills(&self, mirror: MirrorId) -> bool {
-        let settings = self.snapshot.routing.mirror(mirror);
-        self.enforces && settings.copying.is_some() && settings.mode == Mode::Enforce
+    /// Whether a mirror is filled with an image that the namespace uses.
+    fn fills(&self, candidate: &Candidate, key: KeyRef<'_>) -> bool {
+        let Self {
+            snapshot, namespace, ..
+        } = self;
+        let settings = snapshot.routing.mirror(candidate.mirror);
+        self.enforces
+            && settings.copying.is_some()
+            && settings.mode == Mode::Enforce
+            && snapshot.may_fill(candidate, &key.reference(), namespace)
     }
 
     /// Returns those of them that should hold an image.
-    fn mirrors_of(&self, key: KeyRef<'_>) -> impl Iterator<Item = MirrorId> {
+    fn mirrors_of(&self, key: KeyRef<'_>) -> impl Iterator<Item = Candidate> {
         let candidates = self.snapshot.routing.candidates(key.name()).ordered;
         candidates
             .into_iter()
-            .map(|candidate| candidate.mirror)
-            .filter(|mirror| self.mirrors.get(mirror.index()) == Some(&true))
+            .filter(|candidate| self.mirrors.get(candidate.mirror.index()) == Some(&true))
     }
 }
 
@@ -335,8 +346,12 @@ mod tests {
     /// Returns a store with the usual mirror, which has this in its spec besides.
     fn store_with(field: &str) -> Store {
         let text = MIRRORS.replace("\n        ", "\n");
-        let text = format!("{}\n  {field}\n", text.trim_end());
-        let configuration = file::load(&text, "test").unwrap();
+        store_of(&format!("{}\n  {field}\n", text.trim_end()))
+    }
+
+    /// Returns a store with these mirrors, and the usual namespaces.
+    fn store_of(text: &str) -> Store {
+        let configuration = file::load(text, "test").unwrap();
         let mirrors = configuration.mirrors.into_iter().map(|(mirror, _)| mirror);
         let labels = |mode: &str, team: &str| {
             let labels = [(MODE_LABEL, mode), ("team", team)];
@@ -509,6 +524,100 @@ mod tests {
         let snapshot = store.snapshot();
         let mut round = go_through(&readers, &store, &snapshot).await;
         assert_eq!(round.take_wanted(&snapshot.routing), BTreeMap::new());
+    }
+
+    /// Returns the mirrors that are to be filled with an image for each namespace, where both use it: what their Pods tell,
+    /// which is what a round finds.
+    async fn fills_of(mirrors: &str, image: &str) -> BTreeMap<String, Vec<String>> {
+        let store = store_of(mirrors);
+        let snapshot = store.snapshot();
+        let (readers, mut wanted) = readers(true);
+        for namespace in ["blue", "red"] {
+            lock(&readers).take(Event::Changed(pod(namespace, "web", image)), &store);
+        }
+        let mut told: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        while let Ok(demand) = wanted.try_recv() {
+            if let Why::Wanted { by } = demand.why {
+                told.entry(by.into()).or_default().push(demand.mirror);
+            }
+        }
+        let now = clock::now();
+        for (_, mirror) in snapshot.routing.mirrors() {
+            let mut index = store.index_mut();
+            index.write(&mirror.name, key(image), Presence::Missing, now, now);
+        }
+        let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut round = go_through(&readers, &store, &snapshot).await;
+        for (mirror, wanted) in round.take_wanted(&snapshot.routing) {
+            for (namespace, _) in wanted {
+                found.entry(namespace.into()).or_default().push(mirror.clone());
+            }
+        }
+        for mirrors in told.values_mut() {
+            mirrors.sort_unstable();
+        }
+        assert_eq!(told, found);
+        found
+    }
+
+    #[tokio::test]
+    async fn no_mirror_is_filled_for_a_namespace_that_may_not_have_it_there() {
+        let mirror = |name: &str, source: &str, selector: &str| {
+            let document = "
+                apiVersion: kagami.dev/v1alpha1
+                kind: ImageMirror
+                metadata: {name: NAME}
+                spec:
+                  registry: mirror.test
+                  kind: Hosted
+                  sources: [SOURCE]
+                  namespaceSelector: {SELECTOR}
+                  copy: {policy: OnDemand}
+                ";
+            let document = document.replace("\n                ", "\n");
+            let document = document.replace("NAME", name).replace("SOURCE", source);
+            document.replace("SELECTOR", selector)
+        };
+        let private = |prefix| format!("{{prefix: {prefix}, access: Private}}");
+        let blue = "matchLabels: {team: blue}";
+        let both = "matchExpressions: [{key: team, operator: In, values: [blue, red]}]";
+        let of = |told: &[(&str, &[&str])]| -> BTreeMap<String, Vec<String>> {
+            let all = told.iter().map(|(namespace, mirrors)| {
+                let mirrors = mirrors.iter().map(|mirror| (*mirror).to_owned());
+                ((*namespace).to_owned(), mirrors.collect())
+            });
+            all.collect()
+        };
+
+        // Whoever may not have it gets nothing copied that would lie there for others.
+        let acme = mirror("acme", &private("ghcr.io/acme"), blue);
+        let main = mirror("main", "{prefix: ghcr.io}", both);
+        let documents = format!("{acme}---{main}");
+        assert_eq!(
+            fills_of(&documents, "ghcr.io/acme/a:1").await,
+            of(&[("blue", &["acme", "main"])])
+        );
+        assert_eq!(
+            fills_of(&documents, "ghcr.io/b/a:1").await,
+            of(&[("blue", &["main"]), ("red", &["main"])])
+        );
+        // What a login reads that is not the one of who decides would become theirs.
+        let wide = mirror("wide", &private("ghcr.io"), both);
+        let documents = format!("{acme}---{wide}");
+        assert_eq!(
+            fills_of(&documents, "ghcr.io/acme/a:1").await,
+            of(&[("blue", &["acme"])])
+        );
+        assert_eq!(
+            fills_of(&documents, "ghcr.io/b/a:1").await,
+            of(&[("blue", &["wide"]), ("red", &["wide"])])
+        );
+        // Of two for the same images, both must serve.
+        let same = mirror("same", &private("ghcr.io/acme"), both);
+        assert_eq!(
+            fills_of(&format!("{acme}---{same}"), "ghcr.io/acme/a:1").await,
+            of(&[("blue", &["acme", "same"])])
+        );
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 //!
 //! Two registries that are one under two names cannot be told from two.
 
-use std::collections::HashMap;
+use std::{cmp::Reverse, collections::HashMap};
 
 use foldhash::quality::RandomState;
 use smallvec::SmallVec;
@@ -21,8 +21,8 @@ use crate::domain::{
 /// Who may get what lies at one place of a registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
-    /// Of each of these sets, one mirror must serve the namespace.
-    pub private: SmallVec<[SmallVec<[MirrorId; 2]>; 1]>,
+    /// Each of these mirrors must serve the namespace.
+    pub private: SmallVec<[MirrorId; 2]>,
     /// Whether upstream must give the image to everybody.
     pub asks_upstream: bool,
 }
@@ -32,8 +32,9 @@ pub struct Access {
 pub(super) struct Holdings {
     /// By the whole components that all places of a source begin with.
     nodes: HashMap<Box<str>, Vec<Holding>, RandomState>,
-    /// Whether something of another mirror may lie among a mirror's images, in the routing's order.
-    is_shared: Vec<bool>,
+    /// The hosts of the mirrors' registries, in the routing's order; none where nothing of another mirror that is not for
+    /// everybody may lie among a mirror's images.
+    shared: Vec<Option<Box<str>>>,
 }
 
 /// The images of one source, as they lie in the mirror's registry.
@@ -49,10 +50,9 @@ struct Holding {
 }
 
 impl Holding {
-    fn of(mirror: MirrorId, settings: &Mirror, source: usize, prefix: &str) -> Self {
+    fn of(mirror: MirrorId, settings: &Mirror, source: usize, registry: &str, prefix: &str) -> Self {
         let (host, path) = prefix.split_once('/').unwrap_or((prefix, ""));
         let (before, end) = settings.mapping.around(host);
-        let registry = host_of(&settings.mapping.registry);
         Self {
             mirror,
             source,
@@ -62,10 +62,12 @@ impl Holding {
         }
     }
 
-    /// Returns the whole components of the start.
+    /// Returns the whole components of the start. Its last one is whole only where no place goes on within it, as with a
+    /// template that puts letters right after the repository.
     fn components(&self) -> &str {
+        let is_whole = self.is_whole && (self.end.is_empty() || self.end.starts_with('/'));
         match self.start.rfind('/') {
-            Some(end) if !self.is_whole => &self.start[..end],
+            Some(end) if !is_whole => &self.start[..end],
             _ => &self.start,
         }
     }
@@ -91,17 +93,19 @@ impl Holdings {
             by_host.entry(host).or_default().push(id);
         }
         let mut holdings = Self {
-            is_shared: vec![false; mirrors.len()],
+            shared: vec![None; mirrors.len()],
             ..Self::default()
         };
-        for ids in by_host.values() {
+        for (host, ids) in &by_host {
             let restricted = |id: &&MirrorId| {
-                let mut sources = mirrors[id.index()].sources.iter();
-                sources.any(|source| source.access == mirror::Access::Private || asks(source))
+                let mirror = &mirrors[id.index()];
+                let mut sources = mirror.sources.iter();
+                sources.any(|source| source.access == mirror::Access::Private || lets_in(mirror, source))
             };
             let restricted: Vec<MirrorId> = ids.iter().filter(restricted).copied().collect();
             for id in ids {
-                holdings.is_shared[id.index()] = restricted.iter().any(|other| other != id);
+                let is_shared = restricted.iter().any(|other| other != id);
+                holdings.shared[id.index()] = is_shared.then(|| host.as_str().into());
             }
             if ids.len() < 2 {
                 continue;
@@ -109,7 +113,7 @@ impl Holdings {
             for id in restricted {
                 let settings = &mirrors[id.index()];
                 for (index, source) in settings.sources.iter().enumerate() {
-                    let holding = Holding::of(id, settings, index, &source.prefix);
+                    let holding = Holding::of(id, settings, index, host, &source.prefix);
                     let node = holdings.nodes.entry(holding.components().into()).or_default();
                     node.push(holding);
                 }
@@ -126,61 +130,49 @@ impl Holdings {
             private: SmallVec::new(),
             asks_upstream: asks(own),
         };
-        if !self
-            .is_shared
-            .get(candidate.mirror.index())
-            .is_some_and(|shared| *shared)
-        {
+        let Some(Some(host)) = self.shared.get(candidate.mirror.index()) else {
             return access;
-        }
+        };
         let Ok(repository) = settings.mapping.repository_path(image) else {
             // It has no place there.
             return access;
         };
-        let place = format!("{}/{repository}", host_of(&settings.mapping.registry));
-        let mut seen: SmallVec<[MirrorId; 4]> = SmallVec::new();
-        let mut private: SmallVec<[(&str, MirrorId); 2]> = SmallVec::new();
-        for holding in prefixes(&place)
+        let place = format!("{host}/{repository}");
+        let mut found: SmallVec<[(&Holding, &str); 4]> = prefixes(&place)
             .filter_map(|prefix| self.nodes.get(prefix))
             .flatten()
-        {
-            let Some(rest) = holding.rest(&place) else {
-                continue;
-            };
-            if seen.contains(&holding.mirror) {
-                // By a longer prefix.
-                continue;
-            }
-            seen.push(holding.mirror);
-            let source = &mirrors[holding.mirror.index()].sources[holding.source];
+            .filter_map(|holding| Some((holding, holding.rest(&place)?)))
+            .collect();
+        // Of each mirror its longest source.
+        found.sort_unstable_by_key(|(holding, _)| (holding.mirror, Reverse(holding.start.len())));
+        found.dedup_by_key(|(holding, _)| holding.mirror);
+        let mut private: SmallVec<[(&str, MirrorId); 2]> = SmallVec::new();
+        for (holding, rest) in found {
+            let mirror = &mirrors[holding.mirror.index()];
+            let source = &mirror.sources[holding.source];
             if excludes(source, rest) {
                 continue;
             }
             match source.access {
                 mirror::Access::Private => private.push((&source.prefix, holding.mirror)),
                 mirror::Access::Public => {
-                    access.asks_upstream |= own.access == mirror::Access::Public && asks(source);
+                    access.asks_upstream |= own.access == mirror::Access::Public && lets_in(mirror, source);
                 }
             }
         }
-        // Who has the longest prefix knows best who may have it; places of several upstreams are everyone's of them.
-        private.sort_unstable();
-        for (position, (prefix, mirror)) in private.iter().enumerate() {
-            let mut longer = private[position..].iter();
-            let is_outdone = longer.any(|(other, _)| {
-                other
-                    .strip_prefix(prefix)
-                    .is_some_and(|rest| rest.starts_with('/'))
+        // Who has the longest prefix knows best who may have it. Nobody can tell with whose login it came where several
+        // have that one, or where the place is that of several upstreams: all of them must let it go. By components,
+        // what is below a prefix comes right after it.
+        private.sort_unstable_by(|(a, _), (b, _)| a.split('/').cmp(b.split('/')));
+        let mut groups = private.chunk_by(|(a, _), (b, _)| a == b).peekable();
+        while let Some(group) = groups.next() {
+            let (prefix, _) = group[0];
+            let is_outdone = groups.peek().is_some_and(|next| {
+                let rest = next[0].0.strip_prefix(prefix);
+                rest.is_some_and(|rest| rest.starts_with('/'))
             });
-            if is_outdone {
-                continue;
-            }
-            let is_same = position
-                .checked_sub(1)
-                .is_some_and(|before| private[before].0 == *prefix);
-            match access.private.last_mut() {
-                Some(set) if is_same => set.push(*mirror),
-                _ => access.private.push(SmallVec::from_slice(&[*mirror])),
+            if !is_outdone {
+                access.private.extend(group.iter().map(|(_, mirror)| *mirror));
             }
         }
         access
@@ -190,6 +182,12 @@ impl Holdings {
 /// Whether upstream says who gets a source's images.
 const fn asks(source: &Source) -> bool {
     matches!(source.access, mirror::Access::Public) && source.with_credentials
+}
+
+/// Whether images may lie in a mirror that its login for a source reads, and that upstream does not give to everybody: one
+/// that pulls through takes in whatever the login reads. Into others only what everybody gets is copied.
+fn lets_in(mirror: &Mirror, source: &Source) -> bool {
+    mirror.kind == mirror::Kind::PullThrough && asks(source)
 }
 
 /// Whether a source leaves an image alone, known by what its name has after the source's prefix.
