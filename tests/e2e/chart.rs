@@ -331,13 +331,14 @@ pub(crate) fn pods_may_go_forward_to_the_mirrors_that_the_chart_makes(cluster: &
     let mirrors = format!("a: {a}, b: {b}, c: {c}");
     assert_eq!(
         listed(&format!("{{mirrors: {{{mirrors}}}}}")),
-        ["m.test:5000/team", "mirror.test"]
+        ["Mirror.test", "m.test:5000/team", "mirror.test"],
+        "as they are written: so images name them"
     );
     assert_eq!(
         listed(&format!(
             "{{mirrors: {{{mirrors}}}, rescue: {{registries: [b.test, Mirror.test]}}}}"
         )),
-        ["b.test", "m.test:5000/team", "mirror.test"]
+        ["Mirror.test", "b.test", "m.test:5000/team", "mirror.test"]
     );
 }
 

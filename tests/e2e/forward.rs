@@ -317,7 +317,11 @@ pub(crate) fn after_a_blip_of_the_mirror_no_pod_stays_stuck_where_upstream_refus
         fails(namespace, name, MIRRORED);
     }
     thread::sleep(4 * MOMENT);
-    assert_eq!(with_image(namespace, &names, NGINX), gone, "none goes where one failed");
+    assert_eq!(
+        with_image(namespace, &names, NGINX),
+        gone,
+        "none goes where one failed"
+    );
     // The blip is over: kubelet tries again, and the others get it.
     for name in with_image(namespace, &names, MIRRORED) {
         report(namespace, name, &[("app", running())]).success();

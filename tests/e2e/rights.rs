@@ -195,7 +195,13 @@ pub(crate) fn without_their_values_the_companion_writes_no_certificates_and_no_p
 pub(crate) fn pull_secrets_need_a_right_of_their_own(cluster: &Cluster) {
     let home = cluster.namespace(None);
     apply(cluster, &[&format!("{CHART}/crds")]);
-    Chart::new(cluster, "placing", &home.name, "{pullSecrets: {enabled: true}}").apply(&RBAC);
+    Chart::new(
+        cluster,
+        "placing",
+        &home.name,
+        "{pullSecrets: {enabled: true}, rescue: {enabled: false}}",
+    )
+    .apply(&RBAC);
     let companion = format!("{}:placing-kagami-companion", home.name);
     eventually("the roles are in force", || {
         let events = rights(cluster, &companion, "default");
