@@ -126,7 +126,7 @@ fn start() -> (Runtime, Admission) {
                 fault: None,
                 cause: None,
                 since: long_ago,
-                silent_since: None,
+                refused_since: None,
                 proven_since: long_ago,
             },
         );

@@ -16,7 +16,7 @@ pub fn health(status: &ImageMirrorStatus) -> Option<Health> {
         cause: told.message.as_deref().map(Into::into),
         since: told.since.as_ref().map(timestamp).unwrap_or_default(),
         // A status does not tell.
-        silent_since: None,
+        refused_since: None,
         proven_since: timestamp(told.proven_since.as_ref()?),
     })
 }

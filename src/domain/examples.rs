@@ -72,7 +72,7 @@ pub(crate) fn snapshot(mirrors: Vec<Mirror>) -> Snapshot {
         fault: None,
         cause: None,
         since: proven_since,
-        silent_since: None,
+        refused_since: None,
         proven_since,
     };
     Snapshot {

@@ -197,9 +197,6 @@ impl Ping {
     }
 }
 
-/// After so long without any answer a mirror that is reached but says nothing gives nobody anything.
-const SILENCE: Duration = Duration::from_secs(30);
-
 /// What is known of a mirror's health, as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
@@ -210,22 +207,20 @@ pub struct Health {
     pub cause: Option<Arc<str>>,
     /// Since when the state is what it is.
     pub since: Timestamp,
-    /// When the first of the questions was asked to which nothing at all was answered, the last one among them; none where
-    /// something was, and where the state is not `Unhealthy`.
-    pub silent_since: Option<Timestamp>,
+    /// When the first of the questions was asked since which every connection was refused; none where one was not, and
+    /// where the state is not `Unhealthy`.
+    pub refused_since: Option<Timestamp>,
     /// Proofs older than this are void.
     pub proven_since: Timestamp,
 }
 
 impl Health {
     /// Returns since when the mirror gives nobody anything, if that is what is wrong with it, as far as Kagami sees: it
-    /// refuses connections, or has answered nothing for long. What is only slow may give nodes their images all the while.
+    /// refuses connections. What is only slow, or loses what is sent to it, may give nodes their images all the while.
     /// Where it is a name or a certificate others may fare better, and what fails to answer some requests may answer
     /// others.
-    pub fn dead_since(&self, now: Timestamp) -> Option<Timestamp> {
-        let since = self.silent_since.filter(|_| self.state == State::Unhealthy)?;
-        let is_dead = self.fault == Some(Fault::Refused) || now.since(since) >= SILENCE;
-        is_dead.then_some(since)
+    pub fn dead_since(&self) -> Option<Timestamp> {
+        self.refused_since.filter(|_| self.state == State::Unhealthy)
     }
 
     /// Returns the health of a mirror that nobody has looked at.
@@ -235,7 +230,7 @@ impl Health {
             fault: None,
             cause: None,
             since: now,
-            silent_since: None,
+            refused_since: None,
             proven_since: now,
         }
     }
@@ -250,8 +245,8 @@ pub struct Machine {
     failures: u32,
     /// When the first of these failures was asked for.
     failing_since: Timestamp,
-    /// When the first of the last questions was asked to which nothing at all was answered.
-    silent_since: Option<Timestamp>,
+    /// When the first of the last questions was asked for which every connection was refused.
+    refused_since: Option<Timestamp>,
     missing_canaries: Vec<ImageKey>,
 }
 
@@ -264,7 +259,7 @@ impl Machine {
             successes: 0,
             failures: 0,
             failing_since: now,
-            silent_since: None,
+            refused_since: None,
             missing_canaries: Vec::new(),
         }
     }
@@ -282,7 +277,7 @@ impl Machine {
     /// Forgets what failed last, for the mirror answers; the state stays.
     pub const fn answered(&mut self) {
         self.failures = 0;
-        self.silent_since = None;
+        self.refused_since = None;
     }
 
     /// Takes in new thresholds; the state stays.
@@ -292,10 +287,10 @@ impl Machine {
 
     /// Returns a machine that goes on from what is known already.
     pub fn resume(settings: HealthSettings, health: Health) -> Self {
-        let (since, silent_since) = (health.since, health.silent_since);
+        let (since, refused_since) = (health.since, health.refused_since);
         Self {
             health,
-            silent_since,
+            refused_since,
             ..Self::new(settings, since)
         }
     }
@@ -315,7 +310,7 @@ impl Machine {
         match observation {
             Observation::Good => {
                 self.failures = 0;
-                (self.silent_since, self.health.silent_since) = (None, None);
+                (self.refused_since, self.health.refused_since) = (None, None);
                 self.successes = self.successes.saturating_add(1);
                 let needed = if self.health.state == State::Unknown {
                     1
@@ -330,7 +325,7 @@ impl Machine {
                     fault: None,
                     cause: None,
                     since: now,
-                    silent_since: None,
+                    refused_since: None,
                     // Who was told an earliest time, because clocks differ, keeps to it.
                     proven_since: now.max(self.health.proven_since),
                 };
@@ -343,9 +338,8 @@ impl Machine {
                 if self.failures == 1 || self.failing_since > now {
                     self.failing_since = asked_at.min(now);
                 }
-                let is_silent = matches!(fault, Fault::Refused | Fault::Timeout | Fault::Reset);
-                let since = self.silent_since.unwrap_or(asked_at).min(now);
-                self.silent_since = is_silent.then_some(since);
+                let since = self.refused_since.unwrap_or(asked_at).min(now);
+                self.refused_since = (fault == Fault::Refused).then_some(since);
                 let lasts = now >= self.failing_since.after(CONFIRMATION);
                 let changed = self.health.state != State::Unhealthy;
                 if changed && (self.failures < self.settings.failure_threshold || !lasts) {
@@ -357,7 +351,7 @@ impl Machine {
                     self.health.state = State::Unhealthy;
                     self.health.since = now;
                 }
-                self.health.silent_since = self.silent_since;
+                self.health.refused_since = self.refused_since;
                 changed
             }
         }
@@ -416,45 +410,42 @@ mod tests {
         machine
     }
 
-    /// A name, a certificate, a limit or a part that fails may be better for others.
+    /// A name, a certificate, a limit or a part that fails may be better for others, and what is slow for Kagami as well.
     #[test]
-    fn a_mirror_is_dead_that_gives_nobody_anything() {
+    fn a_mirror_is_dead_that_refuses_everybody() {
         for fault in Fault::ALL {
             let mut machine = healthy();
             let bad = || Observation::Bad(fault, None);
-            assert_eq!(machine.health().dead_since(at(9)), None);
             seen(&mut machine, bad(), 10);
+            assert_eq!(machine.health().dead_since(), None, "not yet: {fault:?}");
             seen(&mut machine, bad(), 12);
-            let now = (fault == Fault::Refused).then_some(at(10));
-            assert_eq!(machine.health().dead_since(at(12)), now, "{fault:?}");
-            let is_silent = matches!(fault, Fault::Refused | Fault::Timeout | Fault::Reset);
-            let later = is_silent.then_some(at(10));
-            assert_eq!(machine.health().dead_since(at(40)), later, "{fault:?}");
+            let expected = (fault == Fault::Refused).then_some(at(10));
+            assert_eq!(machine.health().dead_since(), expected, "{fault:?}");
             // One answer ends it, though the mirror is not in use again yet.
             seen(&mut machine, Observation::Good, 41);
             assert_eq!(machine.health().state, State::Unhealthy);
-            assert_eq!(machine.health().dead_since(at(100)), None, "{fault:?}");
+            assert_eq!(machine.health().dead_since(), None, "{fault:?}");
         }
     }
 
     #[test]
-    fn a_mirror_is_dead_from_when_it_answered_nothing_any_more() {
+    fn a_mirror_is_dead_from_when_it_refuses_every_connection() {
+        let refused = || Observation::Bad(Fault::Refused, None);
         let mut machine = healthy();
         for second in [10, 12, 14] {
             seen(&mut machine, Observation::Bad(Fault::ServerError, None), second);
         }
-        assert_eq!(machine.health().dead_since(at(100)), None);
-        seen(&mut machine, BAD, 16);
-        seen(&mut machine, Observation::Bad(Fault::Refused, None), 18);
-        assert_eq!(machine.health().dead_since(at(18)), Some(at(16)));
-        seen(&mut machine, Observation::Bad(Fault::ServerError, None), 20);
-        assert_eq!(machine.health().dead_since(at(100)), None);
+        assert_eq!(machine.health().dead_since(), None);
+        seen(&mut machine, refused(), 16);
+        seen(&mut machine, refused(), 18);
+        assert_eq!(machine.health().dead_since(), Some(at(16)));
+        seen(&mut machine, BAD, 20);
+        assert_eq!(machine.health().dead_since(), None);
         // Whoever goes on from what is known does so from there.
-        seen(&mut machine, BAD, 22);
+        seen(&mut machine, refused(), 22);
         let mut next = Machine::resume(HealthSettings::default(), machine.health().clone());
-        seen(&mut next, BAD, 24);
-        assert_eq!(next.health().dead_since(at(51)), None);
-        assert_eq!(next.health().dead_since(at(52)), Some(at(22)));
+        seen(&mut next, refused(), 24);
+        assert_eq!(next.health().dead_since(), Some(at(22)));
     }
 
     #[test]

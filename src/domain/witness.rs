@@ -268,7 +268,7 @@ mod tests {
             fault: (state == State::Unhealthy).then_some(Fault::Refused),
             cause: None,
             since: at(proven_since),
-            silent_since: None,
+            refused_since: None,
             proven_since: at(proven_since),
         }
     }

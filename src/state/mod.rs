@@ -468,7 +468,7 @@ mod tests {
             fault: None,
             cause: None,
             since: at(proven_since),
-            silent_since: None,
+            refused_since: None,
             proven_since: at(proven_since),
         }
     }

@@ -182,7 +182,7 @@ fn store(mirrors: &str, told: &Told) -> Store {
                 fault: None,
                 cause: None,
                 since: long_ago,
-                silent_since: None,
+                refused_since: None,
                 proven_since: long_ago
             }
         ));

@@ -280,7 +280,7 @@ fn store(peers: &[Peer], loans: &Loans) -> Store {
                 fault: None,
                 cause: None,
                 since: long_ago,
-                silent_since: None,
+                refused_since: None,
                 proven_since: long_ago,
             },
         );

@@ -81,9 +81,6 @@ const NAMED: usize = 3;
 /// The pause between two looks at who goes forward: at least so long, and so many times as long as the look took.
 const LOOK_AHEAD: (Duration, u32) = (Duration::from_secs(1), 20);
 
-/// The pause between two looks at which mirrors are dead, while nothing changes.
-const LOOK_AT_DEAD: Duration = Duration::from_secs(5);
-
 /// How many images a mirror is asked for after a look at who goes forward, and the pause before the same one is again.
 const ASKED: usize = 20;
 const ASK_AGAIN: Duration = Duration::from_secs(10);
@@ -232,8 +229,7 @@ impl Ward {
 
     /// Takes in which mirrors are dead.
     fn set_dead(&self, snapshot: &Snapshot) {
-        let now = clock::now();
-        self.lock().queue.set_dead(dead(snapshot, now), now);
+        self.lock().queue.set_dead(dead(snapshot), clock::now());
         self.due.notify_one();
     }
 
@@ -243,10 +239,10 @@ impl Ward {
 }
 
 /// Returns which mirrors are dead, and since when.
-fn dead(snapshot: &Snapshot, now: Timestamp) -> Dead {
+fn dead(snapshot: &Snapshot) -> Dead {
     let mirrors = snapshot.routing.mirrors();
     let dead = mirrors.filter_map(|(id, mirror)| {
-        let since = snapshot.health_of(id).dead_since(now)?;
+        let since = snapshot.health_of(id).dead_since()?;
         Some((mirror.name.as_str().into(), since))
     });
     dead.collect()
@@ -351,9 +347,8 @@ async fn judge_anew(leader: &Leader, ward: &Ward) -> Infallible {
     ward.judge(&judged_by);
     ward.set_dead(&judged_by);
     loop {
-        // That a mirror has been silent for long is told by nobody.
-        if let Ok(Err(_)) = timeout(LOOK_AT_DEAD, snapshots.changed()).await {
-            // The leader holds the store.
+        // The leader holds the store.
+        if snapshots.changed().await.is_err() {
             return std::future::pending().await;
         }
         let snapshot = Arc::clone(&snapshots.borrow_and_update());

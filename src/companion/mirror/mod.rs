@@ -178,7 +178,7 @@ pub async fn look_once(store: &Store, deadline: Instant) {
                 fault,
                 cause,
                 since: asked_at,
-                silent_since: None,
+                refused_since: None,
                 proven_since: asked_at,
             },
         );

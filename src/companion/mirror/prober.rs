@@ -189,7 +189,7 @@ impl Prober {
         let before = self.machine.health().clone();
         let changed = self.machine.observe(observation, asked_at, clock::now());
         let health = self.machine.health();
-        let what = |health: &Health| (health.fault, health.cause.clone(), health.silent_since);
+        let what = |health: &Health| (health.fault, health.cause.clone(), health.refused_since);
         let differs = what(health) != what(&before);
         if changed || differs {
             self.publish(before.state, changed);

@@ -181,6 +181,9 @@ pub struct StuckPod {
     pub containers: Vec<StuckContainer>,
     /// It has more containers than a Pod that is turned.
     is_large: bool,
+    /// More than one of its containers may be started in a round: what kubelet has started of them is shown as waiting
+    /// until the last one is pulled.
+    starts_several: bool,
     /// What was turned before; none where that cannot be read.
     turns: Option<Turns>,
     /// What admission would look at; none where that is too much to be kept.
@@ -437,7 +440,12 @@ impl StuckPod {
                 }
             });
         let mode = pod.mode_label.map(Mode::from_label);
+        let has_passed = pod.init_containers.iter().all(Container::has_passed);
+        let containers_left = pod.containers.iter();
+        let mut waiting =
+            containers_left.filter(|container| !container.is_running && !container.has_succeeded);
         Some(Self {
+            starts_several: has_passed && waiting.nth(1).is_some(),
             id: pod.id(),
             created: pod.created,
             node: pod.node.into(),

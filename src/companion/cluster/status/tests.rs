@@ -21,7 +21,7 @@ fn healthy(since: u64) -> Health {
         fault: None,
         cause: None,
         since: at(since),
-        silent_since: None,
+        refused_since: None,
         proven_since: at(since),
     }
 }
@@ -364,7 +364,7 @@ fn another_fault_of_a_mirror_that_is_down_is_nothing_to_write() {
             fault: Some(fault),
             cause: None,
             since: at(12),
-            silent_since: None,
+            refused_since: None,
             proven_since: at(10),
         }),
         ..seen()
@@ -383,7 +383,7 @@ fn the_cause_of_a_failure_is_told_and_another_one_when_it_is_due() {
             fault: Some(Fault::Tls),
             cause: Some(cause.into()),
             since: at(12),
-            silent_since: None,
+            refused_since: None,
             proven_since: at(10),
         }),
         cause_is_due,

@@ -734,7 +734,7 @@ impl Entry {
     /// already.
     fn waits_until(&self, turning: &Turning, dead: &Dead, now: Timestamp) -> Option<Timestamp> {
         let attempts = self.attempts_of(turning)?;
-        if is_in_vain(attempts, turning, dead) {
+        if self.is_in_vain(attempts, turning, dead) {
             return Some(now.after(IN_VAIN));
         }
         let until = attempts.waits_until()?;
@@ -744,8 +744,16 @@ impl Entry {
     /// Returns until when a turn that was begun in time has to be done; none where that has no end.
     fn sure_until(&self, turning: &Turning, dead: &Dead) -> Option<Timestamp> {
         let attempts = self.attempts_of(turning)?;
-        let is_in_vain = is_in_vain(attempts, turning, dead);
+        let is_in_vain = self.is_in_vain(attempts, turning, dead);
         attempts.sure_until().filter(|_| !is_in_vain)
+    }
+
+    /// Whether what was tried for a container lately was in vain, and is: the mirror that it goes back from is dead. One that
+    /// it goes forward to is another than it fails to pull from. Of several containers that start in one round one may run
+    /// by now, where the mirror is not as dead as it seems.
+    fn is_in_vain(&self, attempts: Attempts, turning: &Turning, dead: &Dead) -> bool {
+        let since = dead.get(&turning.mirror).filter(|_| turning.way == Way::Back);
+        !self.pod.starts_several && since.is_some_and(|since| attempts.waited_after(*since))
     }
 
     fn attempts_of(&self, turning: &Turning) -> Option<Attempts> {
@@ -827,13 +835,6 @@ impl Entry {
         let attempts = self.attempts.len() * size_of::<Attempts>();
         COST + self.pod.size() + attempts + turnings.sum::<usize>()
     }
-}
-
-/// Whether what was tried for a container lately was in vain, and is: the mirror that it goes back from is dead. One that
-/// it goes forward to is another than it fails to pull from.
-fn is_in_vain(attempts: Attempts, turning: &Turning, dead: &Dead) -> bool {
-    let since = dead.get(&turning.mirror).filter(|_| turning.way == Way::Back);
-    since.is_some_and(|since| attempts.waited_after(*since))
 }
 
 impl Rest {

@@ -306,6 +306,50 @@ fn of_a_pods_containers_those_are_turned_that_failed_just_now() {
     assert_eq!(turned(&mut hospital, "4", [waits, fails]), ["b"]);
 }
 
+/// Kubelet shows what it has started as waiting until it has pulled what the others need: of several containers one may
+/// run, where the mirror is not as dead as it seems.
+#[test]
+fn of_several_containers_none_is_turned_at_any_time() {
+    let annotations = BTreeMap::from(["a", "b"].map(|name| {
+        let record = format!("{ORIGINAL_IMAGE_PREFIX}{name}");
+        (record, "nginx:1.29".to_owned())
+    }));
+    let message = format!("Back-off pulling image \"{MIRRORED}\"");
+    let container = |name, is_running: bool| Container {
+        name,
+        image: MIRRORED,
+        waiting: (!is_running).then_some(("ErrImagePull", message.as_str())),
+        is_running,
+        ..Container::default()
+    };
+    for (b_runs, expected) in [(false, false), (true, true)] {
+        let mut hospital = Hospital::new();
+        hospital
+            .queue
+            .set_dead(Dead::from([("a".into(), NOW)]), hospital.now);
+        let left_alone = BTreeSet::new();
+        let known = Known {
+            routing: &hospital.routing,
+            former: &[],
+            left_alone: &left_alone,
+        };
+        let pod = Pod {
+            uid: "u",
+            namespace: "team",
+            name: "web",
+            resource_version: "1",
+            node: "node",
+            annotations: Some(&annotations),
+            containers: vec![container("a", false), container("b", b_runs)],
+            ..Pod::default()
+        };
+        let seen = Seen::Told { after: Some(NOW) };
+        hospital.queue.take(&pod, &known, seen, NOW);
+        hospital.later(FRESH.as_secs());
+        assert_eq!(hospital.order().is_some(), expected);
+    }
+}
+
 /// While a mirror is dead, whatever its Pods try is in vain: one that failed since then is turned at any time, also where
 /// the failure may have been told late.
 #[test]
@@ -1164,7 +1208,7 @@ fn where_what_went_back_fails_no_more_goes_until_one_has_its_image_or_for_some_m
     // What fails on and on says nothing new.
     hospital.later(BELIEVED.as_secs());
     become_of(&mut hospital, &others[0], false);
-    assert_eq!(turned(&mut hospital, "third", 30..40).len(), ALONE);
+    assert_eq!(turned(&mut hospital, "third", 30..40).len(), 1, "one goes alone");
     // One that went long ago has its image after all.
     become_of(&mut hospital, &others[1], true);
     assert_eq!(turned(&mut hospital, "team", 40..50).len(), 10);
@@ -1259,6 +1303,21 @@ fn from_a_dead_mirror_none_goes_where_it_would_stay_for_good() {
     };
     check(&["a.example.com"], 10);
     check(&["b.example.com"], 0);
+    // After some minutes one goes alone, and the next as long after that, whether or not anything is told of it.
+    let mut hospital = giving();
+    hospital.snapshot.health[0].state = State::Unhealthy;
+    hospital
+        .queue
+        .set_dead(Dead::from([("a".into(), NOW)]), hospital.now);
+    let first = turned(&mut hospital, "team", 0..2);
+    become_of(&mut hospital, &first[0], false);
+    assert_eq!(turned(&mut hospital, "team", 10..20).len(), 0);
+    for _ in 0..3 {
+        hospital.later(BELIEVED.as_secs() - 1);
+        assert_eq!(hospital.all().len(), 0);
+        hospital.later(1);
+        assert_eq!(hospital.all().len(), 1);
+    }
     // What the mirror lacks it will not give either once it is well.
     let mut hospital = giving();
     let first = turned(&mut hospital, "team", 0..1);

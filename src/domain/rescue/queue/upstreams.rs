@@ -36,7 +36,7 @@ const A_SECOND: Duration = Duration::from_secs(1);
 /// For how long it is believed what became of Pods.
 pub(super) const TELLING: Duration = Duration::from_mins(5);
 
-/// After so long nobody waits any more for what becomes of a Pod.
+/// After so long nobody waits any more for what becomes of a Pod, and what failed is forgotten.
 const LONGEST_PULL: Duration = Duration::from_mins(30);
 
 /// How many registries are kept in mind, and how many Pods and namespaces of each: beyond that the oldest are forgotten.
@@ -206,16 +206,10 @@ impl Upstream {
 
     fn is_shut(&self, namespace: &str, has_way_forward: bool, now: Timestamp) -> bool {
         let pause = if has_way_forward { SILENT } else { TELLING };
-        let last = match self.failing(now).find(|(of, _)| *of == namespace) {
-            Some((_, at)) => at,
-            None if self.failing(now).nth(1).is_some() => {
-                let all = self.failing(now).map(|(_, at)| at);
-                all.max().unwrap_or(now)
-            }
-            None => return false,
-        };
-        // After a while one goes alone again.
-        now.since(last) < pause || self.under_way(now).next().is_some()
+        let is_seen_to_fail =
+            self.failing(now).any(|(of, _)| of == namespace) || self.failing(now).nth(1).is_some();
+        // After a while one goes alone again, and the next one as long after that as if it had failed.
+        is_seen_to_fail && self.last().is_some_and(|last| now.since(last) < pause)
     }
 
     /// Returns the namespaces of those that failed and when, of which none was seen to have its image since.
@@ -223,7 +217,7 @@ impl Upstream {
         let failed = self.failed.iter().map(|(of, at)| (&**of, *at));
         failed.filter(move |(_, at)| {
             let has_pulled_since = self.pulled_at.is_some_and(|pulled_at| pulled_at >= *at);
-            !has_pulled_since && now.since(*at) < TELLING
+            !has_pulled_since && now.since(*at) < LONGEST_PULL
         })
     }
 
@@ -237,7 +231,7 @@ impl Upstream {
     /// own fault.
     fn fail(&mut self, namespace: &str, now: Timestamp) {
         if self.failed.len() >= NAMESPACES {
-            self.failed.retain(|_, at| now.since(*at) < TELLING);
+            self.failed.retain(|_, at| now.since(*at) < LONGEST_PULL);
         }
         if self.failed.len() < NAMESPACES || self.failed.contains_key(namespace) {
             self.failed.insert(namespace.into(), now);
