@@ -33,7 +33,7 @@ pub use self::{
 };
 use self::{
     forward::{Newcomer, refuses_signature},
-    message::{Said, said},
+    message::{Cause, Said, cause, said},
 };
 use super::{
     image::Reference,
@@ -225,6 +225,8 @@ pub struct StuckContainer {
     has_record: bool,
     /// Its node does not accept the image's signature.
     is_refused_by_node: bool,
+    /// The registry itself answered: it has no such image, or does not give it to these credentials.
+    is_answered: bool,
     /// The mirror that was decided on for it.
     decided: Option<Box<str>>,
 }
@@ -402,7 +404,8 @@ impl StuckPod {
             let is_refused = refuses_signature(reason, message);
             is_reference.then(|| {
                 let failure = failure(container.image, message);
-                (kind, index, container, failure, is_refused)
+                let is_answered = matches!(cause(message), Cause::NotFound | Cause::Refused);
+                (kind, index, container, failure, [is_refused, is_answered])
             })
         });
         let stuck: Vec<_> = stuck.take(CONTAINERS).collect();
@@ -413,9 +416,8 @@ impl StuckPod {
         let decisions = RecordedDecisions::new(annotation(DECISIONS_ANNOTATION));
         let was_known = annotation(RESCUED_ANNOTATION).is_some()
             || pod.init_containers.iter().any(|container| container.has_begun);
-        let containers = stuck
-            .into_iter()
-            .map(|(kind, index, container, failure, is_refused_by_node)| {
+        let containers = stuck.into_iter().map(
+            |(kind, index, container, failure, [is_refused_by_node, is_answered])| {
                 let label = PlaceLabel::new(kind, container.name);
                 let recorded = annotation(&label.original_annotation());
                 StuckContainer {
@@ -430,6 +432,7 @@ impl StuckPod {
                         .is_some_and(|(reason, _)| ![BACK_OFF, INSPECTION].contains(&reason)),
                     has_record: recorded.is_some(),
                     is_refused_by_node,
+                    is_answered,
                     recorded: recorded
                         .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
                         .map(Into::into),
@@ -438,7 +441,8 @@ impl StuckPod {
                         .filter(|mirror| mirror.len() <= LONGEST_NAME)
                         .map(Into::into),
                 }
-            });
+            },
+        );
         let mode = pod.mode_label.map(Mode::from_label);
         let has_passed = pod.init_containers.iter().all(Container::has_passed);
         let containers_left = pod.containers.iter();

@@ -125,6 +125,7 @@ mod tests {
             recorded: None,
             has_record: false,
             is_refused_by_node: false,
+            is_answered: false,
             decided: None,
         }
     }

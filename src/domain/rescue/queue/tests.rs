@@ -41,6 +41,8 @@ struct Case<'a> {
     version: &'a str,
     image: &'a str,
     reason: &'a str,
+    /// What kubelet says of why.
+    why: &'a str,
     node: &'a str,
     /// Seconds since the beginning.
     created: u64,
@@ -55,6 +57,7 @@ const CASE: Case<'_> = Case {
     version: "1",
     image: MIRRORED,
     reason: "ErrImagePull",
+    why: "",
     node: "node",
     created: 0,
     is_ready: false,
@@ -91,7 +94,7 @@ impl Hospital {
     }
 
     fn take_with(&mut self, case: Case<'_>, annotations: &BTreeMap<String, String>) -> bool {
-        let message = format!("Back-off pulling image \"{}\"", case.image);
+        let message = format!("Back-off pulling image \"{}\"{}", case.image, case.why);
         let container = Container {
             name: "app",
             image: case.image,
@@ -1348,6 +1351,36 @@ fn no_namespace_holds_all_places() {
     let presence = Presence::Present(proof('a'));
     hospital.index.write("a", key, presence, NOW, NOW);
     assert_eq!(turned(&mut hospital, "team", 10..20).len(), ALONE);
+}
+
+/// A registry that answers serves nodes: what it lacks, or gives to others alone, is its own image's matter.
+#[test]
+fn what_a_registry_refuses_or_lacks_keeps_nobody() {
+    for (why, expected) in [
+        (
+            ": ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack image \"nginx:1.29\": failed to \
+             resolve reference \"nginx:1.29\": nginx:1.29: not found",
+            1,
+        ),
+        (
+            ": ErrImagePull: rpc error: code = Unavailable desc = failed to pull and unpack image \"nginx:1.29\": EOF",
+            0,
+        ),
+    ] {
+        let mut hospital = giving();
+        let orders = turned(&mut hospital, "team", 0..10);
+        let order = &orders[0];
+        hospital.queue.end(&order.pod, Ending::Done, hospital.now);
+        hospital.take(Case {
+            name: &order.pod.name,
+            image: OWN,
+            version: "after",
+            why,
+            ..CASE
+        });
+        hospital.later(1);
+        assert_eq!(hospital.all().len(), expected, "{why}");
+    }
 }
 
 /// A container that waits for something else by now has its image.

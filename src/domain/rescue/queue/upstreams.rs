@@ -71,7 +71,7 @@ struct Gone {
 enum Became {
     Pulled,
     Failed,
-    /// It is gone, or has another image.
+    /// It is gone, has another image, or failed in a way that says nothing of the registry.
     Nothing,
 }
 
@@ -265,10 +265,16 @@ impl Gone {
         if its.any(has_image) {
             return Some(Became::Pulled);
         }
-        let mut stuck = stuck.iter().flat_map(|stuck| &stuck.containers);
-        let has_failed = |stuck: &super::super::StuckContainer| {
-            stuck.failure == Failure::Image && is_one(&stuck.name, &stuck.image)
-        };
-        stuck.any(has_failed).then_some(Became::Failed)
+        let stuck = stuck.iter().flat_map(|stuck| &stuck.containers);
+        let mut failed =
+            stuck.filter(|stuck| stuck.failure == Failure::Image && is_one(&stuck.name, &stuck.image));
+        // A registry that has no such image, or does not give it to these, serves nodes all the same.
+        failed.next().map(|stuck| {
+            if stuck.is_answered {
+                Became::Nothing
+            } else {
+                Became::Failed
+            }
+        })
     }
 }
