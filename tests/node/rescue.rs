@@ -199,7 +199,8 @@ pub(crate) fn stuck_pods_are_let_go_by_a_mirror_that_is_off_or_deleted(node: &No
     run_from(&deleted, &scene.written[0]);
 }
 
-/// Each is turned once, to where nothing is either, and comes when that is back.
+/// Nothing would lead to this mirror again, so once some that went back are seen to fail there the others stay; each is
+/// turned once, and all come when upstream is back.
 pub(crate) fn where_mirror_and_upstream_are_dead_each_pod_is_patched_once(node: &Node) {
     let mut scene = Scene::new(Use::shared(node), "bothdead", |_| ());
     let names: Vec<_> = (0..10).map(|number| format!("web-{number}")).collect();
@@ -216,10 +217,16 @@ pub(crate) fn where_mirror_and_upstream_are_dead_each_pod_is_patched_once(node: 
         open(namespace, name);
     }
     for name in &names {
-        until(namespace, name, "it fails to pull from upstream too", |pod| {
-            backs_off(pod, &scene.written[0])
+        until(namespace, name, "it fails to pull", |pod| {
+            [&scene.written[0], &scene.mirrored[0]]
+                .into_iter()
+                .any(|image| backs_off(pod, image))
         });
     }
+    eventually("some fail to pull from upstream too", || {
+        let mut pods = pods(namespace).into_iter();
+        pods.any(|pod| backs_off(&pod, &scene.written[0])).then_some(())
+    });
     scene.upstream.bring_back();
     let namespace = &scene.namespace;
     for name in &names {
