@@ -265,13 +265,6 @@ impl Once {
     }
 }
 
-/// Returns the mode of a namespace. One whose labels could not be read counts as without any.
-pub(super) fn mode_of(snapshot: &Snapshot, namespace: &str, default: Mode) -> Mode {
-    let labels = snapshot.namespaces.get(namespace);
-    let label = labels.and_then(|labels| labels.get(MODE_LABEL));
-    Mode::of_namespace(label.map(String::as_str), default)
-}
-
 fn admission(store: &Store, budget: Duration, probing: Probing, heal: bool) -> Admission {
     let (metrics, _) = Metrics::new();
     let probes = Probes::new(store.clone(), metrics.clone(), TaskTracker::new());

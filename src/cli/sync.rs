@@ -56,8 +56,7 @@ pub(super) async fn run(arguments: SyncArguments) -> anyhow::Result<()> {
     let destinations = destinations(&read, &snapshot, &to, &copies, &cluster.kagami_namespace).await?;
     let default_mode = Mode::from(cluster.default_mode.default_mode);
     // Whoever names a namespace may be about to label it.
-    let is_meant =
-        |of: &str| namespace.is_some() || oneshot::mode_of(&snapshot, of, default_mode) != Mode::Off;
+    let is_meant = |of: &str| namespace.is_some() || snapshot.mode_of(of, default_mode) != Mode::Off;
 
     let mut used = Used::default();
     let mut pages = RunningPods::new(&read.client, namespace.as_deref());

@@ -9,7 +9,8 @@ use super::{
     health::Health,
     image::Reference,
     lent::Lent,
-    mirror,
+    mirror::{self, Mode},
+    names::MODE_LABEL,
     owners::LeftAlone,
     routing::{Access, Candidate, MirrorId, Routing},
     selector::Labels,
@@ -72,6 +73,14 @@ impl Snapshot {
         self.standings
             .get(mirror.index())
             .map_or(&NOTHING_TOLD, |standing| standing)
+    }
+
+    /// Returns the mode of a namespace; `default` is that of one without the label. One whose labels are not known counts as
+    /// without any.
+    pub fn mode_of(&self, namespace: &str, default: Mode) -> Mode {
+        let labels = self.namespaces.get(namespace);
+        let label = labels.and_then(|labels| labels.get(MODE_LABEL));
+        Mode::of_namespace(label.map(String::as_str), default)
     }
 
     /// Whether a mirror serves a namespace. One that is not known matches an empty selector only.

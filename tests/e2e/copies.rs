@@ -104,7 +104,7 @@ fn put_secret(place: &Place<'_>, password: &str) {
 }
 
 /// Starts a webhook, which the API server calls for a namespace.
-fn webhook<'a>(place: &Place<'a>, namespace: &Namespace<'a>) -> (Registration<'a>, Kagami) {
+pub(crate) fn webhook<'a>(place: &Place<'a>, namespace: &Namespace<'a>) -> (Registration<'a>, Kagami) {
     let mut command = kagami::command("webhook");
     let kubeconfig = place.cluster.folder().join("companion-b.kubeconfig");
     command

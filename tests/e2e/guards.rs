@@ -100,8 +100,9 @@ impl Guard<'_> {
     }
 }
 
+/// A policy refused it, in these words.
 #[track_caller]
-fn refused(answer: &Answer, told: &str) {
+pub(crate) fn refused(answer: &Answer, told: &str) {
     let by_policy = answer.status == 422 && answer.body.contains("denied request");
     assert!(
         by_policy && answer.body.contains(told),

@@ -5,6 +5,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    copies::webhook,
+    guards::refused,
     rights::RBAC,
     secrets::create_or_replace,
     support::{
@@ -14,7 +16,6 @@ use crate::{
         companion::{Companion, MIRRORS, Place, alone},
         eventually,
         http::Answer,
-        kagami::{self, Kagami, Registration},
         mirror::REGISTRY,
     },
 };
@@ -160,18 +161,6 @@ fn until_told(place: &Place<'_>, namespaces: &[&Namespace<'_>], reason: &str) ->
         let is_so = status["pullSecretNamespaces"] == json!(names) && condition["reason"] == reason;
         is_so.then(|| condition.clone())
     })
-}
-
-/// Starts a webhook, which the API server calls for a namespace.
-fn webhook<'a>(place: &Place<'a>, namespace: &Namespace<'a>) -> (Registration<'a>, Kagami) {
-    let mut command = kagami::command("webhook");
-    let kubeconfig = place.cluster.folder().join("companion-b.kubeconfig");
-    command
-        .env("KUBECONFIG", kubeconfig)
-        .args(["--namespace", &place.own.name]);
-    let name = format!("webhook-{}", place.own.name);
-    let kagami = Kagami::admitting(place.cluster, &name, &mut command).until_ready();
-    (Registration::new(namespace, &[], &kagami), kagami)
 }
 
 /// Waits until a new Pod is decided upon so, and returns it as it was stored.
@@ -444,17 +433,6 @@ fn ours(more: &Value) -> Value {
 
 fn of(namespace: &Namespace<'_>) -> String {
     namespace.path("secrets/kagami-pull")
-}
-
-#[track_caller]
-fn refused(answer: &Answer, told: &str) {
-    let by_policy = answer.status == 422 && answer.body.contains("denied request");
-    assert!(
-        by_policy && answer.body.contains(told),
-        "{told}: {} {}",
-        answer.status,
-        answer.body
-    );
 }
 
 pub(crate) fn the_companion_is_held_to_its_pull_secrets(cluster: &Cluster) {

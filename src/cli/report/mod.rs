@@ -266,7 +266,8 @@ impl Reporter {
     }
 
     fn mode_of(&self, namespace: &str) -> Mode {
-        oneshot::mode_of(&self.read.store.snapshot(), namespace, self.default_mode)
+        let snapshot = self.read.store.snapshot();
+        snapshot.mode_of(namespace, self.default_mode)
     }
 
     fn pod(&self, item: &pods::Item<'_>, mut pod: Pod<'_>, summary: &mut Summary) -> PodReport {

@@ -298,15 +298,20 @@ async fn another_login_of_a_source_ends_no_pause_of_a_mirror_that_takes_nothing(
     assert_eq!(mirror.count("POST", Kind::Begin), begun);
 }
 
-/// A source that is for everybody and has a login, whose registry tells nobody without one what there is.
-#[tokio::test]
-async fn a_name_that_upstream_does_not_know_is_told_apart_from_a_private_one() {
-    let source = Fake::start(|ask| {
+/// A registry that answers nobody without a login.
+async fn asks_for_a_login() -> Fake {
+    Fake::start(|ask| {
         let login = fake::Answer::error(401, "UNAUTHORIZED", "authentication required")
             .header("WWW-Authenticate", "Basic realm=\"x\"");
         Act::when(!ask.headers.contains_key("authorization"), Act::Early(login))
     })
-    .await;
+    .await
+}
+
+/// A source that is for everybody and has a login, whose registry tells nobody without one what there is.
+#[tokio::test]
+async fn a_name_that_upstream_does_not_know_is_told_apart_from_a_private_one() {
+    let source = asks_for_a_login().await;
     let mirror = Fake::usual().await;
     source.hold("team/app", "1", &image(vec![noise(1, 1 << 10)], &json!({})));
     let spec = json!({
@@ -467,12 +472,7 @@ async fn copies_into_all_mirrors_together_have_a_bound_and_each_mirror_has_one()
 /// What is taken away is out of use at once, for what is under way too.
 #[tokio::test]
 async fn a_source_that_loses_its_login_is_read_without_from_then_on() {
-    let source = Fake::start(|ask| {
-        let login = fake::Answer::error(401, "UNAUTHORIZED", "authentication required")
-            .header("WWW-Authenticate", "Basic realm=\"x\"");
-        Act::when(!ask.headers.contains_key("authorization"), Act::Early(login))
-    })
-    .await;
+    let source = asks_for_a_login().await;
     let mirror = Fake::usual().await;
     for tag in [1, 2, 3_u32] {
         let image = image(vec![noise(tag.into(), 1 << 20)], &json!({}));

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::mpsc, task::yield_now, time::sleep};
 
-use super::{Readers, lock, mode_of};
+use super::{Readers, lock};
 use crate::{
     clock,
     cluster::pods::{Pod, images},
@@ -269,7 +269,7 @@ impl<'s> Serving<'s> {
         if snapshot.left_alone.contains(namespace) {
             return None;
         }
-        let mode = mode_of(snapshot, namespace, default_mode);
+        let mode = snapshot.mode_of(namespace, default_mode);
         if mode == Mode::Off {
             return None;
         }

@@ -23,7 +23,6 @@ pub use self::demand::Settings;
 use self::{demand::DemandReader, pulls::PullsReader};
 use super::{originals::Originals, owners::Owners, rescuer::Ward};
 use crate::{
-    api::MODE_LABEL,
     clock,
     cluster::{
         pods::Pod,
@@ -180,7 +179,7 @@ impl Readers {
         if let Some(ward) = &self.ward {
             ward.take(&pod.as_patient(), is_listed, &snapshot, now);
         }
-        let mode = mode_of(&snapshot, pod.id().0, self.default_mode);
+        let mode = snapshot.mode_of(pod.id().0, self.default_mode);
         self.owners.take(pod, mode, &snapshot, now);
         self.pulls.take(pod, store, &snapshot, now);
         self.originals.take(pod, &snapshot);
@@ -191,13 +190,6 @@ impl Readers {
 
 fn lock(readers: &Mutex<Readers>) -> MutexGuard<'_, Readers> {
     readers.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns the mode of a namespace.
-fn mode_of(snapshot: &Snapshot, namespace: &str, default_mode: Mode) -> Mode {
-    let labels = snapshot.namespaces.get(namespace);
-    let label = labels.and_then(|labels| labels.get(MODE_LABEL));
-    Mode::of_namespace(label.map(String::as_str), default_mode)
 }
 
 /// Whether the mirrors of two routings name images alike.

@@ -1165,14 +1165,25 @@ fn turned(hospital: &mut Hospital, namespace: &str, names: std::ops::Range<u64>)
 
 /// Takes in that the image that a Pod went back to cannot be pulled either, or has been.
 fn become_of(hospital: &mut Hospital, order: &Order, pulled: bool) {
+    tell_after(
+        hospital,
+        order,
+        Case {
+            is_ready: pulled,
+            ..CASE
+        },
+    );
+}
+
+/// Takes in what is told of a Pod that went back to its own image.
+fn tell_after(hospital: &mut Hospital, order: &Order, told: Case<'_>) {
     hospital.queue.end(&order.pod, Ending::Done, hospital.now);
     hospital.take(Case {
         namespace: &order.pod.namespace,
         name: &order.pod.name,
         image: OWN,
         version: "after",
-        is_ready: pulled,
-        ..CASE
+        ..told
     });
 }
 
@@ -1369,15 +1380,7 @@ fn what_a_registry_refuses_or_lacks_keeps_nobody() {
     ] {
         let mut hospital = giving();
         let orders = turned(&mut hospital, "team", 0..10);
-        let order = &orders[0];
-        hospital.queue.end(&order.pod, Ending::Done, hospital.now);
-        hospital.take(Case {
-            name: &order.pod.name,
-            image: OWN,
-            version: "after",
-            why,
-            ..CASE
-        });
+        tell_after(&mut hospital, &orders[0], Case { why, ..CASE });
         hospital.later(1);
         assert_eq!(hospital.all().len(), expected, "{why}");
     }
@@ -1393,15 +1396,7 @@ fn what_waits_for_more_than_its_image_has_it() {
     ] {
         let mut hospital = giving();
         let orders = turned(&mut hospital, "team", 0..10);
-        let order = &orders[0];
-        hospital.queue.end(&order.pod, Ending::Done, hospital.now);
-        hospital.take(Case {
-            name: &order.pod.name,
-            image: OWN,
-            version: "after",
-            reason,
-            ..CASE
-        });
+        tell_after(&mut hospital, &orders[0], Case { reason, ..CASE });
         hospital.later(1);
         assert_eq!(hospital.all().len(), expected, "{reason}");
     }
