@@ -1228,6 +1228,22 @@ fn where_what_went_back_fails_no_more_goes_until_one_has_its_image_or_for_some_m
     assert_eq!(turned(&mut hospital, "team", 40..50).len(), 10);
 }
 
+/// Once the registry is back, those that failed there are the first to tell: all that went may be among them.
+#[test]
+fn one_that_failed_and_has_its_image_after_all_lets_the_others_go() {
+    let mut hospital = giving();
+    let orders = turned(&mut hospital, "team", 0..10);
+    assert_eq!(orders.len(), ALONE);
+    for order in &orders {
+        become_of(&mut hospital, order, false);
+    }
+    hospital.later(SILENT.as_secs());
+    assert_eq!(turned(&mut hospital, "team", 10..20).len(), 0);
+    become_of(&mut hospital, &orders[0], true);
+    hospital.later(1);
+    assert_eq!(hospital.all().len(), 10, "those that failed just now");
+}
+
 #[test]
 fn from_a_mirror_that_does_not_give_the_image_all_go_back() {
     let check = |change: fn(&mut Hospital), expected: usize| {

@@ -50,7 +50,7 @@ pub(super) struct Upstreams(HashMap<Box<str>, Upstream>);
 
 #[derive(Debug, Default)]
 struct Upstream {
-    /// The Pods that went there, and of which neither is known yet.
+    /// The Pods that went there and are not known to have their image.
     gone: BTreeMap<Id, Gone>,
     /// The namespaces of those that failed there, and since when one does.
     failed: BTreeMap<Box<str>, Timestamp>,
@@ -63,6 +63,8 @@ struct Upstream {
 struct Gone {
     uid: Box<str>,
     at: Timestamp,
+    /// It was seen to fail, and may have its image after all, once the registry is back.
+    has_failed: bool,
     /// Its containers and their images.
     containers: Vec<(Box<str>, Box<str>)>,
 }
@@ -134,12 +136,13 @@ impl Upstreams {
             let gone = gone.entry(Arc::clone(id)).or_insert_with(|| Gone {
                 uid: order.pod.uid.clone(),
                 at: now,
+                has_failed: false,
                 containers: Vec::new(),
             });
             if gone.uid != order.pod.uid {
                 (gone.uid, gone.containers) = (order.pod.uid.clone(), Vec::new());
             }
-            gone.at = now;
+            (gone.at, gone.has_failed) = (now, false);
             gone.containers
                 .push((turning.container.clone(), turning.to.clone()));
         }
@@ -157,15 +160,21 @@ impl Upstreams {
     /// Takes in a Pod, and what of it is stuck.
     pub(super) fn take(&mut self, id: &Id, pod: &Pod<'_>, stuck: Option<&StuckPod>, now: Timestamp) {
         for upstream in self.0.values_mut() {
-            let Some(became) = upstream.gone.get(id).and_then(|gone| gone.became(pod, stuck)) else {
+            let Some(gone) = upstream.gone.get_mut(id) else { continue };
+            let Some(became) = gone.became(pod, stuck) else {
                 continue;
             };
-            upstream.gone.remove(id);
             match became {
+                Became::Failed => {
+                    if !std::mem::replace(&mut gone.has_failed, true) {
+                        upstream.fail(&id.0, now);
+                    }
+                    continue;
+                }
                 Became::Pulled => upstream.pulled_at = Some(now),
-                Became::Failed => upstream.fail(&id.0, now),
                 Became::Nothing => {}
             }
+            upstream.gone.remove(id);
         }
     }
 
@@ -223,7 +232,8 @@ impl Upstream {
 
     /// Returns the namespaces of those that went, and when, of which something is still to be told.
     fn under_way(&self, now: Timestamp) -> impl Iterator<Item = (&str, Timestamp)> {
-        let gone = self.gone.iter().map(|(id, gone)| (&*id.0, gone.at));
+        let gone = self.gone.iter().filter(|(_, gone)| !gone.has_failed);
+        let gone = gone.map(|(id, gone)| (&*id.0, gone.at));
         gone.filter(move |(_, at)| now.since(*at) < SILENT)
     }
 
