@@ -54,6 +54,7 @@ impl Pod {
             name: &metadata.name,
             resource_version: &metadata.resource_version,
             created: metadata.creation_timestamp.as_ref().map(timestamp),
+            bound: since("PodScheduled"),
             started: since("PodReadyToStartContainers"),
             node: &spec.node_name,
             owner: owner.map(|owner| owner.of_those_together(&metadata.labels)),

@@ -85,10 +85,12 @@ const STEPS: [&str; 4] = [
 /// place behind the reference. A registry can decide which of these it is, as it does by its answer, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// There is no such image, or none for this node.
+    /// There is no such image.
     NotFound,
     /// The credentials that were tried may not have it.
     Refused,
+    /// It is there, and not for the node's platform.
+    OtherPlatform,
     /// Anything else.
     Other,
 }
@@ -138,9 +140,8 @@ pub fn cause(message: &str) -> Cause {
     let is_absent = rest
         .split_once(": ")
         .is_some_and(|(name, what)| what == "not found" && !name.contains(' '));
-    // Of an image that is there: the node is of another platform.
     if rest.starts_with("no match for platform") {
-        return Cause::Other;
+        return Cause::OtherPlatform;
     }
     if code == Some("NotFound") || is_absent || begins(&NOT_FOUND) {
         return Cause::NotFound;
@@ -282,7 +283,7 @@ mod tests {
             ),
             (
                 r#"rpc error: code = NotFound desc = failed to pull and unpack image "X": no match for platform in manifest: not found"#,
-                Cause::Other,
+                Cause::OtherPlatform,
             ),
             (
                 r"rpc error: code = Unknown desc = Error initializing source docker://X: reading manifest 1 in mirror.test/a: manifest unknown",

@@ -86,6 +86,8 @@ pub struct Pod<'a> {
     pub name: &'a str,
     pub resource_version: &'a str,
     pub created: Option<Timestamp>,
+    /// When it was bound to its node.
+    pub bound: Option<Timestamp>,
     /// Since when its volumes and its network are there, and containers may begin.
     pub started: Option<Timestamp>,
     /// The node that it is on; empty where it is on none yet.
@@ -175,6 +177,8 @@ impl Container<'_> {
 pub struct StuckPod {
     pub id: PodId,
     pub created: Option<Timestamp>,
+    /// Since when its node may have tried anything for it.
+    bound: Option<Timestamp>,
     pub node: Box<str>,
     /// What its own label leaves.
     pub mode: Mode,
@@ -216,6 +220,8 @@ pub struct StuckContainer {
     /// Kubelet's round in which it first fails may begin nothing: an init container has begun, in a round before, or this
     /// container has, or the Pod was turned.
     is_alone_in_its_round: bool,
+    /// Others may be pulled and started after it in the same round, which tells what came of it only in the end.
+    is_followed: bool,
     /// An attempt to pull has just ended; after it kubelet waits before the next. After a failed look at what the node
     /// has it does not.
     has_just_failed: bool,
@@ -225,8 +231,8 @@ pub struct StuckContainer {
     has_record: bool,
     /// Its node does not accept the image's signature.
     is_refused_by_node: bool,
-    /// The registry itself answered: it has no such image, or does not give it to these credentials.
-    is_answered: bool,
+    /// Why it failed.
+    cause: Cause,
     /// The mirror that was decided on for it.
     decided: Option<Box<str>>,
 }
@@ -404,8 +410,7 @@ impl StuckPod {
             let is_refused = refuses_signature(reason, message);
             is_reference.then(|| {
                 let failure = failure(container.image, message);
-                let is_answered = matches!(cause(message), Cause::NotFound | Cause::Refused);
-                (kind, index, container, failure, [is_refused, is_answered])
+                (kind, index, container, failure, (is_refused, cause(message)))
             })
         });
         let stuck: Vec<_> = stuck.take(CONTAINERS).collect();
@@ -416,33 +421,36 @@ impl StuckPod {
         let decisions = RecordedDecisions::new(annotation(DECISIONS_ANNOTATION));
         let was_known = annotation(RESCUED_ANNOTATION).is_some()
             || pod.init_containers.iter().any(|container| container.has_begun);
-        let containers = stuck.into_iter().map(
-            |(kind, index, container, failure, [is_refused_by_node, is_answered])| {
-                let label = PlaceLabel::new(kind, container.name);
-                let recorded = annotation(&label.original_annotation());
-                StuckContainer {
-                    kind,
-                    index,
-                    name: container.name.into(),
-                    image: container.image.into(),
-                    failure,
-                    is_alone_in_its_round: container.has_begun || was_known,
-                    has_just_failed: container
-                        .waiting
-                        .is_some_and(|(reason, _)| ![BACK_OFF, INSPECTION].contains(&reason)),
-                    has_record: recorded.is_some(),
-                    is_refused_by_node,
-                    is_answered,
-                    recorded: recorded
-                        .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
-                        .map(Into::into),
-                    decided: decisions
-                        .mirror(label)
-                        .filter(|mirror| mirror.len() <= LONGEST_NAME)
-                        .map(Into::into),
-                }
-            },
-        );
+        let last = pod.containers.len().saturating_sub(1);
+        let containers =
+            stuck
+                .into_iter()
+                .map(|(kind, index, container, failure, (is_refused_by_node, cause))| {
+                    let label = PlaceLabel::new(kind, container.name);
+                    let recorded = annotation(&label.original_annotation());
+                    StuckContainer {
+                        kind,
+                        index,
+                        name: container.name.into(),
+                        image: container.image.into(),
+                        failure,
+                        is_alone_in_its_round: container.has_begun || was_known,
+                        is_followed: container.is_sidecar || (kind == PlaceKind::Container && index < last),
+                        has_just_failed: container
+                            .waiting
+                            .is_some_and(|(reason, _)| ![BACK_OFF, INSPECTION].contains(&reason)),
+                        has_record: recorded.is_some(),
+                        is_refused_by_node,
+                        cause,
+                        recorded: recorded
+                            .filter(|recorded| recorded.len() <= LONGEST_REFERENCE)
+                            .map(Into::into),
+                        decided: decisions
+                            .mirror(label)
+                            .filter(|mirror| mirror.len() <= LONGEST_NAME)
+                            .map(Into::into),
+                    }
+                });
         let mode = pod.mode_label.map(Mode::from_label);
         let has_passed = pod.init_containers.iter().all(Container::has_passed);
         let containers_left = pod.containers.iter();
@@ -452,6 +460,7 @@ impl StuckPod {
             starts_several: has_passed && waiting.nth(1).is_some(),
             id: pod.id(),
             created: pod.created,
+            bound: pod.bound.or(pod.created),
             node: pod.node.into(),
             is_large: pod.init_containers.len() + pod.containers.len() > CONTAINERS,
             // A value that nobody knows means off, as at admission.
@@ -541,6 +550,12 @@ impl StuckPod {
             .get(&turn_label(container.kind, &container.name, Way::Back))?;
         let is_it = container.failure == Failure::Image && *turn.to == *container.image;
         is_it.then_some(turn)
+    }
+
+    /// Returns the turn by which a container came forward.
+    fn came_forward(&self, kind: PlaceKind, container: &str) -> Option<&Turn> {
+        let turns = self.turns.as_ref()?;
+        turns.get(&turn_label(kind, container, Way::Forward))
     }
 
     /// Returns how much text is kept of it, and a little for each thing that has some.

@@ -112,6 +112,7 @@ fn describe(in_vain: &InVain) -> String {
     let cause = match failure.cause {
         Cause::NotFound => ", not found",
         Cause::Refused => ", credentials refused",
+        Cause::OtherPlatform => ", not for the node's platform",
         Cause::Other => "",
     };
     format!(

@@ -11,6 +11,11 @@
 //! the start of, as after an init container: then the next round comes after ten to fifteen seconds, when the first
 //! back-off is over, says that the last attempt failed, and pulls again at once.
 //!
+//! Of several containers of a Pod those that follow are pulled and started in the same round, and only then the failure is
+//! told: by then its back-off may be over, and the round that tells it pulls again. So where something follows, kubelet
+//! surely waits until the back-off is over that began when this failure can first have happened: when it was told that the
+//! container waits, or with the Pod's binding.
+//!
 //! A kubelet that is started anew forgets how long it waited, and says so first: its containers are `ContainerCreating`.
 
 use std::time::Duration;
@@ -24,14 +29,23 @@ use crate::domain::{
 /// How long after a failure was told a turn may begin: kubelet surely waits for longer.
 pub(super) const FRESH: Duration = Duration::from_secs(6);
 
-/// How long it surely waits after a failure was told: ten seconds, of which the status takes two.
-const SURE: Duration = Duration::from_secs(8);
+/// Kubelet's first back-off, and the longest.
+const BACK_OFF: Duration = Duration::from_secs(10);
+const LONGEST_BACK_OFF: Duration = Duration::from_mins(5);
+
+/// How long a status takes to be told.
+const STATUS: Duration = Duration::from_secs(2);
+
+/// How long kubelet surely waits after a failure was told.
+const SURE: Duration = BACK_OFF.saturating_sub(STATUS);
 
 /// What is known of one container's attempts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Attempts {
-    /// One was seen to fail, and none of another image since.
-    has_failed: bool,
+    /// How many were seen to fail, and none of another image since.
+    failures: u32,
+    /// Until when kubelet surely waits after the last one, where what follows may have held up the news of it.
+    backs_off_until: Option<Timestamp>,
     /// After when the last one was told; none where nobody knows how long ago that was.
     after: Option<Timestamp>,
     /// When the last one was told, the next may have begun.
@@ -41,11 +55,12 @@ pub(super) struct Attempts {
 }
 
 impl Attempts {
-    /// Returns what is known with another version of the Pod.
+    /// Returns what is known with another version of the Pod, which was bound to its node then.
     pub(super) fn next(
         self,
         before: Option<&StuckContainer>,
         container: &StuckContainer,
+        bound: Option<Timestamp>,
         seen: Seen,
     ) -> Self {
         let Seen::Told { after } = seen else {
@@ -67,18 +82,25 @@ impl Attempts {
                 ..known
             };
         }
+        let failures = known.failures.saturating_add(1);
+        let begun_after = if failures > 1 { known.waited_after } else { bound };
+        let back_off = BACK_OFF * 2_u32.saturating_pow((failures - 1).min(16));
+        let until = |begun: Timestamp| begun.after(back_off.min(LONGEST_BACK_OFF) - STATUS);
         Self {
-            has_failed: true,
+            failures,
+            backs_off_until: begun_after.filter(|_| container.is_followed).map(until),
             after,
             waited_after: after,
-            // Only what is new to the node begins with its network, whose start is told.
-            may_pull_again: !known.has_failed && (container.is_alone_in_its_round || !is_same),
+            // Only what is new to the node begins with its network, whose start is told. And where something follows nobody
+            // knows without a time.
+            may_pull_again: (failures == 1 && (container.is_alone_in_its_round || !is_same))
+                || (container.is_followed && begun_after.is_none()),
         }
     }
 
     /// Forgets when the last one was told: the clock was set back.
     pub(super) const fn forget_times(&mut self) {
-        (self.after, self.waited_after) = (None, None);
+        (self.after, self.waited_after, self.backs_off_until) = (None, None, None);
     }
 
     /// Returns after when its last failure was told; none where nobody knows.
@@ -88,17 +110,13 @@ impl Attempts {
 
     /// Returns until when a turn of the container may begin; none where nobody knows what kubelet does.
     pub(super) fn waits_until(self) -> Option<Timestamp> {
-        Some(self.waits_after()?.after(FRESH))
+        Some(self.sure_until()?.before(SURE.saturating_sub(FRESH)))
     }
 
     /// Returns until when kubelet surely does nothing for the container; none where nobody knows.
     pub(super) fn sure_until(self) -> Option<Timestamp> {
-        Some(self.waits_after()?.after(SURE))
-    }
-
-    /// Returns after when it was told that kubelet waits.
-    fn waits_after(self) -> Option<Timestamp> {
-        self.after.filter(|_| !self.may_pull_again)
+        let until = self.after.filter(|_| !self.may_pull_again)?.after(SURE);
+        Some(self.backs_off_until.map_or(until, |end| end.min(until)))
     }
 
     /// Whether it was told after that time that the container waits. It may be that it did not try: it waits as well
@@ -111,7 +129,7 @@ impl Attempts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{examples::NOW, pod::PlaceKind};
+    use crate::domain::{examples::NOW, pod::PlaceKind, rescue::message::Cause};
 
     fn container(has_just_failed: bool) -> StuckContainer {
         StuckContainer {
@@ -122,10 +140,11 @@ mod tests {
             failure: Failure::Image,
             has_just_failed,
             is_alone_in_its_round: false,
+            is_followed: false,
             recorded: None,
             has_record: false,
             is_refused_by_node: false,
-            is_answered: false,
+            cause: Cause::Other,
             decided: None,
         }
     }
@@ -143,13 +162,17 @@ mod tests {
     #[test]
     fn of_what_was_not_told_nothing_is_known() {
         let rests = container(false);
-        let failed = Attempts::default().next(None, &container(true), told(0));
-        let next = |seen| failed.next(Some(&rests), &container(true), seen).waits_until();
+        let failed = Attempts::default().next(None, &container(true), None, told(0));
+        let next = |seen| {
+            failed
+                .next(Some(&rests), &container(true), None, seen)
+                .waits_until()
+        };
         assert_eq!(next(told(300)), Some(at(306)));
         assert_eq!(next(Seen::Listed), None);
         assert_eq!(next(Seen::Told { after: None }), None);
         assert_eq!(
-            failed.next(Some(&rests), &rests, Seen::Listed),
+            failed.next(Some(&rests), &rests, None, Seen::Listed),
             Attempts::default()
         );
     }
@@ -157,14 +180,14 @@ mod tests {
     /// It is written once; what else changes in the Pod says nothing of it.
     #[test]
     fn a_failure_counts_once() {
-        let first = Attempts::default().next(None, &container(true), told(0));
-        let again = first.next(Some(&container(true)), &container(true), told(5));
-        let rests = again.next(Some(&container(true)), &container(false), told(9));
+        let first = Attempts::default().next(None, &container(true), None, told(0));
+        let again = first.next(Some(&container(true)), &container(true), None, told(5));
+        let rests = again.next(Some(&container(true)), &container(false), None, told(9));
         for attempts in [first, again, rests] {
             assert_eq!(attempts.waits_until(), Some(at(6)));
         }
         assert!(!again.waited_after(at(1)) && rests.waited_after(at(9)));
-        let waits = Attempts::default().next(None, &container(false), told(0));
+        let waits = Attempts::default().next(None, &container(false), None, told(0));
         assert_eq!(
             waits.waits_until(),
             None,
@@ -194,19 +217,19 @@ mod tests {
             image: "mirrored".into(),
             ..container(true)
         };
-        let old = Attempts::default().next(None, &before, told(0));
-        let new = old.next(Some(&before), &turned, told(1));
-        assert_eq!((new.waits_until(), new.has_failed), (None, false));
-        let first = new.next(Some(&turned), &fails, told(13));
+        let old = Attempts::default().next(None, &before, None, told(0));
+        let new = old.next(Some(&before), &turned, None, told(1));
+        assert_eq!((new.waits_until(), new.failures), (None, 0));
+        let first = new.next(Some(&turned), &fails, None, told(13));
         assert_eq!(
-            (first.waits_until(), first.has_failed),
-            (None, true),
+            (first.waits_until(), first.failures),
+            (None, 1),
             "it may be told late"
         );
-        let again = first.next(Some(&fails), &fails, told(20));
+        let again = first.next(Some(&fails), &fails, None, told(20));
         assert_eq!(again.waits_until(), None, "it is written once");
-        let waits = again.next(Some(&fails), &rests, told(36));
-        let second = waits.next(Some(&rests), &fails, told(48));
+        let waits = again.next(Some(&fails), &rests, None, told(36));
+        let second = waits.next(Some(&rests), &fails, None, told(48));
         assert_eq!(second.waits_until(), Some(at(54)));
         assert_eq!(second.sure_until(), Some(at(56)));
     }
@@ -224,13 +247,46 @@ mod tests {
                 is_alone_in_its_round,
                 ..container(true)
             };
-            let first = Attempts::default().next(before.as_ref(), &fails, told(0));
+            let first = Attempts::default().next(before.as_ref(), &fails, None, told(0));
             assert_eq!(first.waits_until(), None);
             assert!(first.waited_after(at(0)) && !first.waited_after(at(1)));
-            let rests = first.next(Some(&fails), &container(false), told(12));
-            let second = rests.next(Some(&container(false)), &fails, told(24));
+            let rests = first.next(Some(&fails), &container(false), None, told(12));
+            let second = rests.next(Some(&container(false)), &fails, None, told(24));
             assert_eq!(second.waits_until(), Some(at(30)));
             assert!(rests.waited_after(at(12)) && !rests.waited_after(at(13)));
         }
+    }
+
+    /// What is pulled and started after it may take so long that the round which tells of the failure pulls again.
+    #[test]
+    fn where_something_follows_it_is_counted_from_when_the_attempt_can_have_begun() {
+        let followed = |has_just_failed| StuckContainer {
+            is_followed: true,
+            ..container(has_just_failed)
+        };
+        // The Pod was bound then; the failure is told with the next round.
+        for (told_at, until) in [(1, 6), (4, 6), (12, 6)] {
+            let first = Attempts::default().next(None, &followed(true), Some(at(0)), told(told_at));
+            assert_eq!(first.waits_until(), Some(at(until)), "{told_at}");
+            assert_eq!(first.sure_until(), Some(at(8)));
+        }
+        let unknown = Attempts::default().next(None, &followed(true), None, told(1));
+        assert_eq!(unknown.waits_until(), None);
+        // Between attempts it was told that it waits, and the next one began after that.
+        let first = Attempts::default().next(None, &followed(true), Some(at(0)), told(3));
+        let waits = first.next(Some(&followed(true)), &followed(false), Some(at(0)), told(14));
+        for (told_at, until) in [(15, 21), (24, 30), (26, 30), (40, 30)] {
+            let second = waits.next(
+                Some(&followed(false)),
+                &followed(true),
+                Some(at(0)),
+                told(told_at),
+            );
+            assert_eq!(second.waits_until(), Some(at(until)), "{told_at}");
+        }
+        // Of what was told in a list nobody knows when it was.
+        let listed = first.next(Some(&followed(true)), &followed(false), Some(at(0)), Seen::Listed);
+        let second = listed.next(Some(&followed(false)), &followed(true), Some(at(0)), told(60));
+        assert_eq!(second.waits_until(), Some(at(6)), "which is over");
     }
 }

@@ -38,7 +38,7 @@ use self::{
     nodes::Nodes,
     ready::{Ready, owner},
     turns::{Lane, Merit, Turns},
-    upstreams::{Upstreams, host},
+    upstreams::{Question, Upstreams, host},
 };
 use super::{
     Failure, Judgement, Known, Left, Order, Pod, PodId, StuckPod, Turning, Way,
@@ -66,6 +66,9 @@ const IN_VAIN: Duration = Duration::from_hours(1);
 
 /// How long after a Pod was kept from going back it is looked whether it may by now.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long what came forward stays, because its own registry did not serve it just before, unless that is seen to serve.
+const RECENTLY: Duration = Duration::from_mins(10);
 
 /// How long a Pod waits for its node to pull anything at all, before it is turned all the same.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -152,9 +155,10 @@ impl Sight<'_> {
             && enforces(self.snapshot, namespace)
     }
 
-    /// Whether a turn back asked whether it may go, so that what becomes of it tells others.
+    /// Whether a turn back asked whether it may go, so that what becomes of it tells others: it might have been kept.
     fn asks(&self, turning: &Turning, namespace: &str, now: Timestamp) -> bool {
-        !self.has_way_forward(&turning.mirror, namespace) || self.gives(&turning.mirror, &turning.to, now)
+        let Turning { mirror, to, .. } = turning;
+        self.gives(mirror, to, now) || (!self.has_way_forward(mirror, namespace) && self.may_give(mirror, to))
     }
 }
 
@@ -582,7 +586,7 @@ impl Entry {
         let since = pod.created.filter(|_| seen == Seen::Listed).unwrap_or(now);
         let seen = if is_partial { Seen::Listed } else { seen };
         let attempts = pod.containers.iter();
-        let attempts = attempts.map(|container| Attempts::default().next(None, container, seen));
+        let attempts = attempts.map(|container| Attempts::default().next(None, container, pod.bound, seen));
         Self {
             owner,
             since: since.min(now),
@@ -604,8 +608,8 @@ impl Entry {
             let attempts = pod.containers.iter().map(|container| {
                 let mut before = self.pod.containers.iter().zip(&self.attempts);
                 match before.find(|(before, _)| before.name == container.name) {
-                    Some((before, attempts)) => attempts.next(Some(before), container, seen),
-                    None => Attempts::default().next(None, container, seen),
+                    Some((before, attempts)) => attempts.next(Some(before), container, pod.bound, seen),
+                    None => Attempts::default().next(None, container, pod.bound, seen),
                 }
             });
             self.attempts = attempts.collect();
@@ -772,14 +776,27 @@ impl Entry {
         let Some(host) = host(&turning.to) else {
             return false;
         };
-        let has_way_forward = by.has_way_forward(&turning.mirror, namespace);
-        if upstreams.allows(&host, namespace, has_way_forward, now) {
+        let gives = by.gives(&turning.mirror, &turning.to, now);
+        let came_forward = self.pod.came_forward(turning.kind, &turning.container);
+        let has_way_forward = came_forward.is_none() && by.has_way_forward(&turning.mirror, namespace);
+        let is_last = !has_way_forward && by.may_give(&turning.mirror, &turning.to);
+        if !gives && !is_last {
             return false;
         }
-        by.gives(&turning.mirror, &turning.to, now)
-            || (!has_way_forward
-                && by.may_give(&turning.mirror, &turning.to)
-                && upstreams.is_shut(&host, namespace, has_way_forward, now))
+        // Its registry did not serve it then.
+        if came_forward.is_some_and(|turn| {
+            turn.at > now.before(RECENTLY).to_string() && !upstreams.serves_since(&host, &turn.at)
+        }) {
+            return true;
+        }
+        let question = Question {
+            namespace,
+            node: &self.pod.node,
+            image: &turning.to,
+            has_way_forward,
+            is_urgent: !gives,
+        };
+        !upstreams.allows(&host, &question, now)
     }
 
     /// Whether all of its containers that are due stay for now.

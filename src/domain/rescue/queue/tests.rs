@@ -1,11 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::json;
+
 use super::*;
 use crate::domain::{
     examples::{NOW, key, mirror, proof, snapshot},
     health::State,
     mirror::Mirror,
-    names::ORIGINAL_IMAGE_PREFIX,
+    names::{ORIGINAL_IMAGE_PREFIX, RESCUED_ANNOTATION},
     presence::Presence,
     rescue::Container,
     routing::Routing,
@@ -278,6 +280,7 @@ fn of_a_pods_containers_those_are_turned_that_failed_just_now() {
             namespace: "team",
             name: "web",
             resource_version: version,
+            created: Some(NOW),
             annotations: Some(&annotations),
             containers: containers.collect(),
             ..Pod::default()
@@ -1244,29 +1247,36 @@ fn one_that_failed_and_has_its_image_after_all_lets_the_others_go() {
     assert_eq!(hospital.all().len(), 10, "those that failed just now");
 }
 
+/// What gets nothing from the mirror does not wait for what becomes of the first ones: some go each second, until one fails;
+/// where it would get nothing later either, all do.
 #[test]
 fn from_a_mirror_that_does_not_give_the_image_all_go_back() {
-    let check = |change: fn(&mut Hospital), expected: usize| {
+    let check = |change: fn(&mut Hospital), at_once: usize, a_second_later: usize| {
         let mut hospital = giving();
         change(&mut hospital);
-        assert_eq!(turned(&mut hospital, "team", 0..10).len(), expected);
+        assert_eq!(turned(&mut hospital, "team", 0..10).len(), at_once);
+        hospital.later(1);
+        assert_eq!(hospital.all().len(), a_second_later);
     };
-    check(|_| (), ALONE);
+    check(|_| (), ALONE, 0);
     check(
         |hospital| hospital.snapshot.health[0].state = State::Unhealthy,
-        10,
+        ALONE,
+        ALONE,
     );
     check(
         |hospital| hospital.snapshot.suspected = hospital.routing.find("a").into_iter().collect(),
-        10,
+        ALONE,
+        ALONE,
     );
-    check(|hospital| hospital.index = Index::default(), 10);
+    check(|hospital| hospital.index = Index::default(), ALONE, ALONE);
     check(
         |hospital| {
             let key = key("docker.io/library/nginx:1.29");
             hospital.index.write("a", key, Presence::Missing, NOW, NOW);
         },
         10,
+        0,
     );
     check(
         |hospital| {
@@ -1275,11 +1285,13 @@ fn from_a_mirror_that_does_not_give_the_image_all_go_back() {
             hospital.snapshot = snapshot(vec![off]);
         },
         10,
+        0,
     );
     // Nodes have ways of their own: that Kagami itself does not reach the registry keeps nobody.
     check(
         |hospital| hospital.snapshot.failing_upstreams = Arc::new(["docker.io".to_owned()].into()),
         ALONE,
+        0,
     );
 }
 
@@ -1322,8 +1334,8 @@ fn from_a_dead_mirror_none_goes_where_it_would_stay_for_good() {
         hospital
             .queue
             .set_dead(Dead::from([("a".into(), NOW)]), hospital.now);
-        let first = turned(&mut hospital, "team", 0..10);
-        assert_eq!(first.len(), 10);
+        let first = turned(&mut hospital, "team", 0..3);
+        assert_eq!(first.len(), 3);
         become_of(&mut hospital, &first[0], false);
         assert_eq!(turned(&mut hospital, "team", 10..20).len(), expected);
         // One has its image after all.
@@ -1382,24 +1394,149 @@ fn no_namespace_holds_all_places() {
 
 /// A registry that answers serves nodes: what it lacks, or gives to others alone, is its own image's matter.
 #[test]
-fn what_a_registry_refuses_or_lacks_keeps_nobody() {
-    for (why, expected) in [
-        (
-            ": ErrImagePull: rpc error: code = NotFound desc = failed to pull and unpack image \"nginx:1.29\": failed to \
-             resolve reference \"nginx:1.29\": nginx:1.29: not found",
-            1,
-        ),
-        (
-            ": ErrImagePull: rpc error: code = Unavailable desc = failed to pull and unpack image \"nginx:1.29\": EOF",
-            0,
-        ),
-    ] {
+fn what_a_registry_refuses_or_lacks_keeps_only_those_that_want_that_very_image() {
+    const OTHER: &str = "a.example.com/docker.io/library/redis:8";
+    let of = |why: &'static str| {
         let mut hospital = giving();
+        let key = key("docker.io/library/redis:8");
+        let presence = Presence::Present(proof('a'));
+        hospital.index.write("a", key, presence, NOW, NOW);
         let orders = turned(&mut hospital, "team", 0..10);
         tell_after(&mut hospital, &orders[0], Case { why, ..CASE });
         hospital.later(1);
-        assert_eq!(hospital.all().len(), expected, "{why}");
+        let same = hospital.all().len();
+        let annotations = [(format!("{ORIGINAL_IMAGE_PREFIX}app"), "redis:8".to_owned())].into();
+        hospital.take_with(
+            Case {
+                name: "redis",
+                image: OTHER,
+                ..CASE
+            },
+            &annotations,
+        );
+        let other = hospital.all().len();
+        // To another namespace it may answer otherwise.
+        let another_namespace = turned(&mut hospital, "other", 10..11).len();
+        (hospital, [same, other, another_namespace])
+    };
+    let says = |code: &str, what: &str| {
+        let text = format!(
+            ": ErrImagePull: rpc error: code = {code} desc = failed to pull and unpack image \"nginx:1.29\": {what}"
+        );
+        &*text.leak()
+    };
+    let not_found = says(
+        "NotFound",
+        "failed to resolve reference \"nginx:1.29\": nginx:1.29: not found",
+    );
+    let refused = says("Unknown", "failed to resolve image: pull access denied");
+    for why in [not_found, refused] {
+        let (mut hospital, went) = of(why);
+        assert_eq!(went, [0, 1, 1], "{why}");
+        // After some minutes one goes alone, and the others once it has its image.
+        hospital.later(BELIEVED.as_secs());
+        let orders = turned(&mut hospital, "team", 20..30);
+        assert_eq!(orders.len(), 1);
+        become_of(&mut hospital, &orders[0], true);
+        hospital.later(1);
+        assert_eq!(hospital.all().len(), 9);
     }
+    // It has it for others.
+    let platform = says("NotFound", "no match for platform in manifest: not found");
+    assert_eq!(of(platform).1, [1, 0, 1]);
+    let fails = says("Unavailable", "EOF");
+    assert_eq!(of(fails).1, [0, 0, 1]);
+}
+
+/// A broken node is no broken registry.
+#[test]
+fn what_fails_on_one_node_keeps_nobody_on_another() {
+    let went = |failed: &[(&'static str, &'static str)], node: &'static str, namespace: &'static str| {
+        let mut hospital = giving();
+        for (number, (namespace, node)) in failed.iter().enumerate() {
+            let name = number.to_string();
+            let case = Case {
+                namespace,
+                node,
+                name: &name,
+                ..CASE
+            };
+            hospital.take(case);
+            let order = hospital.order().unwrap();
+            tell_after(&mut hospital, &order, Case { node, ..CASE });
+        }
+        hospital.take(Case {
+            namespace,
+            node,
+            name: "asks",
+            ..CASE
+        });
+        hospital.order().is_some()
+    };
+    // A namespace of which one fails: there, and on all nodes once it fails on two.
+    assert!(!went(&[("team", "node")], "node", "team"));
+    assert!(went(&[("team", "node")], "another", "team"));
+    assert!(!went(&[("team", "node"), ("team", "second")], "third", "team"));
+    assert!(went(&[("team", "node"), ("team", "second")], "third", "other"));
+    // Two namespaces: there, and on all nodes once they fail on two.
+    let two = [("team", "node"), ("other", "node")];
+    assert!(!went(&two, "node", "third") && went(&two, "another", "third"));
+    assert!(!went(&[("team", "node"), ("other", "second")], "third", "third"));
+}
+
+/// A container of which nobody could have been kept tells nothing of the registry: anybody can write such a Pod.
+#[test]
+fn what_could_not_have_been_kept_tells_nothing() {
+    let mut hospital = giving();
+    let wanted = key("docker.io/library/nginx:1.29");
+    hospital.index.write("a", wanted, Presence::Missing, NOW, NOW);
+    for namespace in ["evil", "evil-2"] {
+        let orders = turned(&mut hospital, namespace, 0..1);
+        become_of(&mut hospital, &orders[0], false);
+    }
+    let presence = Presence::Present(proof('a'));
+    hospital.index.write("a", wanted, presence, NOW, NOW);
+    assert_eq!(turned(&mut hospital, "team", 0..10).len(), ALONE);
+}
+
+/// Its own registry did not serve it just before, and both turns would be used.
+#[test]
+fn what_came_forward_stays_while_its_own_registry_is_not_seen_to_serve() {
+    let turn = |seconds: u64| {
+        let at = NOW.before(Duration::from_secs(seconds));
+        let turn = json!({"containers.app/forward": {"from": OWN, "to": MIRRORED, "at": at.to_string()}});
+        BTreeMap::from([
+            (format!("{ORIGINAL_IMAGE_PREFIX}app"), OWN.to_owned()),
+            (RESCUED_ANNOTATION.to_owned(), turn.to_string()),
+        ])
+    };
+    let dead = || {
+        let mut hospital = giving();
+        hospital.snapshot.health[0].state = State::Unhealthy;
+        let labels = [("kagami.dev/mode".to_owned(), "enforce".to_owned())];
+        hospital.snapshot.namespaces = Arc::new([("team".to_owned(), labels.into())].into());
+        hospital.registries = vec!["a.example.com".to_owned()];
+        hospital.queue.set_dead(Dead::from([("a".into(), NOW)]), NOW);
+        hospital
+    };
+    let mut hospital = dead();
+    hospital.take_with(Case { name: "came", ..CASE }, &turn(60));
+    assert_eq!(hospital.all(), [""; 0]);
+    // Another one was served there since.
+    let orders = turned(&mut hospital, "other", 0..1);
+    become_of(&mut hospital, &orders[0], true);
+    hospital.later(1);
+    assert_eq!(hospital.all(), ["team/came"]);
+    // What came long ago goes.
+    let mut hospital = dead();
+    hospital.take_with(Case { name: "came", ..CASE }, &turn(700));
+    assert_eq!(hospital.all(), ["team/came"]);
+    // What the mirror lacks it will not give later either.
+    let mut hospital = dead();
+    let wanted = key("docker.io/library/nginx:1.29");
+    hospital.index.write("a", wanted, Presence::Missing, NOW, NOW);
+    hospital.take_with(Case { name: "came", ..CASE }, &turn(60));
+    assert_eq!(hospital.all(), ["team/came"]);
 }
 
 /// A container that waits for something else by now has its image.

@@ -4,12 +4,15 @@
 //!
 //! So it is with them as with a circuit breaker. To a registry of which nothing is known a few Pods go alone, one of each
 //! namespace among them; once one of them has its image, all go. Where one of a namespace fails no more of that namespace
-//! go, and where Pods of two namespaces fail none does, so that nobody's own image keeps others where they are, until one
-//! has its image after all, or for a while: then one goes alone again. What counts is only what the queue itself turned
-//! after it had asked here: anybody can write a Pod that fails, and an annotation that says it went back.
+//! go from its node, and where Pods of two namespaces fail, or on two nodes of one, none of any or of that namespace does: so
+//! nobody's own image and no broken node keeps others where they are. That holds until one has its image after all, or for a
+//! while: then one goes alone again. What counts is only what the queue itself turned after it had asked here: anybody can
+//! write a Pod that fails, and an annotation that says it went back.
 //!
-//! What may come forward again loses little where its registry fails, so more of it go, and sooner once more; of what
-//! nothing leads to the mirror again none goes that need not.
+//! A registry that answers serves nodes: what it lacks or refuses is kept in mind for that image and namespace alone.
+//!
+//! What may come forward again loses little where its registry fails, so more of it go, and sooner once more; so does what
+//! the mirror does not give now. Of what nothing leads to the mirror again none goes that need not.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,7 +23,7 @@ use std::{
 use super::turns::Id;
 use crate::domain::{
     image::Reference,
-    rescue::{Container, Failure, Order, Pod, PodId, REASONS, StuckPod, Turning, Way},
+    rescue::{Container, Failure, Order, Pod, PodId, REASONS, StuckPod, Turning, Way, message::Cause},
     time::Timestamp,
 };
 
@@ -39,10 +42,12 @@ pub(super) const TELLING: Duration = Duration::from_mins(5);
 /// After so long nobody waits any more for what becomes of a Pod, and what failed is forgotten.
 const LONGEST_PULL: Duration = Duration::from_mins(30);
 
-/// How many registries are kept in mind, and how many Pods and namespaces of each: beyond that the oldest are forgotten.
+/// How many registries are kept in mind, and how many Pods, failures and images of each: beyond that the oldest are
+/// forgotten.
 const REGISTRIES: usize = 64;
 const PODS: usize = 64;
-const NAMESPACES: usize = 64;
+const FAILURES: usize = 64;
+const IMAGES: usize = 256;
 
 /// The registries of which something is known, by their hosts.
 #[derive(Debug, Default)]
@@ -52,8 +57,10 @@ pub(super) struct Upstreams(HashMap<Box<str>, Upstream>);
 struct Upstream {
     /// The Pods that went there and are not known to have their image.
     gone: BTreeMap<Id, Gone>,
-    /// The namespaces of those that failed there, and since when one does.
-    failed: BTreeMap<Box<str>, Timestamp>,
+    /// The namespaces and nodes of those that failed there, and when one was last seen to.
+    failed: BTreeMap<(Box<str>, Box<str>), Timestamp>,
+    /// The images that it answered not to have or not to give, by the namespaces that asked, and when it last did.
+    answered: BTreeMap<(Box<str>, Box<str>), Timestamp>,
     /// When one was last seen to have its image.
     pulled_at: Option<Timestamp>,
 }
@@ -69,10 +76,24 @@ struct Gone {
     containers: Vec<(Box<str>, Box<str>)>,
 }
 
+/// One more that would go back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) node: &'a str,
+    pub(super) image: &'a str,
+    /// It may come forward again.
+    pub(super) has_way_forward: bool,
+    /// The mirror does not give its image now.
+    pub(super) is_urgent: bool,
+}
+
 /// What became of one.
 enum Became {
     Pulled,
     Failed,
+    /// The registry answered that it has no such image or does not give it.
+    Answered(Box<str>),
     /// It is gone, has another image, or failed in a way that says nothing of the registry.
     Nothing,
 }
@@ -97,18 +118,18 @@ impl Upstreams {
         self.0.values().all(|upstream| upstream.gone.is_empty())
     }
 
-    /// Whether one more Pod of a namespace may go back to a registry, which may come forward again or not.
-    pub(super) fn allows(&self, host: &str, namespace: &str, has_way_forward: bool, now: Timestamp) -> bool {
+    /// Whether one more may go back to a registry.
+    pub(super) fn allows(&self, host: &str, question: &Question<'_>, now: Timestamp) -> bool {
         self.0
             .get(host)
-            .is_none_or(|upstream| upstream.allows(namespace, has_way_forward, now))
+            .is_none_or(|upstream| upstream.allows(question, now))
     }
 
-    /// Whether Pods of a namespace are seen to fail there, or those of others.
-    pub(super) fn is_shut(&self, host: &str, namespace: &str, has_way_forward: bool, now: Timestamp) -> bool {
-        self.0
-            .get(host)
-            .is_some_and(|upstream| upstream.is_shut(namespace, has_way_forward, now))
+    /// Whether a Pod was seen to have its image from a registry since a time, as it is written.
+    pub(super) fn serves_since(&self, host: &str, time: &str) -> bool {
+        let pulled_at = self.0.get(host).and_then(|upstream| upstream.pulled_at);
+        // Times are written in one form, so their texts have their order.
+        pulled_at.is_some_and(|at| *at.to_string() > *time)
     }
 
     /// Takes in that what an order says is about to be done, as far as it asked.
@@ -160,18 +181,33 @@ impl Upstreams {
     /// Takes in a Pod, and what of it is stuck.
     pub(super) fn take(&mut self, id: &Id, pod: &Pod<'_>, stuck: Option<&StuckPod>, now: Timestamp) {
         for upstream in self.0.values_mut() {
-            let Some(gone) = upstream.gone.get_mut(id) else { continue };
+            let Some(gone) = upstream.gone.get_mut(id) else {
+                continue;
+            };
             let Some(became) = gone.became(pod, stuck) else {
                 continue;
             };
             match became {
                 Became::Failed => {
                     if !std::mem::replace(&mut gone.has_failed, true) {
-                        upstream.fail(&id.0, now);
+                        put(
+                            &mut upstream.failed,
+                            (id.0.clone(), pod.node.into()),
+                            FAILURES,
+                            now,
+                        );
                     }
                     continue;
                 }
-                Became::Pulled => upstream.pulled_at = Some(now),
+                Became::Answered(image) => {
+                    put(&mut upstream.answered, (id.0.clone(), image), IMAGES, now);
+                }
+                Became::Pulled => {
+                    upstream.pulled_at = Some(now);
+                    for (_, image) in &gone.containers {
+                        upstream.answered.remove(&(id.0.clone(), image.clone()));
+                    }
+                }
                 Became::Nothing => {}
             }
             upstream.gone.remove(id);
@@ -193,9 +229,31 @@ impl Upstreams {
     }
 }
 
+/// Notes when something was last seen; beyond a bound the oldest is forgotten.
+fn put(
+    times: &mut BTreeMap<(Box<str>, Box<str>), Timestamp>,
+    what: (Box<str>, Box<str>),
+    limit: usize,
+    now: Timestamp,
+) {
+    if !times.contains_key(&what) && times.len() >= limit {
+        let oldest = times.iter().min_by_key(|(_, at)| **at);
+        if let Some(oldest) = oldest.map(|(what, _)| what.clone()) {
+            times.remove(&oldest);
+        }
+    }
+    times.insert(what, now);
+}
+
 impl Upstream {
-    fn allows(&self, namespace: &str, has_way_forward: bool, now: Timestamp) -> bool {
-        if self.is_shut(namespace, has_way_forward, now) {
+    fn allows(&self, question: &Question<'_>, now: Timestamp) -> bool {
+        let Question {
+            namespace,
+            has_way_forward,
+            is_urgent,
+            ..
+        } = *question;
+        if self.is_shut(question, now) || self.has_answered(question, now) {
             return false;
         }
         if self.pulled_at.is_some_and(|at| now.since(at) < TELLING) {
@@ -205,29 +263,65 @@ impl Upstream {
         if under_way().all(|(of, _)| of != namespace) {
             return true;
         }
-        // Whoever may come forward again need not wait for what becomes of the first ones, until one fails.
-        let is_open = has_way_forward && self.failing(now).next().is_none();
+        // Whoever may come forward again need not wait for what becomes of the first ones, and whoever gets nothing where it
+        // is does not, until one fails.
+        let is_open = (has_way_forward || is_urgent) && self.failing(now).next().is_none();
         let count = under_way()
             .filter(|(_, at)| !is_open || now.since(*at) < A_SECOND)
             .count();
         count < ALONE
     }
 
-    fn is_shut(&self, namespace: &str, has_way_forward: bool, now: Timestamp) -> bool {
-        let pause = if has_way_forward { SILENT } else { TELLING };
-        let is_seen_to_fail =
-            self.failing(now).any(|(of, _)| of == namespace) || self.failing(now).nth(1).is_some();
+    /// Whether Pods are seen to fail there in such a way that this one would, too.
+    fn is_shut(&self, question: &Question<'_>, now: Timestamp) -> bool {
+        let pause = if question.has_way_forward { SILENT } else { TELLING };
         // After a while one goes alone again, and the next one as long after that as if it had failed.
-        is_seen_to_fail && self.last().is_some_and(|last| now.since(last) < pause)
+        self.is_seen_to_fail(question, now) && self.last().is_some_and(|last| now.since(last) < pause)
     }
 
-    /// Returns the namespaces of those that failed and when, of which none was seen to have its image since.
-    fn failing(&self, now: Timestamp) -> impl Iterator<Item = (&str, Timestamp)> {
-        let failed = self.failed.iter().map(|(of, at)| (&**of, *at));
-        failed.filter(move |(_, at)| {
-            let has_pulled_since = self.pulled_at.is_some_and(|pulled_at| pulled_at >= *at);
-            !has_pulled_since && now.since(*at) < LONGEST_PULL
-        })
+    fn is_seen_to_fail(&self, question: &Question<'_>, now: Timestamp) -> bool {
+        let Question { namespace, node, .. } = *question;
+        let (mut first, mut of_own) = (None, None);
+        let (mut two_namespaces, mut two_nodes) = (false, false);
+        for (of, on) in self.failing(now) {
+            if of == namespace && (on == node || of_own.is_some_and(|own| own != on)) {
+                return true;
+            }
+            if of == namespace {
+                of_own = Some(on);
+            }
+            let (first_of, first_on) = *first.get_or_insert((of, on));
+            two_namespaces |= first_of != of;
+            two_nodes |= first_on != on;
+        }
+        // On one node alone it may be the node's fault, which is then this one's, too.
+        let on_its_own = first.is_some_and(|(_, on)| on == node);
+        two_namespaces && (two_nodes || on_its_own)
+    }
+
+    /// Whether it answered lately that it has no such image, or does not give it to that namespace. After a while one goes
+    /// alone again.
+    fn has_answered(&self, question: &Question<'_>, now: Timestamp) -> bool {
+        let Question { namespace, image, .. } = *question;
+        let Some(at) = self.answered.get(&(namespace.into(), image.into())) else {
+            return false;
+        };
+        let is_it = |(of, gone): (&Id, &Gone)| {
+            *of.0 == *namespace
+                && now.since(gone.at) < SILENT
+                && gone.containers.iter().any(|(_, to)| **to == *image)
+        };
+        now.since(*at) < TELLING || (now.since(*at) < LONGEST_PULL && self.gone.iter().any(is_it))
+    }
+
+    /// Returns the namespaces and nodes of those that failed, of which none was seen to have its image since.
+    fn failing(&self, now: Timestamp) -> impl Iterator<Item = (&str, &str)> {
+        let failed = self.failed.iter();
+        let failed = failed.filter(move |(_, at)| {
+            let has_pulled_since = self.pulled_at.is_some_and(|pulled_at| pulled_at >= **at);
+            !has_pulled_since && now.since(**at) < LONGEST_PULL
+        });
+        failed.map(|((of, on), _)| (&**of, &**on))
     }
 
     /// Returns the namespaces of those that went, and when, of which something is still to be told.
@@ -235,17 +329,6 @@ impl Upstream {
         let gone = self.gone.iter().filter(|(_, gone)| !gone.has_failed);
         let gone = gone.map(|(id, gone)| (&*id.0, gone.at));
         gone.filter(move |(_, at)| now.since(*at) < SILENT)
-    }
-
-    /// Takes in that a Pod of a namespace failed. The first failure of each Pod counts alone: what fails for ever is its
-    /// own fault.
-    fn fail(&mut self, namespace: &str, now: Timestamp) {
-        if self.failed.len() >= NAMESPACES {
-            self.failed.retain(|_, at| now.since(*at) < LONGEST_PULL);
-        }
-        if self.failed.len() < NAMESPACES || self.failed.contains_key(namespace) {
-            self.failed.insert(namespace.into(), now);
-        }
     }
 
     /// When something was last learned of it.
@@ -272,19 +355,17 @@ impl Gone {
         if its.peek().is_none() {
             return Some(Became::Nothing);
         }
-        if its.any(has_image) {
-            return Some(Became::Pulled);
-        }
         let stuck = stuck.iter().flat_map(|stuck| &stuck.containers);
         let mut failed =
             stuck.filter(|stuck| stuck.failure == Failure::Image && is_one(&stuck.name, &stuck.image));
-        // A registry that has no such image, or does not give it to these, serves nodes all the same.
-        failed.next().map(|stuck| {
-            if stuck.is_answered {
-                Became::Nothing
-            } else {
-                Became::Failed
-            }
-        })
+        // One image may be on the node already: what fails tells more than what is there.
+        match failed.next() {
+            Some(stuck) => Some(match stuck.cause {
+                Cause::NotFound | Cause::Refused => Became::Answered(stuck.image.clone()),
+                Cause::OtherPlatform => Became::Nothing,
+                Cause::Other => Became::Failed,
+            }),
+            None => its.any(has_image).then_some(Became::Pulled),
+        }
     }
 }
