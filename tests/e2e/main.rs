@@ -54,6 +54,15 @@ use support::{
 
 /// Every test; the long one first, because tests start in this order.
 const TESTS: &[Test<Cluster>] = tests![
+    // What takes longest begins first.
+    volumes::without_the_right_it_is_told_and_not_tried_again_and_again,
+    copies::what_enforcing_namespaces_use_is_copied_and_then_rewritten,
+    forward::what_admission_would_keep_stays,
+    rescue::what_a_policy_refuses_is_told_and_not_tried_again_and_again,
+    copies::a_source_whose_secret_is_missing_is_not_read_as_nobody,
+    rescue::what_is_not_stuck_on_a_mirror_of_ours_is_left_alone,
+    rescue::init_containers_and_sidecars_go_back_by_their_rules,
+    copies::a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has,
     faults::connections_idle_for_95_seconds_are_still_usable,
     clocks::what_ended_while_all_slept_is_renewed_at_once,
     clocks::a_clock_set_back_and_forth_renews_each_once,
@@ -82,13 +91,10 @@ const TESTS: &[Test<Cluster>] = tests![
     owners::operators_that_insist_are_left_alone_whoever_leads,
     originals::a_copy_that_lost_its_record_gets_that_of_another_pod_of_its_namespace,
     rescue::each_of_a_hundred_pods_is_turned_once_though_the_leader_dies,
-    rescue::what_is_not_stuck_on_a_mirror_of_ours_is_left_alone,
     rescue::a_stuck_pod_goes_back_at_once_and_once_only,
     rescue::pods_that_stay_stuck_are_told_of,
     rescue::events_hold_up_no_turn,
-    rescue::what_a_policy_refuses_is_told_and_not_tried_again_and_again,
     rescue::without_images_nodes_and_secrets_a_stuck_pod_goes_back,
-    rescue::init_containers_and_sidecars_go_back_by_their_rules,
     rescue::a_pod_that_somebody_changed_in_between_is_left_alone,
     rescue::by_its_policy_a_mirror_is_told_of_or_left_alone,
     rescue::a_pull_that_lasts_is_told_and_nothing_is_done,
@@ -101,16 +107,11 @@ const TESTS: &[Test<Cluster>] = tests![
     rescue::a_mirror_that_is_off_or_deselected_lets_its_pods_go,
     forward::a_pod_stuck_on_upstream_goes_forward_once_and_back_once,
     forward::without_its_registry_listed_nothing_goes_forward_and_the_mirror_says_so,
-    forward::what_admission_would_keep_stays,
     forward::with_both_dead_each_pod_is_turned_twice_at_most,
     forward::after_a_blip_of_the_mirror_no_pod_stays_stuck_where_upstream_refuses,
     forward::to_a_registry_that_fails_pods_go_back_from_a_dead_mirror_alone,
     volumes::a_pod_stuck_on_a_volume_is_evicted_where_nothing_is_lost,
     volumes::without_leave_a_pod_stuck_on_a_volume_is_only_told,
-    volumes::without_the_right_it_is_told_and_not_tried_again_and_again,
-    copies::what_enforcing_namespaces_use_is_copied_and_then_rewritten,
-    copies::a_source_whose_secret_is_missing_is_not_read_as_nobody,
-    copies::a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has,
     copies::sync_brings_what_running_pods_use,
     copies::what_everybody_gets_is_read_as_nobody_by_sync,
     pull_secrets::a_login_stands_where_its_mirror_serves_and_nowhere_else,
@@ -243,8 +244,8 @@ fn is_about_resources(test: &str) -> bool {
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Tests mostly wait, and one of them for long.
-    arguments.test_threads = arguments.test_threads.or(Some(6));
+    // Tests mostly wait: two thirds of two cores are idle while six of them run.
+    arguments.test_threads = arguments.test_threads.or(Some(10));
     rustls::crypto::ring::default_provider()
         .install_default()
         .unwrap();

@@ -72,9 +72,9 @@ pub(super) async fn look<T>(
         .fields(&format!("involvedObject.uid={},source={KUBELET}", pod.uid))
         .limit(EVENTS);
     let mut events = Vec::new();
-    // An API server reads all Events of the namespace for one Pod's, so whoever asks waits for a turn.
-    leader.looks.turn().await;
     for _ in 0..PAGES {
+        // An API server reads all Events of the namespace for one Pod's, so whoever asks waits for a turn, for each page.
+        leader.looks.turn().await;
         let page = bounded(api.list(&parameters)).await?;
         events.extend(page.items);
         parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());

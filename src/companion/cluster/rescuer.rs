@@ -66,6 +66,9 @@ const MARK_AT_REST: Duration = Duration::from_secs(5);
 const MARGIN: Duration = Duration::from_secs(1);
 const LEAST: Duration = Duration::from_secs(1);
 
+/// How long a patch may take that is only made because its mirror is dead.
+const UNSURE: Duration = Duration::from_secs(2);
+
 /// How many requests are waited for at once: a slow API server costs no turns, and a dead one gets no more.
 const AT_ONCE: usize = 8;
 
@@ -421,6 +424,22 @@ fn ask(
     }
 }
 
+/// Tells of registries where Pods that went back begin to fail, and do no more.
+fn tell_registries(before: &BTreeSet<Box<str>>, now: &BTreeSet<Box<str>>) {
+    for registry in now.difference(before) {
+        tracing::warn!(
+            registry = &**registry,
+            "a Pod that went back to this registry is not served there; others may stay where they are until one is"
+        );
+    }
+    for registry in before.difference(now) {
+        tracing::info!(
+            registry = &**registry,
+            "Pods may go back to this registry again: one was served there, or none was seen to fail for half an hour"
+        );
+    }
+}
+
 /// Carries out one order after the other. Returns once nothing may be written any more.
 async fn turn(leader: &Leader, ward: &Ward, settings: &Settings, events: &mpsc::Sender<Word>) {
     let started = Instant::now();
@@ -430,13 +449,20 @@ async fn turn(leader: &Leader, ward: &Ward, settings: &Settings, events: &mpsc::
     let mut running = FuturesUnordered::new();
     let mut failures = Reminder::default();
     let mut fullness = Reminder::default();
+    let mut failing = BTreeSet::new();
     loop {
         let mut pause = SHOW;
-        let (waiting, is_full) = {
+        let (waiting, is_full, fail_now) = {
             let queue = &ward.lock().queue;
-            (queue.waiting(), queue.is_full())
+            (
+                queue.waiting(),
+                queue.is_full(),
+                queue.failing_registries(clock::now()),
+            )
         };
         leader.metrics.set_stuck(waiting);
+        tell_registries(&failing, &fail_now);
+        failing = fail_now;
         if !is_full {
             fullness.ended();
         } else if fullness.failed("full", std::time::Instant::now()) {
@@ -468,7 +494,7 @@ async fn turn(leader: &Leader, ward: &Ward, settings: &Settings, events: &mpsc::
                 match next {
                     Next::Order(order) => {
                         may_turn = false;
-                        running.push(carry_out(leader, order, events));
+                        running.push(carry_out(leader, ward, order, events));
                         continue;
                     }
                     Next::In(wait) => pause = pause.min(wait),
@@ -504,10 +530,11 @@ async fn turn(leader: &Leader, ward: &Ward, settings: &Settings, events: &mpsc::
 /// Sends what an order asks for, and tells of it.
 async fn carry_out(
     leader: &Leader,
+    ward: &Ward,
     order: Box<Order>,
     events: &mpsc::Sender<Word>,
 ) -> (Box<Order>, Result<bool, NotWritten>) {
-    let result = send(leader, &order).await;
+    let result = send(leader, ward, &order).await;
     if matches!(result, Ok(true)) {
         for (turnings, turned) in [(&order.turned, true), (&order.told, false)] {
             tell(leader, &order.pod, turnings, turned, events);
@@ -517,7 +544,7 @@ async fn carry_out(
 }
 
 /// Patches the Pod, if there is something to turn. Returns whether there was still time for it.
-async fn send(leader: &Leader, order: &Order) -> Result<bool, NotWritten> {
+async fn send(leader: &Leader, ward: &Ward, order: &Order) -> Result<bool, NotWritten> {
     if order.turned.is_empty() {
         return Ok(true);
     }
@@ -528,7 +555,8 @@ async fn send(leader: &Leader, order: &Order) -> Result<bool, NotWritten> {
     let request = async {
         // Right before it is sent, as whether this process may.
         let now = clock::now();
-        let Some(left) = time_left(order, now) else {
+        let left = time_left(order, now).filter(|_| ward.lock().queue.may_still(order));
+        let Some(left) = left else {
             return Err(kube::Error::Service(Box::new(TooLate)));
         };
         let request = json_patch(&path, &order.pod.name, &order.patch(now), left)?;
@@ -547,8 +575,9 @@ struct TooLate;
 
 /// Returns how long a patch may take, in whole milliseconds; none where that is too little.
 fn time_left(order: &Order, now: Timestamp) -> Option<Duration> {
+    // While nothing is sure but that the mirror is dead, it may come back.
     let Some(until) = order.until else {
-        return Some(PATIENCE);
+        return Some(UNSURE);
     };
     let left = until.since(now).saturating_sub(MARGIN);
     (left >= LEAST).then(|| left.min(PATIENCE))
@@ -806,6 +835,21 @@ mod tests {
         order
     }
 
+    /// A Pod fails to pull from the mirror, which is dead.
+    fn fail_from_a_dead_mirror(queue: &mut Queue) {
+        let annotations = [(format!("{ORIGINAL_IMAGE_PREFIX}app"), "nginx:1".to_owned())].into();
+        let routing = Routing::compile(vec![mirror("a", &["docker.io"])]);
+        let left_alone = BTreeSet::new();
+        let known = Known {
+            routing: &routing,
+            former: &[],
+            left_alone: &left_alone,
+        };
+        let seen = Seen::Told { after: Some(NOW) };
+        queue.set_dead(BTreeMap::from([("a".into(), NOW)]), NOW);
+        queue.take(&stuck(&annotations), &known, seen, NOW);
+    }
+
     fn in_millis(millis: u64) -> Timestamp {
         clock::now().after(Duration::from_millis(millis))
     }
@@ -827,7 +871,8 @@ mod tests {
             while stream.read(&mut [0; 1024]).await.is_ok_and(|length| length > 0) {}
             request
         };
-        let (sent, request) = tokio::join!(send(&leader, &order), held);
+        let ward = Ward::default();
+        let (sent, request) = tokio::join!(send(&leader, &ward, &order), held);
         assert!(matches!(sent, Err(NotWritten::Failed(_))), "{sent:?}");
         let took = started.elapsed();
         assert!(took >= LEAST && took < Duration::from_millis(2600), "{took:?}");
@@ -840,7 +885,8 @@ mod tests {
     async fn nothing_is_sent_that_would_be_too_late() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let leader = leader(listener.local_addr().unwrap().port());
-        assert!(!send(&leader, &order(Some(in_millis(1900)))).await.unwrap());
+        let ward = Ward::default();
+        assert!(!send(&leader, &ward, &order(Some(in_millis(1900)))).await.unwrap());
         let answers = async {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = [0; 4096];
@@ -849,11 +895,15 @@ mod tests {
             stream.write_all(answer.as_bytes()).await.unwrap();
             String::from_utf8_lossy(&request).into_owned()
         };
-        // A dead mirror's has no end; it is the first request that came.
+        // A dead mirror's has no end, and is off once that is back.
         let last = order(None);
-        let (sent, request) = tokio::join!(send(&leader, &last), answers);
+        let sent = send(&leader, &ward, &last).await;
+        assert!(matches!(sent, Err(NotWritten::Failed(_))), "{sent:?}");
+        fail_from_a_dead_mirror(&mut ward.lock().queue);
+        // It is the first request that came.
+        let (sent, request) = tokio::join!(send(&leader, &ward, &last), answers);
         assert!(sent.unwrap());
-        assert!(request.contains("?timeout=5000ms "), "{request}");
+        assert!(request.contains("?timeout=2000ms "), "{request}");
     }
 
     /// Twelve requests in a minute while nothing of a mirror waits, one a second while something does, and one at once when

@@ -401,6 +401,11 @@ impl Queue {
         self.waiting
     }
 
+    /// Returns the registries where Pods that went back are seen to fail, so that others may stay where they are.
+    pub fn failing_registries(&self, now: Timestamp) -> BTreeSet<Box<str>> {
+        self.upstreams.failing(now).map(Into::into).collect()
+    }
+
     /// Whether there was no room for one that waits.
     pub const fn is_full(&self) -> bool {
         self.is_full
@@ -447,6 +452,12 @@ impl Queue {
         }
         let next = self.later.first();
         next.map_or(Next::Nothing, |(at, _)| Next::In(at.since(now)))
+    }
+
+    /// Whether an order may still be carried out: one that has no end only while its mirrors are dead.
+    pub fn may_still(&self, order: &Order) -> bool {
+        let is_dead = |turning: &Turning| self.mirrors.dead().contains_key(&turning.mirror);
+        order.until.is_some() || order.turned.iter().all(is_dead)
     }
 
     /// Takes in what came of an order.

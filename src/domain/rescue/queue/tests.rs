@@ -1686,9 +1686,15 @@ fn an_order_says_until_when_it_has_to_be_done() {
     hospital.later(10);
     assert_eq!(hospital.order(), None);
     hospital.fail_again(Case { version: "2", ..CASE });
-    assert!(hospital.order().unwrap().until.is_some());
+    let with_end = hospital.order().unwrap();
+    assert!(with_end.until.is_some());
     let mut hospital = Hospital::new();
     hospital.queue.set_dead(Dead::from([("a".into(), NOW)]), NOW);
     hospital.take(CASE);
-    assert_eq!(hospital.order().unwrap().until, None);
+    let order = hospital.order().unwrap();
+    assert_eq!(order.until, None);
+    // It is off once the mirror is back; what is sure for a while is so all the same.
+    assert!(hospital.queue.may_still(&order));
+    hospital.queue.set_dead(Dead::new(), NOW);
+    assert!(!hospital.queue.may_still(&order) && hospital.queue.may_still(&with_end));
 }

@@ -125,6 +125,13 @@ impl Upstreams {
             .is_none_or(|upstream| upstream.allows(question, now))
     }
 
+    /// Returns the registries where Pods that went back are seen to fail.
+    pub(super) fn failing(&self, now: Timestamp) -> impl Iterator<Item = &str> {
+        let failing = self.0.iter();
+        let failing = failing.filter(move |(_, upstream)| upstream.failing(now).next().is_some());
+        failing.map(|(host, _)| &**host)
+    }
+
     /// Whether a Pod was seen to have its image from a registry since a time, as it is written.
     pub(super) fn serves_since(&self, host: &str, time: &str) -> bool {
         let pulled_at = self.0.get(host).and_then(|upstream| upstream.pulled_at);
@@ -188,6 +195,7 @@ impl Upstreams {
                 continue;
             };
             match became {
+                // The first failure of each counts alone: what fails for ever is its own fault.
                 Became::Failed => {
                     if !std::mem::replace(&mut gone.has_failed, true) {
                         put(
