@@ -92,8 +92,15 @@ pub(crate) fn a_pod_stuck_on_upstream_goes_forward_once_and_back_once(cluster: &
     assert_eq!(metric(&companion, &labels).as_deref(), Some("1"));
     forward_allowed(&place, "True");
 
-    // The mirror fails its node: back to what was recorded. Upstream fails again: that is all.
+    // The mirror fails its node: it waits until another Pod that went back is served there.
+    stuck_on_mirror(namespace, "other");
+    fails(namespace, "other", MIRRORED);
+    until_image(namespace, "other", NGINX);
     fails(namespace, "web", MIRRORED);
+    thread::sleep(2 * MOMENT);
+    assert_eq!(image(&namespace.pod("web"), "app"), MIRRORED);
+    report(namespace, "other", &[("app", running())]).success();
+    // Then it goes back to what was recorded. Upstream fails again: that is all.
     let pod = until_image(namespace, "web", NGINX);
     assert_eq!(turns(&pod), ["containers.app", "containers.app/forward"]);
     fails(namespace, "web", NGINX);
