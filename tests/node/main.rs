@@ -49,7 +49,6 @@ const TESTS: &[Test<Node>] = tests![
     mirror::a_mirror_in_s3_may_have_a_name_that_only_nodes_know,
     presence::a_mirror_that_comes_back_empty_is_proven_anew,
     presence::a_deleted_image_is_not_rewritten_past_the_freshness_bound,
-    rescue::pods_sent_to_a_mirror_that_died_run_from_upstream,
     rescue::stuck_pods_are_let_go_by_a_mirror_that_is_off_or_deleted,
     rescue::where_mirror_and_upstream_are_dead_each_pod_is_patched_once,
     rescue::pods_stuck_on_a_dead_upstream_move_to_the_mirror,
@@ -75,8 +74,10 @@ const TESTS: &[Test<Node>] = tests![
     parts::a_broken_certificate_keeps_the_old_pair,
 ];
 
-/// Tests that take away what all others need; they run after them, one by one.
+/// Tests that take away what all others need, or measure how long Pods wait, which share what kubelet pulls in a second;
+/// they run after the others, one by one.
 const ALONE: &[Test<Node>] = tests![
+    rescue::pods_sent_to_a_mirror_that_died_run_from_upstream,
     hangs::a_pull_that_hangs_is_told_and_its_pod_runs_once_it_fails,
     hangs::who_waits_behind_a_pull_that_hangs_is_told_and_left_alone,
     hangs::a_turn_that_comes_late_restarts_nothing,

@@ -81,14 +81,14 @@ pub(crate) fn pods_sent_to_a_mirror_that_died_run_from_upstream(node: &Node) {
         threads.spawn(|| names.iter().for_each(|name| open(namespace, name)));
         times_to_run(namespace)
     });
-    let mut sorted: Vec<_> = times.values().copied().collect();
+    let mut sorted: Vec<_> = times.iter().map(|(name, time)| (*time, name)).collect();
     sorted.sort_unstable();
-    let (Some(median), Some(worst)) = (sorted.get(sorted.len() / 2), sorted.last()) else {
+    let (Some((median, _)), Some((worst, slowest))) = (sorted.get(sorted.len() / 2), sorted.last()) else {
         panic!("no pull failed")
     };
     eprintln!(
         "rescue: {} of {ALL} Pods saw a failed pull; from there until all of a Pod runs or has ended: median \
-         {median:?}, worst {worst:?}",
+         {median:?}, worst {worst:?} ({slowest})",
         sorted.len(),
     );
     let unhelped = alone.pod("alone");

@@ -805,9 +805,13 @@ impl Entry {
             node: &self.pod.node,
             image: &turning.to,
             has_way_forward,
-            is_urgent: !gives,
         };
-        !upstreams.allows(&host, &question, now)
+        // What gets nothing where it is does not wait for what becomes of the first ones.
+        if gives {
+            !upstreams.allows(&host, &question, now)
+        } else {
+            upstreams.refuses(&host, &question, now)
+        }
     }
 
     /// Whether all of its containers that are due stay for now.

@@ -11,8 +11,8 @@
 //!
 //! A registry that answers serves nodes: what it lacks or refuses is kept in mind for that image and namespace alone.
 //!
-//! What may come forward again loses little where its registry fails, so more of it go, and sooner once more; so does what
-//! the mirror does not give now. Of what nothing leads to the mirror again none goes that need not.
+//! What may come forward again loses little where its registry fails, so more of it go, and sooner once more; of what
+//! nothing leads to the mirror again none goes that need not.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -84,8 +84,6 @@ pub(super) struct Question<'a> {
     pub(super) image: &'a str,
     /// It may come forward again.
     pub(super) has_way_forward: bool,
-    /// The mirror does not give its image now.
-    pub(super) is_urgent: bool,
 }
 
 /// What became of one.
@@ -130,6 +128,13 @@ impl Upstreams {
         let failing = self.0.iter();
         let failing = failing.filter(move |(_, upstream)| upstream.failing(now).next().is_some());
         failing.map(|(host, _)| &**host)
+    }
+
+    /// Whether one more would not be served there, as far as is known.
+    pub(super) fn refuses(&self, host: &str, question: &Question<'_>, now: Timestamp) -> bool {
+        self.0
+            .get(host)
+            .is_some_and(|upstream| upstream.refuses(question, now))
     }
 
     /// Whether a Pod was seen to have its image from a registry since a time, as it is written.
@@ -258,10 +263,9 @@ impl Upstream {
         let Question {
             namespace,
             has_way_forward,
-            is_urgent,
             ..
         } = *question;
-        if self.is_shut(question, now) || self.has_answered(question, now) {
+        if self.refuses(question, now) {
             return false;
         }
         if self.pulled_at.is_some_and(|at| now.since(at) < TELLING) {
@@ -271,13 +275,16 @@ impl Upstream {
         if under_way().all(|(of, _)| of != namespace) {
             return true;
         }
-        // Whoever may come forward again need not wait for what becomes of the first ones, and whoever gets nothing where it
-        // is does not, until one fails.
-        let is_open = (has_way_forward || is_urgent) && self.failing(now).next().is_none();
+        // Whoever may come forward again need not wait for what becomes of the first ones, until one fails.
+        let is_open = has_way_forward && self.failing(now).next().is_none();
         let count = under_way()
             .filter(|(_, at)| !is_open || now.since(*at) < A_SECOND)
             .count();
         count < ALONE
+    }
+
+    fn refuses(&self, question: &Question<'_>, now: Timestamp) -> bool {
+        self.is_shut(question, now) || self.has_answered(question, now)
     }
 
     /// Whether Pods are seen to fail there in such a way that this one would, too.
