@@ -272,8 +272,9 @@ fn goes_back(policy: RescuePolicy, mirror: &str, paused: bool) -> Told {
             "the mirror does not give the image, and the companion turns the Pod back to its own just after kubelet's \
              next try fails, which comes within some five minutes, if its own registry serves nodes: while the mirror \
              gives the image as far as Kagami sees, or nothing leads there again, a few Pods go alone until one of \
-             them has its image, and none where they fail, of which the companion's log tells. If none goes and its \
-             log tells nothing, is there a companion that leads, and is the chart's value rescue.enabled true?",
+             them has its image, and none where they fail (the companion's log tells where), where that registry \
+             refused this very image to the namespace, or where it came forward within ten minutes. Else: is there \
+             a companion that leads, and is the chart's value rescue.enabled true?",
         ),
         RescuePolicy::Audit | RescuePolicy::Off => Told::new(
             "WouldGoBack",

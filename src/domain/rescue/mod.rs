@@ -165,6 +165,11 @@ impl Container<'_> {
         }
     }
 
+    /// Whether kubelet has nothing to start of it.
+    const fn rests(&self) -> bool {
+        self.is_running || (self.has_succeeded && !self.will_run_again)
+    }
+
     /// Returns reason and message of a container that itself waits because of its image.
     fn failed_pull(&self) -> Option<(&str, &str)> {
         let waiting = self.waiting.filter(|_| !self.is_running);
@@ -220,7 +225,10 @@ pub struct StuckContainer {
     /// Kubelet's round in which it first fails may begin nothing: an init container has begun, in a round before, or this
     /// container has, or the Pod was turned.
     is_alone_in_its_round: bool,
-    /// Others may be pulled and started after it in the same round, which tells what came of it only in the end.
+    /// Others may be pulled and started after it in one round, which tells what came of it only in the end.
+    has_followers: bool,
+    /// Some of those are still to start, so in the next round they may be; or another container crashes again and again,
+    /// for which kubelet lets rounds wait.
     is_followed: bool,
     /// An attempt to pull has just ended; after it kubelet waits before the next. After a failed look at what the node
     /// has it does not.
@@ -421,13 +429,23 @@ impl StuckPod {
         let decisions = RecordedDecisions::new(annotation(DECISIONS_ANNOTATION));
         let was_known = annotation(RESCUED_ANNOTATION).is_some()
             || pod.init_containers.iter().any(|container| container.has_begun);
-        let last = pod.containers.len().saturating_sub(1);
+        let crashes = |container: &Container<'_>| {
+            let reason = container.waiting.map(|(reason, _)| reason);
+            reason == Some("CrashLoopBackOff")
+        };
+        let crashes = pod.init_containers.iter().chain(&pod.containers).any(crashes);
         let containers =
             stuck
                 .into_iter()
                 .map(|(kind, index, container, failure, (is_refused_by_node, cause))| {
                     let label = PlaceLabel::new(kind, container.name);
                     let recorded = annotation(&label.original_annotation());
+                    // An init container that is done lets what follows begin in the next round.
+                    let followers = match kind {
+                        PlaceKind::Container => pod.containers.get(index + 1..).unwrap_or_default(),
+                        _ if container.is_sidecar => &pod.containers,
+                        _ => &[],
+                    };
                     StuckContainer {
                         kind,
                         index,
@@ -435,7 +453,8 @@ impl StuckPod {
                         image: container.image.into(),
                         failure,
                         is_alone_in_its_round: container.has_begun || was_known,
-                        is_followed: container.is_sidecar || (kind == PlaceKind::Container && index < last),
+                        has_followers: !followers.is_empty(),
+                        is_followed: crashes || !followers.iter().all(Container::rests),
                         has_just_failed: container
                             .waiting
                             .is_some_and(|(reason, _)| ![BACK_OFF, INSPECTION].contains(&reason)),

@@ -431,6 +431,66 @@ fn only_containers_whose_image_was_tried_are_judged() {
     assert_eq!(judged(vec![], many).len(), CONTAINERS);
 }
 
+/// What holds up the news of a failure: what kubelet may start after it in one round, or a container that crashes.
+#[test]
+fn what_follows_a_container_in_its_round_is_known() {
+    let message = back_off(MIRRORED);
+    let stuck = Container {
+        name: "app",
+        image: MIRRORED,
+        waiting: Some(("ErrImagePull", &message)),
+        ..Container::default()
+    };
+    let other = |reason| Container {
+        name: "other",
+        waiting: Some((reason, "")),
+        ..Container::default()
+    };
+    let runs = Container {
+        is_running: true,
+        waiting: None,
+        ..other("")
+    };
+    let ended = Container {
+        is_running: false,
+        has_succeeded: true,
+        ..runs
+    };
+    let again = Container {
+        will_run_again: true,
+        ..ended
+    };
+    let sidecar = Container {
+        is_sidecar: true,
+        ..stuck
+    };
+    let check = |init_containers: Vec<Container<'_>>, containers: Vec<Container<'_>>, expected: [bool; 2]| {
+        let pod = Pod {
+            init_containers,
+            containers,
+            ..Pod::default()
+        };
+        let known = StuckPod::of(&pod).unwrap();
+        let container = &known.containers[0];
+        assert_eq!(
+            [container.has_followers, container.is_followed],
+            expected,
+            "{pod:?}"
+        );
+    };
+    let creating = other("ContainerCreating");
+    check(vec![], vec![stuck], [false, false]);
+    check(vec![], vec![stuck, creating], [true, true]);
+    check(vec![], vec![creating, stuck], [false, false]);
+    check(vec![], vec![stuck, runs], [true, false]);
+    check(vec![], vec![stuck, ended], [true, false]);
+    check(vec![], vec![stuck, again], [true, true]);
+    check(vec![], vec![other("CrashLoopBackOff"), stuck], [false, true]);
+    check(vec![stuck], vec![creating], [false, false]);
+    check(vec![sidecar], vec![creating], [true, true]);
+    check(vec![sidecar], vec![runs], [true, false]);
+}
+
 #[test]
 fn a_patch_holds_for_the_pod_that_was_judged_alone() {
     let turning = |kind, index, container: &str| Turning {

@@ -14,7 +14,7 @@
 //! Of several containers of a Pod those that follow are pulled and started in the same round, and only then the failure is
 //! told: by then its back-off may be over, and the round that tells it pulls again. So where something follows, kubelet
 //! surely waits until the back-off is over that began when this failure can first have happened: when it was told that the
-//! container waits, or with the Pod's binding.
+//! container waits, or the back-off before was over, or with the Pod's binding.
 //!
 //! A kubelet that is started anew forgets how long it waited, and says so first: its containers are `ContainerCreating`.
 
@@ -83,18 +83,26 @@ impl Attempts {
             };
         }
         let failures = known.failures.saturating_add(1);
-        let begun_after = if failures > 1 { known.waited_after } else { bound };
+        let begun_after = if failures > 1 {
+            let backed_off = known.backs_off_until.map(|until| until.after(STATUS));
+            known.waited_after.max(backed_off)
+        } else {
+            bound
+        };
+        let is_followed = before.map_or(container.has_followers || container.is_followed, |before| {
+            before.is_followed
+        });
         let back_off = BACK_OFF * 2_u32.saturating_pow((failures - 1).min(16));
         let until = |begun: Timestamp| begun.after(back_off.min(LONGEST_BACK_OFF) - STATUS);
         Self {
             failures,
-            backs_off_until: begun_after.filter(|_| container.is_followed).map(until),
+            backs_off_until: begun_after.filter(|_| is_followed).map(until),
             after,
             waited_after: after,
             // Only what is new to the node begins with its network, whose start is told. And where something follows nobody
             // knows without a time.
             may_pull_again: (failures == 1 && (container.is_alone_in_its_round || !is_same))
-                || (container.is_followed && begun_after.is_none()),
+                || (is_followed && begun_after.is_none()),
         }
     }
 
@@ -140,6 +148,7 @@ mod tests {
             failure: Failure::Image,
             has_just_failed,
             is_alone_in_its_round: false,
+            has_followers: false,
             is_followed: false,
             recorded: None,
             has_record: false,
@@ -261,6 +270,7 @@ mod tests {
     #[test]
     fn where_something_follows_it_is_counted_from_when_the_attempt_can_have_begun() {
         let followed = |has_just_failed| StuckContainer {
+            has_followers: true,
             is_followed: true,
             ..container(has_just_failed)
         };
@@ -288,5 +298,21 @@ mod tests {
         let listed = first.next(Some(&followed(true)), &followed(false), Some(at(0)), Seen::Listed);
         let second = listed.next(Some(&followed(false)), &followed(true), Some(at(0)), told(60));
         assert_eq!(second.waits_until(), Some(at(6)), "which is over");
+        // Where nothing was left to start, nothing held up the news.
+        let alone = |has_just_failed| StuckContainer {
+            has_followers: true,
+            ..container(has_just_failed)
+        };
+        let late = listed.next(Some(&alone(false)), &alone(true), Some(at(0)), told(60));
+        assert_eq!(late.waits_until(), Some(at(66)));
+        // However often it failed: each back-off begins after the one before.
+        let (mut attempts, mut now) = (first, 3);
+        for back_off in [10, 20, 40, 80, 160, 300, 300, 300] {
+            let rests = attempts.next(Some(&followed(true)), &followed(false), None, told(now + 12));
+            now += back_off + 8;
+            attempts = rests.next(Some(&followed(false)), &followed(true), None, told(now));
+            let window = attempts.waits_until().map(|until| until.since(at(now)));
+            assert_eq!(window, Some(FRESH), "after {back_off}");
+        }
     }
 }

@@ -156,9 +156,15 @@ impl Sight<'_> {
     }
 
     /// Whether a turn back asked whether it may go, so that what becomes of it tells others: it might have been kept.
-    fn asks(&self, turning: &Turning, namespace: &str, now: Timestamp) -> bool {
+    fn asks(&self, turning: &Turning, pod: &StuckPod, now: Timestamp) -> bool {
         let Turning { mirror, to, .. } = turning;
-        self.gives(mirror, to, now) || (!self.has_way_forward(mirror, namespace) && self.may_give(mirror, to))
+        self.gives(mirror, to, now) || (!self.may_come_forward(turning, pod) && self.may_give(mirror, to))
+    }
+
+    /// Whether a container that goes back might come forward again: it has not yet.
+    fn may_come_forward(&self, turning: &Turning, pod: &StuckPod) -> bool {
+        let came_forward = pod.came_forward(turning.kind, &turning.container);
+        came_forward.is_none() && self.has_way_forward(&turning.mirror, &pod.id.namespace)
     }
 }
 
@@ -443,7 +449,7 @@ impl Queue {
             let Some(mut entry) = self.detach(&id) else { break };
             let owner = entry.owner;
             let order = entry.order(self.mirrors.dead(), &self.upstreams, by, now);
-            let asks = |turning: &Turning| by.asks(turning, &id.0, now);
+            let asks = |turning: &Turning| by.asks(turning, &entry.pod, now);
             self.upstreams.go(&id, &order, asks, now);
             self.put_in(&id, entry, now);
             self.turns.had(&id.0, owner);
@@ -789,7 +795,7 @@ impl Entry {
         };
         let gives = by.gives(&turning.mirror, &turning.to, now);
         let came_forward = self.pod.came_forward(turning.kind, &turning.container);
-        let has_way_forward = came_forward.is_none() && by.has_way_forward(&turning.mirror, namespace);
+        let has_way_forward = by.may_come_forward(turning, &self.pod);
         let is_last = !has_way_forward && by.may_give(&turning.mirror, &turning.to);
         if !gives && !is_last {
             return false;

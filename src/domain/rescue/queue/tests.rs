@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde_json::json;
 
@@ -1360,6 +1360,31 @@ fn from_a_dead_mirror_none_goes_where_it_would_stay_for_good() {
     assert_eq!(turned(&mut hospital, "team", 10..20).len(), 10);
 }
 
+/// As fast as Pods are turned by default, and as late as kubelet tells: those that went are still known by then.
+#[test]
+fn what_is_told_late_keeps_the_others() {
+    let mut hospital = giving();
+    hospital.snapshot.health[0].state = State::Unhealthy;
+    hospital.queue.set_dead(Dead::from([("a".into(), NOW)]), NOW);
+    for name in 0..400 {
+        hospital.take(pod_of("team", &name.to_string()));
+    }
+    let mut went = VecDeque::new();
+    let mut count = 0;
+    for _ in 0..400 {
+        if let Some(order) = hospital.order() {
+            count += 1;
+            went.push_back((hospital.now.after(Duration::from_secs(12)), order));
+        }
+        hospital.now = hospital.now.after(Duration::from_millis(100));
+        while went.front().is_some_and(|(at, _)| *at <= hospital.now) {
+            let (_, order) = went.pop_front().unwrap();
+            become_of(&mut hospital, &order, false);
+        }
+    }
+    assert!((110..=130).contains(&count), "{count}");
+}
+
 /// Nobody's Pods keep those of others where they are: each namespace may send one, and what never asked counts for nothing.
 #[test]
 fn no_namespace_holds_all_places() {
@@ -1528,7 +1553,17 @@ fn what_came_forward_stays_while_its_own_registry_is_not_seen_to_serve() {
     // What came long ago goes.
     let mut hospital = dead();
     hospital.take_with(Case { name: "came", ..CASE }, &turn(700));
-    assert_eq!(hospital.all(), ["team/came"]);
+    let order = hospital.order().unwrap();
+    // What becomes of it is told to the others, which would not come forward again either.
+    become_of(&mut hospital, &order, false);
+    hospital.take_with(
+        Case {
+            name: "second",
+            ..CASE
+        },
+        &turn(700),
+    );
+    assert_eq!(hospital.all(), [""; 0]);
     // What the mirror lacks it will not give later either.
     let mut hospital = dead();
     let wanted = key("docker.io/library/nginx:1.29");
@@ -1641,7 +1676,7 @@ fn what_is_known_of_registries_is_bounded() {
         let (id, order) = going("r199.test/a:1", number);
         upstreams.go(&id, &order, |_| true, NOW.after(Duration::from_millis(number)));
     }
-    assert!(upstreams.len().1 <= pods + 64);
+    assert!(upstreams.len().1 <= pods + 512);
 }
 
 /// A Pod that goes back to an image.

@@ -43,9 +43,10 @@ pub(super) const TELLING: Duration = Duration::from_mins(5);
 const LONGEST_PULL: Duration = Duration::from_mins(30);
 
 /// How many registries are kept in mind, and how many Pods, failures and images of each: beyond that the oldest are
-/// forgotten.
+/// forgotten, but of Pods only those that nobody waits for. What becomes of one is told within a quarter of a minute, so
+/// that is enough for some twenty a second.
 const REGISTRIES: usize = 64;
-const PODS: usize = 64;
+const PODS: usize = 512;
 const FAILURES: usize = 64;
 const IMAGES: usize = 256;
 
@@ -160,7 +161,8 @@ impl Upstreams {
             // Who says nothing for so long does not count any more.
             gone.retain(|_, gone| now.since(gone.at) < LONGEST_PULL);
             if !gone.contains_key(id) && gone.len() >= PODS {
-                let oldest = gone.iter().min_by_key(|(_, gone)| gone.at);
+                let told = gone.iter().filter(|(_, gone)| !gone.is_under_way(now));
+                let oldest = told.min_by_key(|(_, gone)| gone.at);
                 let Some(oldest) = oldest.map(|(id, _)| Arc::clone(id)) else {
                     continue;
                 };
@@ -341,9 +343,8 @@ impl Upstream {
 
     /// Returns the namespaces of those that went, and when, of which something is still to be told.
     fn under_way(&self, now: Timestamp) -> impl Iterator<Item = (&str, Timestamp)> {
-        let gone = self.gone.iter().filter(|(_, gone)| !gone.has_failed);
-        let gone = gone.map(|(id, gone)| (&*id.0, gone.at));
-        gone.filter(move |(_, at)| now.since(*at) < SILENT)
+        let gone = self.gone.iter().filter(move |(_, gone)| gone.is_under_way(now));
+        gone.map(|(id, gone)| (&*id.0, gone.at))
     }
 
     /// When something was last learned of it.
@@ -356,6 +357,11 @@ impl Upstream {
 }
 
 impl Gone {
+    /// Whether something is still to be told of it.
+    fn is_under_way(&self, now: Timestamp) -> bool {
+        !self.has_failed && now.since(self.at) < SILENT
+    }
+
     /// Returns what became of the Pod; none while nobody knows.
     fn became(&self, pod: &Pod<'_>, stuck: Option<&StuckPod>) -> Option<Became> {
         if *self.uid != *pod.uid || pod.is_deleted {
@@ -380,7 +386,7 @@ impl Gone {
                 Cause::OtherPlatform => Became::Nothing,
                 Cause::Other => Became::Failed,
             }),
-            None => its.any(has_image).then_some(Became::Pulled),
+            None => its.all(has_image).then_some(Became::Pulled),
         }
     }
 }
