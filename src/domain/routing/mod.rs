@@ -19,7 +19,7 @@ use super::{
     digest::Digest,
     image::Reference,
     mapping::{Form, MapError, MirrorRegistry},
-    mirror::{Mirror, Pin},
+    mirror::{Mirror, Mode, Pin},
     source::normalise_host,
 };
 
@@ -149,10 +149,15 @@ impl Routing {
 
     /// Returns the names of the mirrors that do not keep their images from namespaces that they do not serve, as another
     /// mirror of an overlapping registry serves those: a login for the one reads what lies in the other. None is given
-    /// to Pods for such a mirror.
+    /// to Pods for such a mirror. Another one that is Off and keeps nothing from anybody takes no login away: people
+    /// prepare a mirror so, and Pods that pull with a login do so again and again.
     pub fn not_separated(&self) -> impl Iterator<Item = &str> {
+        let hinders = |other: &MirrorId| {
+            let other = self.mirror(*other);
+            other.mode != Mode::Off || access::keeps_something(other)
+        };
         let all = self.mirrors.iter().zip(&self.not_separated);
-        all.filter(|(_, others)| !others.is_empty())
+        all.filter(move |(_, others)| others.iter().any(hinders))
             .map(|(mirror, _)| mirror.name.as_str())
     }
 

@@ -213,10 +213,6 @@ pub(super) fn not_separated(mirrors: &[Mirror]) -> Vec<Vec<MirrorId>> {
         let registry = registry_of(&mirror.mapping.registry);
         by_registry.entry(registry).or_default().push(id);
     }
-    let keeps = |mirror: &Mirror| {
-        let mut sources = mirror.sources.iter();
-        mirror.pull_secret || sources.any(|source| source.access == mirror::Access::Private)
-    };
     let mut found = vec![Vec::new(); mirrors.len()];
     for (id, mirror) in all() {
         let registry = registry_of(&mirror.mapping.registry);
@@ -225,7 +221,7 @@ pub(super) fn not_separated(mirrors: &[Mirror]) -> Vec<Vec<MirrorId>> {
             .flatten();
         for other in around.copied().filter(|other| *other != id) {
             let it = &mirrors[other.index()];
-            if it.namespaces != mirror.namespaces && (keeps(it) || keeps(mirror)) {
+            if it.namespaces != mirror.namespaces && (keeps_something(it) || keeps_something(mirror)) {
                 // The longer registry sees the shorter one; where both are the same, each sees the other.
                 for (one, two) in [(id, other), (other, id)] {
                     found[one.index()].push(two);
@@ -238,6 +234,12 @@ pub(super) fn not_separated(mirrors: &[Mirror]) -> Vec<Vec<MirrorId>> {
         others.dedup();
     }
     found
+}
+
+/// Whether a mirror has images that are not for everybody, or a login that Pods get.
+pub(super) fn keeps_something(mirror: &Mirror) -> bool {
+    let mut sources = mirror.sources.iter();
+    mirror.pull_secret || sources.any(|source| source.access == mirror::Access::Private)
 }
 
 /// Returns a registry's host as other mirrors' are compared with it.

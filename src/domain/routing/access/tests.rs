@@ -4,6 +4,7 @@ use super::*;
 use crate::domain::{
     examples::mirror,
     mapping::Mapping,
+    mirror::Mode,
     routing::Routing,
     selector::{Operator, Requirement, Selector},
 };
@@ -272,13 +273,11 @@ fn who_may_get_an_image_is_known_in_about_linear_time() {
 #[track_caller]
 fn check_separation(mirrors: &[Mirror], expected: &[(&str, &[&str])]) {
     let routing = Routing::compile(mirrors.to_vec());
-    let found: Vec<(String, Vec<String>)> = routing
-        .not_separated()
-        .map(|name| {
-            let others = routing.not_separated_from(routing.find(name).unwrap());
-            (name.to_owned(), others.map(str::to_owned).collect())
-        })
-        .collect();
+    let others = |(id, mirror): (MirrorId, &Mirror)| {
+        let others: Vec<String> = routing.not_separated_from(id).map(str::to_owned).collect();
+        (!others.is_empty()).then(|| (mirror.name.clone(), others))
+    };
+    let found: Vec<(String, Vec<String>)> = routing.mirrors().filter_map(others).collect();
     let expected: Vec<(String, Vec<String>)> = expected
         .iter()
         .map(|(name, others)| {
@@ -318,7 +317,29 @@ fn mirrors_of_overlapping_registries_are_separated_by_nothing_but_one_selector()
         pull_secret: true,
         ..blue(team("m.io"))
     };
-    check_separation(&[main.clone(), paid], &[("main", &["team"]), ("team", &["main"])]);
+    let both: [(&str, &[&str]); 2] = [("main", &["team"]), ("team", &["main"])];
+    check_separation(&[main.clone(), paid.clone()], &both);
+    // Who prepares a mirror takes no login away, as long as it has nothing to hide itself.
+    let is_off = |mirror: &Mirror| Mirror {
+        mode: Mode::Off,
+        ..mirror.clone()
+    };
+    let other = |name: &str| Mirror {
+        name: name.to_owned(),
+        namespaces: Selector::default(),
+        ..paid.clone()
+    };
+    let hidden = at("acme", "m.io", WHOLE, &[private("ghcr.io")]);
+    for (mirrors, withheld) in [
+        ([main.clone(), paid.clone()], &["main", "team"][..]),
+        ([is_off(&main), paid.clone()], &["main"]),
+        ([is_off(&other("main")), paid.clone()], &["main", "team"]),
+        ([is_off(&hidden), paid.clone()], &["acme", "team"]),
+    ] {
+        let routing = Routing::compile(mirrors.to_vec());
+        assert_eq!(routing.not_separated().collect::<Vec<_>>(), withheld);
+    }
+    check_separation(&[is_off(&main), paid], &both);
     check_separation(
         &[acme("m.io/a"), main, blue(team("m.io/b"))],
         &[("acme", &["main"]), ("main", &["acme"])],
