@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -87,9 +88,32 @@ const TOLD: Duration = Duration::from_mins(1);
 /// After so many failures in a row a condition tells.
 const TOLD_AFTER: u32 = 3;
 
-/// What tells one content from another. A Secret of a tenant may be large, and many are.
+/// The longest content that is kept. A Secret of a tenant may be large, and many are; Kagami's are small.
+const KEPT: usize = 64 << 10;
+
+/// What tells one content from another.
 type Fingerprint = [u8; 32];
-type Found = pull_secret::Found<Fingerprint>;
+type Found = pull_secret::Found<Stored>;
+
+/// What a Secret holds. `Debug` does not show it.
+#[derive(Clone, Default)]
+struct Stored {
+    fingerprint: Fingerprint,
+    /// Where it is Kagami's: the logins of which nobody knows any more what they were stand here alone.
+    config: Option<Arc<[u8]>>,
+}
+
+impl PartialEq for Stored {
+    fn eq(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stored").finish_non_exhaustive()
+    }
+}
 
 /// What there is, by namespace.
 type Present = Mutex<Collection<Found>>;
@@ -142,14 +166,18 @@ fn found(secret: PullSecret) -> (String, Found) {
     let metadata = secret.metadata;
     let labels = metadata.labels.unwrap_or_default();
     let has_label = labels.get(PULL_SECRET_LABEL).is_some_and(|value| value == "true");
-    let content = secret.data.and_then(|data| data.config);
+    let content = secret.data.and_then(|data| data.config).unwrap_or_default().0;
+    let is_ours = has_label && secret.type_ == DOCKER_CONFIG_JSON;
     let found = Found {
         uid: metadata.uid,
         version: metadata.resource_version,
-        is_ours: has_label && secret.type_ == DOCKER_CONFIG_JSON,
+        is_ours,
         is_immutable: secret.immutable == Some(true),
         is_going: metadata.deletion_timestamp.is_some(),
-        content: fingerprint(&content.unwrap_or_default().0),
+        content: Stored {
+            fingerprint: fingerprint(&content),
+            config: (is_ours && content.len() <= KEPT).then(|| content.into()),
+        },
     };
     (metadata.namespace, found)
 }
@@ -162,10 +190,10 @@ fn lock(present: &Present) -> MutexGuard<'_, Collection<Found>> {
     present.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What one namespace's Secret is to hold.
+/// What one namespace's Secret is to hold; none where it is to hold nothing.
 struct Content {
     config: Vec<u8>,
-    fingerprint: Fingerprint,
+    stored: Stored,
     /// The mirrors whose login it has.
     mirrors: BTreeSet<MirrorId>,
 }
@@ -336,7 +364,9 @@ fn publish(leader: &Leader, placing: &watch::Sender<Placing>, mirrors: &BTreeMap
 /// A mirror's login, as it is in use.
 struct Usable<'a> {
     keys: BTreeSet<String>,
-    credentials: &'a Credentials,
+    /// None where its Secret has had a fault for as long as this process knows it: what the last leader placed by a good
+    /// one stays in use, wherever it is.
+    credentials: Option<&'a Credentials>,
 }
 
 /// Returns the login of a mirror, or why there is none.
@@ -356,11 +386,13 @@ fn usable<'a>(
     }
     let keys = pull_secret::keys(mirror).ok_or(Told::NoKey)?;
     let login = login.ok_or(Told::Placing)?;
-    let is_over = login.held.until().is_some_and(|until| until <= now);
-    match login.held.credentials().filter(|_| !is_over) {
-        Some(credentials) => Ok(Usable { keys, credentials }),
-        None => Err(trouble(login).unwrap_or(Told::Placing)),
+    let until = login.held.until();
+    let is_over = until.is_some_and(|until| until <= now);
+    let credentials = login.held.credentials().filter(|_| !is_over);
+    if credentials.is_none() && (is_over || until.is_none()) {
+        return Err(trouble(login).unwrap_or(Told::Placing));
     }
+    Ok(Usable { keys, credentials })
 }
 
 /// Returns what is wrong with a login, if something is.
@@ -404,18 +436,24 @@ fn plan(
         ..Plan::default()
     };
     let mut contents: BTreeMap<&Vec<MirrorId>, Arc<Content>> = BTreeMap::new();
+    let is_unknown = |id: &MirrorId| {
+        let usable = logins.get(id).and_then(|(usable, _)| usable.as_ref().ok());
+        usable.is_some_and(|usable| usable.credentials.is_none())
+    };
     let mut in_place: BTreeMap<MirrorId, Vec<String>> = BTreeMap::new();
     let mut hindered: BTreeMap<MirrorId, BTreeSet<Hindrance>> = BTreeMap::new();
     for (namespace, mirrors) in &wanted {
-        let content = Arc::clone(
-            contents
-                .entry(mirrors)
-                .or_insert_with(|| Arc::new(content(mirrors, &logins))),
-        );
         let found = present.get(namespace);
-        let verdict = judge(Some(&content.fingerprint), found);
+        let content = if mirrors.iter().any(is_unknown) {
+            Arc::new(content(mirrors, &logins, found))
+        } else {
+            let of_all = contents.entry(mirrors);
+            Arc::clone(of_all.or_insert_with(|| Arc::new(content(mirrors, &logins, None))))
+        };
+        let is_something = !content.mirrors.is_empty();
+        let verdict = judge(is_something.then_some(&content.stored), found);
         plan.note(namespace, verdict, Some(&content), found, memory, now);
-        let is_in_place = verdict == Verdict::Done;
+        let is_in_place = is_something && verdict == Verdict::Done;
         plan.in_place += usize::from(is_in_place);
         for id in mirrors {
             if !content.mirrors.contains(id) {
@@ -518,16 +556,32 @@ impl Plan {
 /// The logins of all mirrors that ask for pull secrets, as they are in use, and as their Secrets give them.
 type Logins<'a> = BTreeMap<MirrorId, (Result<Usable<'a>, Told>, Option<&'a Login>)>;
 
-/// Returns what a namespace is to hold that these mirrors serve.
-fn content(mirrors: &[MirrorId], logins: &Logins<'_>) -> Content {
-    let serving = mirrors.iter().filter_map(|id| {
-        let usable = logins.get(id)?.0.as_ref().ok()?;
-        Some((*id, &usable.keys, usable.credentials))
+/// Returns what a namespace is to hold that these mirrors serve, where this was found: logins of which nobody knows what
+/// they were are taken from there.
+fn content(mirrors: &[MirrorId], logins: &Logins<'_>, found: Option<&Found>) -> Content {
+    let config = found.and_then(|found| found.content.config.as_deref());
+    let before = config.map(credentials::logins).unwrap_or_default();
+    let usable = |id: &MirrorId| logins.get(id)?.0.as_ref().ok();
+    let serving = mirrors.iter().enumerate().filter_map(|(asked, id)| {
+        let of_now = usable(id)?;
+        // A mirror has one login under all of its keys, but for those of a mirror that is asked before.
+        let is_taken = |key: &&String| {
+            let mut earlier = mirrors[..asked].iter().filter_map(usable);
+            earlier.any(|earlier| earlier.keys.contains(*key))
+        };
+        let of_before = || {
+            let mut own = of_now.keys.iter().filter(|key| !is_taken(key));
+            own.find_map(|key| before.get(key))
+        };
+        Some((*id, &of_now.keys, of_now.credentials.or_else(of_before)?))
     });
     let entries = pull_secret::entries(serving);
     let config = credentials::docker_config(entries.by_key);
     Content {
-        fingerprint: fingerprint(&config),
+        stored: Stored {
+            fingerprint: fingerprint(&config),
+            config: None,
+        },
         config,
         mirrors: entries.complete,
     }
@@ -703,8 +757,17 @@ type: kubernetes.io/basic-auth
 stringData: {username: node, password: PASSWORD}
 ";
 
+    /// Returns what a Secret of Kagami's with this content holds.
+    fn stored(config: &[u8]) -> Stored {
+        Stored {
+            fingerprint: fingerprint(config),
+            config: Some(config.into()),
+        }
+    }
+
     /// A store with a mirror and many namespaces, and the login of now.
     struct Scene {
+        mirrors: &'static str,
         store: Store,
         feed: Feed,
         present: Collection<Found>,
@@ -713,18 +776,24 @@ stringData: {username: node, password: PASSWORD}
 
     impl Scene {
         fn new(namespaces: usize) -> Self {
+            Self::beginning(namespaces, MIRRORS, "first")
+        }
+
+        /// Returns a scene with these mirrors, where the Secret has this password when the process begins.
+        fn beginning(namespaces: usize, mirrors: &'static str, password: &str) -> Self {
             drop(rustls::crypto::ring::default_provider().install_default());
             let store = Store::default();
             let feed = Feed::new(store.clone(), BTreeSet::new());
             let mut present = Collection::default();
             present.take(Event::ListedAll { round: 0 });
             let scene = Self {
+                mirrors,
                 store,
                 feed,
                 present,
                 memory: Memory::default(),
             };
-            scene.log_in("first");
+            scene.log_in(password);
             let labels: Labels = [("kagami.dev/mode".to_owned(), "enforce".to_owned())].into();
             let names = (0..namespaces).map(|number| (format!("team-{number}"), labels.clone()));
             scene.store.set_namespaces(names.collect());
@@ -732,7 +801,7 @@ stringData: {username: node, password: PASSWORD}
         }
 
         fn log_in(&self, password: &str) {
-            let configuration = file::load(&MIRRORS.replace("PASSWORD", password), "mirrors.yaml").unwrap();
+            let configuration = file::load(&self.mirrors.replace("PASSWORD", password), "mirrors.yaml").unwrap();
             let namespaces = self.store.snapshot().namespaces.as_ref().clone();
             self.feed.apply(configuration, Keep::All, clock::now()).unwrap();
             self.store.set_namespaces(namespaces);
@@ -762,7 +831,7 @@ stringData: {username: node, password: PASSWORD}
                     is_ours: true,
                     is_immutable: false,
                     is_going: false,
-                    content: due.content.map(|content| content.fingerprint).unwrap_or_default(),
+                    content: due.content.map(|content| stored(&content.config)).unwrap_or_default(),
                 };
                 self.present.take(match due.step {
                     Step::Create | Step::Change => Event::Changed((due.namespace, found)),
@@ -802,12 +871,124 @@ stringData: {username: node, password: PASSWORD}
         let mut scene = Scene::new(1);
         let plan = scene.plan();
         scene.carry_out(plan);
-        scene.log_in(r#""line\nfeed""#);
+        scene.log_in(FAULTY);
         for (minutes, due, in_place) in [(0, 0, 1), (59, 0, 1), (61, 1, 0)] {
             let plan = scene.plan_after(Duration::from_mins(minutes));
             let (found, told) = Scene::told(&plan);
             assert!(matches!(told, Told::SecretFaulty(_)), "{told:?}");
             assert_eq!((plan.due.len(), found), (due, in_place), "{minutes} minutes");
+        }
+    }
+
+    /// A second mirror with a login of its own, which is good.
+    const TWO: &str = "
+apiVersion: kagami.dev/v1alpha1
+kind: ImageMirror
+metadata: {name: other}
+spec:
+  registry: other.test
+  kind: Hosted
+  sources: [{prefix: docker.io}]
+  pullSecret: {secretRef: {name: others}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: others}
+type: kubernetes.io/basic-auth
+stringData: {username: node, password: other}
+---
+apiVersion: kagami.dev/v1alpha1
+kind: ImageMirror
+metadata: {name: main}
+spec:
+  registry: mirror.test
+  kind: Hosted
+  sources: [{prefix: docker.io}, {prefix: quay.io}]
+  pullSecret: {secretRef: {name: nodes}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: nodes}
+type: kubernetes.io/basic-auth
+stringData: {username: node, password: PASSWORD}
+";
+
+    const FAULTY: &str = r#""line\nfeed""#;
+
+    #[tokio::test]
+    async fn a_leader_that_finds_a_faulty_secret_takes_no_login_away_for_an_hour() {
+        let user = |password: &str| Credentials {
+            username: "node".to_owned(),
+            password: password.to_owned(),
+        };
+        let (first, other, old) = (user("first"), user("other"), user("old"));
+        let all = |others| {
+            credentials::docker_config([
+                ("mirror.test/docker.io/", &first),
+                ("mirror.test/quay.io/", &first),
+                ("other.test/docker.io/", others),
+            ])
+        };
+        let mut scene = Scene::beginning(4, TWO, FAULTY);
+        let mut put = |namespace: &str, config: &[u8]| {
+            let found = Found {
+                uid: "u".to_owned(),
+                version: "1".to_owned(),
+                is_ours: true,
+                is_immutable: false,
+                is_going: false,
+                content: stored(config),
+            };
+            scene.present.take(Event::Changed((namespace.to_owned(), found)));
+        };
+        // As the last leader left it; with another login of the other mirror; and with nothing of this one.
+        put("team-0", &all(&other));
+        put("team-1", &all(&old));
+        put("team-2", &credentials::docker_config([("other.test/docker.io/", &other)]));
+        let plan = scene.plan();
+        let steps: Vec<_> = plan
+            .due
+            .iter()
+            .map(|due| (due.step, due.namespace.as_str()))
+            .collect();
+        assert_eq!(steps, [(Step::Create, "team-3"), (Step::Change, "team-1")]);
+        let changed = &plan.due[1].content.as_ref().unwrap().config;
+        assert_eq!(credentials::logins(changed), credentials::logins(&all(&other)));
+        let placed = &plan.mirrors["main"];
+        assert_eq!(*placed.in_place, ["team-0"]);
+        assert!(matches!(placed.told, Told::SecretFaulty(_)), "{:?}", placed.told);
+        assert_eq!(*plan.mirrors["other"].in_place, ["team-0", "team-2"]);
+        scene.carry_out(plan);
+        let plan = scene.plan();
+        assert_eq!((plan.due.len(), Scene::told(&plan).0), (0, 2));
+        // After that it goes, as it does where the same process knew the login.
+        let plan = scene.plan_after(Duration::from_mins(61));
+        assert!(plan.due.iter().all(|due| due.step == Step::Change));
+        assert_eq!((plan.due.len(), Scene::told(&plan).0), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn where_nothing_of_a_login_is_left_none_is_made_up() {
+        let mut scene = Scene::beginning(1, MIRRORS, FAULTY);
+        assert_eq!(scene.plan().due.len(), 0, "nothing is written without a login");
+        let found = |content: &[u8]| Found {
+            uid: "u".to_owned(),
+            version: "1".to_owned(),
+            is_ours: true,
+            is_immutable: false,
+            is_going: false,
+            content: stored(content),
+        };
+        for (content, due) in [
+            (r#"{"auths":{"mirror.test/docker.io/":{"username":"a","password":"b"}}}"#, 0),
+            (r#"{"auths":{"theirs.test":{"username":"a","password":"b"}}}"#, 1),
+            ("no configuration", 1),
+        ] {
+            let found = found(content.as_bytes());
+            scene.present.take(Event::Changed(("team-0".to_owned(), found)));
+            let plan = scene.plan();
+            let removed = plan.due.iter().filter(|due| due.step == Step::Remove).count();
+            assert_eq!((plan.due.len(), removed), (due, due), "{content}");
         }
     }
 
