@@ -85,6 +85,12 @@ const EVENTS: usize = 5;
 /// How often it is told of one namespace at most.
 const TOLD: Duration = Duration::from_mins(1);
 
+/// How often somebody may take Kagami's Secret of a namespace away, as by its label, before it does not count there for
+/// a while; the shortest and the longest such while; and after how long without it that is forgotten.
+const BORNE: u32 = 3;
+const OUT: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
+const FORGIVEN: Duration = Duration::from_hours(2);
+
 /// After so many failures in a row a condition tells.
 const TOLD_AFTER: u32 = 3;
 
@@ -230,10 +236,25 @@ struct Tried {
     until: Instant,
 }
 
+/// How a namespace stood that had what it was to hold.
+#[derive(Clone, Copy)]
+struct Held {
+    /// What that was.
+    content: Fingerprint,
+    is_in_place: bool,
+    /// How often somebody took it away, and when that was last.
+    lost: u32,
+    lost_at: Instant,
+    /// Until when the namespace does not count.
+    out_until: Option<Instant>,
+}
+
 /// What is kept of earlier rounds, of namespaces that concern somebody still.
 #[derive(Default)]
 struct Memory {
     tried: BTreeMap<String, Tried>,
+    /// By namespace.
+    held: BTreeMap<String, Held>,
     /// Where it was told of somebody else's Secret, of which one, and when.
     told: BTreeMap<String, (String, Instant)>,
     reminder: Reminder,
@@ -426,6 +447,9 @@ fn plan(
     let wanted = wanted(snapshot, |id, _| {
         logins.get(&id).is_some_and(|(usable, _)| usable.is_ok())
     });
+    memory
+        .held
+        .retain(|namespace, _| wanted.contains_key(namespace.as_str()));
     memory.tried.retain(|namespace, tried| {
         (tried.failed > 0 || tried.until > now)
             && (wanted.contains_key(namespace.as_str())
@@ -444,16 +468,21 @@ fn plan(
     let mut hindered: BTreeMap<MirrorId, BTreeSet<Hindrance>> = BTreeMap::new();
     for (namespace, mirrors) in &wanted {
         let found = present.get(namespace);
-        let content = if mirrors.iter().any(is_unknown) {
-            Arc::new(content(mirrors, &logins, found))
+        let (content, to_hold) = if mirrors.iter().any(is_unknown) {
+            // That follows what stands there, so any change is somebody else's.
+            (Arc::new(content(mirrors, &logins, found)), Fingerprint::default())
         } else {
             let of_all = contents.entry(mirrors);
-            Arc::clone(of_all.or_insert_with(|| Arc::new(content(mirrors, &logins, None))))
+            let content = of_all.or_insert_with(|| Arc::new(content(mirrors, &logins, None)));
+            (Arc::clone(content), content.stored.fingerprint)
         };
         let is_something = !content.mirrors.is_empty();
         let verdict = judge(is_something.then_some(&content.stored), found);
-        plan.note(namespace, verdict, Some(&content), found, memory, now);
         let is_in_place = is_something && verdict == Verdict::Done;
+        let out_until = memory.contested(namespace, to_hold, is_in_place, now);
+        plan.note(namespace, verdict, Some(&content), found, memory, now);
+        plan.next = plan.next.into_iter().chain(out_until).min();
+        let is_in_place = is_in_place && out_until.is_none();
         plan.in_place += usize::from(is_in_place);
         for id in mirrors {
             if !content.mirrors.contains(id) {
@@ -466,6 +495,7 @@ fn plan(
                     .get(*namespace)
                     .is_some_and(|tried| tried.failed >= TOLD_AFTER);
                 let hindrance = match verdict {
+                    _ if out_until.is_some() => Hindrance::Contested,
                     Verdict::Foreign => Hindrance::Foreign,
                     _ if has_failed => Hindrance::NotWritten,
                     _ => Hindrance::Placing,
@@ -504,6 +534,7 @@ fn plan(
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Hindrance {
     AnotherLogin,
+    Contested,
     Foreign,
     NotWritten,
     Placing,
@@ -513,6 +544,7 @@ impl Hindrance {
     const fn told(self) -> Told {
         match self {
             Self::AnotherLogin => Told::AnotherLogin,
+            Self::Contested => Told::Contested,
             Self::Foreign => Told::Foreign,
             Self::NotWritten => Told::NotWritten,
             Self::Placing => Told::Placing,
@@ -588,6 +620,46 @@ fn content(mirrors: &[MirrorId], logins: &Logins<'_>, found: Option<&Found>) -> 
 }
 
 impl Memory {
+    /// Takes in whether a namespace holds what it is to hold. Returns until when that counts for nothing, where somebody
+    /// takes it away again and again: each time costs a status of every mirror that serves it.
+    fn contested(
+        &mut self,
+        namespace: &str,
+        content: Fingerprint,
+        is_in_place: bool,
+        now: Instant,
+    ) -> Option<Instant> {
+        let Some(held) = self
+            .held
+            .get_mut(namespace)
+            .filter(|held| held.content == content)
+        else {
+            let held = Held {
+                content,
+                is_in_place,
+                lost: 0,
+                lost_at: now,
+                out_until: None,
+            };
+            // What it is to hold is Kagami's own doing.
+            self.held.insert(namespace.to_owned(), held);
+            return None;
+        };
+        if held.is_in_place && !is_in_place {
+            if now.duration_since(held.lost_at) >= FORGIVEN {
+                held.lost = 0;
+            }
+            held.lost = held.lost.saturating_add(1);
+            held.lost_at = now;
+            if let Some(more) = held.lost.checked_sub(BORNE) {
+                let out = (OUT.0 * 2_u32.saturating_pow(more.min(16))).min(OUT.1);
+                held.out_until = Some(now + out);
+            }
+        }
+        held.is_in_place = is_in_place;
+        held.out_until.filter(|until| *until > now)
+    }
+
     /// Returns the namespaces that are to be told of somebody else's Secret, with its UID: of each Secret once, and not
     /// too often where somebody makes one after the other.
     fn untold(&self, foreign: BTreeMap<String, String>, now: Instant) -> Vec<(String, String)> {
@@ -801,7 +873,8 @@ stringData: {username: node, password: PASSWORD}
         }
 
         fn log_in(&self, password: &str) {
-            let configuration = file::load(&self.mirrors.replace("PASSWORD", password), "mirrors.yaml").unwrap();
+            let configuration =
+                file::load(&self.mirrors.replace("PASSWORD", password), "mirrors.yaml").unwrap();
             let namespaces = self.store.snapshot().namespaces.as_ref().clone();
             self.feed.apply(configuration, Keep::All, clock::now()).unwrap();
             self.store.set_namespaces(namespaces);
@@ -831,7 +904,10 @@ stringData: {username: node, password: PASSWORD}
                     is_ours: true,
                     is_immutable: false,
                     is_going: false,
-                    content: due.content.map(|content| stored(&content.config)).unwrap_or_default(),
+                    content: due
+                        .content
+                        .map(|content| stored(&content.config))
+                        .unwrap_or_default(),
                 };
                 self.present.take(match due.step {
                     Step::Create | Step::Change => Event::Changed((due.namespace, found)),
@@ -944,7 +1020,10 @@ stringData: {username: node, password: PASSWORD}
         // As the last leader left it; with another login of the other mirror; and with nothing of this one.
         put("team-0", &all(&other));
         put("team-1", &all(&old));
-        put("team-2", &credentials::docker_config([("other.test/docker.io/", &other)]));
+        put(
+            "team-2",
+            &credentials::docker_config([("other.test/docker.io/", &other)]),
+        );
         let plan = scene.plan();
         let steps: Vec<_> = plan
             .due
@@ -979,16 +1058,21 @@ stringData: {username: node, password: PASSWORD}
             is_going: false,
             content: stored(content),
         };
+        let old = Credentials {
+            username: "a".to_owned(),
+            password: "b".to_owned(),
+        };
+        let of = |key| credentials::docker_config([(key, &old)]);
         for (content, due) in [
-            (r#"{"auths":{"mirror.test/docker.io/":{"username":"a","password":"b"}}}"#, 0),
-            (r#"{"auths":{"theirs.test":{"username":"a","password":"b"}}}"#, 1),
-            ("no configuration", 1),
+            (of("mirror.test/docker.io/"), 0),
+            (of("theirs.test"), 1),
+            (b"no configuration".to_vec(), 1),
         ] {
-            let found = found(content.as_bytes());
+            let found = found(&content);
             scene.present.take(Event::Changed(("team-0".to_owned(), found)));
             let plan = scene.plan();
             let removed = plan.due.iter().filter(|due| due.step == Step::Remove).count();
-            assert_eq!((plan.due.len(), removed), (due, due), "{content}");
+            assert_eq!((plan.due.len(), removed), (due, due), "{content:?}");
         }
     }
 
@@ -1046,6 +1130,65 @@ stringData: {username: node, password: PASSWORD}
         assert_eq!([untold("a"), untold("a"), untold("b")], [1, 0, 0]);
         tokio::time::advance(TOLD).await;
         assert_eq!([untold("a"), untold("b"), untold("b")], [0, 1, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_a_secret_away_again_and_again_is_told_of_once_in_a_while() {
+        let mut scene = Scene::new(2);
+        let plan = scene.plan();
+        scene.carry_out(plan);
+        let ours = scene.present.get("team-0").unwrap().clone();
+        let theirs = Found {
+            is_ours: false,
+            ..ours.clone()
+        };
+        let mut take = |is_ours: bool, seconds: u64| {
+            let found = if is_ours { &ours } else { &theirs };
+            let event = Event::Changed(("team-0".to_owned(), found.clone()));
+            scene.present.take(event);
+            let mut plan = scene.plan_after(Duration::from_secs(seconds));
+            let next = plan.next.is_some();
+            let placed = plan.mirrors.remove("main").unwrap();
+            (placed.in_place.len(), placed.told, next)
+        };
+        let in_place = || (2, Told::InPlace, false);
+        let foreign = || (1, Told::Foreign, false);
+        let out = || (1, Told::Contested, true);
+        assert_eq!(take(true, 0), in_place());
+        for seconds in [1, 2] {
+            assert_eq!(
+                (take(false, seconds), take(true, seconds)),
+                (foreign(), in_place())
+            );
+        }
+        // Whatever becomes of it, the same is told, until he leaves it alone for a while.
+        assert_eq!(
+            (take(false, 3), take(true, 4), take(true, 62)),
+            (out(), out(), out())
+        );
+        assert_eq!(take(true, 64), in_place());
+        assert_eq!((take(false, 65), take(true, 184)), (out(), out()));
+        assert_eq!(take(true, 186), in_place());
+        for seconds in 200..220 {
+            assert_eq!((take(false, seconds), take(true, seconds)), (out(), out()));
+        }
+        let hour = 60 * 60;
+        assert_eq!(
+            (take(true, 218 + hour), take(true, 220 + hour)),
+            (out(), in_place())
+        );
+        // That is forgotten in the end.
+        assert_eq!(take(false, 220 + 3 * hour), foreign());
+        assert_eq!(take(true, 221 + 3 * hour), in_place());
+        // Another login is nobody's doing but Kagami's, and is written at once.
+        for password in ["second", "third", "fourth", "fifth"] {
+            scene.log_in(password);
+            let plan = scene.plan_after(Duration::from_secs(222 + 3 * hour));
+            assert_eq!((plan.due.len(), Scene::told(&plan)), (2, (0, &Told::Placing)));
+            scene.carry_out(plan);
+            let plan = scene.plan_after(Duration::from_secs(223 + 3 * hour));
+            assert_eq!(Scene::told(&plan), (2, &Told::InPlace));
+        }
     }
 
     #[tokio::test]
