@@ -9,7 +9,7 @@ use super::{
     health::Health,
     image::Reference,
     lent::Lent,
-    mirror::{self, Mode},
+    mirror::Mode,
     names::MODE_LABEL,
     owners::LeftAlone,
     routing::{Access, Candidate, MirrorId, Routing},
@@ -103,14 +103,9 @@ impl Snapshot {
         private.all(|mirror| self.serves(*mirror, namespace))
     }
 
-    /// Whether a mirror may be filled with an image for a namespace: it may serve it there, and if its login reads more
-    /// than everybody gets, it is one of those that decide who may have what lies at that place. What it brought would be
-    /// theirs to give away.
+    /// Whether a mirror may be filled with an image for a namespace: it may serve it there.
     pub fn may_fill(&self, candidate: &Candidate, image: &Reference<'_>, namespace: &str) -> bool {
-        let settings = self.routing.mirror(candidate.mirror);
         let access = self.routing.access(candidate, image);
-        let is_public = settings.sources[candidate.source].access == mirror::Access::Public;
-        let decides = is_public || access.private.is_empty() || access.private.contains(&candidate.mirror);
-        decides && self.serves(candidate.mirror, namespace) && self.may_have(&access, namespace)
+        self.serves(candidate.mirror, namespace) && self.may_have(&access, namespace)
     }
 }

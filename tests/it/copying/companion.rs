@@ -526,35 +526,50 @@ async fn a_source_that_loses_its_login_is_read_without_from_then_on() {
     assert!((kagami.metric(COPIED).await - 1.0).abs() < 0.1);
 }
 
-/// Else the namespaces of the longer source would get what only the login of the shorter one may read.
+/// What was wanted while it might be served is not copied any more once another mirror keeps it from that namespace.
 #[tokio::test]
-async fn the_login_of_a_shorter_source_fills_no_place_of_a_longer_private_one() {
+async fn a_mirror_is_filled_with_nothing_that_it_may_not_serve_by_then() {
     let (source, mirror) = (Fake::usual().await, Fake::usual().await);
     for repository in ["acme/secret", "team/a", "team/b"] {
         source.hold(repository, "1", &image(vec![noise(1, 1 << 10)], &json!({})));
     }
-    let team = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}});
-    let private = |prefix: &str| {
+    let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let host = host(source.url());
+    let serving = |namespace: &str, prefix: &str| {
         json!({
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team"}},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
             "sources": [{"prefix": prefix, "access": "Private"}],
         })
     };
-    let host = host(source.url());
-    let below = format!("{host}/acme");
-    let kagami = Kagami::start(&[
-        filled(source.url(), mirror.url(), &private(host)),
-        image_mirror("acme", "mirror.test", &[], mirror.url(), &private(&below)),
-        team,
-    ])
-    .await;
+    let main = |largest: &str| {
+        let mut spec = serving("team", host);
+        spec["copy"] = json!({"maxImageSize": largest});
+        filled(source.url(), mirror.url(), &spec)
+    };
+    let none = || Act::Early(fake::Answer::error(404, "MANIFEST_UNKNOWN", "unknown"));
+    source.set(move |ask| Act::when(ask.path().contains("/acme/"), none()));
+    let kagami = Kagami::start(&[main("1Gi"), namespace("team"), namespace("other")]).await;
     let secret = format!("{host}/acme/secret:1");
+    until(&kagami, &[&secret], &["ImageMissing"]).await;
+    until_counted(&kagami, "ImageMissing").await;
+
+    // Other settings let all that failed be tried anew.
+    source.set(|_| Act::Usual);
+    let before = source.asked().len();
+    let below = format!("{host}/acme");
+    let acme = image_mirror("acme", "mirror.test", &[], mirror.url(), &serving("other", &below));
+    kagami.configure(&text(&[
+        main("2Gi"),
+        acme,
+        namespace("team"),
+        namespace("other"),
+    ]));
     // It would have been the turn of the first one long ago.
     for image in ["a:1", "b:1"] {
         let other = name(source.url(), image);
-        until(&kagami, &[&secret, &other], &["ImageMissing", "Mirrored"]).await;
+        until(&kagami, &[&secret, &other], &["NamespaceNotServed", "Mirrored"]).await;
     }
-    let asked = source.asked();
+    let asked = source.asked().split_off(before);
     assert!(
         !asked.iter().any(|ask| ask.path().contains("/acme/")),
         "{asked:?}"

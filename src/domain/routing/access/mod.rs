@@ -146,7 +146,6 @@ impl Holdings {
         // Of each mirror its longest source.
         found.sort_unstable_by_key(|(holding, _)| (holding.mirror, Reverse(holding.start.len())));
         found.dedup_by_key(|(holding, _)| holding.mirror);
-        let mut private: SmallVec<[(&str, MirrorId); 2]> = SmallVec::new();
         for (holding, rest) in found {
             let mirror = &mirrors[holding.mirror.index()];
             let source = &mirror.sources[holding.source];
@@ -154,25 +153,12 @@ impl Holdings {
                 continue;
             }
             match source.access {
-                mirror::Access::Private => private.push((&source.prefix, holding.mirror)),
+                // Nobody can tell with whose login a copy came: each of them must let it go. Also that with a shorter
+                // prefix, which may have brought it before the other one was there, or pulls it through by itself.
+                mirror::Access::Private => access.private.push(holding.mirror),
                 mirror::Access::Public => {
                     access.asks_upstream |= own.access == mirror::Access::Public && lets_in(mirror, source);
                 }
-            }
-        }
-        // Who has the longest prefix knows best who may have it. Nobody can tell with whose login it came where several
-        // have that one, or where the place is that of several upstreams: all of them must let it go. By components,
-        // what is below a prefix comes right after it.
-        private.sort_unstable_by(|(a, _), (b, _)| a.split('/').cmp(b.split('/')));
-        let mut groups = private.chunk_by(|(a, _), (b, _)| a == b).peekable();
-        while let Some(group) = groups.next() {
-            let (prefix, _) = group[0];
-            let is_outdone = groups.peek().is_some_and(|next| {
-                let rest = next[0].0.strip_prefix(prefix);
-                rest.is_some_and(|rest| rest.starts_with('/'))
-            });
-            if !is_outdone {
-                access.private.extend(group.iter().map(|(_, mirror)| *mirror));
             }
         }
         access

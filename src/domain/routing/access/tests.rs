@@ -160,14 +160,14 @@ fn places_are_compared_whatever_template_and_name_lead_there() {
 }
 
 #[test]
-fn of_several_private_sources_the_longest_decide_and_all_of_them() {
+fn of_several_private_sources_all_decide() {
     let wide = at("wide", "m.io", WHOLE, &[private("ghcr.io")]);
     let a = at("a", "m.io", WHOLE, &[private("ghcr.io/acme")]);
     let b = at("b", "m.io", WHOLE, &[private("ghcr.io/acme")]);
     let all = [wide, a, b];
     for on in ["wide", "a", "b"] {
-        // The copy may have come with the login of either.
-        check(&all, on, "ghcr.io/acme/secret:1", &["a", "b"]);
+        // The copy may have come with the login of each, also before the other sources were there.
+        check(&all, on, "ghcr.io/acme/secret:1", &["a", "b", "wide"]);
     }
     check(&all, "wide", "ghcr.io/other/secret:1", &["wide"]);
 
@@ -183,7 +183,15 @@ fn of_several_private_sources_the_longest_decide_and_all_of_them() {
         ("deep", "quay.io/b"),
     ];
     let mirrors = mirrors.map(|(name, prefix)| at(name, "m.io", "{repository}", &[private(prefix)]));
-    check(&mirrors, "top", "quay.io/b/c:1", &["dash", "deep"]);
+    check(&mirrors, "top", "quay.io/b/c:1", &["dash", "deep", "top"]);
+    // What the wider one leaves alone is no matter of its own.
+    let excluding = Source {
+        exclude: vec!["ghcr.io/acme/**".to_owned()],
+        ..private("ghcr.io")
+    };
+    let acme = at("acme", "m.io", WHOLE, &[private("ghcr.io/acme")]);
+    let wide = at("wide", "m.io", WHOLE, &[excluding]);
+    check(&[acme, wide], "acme", "ghcr.io/acme/secret:1", &["acme"]);
 }
 
 #[test]
