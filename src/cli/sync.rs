@@ -165,7 +165,7 @@ impl Used {
             for candidate in meant {
                 // What lies there may be for others.
                 let access = snapshot.routing.access(candidate, &reference);
-                if !snapshot.may_have(&access, item.namespace) {
+                if snapshot.closed_by(&access, item.namespace).is_some() {
                     continue;
                 }
                 let source = &snapshot.routing.mirror(candidate.mirror).sources[candidate.source];

@@ -97,15 +97,16 @@ impl Snapshot {
                 .is_some_and(|labels| selector.matches(labels))
     }
 
-    /// Whether a namespace may have what lies at a place of a registry, as far as mirrors with private sources tell.
-    pub fn may_have(&self, access: &Access, namespace: &str) -> bool {
+    /// Returns a mirror with a private source that keeps from a namespace what lies at a place of a registry; none where
+    /// the namespace may have it.
+    pub fn closed_by(&self, access: &Access, namespace: &str) -> Option<MirrorId> {
         let mut private = access.private.iter();
-        private.all(|mirror| self.serves(*mirror, namespace))
+        private.find(|mirror| !self.serves(**mirror, namespace)).copied()
     }
 
     /// Whether a mirror may be filled with an image for a namespace: it may serve it there.
     pub fn may_fill(&self, candidate: &Candidate, image: &Reference<'_>, namespace: &str) -> bool {
         let access = self.routing.access(candidate, image);
-        self.serves(candidate.mirror, namespace) && self.may_have(&access, namespace)
+        self.serves(candidate.mirror, namespace) && self.closed_by(&access, namespace).is_none()
     }
 }

@@ -92,6 +92,10 @@ pub(super) fn of(explanation: &Explanation) -> String {
         if let Some(cause) = mirror.cause.as_ref().or_else(|| here?.cause.as_ref()) {
             line("  answer", cause);
         }
+        if let Some(other) = &mirror.closed_by {
+            let kept = "has a private source for what lies at this place, and does not serve the namespace";
+            line("  closed by", &format!("{other}, which {kept}"));
+        }
         line("  verdict", &format!("{} {}", mirror.outcome, mirror.reason));
     }
     line(
