@@ -12,7 +12,7 @@ use super::{
     mirror::Mode,
     names::MODE_LABEL,
     owners::LeftAlone,
-    routing::{Access, Candidate, MirrorId, Routing},
+    routing::{Access, Candidate, Keeper, MirrorId, Routing},
     selector::Labels,
     standing::Standing,
     time::Timestamp,
@@ -97,11 +97,12 @@ impl Snapshot {
                 .is_some_and(|labels| selector.matches(labels))
     }
 
-    /// Returns a mirror with a private source that keeps from a namespace what lies at a place of a registry; none where
-    /// the namespace may have it.
-    pub fn closed_by(&self, access: &Access, namespace: &str) -> Option<MirrorId> {
+    /// Returns who keeps from a namespace what lies at a place of a registry; none where the namespace may have it.
+    pub fn closed_by(&self, access: &Access, namespace: &str) -> Option<Keeper> {
         let mut private = access.private.iter();
-        private.find(|mirror| !self.serves(**mirror, namespace)).copied()
+        let mirror = private.find(|mirror| !self.serves(**mirror, namespace));
+        let mirror = mirror.copied().map(Keeper::Mirror);
+        mirror.or_else(|| access.closed.map(Keeper::Closed))
     }
 
     /// Whether a mirror may be filled with an image for a namespace: it may serve it there.

@@ -222,6 +222,7 @@ impl Feed {
     ) -> Result<SecretFaults, Vec<Unusable>> {
         let Configuration {
             mirrors,
+            closed,
             standings,
             namespaces,
             secrets,
@@ -250,7 +251,7 @@ impl Feed {
             .collect();
         self.store.configure(
             Configured {
-                routing: Routing::compile(routed),
+                routing: Routing::compile_with(routed, &closed),
                 standings,
                 clients,
                 namespaces,

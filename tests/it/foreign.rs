@@ -194,14 +194,16 @@ async fn explain_names_the_mirror_that_keeps_an_image_for_others() {
     });
     let mirrors = [mirror("main", &json!({})), mirror("acme", &acme)];
     let told = run_with(&mirrors, &["explain", "acme/secret:1"]).await;
-    let closed = "\n  closed by acme, which has a private source for what lies at this place, and does not serve the \
-                  namespace\n  verdict   Kept NamespaceNotServed\n";
+    let closed = "\n  closed by acme, which keeps what lies at this place for the namespaces that it serves\n  verdict   \
+                  Kept NamespaceNotServed\n";
     assert_eq!(told.out.matches(closed).count(), 1, "{}", told.out);
     let arguments = ["explain", "acme/secret:1", "--output", "json"];
     let told = run_with(&mirrors, &arguments).await;
     let told: Value = serde_json::from_str(&told.out).unwrap();
     let closed_by: Vec<_> = told["mirrors"].as_array().unwrap().iter().collect();
-    let closed_by = closed_by.iter().map(|mirror| (&mirror["name"], &mirror["closedBy"]));
+    let closed_by = closed_by
+        .iter()
+        .map(|mirror| (&mirror["name"], &mirror["closedBy"]));
     assert_eq!(
         closed_by.collect::<Vec<_>>(),
         [(&json!("main"), &json!("acme")), (&json!("acme"), &Value::Null)]

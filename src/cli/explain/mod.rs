@@ -357,7 +357,9 @@ fn explain(
             fault_cause: health.cause.as_deref().map(Into::into),
             outcome: candidate.outcome.as_str(),
             reason: candidate.reason.as_str(),
-            closed_by: candidate.closed_by.map(name),
+            closed_by: candidate
+                .closed_by
+                .map(|keeper| snapshot.routing.keeper(keeper).to_owned()),
             cause: decision
                 .cause
                 .as_deref()

@@ -93,7 +93,7 @@ pub(super) fn of(explanation: &Explanation) -> String {
             line("  answer", cause);
         }
         if let Some(other) = &mirror.closed_by {
-            let kept = "has a private source for what lies at this place, and does not serve the namespace";
+            let kept = "keeps what lies at this place for the namespaces that it serves";
             line("  closed by", &format!("{other}, which {kept}"));
         }
         line("  verdict", &format!("{} {}", mirror.outcome, mirror.reason));

@@ -246,6 +246,7 @@ impl Follower {
     fn configure(&mut self) {
         let configuration = Configuration {
             mirrors: self.mirrors.forms().cloned().collect(),
+            closed: self.mirrors.closed().cloned().collect(),
             namespaces: self.namespaces.all(),
             secrets: self.secrets.all(),
             // What statuses tell is for decisions, of which there are none here.
@@ -379,6 +380,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::domain::{image::Reference, routing::Keeper};
 
     /// A follower, and those who hear of what it does.
     struct Scene {
@@ -562,8 +564,15 @@ mod tests {
         assert_eq!(scene.heard(), (true, false));
         let now = scene.follower.store.snapshot();
         let labels: Vec<_> = now.namespaces["blue"].iter().collect();
-        let expected = [(MODE_LABEL, "off"), ("team", "blue")].map(|(key, value)| (key.to_owned(), value.to_owned()));
-        assert_eq!(labels, expected.iter().map(|(key, value)| (key, value)).collect::<Vec<_>>());
+        let expected =
+            [(MODE_LABEL, "off"), ("team", "blue")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(
+            labels,
+            expected
+                .iter()
+                .map(|(key, value)| (key, value))
+                .collect::<Vec<_>>()
+        );
         // A status alone is for the view.
         scene.follower.take_mirror(Event::Changed(mirror(2, &json!({}))));
         assert_eq!(scene.heard(), (false, true));
@@ -575,7 +584,20 @@ mod tests {
         scene.follower.take_mirror(Event::Changed(faulty));
         assert_eq!(scene.heard(), (false, true));
         assert_eq!(scene.view().mirrors["main"].document.faults.len(), 1);
+        // What never was good has no form to stay in force, and closes what it may hold.
+        let mut private = mirror(5, &json!({"mode": "Sometimes"}));
+        private.metadata.name = "private".to_owned();
+        private.spec["sources"][0]["access"] = "Private".into();
+        scene.follower.take_mirror(Event::Changed(private));
+        assert_eq!(scene.heard(), (true, true));
         let now = scene.follower.store.snapshot();
+        let nginx = Reference::parse("nginx").unwrap();
+        let candidates = now.routing.candidates(nginx.key().by_ref().name());
+        let access = now.routing.access(&candidates.ordered[0], &nginx);
+        let keeper = access
+            .closed
+            .map(|closed| now.routing.keeper(Keeper::Closed(closed)));
+        assert_eq!(keeper, Some("private"));
         let priorities: Vec<_> = now.routing.mirrors().map(|(_, mirror)| mirror.priority).collect();
         assert_eq!(priorities, [7]);
     }

@@ -27,7 +27,7 @@ use super::{
     pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Found, Index, Judgement, Proof, Rules},
     reason::{Outcome, Reason},
-    routing::{self, MirrorId, Routing},
+    routing::{self, Keeper, MirrorId, Routing},
     snapshot::Snapshot,
     time::Timestamp,
 };
@@ -132,7 +132,7 @@ struct Asked {
     mode: Mode,
     wanted: Wanted,
     verdict: Verdict,
-    closed_by: Option<MirrorId>,
+    closed_by: Option<Keeper>,
 }
 
 #[derive(Debug)]
@@ -198,7 +198,7 @@ pub struct CandidateDecision {
     pub reason: Reason,
     /// Another mirror, whose private source keeps what lies at that place for namespaces that it serves, where that is
     /// the reason.
-    pub closed_by: Option<MirrorId>,
+    pub closed_by: Option<Keeper>,
 }
 
 /// Decides all that is known about a Pod's images.
@@ -622,7 +622,7 @@ impl Decision<'_> {
 
     /// Returns the mirror that keeps the image from the namespace, where that is the reason: another one than the mirror
     /// that was asked.
-    pub fn closed_by(&self) -> Option<MirrorId> {
+    pub fn closed_by(&self) -> Option<Keeper> {
         let mut candidates = self.candidates.iter();
         let asked = candidates.find(|candidate| Some(candidate.mirror) == self.mirror)?;
         asked.closed_by.filter(|_| self.reason == asked.reason)

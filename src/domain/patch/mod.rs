@@ -19,7 +19,7 @@ use super::{
     names::{DECISIONS_ANNOTATION, PULL_SECRET},
     pod::{ANNOTATIONS_LIMIT, Annotations, Pod},
     reason::Outcome,
-    routing::{MirrorId, Routing},
+    routing::{Keeper, Routing},
 };
 
 /// How large a Pod may become; etcd's own limit is 1.5 MiB.
@@ -221,10 +221,10 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
 }
 
 /// Appends which other mirror keeps an image from the namespace, if one does.
-fn push_closed_by(text: &mut String, routing: &Routing, mirror: Option<MirrorId>) {
-    if let Some(mirror) = mirror {
+fn push_closed_by(text: &mut String, routing: &Routing, keeper: Option<Keeper>) {
+    if let Some(keeper) = keeper {
         text.push_str(r#",\"closedBy\":\""#);
-        push_escaped_twice(text, &routing.mirror(mirror).name);
+        push_escaped_twice(text, routing.keeper(keeper));
         text.push_str(r#"\""#);
     }
 }

@@ -25,7 +25,7 @@ use super::{
 
 mod access;
 
-pub use access::Access;
+pub use access::{Access, Closed, ClosedId};
 
 /// How many mirrors are named that stand in one's way.
 const OVERLAPS: usize = 3;
@@ -40,6 +40,7 @@ pub struct Routing {
     mirrors: Vec<Mirror>,
     nodes: HashMap<Box<str>, Node, RandomState>,
     holdings: Holdings,
+    closed: Vec<Closed>,
     /// The mirrors from which each is not separated, in the routing's order.
     not_separated: Vec<Vec<MirrorId>>,
 }
@@ -50,6 +51,15 @@ struct Node {
     registries: Vec<MirrorId>,
     /// Sources that have this prefix.
     sources: Vec<(MirrorId, usize)>,
+}
+
+/// Who keeps from a namespace what lies at a place of a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    /// A mirror with a private source for it, which does not serve the namespace.
+    Mirror(MirrorId),
+    /// One of which no good form is known.
+    Closed(ClosedId),
 }
 
 /// A mirror that has a source for an image.
@@ -106,8 +116,13 @@ impl Mirror {
 }
 
 impl Routing {
-    /// Compiles mirrors.
+    /// Compiles mirrors, all of which are known in a good form.
     pub fn compile(mirrors: Vec<Mirror>) -> Self {
+        Self::compile_with(mirrors, &[])
+    }
+
+    /// Compiles mirrors, beside others of which no good form is known.
+    pub fn compile_with(mirrors: Vec<Mirror>, closed: &[Closed]) -> Self {
         let mut nodes: HashMap<Box<str>, Node, RandomState> = HashMap::default();
         for (id, mirror) in (0..).map(MirrorId).zip(&mirrors) {
             let registry = normalised(&mirror.mapping.registry);
@@ -120,13 +135,22 @@ impl Routing {
                     .push((id, index));
             }
         }
-        let holdings = Holdings::of(&mirrors);
+        let holdings = Holdings::of(&mirrors, closed);
         let not_separated = access::not_separated(&mirrors);
         Self {
             mirrors,
             nodes,
             holdings,
+            closed: closed.to_vec(),
             not_separated,
+        }
+    }
+
+    /// Returns the name of the mirror that keeps something from a namespace.
+    pub fn keeper(&self, keeper: Keeper) -> &str {
+        match keeper {
+            Keeper::Mirror(mirror) => &self.mirror(mirror).name,
+            Keeper::Closed(ClosedId(position)) => self.closed.get(position).map_or("", |closed| &closed.name),
         }
     }
 
@@ -306,10 +330,10 @@ impl Routing {
     }
 }
 
-/// What is compiled follows from the mirrors.
+/// What is compiled follows from the mirrors, and from what is closed.
 impl PartialEq for Routing {
     fn eq(&self, other: &Self) -> bool {
-        self.mirrors == other.mirrors
+        self.mirrors == other.mirrors && self.closed == other.closed
     }
 }
 

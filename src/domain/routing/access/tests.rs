@@ -5,7 +5,7 @@ use crate::domain::{
     examples::mirror,
     mapping::Mapping,
     mirror::Mode,
-    routing::Routing,
+    routing::{Keeper, Routing},
     selector::{Operator, Requirement, Selector},
 };
 
@@ -78,7 +78,7 @@ fn a_private_source_decides_wherever_its_images_lie() {
 
     // Whatever it does by now, what it copied is there still.
     let off = Mirror {
-        mode: mirror::Mode::Off,
+        mode: Mode::Off,
         ..acme.clone()
     };
     check(&[main.clone(), off], "main", "ghcr.io/acme/secret:1", &["acme"]);
@@ -218,6 +218,50 @@ fn a_source_of_one_repository_is_found_whatever_follows_its_name() {
                 check(&both, "main", "ghcr.io/acme/open:1", &[]);
                 check(&both, "main", "ghcr.io/other:1", &["acme"]);
             }
+        }
+    }
+}
+
+#[test]
+fn what_a_mirror_without_a_good_form_may_have_put_there_is_for_nobody() {
+    let closed = |registry: &str, template: &str, prefixes: Option<&[&str]>| Closed {
+        name: "acme".to_owned(),
+        mapping: Mapping {
+            registry: registry.parse().unwrap(),
+            template: template.parse().unwrap(),
+        },
+        prefixes: prefixes.map(|prefixes| prefixes.iter().map(|prefix| (*prefix).to_owned()).collect()),
+    };
+    let main = at("main", "m.io", WHOLE, &[public("docker.io"), public("ghcr.io")]);
+    let wide: &[&str] = &["quay.io", "ghcr.io/acme"];
+    for (closed, images) in [
+        (closed("M.io:443", WHOLE, Some(wide)), [true, true, false, false]),
+        (
+            closed("m.io/ghcr.io", "{repository}", Some(&["ghcr.io/acme"])),
+            [true, true, false, false],
+        ),
+        (
+            closed("m.io/ghcr.io", "{repository}", None),
+            [true, true, true, false],
+        ),
+        (closed("m.io", WHOLE, None), [true; 4]),
+        (closed("n.io", WHOLE, None), [false; 4]),
+        (closed("m.io/path", WHOLE, None), [false; 4]),
+    ] {
+        let routing = Routing::compile_with(vec![main.clone()], std::slice::from_ref(&closed));
+        let names = [
+            "ghcr.io/acme/secret:1",
+            "ghcr.io/acme:1",
+            "ghcr.io/acmeister/open:1",
+            "nginx",
+        ];
+        for (image, expected) in names.into_iter().zip(images) {
+            let reference = Reference::parse(image).unwrap();
+            let key = reference.key();
+            let candidates = routing.candidates(key.by_ref().name());
+            let access = routing.access(&candidates.ordered[0], &reference);
+            let keeper = access.closed.map(|id| routing.keeper(Keeper::Closed(id)));
+            assert_eq!(keeper, expected.then_some("acme"), "{image}, {closed:?}");
         }
     }
 }
