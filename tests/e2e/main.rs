@@ -112,7 +112,7 @@ const TESTS: &[Test<Cluster>] = tests![
     copies::a_source_whose_secret_is_missing_is_not_read_as_nobody,
     copies::a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has,
     copies::sync_brings_what_running_pods_use,
-    copies::what_everybody_gets_is_read_as_nobody_by_sync,
+    copies::sync_reads_upstream_with_no_login_of_the_person,
     pull_secrets::a_login_stands_where_its_mirror_serves_and_nowhere_else,
     pull_secrets::what_stands_there_already_is_somebodys_or_kagamis,
     pull_secrets::without_the_flag_none_is_placed,
