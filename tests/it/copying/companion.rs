@@ -557,13 +557,14 @@ async fn a_mirror_is_filled_with_nothing_that_it_may_not_serve_by_then() {
     source.set(|_| Act::Usual);
     let before = source.asked().len();
     let below = format!("{host}/acme");
-    let acme = image_mirror("acme", "mirror.test", &[], mirror.url(), &serving("other", &below));
-    kagami.configure(&text(&[
-        main("2Gi"),
-        acme,
-        namespace("team"),
-        namespace("other"),
-    ]));
+    let acme = image_mirror(
+        "acme",
+        "mirror.test",
+        &[],
+        mirror.url(),
+        &serving("other", &below),
+    );
+    kagami.configure(&text(&[main("2Gi"), acme, namespace("team"), namespace("other")]));
     // It would have been the turn of the first one long ago.
     for image in ["a:1", "b:1"] {
         let other = name(source.url(), image);
