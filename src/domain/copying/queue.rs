@@ -367,6 +367,15 @@ impl Queue {
         self.count = count;
     }
 
+    /// Whether an image is the only one that is under way of the namespace whose turn it was.
+    pub fn is_only_one(&self, key: &ImageKey) -> bool {
+        let Some(namespace) = self.under_way.get(key) else {
+            return false;
+        };
+        let of_namespace = self.under_way.values().filter(|other| *other == namespace);
+        of_namespace.count() == 1
+    }
+
     /// Returns the namespace whose turn it was when an image that is under way was picked.
     pub fn turn_of(&self, key: &ImageKey) -> Option<&str> {
         self.under_way.get(key).map(|namespace| &**namespace)
@@ -681,6 +690,16 @@ mod tests {
         assert_eq!(queue.next(THREE, at(0)), Some(key("b:1")));
         queue.settled(&key("a:1"));
         assert_eq!(queue.next(THREE, at(0)), Some(key("a:4")));
+        // Where there is room for newcomers alone.
+        let one = Share { at_once: 1, ..ALL };
+        queue.add("a", &key("a:5"), at(0));
+        queue.add("b", &key("b:2"), at(0));
+        assert_eq!(queue.next(one, at(0)), None);
+        queue.add("c", &key("c:1"), at(0));
+        queue.add("c", &key("c:2"), at(0));
+        assert_eq!(queue.next(one, at(0)), Some(key("c:1")));
+        assert!(queue.is_only_one(&key("c:1")) && !queue.is_only_one(&key("a:4")));
+        assert_eq!(queue.next(one, at(0)), None);
     }
 
     #[test]

@@ -469,6 +469,58 @@ async fn copies_into_all_mirrors_together_have_a_bound_and_each_mirror_has_one()
     assert!(under_way.iter().all(|copies| *copies > 0.5), "{under_way:?}");
 }
 
+/// However many large images others have under way.
+#[tokio::test]
+async fn a_namespace_that_has_nothing_under_way_waits_for_no_other_one() {
+    let source = Fake::usual().await;
+    let hangs = |ask: &fake::Ask| {
+        let is_layer = ask
+            .headers
+            .get("content-length")
+            .is_some_and(|length| length.len() > 6);
+        ask.is("PUT", Kind::Upload) && is_layer && !ask.path().contains("/team/new/")
+    };
+    let mirror = Fake::start(move |ask| Act::when(hangs(ask), Act::Stall(1000))).await;
+    for (seed, image_of) in (1..).zip(["a1", "a2", "a3", "b", "b2", "new"]) {
+        let image = image(vec![noise(seed, 1 << 20)], &json!({}));
+        source.hold(&format!("team/{image_of}"), "1", &image);
+    }
+    let kagami = Kagami::start(&[filled(source.url(), mirror.url(), &json!({}))]).await;
+    let asks = async |namespace: &'static str, images: &[&str], expected: &str| {
+        let names: Vec<String> = images
+            .iter()
+            .map(|image| name(source.url(), &format!("{image}:1")))
+            .collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let caller = kagami.connect().await.in_no_hurry();
+        let mut caller = caller.in_namespace(namespace);
+        let expected = vec![expected; names.len()];
+        kagami.until_by(&mut caller, &names, &expected, LONG).await;
+    };
+    let under_way = async |expected: f64| {
+        eventually(&format!("{expected} are under way"), LONG, async || {
+            let copies = kagami.metric("kagami_copies_under_way{mirror=\"main\"}").await;
+            ((copies - expected).abs() < 0.1)
+                .then_some(())
+                .ok_or_else(|| kagami.log())
+        })
+        .await;
+    };
+    asks("a", &["a1", "a2", "a3"], "ImageMissing").await;
+    under_way(3.0).await;
+    asks("b", &["b"], "ImageMissing").await;
+    under_way(4.0).await;
+    asks("c", &["new"], "Mirrored").await;
+    // Who has something under way waits.
+    asks("b", &["b2"], "ImageMissing").await;
+    eventually("it waits", LONG, async || {
+        let waiting = kagami.metric("kagami_copies_waiting{mirror=\"main\"}").await;
+        (waiting > 0.5).then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+    under_way(4.0).await;
+}
+
 /// What is taken away is out of use at once, for what is under way too.
 #[tokio::test]
 async fn a_source_that_loses_its_login_is_read_without_from_then_on() {
