@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, error::Error};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use kube::ResourceExt as _;
+use serde_json::Value;
 
 use super::{
     Fault,
@@ -20,6 +21,7 @@ use crate::domain::{
         RescuePolicy, Source, Tags, Trust,
     },
     platform::Platforms,
+    routing::Closed,
     selector::{Operator, Requirement, Selector},
     source::{also_meant, check_glob, is_host, may_match_below, normalise_prefix},
 };
@@ -112,6 +114,47 @@ pub fn mirror(resource: &ImageMirror) -> Result<(Mirror, Connection), Vec<Fault>
         runs_in,
     };
     Ok((mirror, connection))
+}
+
+/// Returns what an ImageMirror that is not taken may have put in its registry for namespaces of its own, read from
+/// whatever can be read of it: an earlier form may have done so. None if that is nothing, or if not even its registry can
+/// be read.
+pub fn closed(name: &str, spec: &Value) -> Option<Closed> {
+    let registry: MirrorRegistry = spec["registry"].as_str()?.parse().ok()?;
+    let usual = api::default_repository();
+    let template = match &spec["repository"] {
+        Value::Null => Some(&*usual),
+        text => text.as_str(),
+    };
+    let template: Option<Template> = template.and_then(|text| text.parse().ok());
+    let is_hosted = spec["kind"] == "Hosted";
+    let is_for_everybody = |source: &Value| match source["access"].as_str() {
+        _ if !source.is_object() => false,
+        // Into a Hosted one only what everybody gets is copied then.
+        Some("Public") => is_hosted || source["credentials"].is_null(),
+        _ => source["access"].is_null() && source["credentials"].is_null(),
+    };
+    let prefixes = |source: &Value| {
+        let prefix = normalise_prefix(source["prefix"].as_str()?).ok()?;
+        Some(also_meant(&prefix).into_iter().chain([prefix]))
+    };
+    let sources = spec["sources"].as_array().and_then(|sources| {
+        let kept = sources.iter().filter(|source| !is_for_everybody(source));
+        let prefixes: Option<Vec<_>> = kept.map(prefixes).collect();
+        Some(prefixes?.into_iter().flatten().collect::<Vec<String>>())
+    });
+    let prefixes = sources.filter(|_| template.is_some());
+    if prefixes.as_ref().is_some_and(Vec::is_empty) {
+        return None;
+    }
+    Some(Closed {
+        name: name.to_owned(),
+        mapping: Mapping {
+            registry,
+            template: template.or_else(|| usual.parse().ok())?,
+        },
+        prefixes,
+    })
 }
 
 /// Returns every Secret that a resource names, with the path of the field that does.
@@ -534,5 +577,75 @@ fn operator(expression: &LabelSelectorRequirement) -> Result<Operator, (&'static
             Err(("values", format!("{} takes no values", expression.operator)))
         }
         _ => Ok(operator),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Checks what is kept for nobody: the prefixes, `everything` or nothing at all.
+    #[track_caller]
+    fn check(more: Value, expected: Option<&[&str]>) {
+        let mut spec = json!({
+            "registry": "mirror.test/path", "kind": "Hosted", "mode": "Sometimes",
+            "sources": [{"prefix": "GHCR.io/acme", "credentials": {"secretRef": {"name": "acme"}}}],
+        });
+        for (field, value) in more.as_object().unwrap() {
+            spec[field] = value.clone();
+        }
+        let closed = closed("acme", &spec);
+        let prefixes = closed.as_ref().map(|closed| {
+            let prefixes = closed.prefixes.as_ref();
+            prefixes.map_or(vec!["everything"], |prefixes| {
+                prefixes.iter().map(String::as_str).collect()
+            })
+        });
+        assert_eq!(prefixes.as_deref(), expected, "{spec}");
+    }
+
+    #[test]
+    fn of_what_is_not_taken_everything_is_closed_that_may_not_be_for_everybody() {
+        check(json!({}), Some(&["ghcr.io/acme"]));
+        check(
+            json!({"sources": [{"prefix": "ghcr.io", "access": "Private"}]}),
+            Some(&["ghcr.io"]),
+        );
+        let hub = json!([{"prefix": "docker.io/redis", "access": "Secret"}, {"prefix": "quay.io"}]);
+        check(
+            json!({"sources": hub}),
+            Some(&["docker.io/library/redis", "docker.io/redis"]),
+        );
+        // What is for everybody closes nothing, unless a login may have brought it that reads more.
+        check(
+            json!({"sources": [{"prefix": "ghcr.io"}, {"prefix": "quay.io", "access": "Public"}]}),
+            None,
+        );
+        let paid =
+            json!([{"prefix": "docker.io", "access": "Public", "credentials": {"secretRef": {"name": "a"}}}]);
+        check(json!({"sources": paid}), None);
+        check(
+            json!({"sources": paid, "kind": "PullThrough"}),
+            Some(&["docker.io"]),
+        );
+        check(json!({"sources": paid, "kind": "Other"}), Some(&["docker.io"]));
+        // Where it cannot be told what.
+        let everything: Option<&[&str]> = Some(&["everything"]);
+        check(json!({"sources": "ghcr.io/acme"}), everything);
+        check(json!({"sources": ["ghcr.io/acme"]}), everything);
+        check(
+            json!({"sources": [{"prefix": 1, "access": "Private"}]}),
+            everything,
+        );
+        check(
+            json!({"sources": [{"prefix": "ghcr.io/*", "access": "Private"}]}),
+            everything,
+        );
+        check(json!({"repository": "{name}"}), everything);
+        check(json!({"repository": "{repository}"}), Some(&["ghcr.io/acme"]));
+        check(json!({"registry": "no registry"}), None);
+        check(json!({"registry": null}), None);
     }
 }

@@ -171,7 +171,7 @@ pub struct ImageMirrorSpec {
     pub exclude_owners: Option<Vec<Owner>>,
 }
 
-fn default_repository() -> String {
+pub(super) fn default_repository() -> String {
     "{registry}/{repository}".to_owned()
 }
 

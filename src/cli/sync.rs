@@ -20,7 +20,7 @@ use super::{
 use crate::{
     domain::{
         image::Reference,
-        mirror::{Access, Kind, Mode},
+        mirror::{Kind, Mode},
         original::restore,
         routing::MirrorId,
         snapshot::Snapshot,
@@ -77,11 +77,11 @@ pub(super) async fn run(arguments: SyncArguments) -> anyhow::Result<()> {
         output::complain("no running Pod uses an image that one of these mirrors has for it");
         return Ok(());
     }
-    for (mirror, image, whose) in used.in_order() {
+    for (mirror, image) in used.in_order() {
         let Some(into) = destinations.get(&mirror) else {
             continue;
         };
-        copies.add(&image, into, whose, |job| {
+        copies.add(&image, into, Whose::Sources, |job| {
             if let Some(copying) = &into.mirror.copying {
                 job.platforms = copying.platforms;
                 job.referrers = copying.referrers;
@@ -123,7 +123,8 @@ async fn destinations(
         // What is configured is what the snapshot was made of.
         if let Some(id) = snapshot.routing.find(&found.0.name) {
             let routing = Arc::clone(&snapshot.routing);
-            let destination = copies.destination(routing, found.clone(), &secrets).await?;
+            let mut destination = copies.destination(routing, found.clone(), &secrets).await?;
+            destination.read_sources(&found.1.source_secrets, &secrets).await;
             destinations.insert(id, destination);
         }
     }
@@ -133,7 +134,7 @@ async fn destinations(
 /// The images that Pods use and mirrors have for them, with how many do.
 #[derive(Default)]
 struct Used {
-    images: BTreeMap<(String, MirrorId), (usize, Whose)>,
+    images: BTreeMap<(String, MirrorId), usize>,
     unreadable: usize,
 }
 
@@ -158,33 +159,20 @@ impl Used {
             if candidates.names_mirror {
                 continue;
             }
-            let meant = candidates
-                .ordered
-                .iter()
-                .filter(|of| into.contains_key(&of.mirror) && snapshot.serves(of.mirror, item.namespace));
+            let meant = candidates.ordered.iter().filter(|of| {
+                into.contains_key(&of.mirror) && snapshot.may_fill(of, &reference, item.namespace)
+            });
             for candidate in meant {
-                // What lies there may be for others.
-                let access = snapshot.routing.access(candidate, &reference);
-                if !snapshot.may_have(&access, item.namespace) {
-                    continue;
-                }
-                let source = &snapshot.routing.mirror(candidate.mirror).sources[candidate.source];
-                let whose = match source.access {
-                    Access::Private => Whose::Persons,
-                    Access::Public => Whose::Anybodys,
-                };
                 let key = (key.to_string(), candidate.mirror);
-                let (uses, _) = self.images.entry(key).or_insert((0, whose));
-                *uses += 1;
+                *self.images.entry(key).or_default() += 1;
             }
         }
     }
 
     /// Returns what is to be copied, the most used first.
-    fn in_order(self) -> impl Iterator<Item = (MirrorId, String, Whose)> {
+    fn in_order(self) -> impl Iterator<Item = (MirrorId, String)> {
         let mut images: Vec<_> = self.images.into_iter().collect();
-        images.sort_by_key(|(_, (uses, _))| Reverse(*uses));
-        let images = images.into_iter();
-        images.map(|((image, id), (_, whose))| (id, image, whose))
+        images.sort_by_key(|(_, uses)| Reverse(*uses));
+        images.into_iter().map(|((image, id), _)| (id, image))
     }
 }

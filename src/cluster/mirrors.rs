@@ -12,11 +12,11 @@ use super::{
 };
 use crate::{
     api::{
-        mirror::Connection,
+        mirror::{Connection, closed},
         newer::{Reading, Unknown},
         v1alpha1::ImageMirrorStatus,
     },
-    domain::{mirror::Mirror, presence::Version},
+    domain::{mirror::Mirror, presence::Version, routing::Closed},
 };
 
 /// What an ImageMirror says.
@@ -31,6 +31,8 @@ pub struct Document {
     pub status: ImageMirrorStatus,
     /// What it says, or said when it last was good; none if it never was since it is watched.
     pub form: Option<Form>,
+    /// What is kept for nobody while there is no form of it, as far as it can be read.
+    pub closed: Option<Closed>,
     /// What is wrong with it as it is now.
     pub faults: Vec<String>,
     /// What this program does not know of it.
@@ -75,12 +77,16 @@ impl Document {
             Ok(form) => (Some(form), Vec::new()),
             Err(faults) => (before.cloned(), faults),
         };
+        let closed = form
+            .is_none()
+            .then(|| closed(&object.metadata.name, &object.spec));
         Self {
             uid: object.metadata.uid.clone(),
             version: version(&object.metadata.resource_version),
             generation: object.metadata.generation,
             status,
             form,
+            closed: closed.flatten(),
             faults,
             unknown,
         }
@@ -100,7 +106,8 @@ impl Mirrors {
         let event = event.map(|object| {
             let before = documents.get(&object.metadata.name).map(AsRef::as_ref);
             let document = Document::read(&self.reader, &object, before, check);
-            same_form = before.is_some_and(|before| before.form == document.form);
+            same_form =
+                before.is_some_and(|before| before.form == document.form && before.closed == document.closed);
             (object.metadata.name, Arc::new(document))
         });
         let goes = matches!(event, Event::Deleted(_) | Event::ListedAll { .. });
@@ -128,6 +135,11 @@ impl Mirrors {
     /// Returns what is in force.
     pub fn forms(&self) -> impl Iterator<Item = &Form> {
         self.iter().filter_map(|(_, document)| document.form.as_ref())
+    }
+
+    /// Returns what is kept for nobody, of those that never were good since they are watched.
+    pub fn closed(&self) -> impl Iterator<Item = &Closed> {
+        self.iter().filter_map(|(_, document)| document.closed.as_ref())
     }
 }
 
@@ -193,6 +205,37 @@ mod tests {
         check(Some(2), true, Some(2), 0);
         let change = mirrors.take(Event::Deleted(object(9, Some(2), &[])), refused);
         assert!(change.forms && priority(&mirrors).is_none());
+    }
+
+    /// Else a process that begins while an ImageMirror has a fault would give its private copies to everybody.
+    #[test]
+    fn what_never_was_good_is_closed_until_it_is_or_goes() {
+        let mut mirrors = Mirrors::default();
+        let private = |version: u64, mode: &str, prefix: &str| {
+            let mut object = object(version, Some(1), &[]);
+            object.spec["mode"] = json!(mode);
+            object.spec["sources"] = json!([{"prefix": prefix, "access": "Private"}]);
+            object.spec["namespaceSelector"] = json!({"matchLabels": {"a": "b"}});
+            object
+        };
+        let mut take = |event: Event<Object>| {
+            let change = mirrors.take(event, |_, _| Ok(()));
+            let closed: Vec<_> = mirrors
+                .closed()
+                .map(|closed| closed.prefixes.clone().unwrap())
+                .collect();
+            (change.forms, closed.concat(), mirrors.forms().count())
+        };
+        let of = |prefix: &str| vec![prefix.to_owned()];
+        let changed = |version, mode, prefix| Event::Changed(private(version, mode, prefix));
+        assert_eq!(take(changed(1, "Sometimes", "ghcr.io")), (true, of("ghcr.io"), 0));
+        assert_eq!(take(changed(2, "Never", "ghcr.io")), (false, of("ghcr.io"), 0));
+        assert_eq!(take(changed(3, "Never", "quay.io")), (true, of("quay.io"), 0));
+        assert_eq!(take(changed(4, "Enforce", "quay.io")), (true, Vec::new(), 1));
+        // Its last good form holds what it held.
+        assert_eq!(take(changed(5, "Never", "quay.io")), (false, Vec::new(), 1));
+        let gone = Event::Deleted(private(6, "Never", "quay.io"));
+        assert_eq!(take(gone), (true, Vec::new(), 0));
     }
 
     #[test]

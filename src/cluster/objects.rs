@@ -46,6 +46,9 @@ pub struct Metadata {
     pub labels: Option<Labels>,
     #[serde(default)]
     pub annotations: Option<Annotations>,
+    /// Since when it is being deleted, if it is.
+    #[serde(default)]
+    pub deletion_timestamp: Option<String>,
 }
 
 /// The annotations that matter here.

@@ -178,6 +178,19 @@ pub fn docker_config<'a>(logins: impl IntoIterator<Item = (&'a str, &'a Credenti
     json!({"auths": auths}).to_string().into_bytes()
 }
 
+/// Returns the logins of such a configuration, by key; none where it has another form than [`docker_config`] writes.
+pub fn logins(config: &[u8]) -> BTreeMap<String, Credentials> {
+    let config = serde_json::from_slice::<Value>(config).unwrap_or_default();
+    let auths = config.get("auths").and_then(Value::as_object);
+    let login = |(key, user): (&String, &Value)| {
+        let text = |of: &str| Some(user.get(of)?.as_str()?.to_owned());
+        let [username, password] = USER_KEYS.map(text);
+        let (username, password) = (username?, password?);
+        Some((key.clone(), Credentials { username, password }))
+    };
+    auths.into_iter().flatten().filter_map(login).collect()
+}
+
 impl Secret {
     /// Returns a Secret with a Docker configuration.
     pub fn docker_config(content: Vec<u8>) -> Self {
@@ -292,6 +305,29 @@ mod tests {
         Credentials {
             username: name.to_owned(),
             password: String::new(),
+        }
+    }
+
+    #[test]
+    fn logins_are_read_as_they_were_written() {
+        let user = |name: &str| Credentials {
+            username: name.to_owned(),
+            password: format!("{name}'s \"word\""),
+        };
+        let (a, b) = (user("a"), user("b"));
+        let written = docker_config([("a.test/x/", &a), ("b.test", &b)]);
+        let read = logins(&written);
+        assert_eq!(
+            read,
+            [("a.test/x/".to_owned(), a), ("b.test".to_owned(), b)].into()
+        );
+        for other in [
+            r#"{"auths":{"a.test":{"auth":"YTpi"}}}"#,
+            r#"{"auths":[]}"#,
+            "{}",
+            "no",
+        ] {
+            assert!(logins(other.as_bytes()).is_empty(), "{other}");
         }
     }
 

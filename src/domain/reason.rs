@@ -64,7 +64,7 @@ closed_list! {
         NoMirror,
         /// The mirror's source excludes this image.
         Excluded,
-        /// The mirror does not serve this namespace.
+        /// The mirror does not serve this namespace, or another one keeps the image for the namespaces that it serves.
         NamespaceNotServed,
         /// The mirror, the namespace or the Pod is switched off.
         ModeOff,

@@ -9,10 +9,10 @@ use super::{
     health::Health,
     image::Reference,
     lent::Lent,
-    mirror::{self, Mode},
+    mirror::Mode,
     names::MODE_LABEL,
     owners::LeftAlone,
-    routing::{Access, Candidate, MirrorId, Routing},
+    routing::{Access, Candidate, Keeper, MirrorId, Routing},
     selector::Labels,
     standing::Standing,
     time::Timestamp,
@@ -97,20 +97,17 @@ impl Snapshot {
                 .is_some_and(|labels| selector.matches(labels))
     }
 
-    /// Whether a namespace may have what lies at a place of a registry, as far as mirrors with private sources tell.
-    pub fn may_have(&self, access: &Access, namespace: &str) -> bool {
+    /// Returns who keeps from a namespace what lies at a place of a registry; none where the namespace may have it.
+    pub fn closed_by(&self, access: &Access, namespace: &str) -> Option<Keeper> {
         let mut private = access.private.iter();
-        private.all(|mirror| self.serves(*mirror, namespace))
+        let mirror = private.find(|mirror| !self.serves(**mirror, namespace));
+        let mirror = mirror.copied().map(Keeper::Mirror);
+        mirror.or_else(|| access.closed.map(Keeper::Closed))
     }
 
-    /// Whether a mirror may be filled with an image for a namespace: it may serve it there, and if its login reads more
-    /// than everybody gets, it is one of those that decide who may have what lies at that place. What it brought would be
-    /// theirs to give away.
+    /// Whether a mirror may be filled with an image for a namespace: it may serve it there.
     pub fn may_fill(&self, candidate: &Candidate, image: &Reference<'_>, namespace: &str) -> bool {
-        let settings = self.routing.mirror(candidate.mirror);
         let access = self.routing.access(candidate, image);
-        let is_public = settings.sources[candidate.source].access == mirror::Access::Public;
-        let decides = is_public || access.private.is_empty() || access.private.contains(&candidate.mirror);
-        decides && self.serves(candidate.mirror, namespace) && self.may_have(&access, namespace)
+        self.serves(candidate.mirror, namespace) && self.closed_by(&access, namespace).is_none()
     }
 }

@@ -186,7 +186,7 @@ impl Filling {
 }
 
 /// Returns the names by which a Secret may have a login for a source: what it mirrors, and the host of that.
-fn of_source(prefix: &str) -> [&str; 2] {
+pub fn of_source(prefix: &str) -> [&str; 2] {
     [prefix, prefix.split('/').next().unwrap_or(prefix)]
 }
 
@@ -222,6 +222,7 @@ impl Feed {
     ) -> Result<SecretFaults, Vec<Unusable>> {
         let Configuration {
             mirrors,
+            closed,
             standings,
             namespaces,
             secrets,
@@ -250,7 +251,7 @@ impl Feed {
             .collect();
         self.store.configure(
             Configured {
-                routing: Routing::compile(routed),
+                routing: Routing::compile_with(routed, &closed),
                 standings,
                 clients,
                 namespaces,
@@ -346,13 +347,13 @@ impl Feed {
         mirrors.iter().filter_map(fault).collect()
     }
 
-    /// Returns what a mirror is asked with, of all that a Secret holds.
+    /// Returns what a mirror is asked with, of all that a Secret of this name holds.
     pub fn credentials(
         mirror: &Mirror,
         connection: &Connection,
+        name: &str,
         secret: &Secret,
     ) -> Result<Credentials, Fault> {
-        let name = connection.probe_secret.as_deref().unwrap_or_default();
         credentials(&Identity::of(mirror, connection), name, secret)
     }
 

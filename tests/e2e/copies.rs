@@ -433,7 +433,7 @@ fn copied(told: &str) -> Vec<String> {
 }
 
 /// Whatever logins a person has: who names the image is anybody that may make Pods.
-pub(crate) fn what_everybody_gets_is_read_as_nobody_by_sync(cluster: &Cluster) {
+pub(crate) fn sync_reads_upstream_with_no_login_of_the_person(cluster: &Cluster) {
     let place = Place::new(cluster, &cluster.mirror.url);
     let closed = Peer::start(cluster, &format!("closed-{}", place.own.name), true);
     closed.push(cluster, "team/app", &named("closed"));
@@ -449,7 +449,30 @@ pub(crate) fn what_everybody_gets_is_read_as_nobody_by_sync(cluster: &Cluster) {
     let (code, told, sum) = sync(&place, &arguments);
     assert_eq!((code, &*told), (1, ""), "{sum}");
     assert!(sum.contains("SourceUnauthorized"), "{sum}");
+    // Nor is a login of theirs taken where the mirror serves that namespace alone: it may read more than the source's.
     fill(&place, &closed, &[&enforced.name], &json!({"access": "Private"}));
     let (code, told, sum) = sync(&place, &arguments);
+    assert_eq!((code, &*told), (1, ""), "{sum}");
+    assert!(sum.contains("SourceUnauthorized"), "{sum}");
+    let credentials = json!({"credentials": {"secretRef": {"name": SECRET}}});
+    fill(&place, &closed, &[&enforced.name], &credentials);
+    let (code, told, sum) = sync(&place, &arguments);
+    assert_eq!((code, &*told), (1, ""), "{sum}");
+    assert!(sum.contains(&format!("there is no Secret {SECRET}")), "{sum}");
+    put_secret(&place, BOB.password);
+    let (code, told, sum) = sync(&place, &["--to", &place.name]);
+    assert_eq!((code, copied(&told)), (0, vec![app.clone()]), "{told}{sum}");
+
+    // The mirror is written to with the login that is for that.
+    let mirror = Peer::start(cluster, &format!("mirror-{}", place.own.name), true);
+    let endpoint = json!({"url": format!("http://{}", mirror.address)});
+    let to_mirror = |spec: Value| {
+        place.patch_mirror(&json!({"spec": spec}));
+        sync(&place, &["--to", &place.name])
+    };
+    let (code, told, sum) = to_mirror(json!({"endpoint": endpoint}));
+    assert_eq!((code, &*told), (1, ""), "{sum}");
+    assert!(sum.contains("Unauthorized"), "{sum}");
+    let (code, told, sum) = to_mirror(json!({"copy": credentials}));
     assert_eq!((code, copied(&told)), (0, vec![app]), "{told}{sum}");
 }

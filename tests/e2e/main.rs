@@ -113,7 +113,7 @@ const TESTS: &[Test<Cluster>] = tests![
     volumes::a_pod_stuck_on_a_volume_is_evicted_where_nothing_is_lost,
     volumes::without_leave_a_pod_stuck_on_a_volume_is_only_told,
     copies::sync_brings_what_running_pods_use,
-    copies::what_everybody_gets_is_read_as_nobody_by_sync,
+    copies::sync_reads_upstream_with_no_login_of_the_person,
     pull_secrets::a_login_stands_where_its_mirror_serves_and_nowhere_else,
     pull_secrets::what_stands_there_already_is_somebodys_or_kagamis,
     pull_secrets::without_the_flag_none_is_placed,

@@ -163,6 +163,17 @@ fn until_told(place: &Place<'_>, namespaces: &[&Namespace<'_>], reason: &str) ->
     })
 }
 
+/// Waits until the metrics count so many namespaces.
+fn until_counted(companion: &Companion, counts: [(&str, i32); 3]) {
+    eventually(&format!("the metrics count {counts:?}"), || {
+        let (_, metrics) = companion.listeners.get("/metrics").unwrap();
+        let is_told = |(state, count): (&str, i32)| {
+            metrics.contains(&format!("kagami_pull_secrets{{state=\"{state}\"}} {count}\n"))
+        };
+        counts.into_iter().all(is_told).then_some(())
+    });
+}
+
 /// Waits until a new Pod is decided upon so, and returns it as it was stored.
 fn until_decided(namespace: &Namespace<'_>, reason: &str) -> Value {
     let mut number = 0;
@@ -248,6 +259,14 @@ pub(crate) fn a_login_stands_where_its_mirror_serves_and_nowhere_else(cluster: &
     });
     create_or_replace(&place, &broken);
     until_told(&place, &[&blue, &audit], "SecretFaulty");
+    // Also where another companion begins, which never knew the good one.
+    let version = |namespace| found(namespace).unwrap()["metadata"]["resourceVersion"].clone();
+    let before = version(&blue);
+    companion.process.terminate();
+    let companion = place.start("companion-b", FLAG);
+    until_counted(&companion, [("wanted", 2), ("in_place", 2), ("foreign", 0)]);
+    until_told(&place, &[&blue, &audit], "SecretFaulty");
+    assert_eq!(version(&blue), before);
     put_login(&place, passwords[1]);
     until_told(&place, &[&blue, &audit], "InPlace");
 
@@ -260,7 +279,7 @@ pub(crate) fn a_login_stands_where_its_mirror_serves_and_nowhere_else(cluster: &
     label(&audit, &json!({"kagami.dev/mode": "warn"}));
     label(&blue, &json!({"pull": place.own.name}));
     put_login(&place, passwords[2]);
-    let companion = place.start("companion-b", FLAG);
+    let companion = place.start("companion-a", FLAG);
     until_held(&blue, Some(passwords[2]));
     until_held(&audit, None);
     until_told(&place, &[&blue], "InPlace");
@@ -331,14 +350,7 @@ pub(crate) fn what_stands_there_already_is_somebodys_or_kagamis(cluster: &Cluste
     put_login(&place, "geheim-2");
     until_held(&free, Some("geheim-2"));
     assert_eq!(found(&taken), Some(theirs), "it is as it was");
-    eventually("the metrics count them", || {
-        let (_, metrics) = companion.listeners.get("/metrics").unwrap();
-        let counts = [("wanted", 2), ("in_place", 1), ("foreign", 1)];
-        let is_told = |(state, count): (&str, i32)| {
-            metrics.contains(&format!("kagami_pull_secrets{{state=\"{state}\"}} {count}\n"))
-        };
-        counts.into_iter().all(is_told).then_some(())
-    });
+    until_counted(&companion, [("wanted", 2), ("in_place", 1), ("foreign", 1)]);
 
     // He makes room.
     let path = taken.path("secrets/kagami-pull");
@@ -346,6 +358,14 @@ pub(crate) fn what_stands_there_already_is_somebodys_or_kagamis(cluster: &Cluste
     until_held(&taken, Some("geheim-2"));
     until_told(&place, &[&taken, &free], "InPlace");
     until_decided(&taken, "Mirrored");
+    // One that is being deleted hinders nothing: no Secret can be made there any more.
+    let going = served(&place, "enforce");
+    until_told(&place, &[&taken, &free, &going], "InPlace");
+    cluster
+        .delete(&format!("/api/v1/namespaces/{}", going.name))
+        .success();
+    until_held(&going, None);
+    until_told(&place, &[&taken, &free], "InPlace");
     // Whatever he does to Kagami's is mended.
     cluster.delete(&path).success();
     until_held(&taken, Some("geheim-2"));
@@ -369,7 +389,24 @@ pub(crate) fn what_stands_there_already_is_somebodys_or_kagamis(cluster: &Cluste
     let mut second = place.mirror();
     second["metadata"] = json!({"name": format!("{}-second", place.name)});
     second["spec"]["namespaceSelector"] = json!({"matchLabels": {"pull": "nobody"}});
+    // While such a mirror is but prepared, and has nothing to keep, it is told and nothing is taken away.
+    let login = second["spec"].as_object_mut().unwrap().remove("pullSecret");
+    second["spec"]["mode"] = json!("Off");
     cluster.create(MIRRORS, &second).success();
+    eventually("AccessNotSeparated is told", || {
+        let mirror = place.mirror();
+        let mut conditions = mirror["status"]["conditions"].as_array()?.iter();
+        let condition = conditions.find(|condition| condition["type"] == "AccessNotSeparated")?;
+        (condition["status"] == "True").then_some(())
+    });
+    put_login(&place, "geheim-4");
+    until_held(&free, Some("geheim-4"));
+    put_login(&place, "geheim-3");
+    until_told(&place, &[&free], "SecretOfAnother");
+    let path = format!("{MIRRORS}/{}-second", place.name);
+    let login = json!({"spec": {"pullSecret": login}});
+    let merge = "application/merge-patch+json";
+    cluster.patch(User::Admin, merge, &path, &login).success();
     until_told(&place, &[], "AccessNotSeparated");
     until_held(&free, None);
     cluster

@@ -3,9 +3,12 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    commands::{Told, everything, run},
-    faulty::{Behaviour, Faulty},
+use crate::{
+    shared::mirror::image_mirror,
+    support::{
+        commands::{Told, everything, run, run_with},
+        faulty::{Behaviour, Faulty},
+    },
 };
 
 async fn kagami(arguments: &[&str], input: &str) -> Told {
@@ -176,5 +179,33 @@ async fn explain_names_what_is_pulled() {
         told.out.starts_with("image       \" \"\nbut         it is blank"),
         "{}",
         told.out
+    );
+}
+
+#[tokio::test]
+async fn explain_names_the_mirror_that_keeps_an_image_for_others() {
+    let registry = Faulty::start(Behaviour::answer(everything)).await;
+    let mirror =
+        |name: &str, more: &Value| image_mirror(name, "mirror.test", &["docker.io"], &registry.url(), more);
+    let acme = json!({
+        "namespaceSelector": {"matchLabels": {"team": "acme"}},
+        "sources": [{"prefix": "docker.io/acme", "access": "Private"}],
+        "priority": 1,
+    });
+    let mirrors = [mirror("main", &json!({})), mirror("acme", &acme)];
+    let told = run_with(&mirrors, &["explain", "acme/secret:1"]).await;
+    let closed = "\n  closed by acme, which keeps what lies at this place for the namespaces that it serves\n  verdict   \
+                  Kept NamespaceNotServed\n";
+    assert_eq!(told.out.matches(closed).count(), 1, "{}", told.out);
+    let arguments = ["explain", "acme/secret:1", "--output", "json"];
+    let told = run_with(&mirrors, &arguments).await;
+    let told: Value = serde_json::from_str(&told.out).unwrap();
+    let closed_by: Vec<_> = told["mirrors"].as_array().unwrap().iter().collect();
+    let closed_by = closed_by
+        .iter()
+        .map(|mirror| (&mirror["name"], &mirror["closedBy"]));
+    assert_eq!(
+        closed_by.collect::<Vec<_>>(),
+        [(&json!("main"), &json!("acme")), (&json!("acme"), &Value::Null)]
     );
 }

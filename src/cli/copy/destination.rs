@@ -17,16 +17,16 @@ use crate::{
         copying::{Place, Reason, place},
         image::Reference,
         mapping::{Form, MapError},
-        mirror::{Kind, Mirror, Trust},
+        mirror::{Access, Kind, Mirror, Trust},
         platform::Platforms,
-        routing::Routing,
+        routing::{Candidate, Routing},
     },
     registry::{
         Client, Endpoint,
         copy::{self, Job, Settings, Trouble, Upstream},
         pool,
     },
-    state::feed::Feed,
+    state::feed::{self, Feed},
     telemetry::chain,
 };
 
@@ -34,6 +34,8 @@ use crate::{
 pub(in crate::cli) struct Destination {
     routing: Arc<Routing>,
     pub(in crate::cli) mirror: Mirror,
+    /// The logins of private sources, or why there is none, by prefix.
+    sources: BTreeMap<String, Result<Credentials, String>>,
     client: Arc<copy::Mirror>,
 }
 
@@ -42,8 +44,9 @@ pub(in crate::cli) struct Destination {
 pub(in crate::cli) enum Whose {
     /// The person or job, with what logins they have: they name the image.
     Persons,
-    /// Nobody in particular: who names it is anybody that may make Pods, and everybody gets it then.
-    Anybodys,
+    /// Whoever the companion asks as: who names the image is anybody that may make Pods. That is nobody in particular
+    /// where everybody gets it then, and of a private source its own login, which reads no more than it is to.
+    Sources,
 }
 
 /// Where the Secrets are that mirrors name.
@@ -83,22 +86,23 @@ pub(in crate::cli) fn find<'m>(
 }
 
 impl Secrets<'_> {
-    async fn get(&self, name: &str) -> Option<Secret> {
+    async fn get(&self, name: &str) -> anyhow::Result<Option<Secret>> {
         match self {
-            Self::File(secrets) => secrets.get(name).cloned(),
+            Self::File(secrets) => Ok(secrets.get(name).cloned()),
             Self::Cluster { client, namespace } => {
                 let read = get::<objects::Secret>(client, &sources::secrets(namespace), name).await;
-                let read = read.with_context(|| format!("cannot read Secret {name} in {namespace}"));
-                // Whoever has a login of their own needs none of these.
-                match read {
-                    Ok(read) => read.map(of_cluster),
-                    Err(error) => {
-                        output::complain(&format!("{error:#}; the mirror is asked without"));
-                        None
-                    }
-                }
+                let read = read.with_context(|| format!("cannot read Secret {name} in {namespace}"))?;
+                Ok(read.map(of_cluster))
             }
         }
+    }
+
+    /// Returns the login of a source, or why there is none.
+    async fn of_source(&self, prefix: &str, name: &str) -> Result<Credentials, String> {
+        let secret = self.get(name).await.map_err(|error| format!("{error:#}"))?;
+        let secret = secret.ok_or_else(|| format!("there is no Secret {name} in Kagami's namespace"))?;
+        let found = secret.credentials(name, feed::of_source(prefix));
+        found.map_err(|fault| chain(&fault))
     }
 }
 
@@ -121,14 +125,19 @@ impl Destination {
         keyring: &Keyring,
         settings: &Settings,
     ) -> anyhow::Result<Self> {
-        let secret = match &connection.probe_secret {
-            None => None,
-            Some(name) => secrets.get(name).await,
-        };
-        let of_mirror = secret.and_then(|secret| {
-            let found = Feed::credentials(&mirror, &connection, &secret);
-            found.map_err(|fault| output::complain(&chain(&fault))).ok()
-        });
+        let mut of_mirror = None;
+        // By the name that people gave it: of a cluster, the connection has it under another one.
+        if let Some(name) = connection.copy_secret.as_ref().or(mirror.read_secret.as_ref()) {
+            // Whoever has a login of their own needs none of these.
+            match secrets.get(name).await {
+                Err(error) => output::complain(&format!("{error:#}; the mirror is asked without")),
+                Ok(None) => {}
+                Ok(Some(secret)) => match Feed::credentials(&mirror, &connection, name, &secret) {
+                    Err(fault) => output::complain(&chain(&fault)),
+                    Ok(found) => of_mirror = Some(found),
+                },
+            }
+        }
         let registry = &mirror.mapping.registry;
         let name = match registry.path() {
             "" => registry.host().to_owned(),
@@ -151,8 +160,35 @@ impl Destination {
         Ok(Self {
             routing,
             mirror,
+            sources: BTreeMap::new(),
             client: Arc::new(copy::Mirror::new(client, settings)),
         })
+    }
+
+    /// Reads the logins with which its private sources are read, by the prefix of each.
+    pub(in crate::cli) async fn read_sources(
+        &mut self,
+        names: &BTreeMap<String, String>,
+        secrets: &Secrets<'_>,
+    ) {
+        for source in &self.mirror.sources {
+            if source.access == Access::Private
+                && let Some(name) = names.get(&source.prefix)
+            {
+                let login = secrets.of_source(&source.prefix, name).await;
+                self.sources.insert(source.prefix.clone(), login);
+            }
+        }
+    }
+
+    /// Returns the login of a source with which images are read that others name.
+    fn login_of(&self, source: usize) -> Result<Option<Credentials>, Trouble> {
+        let source = self.mirror.sources.get(source);
+        match source.and_then(|source| self.sources.get(&source.prefix)) {
+            None => Ok(None),
+            Some(Ok(login)) => Ok(Some(login.clone())),
+            Some(Err(words)) => Err(Trouble::new(Reason::SourceUnauthorized, words.clone())),
+        }
     }
 
     /// Returns how an image is copied whole, and its name in the mirror.
@@ -169,12 +205,8 @@ impl Destination {
         let key = reference.key();
         let key = key.by_ref();
         let candidates = self.routing.candidates(key.name());
-        let serves = |candidate: &_| self.routing.mirror(*candidate).name == self.mirror.name;
-        if !candidates
-            .ordered
-            .iter()
-            .any(|candidate| serves(&candidate.mirror))
-        {
+        let serves = |candidate: &&Candidate| self.routing.mirror(candidate.mirror).name == self.mirror.name;
+        let Some(candidate) = candidates.ordered.iter().find(serves) else {
             let reason = if candidates.excluded {
                 Reason::Excluded
             } else {
@@ -184,7 +216,7 @@ impl Destination {
                 reason,
                 reason.explanation().trim_end_matches('.').to_owned(),
             ));
-        }
+        };
         let mapping = &self.mirror.mapping;
         let too_long = |error: MapError| trouble(Reason::NameTooLong, error.to_string());
         let mapped = mapping.map(&reference, Form::Written).map_err(too_long)?;
@@ -194,9 +226,13 @@ impl Destination {
             into,
             tag,
         } = place(mapping, key).map_err(too_long)?;
+        let login = match whose {
+            Whose::Persons => upstreams.login_for(key.host(), &repository),
+            Whose::Sources => self.login_of(candidate.source)?,
+        };
         Ok((
             Job {
-                upstream: upstreams.of(key.host(), &repository, settings, whose)?,
+                upstream: upstreams.of(key.host(), settings, login)?,
                 repository,
                 tag,
                 reference,
@@ -230,18 +266,19 @@ impl Upstreams {
         &self.keyring
     }
 
+    /// Returns the login that the person or job has for a repository.
+    fn login_for(&self, host: &str, repository: &str) -> Option<Credentials> {
+        self.keyring
+            .for_registry(&format!("{host}/{repository}"))
+            .cloned()
+    }
+
     fn of(
         &mut self,
         host: &str,
-        repository: &str,
         settings: &Settings,
-        whose: Whose,
+        credentials: Option<Credentials>,
     ) -> Result<Arc<Upstream>, Trouble> {
-        let credentials = match whose {
-            Whose::Anybodys => None,
-            Whose::Persons => self.keyring.for_registry(&format!("{host}/{repository}")),
-        }
-        .cloned();
         let same = |(of, with, _): &&(String, Option<Credentials>, _)| of == host && *with == credentials;
         if let Some((_, _, known)) = self.known.iter().find(same) {
             return Ok(Arc::clone(known));

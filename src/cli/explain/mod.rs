@@ -75,6 +75,9 @@ struct MirrorExplanation {
     fault_cause: Option<Box<str>>,
     outcome: &'static str,
     reason: &'static str,
+    /// Another mirror, whose private source keeps the image from the namespace, where that is the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    closed_by: Option<String>,
     /// What it answered, where that is the reason.
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<String>,
@@ -354,6 +357,9 @@ fn explain(
             fault_cause: health.cause.as_deref().map(Into::into),
             outcome: candidate.outcome.as_str(),
             reason: candidate.reason.as_str(),
+            closed_by: candidate
+                .closed_by
+                .map(|keeper| snapshot.routing.keeper(keeper).to_owned()),
             cause: decision
                 .cause
                 .as_deref()

@@ -92,6 +92,10 @@ pub(super) fn of(explanation: &Explanation) -> String {
         if let Some(cause) = mirror.cause.as_ref().or_else(|| here?.cause.as_ref()) {
             line("  answer", cause);
         }
+        if let Some(other) = &mirror.closed_by {
+            let kept = "keeps what lies at this place for the namespaces that it serves";
+            line("  closed by", &format!("{other}, which {kept}"));
+        }
         line("  verdict", &format!("{} {}", mirror.outcome, mirror.reason));
     }
     line(

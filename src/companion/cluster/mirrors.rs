@@ -20,6 +20,7 @@ use tokio::{
 
 use super::probe_entry;
 use crate::{
+    api::MODE_LABEL,
     clock,
     cluster::{
         collection::Collection,
@@ -29,7 +30,7 @@ use crate::{
         watch::{self as cluster_watch, Event, Pulses, Source, Versioned},
     },
     credentials::Secret,
-    domain::{platform::Platforms, selector::Labels},
+    domain::{mirror::Mode, platform::Platforms, selector::Labels},
     state::{
         Store,
         configuration::Configuration,
@@ -191,7 +192,7 @@ impl Follower {
     }
 
     fn take_namespace(&mut self, event: Event<Outline>) {
-        self.due.namespaces |= self.namespaces.take(event.map(Outline::into_labels));
+        self.due.namespaces |= self.namespaces.take(event.map(namespace_labels));
     }
 
     fn take_node(&mut self, event: Event<Outline>) {
@@ -245,6 +246,7 @@ impl Follower {
     fn configure(&mut self) {
         let configuration = Configuration {
             mirrors: self.mirrors.forms().cloned().collect(),
+            closed: self.mirrors.closed().cloned().collect(),
             namespaces: self.namespaces.all(),
             secrets: self.secrets.all(),
             // What statuses tell is for decisions, of which there are none here.
@@ -304,6 +306,17 @@ impl Follower {
             differs
         });
     }
+}
+
+/// Returns the name and labels of a Namespace. One that is being deleted counts as switched off, for as long as that
+/// takes: the API server lets nothing be made there any more.
+fn namespace_labels(namespace: Outline) -> (String, Labels) {
+    let is_going = namespace.metadata.deletion_timestamp.is_some();
+    let (name, mut labels) = namespace.into_labels();
+    if is_going {
+        labels.insert(MODE_LABEL.to_owned(), Mode::Off.as_label().to_owned());
+    }
+    (name, labels)
 }
 
 fn lock(follower: &Mutex<Follower>) -> MutexGuard<'_, Follower> {
@@ -367,6 +380,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::domain::{image::Reference, routing::Keeper};
 
     /// A follower, and those who hear of what it does.
     struct Scene {
@@ -541,6 +555,24 @@ mod tests {
         let now = scene.follower.store.snapshot();
         assert!(Arc::ptr_eq(&now.routing, &routing), "no routing was compiled");
         assert_eq!(now.namespaces["blue"]["kagami.dev/mode"], "enforce");
+        // Nothing can be made any more in one that is being deleted.
+        let going = json!({"metadata": {
+            "name": "blue", "resourceVersion": "3", "deletionTimestamp": "2026-01-01T00:00:00Z",
+            "labels": {MODE_LABEL: "enforce", "team": "blue"},
+        }});
+        scene.follower.take_namespace(Event::Changed(of(going)));
+        assert_eq!(scene.heard(), (true, false));
+        let now = scene.follower.store.snapshot();
+        let labels: Vec<_> = now.namespaces["blue"].iter().collect();
+        let expected =
+            [(MODE_LABEL, "off"), ("team", "blue")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(
+            labels,
+            expected
+                .iter()
+                .map(|(key, value)| (key, value))
+                .collect::<Vec<_>>()
+        );
         // A status alone is for the view.
         scene.follower.take_mirror(Event::Changed(mirror(2, &json!({}))));
         assert_eq!(scene.heard(), (false, true));
@@ -552,7 +584,20 @@ mod tests {
         scene.follower.take_mirror(Event::Changed(faulty));
         assert_eq!(scene.heard(), (false, true));
         assert_eq!(scene.view().mirrors["main"].document.faults.len(), 1);
+        // What never was good has no form to stay in force, and closes what it may hold.
+        let mut private = mirror(5, &json!({"mode": "Sometimes"}));
+        private.metadata.name = "private".to_owned();
+        private.spec["sources"][0]["access"] = "Private".into();
+        scene.follower.take_mirror(Event::Changed(private));
+        assert_eq!(scene.heard(), (true, true));
         let now = scene.follower.store.snapshot();
+        let nginx = Reference::parse("nginx").unwrap();
+        let candidates = now.routing.candidates(nginx.key().by_ref().name());
+        let access = now.routing.access(&candidates.ordered[0], &nginx);
+        let keeper = access
+            .closed
+            .map(|closed| now.routing.keeper(Keeper::Closed(closed)));
+        assert_eq!(keeper, Some("private"));
         let priorities: Vec<_> = now.routing.mirrors().map(|(_, mirror)| mirror.priority).collect();
         assert_eq!(priorities, [7]);
     }

@@ -49,6 +49,8 @@ pub(super) enum Told {
     SecretFaulty(String),
     /// Another mirror of the same place has another login.
     AnotherLogin,
+    /// In some namespace somebody takes it away again and again.
+    Contested,
     /// In some namespace somebody else's Secret has the name.
     Foreign,
     /// In some namespace it cannot be read or written.
@@ -99,6 +101,7 @@ impl Told {
             Self::SecretNotFound(_) => "SecretNotFound",
             Self::SecretFaulty(_) => "SecretFaulty",
             Self::AnotherLogin => "AnotherLogin",
+            Self::Contested => "SecretContested",
             Self::Foreign => "SecretOfAnother",
             Self::NotWritten => "NotWritten",
             Self::TooMany => "TooManyNamespaces",
@@ -137,6 +140,11 @@ impl Told {
             Self::AnotherLogin => {
                 "Another ImageMirror has its images at the same place and another login: that of the one which is asked \
                  first counts"
+                    .to_owned()
+            }
+            Self::Contested => {
+                "In some namespace somebody changes or deletes the Secret kagami-pull again and again: it does not count \
+                 there for a minute, and longer each time, up to an hour"
                     .to_owned()
             }
             Self::Foreign => {

@@ -10,7 +10,8 @@ use crate::{api::mirror::Connection, credentials::Secret, domain::mirror::Mirror
 /// knows a good entry keeps it for a while.
 pub(super) fn entry(mirror: &Mirror, connection: &Connection, secret: &Secret) -> Vec<u8> {
     let mut auths = Map::new();
-    if let Ok(credentials) = Feed::credentials(mirror, connection, secret) {
+    let name = connection.probe_secret.as_deref().unwrap_or_default();
+    if let Ok(credentials) = Feed::credentials(mirror, connection, name, secret) {
         let user = json!({"username": credentials.username, "password": credentials.password});
         // By the host alone: that matches whatever path the mirror's images have.
         auths.insert(mirror.mapping.registry.host().to_owned(), user);
@@ -44,7 +45,7 @@ mod tests {
         let (mirror, connection) = &configuration.mirrors[0];
         let entry = entry(mirror, connection, &configuration.secrets["read"]);
         assert!(is_entry(&entry));
-        let found = Feed::credentials(mirror, connection, &Secret::docker_config(entry.clone()));
+        let found = Feed::credentials(mirror, connection, "read", &Secret::docker_config(entry.clone()));
         let user = found.ok().map(|found| found.username);
         (serde_json::from_slice(&entry).unwrap(), user)
     }

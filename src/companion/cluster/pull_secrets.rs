@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -84,12 +85,41 @@ const EVENTS: usize = 5;
 /// How often it is told of one namespace at most.
 const TOLD: Duration = Duration::from_mins(1);
 
+/// How often somebody may take Kagami's Secret of a namespace away, as by its label, before it does not count there for
+/// a while; the shortest and the longest such while; and after how long without it that is forgotten.
+const BORNE: u32 = 3;
+const OUT: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
+const FORGIVEN: Duration = Duration::from_hours(2);
+
 /// After so many failures in a row a condition tells.
 const TOLD_AFTER: u32 = 3;
 
-/// What tells one content from another. A Secret of a tenant may be large, and many are.
+/// The longest content that is kept. A Secret of a tenant may be large, and many are; Kagami's are small.
+const KEPT: usize = 64 << 10;
+
+/// What tells one content from another.
 type Fingerprint = [u8; 32];
-type Found = pull_secret::Found<Fingerprint>;
+type Found = pull_secret::Found<Stored>;
+
+/// What a Secret holds. `Debug` does not show it.
+#[derive(Clone, Default)]
+struct Stored {
+    fingerprint: Fingerprint,
+    /// Where it is Kagami's: the logins of which nobody knows any more what they were stand here alone.
+    config: Option<Arc<[u8]>>,
+}
+
+impl PartialEq for Stored {
+    fn eq(&self, other: &Self) -> bool {
+        self.fingerprint == other.fingerprint
+    }
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stored").finish_non_exhaustive()
+    }
+}
 
 /// What there is, by namespace.
 type Present = Mutex<Collection<Found>>;
@@ -142,14 +172,18 @@ fn found(secret: PullSecret) -> (String, Found) {
     let metadata = secret.metadata;
     let labels = metadata.labels.unwrap_or_default();
     let has_label = labels.get(PULL_SECRET_LABEL).is_some_and(|value| value == "true");
-    let content = secret.data.and_then(|data| data.config);
+    let content = secret.data.and_then(|data| data.config).unwrap_or_default().0;
+    let is_ours = has_label && secret.type_ == DOCKER_CONFIG_JSON;
     let found = Found {
         uid: metadata.uid,
         version: metadata.resource_version,
-        is_ours: has_label && secret.type_ == DOCKER_CONFIG_JSON,
+        is_ours,
         is_immutable: secret.immutable == Some(true),
         is_going: metadata.deletion_timestamp.is_some(),
-        content: fingerprint(&content.unwrap_or_default().0),
+        content: Stored {
+            fingerprint: fingerprint(&content),
+            config: (is_ours && content.len() <= KEPT).then(|| content.into()),
+        },
     };
     (metadata.namespace, found)
 }
@@ -162,10 +196,10 @@ fn lock(present: &Present) -> MutexGuard<'_, Collection<Found>> {
     present.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What one namespace's Secret is to hold.
+/// What one namespace's Secret is to hold; none where it is to hold nothing.
 struct Content {
     config: Vec<u8>,
-    fingerprint: Fingerprint,
+    stored: Stored,
     /// The mirrors whose login it has.
     mirrors: BTreeSet<MirrorId>,
 }
@@ -202,10 +236,25 @@ struct Tried {
     until: Instant,
 }
 
+/// How a namespace stood that had what it was to hold.
+#[derive(Clone, Copy)]
+struct Held {
+    /// What that was.
+    content: Fingerprint,
+    is_in_place: bool,
+    /// How often somebody took it away, and when that was last.
+    lost: u32,
+    lost_at: Instant,
+    /// Until when the namespace does not count.
+    out_until: Option<Instant>,
+}
+
 /// What is kept of earlier rounds, of namespaces that concern somebody still.
 #[derive(Default)]
 struct Memory {
     tried: BTreeMap<String, Tried>,
+    /// By namespace.
+    held: BTreeMap<String, Held>,
     /// Where it was told of somebody else's Secret, of which one, and when.
     told: BTreeMap<String, (String, Instant)>,
     reminder: Reminder,
@@ -336,7 +385,9 @@ fn publish(leader: &Leader, placing: &watch::Sender<Placing>, mirrors: &BTreeMap
 /// A mirror's login, as it is in use.
 struct Usable<'a> {
     keys: BTreeSet<String>,
-    credentials: &'a Credentials,
+    /// None where its Secret has had a fault for as long as this process knows it: what the last leader placed by a good
+    /// one stays in use, wherever it is.
+    credentials: Option<&'a Credentials>,
 }
 
 /// Returns the login of a mirror, or why there is none.
@@ -356,11 +407,13 @@ fn usable<'a>(
     }
     let keys = pull_secret::keys(mirror).ok_or(Told::NoKey)?;
     let login = login.ok_or(Told::Placing)?;
-    let is_over = login.held.until().is_some_and(|until| until <= now);
-    match login.held.credentials().filter(|_| !is_over) {
-        Some(credentials) => Ok(Usable { keys, credentials }),
-        None => Err(trouble(login).unwrap_or(Told::Placing)),
+    let until = login.held.until();
+    let is_over = until.is_some_and(|until| until <= now);
+    let credentials = login.held.credentials().filter(|_| !is_over);
+    if credentials.is_none() && (is_over || until.is_none()) {
+        return Err(trouble(login).unwrap_or(Told::Placing));
     }
+    Ok(Usable { keys, credentials })
 }
 
 /// Returns what is wrong with a login, if something is.
@@ -394,6 +447,9 @@ fn plan(
     let wanted = wanted(snapshot, |id, _| {
         logins.get(&id).is_some_and(|(usable, _)| usable.is_ok())
     });
+    memory
+        .held
+        .retain(|namespace, _| wanted.contains_key(namespace.as_str()));
     memory.tried.retain(|namespace, tried| {
         (tried.failed > 0 || tried.until > now)
             && (wanted.contains_key(namespace.as_str())
@@ -404,18 +460,29 @@ fn plan(
         ..Plan::default()
     };
     let mut contents: BTreeMap<&Vec<MirrorId>, Arc<Content>> = BTreeMap::new();
+    let is_unknown = |id: &MirrorId| {
+        let usable = logins.get(id).and_then(|(usable, _)| usable.as_ref().ok());
+        usable.is_some_and(|usable| usable.credentials.is_none())
+    };
     let mut in_place: BTreeMap<MirrorId, Vec<String>> = BTreeMap::new();
     let mut hindered: BTreeMap<MirrorId, BTreeSet<Hindrance>> = BTreeMap::new();
     for (namespace, mirrors) in &wanted {
-        let content = Arc::clone(
-            contents
-                .entry(mirrors)
-                .or_insert_with(|| Arc::new(content(mirrors, &logins))),
-        );
         let found = present.get(namespace);
-        let verdict = judge(Some(&content.fingerprint), found);
+        let (content, to_hold) = if mirrors.iter().any(is_unknown) {
+            // That follows what stands there, so any change is somebody else's.
+            (Arc::new(content(mirrors, &logins, found)), Fingerprint::default())
+        } else {
+            let of_all = contents.entry(mirrors);
+            let content = of_all.or_insert_with(|| Arc::new(content(mirrors, &logins, None)));
+            (Arc::clone(content), content.stored.fingerprint)
+        };
+        let is_something = !content.mirrors.is_empty();
+        let verdict = judge(is_something.then_some(&content.stored), found);
+        let is_in_place = is_something && verdict == Verdict::Done;
+        let out_until = memory.contested(namespace, to_hold, is_in_place, now);
         plan.note(namespace, verdict, Some(&content), found, memory, now);
-        let is_in_place = verdict == Verdict::Done;
+        plan.next = plan.next.into_iter().chain(out_until).min();
+        let is_in_place = is_in_place && out_until.is_none();
         plan.in_place += usize::from(is_in_place);
         for id in mirrors {
             if !content.mirrors.contains(id) {
@@ -428,6 +495,7 @@ fn plan(
                     .get(*namespace)
                     .is_some_and(|tried| tried.failed >= TOLD_AFTER);
                 let hindrance = match verdict {
+                    _ if out_until.is_some() => Hindrance::Contested,
                     Verdict::Foreign => Hindrance::Foreign,
                     _ if has_failed => Hindrance::NotWritten,
                     _ => Hindrance::Placing,
@@ -466,6 +534,7 @@ fn plan(
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Hindrance {
     AnotherLogin,
+    Contested,
     Foreign,
     NotWritten,
     Placing,
@@ -475,6 +544,7 @@ impl Hindrance {
     const fn told(self) -> Told {
         match self {
             Self::AnotherLogin => Told::AnotherLogin,
+            Self::Contested => Told::Contested,
             Self::Foreign => Told::Foreign,
             Self::NotWritten => Told::NotWritten,
             Self::Placing => Told::Placing,
@@ -518,22 +588,78 @@ impl Plan {
 /// The logins of all mirrors that ask for pull secrets, as they are in use, and as their Secrets give them.
 type Logins<'a> = BTreeMap<MirrorId, (Result<Usable<'a>, Told>, Option<&'a Login>)>;
 
-/// Returns what a namespace is to hold that these mirrors serve.
-fn content(mirrors: &[MirrorId], logins: &Logins<'_>) -> Content {
-    let serving = mirrors.iter().filter_map(|id| {
-        let usable = logins.get(id)?.0.as_ref().ok()?;
-        Some((*id, &usable.keys, usable.credentials))
+/// Returns what a namespace is to hold that these mirrors serve, where this was found: logins of which nobody knows what
+/// they were are taken from there.
+fn content(mirrors: &[MirrorId], logins: &Logins<'_>, found: Option<&Found>) -> Content {
+    let config = found.and_then(|found| found.content.config.as_deref());
+    let before = config.map(credentials::logins).unwrap_or_default();
+    let usable = |id: &MirrorId| logins.get(id)?.0.as_ref().ok();
+    let serving = mirrors.iter().enumerate().filter_map(|(asked, id)| {
+        let of_now = usable(id)?;
+        // A mirror has one login under all of its keys, but for those of a mirror that is asked before.
+        let is_taken = |key: &&String| {
+            let mut earlier = mirrors[..asked].iter().filter_map(usable);
+            earlier.any(|earlier| earlier.keys.contains(*key))
+        };
+        let of_before = || {
+            let mut own = of_now.keys.iter().filter(|key| !is_taken(key));
+            own.find_map(|key| before.get(key))
+        };
+        Some((*id, &of_now.keys, of_now.credentials.or_else(of_before)?))
     });
     let entries = pull_secret::entries(serving);
     let config = credentials::docker_config(entries.by_key);
     Content {
-        fingerprint: fingerprint(&config),
+        stored: Stored {
+            fingerprint: fingerprint(&config),
+            config: None,
+        },
         config,
         mirrors: entries.complete,
     }
 }
 
 impl Memory {
+    /// Takes in whether a namespace holds what it is to hold. Returns until when that counts for nothing, where somebody
+    /// takes it away again and again: each time costs a status of every mirror that serves it.
+    fn contested(
+        &mut self,
+        namespace: &str,
+        content: Fingerprint,
+        is_in_place: bool,
+        now: Instant,
+    ) -> Option<Instant> {
+        let Some(held) = self
+            .held
+            .get_mut(namespace)
+            .filter(|held| held.content == content)
+        else {
+            let held = Held {
+                content,
+                is_in_place,
+                lost: 0,
+                lost_at: now,
+                out_until: None,
+            };
+            // What it is to hold is Kagami's own doing.
+            self.held.insert(namespace.to_owned(), held);
+            return None;
+        };
+        if held.is_in_place && !is_in_place {
+            if now.duration_since(held.lost_at) >= FORGIVEN {
+                held.lost = 0;
+            }
+            held.lost = held.lost.saturating_add(1);
+            held.lost_at = now;
+            if let Some(more) = held.lost.checked_sub(BORNE) {
+                let out = (OUT.0 * 2_u32.saturating_pow(more.min(16))).min(OUT.1);
+                held.out_until = Some(now + out);
+            }
+        }
+        held.is_in_place = is_in_place;
+        held.out_until.filter(|until| *until > now)
+    }
+
     /// Returns the namespaces that are to be told of somebody else's Secret, with its UID: of each Secret once, and not
     /// too often where somebody makes one after the other.
     fn untold(&self, foreign: BTreeMap<String, String>, now: Instant) -> Vec<(String, String)> {
@@ -703,8 +829,17 @@ type: kubernetes.io/basic-auth
 stringData: {username: node, password: PASSWORD}
 ";
 
+    /// Returns what a Secret of Kagami's with this content holds.
+    fn stored(config: &[u8]) -> Stored {
+        Stored {
+            fingerprint: fingerprint(config),
+            config: Some(config.into()),
+        }
+    }
+
     /// A store with a mirror and many namespaces, and the login of now.
     struct Scene {
+        mirrors: &'static str,
         store: Store,
         feed: Feed,
         present: Collection<Found>,
@@ -713,18 +848,24 @@ stringData: {username: node, password: PASSWORD}
 
     impl Scene {
         fn new(namespaces: usize) -> Self {
+            Self::beginning(namespaces, MIRRORS, "first")
+        }
+
+        /// Returns a scene with these mirrors, where the Secret has this password when the process begins.
+        fn beginning(namespaces: usize, mirrors: &'static str, password: &str) -> Self {
             drop(rustls::crypto::ring::default_provider().install_default());
             let store = Store::default();
             let feed = Feed::new(store.clone(), BTreeSet::new());
             let mut present = Collection::default();
             present.take(Event::ListedAll { round: 0 });
             let scene = Self {
+                mirrors,
                 store,
                 feed,
                 present,
                 memory: Memory::default(),
             };
-            scene.log_in("first");
+            scene.log_in(password);
             let labels: Labels = [("kagami.dev/mode".to_owned(), "enforce".to_owned())].into();
             let names = (0..namespaces).map(|number| (format!("team-{number}"), labels.clone()));
             scene.store.set_namespaces(names.collect());
@@ -732,7 +873,8 @@ stringData: {username: node, password: PASSWORD}
         }
 
         fn log_in(&self, password: &str) {
-            let configuration = file::load(&MIRRORS.replace("PASSWORD", password), "mirrors.yaml").unwrap();
+            let configuration =
+                file::load(&self.mirrors.replace("PASSWORD", password), "mirrors.yaml").unwrap();
             let namespaces = self.store.snapshot().namespaces.as_ref().clone();
             self.feed.apply(configuration, Keep::All, clock::now()).unwrap();
             self.store.set_namespaces(namespaces);
@@ -762,7 +904,10 @@ stringData: {username: node, password: PASSWORD}
                     is_ours: true,
                     is_immutable: false,
                     is_going: false,
-                    content: due.content.map(|content| content.fingerprint).unwrap_or_default(),
+                    content: due
+                        .content
+                        .map(|content| stored(&content.config))
+                        .unwrap_or_default(),
                 };
                 self.present.take(match due.step {
                     Step::Create | Step::Change => Event::Changed((due.namespace, found)),
@@ -802,12 +947,132 @@ stringData: {username: node, password: PASSWORD}
         let mut scene = Scene::new(1);
         let plan = scene.plan();
         scene.carry_out(plan);
-        scene.log_in(r#""line\nfeed""#);
+        scene.log_in(FAULTY);
         for (minutes, due, in_place) in [(0, 0, 1), (59, 0, 1), (61, 1, 0)] {
             let plan = scene.plan_after(Duration::from_mins(minutes));
             let (found, told) = Scene::told(&plan);
             assert!(matches!(told, Told::SecretFaulty(_)), "{told:?}");
             assert_eq!((plan.due.len(), found), (due, in_place), "{minutes} minutes");
+        }
+    }
+
+    /// A second mirror with a login of its own, which is good.
+    const TWO: &str = "
+apiVersion: kagami.dev/v1alpha1
+kind: ImageMirror
+metadata: {name: other}
+spec:
+  registry: other.test
+  kind: Hosted
+  sources: [{prefix: docker.io}]
+  pullSecret: {secretRef: {name: others}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: others}
+type: kubernetes.io/basic-auth
+stringData: {username: node, password: other}
+---
+apiVersion: kagami.dev/v1alpha1
+kind: ImageMirror
+metadata: {name: main}
+spec:
+  registry: mirror.test
+  kind: Hosted
+  sources: [{prefix: docker.io}, {prefix: quay.io}]
+  pullSecret: {secretRef: {name: nodes}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: nodes}
+type: kubernetes.io/basic-auth
+stringData: {username: node, password: PASSWORD}
+";
+
+    const FAULTY: &str = r#""line\nfeed""#;
+
+    #[tokio::test]
+    async fn a_leader_that_finds_a_faulty_secret_takes_no_login_away_for_an_hour() {
+        let user = |password: &str| Credentials {
+            username: "node".to_owned(),
+            password: password.to_owned(),
+        };
+        let (first, other, old) = (user("first"), user("other"), user("old"));
+        let all = |others| {
+            credentials::docker_config([
+                ("mirror.test/docker.io/", &first),
+                ("mirror.test/quay.io/", &first),
+                ("other.test/docker.io/", others),
+            ])
+        };
+        let mut scene = Scene::beginning(4, TWO, FAULTY);
+        let mut put = |namespace: &str, config: &[u8]| {
+            let found = Found {
+                uid: "u".to_owned(),
+                version: "1".to_owned(),
+                is_ours: true,
+                is_immutable: false,
+                is_going: false,
+                content: stored(config),
+            };
+            scene.present.take(Event::Changed((namespace.to_owned(), found)));
+        };
+        // As the last leader left it; with another login of the other mirror; and with nothing of this one.
+        put("team-0", &all(&other));
+        put("team-1", &all(&old));
+        put(
+            "team-2",
+            &credentials::docker_config([("other.test/docker.io/", &other)]),
+        );
+        let plan = scene.plan();
+        let steps: Vec<_> = plan
+            .due
+            .iter()
+            .map(|due| (due.step, due.namespace.as_str()))
+            .collect();
+        assert_eq!(steps, [(Step::Create, "team-3"), (Step::Change, "team-1")]);
+        let changed = &plan.due[1].content.as_ref().unwrap().config;
+        assert_eq!(credentials::logins(changed), credentials::logins(&all(&other)));
+        let placed = &plan.mirrors["main"];
+        assert_eq!(*placed.in_place, ["team-0"]);
+        assert!(matches!(placed.told, Told::SecretFaulty(_)), "{:?}", placed.told);
+        assert_eq!(*plan.mirrors["other"].in_place, ["team-0", "team-2"]);
+        scene.carry_out(plan);
+        let plan = scene.plan();
+        assert_eq!((plan.due.len(), Scene::told(&plan).0), (0, 2));
+        // After that it goes, as it does where the same process knew the login.
+        let plan = scene.plan_after(Duration::from_mins(61));
+        assert!(plan.due.iter().all(|due| due.step == Step::Change));
+        assert_eq!((plan.due.len(), Scene::told(&plan).0), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn where_nothing_of_a_login_is_left_none_is_made_up() {
+        let mut scene = Scene::beginning(1, MIRRORS, FAULTY);
+        assert_eq!(scene.plan().due.len(), 0, "nothing is written without a login");
+        let found = |content: &[u8]| Found {
+            uid: "u".to_owned(),
+            version: "1".to_owned(),
+            is_ours: true,
+            is_immutable: false,
+            is_going: false,
+            content: stored(content),
+        };
+        let old = Credentials {
+            username: "a".to_owned(),
+            password: "b".to_owned(),
+        };
+        let of = |key| credentials::docker_config([(key, &old)]);
+        for (content, due) in [
+            (of("mirror.test/docker.io/"), 0),
+            (of("theirs.test"), 1),
+            (b"no configuration".to_vec(), 1),
+        ] {
+            let found = found(&content);
+            scene.present.take(Event::Changed(("team-0".to_owned(), found)));
+            let plan = scene.plan();
+            let removed = plan.due.iter().filter(|due| due.step == Step::Remove).count();
+            assert_eq!((plan.due.len(), removed), (due, due), "{content:?}");
         }
     }
 
@@ -865,6 +1130,65 @@ stringData: {username: node, password: PASSWORD}
         assert_eq!([untold("a"), untold("a"), untold("b")], [1, 0, 0]);
         tokio::time::advance(TOLD).await;
         assert_eq!([untold("a"), untold("b"), untold("b")], [0, 1, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_a_secret_away_again_and_again_is_told_of_once_in_a_while() {
+        let mut scene = Scene::new(2);
+        let plan = scene.plan();
+        scene.carry_out(plan);
+        let ours = scene.present.get("team-0").unwrap().clone();
+        let theirs = Found {
+            is_ours: false,
+            ..ours.clone()
+        };
+        let mut take = |is_ours: bool, seconds: u64| {
+            let found = if is_ours { &ours } else { &theirs };
+            let event = Event::Changed(("team-0".to_owned(), found.clone()));
+            scene.present.take(event);
+            let mut plan = scene.plan_after(Duration::from_secs(seconds));
+            let next = plan.next.is_some();
+            let placed = plan.mirrors.remove("main").unwrap();
+            (placed.in_place.len(), placed.told, next)
+        };
+        let in_place = || (2, Told::InPlace, false);
+        let foreign = || (1, Told::Foreign, false);
+        let out = || (1, Told::Contested, true);
+        assert_eq!(take(true, 0), in_place());
+        for seconds in [1, 2] {
+            assert_eq!(
+                (take(false, seconds), take(true, seconds)),
+                (foreign(), in_place())
+            );
+        }
+        // Whatever becomes of it, the same is told, until he leaves it alone for a while.
+        assert_eq!(
+            (take(false, 3), take(true, 4), take(true, 62)),
+            (out(), out(), out())
+        );
+        assert_eq!(take(true, 64), in_place());
+        assert_eq!((take(false, 65), take(true, 184)), (out(), out()));
+        assert_eq!(take(true, 186), in_place());
+        for seconds in 200..220 {
+            assert_eq!((take(false, seconds), take(true, seconds)), (out(), out()));
+        }
+        let hour = 60 * 60;
+        assert_eq!(
+            (take(true, 218 + hour), take(true, 220 + hour)),
+            (out(), in_place())
+        );
+        // That is forgotten in the end.
+        assert_eq!(take(false, 220 + 3 * hour), foreign());
+        assert_eq!(take(true, 221 + 3 * hour), in_place());
+        // Another login is nobody's doing but Kagami's, and is written at once.
+        for password in ["second", "third", "fourth", "fifth"] {
+            scene.log_in(password);
+            let plan = scene.plan_after(Duration::from_secs(222 + 3 * hour));
+            assert_eq!((plan.due.len(), Scene::told(&plan)), (2, (0, &Told::Placing)));
+            scene.carry_out(plan);
+            let plan = scene.plan_after(Duration::from_secs(223 + 3 * hour));
+            assert_eq!(Scene::told(&plan), (2, &Told::InPlace));
+        }
     }
 
     #[tokio::test]

@@ -52,6 +52,10 @@ use crate::{
 /// How many images are copied into a mirror at once, where [`Slots`](super::wants::Slots) are left.
 const AT_ONCE: usize = 4;
 
+/// How many are where the further ones are each of a namespace that has nothing else under way: it is to wait for no other
+/// ones, however large their images are.
+const WITH_NEWCOMERS: usize = 2 * AT_ONCE;
+
 /// How many of them one namespace may have, so that others never wait for all that one of them wants.
 const OF_NAMESPACE: usize = AT_ONCE - 1;
 
@@ -153,6 +157,7 @@ impl Copier {
             context,
             settings: Settings {
                 limited: LIMITED,
+                images: WITH_NEWCOMERS,
                 ..Settings::default()
             },
             filling: None,
@@ -253,27 +258,38 @@ impl Copier {
         let wants = self.context.means.wants.clone();
         for _ in 0..AT_A_TIME {
             let now = wants.now();
-            if self.copies.len() >= self.writing.at_once(AT_ONCE, now) {
+            let under_way = self.copies.len();
+            if under_way >= self.writing.at_once(WITH_NEWCOMERS, now) {
                 return self.writing.paused_until(now).map(|until| wants.at(until));
             }
-            let slot = if self.copies.is_empty() {
-                None
-            } else if let Some(slot) = self.context.means.slots.take() {
-                Some(slot)
-            } else {
-                // It is looked again after the next copy of this mirror, and now and then.
-                return None;
-            };
+            let is_first = under_way == 0;
+            let slots = &self.context.means.slots;
+            let of_others = (under_way < AT_ONCE).then(|| slots.take()).flatten();
+            let of_newcomer = slots.take_for_newcomer();
             let mirror = self.context.mirror.clone();
-            let share = self.share();
+            let mut share = self.share();
+            if !is_first && of_others.is_none() {
+                if of_newcomer.is_none() {
+                    // It is looked again after the next copy of this mirror, and now and then.
+                    return None;
+                }
+                share.at_once = 1;
+            }
             let next = wants.with(&mirror, |queue, now| {
                 let next = queue.next(share, now).map(|key| {
                     let namespace: Box<str> = queue.turn_of(&key).unwrap_or_default().into();
-                    (key, namespace)
+                    let slot = if is_first {
+                        None
+                    } else if queue.is_only_one(&key) {
+                        of_newcomer.or(of_others)
+                    } else {
+                        of_others
+                    };
+                    (key, namespace, slot)
                 });
                 next.ok_or_else(|| queue.next_due(share, now))
             });
-            let (key, namespace) = match next {
+            let (key, namespace, slot) = match next {
                 Ok(next) => next,
                 Err(due) => return due.map(|due| wants.at(due)),
             };

@@ -31,22 +31,35 @@ pub struct Means {
 }
 
 /// Bounds the copies under way into all mirrors together, for the manifests of each are in memory: one of each mirror
-/// needs no slot, so that none ever waits for another, and each further one does. Clones share them.
+/// needs no slot, so that none ever waits for another, and each further one does. Slots of newcomers are apart, so that no
+/// namespace waits for what others have several of. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Slots(Arc<Semaphore>);
+pub struct Slots {
+    newcomers: Arc<Semaphore>,
+    others: Arc<Semaphore>,
+}
 
 impl Default for Slots {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(Self::SLOTS)))
+        Self {
+            newcomers: Arc::new(Semaphore::new(Self::OF_NEWCOMERS)),
+            others: Arc::new(Semaphore::new(Self::OF_OTHERS)),
+        }
     }
 }
 
 impl Slots {
-    const SLOTS: usize = 8;
+    const OF_NEWCOMERS: usize = 16;
+    const OF_OTHERS: usize = 8;
 
-    /// Takes one, if one is free, until it is dropped.
+    /// Takes one for a namespace that has nothing under way in its mirror, if one is free, until it is dropped.
+    pub(super) fn take_for_newcomer(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.newcomers).try_acquire_owned().ok()
+    }
+
+    /// Takes one for another namespace.
     pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
+        Arc::clone(&self.others).try_acquire_owned().ok()
     }
 }
 

@@ -228,7 +228,9 @@ impl Queue {
 
     /// Forgets what nobody wants any more and whose time has come: before, who comes and goes would be served anew.
     fn tidy(&mut self, now: Duration) {
-        if self.failures.len() > IMAGES {
+        // Of those that are wanted there are no more than half as many: each time they are gone through, as many go as came
+        // since the last time.
+        if self.failures.len() > 2 * IMAGES {
             let wanted = &self.uses;
             self.failures
                 .retain(|key, failure| failure.not_before > now && wanted.contains_key(key));
@@ -363,6 +365,15 @@ impl Queue {
             !images.is_empty()
         });
         self.count = count;
+    }
+
+    /// Whether an image is the only one that is under way of the namespace whose turn it was.
+    pub fn is_only_one(&self, key: &ImageKey) -> bool {
+        let Some(namespace) = self.under_way.get(key) else {
+            return false;
+        };
+        let of_namespace = self.under_way.values().filter(|other| *other == namespace);
+        of_namespace.count() == 1
     }
 
     /// Returns the namespace whose turn it was when an image that is under way was picked.
@@ -679,6 +690,16 @@ mod tests {
         assert_eq!(queue.next(THREE, at(0)), Some(key("b:1")));
         queue.settled(&key("a:1"));
         assert_eq!(queue.next(THREE, at(0)), Some(key("a:4")));
+        // Where there is room for newcomers alone.
+        let one = Share { at_once: 1, ..ALL };
+        queue.add("a", &key("a:5"), at(0));
+        queue.add("b", &key("b:2"), at(0));
+        assert_eq!(queue.next(one, at(0)), None);
+        queue.add("c", &key("c:1"), at(0));
+        queue.add("c", &key("c:2"), at(0));
+        assert_eq!(queue.next(one, at(0)), Some(key("c:1")));
+        assert!(queue.is_only_one(&key("c:1")) && !queue.is_only_one(&key("a:4")));
+        assert_eq!(queue.next(one, at(0)), None);
     }
 
     #[test]
@@ -782,6 +803,25 @@ mod tests {
         for namespace in ["n1", "n2"] {
             queue.settled(&key(&format!("{namespace}:1")));
         }
+    }
+
+    #[test]
+    fn failures_are_gone_through_once_for_many_that_came() {
+        let mut queue = Queue::default();
+        let fail = |queue: &mut Queue, name: &str, from: usize, to: usize| {
+            for number in from..to {
+                let key = key(&format!("{name}:{number}"));
+                queue.failed(&key, Reason::ImageMissing, false, None, at(0));
+            }
+        };
+        queue.add("a", &key("wanted:0"), at(0));
+        fail(&mut queue, "wanted", 0, 1);
+        fail(&mut queue, "gone", 0, 2 * IMAGES - 1);
+        queue.add("a", &key("x:1"), at(0));
+        assert_eq!(queue.failures.len(), 2 * IMAGES);
+        fail(&mut queue, "gone", 2 * IMAGES - 1, 2 * IMAGES);
+        queue.add("a", &key("x:2"), at(0));
+        assert_eq!(queue.failures.len(), 1, "those that somebody wants stay");
     }
 
     #[test]

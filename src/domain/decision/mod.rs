@@ -27,7 +27,7 @@ use super::{
     pod::{Place, PlaceKind, PlaceLabel, Pod},
     presence::{self, Found, Index, Judgement, Proof, Rules},
     reason::{Outcome, Reason},
-    routing::{self, MirrorId, Routing},
+    routing::{self, Keeper, MirrorId, Routing},
     snapshot::Snapshot,
     time::Timestamp,
 };
@@ -132,6 +132,7 @@ struct Asked {
     mode: Mode,
     wanted: Wanted,
     verdict: Verdict,
+    closed_by: Option<Keeper>,
 }
 
 #[derive(Debug)]
@@ -195,6 +196,9 @@ pub struct CandidateDecision {
     pub mirror: MirrorId,
     pub outcome: Outcome,
     pub reason: Reason,
+    /// Another mirror, whose private source keeps what lies at that place for namespaces that it serves, where that is
+    /// the reason.
+    pub closed_by: Option<Keeper>,
 }
 
 /// Decides all that is known about a Pod's images.
@@ -389,11 +393,13 @@ impl<'s, 'a> Decider<'s, 'a> {
             let mode = settings.mode.min(self.mode);
             let mut refusal = self.known_refusal(candidate.mirror, settings, mode);
             let mut asks_upstream = false;
+            let mut closed_by = None;
             if refusal.is_none() {
                 let access = snapshot.routing.access(&candidate, &reference);
                 asks_upstream = access.asks_upstream;
-                if !snapshot.may_have(&access, self.request.namespace) {
-                    // Another mirror brought it there, for others.
+                closed_by = snapshot.closed_by(&access, self.request.namespace);
+                if closed_by.is_some() {
+                    // That one may have brought it there, for others.
                     refusal = Some(Reason::NamespaceNotServed);
                 }
             }
@@ -422,6 +428,7 @@ impl<'s, 'a> Decider<'s, 'a> {
                 mode,
                 wanted,
                 verdict,
+                closed_by,
             });
         }
     }
@@ -611,6 +618,14 @@ impl Decision<'_> {
     /// Returns the place's name in annotations and logs, such as `containers.app`.
     pub const fn label(&self) -> PlaceLabel<'_> {
         PlaceLabel::new(self.kind, self.name)
+    }
+
+    /// Returns the mirror that keeps the image from the namespace, where that is the reason: another one than the mirror
+    /// that was asked.
+    pub fn closed_by(&self) -> Option<Keeper> {
+        let mut candidates = self.candidates.iter();
+        let asked = candidates.find(|candidate| Some(candidate.mirror) == self.mirror)?;
+        asked.closed_by.filter(|_| self.reason == asked.reason)
     }
 
     /// Returns what shall stand in the Pod, if that is not what stands there now.
@@ -861,6 +876,7 @@ impl<'a> Planned<'a> {
                 mirror: asked.mirror,
                 outcome,
                 reason,
+                closed_by: asked.closed_by,
             };
             if carried == Some(asked.mirror) {
                 of_carried = Some(candidate);

@@ -130,7 +130,11 @@ impl<'a> Scene<'a> {
     fn details(&self) -> Vec<String> {
         let told = |candidate: &CandidateDecision| {
             let mirror = &self.snapshot.routing.mirror(candidate.mirror).name;
-            format!("{mirror} {} {}", candidate.outcome, candidate.reason)
+            let closed_by = candidate
+                .closed_by
+                .map(|keeper| self.snapshot.routing.keeper(keeper));
+            let closed_by = closed_by.map_or_else(String::new, |name| format!(" by {name}"));
+            format!("{mirror} {} {}{closed_by}", candidate.outcome, candidate.reason)
         };
         self.decisions()[0].candidates.iter().map(told).collect()
     }
@@ -1423,7 +1427,10 @@ fn what_one_mirror_copies_for_some_no_other_mirror_of_its_registry_gives_to_othe
     check(&of_red, "Kept NamespaceNotServed main");
     assert_eq!(
         of_red.details(),
-        ["main Kept NamespaceNotServed", "acme Kept NamespaceNotServed"]
+        [
+            "main Kept NamespaceNotServed by acme",
+            "acme Kept NamespaceNotServed"
+        ]
     );
     check(&before(private(), "blue", None), rewritten);
     // It is not even looked for, though main knows nothing of it, nor what its mode is by now.

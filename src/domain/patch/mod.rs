@@ -19,7 +19,7 @@ use super::{
     names::{DECISIONS_ANNOTATION, PULL_SECRET},
     pod::{ANNOTATIONS_LIMIT, Annotations, Pod},
     reason::Outcome,
-    routing::Routing,
+    routing::{Keeper, Routing},
 };
 
 /// How large a Pod may become; etcd's own limit is 1.5 MiB.
@@ -192,6 +192,7 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
         push_escaped_twice(text, mirror);
         text.push_str(r#"\""#);
     }
+    push_closed_by(text, routing, decision.closed_by());
     if let Some(digest) = &decision.digest {
         text.push_str(r#",\"digest\":\""#);
         digest.push_to(text);
@@ -210,11 +211,22 @@ fn push_entry(text: &mut String, routing: &Routing, decision: &Decision<'_>, mir
             text.push_str(candidate.outcome.as_str());
             text.push_str(r#"\",\"reason\":\""#);
             text.push_str(candidate.reason.as_str());
-            text.push_str(r#"\"}"#);
+            text.push_str(r#"\""#);
+            push_closed_by(text, routing, candidate.closed_by);
+            text.push('}');
         }
         text.push(']');
     }
     text.push('}');
+}
+
+/// Appends which other mirror keeps an image from the namespace, if one does.
+fn push_closed_by(text: &mut String, routing: &Routing, keeper: Option<Keeper>) {
+    if let Some(keeper) = keeper {
+        text.push_str(r#",\"closedBy\":\""#);
+        push_escaped_twice(text, routing.keeper(keeper));
+        text.push_str(r#"\""#);
+    }
 }
 
 /// A JSON Patch in the making: a bracket, and operations that each end in a comma.

@@ -5,10 +5,12 @@ use serde_json::{Value, json};
 use super::*;
 use crate::domain::{
     decision::{Probing, decide},
-    examples::{NOW, digest, key, mirror, place, proof, snapshot},
-    mirror::{Mirror, Pin, Tags},
+    examples::{NOW, digest, key, mirror, place, proof, snapshot, source},
+    mapping::Mapping,
+    mirror::{Access, Mirror, Pin, Source, Tags},
     pod::PlaceKind,
     presence::{Index, Presence},
+    selector::{Operator, Requirement, Selector},
     snapshot::Snapshot,
     standing::Standing,
 };
@@ -182,6 +184,42 @@ fn the_explanation_names_every_mirror_that_was_asked() {
                 {"mirror": "b", "outcome": "Rewritten", "reason": "Mirrored"},
             ],
         }})
+    );
+}
+
+#[test]
+fn the_explanation_names_the_mirror_that_keeps_an_image_for_others() {
+    let at_one_place = |registry: &str, template: &str, mirror: Mirror| Mirror {
+        mapping: Mapping {
+            registry: registry.parse().unwrap(),
+            template: template.parse().unwrap(),
+        },
+        ..mirror
+    };
+    let a = at_one_place("m.io", "{registry}/{repository}", mirror("a", &["docker.io"]));
+    let others = Requirement {
+        key: "team".to_owned(),
+        operator: Operator::Exists,
+    };
+    let private = Source {
+        access: Access::Private,
+        ..source("quay.io/library", &[])
+    };
+    // It is not asked for this image, which lies where its own would.
+    let b = Mirror {
+        sources: vec![private],
+        namespaces: Selector {
+            requirements: vec![others],
+        },
+        ..at_one_place("m.io/docker.io", "{repository}", mirror("b", &[]))
+    };
+    let (_, index) = state();
+    let summary =
+        r#"{"containers.app":{"outcome":"Kept","reason":"NamespaceNotServed","mirror":"a","closedBy":"b"}}"#;
+    check(
+        &(snapshot(vec![a, b]), index),
+        &annotated(nginx(), &[]),
+        &json!([add("/metadata/annotations/kagami.dev~1decisions", summary)]),
     );
 }
 

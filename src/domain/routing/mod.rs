@@ -19,13 +19,13 @@ use super::{
     digest::Digest,
     image::Reference,
     mapping::{Form, MapError, MirrorRegistry},
-    mirror::{Mirror, Pin},
+    mirror::{Mirror, Mode, Pin},
     source::normalise_host,
 };
 
 mod access;
 
-pub use access::Access;
+pub use access::{Access, Closed, ClosedId};
 
 /// How many mirrors are named that stand in one's way.
 const OVERLAPS: usize = 3;
@@ -40,6 +40,7 @@ pub struct Routing {
     mirrors: Vec<Mirror>,
     nodes: HashMap<Box<str>, Node, RandomState>,
     holdings: Holdings,
+    closed: Vec<Closed>,
     /// The mirrors from which each is not separated, in the routing's order.
     not_separated: Vec<Vec<MirrorId>>,
 }
@@ -50,6 +51,15 @@ struct Node {
     registries: Vec<MirrorId>,
     /// Sources that have this prefix.
     sources: Vec<(MirrorId, usize)>,
+}
+
+/// Who keeps from a namespace what lies at a place of a registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    /// A mirror with a private source for it, which does not serve the namespace.
+    Mirror(MirrorId),
+    /// One of which no good form is known.
+    Closed(ClosedId),
 }
 
 /// A mirror that has a source for an image.
@@ -106,8 +116,13 @@ impl Mirror {
 }
 
 impl Routing {
-    /// Compiles mirrors.
+    /// Compiles mirrors, all of which are known in a good form.
     pub fn compile(mirrors: Vec<Mirror>) -> Self {
+        Self::compile_with(mirrors, &[])
+    }
+
+    /// Compiles mirrors, beside others of which no good form is known.
+    pub fn compile_with(mirrors: Vec<Mirror>, closed: &[Closed]) -> Self {
         let mut nodes: HashMap<Box<str>, Node, RandomState> = HashMap::default();
         for (id, mirror) in (0..).map(MirrorId).zip(&mirrors) {
             let registry = normalised(&mirror.mapping.registry);
@@ -120,13 +135,22 @@ impl Routing {
                     .push((id, index));
             }
         }
-        let holdings = Holdings::of(&mirrors);
+        let holdings = Holdings::of(&mirrors, closed);
         let not_separated = access::not_separated(&mirrors);
         Self {
             mirrors,
             nodes,
             holdings,
+            closed: closed.to_vec(),
             not_separated,
+        }
+    }
+
+    /// Returns the name of the mirror that keeps something from a namespace.
+    pub fn keeper(&self, keeper: Keeper) -> &str {
+        match keeper {
+            Keeper::Mirror(mirror) => &self.mirror(mirror).name,
+            Keeper::Closed(ClosedId(position)) => self.closed.get(position).map_or("", |closed| &closed.name),
         }
     }
 
@@ -149,10 +173,15 @@ impl Routing {
 
     /// Returns the names of the mirrors that do not keep their images from namespaces that they do not serve, as another
     /// mirror of an overlapping registry serves those: a login for the one reads what lies in the other. None is given
-    /// to Pods for such a mirror.
+    /// to Pods for such a mirror. Another one that is Off and keeps nothing from anybody takes no login away: people
+    /// prepare a mirror so, and Pods that pull with a login do so again and again.
     pub fn not_separated(&self) -> impl Iterator<Item = &str> {
+        let hinders = |other: &MirrorId| {
+            let other = self.mirror(*other);
+            other.mode != Mode::Off || access::keeps_something(other)
+        };
         let all = self.mirrors.iter().zip(&self.not_separated);
-        all.filter(|(_, others)| !others.is_empty())
+        all.filter(move |(_, others)| others.iter().any(hinders))
             .map(|(mirror, _)| mirror.name.as_str())
     }
 
@@ -301,10 +330,10 @@ impl Routing {
     }
 }
 
-/// What is compiled follows from the mirrors.
+/// What is compiled follows from the mirrors, and from what is closed.
 impl PartialEq for Routing {
     fn eq(&self, other: &Self) -> bool {
-        self.mirrors == other.mirrors
+        self.mirrors == other.mirrors && self.closed == other.closed
     }
 }
 

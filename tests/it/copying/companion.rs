@@ -469,6 +469,58 @@ async fn copies_into_all_mirrors_together_have_a_bound_and_each_mirror_has_one()
     assert!(under_way.iter().all(|copies| *copies > 0.5), "{under_way:?}");
 }
 
+/// However many large images others have under way.
+#[tokio::test]
+async fn a_namespace_that_has_nothing_under_way_waits_for_no_other_one() {
+    let source = Fake::usual().await;
+    let hangs = |ask: &fake::Ask| {
+        let is_layer = ask
+            .headers
+            .get("content-length")
+            .is_some_and(|length| length.len() > 6);
+        ask.is("PUT", Kind::Upload) && is_layer && !ask.path().contains("/team/new/")
+    };
+    let mirror = Fake::start(move |ask| Act::when(hangs(ask), Act::Stall(1000))).await;
+    for (seed, image_of) in (1..).zip(["a1", "a2", "a3", "b", "b2", "new"]) {
+        let image = image(vec![noise(seed, 1 << 20)], &json!({}));
+        source.hold(&format!("team/{image_of}"), "1", &image);
+    }
+    let kagami = Kagami::start(&[filled(source.url(), mirror.url(), &json!({}))]).await;
+    let asks = async |namespace: &'static str, images: &[&str], expected: &str| {
+        let names: Vec<String> = images
+            .iter()
+            .map(|image| name(source.url(), &format!("{image}:1")))
+            .collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let caller = kagami.connect().await.in_no_hurry();
+        let mut caller = caller.in_namespace(namespace);
+        let expected = vec![expected; names.len()];
+        kagami.until_by(&mut caller, &names, &expected, LONG).await;
+    };
+    let under_way = async |expected: f64| {
+        eventually(&format!("{expected} are under way"), LONG, async || {
+            let copies = kagami.metric("kagami_copies_under_way{mirror=\"main\"}").await;
+            ((copies - expected).abs() < 0.1)
+                .then_some(())
+                .ok_or_else(|| kagami.log())
+        })
+        .await;
+    };
+    asks("a", &["a1", "a2", "a3"], "ImageMissing").await;
+    under_way(3.0).await;
+    asks("b", &["b"], "ImageMissing").await;
+    under_way(4.0).await;
+    asks("c", &["new"], "Mirrored").await;
+    // Who has something under way waits.
+    asks("b", &["b2"], "ImageMissing").await;
+    eventually("it waits", LONG, async || {
+        let waiting = kagami.metric("kagami_copies_waiting{mirror=\"main\"}").await;
+        (waiting > 0.5).then_some(()).ok_or_else(|| kagami.log())
+    })
+    .await;
+    under_way(4.0).await;
+}
+
 /// What is taken away is out of use at once, for what is under way too.
 #[tokio::test]
 async fn a_source_that_loses_its_login_is_read_without_from_then_on() {
@@ -526,35 +578,51 @@ async fn a_source_that_loses_its_login_is_read_without_from_then_on() {
     assert!((kagami.metric(COPIED).await - 1.0).abs() < 0.1);
 }
 
-/// Else the namespaces of the longer source would get what only the login of the shorter one may read.
+/// What was wanted while it might be served is not copied any more once another mirror keeps it from that namespace.
 #[tokio::test]
-async fn the_login_of_a_shorter_source_fills_no_place_of_a_longer_private_one() {
+async fn a_mirror_is_filled_with_nothing_that_it_may_not_serve_by_then() {
     let (source, mirror) = (Fake::usual().await, Fake::usual().await);
     for repository in ["acme/secret", "team/a", "team/b"] {
         source.hold(repository, "1", &image(vec![noise(1, 1 << 10)], &json!({})));
     }
-    let team = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}});
-    let private = |prefix: &str| {
+    let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let host = host(source.url());
+    let serving = |namespace: &str, prefix: &str| {
         json!({
-            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team"}},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
             "sources": [{"prefix": prefix, "access": "Private"}],
         })
     };
-    let host = host(source.url());
-    let below = format!("{host}/acme");
-    let kagami = Kagami::start(&[
-        filled(source.url(), mirror.url(), &private(host)),
-        image_mirror("acme", "mirror.test", &[], mirror.url(), &private(&below)),
-        team,
-    ])
-    .await;
+    let main = |largest: &str| {
+        let mut spec = serving("team", host);
+        spec["copy"] = json!({"maxImageSize": largest});
+        filled(source.url(), mirror.url(), &spec)
+    };
+    let none = || Act::Early(fake::Answer::error(404, "MANIFEST_UNKNOWN", "unknown"));
+    source.set(move |ask| Act::when(ask.path().contains("/acme/"), none()));
+    let kagami = Kagami::start(&[main("1Gi"), namespace("team"), namespace("other")]).await;
     let secret = format!("{host}/acme/secret:1");
+    until(&kagami, &[&secret], &["ImageMissing"]).await;
+    until_counted(&kagami, "ImageMissing").await;
+
+    // Other settings let all that failed be tried anew.
+    source.set(|_| Act::Usual);
+    let before = source.asked().len();
+    let below = format!("{host}/acme");
+    let acme = image_mirror(
+        "acme",
+        "mirror.test",
+        &[],
+        mirror.url(),
+        &serving("other", &below),
+    );
+    kagami.configure(&text(&[main("2Gi"), acme, namespace("team"), namespace("other")]));
     // It would have been the turn of the first one long ago.
     for image in ["a:1", "b:1"] {
         let other = name(source.url(), image);
-        until(&kagami, &[&secret, &other], &["ImageMissing", "Mirrored"]).await;
+        until(&kagami, &[&secret, &other], &["NamespaceNotServed", "Mirrored"]).await;
     }
-    let asked = source.asked();
+    let asked = source.asked().split_off(before);
     assert!(
         !asked.iter().any(|ask| ask.path().contains("/acme/")),
         "{asked:?}"

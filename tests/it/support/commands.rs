@@ -47,12 +47,17 @@ pub async fn run(endpoint: &str, arguments: &[&str], input: &[u8]) -> Told {
 
 /// Runs a command with this mirror on a machine whose system trusts these authorities alone.
 pub async fn run_on_machine(authorities: &str, mirror: &Value, arguments: &[&str], input: &[u8]) -> Told {
+    told(authorities, std::slice::from_ref(mirror), arguments, input).await
+}
+
+/// Runs a command with these documents.
+pub async fn run_with(documents: &[Value], arguments: &[&str]) -> Told {
+    told("", documents, arguments, b"").await
+}
+
+async fn told(authorities: &str, documents: &[Value], arguments: &[&str], input: &[u8]) -> Told {
     let home = tempfile::tempdir().unwrap();
-    fs::write(
-        home.path().join("mirrors.yaml"),
-        text(std::slice::from_ref(mirror)),
-    )
-    .unwrap();
+    fs::write(home.path().join("mirrors.yaml"), text(documents)).unwrap();
     fs::write(home.path().join("input"), input).unwrap();
     let roots = home.path().join("roots.pem");
     fs::write(&roots, authorities).unwrap();

@@ -55,6 +55,8 @@ pub struct Setup<'a> {
 pub struct Caller {
     client: Client,
     path: String,
+    /// That of the Pods; by default that of all reviews.
+    namespace: Option<&'static str>,
     budget: Duration,
     slack: Duration,
 }
@@ -205,6 +207,7 @@ impl Kagami {
         Caller {
             client: Client::connect(self.address(), &self.client).await.unwrap(),
             path: "/mutate/enforce?timeout=2s".to_owned(),
+            namespace: None,
             budget: BUDGET,
             slack: SLACK,
         }
@@ -275,6 +278,13 @@ impl Caller {
         self
     }
 
+    /// Asks about Pods of another namespace.
+    #[must_use]
+    pub fn in_namespace(mut self, namespace: &'static str) -> Self {
+        self.namespace = Some(namespace);
+        self
+    }
+
     /// Asks about Pods with thousands of images: what is built for tests, on a machine that does other
     /// things too, works on each for some time.
     #[must_use]
@@ -291,7 +301,10 @@ impl Caller {
     /// Asks about a new Pod with these images and checks what every answer promises: it comes within
     /// the budget, the Pod is admitted, and an image is changed if and only if the answer says so.
     pub async fn ask(&mut self, images: &[impl AsRef<str>]) -> Answer {
-        let review = review(images);
+        let mut review = review(images);
+        if let Some(namespace) = self.namespace {
+            review["request"]["namespace"] = namespace.into();
+        }
         let body = review.to_string();
         let (reply, latency, stall) = timed(self.post(&body)).await;
         assert_eq!(reply.status, 200, "{}", reply.body);

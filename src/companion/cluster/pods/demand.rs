@@ -601,12 +601,12 @@ mod tests {
             fills_of(&documents, "ghcr.io/b/a:1").await,
             of(&[("blue", &["main"]), ("red", &["main"])])
         );
-        // What a login reads that is not the one of who decides would become theirs.
+        // What one login reads is for nobody whom the mirror of another one does not serve, be its source wider or not.
         let wide = mirror("wide", &private("ghcr.io"), both);
         let documents = format!("{acme}---{wide}");
         assert_eq!(
             fills_of(&documents, "ghcr.io/acme/a:1").await,
-            of(&[("blue", &["acme"])])
+            of(&[("blue", &["acme", "wide"])])
         );
         assert_eq!(
             fills_of(&documents, "ghcr.io/b/a:1").await,

@@ -98,7 +98,8 @@ pub(super) fn separation(conditions: &mut Conditions<'_>, (others, more): &(Vec<
         };
         let message = format!(
             "The registry overlaps with that of ImageMirror {}{more}, which serves namespaces by another selector. No pull \
-             secret is placed for these mirrors, as it would read what lies in both; images of private sources are served \
+             secret is placed for these mirrors, as it would read what lies in both (only one that is Off, and has neither \
+             pull secret nor private source, hinders no other); images of private sources are served \
              to namespaces of their own mirror only. Give the mirrors one namespaceSelector, or registries or paths apart.",
             others.join(", ")
         );

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::{Candidate, MirrorId, glob_matches, normalised, prefixes};
 use crate::domain::{
     image::Reference,
-    mapping::MirrorRegistry,
+    mapping::{Mapping, MirrorRegistry},
     mirror::{self, Mirror, Source},
 };
 
@@ -23,15 +23,32 @@ use crate::domain::{
 pub struct Access {
     /// Each of these mirrors must serve the namespace.
     pub private: SmallVec<[MirrorId; 2]>,
+    /// This one keeps it from everybody.
+    pub closed: Option<ClosedId>,
     /// Whether upstream must give the image to everybody.
     pub asks_upstream: bool,
 }
+
+/// A mirror of which no good form is known: what it may have put in its registry for namespaces of its own is for nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed {
+    pub name: String,
+    pub mapping: Mapping,
+    /// The prefixes of the sources that may not be for everybody; everything in its registry where nobody knows them.
+    pub prefixes: Option<Vec<String>>,
+}
+
+/// The position of a [`Closed`] in the routing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedId(pub(super) usize);
 
 /// Where the images of mirrors lie that share their registry with others and hold what is not for everybody.
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
     /// By the whole components that all places of a source begin with.
     nodes: HashMap<Box<str>, Vec<Holding>, RandomState>,
+    /// The same of what is for nobody.
+    closed: HashMap<Box<str>, Vec<(ClosedId, Place)>, RandomState>,
     /// The hosts of the mirrors' registries, in the routing's order; none where nothing of another mirror that is not for
     /// everybody may lie among a mirror's images.
     shared: Vec<Option<Box<str>>>,
@@ -42,6 +59,12 @@ pub(super) struct Holdings {
 struct Holding {
     mirror: MirrorId,
     source: usize,
+    place: Place,
+}
+
+/// Where all images of a source lie.
+#[derive(Debug)]
+struct Place {
     /// What their places begin and end with.
     start: Box<str>,
     end: Box<str>,
@@ -49,16 +72,26 @@ struct Holding {
     is_whole: bool,
 }
 
-impl Holding {
-    fn of(mirror: MirrorId, settings: &Mirror, source: usize, registry: &str, prefix: &str) -> Self {
+impl Place {
+    /// Returns where images below a prefix lie, on a registry's host.
+    fn of(mapping: &Mapping, registry: &str, prefix: &str) -> Self {
         let (host, path) = prefix.split_once('/').unwrap_or((prefix, ""));
-        let (before, end) = settings.mapping.around(host);
+        let (before, end) = mapping.around(host);
         Self {
-            mirror,
-            source,
             start: format!("{registry}/{before}{path}").into(),
             end: end.into(),
             is_whole: !path.is_empty(),
+        }
+    }
+
+    /// Returns where everything of a registry on this host lies.
+    fn everything(registry: &MirrorRegistry, host: &str) -> Self {
+        let path = registry.path();
+        let slash = if path.is_empty() { "" } else { "/" };
+        Self {
+            start: format!("{host}/{path}{slash}").into(),
+            end: "".into(),
+            is_whole: false,
         }
     }
 
@@ -86,7 +119,7 @@ impl Holding {
 
 impl Holdings {
     /// Compiles them.
-    pub(super) fn of(mirrors: &[Mirror]) -> Self {
+    pub(super) fn of(mirrors: &[Mirror], closed: &[Closed]) -> Self {
         let mut by_host: HashMap<String, Vec<MirrorId>, RandomState> = HashMap::default();
         for (id, mirror) in (0..).map(MirrorId).zip(mirrors) {
             let host = host_of(&mirror.mapping.registry);
@@ -113,10 +146,33 @@ impl Holdings {
             for id in restricted {
                 let settings = &mirrors[id.index()];
                 for (index, source) in settings.sources.iter().enumerate() {
-                    let holding = Holding::of(id, settings, index, host, &source.prefix);
-                    let node = holdings.nodes.entry(holding.components().into()).or_default();
-                    node.push(holding);
+                    let place = Place::of(&settings.mapping, host, &source.prefix);
+                    let node = holdings.nodes.entry(place.components().into()).or_default();
+                    node.push(Holding {
+                        mirror: id,
+                        source: index,
+                        place,
+                    });
                 }
+            }
+        }
+        for (id, closed) in closed.iter().enumerate() {
+            let host = host_of(&closed.mapping.registry);
+            for mirror in by_host.get(&host).into_iter().flatten() {
+                holdings.shared[mirror.index()] = Some(host.as_str().into());
+            }
+            let places: Vec<Place> = match &closed.prefixes {
+                None => vec![Place::everything(&closed.mapping.registry, &host)],
+                Some(prefixes) => {
+                    let prefixes = prefixes.iter();
+                    prefixes
+                        .map(|prefix| Place::of(&closed.mapping, &host, prefix))
+                        .collect()
+                }
+            };
+            for place in places {
+                let node = holdings.closed.entry(place.components().into()).or_default();
+                node.push((ClosedId(id), place));
             }
         }
         holdings
@@ -128,6 +184,7 @@ impl Holdings {
         let own = &settings.sources[candidate.source];
         let mut access = Access {
             private: SmallVec::new(),
+            closed: None,
             asks_upstream: asks(own),
         };
         let Some(Some(host)) = self.shared.get(candidate.mirror.index()) else {
@@ -141,12 +198,18 @@ impl Holdings {
         let mut found: SmallVec<[(&Holding, &str); 4]> = prefixes(&place)
             .filter_map(|prefix| self.nodes.get(prefix))
             .flatten()
-            .filter_map(|holding| Some((holding, holding.rest(&place)?)))
+            .filter_map(|holding| Some((holding, holding.place.rest(&place)?)))
             .collect();
+        if !self.closed.is_empty() {
+            let mut closed = prefixes(&place)
+                .filter_map(|prefix| self.closed.get(prefix))
+                .flatten();
+            let closed = closed.find(|(_, closed)| closed.rest(&place).is_some());
+            access.closed = closed.map(|(id, _)| *id);
+        }
         // Of each mirror its longest source.
-        found.sort_unstable_by_key(|(holding, _)| (holding.mirror, Reverse(holding.start.len())));
+        found.sort_unstable_by_key(|(holding, _)| (holding.mirror, Reverse(holding.place.start.len())));
         found.dedup_by_key(|(holding, _)| holding.mirror);
-        let mut private: SmallVec<[(&str, MirrorId); 2]> = SmallVec::new();
         for (holding, rest) in found {
             let mirror = &mirrors[holding.mirror.index()];
             let source = &mirror.sources[holding.source];
@@ -154,25 +217,12 @@ impl Holdings {
                 continue;
             }
             match source.access {
-                mirror::Access::Private => private.push((&source.prefix, holding.mirror)),
+                // Nobody can tell with whose login a copy came: each of them must let it go. Also that with a shorter
+                // prefix, which may have brought it before the other one was there, or pulls it through by itself.
+                mirror::Access::Private => access.private.push(holding.mirror),
                 mirror::Access::Public => {
                     access.asks_upstream |= own.access == mirror::Access::Public && lets_in(mirror, source);
                 }
-            }
-        }
-        // Who has the longest prefix knows best who may have it. Nobody can tell with whose login it came where several
-        // have that one, or where the place is that of several upstreams: all of them must let it go. By components,
-        // what is below a prefix comes right after it.
-        private.sort_unstable_by(|(a, _), (b, _)| a.split('/').cmp(b.split('/')));
-        let mut groups = private.chunk_by(|(a, _), (b, _)| a == b).peekable();
-        while let Some(group) = groups.next() {
-            let (prefix, _) = group[0];
-            let is_outdone = groups.peek().is_some_and(|next| {
-                let rest = next[0].0.strip_prefix(prefix);
-                rest.is_some_and(|rest| rest.starts_with('/'))
-            });
-            if !is_outdone {
-                access.private.extend(group.iter().map(|(_, mirror)| *mirror));
             }
         }
         access
@@ -213,10 +263,6 @@ pub(super) fn not_separated(mirrors: &[Mirror]) -> Vec<Vec<MirrorId>> {
         let registry = registry_of(&mirror.mapping.registry);
         by_registry.entry(registry).or_default().push(id);
     }
-    let keeps = |mirror: &Mirror| {
-        let mut sources = mirror.sources.iter();
-        mirror.pull_secret || sources.any(|source| source.access == mirror::Access::Private)
-    };
     let mut found = vec![Vec::new(); mirrors.len()];
     for (id, mirror) in all() {
         let registry = registry_of(&mirror.mapping.registry);
@@ -225,7 +271,7 @@ pub(super) fn not_separated(mirrors: &[Mirror]) -> Vec<Vec<MirrorId>> {
             .flatten();
         for other in around.copied().filter(|other| *other != id) {
             let it = &mirrors[other.index()];
-            if it.namespaces != mirror.namespaces && (keeps(it) || keeps(mirror)) {
+            if it.namespaces != mirror.namespaces && (keeps_something(it) || keeps_something(mirror)) {
                 // The longer registry sees the shorter one; where both are the same, each sees the other.
                 for (one, two) in [(id, other), (other, id)] {
                     found[one.index()].push(two);
@@ -238,6 +284,12 @@ pub(super) fn not_separated(mirrors: &[Mirror]) -> Vec<Vec<MirrorId>> {
         others.dedup();
     }
     found
+}
+
+/// Whether a mirror has images that are not for everybody, or a login that Pods get.
+pub(super) fn keeps_something(mirror: &Mirror) -> bool {
+    let mut sources = mirror.sources.iter();
+    mirror.pull_secret || sources.any(|source| source.access == mirror::Access::Private)
 }
 
 /// Returns a registry's host as other mirrors' are compared with it.

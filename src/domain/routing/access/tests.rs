@@ -4,7 +4,8 @@ use super::*;
 use crate::domain::{
     examples::mirror,
     mapping::Mapping,
-    routing::Routing,
+    mirror::Mode,
+    routing::{Keeper, Routing},
     selector::{Operator, Requirement, Selector},
 };
 
@@ -77,7 +78,7 @@ fn a_private_source_decides_wherever_its_images_lie() {
 
     // Whatever it does by now, what it copied is there still.
     let off = Mirror {
-        mode: mirror::Mode::Off,
+        mode: Mode::Off,
         ..acme.clone()
     };
     check(&[main.clone(), off], "main", "ghcr.io/acme/secret:1", &["acme"]);
@@ -159,14 +160,14 @@ fn places_are_compared_whatever_template_and_name_lead_there() {
 }
 
 #[test]
-fn of_several_private_sources_the_longest_decide_and_all_of_them() {
+fn of_several_private_sources_all_decide() {
     let wide = at("wide", "m.io", WHOLE, &[private("ghcr.io")]);
     let a = at("a", "m.io", WHOLE, &[private("ghcr.io/acme")]);
     let b = at("b", "m.io", WHOLE, &[private("ghcr.io/acme")]);
     let all = [wide, a, b];
     for on in ["wide", "a", "b"] {
-        // The copy may have come with the login of either.
-        check(&all, on, "ghcr.io/acme/secret:1", &["a", "b"]);
+        // The copy may have come with the login of each, also before the other sources were there.
+        check(&all, on, "ghcr.io/acme/secret:1", &["a", "b", "wide"]);
     }
     check(&all, "wide", "ghcr.io/other/secret:1", &["wide"]);
 
@@ -182,7 +183,15 @@ fn of_several_private_sources_the_longest_decide_and_all_of_them() {
         ("deep", "quay.io/b"),
     ];
     let mirrors = mirrors.map(|(name, prefix)| at(name, "m.io", "{repository}", &[private(prefix)]));
-    check(&mirrors, "top", "quay.io/b/c:1", &["dash", "deep"]);
+    check(&mirrors, "top", "quay.io/b/c:1", &["dash", "deep", "top"]);
+    // What the wider one leaves alone is no matter of its own.
+    let excluding = Source {
+        exclude: vec!["ghcr.io/acme/**".to_owned()],
+        ..private("ghcr.io")
+    };
+    let acme = at("acme", "m.io", WHOLE, &[private("ghcr.io/acme")]);
+    let wide = at("wide", "m.io", WHOLE, &[excluding]);
+    check(&[acme, wide], "acme", "ghcr.io/acme/secret:1", &["acme"]);
 }
 
 #[test]
@@ -209,6 +218,50 @@ fn a_source_of_one_repository_is_found_whatever_follows_its_name() {
                 check(&both, "main", "ghcr.io/acme/open:1", &[]);
                 check(&both, "main", "ghcr.io/other:1", &["acme"]);
             }
+        }
+    }
+}
+
+#[test]
+fn what_a_mirror_without_a_good_form_may_have_put_there_is_for_nobody() {
+    let closed = |registry: &str, template: &str, prefixes: Option<&[&str]>| Closed {
+        name: "acme".to_owned(),
+        mapping: Mapping {
+            registry: registry.parse().unwrap(),
+            template: template.parse().unwrap(),
+        },
+        prefixes: prefixes.map(|prefixes| prefixes.iter().map(|prefix| (*prefix).to_owned()).collect()),
+    };
+    let main = at("main", "m.io", WHOLE, &[public("docker.io"), public("ghcr.io")]);
+    let wide: &[&str] = &["quay.io", "ghcr.io/acme"];
+    for (closed, images) in [
+        (closed("M.io:443", WHOLE, Some(wide)), [true, true, false, false]),
+        (
+            closed("m.io/ghcr.io", "{repository}", Some(&["ghcr.io/acme"])),
+            [true, true, false, false],
+        ),
+        (
+            closed("m.io/ghcr.io", "{repository}", None),
+            [true, true, true, false],
+        ),
+        (closed("m.io", WHOLE, None), [true; 4]),
+        (closed("n.io", WHOLE, None), [false; 4]),
+        (closed("m.io/path", WHOLE, None), [false; 4]),
+    ] {
+        let routing = Routing::compile_with(vec![main.clone()], std::slice::from_ref(&closed));
+        let names = [
+            "ghcr.io/acme/secret:1",
+            "ghcr.io/acme:1",
+            "ghcr.io/acmeister/open:1",
+            "nginx",
+        ];
+        for (image, expected) in names.into_iter().zip(images) {
+            let reference = Reference::parse(image).unwrap();
+            let key = reference.key();
+            let candidates = routing.candidates(key.by_ref().name());
+            let access = routing.access(&candidates.ordered[0], &reference);
+            let keeper = access.closed.map(|id| routing.keeper(Keeper::Closed(id)));
+            assert_eq!(keeper, expected.then_some("acme"), "{image}, {closed:?}");
         }
     }
 }
@@ -272,13 +325,11 @@ fn who_may_get_an_image_is_known_in_about_linear_time() {
 #[track_caller]
 fn check_separation(mirrors: &[Mirror], expected: &[(&str, &[&str])]) {
     let routing = Routing::compile(mirrors.to_vec());
-    let found: Vec<(String, Vec<String>)> = routing
-        .not_separated()
-        .map(|name| {
-            let others = routing.not_separated_from(routing.find(name).unwrap());
-            (name.to_owned(), others.map(str::to_owned).collect())
-        })
-        .collect();
+    let others = |(id, mirror): (MirrorId, &Mirror)| {
+        let others: Vec<String> = routing.not_separated_from(id).map(str::to_owned).collect();
+        (!others.is_empty()).then(|| (mirror.name.clone(), others))
+    };
+    let found: Vec<(String, Vec<String>)> = routing.mirrors().filter_map(others).collect();
     let expected: Vec<(String, Vec<String>)> = expected
         .iter()
         .map(|(name, others)| {
@@ -318,7 +369,29 @@ fn mirrors_of_overlapping_registries_are_separated_by_nothing_but_one_selector()
         pull_secret: true,
         ..blue(team("m.io"))
     };
-    check_separation(&[main.clone(), paid], &[("main", &["team"]), ("team", &["main"])]);
+    let both: [(&str, &[&str]); 2] = [("main", &["team"]), ("team", &["main"])];
+    check_separation(&[main.clone(), paid.clone()], &both);
+    // Who prepares a mirror takes no login away, as long as it has nothing to hide itself.
+    let is_off = |mirror: &Mirror| Mirror {
+        mode: Mode::Off,
+        ..mirror.clone()
+    };
+    let other = |name: &str| Mirror {
+        name: name.to_owned(),
+        namespaces: Selector::default(),
+        ..paid.clone()
+    };
+    let hidden = at("acme", "m.io", WHOLE, &[private("ghcr.io")]);
+    for (mirrors, withheld) in [
+        ([main.clone(), paid.clone()], &["main", "team"][..]),
+        ([is_off(&main), paid.clone()], &["main"]),
+        ([is_off(&other("main")), paid.clone()], &["main", "team"]),
+        ([is_off(&hidden), paid.clone()], &["acme", "team"]),
+    ] {
+        let routing = Routing::compile(mirrors.to_vec());
+        assert_eq!(routing.not_separated().collect::<Vec<_>>(), withheld);
+    }
+    check_separation(&[is_off(&main), paid], &both);
     check_separation(
         &[acme("m.io/a"), main, blue(team("m.io/b"))],
         &[("acme", &["main"]), ("main", &["acme"])],

@@ -236,6 +236,7 @@ impl Belief {
         });
         Configuration {
             mirrors: forms.collect(),
+            closed: self.mirrors.closed().cloned().collect(),
             secrets: self.credentials.clone(),
             standings: self
                 .known

@@ -9,7 +9,9 @@ use crate::{
     cluster::objects::Annotations,
     domain::{
         health::{Fault, State},
+        image::Reference,
         platform::Platforms,
+        routing::Keeper,
         standing::Standing,
     },
 };
@@ -228,6 +230,35 @@ fn mirrors_come_and_go_with_lists_and_deletions() {
         .belief
         .take_mirror(Event::Deleted(mirror("Healthy", "10s")), now());
     assert_eq!(mirrors(&scene), 0);
+}
+
+/// Else it would give the private copies of one that became faulty to everybody.
+#[test]
+fn a_replica_that_begins_keeps_closed_what_it_cannot_understand() {
+    let scene = Scene::new("30s");
+    let mut belief = scene.belief;
+    let acme = object(json!({
+        "metadata": {"name": "acme"},
+        "spec": {
+            "registry": "mirror.test", "kind": "Hosted", "mode": "Sometimes",
+            "sources": [{"prefix": "docker.io/acme", "access": "Private"}],
+        },
+    }));
+    let keeper = |image: &str| {
+        let routing = &scene.store.snapshot().routing;
+        let image = Reference::parse(image).unwrap();
+        let key = image.key();
+        let candidates = routing.candidates(key.by_ref().name());
+        let access = routing.access(&candidates.ordered[0], &image);
+        let closed = access.closed.map(|id| routing.keeper(Keeper::Closed(id)));
+        closed.map(ToOwned::to_owned)
+    };
+    assert_eq!(keeper("acme/secret:1"), None);
+    belief.take_mirror(Event::Changed(acme.clone()), now());
+    assert_eq!(keeper("acme/secret:1").as_deref(), Some("acme"));
+    assert_eq!(keeper("nginx:1"), None);
+    belief.take_mirror(Event::Deleted(acme), now());
+    assert_eq!(keeper("acme/secret:1"), None);
 }
 
 #[test]
