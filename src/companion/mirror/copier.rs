@@ -269,10 +269,8 @@ impl Copier {
             let mirror = self.context.mirror.clone();
             let mut share = self.share();
             if !is_first && of_others.is_none() {
-                if of_newcomer.is_none() {
-                    // It is looked again after the next copy of this mirror, and now and then.
-                    return None;
-                }
+                // Without either, it is looked again after the next copy of this mirror, and now and then.
+                of_newcomer.as_ref()?;
                 share.at_once = 1;
             }
             let next = wants.with(&mirror, |queue, now| {
