@@ -588,7 +588,7 @@ mod tests {
 
     /// Checks what is kept for nobody: the prefixes, `everything` or nothing at all.
     #[track_caller]
-    fn check(more: Value, expected: Option<&[&str]>) {
+    fn check(more: &Value, expected: Option<&[&str]>) {
         let mut spec = json!({
             "registry": "mirror.test/path", "kind": "Hosted", "mode": "Sometimes",
             "sources": [{"prefix": "GHCR.io/acme", "credentials": {"secretRef": {"name": "acme"}}}],
@@ -599,53 +599,54 @@ mod tests {
         let closed = closed("acme", &spec);
         let prefixes = closed.as_ref().map(|closed| {
             let prefixes = closed.prefixes.as_ref();
-            prefixes.map_or(vec!["everything"], |prefixes| {
-                prefixes.iter().map(String::as_str).collect()
-            })
+            prefixes.map_or_else(
+                || vec!["everything"],
+                |prefixes| prefixes.iter().map(String::as_str).collect(),
+            )
         });
         assert_eq!(prefixes.as_deref(), expected, "{spec}");
     }
 
     #[test]
     fn of_what_is_not_taken_everything_is_closed_that_may_not_be_for_everybody() {
-        check(json!({}), Some(&["ghcr.io/acme"]));
+        check(&json!({}), Some(&["ghcr.io/acme"]));
         check(
-            json!({"sources": [{"prefix": "ghcr.io", "access": "Private"}]}),
+            &json!({"sources": [{"prefix": "ghcr.io", "access": "Private"}]}),
             Some(&["ghcr.io"]),
         );
         let hub = json!([{"prefix": "docker.io/redis", "access": "Secret"}, {"prefix": "quay.io"}]);
         check(
-            json!({"sources": hub}),
+            &json!({"sources": hub}),
             Some(&["docker.io/library/redis", "docker.io/redis"]),
         );
         // What is for everybody closes nothing, unless a login may have brought it that reads more.
         check(
-            json!({"sources": [{"prefix": "ghcr.io"}, {"prefix": "quay.io", "access": "Public"}]}),
+            &json!({"sources": [{"prefix": "ghcr.io"}, {"prefix": "quay.io", "access": "Public"}]}),
             None,
         );
         let paid =
             json!([{"prefix": "docker.io", "access": "Public", "credentials": {"secretRef": {"name": "a"}}}]);
-        check(json!({"sources": paid}), None);
+        check(&json!({"sources": paid}), None);
         check(
-            json!({"sources": paid, "kind": "PullThrough"}),
+            &json!({"sources": paid, "kind": "PullThrough"}),
             Some(&["docker.io"]),
         );
-        check(json!({"sources": paid, "kind": "Other"}), Some(&["docker.io"]));
+        check(&json!({"sources": paid, "kind": "Other"}), Some(&["docker.io"]));
         // Where it cannot be told what.
         let everything: Option<&[&str]> = Some(&["everything"]);
-        check(json!({"sources": "ghcr.io/acme"}), everything);
-        check(json!({"sources": ["ghcr.io/acme"]}), everything);
+        check(&json!({"sources": "ghcr.io/acme"}), everything);
+        check(&json!({"sources": ["ghcr.io/acme"]}), everything);
         check(
-            json!({"sources": [{"prefix": 1, "access": "Private"}]}),
+            &json!({"sources": [{"prefix": 1, "access": "Private"}]}),
             everything,
         );
         check(
-            json!({"sources": [{"prefix": "ghcr.io/*", "access": "Private"}]}),
+            &json!({"sources": [{"prefix": "ghcr.io/*", "access": "Private"}]}),
             everything,
         );
-        check(json!({"repository": "{name}"}), everything);
-        check(json!({"repository": "{repository}"}), Some(&["ghcr.io/acme"]));
-        check(json!({"registry": "no registry"}), None);
-        check(json!({"registry": null}), None);
+        check(&json!({"repository": "{name}"}), everything);
+        check(&json!({"repository": "{repository}"}), Some(&["ghcr.io/acme"]));
+        check(&json!({"registry": "no registry"}), None);
+        check(&json!({"registry": null}), None);
     }
 }

@@ -93,7 +93,7 @@ impl Attempts {
             before.is_followed
         });
         let back_off = BACK_OFF * 2_u32.saturating_pow((failures - 1).min(16));
-        let until = |begun: Timestamp| begun.after(back_off.min(LONGEST_BACK_OFF) - STATUS);
+        let until = |begun: Timestamp| begun.after(back_off.min(LONGEST_BACK_OFF).saturating_sub(STATUS));
         Self {
             failures,
             backs_off_until: begun_after.filter(|_| is_followed).map(until),
