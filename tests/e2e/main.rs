@@ -111,6 +111,7 @@ const TESTS: &[Test<Cluster>] = tests![
     copies::what_enforcing_namespaces_use_is_copied_and_then_rewritten,
     copies::a_source_whose_secret_is_missing_is_not_read_as_nobody,
     copies::a_mirror_that_takes_no_copies_is_told_and_serves_what_it_has,
+    copies::a_tag_that_moves_upstream_is_followed_and_what_it_meant_can_be_pulled,
     copies::sync_brings_what_running_pods_use,
     copies::what_everybody_gets_is_read_as_nobody_by_sync,
     pull_secrets::a_login_stands_where_its_mirror_serves_and_nowhere_else,

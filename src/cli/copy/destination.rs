@@ -14,7 +14,7 @@ use crate::{
     cluster::{objects, sources, watch::get},
     credentials::{Credentials, Keyring, Secret},
     domain::{
-        copying::{Place, Reason, place},
+        copying::{Own, Place, Reason, place},
         image::Reference,
         mapping::{Form, MapError},
         mirror::{Kind, Mirror, Trust},
@@ -193,7 +193,7 @@ impl Destination {
             reference,
             into,
             tag,
-        } = place(mapping, key).map_err(too_long)?;
+        } = place(mapping, key, &Own::default()).map_err(too_long)?;
         Ok((
             Job {
                 upstream: upstreams.of(key.host(), &repository, settings, whose)?,
@@ -208,6 +208,7 @@ impl Destination {
                 max_size: None,
                 max_referrers: None,
                 keeps_tag: false,
+                own: None,
             },
             mapped,
         ))

@@ -78,6 +78,13 @@ pub(super) fn of(explanation: &Explanation) -> String {
             line("  cause", cause);
         }
         line("  image", &mirror.sight.to_string());
+        if let Some(moved) = &mirror.moved {
+            let (upstream, drift) = (&moved.upstream, moved.drift);
+            line(
+                "  moved",
+                &format!("upstream it is {upstream} by now (tags.drift: {drift})"),
+            );
+        }
         if let Some(why) = &mirror.not_copied {
             line("  no copy", &why.to_string());
         }

@@ -28,6 +28,7 @@ use crate::{
         sources,
         watch::{self as cluster_watch, Event, Pulses, Source, Versioned},
     },
+    companion::mirror::wants::Cluster,
     credentials::Secret,
     domain::{platform::Platforms, selector::Labels},
     state::{
@@ -41,6 +42,9 @@ use crate::{
 
 /// How long changes are gathered before they are put to use together.
 const GATHER: Duration = Duration::from_millis(50);
+
+/// The Namespace that every cluster has, so that its UID is that of the cluster.
+const OF_CLUSTER: &str = "kube-system";
 
 /// Node labels with the operating system and the architecture.
 const OS_LABEL: &str = "kubernetes.io/os";
@@ -107,6 +111,7 @@ pub(super) struct Follower {
     due: Due,
     /// What is wrong with the Secrets of mirrors that are in force.
     secret_faults: SecretFaults,
+    cluster: Cluster,
 }
 
 /// What is to be done because of what changed.
@@ -137,12 +142,18 @@ impl Follower {
             published,
             due: Due::default(),
             secret_faults: SecretFaults::new(),
+            cluster: Cluster::default(),
         }
     }
 
     /// Returns the logins with which mirrors are filled.
     pub(super) fn logins(&self) -> Logins {
         self.feed.logins()
+    }
+
+    /// Returns which cluster it is, which is known as soon as the Namespaces are.
+    pub(super) fn cluster(&self) -> Cluster {
+        self.cluster.clone()
     }
 
     /// Returns the logins with which Pods may pull from mirrors.
@@ -191,7 +202,13 @@ impl Follower {
     }
 
     fn take_namespace(&mut self, event: Event<Outline>) {
-        self.due.namespaces |= self.namespaces.take(event.map(Outline::into_labels));
+        self.due.namespaces |= self.namespaces.take(event.map(|namespace| {
+            let Metadata { name, uid, .. } = &namespace.metadata;
+            if name == OF_CLUSTER && !uid.is_empty() {
+                self.cluster.is(uid);
+            }
+            namespace.into_labels()
+        }));
     }
 
     fn take_node(&mut self, event: Event<Outline>) {
