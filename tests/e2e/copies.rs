@@ -457,7 +457,9 @@ pub(crate) fn a_tag_that_moves_upstream_is_followed_and_what_it_meant_can_be_pul
     upstream.push(cluster, "team/app", &new);
     known(&old, Some(&new));
     let kept = until_pulled(&app);
-    let decisions = kept["metadata"]["annotations"]["kagami.dev/decisions"].as_str().unwrap();
+    let decisions = kept["metadata"]["annotations"]["kagami.dev/decisions"]
+        .as_str()
+        .unwrap();
     assert!(decisions.contains("ImageMoved"), "{decisions}");
     let told = explain(&place, &enforced.name, &app);
     assert!(
@@ -470,7 +472,10 @@ pub(crate) fn a_tag_that_moves_upstream_is_followed_and_what_it_meant_can_be_pul
     until_pulled(&at(&old));
     assert!(metric(
         &companion,
-        &format!("kagami_copies_total{{mirror=\"{}\",result=\"Copied\"}} 1", place.name)
+        &format!(
+            "kagami_copies_total{{mirror=\"{}\",result=\"Copied\"}} 1",
+            place.name
+        )
     ));
 
     tags("Sync");
