@@ -76,6 +76,8 @@ struct CopyMetrics {
     bytes: Family<MirrorLabel, Counter>,
     under_way: Family<MirrorLabel, Gauge>,
     waiting: Family<MirrorLabel, Gauge>,
+    refreshes: Family<RefreshLabel, Counter>,
+    moved: Family<MirrorLabel, Gauge>,
 }
 
 /// What a process tells that follows an API server.
@@ -190,6 +192,11 @@ struct RescueLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PullSecretLabel {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefreshLabel {
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -506,6 +513,28 @@ impl Metrics {
         }
     }
 
+    /// Counts a question to an upstream registry what a tag means.
+    pub fn tag_was_refreshed(&self, result: &'static str) {
+        self.copies
+            .refreshes
+            .get_or_create(&RefreshLabel { result })
+            .inc();
+    }
+
+    /// Sets how many tags of a mirror are known to have moved; none where nobody asks.
+    pub fn set_moved_tags(&self, mirror: &str, count: Option<usize>) {
+        let label = MirrorLabel {
+            mirror: mirror.to_owned(),
+        };
+        match count {
+            Some(count) => {
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                self.copies.moved.get_or_create(&label).set(count);
+            }
+            None => drop(self.copies.moved.remove(&label)),
+        }
+    }
+
     /// Counts the end of a sweep: `complete` or `aborted`.
     pub fn swept(&self, mirror: &str, class: &'static str, complete: bool) {
         let result = if complete { "complete" } else { "aborted" };
@@ -624,6 +653,8 @@ impl CopyMetrics {
             bytes,
             under_way,
             waiting,
+            refreshes,
+            moved,
         } = self;
         registry.register(
             "copies",
@@ -638,8 +669,18 @@ impl CopyMetrics {
         );
         registry.register(
             "copies_waiting",
-            "Images that a mirror lacks and that wait for a copy; those that failed lately are left out",
+            "Images that a mirror lacks, or has as they were before, and that wait for a copy; those that failed lately are left out",
             waiting,
+        );
+        registry.register(
+            "tag_refreshes",
+            "Questions to upstream registries what a tag means, by what was answered: Found, Missing, or why nobody can tell",
+            refreshes,
+        );
+        registry.register(
+            "tags_moved",
+            "Tags that are known to mean another image upstream than on a mirror",
+            moved,
         );
     }
 }

@@ -10,7 +10,7 @@ use crate::domain::{
     time::Timestamp,
 };
 
-/// Returns what a resource says of one image. `last_used` and `not_copied` stay open.
+/// Returns what a resource says of one image. `last_used`, `not_copied` and `upstream_digest` stay open.
 pub fn spec(mirror: &str, key: KeyRef<'_>, presence: &Presence, verified_at: Timestamp) -> MirroredImageSpec {
     let mut spec = MirroredImageSpec {
         mirror: mirror.to_owned(),
@@ -19,6 +19,7 @@ pub fn spec(mirror: &str, key: KeyRef<'_>, presence: &Presence, verified_at: Tim
         reason: None,
         not_copied: None,
         digest: None,
+        upstream_digest: None,
         media_type: None,
         platforms: Vec::new(),
         size: None,

@@ -17,7 +17,7 @@ use super::{
 use crate::domain::{
     mapping::{Mapping, MirrorRegistry, Template},
     mirror::{
-        Access, Copying, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer,
+        Access, Copying, Drift, Freshness, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Pin, Prefer,
         RescuePolicy, Source, Tags, Trust,
     },
     platform::Platforms,
@@ -367,6 +367,11 @@ fn tags(spec: &api::TagSettings, faults: &mut Faults) -> Tags {
             api::Pin::DigestOnly => Pin::DigestOnly,
         },
         refresh: faults.duration("spec.tags.refresh", &spec.refresh, &rules::FRESHNESS),
+        drift: match spec.drift {
+            api::Drift::Sync => Drift::Sync,
+            api::Drift::Warn => Drift::Warn,
+            api::Drift::Keep => Drift::Keep,
+        },
     }
 }
 

@@ -167,8 +167,11 @@ fn switch_off(spec: &mut Value, field: &str) {
     match spec.get_mut(part) {
         Some(Value::Object(tags)) if part == "tags" => {
             tags.retain(|name, _| name == BOUND && field != "spec.tags.refresh");
+            // Without a word about it, what the mirror has is replaced.
+            tags.insert("drift".to_owned(), "Keep".into());
         }
         // Without a word about it, it is on.
+        _ if part == "tags" => drop(spec.insert(part.to_owned(), json!({"drift": "Keep"}))),
         _ if part == "rescue" => drop(spec.insert(part.to_owned(), json!({"policy": "Off"}))),
         _ => drop(spec.swap_remove(part)),
     }
@@ -328,11 +331,16 @@ mod tests {
 
     #[test]
     fn a_capability_that_is_understood_in_part_is_off() {
-        let off = json!({"tags": {"pin": "None", "refresh": "5m"}});
+        let off = json!({"tags": {"pin": "None", "refresh": "5m", "drift": "Keep"}});
         check(
-            &json!({"tags": {"pin": "Digest", "refresh": "5m", "drift": "Keep"}}),
+            &json!({"tags": {"pin": "Digest", "refresh": "5m", "drift": "Follow"}}),
             &off,
             &["spec.tags is off because of spec.tags.drift"],
+        );
+        check(
+            &json!({"tags": {"pin": "Digest", "refresh": "5m", "verify": "Cosign"}}),
+            &off,
+            &["spec.tags is off because of spec.tags.verify"],
         );
         check(
             &json!({"tags": {"pin": "Signature", "refresh": "5m"}}),
@@ -341,12 +349,12 @@ mod tests {
         );
         check(
             &json!({"tags": {"pin": "Digest", "refresh": "often"}}),
-            &json!({"tags": {}}),
+            &json!({"tags": {"drift": "Keep"}}),
             &["spec.tags is off because of spec.tags.refresh"],
         );
         check(
             &json!({"tags": "all"}),
-            &json!({"tags": {}}),
+            &json!({"tags": {"drift": "Keep"}}),
             &["spec.tags is off because of spec.tags"],
         );
         check(
@@ -443,7 +451,7 @@ mod tests {
 
     #[test]
     fn one_that_is_not_taken_tells_everything_that_is_unknown() {
-        let fields = json!({"mode": "Suggest", "health": {"mood": "good"}, "tags": {"drift": "Keep"}});
+        let fields = json!({"mode": "Suggest", "health": {"mood": "good"}, "tags": {"drift": "Follow"}});
         let (mirror, told) = reading(&fields);
         assert!(mirror.unwrap_err().starts_with("spec.mode: "));
         assert_eq!(

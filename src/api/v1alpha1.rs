@@ -445,9 +445,14 @@ pub struct TagSettings {
     /// run the same; CRI-O 1.31.0 and tools like skopeo and buildah refuse that form. DigestOnly: the
     /// digest stands in the tag's place (name@sha256:…), which all take. None: the tag stays as it is.
     pub pin: Pin,
-    /// How old the proof of an image by tag may be on a PullThrough mirror, which compares tags with
-    /// upstream itself. Also how often upstream is asked who may read an image, where a source has
-    /// credentials.
+    /// What becomes of a tag that means another image upstream than on a mirror that is filled (copy.policy: OnDemand).
+    /// Sync: it is copied anew, whoever pushed what the mirror has; until then Pods keep upstream's name. Warn: they do
+    /// until somebody copies it. Keep: the mirror's image is served on. An image that a tag meant before stays in the
+    /// mirror by a tag of its own.
+    pub drift: Drift,
+    /// How often upstream is asked what the tags in use mean now, where the mirror is filled; and who may read an image,
+    /// where a source has credentials. On a PullThrough mirror, which compares tags with upstream itself: how old the
+    /// proof of an image by tag may be.
     #[schemars(extend("x-kubernetes-validations" = rules::FRESHNESS.validations()))]
     pub refresh: Duration,
 }
@@ -456,6 +461,7 @@ impl Default for TagSettings {
     fn default() -> Self {
         Self {
             pin: Pin::default(),
+            drift: Drift::default(),
             refresh: Tags::default().refresh.into(),
         }
     }
@@ -468,6 +474,15 @@ pub enum Pin {
     None,
     Digest,
     DigestOnly,
+}
+
+/// What becomes of a tag that means another image upstream.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drift {
+    #[default]
+    Sync,
+    Warn,
+    Keep,
 }
 
 /// `spec.rescue`.
@@ -632,6 +647,7 @@ pub struct SweepStatus {
     printcolumn = r#"{"name": "Not Copied", "type": "string", "jsonPath": ".spec.notCopied", "priority":1}"#,
     printcolumn = r#"{"name": "Last Used", "type": "date", "jsonPath": ".spec.lastUsed", "priority":1}"#,
     printcolumn = r#"{"name": "Digest", "type": "string", "jsonPath": ".spec.digest", "priority":1}"#,
+    printcolumn = r#"{"name": "Upstream Digest", "type": "string", "jsonPath": ".spec.upstreamDigest", "priority":1}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -660,6 +676,10 @@ pub struct MirroredImageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub digest: Option<String>,
+    /// Digest of what the tag means upstream, where that is known to be another image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub upstream_digest: Option<String>,
     /// Media type of the manifest that was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]

@@ -9,7 +9,7 @@ use super::{
     image::KeyRef,
     mapping::Mapping,
     mirror::{
-        Access, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer,
+        Access, Copying, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, Mode, OwnerPattern, Prefer,
         RescuePolicy, Source, Tags,
     },
     platform::Platforms,
@@ -50,6 +50,16 @@ pub(crate) fn mirror(name: &str, prefixes: &[&str]) -> Mirror {
         hang_after: HANG_AFTER,
         delete_pods: false,
         runs_in: Vec::new(),
+    }
+}
+
+/// Returns how a mirror is filled with everything.
+pub(crate) const fn copying() -> Copying {
+    Copying {
+        platforms: Platforms::ALL,
+        referrers: true,
+        max_size: None,
+        max_per_day: None,
     }
 }
 

@@ -176,11 +176,35 @@ impl Pin {
     }
 }
 
+/// `spec.tags.drift`: what becomes of a tag that means another image upstream than in a mirror that is filled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drift {
+    /// It is copied anew; until it was, it is upstream's.
+    #[default]
+    Sync,
+    /// It is upstream's until somebody copies it.
+    Warn,
+    /// What the mirror has is served on.
+    Keep,
+}
+
+impl Drift {
+    /// Returns its name as it stands in resources.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sync => "Sync",
+            Self::Warn => "Warn",
+            Self::Keep => "Keep",
+        }
+    }
+}
+
 /// `spec.tags`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tags {
     pub pin: Pin,
     pub refresh: Duration,
+    pub drift: Drift,
 }
 
 impl Default for Tags {
@@ -188,6 +212,7 @@ impl Default for Tags {
         Self {
             pin: Pin::None,
             refresh: Duration::from_hours(1),
+            drift: Drift::default(),
         }
     }
 }
@@ -313,6 +338,17 @@ pub struct Mirror {
 }
 
 impl Mirror {
+    /// Whether a tag that is known to mean another image upstream is left to upstream. Only where the mirror is filled,
+    /// for nobody asks upstream elsewhere.
+    pub fn yields_moved_tags(&self) -> bool {
+        self.copying.is_some() && self.tags.drift != Drift::Keep
+    }
+
+    /// Whether such a tag is copied anew.
+    pub fn copies_moved_tags(&self) -> bool {
+        self.copying.is_some() && self.tags.drift == Drift::Sync
+    }
+
     /// Whether it leaves alone the Pods of owners of this `apiVersion` and kind.
     pub fn excludes(&self, api_version: &str, kind: &str) -> bool {
         let mut patterns = self.exclude_owners.iter();

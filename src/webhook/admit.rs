@@ -458,7 +458,7 @@ impl Inner {
         }
     }
 
-    /// Tells whoever fills mirrors which images Pods would have from them and they lack.
+    /// Tells whoever fills mirrors which images Pods would have from them and they lack, or have as they were before.
     fn want(&self, snapshot: &Snapshot, namespace: &str, decisions: &[Decision<'_>]) {
         let Some(taker) = &self.demand else { return };
         // It is kept with each image.
@@ -468,7 +468,7 @@ impl Inner {
         for decision in decisions {
             let lacks = |candidate: &&CandidateDecision| {
                 let settings = snapshot.routing.mirror(candidate.mirror);
-                candidate.reason == Reason::ImageMissing
+                matches!(candidate.reason, Reason::ImageMissing | Reason::ImageMoved)
                     && settings.copying.is_some()
                     && settings.mode == Mode::Enforce
             };

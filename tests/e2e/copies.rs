@@ -410,6 +410,106 @@ pub(crate) fn sync_brings_what_running_pods_use(cluster: &Cluster) {
     assert!(told.contains("never acts in namespace kube-system"), "{told}");
 }
 
+pub(crate) fn a_tag_that_moves_upstream_is_followed_and_what_it_meant_can_be_pulled(cluster: &Cluster) {
+    let place = Place::new(cluster, &cluster.mirror.url);
+    let upstream = Peer::start(cluster, &format!("upstream-{}", place.own.name), false);
+    let (old, new) = (named("old"), named("new"));
+    upstream.push(cluster, "team/app", &old);
+    let enforced = cluster.namespace(Some("enforce"));
+    let tags = |drift: &str| {
+        let tags = json!({"pin": "Digest", "refresh": "1s", "drift": drift});
+        place.patch_mirror(&json!({"spec": {"tags": tags}}));
+    };
+    tags("Warn");
+    fill(&place, &upstream, &[&enforced.name], &json!({}));
+    let companion = place.start("companion-a", &[]);
+    place.wait_for_health("Healthy");
+    let (_registration, _webhook) = webhook(&place, &enforced);
+    let app = upstream.image("team/app");
+    let mut number = 0;
+    let mut next = || {
+        number += 1;
+        enforced
+            .create_pod(&pod(&format!("pod-{number}"), &app))
+            .success()
+    };
+    let mut until_pulled = |expected: &str| {
+        eventually(&format!("new Pods get {expected}"), || {
+            let pod = next();
+            (image(&pod, "app") == expected).then_some(pod)
+        })
+    };
+    let mirrored = upstream.mirrored("team/app");
+    let at = |of: &Image| format!("{REGISTRY}/{mirrored}:1@{}", of.digest);
+    let known = |shown: &Image, upstream: Option<&Image>| {
+        let upstream = json!(upstream.map(|image| image.digest.to_string()));
+        eventually("the MirroredImage tells both digests", || {
+            let known = place.wait_for_image(&app, "Present");
+            let spec = &known["spec"];
+            let is_so = spec["digest"] == shown.digest.to_string() && spec["upstreamDigest"] == upstream;
+            is_so.then_some(())
+        });
+    };
+    until_pulled(&at(&old));
+    known(&old, None);
+
+    // With Warn it stays upstream's, and nobody copies it.
+    upstream.push(cluster, "team/app", &new);
+    known(&old, Some(&new));
+    let kept = until_pulled(&app);
+    let decisions = kept["metadata"]["annotations"]["kagami.dev/decisions"]
+        .as_str()
+        .unwrap();
+    assert!(decisions.contains("ImageMoved"), "{decisions}");
+    let told = explain(&place, &enforced.name, &app);
+    assert!(
+        told.contains("moved") && told.contains(&new.digest.to_string()) && told.contains("ImageMoved"),
+        "{told}"
+    );
+    let moved = format!("kagami_tags_moved{{mirror=\"{}\"}} 1", place.name);
+    eventually("it is counted", || metric(&companion, &moved).then_some(()));
+    tags("Keep");
+    until_pulled(&at(&old));
+    assert!(metric(
+        &companion,
+        &format!(
+            "kagami_copies_total{{mirror=\"{}\",result=\"Copied\"}} 1",
+            place.name
+        )
+    ));
+
+    tags("Sync");
+    until_pulled(&at(&new));
+    known(&new, None);
+    // Both stay by tags of this cluster's own, so the Pods of before can be pulled.
+    let target = Target::of(&cluster.http, &cluster.mirror.url);
+    let get = |what: &str| {
+        let url = format!("{}/v2/{mirrored}/{what}", target.url);
+        // Distribution shows a manifest only to who takes its kind.
+        let request = target.request(Method::GET, &url);
+        let request = request.header("Accept", old.media_type.as_str());
+        cluster.http.send(request).unwrap()
+    };
+    for image in [&old, &new] {
+        assert_eq!(get(&format!("manifests/{}", image.digest)).status, 200);
+    }
+    let cluster_uid = cluster.get("/api/v1/namespaces/kube-system").success()["metadata"]["uid"]
+        .as_str()
+        .unwrap()
+        .replace('-', "");
+    let own = |of: &Image| {
+        let hex = of.digest.to_string().replace("sha256:", "");
+        format!("kagami-{}-{cluster_uid}", &hex[..32])
+    };
+    let listed = get("tags/list");
+    let listed: Value = serde_json::from_str(&listed.body).unwrap();
+    let mut tags: Vec<String> = serde_json::from_value(listed["tags"].clone()).unwrap();
+    tags.sort();
+    let mut expected = ["1".to_owned(), own(&old), own(&new)];
+    expected.sort();
+    assert_eq!(tags, expected);
+}
+
 /// Runs `kagami sync` as a person. Returns its exit code, and what it says where.
 fn sync(place: &Place<'_>, arguments: &[&str]) -> (i32, String, String) {
     let own = ["sync", "--kagami-namespace", &place.own.name];

@@ -112,6 +112,7 @@ const TESTS: &[Test<Cluster>] = tests![
     forward::to_a_registry_that_fails_pods_go_back_from_a_dead_mirror_alone,
     volumes::a_pod_stuck_on_a_volume_is_evicted_where_nothing_is_lost,
     volumes::without_leave_a_pod_stuck_on_a_volume_is_only_told,
+    copies::a_tag_that_moves_upstream_is_followed_and_what_it_meant_can_be_pulled,
     copies::sync_brings_what_running_pods_use,
     copies::sync_reads_upstream_with_no_login_of_the_person,
     pull_secrets::a_login_stands_where_its_mirror_serves_and_nowhere_else,

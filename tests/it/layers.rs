@@ -358,8 +358,18 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "companion/mirror",
         &[
-            "reports", "wants", "context", "upstream", "look", "verifier", "copier", "demand", "prober",
-            "resolver", "sweeper",
+            "reports",
+            "wants",
+            "context",
+            "upstream",
+            "look",
+            "verifier",
+            "copier",
+            "refresher",
+            "demand",
+            "prober",
+            "resolver",
+            "sweeper",
         ],
     ),
     (

@@ -14,7 +14,7 @@ use crate::{
     cluster::{objects, sources, watch::get},
     credentials::{Credentials, Keyring, Secret},
     domain::{
-        copying::{Place, Reason, place},
+        copying::{Own, Place, Reason, place},
         image::Reference,
         mapping::{Form, MapError},
         mirror::{Access, Kind, Mirror, Trust},
@@ -225,7 +225,7 @@ impl Destination {
             reference,
             into,
             tag,
-        } = place(mapping, key).map_err(too_long)?;
+        } = place(mapping, key, &Own::default()).map_err(too_long)?;
         let login = match whose {
             Whose::Persons => upstreams.login_for(key.host(), &repository),
             Whose::Sources => self.login_of(candidate.source)?,
@@ -244,6 +244,7 @@ impl Destination {
                 max_size: None,
                 max_referrers: None,
                 keeps_tag: false,
+                own: None,
             },
             mapped,
         ))

@@ -83,6 +83,9 @@ struct MirrorExplanation {
     cause: Option<String>,
     #[serde(flatten)]
     sight: Sight,
+    /// What the tag means upstream, where that is known to be another image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    moved: Option<Moved>,
     /// Why the image was not copied there, where that was tried in vain.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_copied: Option<NotCopied>,
@@ -92,6 +95,16 @@ struct MirrorExplanation {
     /// What was seen of the mirror by this command itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     from_here: Option<FromHere>,
+}
+
+/// That a tag means another image upstream.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Moved {
+    /// The digest there.
+    upstream: String,
+    /// What `tags.drift` says of it.
+    drift: &'static str,
 }
 
 /// What is known of the image on a mirror.
@@ -366,6 +379,10 @@ fn explain(
                 .filter(|_| decision.mirror == Some(candidate.mirror))
                 .map(ToOwned::to_owned),
             sight: sight(index, settings, health, key, now),
+            moved: index.moved(&settings.name, key).map(|upstream| Moved {
+                upstream: upstream.to_string(),
+                drift: settings.tags.drift.as_str(),
+            }),
             not_copied: index.not_copied(&settings.name, key).map(|reason| NotCopied {
                 reason: reason.as_str(),
                 explanation: reason.explanation(),

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{ClusterExplanation, Explanation, NotCopied, Sight};
+use super::{ClusterExplanation, Explanation, MirrorExplanation, Moved, NotCopied, Sight};
 use crate::{
     cli::oneshot::sign_of_life,
     domain::{
@@ -78,9 +78,7 @@ pub(super) fn of(explanation: &Explanation) -> String {
             line("  cause", cause);
         }
         line("  image", &mirror.sight.to_string());
-        if let Some(why) = &mirror.not_copied {
-            line("  no copy", &why.to_string());
-        }
+        tell_copy(mirror, &mut line);
         if let Some(here) = &mirror.from_here {
             let (health, sight) = (health(here.health, here.fault), &here.sight);
             line("  from here", &format!("{health}; {sight} ({})", here.reason));
@@ -113,6 +111,19 @@ pub(super) fn of(explanation: &Explanation) -> String {
         line("note", note);
     }
     text
+}
+
+/// Tells how the copy in a mirror stands beside what upstream has.
+fn tell_copy(mirror: &MirrorExplanation, line: &mut impl FnMut(&str, &str)) {
+    if let Some(Moved { upstream, drift }) = &mirror.moved {
+        line(
+            "  moved",
+            &format!("upstream it is {upstream} by now (tags.drift: {drift})"),
+        );
+    }
+    if let Some(why) = &mirror.not_copied {
+        line("  no copy", &why.to_string());
+    }
 }
 
 fn health(state: &str, fault: Option<&str>) -> String {

@@ -29,6 +29,7 @@ use crate::{
         sources,
         watch::{self as cluster_watch, Event, Pulses, Source, Versioned},
     },
+    companion::mirror::wants::Cluster,
     credentials::Secret,
     domain::{mirror::Mode, platform::Platforms, selector::Labels},
     state::{
@@ -42,6 +43,9 @@ use crate::{
 
 /// How long changes are gathered before they are put to use together.
 const GATHER: Duration = Duration::from_millis(50);
+
+/// The Namespace that every cluster has, so that its UID is that of the cluster.
+const OF_CLUSTER: &str = "kube-system";
 
 /// Node labels with the operating system and the architecture.
 const OS_LABEL: &str = "kubernetes.io/os";
@@ -108,6 +112,7 @@ pub(super) struct Follower {
     due: Due,
     /// What is wrong with the Secrets of mirrors that are in force.
     secret_faults: SecretFaults,
+    cluster: Cluster,
 }
 
 /// What is to be done because of what changed.
@@ -138,12 +143,18 @@ impl Follower {
             published,
             due: Due::default(),
             secret_faults: SecretFaults::new(),
+            cluster: Cluster::default(),
         }
     }
 
     /// Returns the logins with which mirrors are filled.
     pub(super) fn logins(&self) -> Logins {
         self.feed.logins()
+    }
+
+    /// Returns which cluster it is, which is known as soon as the Namespaces are.
+    pub(super) fn cluster(&self) -> Cluster {
+        self.cluster.clone()
     }
 
     /// Returns the logins with which Pods may pull from mirrors.
@@ -192,7 +203,13 @@ impl Follower {
     }
 
     fn take_namespace(&mut self, event: Event<Outline>) {
-        self.due.namespaces |= self.namespaces.take(event.map(namespace_labels));
+        self.due.namespaces |= self.namespaces.take(event.map(|namespace| {
+            let Metadata { name, uid, .. } = &namespace.metadata;
+            if name == OF_CLUSTER && !uid.is_empty() {
+                self.cluster.is(uid);
+            }
+            namespace_labels(namespace)
+        }));
     }
 
     fn take_node(&mut self, event: Event<Outline>) {

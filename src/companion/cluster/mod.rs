@@ -254,6 +254,7 @@ impl Leader {
             wants: Wants::default(),
             logins: follower.logins(),
             lease: Some(lease),
+            cluster: follower.cluster(),
             ..Means::default()
         };
         let placed = self.place_pull_secrets(settings, &follower, &mut tasks);

@@ -59,9 +59,11 @@ impl Context {
         Some(CurrentMirror { snapshot, id })
     }
 
-    /// Returns whether the mirror is known to lack an image.
-    pub(super) fn lacks(&self, key: KeyRef<'_>) -> bool {
-        self.store.index().lacks(&self.mirror, key)
+    /// Returns whether the mirror is to be brought an image: it is known to lack it, or to have an older one under a tag
+    /// that it follows.
+    pub(super) fn needs_copy(&self, key: KeyRef<'_>) -> bool {
+        let present = self.present();
+        present.is_some_and(|present| self.store.index().needs_copy(present.settings(), key))
     }
 
     /// Tells what the mirror answered for an image where a registry's answer should have come. Of many such

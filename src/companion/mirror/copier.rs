@@ -36,7 +36,7 @@ use crate::{
         answer::Answer,
         copying::{Place, Reason, Writing, place, queue::Share},
         health::State,
-        image::ImageKey,
+        image::{Class, ImageKey},
         mirror::{self, Mode, Source},
     },
     registry::{
@@ -354,8 +354,8 @@ impl Copier {
             .iter()
             .find(|candidate| candidate.mirror == present.id);
         let source = candidate.and_then(|candidate| settings.sources.get(candidate.source));
-        let is_missing = self.context.lacks(key.by_ref());
-        let Some(source) = source.filter(|_| is_missing) else {
+        let is_needed = self.context.needs_copy(key.by_ref());
+        let Some(source) = source.filter(|_| is_needed) else {
             return Ok(None);
         };
         // Nothing is copied as somebody else than who is named for it.
@@ -368,12 +368,13 @@ impl Copier {
         if let Some(words) = logins.push.trouble().filter(|_| !logins.push.gives_something()) {
             return Err(Trouble::new(Reason::Unauthorized, words));
         }
+        let own = self.context.means.cluster.own();
         let Place {
             repository,
             reference,
             into,
             tag,
-        } = place(&settings.mapping, key.by_ref())
+        } = place(&settings.mapping, key.by_ref(), &own)
             .map_err(|error| Trouble::new(Reason::NameTooLong, chain(&error)))?;
         let asks_upstream =
             locate(settings, key.by_ref()).is_some_and(|located| present.asks_upstream(&located));
@@ -413,9 +414,17 @@ impl Copier {
             verify: false,
             max_size: copying.max_size,
             max_referrers: Some(copying.max_size.unwrap_or(REFERRERS)),
-            keeps_tag: true,
+            // What somebody brought meanwhile is left as it is, but not what is known to be older than upstream's.
+            keeps_tag: !self.has_moved(key),
+            // One by its digest alone goes to that tag anyhow.
+            own: Some(own).filter(|_| key.by_ref().class() == Class::Tag),
         };
         Ok(Some((job, asks_upstream)))
+    }
+
+    fn has_moved(&self, key: &ImageKey) -> bool {
+        let index = self.context.store.index();
+        index.moved(&self.context.mirror, key.by_ref()).is_some()
     }
 
     fn start(&mut self, key: ImageKey, job: Job, asks_upstream: bool, slot: Option<OwnedSemaphorePermit>) {
@@ -428,13 +437,18 @@ impl Copier {
             let bring = Box::pin(bring(&context, &image, &job, &settings, &metered, asks_upstream));
             match while_allowed(&context.means, bring).await {
                 Some(Ok(copied)) => {
+                    if !job.keeps_tag {
+                        // It is what upstream has, which may be newer than what it had when it was asked.
+                        let mut index = context.store.index_mut();
+                        index.set_upstream(&context.mirror, image.by_ref(), Some(&copied.digest));
+                    }
                     context.first_look(image.by_ref()).await;
                     let was_looked_at = || {
                         context
                             .present()
                             .is_some_and(|now| now.health().state == State::Healthy)
                     };
-                    if context.lacks(image.by_ref()) && was_looked_at() {
+                    if context.needs_copy(image.by_ref()) && was_looked_at() {
                         Ended::Failed(not_shown(&copied))
                     } else {
                         Ended::Copied(copied)
@@ -697,7 +711,7 @@ async fn while_allowed<T>(means: &Means, work: impl Future<Output = T>) -> Optio
 }
 
 /// Returns a client of its own for copies.
-fn client(endpoint: &Endpoint, login: Option<&Login>) -> Result<Client, Trouble> {
+pub(super) fn client(endpoint: &Endpoint, login: Option<&Login>) -> Result<Client, Trouble> {
     let client = Client::new(endpoint).map_err(|error| {
         Trouble::new(
             Reason::Unreachable,
@@ -710,7 +724,7 @@ fn client(endpoint: &Endpoint, login: Option<&Login>) -> Result<Client, Trouble>
 
 /// Returns the login with which a source is read: that of its Secret, if its settings name one now. They decide too
 /// whether upstream is asked first if everybody gets an image, and the logins may come sooner or later than they do.
-fn login_of<'l>(source: &Source, logins: &'l OfMirror) -> Option<&'l Login> {
+pub(super) fn login_of<'l>(source: &Source, logins: &'l OfMirror) -> Option<&'l Login> {
     logins
         .sources
         .get(&source.prefix)

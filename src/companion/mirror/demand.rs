@@ -105,12 +105,12 @@ fn is_due(context: &Context, key: KeyRef<'_>) -> bool {
     }
 }
 
-/// Notes that a namespace wants an image, where the mirror is filled and is known to lack it.
+/// Notes that a namespace wants an image, where the mirror is filled and is known to lack it or to have an older one.
 fn want(context: &Context, namespace: &str, key: &ImageKey) {
     let fills = context
         .present()
         .is_some_and(|present| present.settings().copying.is_some());
-    if fills && context.lacks(key.by_ref()) {
+    if fills && context.needs_copy(key.by_ref()) {
         context.means.wants.add(&context.mirror, namespace, key);
     }
 }

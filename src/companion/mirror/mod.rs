@@ -2,13 +2,15 @@
 //!
 //! For each mirror there is a worker with five tasks: the prober (health), the sweeper (known
 //! images), the resolver (a pull-through mirror's tags), the demand (new images) and the copier (those
-//! that a hosted mirror lacks). They talk through the store and what is wanted alone. The webhook never waits for any of them.
+//! that a hosted mirror lacks). The refresher asks upstream for all of them what tags mean by now. They talk
+//! through the store and what is wanted alone. The webhook never waits for any of them.
 
 mod context;
 mod copier;
 mod demand;
 mod look;
 mod prober;
+mod refresher;
 pub mod reports;
 mod resolver;
 mod sweeper;
@@ -42,7 +44,7 @@ use crate::{
     telemetry::Throttle,
 };
 
-use self::{context::Context, reports::Reports, wants::Means};
+use self::{context::Context, refresher::Refresher, reports::Reports, wants::Means};
 
 /// How many new images may wait for each mirror. More is dropped: the next
 /// review tells again.
@@ -78,7 +80,12 @@ pub async fn run(
     let mut workers: BTreeMap<String, Worker> = BTreeMap::new();
     let mut upstreams: BTreeMap<String, JoinSet<()>> = BTreeMap::new();
     let pool = Pool::default();
+    let refresher = Refresher::new(&store, &metrics, &means, &pool);
+    let mut refreshing = JoinSet::new();
     loop {
+        if refreshing.is_empty() {
+            refreshing.spawn(refresher.clone().run());
+        }
         let snapshot = store.snapshot();
         workers.retain(|mirror, worker| {
             let stays = store
@@ -142,6 +149,14 @@ pub async fn run(
                     if let Err(error) = ended {
                         let error = panic_message(error);
                         tracing::error!(host, error, "the watch of an upstream panicked; starting it anew");
+                        sleep(PAUSE_AFTER_PANIC).await;
+                    }
+                    break;
+                }
+                Some(ended) = refreshing.join_next() => {
+                    if let Err(error) = ended {
+                        let error = panic_message(error);
+                        tracing::error!(error, "what refreshes tags panicked; starting it anew");
                         sleep(PAUSE_AFTER_PANIC).await;
                     }
                     break;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -14,7 +14,10 @@ use tokio::{
 use crate::{
     cluster::elector::Held,
     domain::{
-        copying::queue::{Queue, Wanted},
+        copying::{
+            Own,
+            queue::{Queue, Wanted},
+        },
         image::ImageKey,
     },
     state::logins::Logins,
@@ -28,6 +31,23 @@ pub struct Means {
     /// Without it nothing is written, where several processes could.
     pub lease: Option<Held>,
     pub slots: Slots,
+    pub cluster: Cluster,
+}
+
+/// The cluster for which mirrors are filled, once it is known; never where there is none. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Cluster(Arc<OnceLock<Own>>);
+
+impl Cluster {
+    /// Takes in the UID of its namespace kube-system, which is that of the cluster.
+    pub fn is(&self, uid: &str) {
+        self.0.get_or_init(|| Own::of_cluster(uid));
+    }
+
+    /// Returns the tags of its own.
+    pub(super) fn own(&self) -> Own {
+        self.0.get().cloned().unwrap_or_default()
+    }
 }
 
 /// Bounds the copies under way into all mirrors together, for the manifests of each are in memory: one of each mirror

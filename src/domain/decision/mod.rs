@@ -548,11 +548,23 @@ impl<'s, 'a> Decider<'s, 'a> {
                 if asked.asks_upstream && proof.public != Some(true) {
                     return Verdict::Not(Reason::Private);
                 }
+                if self.has_moved(asked, settings, Some(&proof.digest)) {
+                    return Verdict::Not(Reason::ImageMoved);
+                }
                 Verdict::Proven(proof.digest.clone())
             }
             Judgement::Absent(_) => Verdict::Not(Reason::ImageMissing),
+            // Whatever a probe finds: only the companion knows when upstream's came.
+            Judgement::Unproven(_) if self.has_moved(asked, settings, None) => {
+                Verdict::Not(Reason::ImageMoved)
+            }
             Judgement::Unproven(reason) => self.unproven(asked, settings, reason),
         }
+    }
+
+    /// Whether the tag is known to mean another image upstream than this one, and that counts on this mirror.
+    fn has_moved(&self, asked: &AskedFor<'_>, settings: &Mirror, seen: Option<&Digest>) -> bool {
+        settings.yields_moved_tags() && self.index.has_moved(&settings.name, asked.key, seen)
     }
 
     /// Whether nothing bad is known of the image's own registry.

@@ -1539,3 +1539,78 @@ fn mirrors_of_one_registry_that_do_not_serve_a_namespace_cost_it_little() {
     // Ten times as many; squared it would be a hundred times.
     assert!(many < few * 40, "{few:?} with 30 mirrors, {many:?} with 300");
 }
+
+/// A mirror that is filled and has an older image than upstream.
+#[test]
+fn a_tag_that_moved_upstream_stays_there_until_the_mirror_has_it() {
+    use crate::domain::{examples::copying, mirror::Drift};
+
+    let b = proof('b').digest;
+    let digest = format!("nginx@{}", proof('a').digest);
+    let scene = |copies: bool, drift| {
+        let tags = Tags {
+            drift,
+            ..Tags::default()
+        };
+        known_on(Mirror {
+            copying: copies.then(copying),
+            tags,
+            ..mirror("a", &["docker.io"])
+        })
+        .edit(|scene| {
+            scene
+                .index
+                .set_upstream("a", key(NGINX), Some(&proof('b').digest));
+        })
+    };
+    let served = format!("Rewritten Mirrored a → {MIRRORED}");
+    for (copies, drift, expected) in [
+        (true, Drift::Sync, "Kept ImageMoved a"),
+        (true, Drift::Warn, "Kept ImageMoved a"),
+        (true, Drift::Keep, &served),
+        // Nobody asks upstream any more.
+        (false, Drift::Sync, &served),
+    ] {
+        assert_eq!(scene(copies, drift).told(), expected, "{copies} {drift:?}");
+    }
+    // Upstream's has come; by another look than the companion's as well.
+    let came = |own: bool| {
+        scene(true, Drift::Sync).edit(|scene| {
+            let present = Presence::Present(proof('b'));
+            if own {
+                scene
+                    .index
+                    .see("a", key(NGINX), present, NOW.after(Duration::from_secs(1)));
+            } else {
+                scene.index.write("a", key(NGINX), present, NOW, NOW);
+            }
+        })
+    };
+    for own in [false, true] {
+        assert_eq!(came(own).told(), served);
+        assert_eq!(came(own).decisions()[0].digest, Some(b.clone()));
+    }
+    // Without a proof the mirror is not asked: the companion knows sooner.
+    let old = scene(true, Drift::Warn).edit(|scene| {
+        scene
+            .index
+            .write("a", key(NGINX), Presence::Unknown(None), NOW, NOW);
+    });
+    assert_eq!(
+        (old.told(), old.plan().probes.len()),
+        ("Kept ImageMoved a".to_owned(), 0)
+    );
+    // A digest is what it is.
+    let pinned = scene(true, Drift::Sync)
+        .with(
+            "a",
+            &format!("docker.io/library/nginx@{}", proof('a').digest),
+            Presence::Present(proof('a')),
+        )
+        .edit(|scene| scene.request.pod.places[0].image = digest.as_str().into());
+    assert!(
+        pinned.told().starts_with("Rewritten Mirrored"),
+        "{}",
+        pinned.told()
+    );
+}

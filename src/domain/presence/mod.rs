@@ -35,6 +35,9 @@ pub const FUTURE: Duration = Duration::from_secs(5);
 /// Of how many images of one mirror it is remembered why they were not copied.
 const NOT_COPIED_LIMIT: usize = 20_000;
 
+/// Of how many tags of one mirror it is remembered that they mean another image upstream.
+const MOVED_LIMIT: usize = 20_000;
+
 /// How many images one replica remembers of its own probes.
 pub const SEEN_LIMIT: usize = 10_000;
 
@@ -416,6 +419,9 @@ pub struct Index {
     listing: u32,
     /// Why images that are missing were not copied, where that was tried. Empty as long as nothing is copied.
     not_copied: BTreeMap<Box<str>, HashMap<ImageKey, copying::Reason>>,
+    /// What tags mean upstream, where the mirror was seen with another image under them. Empty as long as upstream is not
+    /// asked.
+    moved: BTreeMap<Box<str>, HashMap<ImageKey, Digest>>,
     /// Mirror and key of what changed in `known` since it was last asked; none if nobody asks.
     changes: Option<BTreeSet<(Box<str>, ImageKey)>>,
 }
@@ -484,6 +490,95 @@ impl Index {
         entry.is_some_and(|entry| entry.presence == Presence::Missing)
     }
 
+    /// Returns what a tag means upstream, where that is known to be another image than what the mirror has.
+    pub fn moved(&self, mirror: &str, key: KeyRef<'_>) -> Option<&Digest> {
+        let upstream = self.moved.get(mirror)?.get(key.as_str())?;
+        match &self.get(mirror, key)?.presence {
+            Presence::Present(proof) if proof.digest != *upstream => Some(upstream),
+            _ => None,
+        }
+    }
+
+    /// Whether a tag is known to mean another image upstream than this one, which the mirror was seen with; any, if that
+    /// is not known.
+    pub fn has_moved(&self, mirror: &str, key: KeyRef<'_>, seen: Option<&Digest>) -> bool {
+        let upstream = self.moved.get(mirror).and_then(|moved| moved.get(key.as_str()));
+        upstream.is_some_and(|upstream| seen != Some(upstream))
+    }
+
+    /// Returns how many tags of a mirror are known to mean another image upstream.
+    pub fn moved_count(&self, mirror: &str) -> usize {
+        let moved = self.moved.get(mirror).into_iter().flatten();
+        moved
+            .filter(|(key, _)| self.moved(mirror, key.by_ref()).is_some())
+            .count()
+    }
+
+    /// Whether a mirror is to be brought an image: it lacks it, or has an older one under a tag that it follows.
+    pub fn needs_copy(&self, mirror: &Mirror, key: KeyRef<'_>) -> bool {
+        self.lacks(&mirror.name, key)
+            || (mirror.copies_moved_tags() && self.moved(&mirror.name, key).is_some())
+    }
+
+    /// Notes what a tag means upstream, or that nobody can tell. Returns whether that is news: the tag is known to have
+    /// moved, or is not any more.
+    pub fn set_upstream(&mut self, mirror: &str, key: KeyRef<'_>, upstream: Option<&Digest>) -> bool {
+        let before = self.moved(mirror, key).cloned();
+        let seen = match self.get(mirror, key).map(|entry| &entry.presence) {
+            Some(Presence::Present(proof)) => Some(&proof.digest),
+            _ => None,
+        };
+        match (upstream, seen) {
+            (Some(upstream), Some(seen)) if upstream != seen => {
+                self.note_moved(mirror, key, upstream.clone());
+            }
+            // What the mirror has is not known now, so neither is whether it is that.
+            (Some(_), None) => {}
+            _ => self.forget_moved(mirror, key),
+        }
+        let is_news = self.moved(mirror, key) != before.as_ref();
+        if is_news {
+            self.note_change(mirror, key);
+        }
+        is_news
+    }
+
+    /// Takes in what somebody else noted of it. What is no digest says nothing.
+    pub fn learn_upstream(&mut self, mirror: &str, key: KeyRef<'_>, upstream: Option<&str>) {
+        // Mostly there is none, and reviews wait meanwhile.
+        if upstream.is_some() || self.moved.contains_key(mirror) {
+            let upstream = upstream.and_then(|upstream| upstream.parse().ok());
+            self.set_upstream(mirror, key, upstream.as_ref());
+        }
+    }
+
+    fn note_moved(&mut self, mirror: &str, key: KeyRef<'_>, upstream: Digest) {
+        if !self.moved.contains_key(mirror) {
+            self.moved.insert(mirror.into(), HashMap::new());
+        }
+        let known = self.known.get(mirror);
+        let Some(moved) = self.moved.get_mut(mirror) else {
+            return;
+        };
+        moved.insert(key.into(), upstream);
+        if moved.len() > MOVED_LIMIT {
+            // What is not there any more goes first. Whatever else goes is asked for again.
+            moved.retain(|key, _| known.is_some_and(|table| table.entries.get(key.by_ref()).is_some()));
+            let mut to_go = moved.len().saturating_sub(MOVED_LIMIT - MOVED_LIMIT / 16);
+            moved.retain(|other, _| {
+                let goes = to_go > 0 && other.as_str() != key.as_str();
+                to_go -= usize::from(goes);
+                !goes
+            });
+        }
+    }
+
+    fn forget_moved(&mut self, mirror: &str, key: KeyRef<'_>) {
+        if let Some(moved) = self.moved.get_mut(mirror) {
+            moved.remove(key.as_str());
+        }
+    }
+
     /// Writes an entry of the companion's knowledge, where this process alone counts the versions.
     /// Returns the index's version after that.
     pub fn write(
@@ -517,7 +612,17 @@ impl Index {
         if before.is_some_and(|before| version < before && before != Version::NEVER_SWEPT) {
             self.forget_sweeps();
         }
+        // What the mirror has now may be what upstream has, and what it lacks is copied as upstream has it then.
+        let has_moved = match &presence {
+            Presence::Present(proof) => self.has_moved(mirror, key, Some(&proof.digest)),
+            Presence::Missing => false,
+            Presence::Unknown(_) => true,
+        };
+        if !has_moved {
+            self.forget_moved(mirror, key);
+        }
         if matches!(presence, Presence::Present(_))
+            && !has_moved
             && let Some(reasons) = self.not_copied.get_mut(mirror)
         {
             reasons.remove(key.as_str());
@@ -594,14 +699,14 @@ impl Index {
             && table.remove(key)
         {
             self.note_change(mirror, key);
+            self.forget_moved(mirror, key);
         }
     }
 
-    /// Returns why an image that is missing was not copied, if that was tried in vain.
+    /// Returns why an image that is missing, or has moved, was not copied, if that was tried in vain.
     pub fn not_copied(&self, mirror: &str, key: KeyRef<'_>) -> Option<copying::Reason> {
         let reason = *self.not_copied.get(mirror)?.get(key.as_str())?;
-        let entry = self.get(mirror, key)?;
-        (entry.presence == Presence::Missing).then_some(reason)
+        (self.lacks(mirror, key) || self.moved(mirror, key).is_some()).then_some(reason)
     }
 
     /// Notes why an image was not copied, or that there is no such reason any more.
@@ -622,6 +727,7 @@ impl Index {
             (None, None) => return,
         }
         let known = self.known.get(mirror);
+        let moved = self.moved.get(mirror);
         if let Some(reasons) = self.not_copied.get_mut(mirror)
             && reasons.len() > NOT_COPIED_LIMIT
         {
@@ -629,6 +735,7 @@ impl Index {
             reasons.retain(|key, _| {
                 let entry = known.and_then(|table| table.entries.get(key.by_ref()));
                 entry.is_some_and(|entry| entry.presence == Presence::Missing)
+                    || moved.is_some_and(|moved| moved.contains_key(key))
             });
             if reasons.len() > NOT_COPIED_LIMIT {
                 // Some at once, so that the next ones need no look at all of them.
@@ -726,6 +833,7 @@ impl Index {
     pub fn retain_mirrors(&mut self, keep: impl Fn(&str) -> bool) {
         self.known.retain(|mirror, _| keep(mirror));
         self.not_copied.retain(|mirror, _| keep(mirror));
+        self.moved.retain(|mirror, _| keep(mirror));
         self.retain_seen(keep);
     }
 

@@ -585,3 +585,116 @@ fn of_so_many_images_it_is_told_and_no_more() {
     index.set_not_copied("a", key(&image(NOT_COPIED_LIMIT)), reason);
     assert_eq!(index.not_copied("a", key(&image(NOT_COPIED_LIMIT))), reason);
 }
+
+#[test]
+fn a_tag_is_known_to_have_moved_while_the_mirror_has_another_image() {
+    let mut index = Index::default();
+    index.track_changes();
+    let tag = nginx();
+    let present = |hex| Presence::Present(proof(hex));
+    let of = |hex| proof(hex).digest;
+    index.write("main", tag, present('a'), NOW, NOW);
+    index.take_changes();
+    for (upstream, is_news) in [
+        (Some('a'), false),
+        (Some('b'), true),
+        (Some('b'), false),
+        (Some('c'), true),
+        // Nobody can tell any more.
+        (None, true),
+        (None, false),
+        (Some('b'), true),
+    ] {
+        let digest = upstream.map(of);
+        assert_eq!(
+            index.set_upstream("main", tag, digest.as_ref()),
+            is_news,
+            "{upstream:?}"
+        );
+        assert_eq!(!index.take_changes().is_empty(), is_news, "{upstream:?}");
+        let moved = digest.filter(|digest| *digest != of('a'));
+        assert_eq!(index.moved("main", tag), moved.as_ref());
+    }
+    assert_eq!((index.moved_count("main"), index.moved_count("other")), (1, 0));
+    assert!(index.has_moved("main", tag, Some(&of('a'))) && index.has_moved("main", tag, None));
+    assert!(!index.has_moved("main", tag, Some(&of('b'))));
+    // No look at the mirror that finds the same, or nothing to tell, changes that.
+    index.write("main", tag, present('a'), NOW, NOW);
+    index.write(
+        "main",
+        tag,
+        Presence::Unknown(Some(Reason::RegistryError)),
+        NOW,
+        NOW,
+    );
+    assert_eq!(index.moved("main", tag), None, "nobody knows what the mirror has");
+    index.set_upstream("main", tag, Some(&of('c')));
+    index.write("main", tag, present('a'), NOW, NOW);
+    assert_eq!(index.moved("main", tag), Some(&of('b')));
+    // Upstream's comes, or the mirror loses its own, and is brought what upstream has then.
+    index.write("main", tag, present('b'), NOW, NOW);
+    assert_eq!(index.moved("main", tag), None);
+    assert!(!index.has_moved("main", tag, None));
+    index.set_upstream("main", tag, Some(&of('c')));
+    index.write("main", tag, Presence::Missing, NOW, NOW);
+    index.write("main", tag, present('b'), NOW, NOW);
+    assert_eq!(index.moved("main", tag), None);
+    // What others tell; what is no digest says nothing.
+    index.learn_upstream("main", tag, Some(&of('c').to_string()));
+    assert_eq!(index.moved("main", tag), Some(&of('c')));
+    index.learn_upstream("main", tag, Some("latest"));
+    assert_eq!(index.moved("main", tag), None);
+    index.set_upstream("main", tag, Some(&of('c')));
+    index.remove("main", tag);
+    index.write("main", tag, present('b'), NOW, NOW);
+    assert_eq!(index.moved("main", tag), None);
+}
+
+#[test]
+fn what_moved_is_copied_anew_where_the_mirror_follows_and_tells_why_it_is_not() {
+    use crate::domain::{
+        examples::{copying, mirror},
+        mirror::{Drift, Tags},
+    };
+
+    let mut index = index(Presence::Present(proof('a')), NOW);
+    let settings = |copying, drift| Mirror {
+        copying,
+        tags: Tags {
+            drift,
+            ..Tags::default()
+        },
+        ..mirror("main", &["docker.io"])
+    };
+    let follows = settings(Some(copying()), Drift::Sync);
+    assert!(!index.needs_copy(&follows, nginx()));
+    index.set_upstream("main", nginx(), Some(&proof('b').digest));
+    assert!(index.needs_copy(&follows, nginx()));
+    for other in [
+        settings(Some(copying()), Drift::Warn),
+        settings(Some(copying()), Drift::Keep),
+        settings(None, Drift::Sync),
+    ] {
+        assert!(!index.needs_copy(&other, nginx()), "{other:?}");
+    }
+    let reason = Some(copying::Reason::QuotaExceeded);
+    index.set_not_copied("main", nginx(), reason);
+    index.write("main", nginx(), Presence::Present(proof('a')), NOW, NOW);
+    assert_eq!(index.not_copied("main", nginx()), reason);
+    index.write("main", nginx(), Presence::Present(proof('b')), NOW, NOW);
+    assert_eq!(index.not_copied("main", nginx()), None);
+}
+
+#[test]
+fn of_so_many_moved_tags_it_is_known_and_no_more() {
+    let mut index = Index::default();
+    let image = |number: usize| format!("docker.io/library/app:{number}");
+    for number in 0..MOVED_LIMIT + 2 {
+        let image = image(number);
+        index.write("a", key(&image), Presence::Present(proof('a')), NOW, NOW);
+        index.set_upstream("a", key(&image), Some(&proof('b').digest));
+        assert!(index.moved("a", key(&image)).is_some());
+    }
+    let kept = index.moved_count("a");
+    assert!(kept <= MOVED_LIMIT && kept > MOVED_LIMIT / 10 * 9, "{kept}");
+}

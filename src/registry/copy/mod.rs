@@ -36,7 +36,7 @@ use super::{
 };
 use crate::domain::{
     copying::{
-        Part, Plan, Reason, Step, Verdict, Wait, Wanted,
+        Own, Part, Plan, Reason, Step, Verdict, Wait, Wanted,
         plan::{self, Manifest},
         refusal,
     },
@@ -197,6 +197,8 @@ pub struct Job {
     pub max_referrers: Option<u64>,
     /// Whether a tag that is at the mirror stays as it is, whatever it means.
     pub keeps_tag: bool,
+    /// The tags by which its digest stays, and that of the image which the tag meant before; none where the tag is all.
+    pub own: Option<Own>,
 }
 
 /// How far a copy has come, for people. All counts only rise.
@@ -523,11 +525,15 @@ impl<'c> Copying<'c> {
             self.state().root = Some(other.digest.clone());
             return Ok(());
         }
-        let same = there.filter(|there| there.digest == root);
+        let (same, other) = match there {
+            Some(there) if there.digest == root => (Some(there), None),
+            other => (None, other),
+        };
         if let Some(same) = &same
             && !self.job.verify
             && let Some(whole) = self.is_whole(same).await?
         {
+            self.give_own_tag(same).await?;
             if self.job.referrers {
                 self.state().size = size_of(&whole);
                 // Signatures come later than what they sign.
@@ -539,7 +545,41 @@ impl<'c> Copying<'c> {
         self.check_size(&plan)?;
         self.state().size = size_of(&plan);
         self.state().is_sparse = plan.is_sparse();
+        if let Some(other) = &other {
+            // Pods may have it by its digest, and a tag that moves away may take it along.
+            self.give_own_tag(other).await?;
+        }
         self.push(&plan, same.is_some()).await
+    }
+
+    /// Gives an image that is at the mirror a tag of its own, where it has none.
+    async fn give_own_tag(&self, raw: &Raw) -> Result<(), Trouble> {
+        let Some(tag) = self.lacking_own_tag(&raw.digest).await? else {
+            return Ok(());
+        };
+        let Ok(plan) = self.known_plan(raw) else {
+            // What nobody understands nobody was sent to.
+            return Ok(());
+        };
+        let Some(root) = plan.manifest(&raw.digest) else {
+            return Ok(());
+        };
+        match self.push_manifest(&plan, root, Some(&tag)).await? {
+            Ok(()) => self.read_back(Some(&tag), &raw.digest).await,
+            // It lost a part of it, so that nobody can have it anyhow.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Returns the tag by which a digest is to stay, if it does not stand there.
+    async fn lacking_own_tag(&self, digest: &Digest) -> Result<Option<String>, Trouble> {
+        let Some(own) = &self.job.own else {
+            return Ok(None);
+        };
+        let tag = own.tag(digest);
+        // A registry may refuse to be told again what a tag is.
+        let there = self.until(Side::Mirror, Step::Look, &tag, || self.target.digest(&tag));
+        Ok((there.await?.as_ref() != Some(digest)).then_some(tag))
     }
 
     /// Fails where the image is larger than is wanted. Sizes are those that its manifests promise; more of a blob than
@@ -698,11 +738,19 @@ impl<'c> Copying<'c> {
         // Fails only where it was closed, which nobody does.
         let turn = self.job.mirror.images.acquire().await;
         let root = self.push_below(plan).await?;
+        let own = self.lacking_own_tag(&root.digest).await?;
+        if let Some(own) = &own {
+            // Before the tag that people know: nobody is sent to a digest that nothing holds.
+            self.write(plan, root, Some(own)).await?;
+        }
         if self.job.referrers {
             let found = self.find_referrers(plan).await;
             if !found.is_empty() {
                 // What refers to it must find it, and the tag shows it only with all that belongs to it.
-                self.put(plan, root, None).await?;
+                match &own {
+                    Some(own) => self.read_back(Some(own), &root.digest).await?,
+                    None => self.put(plan, root, None).await?,
+                }
                 self.push_referrers(found).await;
             }
         }
@@ -719,7 +767,9 @@ impl<'c> Copying<'c> {
         match self.write(plan, root, tag).await {
             Err(trouble) if trouble.reason == Reason::TagImmutable => {
                 // By its digest it can be used all the same.
-                self.put(plan, root, None).await?;
+                if own.is_none() {
+                    self.put(plan, root, None).await?;
+                }
                 return Err(trouble);
             }
             written => written?,
@@ -793,6 +843,27 @@ impl<'c> Copying<'c> {
 
     /// Pushes a manifest whose blobs are there, under a tag or its digest.
     async fn write(&self, plan: &Plan, manifest: &Manifest, tag: Option<&str>) -> Result<(), Trouble> {
+        let by_digest = manifest.digest.to_string();
+        let reference = tag.unwrap_or(&by_digest);
+        let mut mended = 0;
+        while let Err(fault) = self.push_manifest(plan, manifest, tag).await? {
+            mended += 1;
+            if mended > MENDED {
+                return Err(self.trouble(Side::Mirror, Reason::MirrorInconsistent, reference, &fault));
+            }
+            // Some name one thing at a time that they lack.
+            self.mend(plan, manifest, &fault, mended == MENDED).await?;
+        }
+        Ok(())
+    }
+
+    /// Pushes a manifest under a tag or its digest. Returns the fault if the registry lacks what it names.
+    async fn push_manifest(
+        &self,
+        plan: &Plan,
+        manifest: &Manifest,
+        tag: Option<&str>,
+    ) -> Result<Result<(), Fault>, Trouble> {
         let digest = manifest.digest.to_string();
         let reference = tag.unwrap_or(&digest);
         let step = Step::Manifest(refusal::Manifest {
@@ -801,7 +872,7 @@ impl<'c> Copying<'c> {
             names_foreign: manifest.blobs.iter().any(|part| part.is_foreign),
             algorithm: manifest.digest.algorithm(),
         });
-        let (mut again, mut mended) = (Again::default(), 0);
+        let mut again = Again::default();
         loop {
             let fault = {
                 let _permit = self.job.mirror.requests.enter().await;
@@ -814,19 +885,13 @@ impl<'c> Copying<'c> {
                 }
             };
             if verdict(&fault, step) == Verdict::Incomplete {
-                mended += 1;
-                if mended > MENDED {
-                    return Err(self.trouble(Side::Mirror, Reason::MirrorInconsistent, reference, &fault));
-                }
-                // Some name one thing at a time that they lack.
-                self.mend(plan, manifest, &fault, mended == MENDED).await?;
-                continue;
+                return Ok(Err(fault));
             }
             self.once_more(&mut again, Side::Mirror, step, reference, &fault)
                 .await?;
         }
         self.state().manifests += 1;
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Brings what a registry says that it lacks, although it said otherwise before.

@@ -8,8 +8,8 @@ use crate::{
     domain::{
         mapping::Mapping,
         mirror::{
-            Access, Copying, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, OwnerPattern, Pin, Prefer,
-            RescuePolicy, Source, Tags, Trust,
+            Access, Copying, Drift, Freshness, HANG_AFTER, HealthSettings, Kind, Mirror, OwnerPattern, Pin,
+            Prefer, RescuePolicy, Source, Tags, Trust,
         },
         platform::Platforms,
         selector::{Labels, Operator, Requirement, Selector},
@@ -180,6 +180,7 @@ fn every_field_is_accepted() {
         tags: Tags {
             pin: Pin::Digest,
             refresh: Duration::from_hours(2),
+            drift: Drift::Warn,
         },
         copying: None,
         read_secret: Some("hub".to_owned()),

@@ -82,6 +82,8 @@ impl ImageWriter {
             index.write_at(&mirror, key.by_ref(), presence, verified_at, version, verified_at);
             let not_copied = spec.as_ref().and_then(|spec| spec.not_copied.as_deref());
             index.learn_not_copied(&mirror, key.by_ref(), not_copied);
+            let upstream = spec.as_ref().and_then(|spec| spec.upstream_digest.as_deref());
+            index.learn_upstream(&mirror, key.by_ref(), upstream);
         }
     }
 }

@@ -24,12 +24,12 @@ use crate::{
 };
 
 /// What a busy machine may take for a small copy and the looks before and after it.
-const LONG: Duration = Duration::from_mins(1);
+pub(super) const LONG: Duration = Duration::from_mins(1);
 
-const COPIED: &str = "kagami_copies_total{mirror=\"main\",result=\"Copied\"}";
+pub(super) const COPIED: &str = "kagami_copies_total{mirror=\"main\",result=\"Copied\"}";
 
 /// A mirror that is filled, with this in its spec besides.
-fn filled(from: &str, to: &str, more: &Value) -> Value {
+pub(super) fn filled(from: &str, to: &str, more: &Value) -> Value {
     let mut spec = json!({
         "copy": {"policy": "OnDemand"},
         "health": {"interval": "200ms", "timeout": "500ms"},
@@ -47,12 +47,12 @@ fn basic_auth(name: &str, password: &str) -> Value {
     })
 }
 
-fn name(of: &str, image: &str) -> String {
+pub(super) fn name(of: &str, image: &str) -> String {
     format!("{}/team/{image}", host(of))
 }
 
 /// Asks about Pods with these images until the answer gives these reasons.
-async fn until(kagami: &Kagami, images: &[&str], expected: &[&str]) {
+pub(super) async fn until(kagami: &Kagami, images: &[&str], expected: &[&str]) {
     let mut caller = kagami.connect().await.in_no_hurry();
     kagami.until_by(&mut caller, images, expected, LONG).await;
 }

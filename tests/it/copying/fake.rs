@@ -175,6 +175,8 @@ pub struct Features {
     pub no_ranges: bool,
     /// Take over blobs from other repositories, and from the same.
     pub no_mounts: bool,
+    /// A tag that moves takes the manifest before it along if no other tag names it, as in Gitea.
+    pub forgets: bool,
 }
 
 /// A running registry. It ends when dropped.
@@ -557,7 +559,14 @@ fn usual(shared: &Shared, ask: &Ask, body: &[u8]) -> Answer {
             content.blobs.insert((repository, promised), whole);
             Answer::new(201)
         }
-        ("PUT", Kind::Manifest) => put_manifest(content, &repository, ask, body),
+        ("PUT", Kind::Manifest) => {
+            let before = content.manifests.get(&key).map(|(_, bytes)| bytes.clone());
+            let answer = put_manifest(content, &repository, ask, body);
+            if let Some(before) = before.filter(|before| shared.features.forgets && before != body) {
+                forget(content, &repository, &before);
+            }
+            answer
+        }
         ("GET", Kind::Referrers) if shared.features.lists => {
             let subject = ask.last();
             let entries: Vec<Value> = content
@@ -580,6 +589,17 @@ fn usual(shared: &Shared, ask: &Ask, body: &[u8]) -> Answer {
 }
 
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Loses a manifest that no tag names.
+fn forget(content: &mut Content, repository: &str, manifest: &[u8]) {
+    let is_tagged = content.manifests.iter().any(|((of, reference), (_, bytes))| {
+        of == repository && !reference.contains(':') && bytes == manifest
+    });
+    if !is_tagged {
+        let key = (repository.to_owned(), digest(manifest).to_string());
+        content.manifests.remove(&key);
+    }
+}
 
 /// Takes a manifest if all is there that it names.
 fn put_manifest(content: &mut Content, repository: &str, ask: &Ask, body: &[u8]) -> Answer {

@@ -5,6 +5,7 @@ mod fake;
 mod real;
 mod referrers;
 mod sources;
+mod tags;
 mod targets;
 
 use std::{
@@ -77,6 +78,7 @@ fn job_as(source: &Fake, mirror: &Fake, login: Option<Credentials>) -> Job {
         max_size: None,
         max_referrers: None,
         keeps_tag: false,
+        own: None,
     }
 }
 

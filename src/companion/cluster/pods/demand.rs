@@ -125,10 +125,12 @@ impl DemandReader {
             for (key, uses) in images {
                 for candidate in serving.mirrors_of(key.by_ref()) {
                     let id = candidate.mirror;
-                    let mirror = &snapshot.routing.mirror(id).name;
-                    if !index.touch(mirror, key.by_ref(), now) {
+                    let mirror = snapshot.routing.mirror(id);
+                    if !index.touch(&mirror.name, key.by_ref(), now) {
                         round.add(id, key);
-                    } else if index.lacks(mirror, key.by_ref()) && serving.fills(&candidate, key.by_ref()) {
+                    } else if index.needs_copy(mirror, key.by_ref())
+                        && serving.fills(&candidate, key.by_ref())
+                    {
                         round.want(id, namespace, key, uses);
                     }
                 }

@@ -105,6 +105,7 @@ fn fingerprint(spec: &MirroredImageSpec) -> u64 {
         reason,
         not_copied,
         digest,
+        upstream_digest,
         media_type,
         platforms,
         size,
@@ -113,7 +114,15 @@ fn fingerprint(spec: &MirroredImageSpec) -> u64 {
         last_used: _,
     } = spec;
     (
-        mirror, image, reason, not_copied, digest, media_type, platforms, size,
+        mirror,
+        image,
+        reason,
+        not_copied,
+        digest,
+        upstream_digest,
+        media_type,
+        platforms,
+        size,
     )
         .hash(&mut hasher);
     (*presence as u8, access.map(|access| access as u8)).hash(&mut hasher);
@@ -299,6 +308,11 @@ impl Images {
         index.write(&self.mirror, found.key.by_ref(), presence, verified_at, used);
         let not_copied = found.spec.as_ref().and_then(|spec| spec.not_copied.as_deref());
         index.learn_not_copied(&self.mirror, found.key.by_ref(), not_copied);
+        let upstream = found
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.upstream_digest.as_deref());
+        index.learn_upstream(&self.mirror, found.key.by_ref(), upstream);
         let content = match &found.spec {
             _ if is_void => Content::Void,
             Some(spec) => Content::Own(fingerprint(spec)),
@@ -579,6 +593,8 @@ impl Images {
         spec.last_used = Some(status::time(entry.last_used()));
         let not_copied = index.not_copied(&self.mirror, key.by_ref());
         spec.not_copied = not_copied.map(|reason| reason.as_str().to_owned());
+        let upstream = index.moved(&self.mirror, key.by_ref());
+        spec.upstream_digest = upstream.map(ToString::to_string);
         Wanted::This(Box::new(spec), looked)
     }
 
