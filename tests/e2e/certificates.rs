@@ -63,21 +63,25 @@ pub(crate) fn what_cert_manager_left_behind_is_replaced_in_steps(cluster: &Clust
     ]));
     let generation = |stored: Value| stored["metadata"]["generation"].as_u64().unwrap();
     let before = generation(stored(&place));
-    let companion = start(&place, "companion-a");
-
-    let mut seen: Vec<(usize, bool)> = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(50);
-    while seen.last() != Some(&(1, false)) {
+    let look = || {
         // The Secret first: whatever it has must be trusted by the bundle read after.
         let (authority, bundle) = (served_by(&place), bundle(&place));
         assert!(
             bundle.contains(&authority),
             "a certificate is served that nobody trusts"
         );
-        let state = (
+        (
             bundle.matches("BEGIN CERTIFICATE").count(),
             authority == theirs.certificate(),
-        );
+        )
+    };
+    // Before it begins, as it may take the first step before it is seen to run.
+    let mut seen = vec![look()];
+    let companion = start(&place, "companion-a");
+
+    let deadline = Instant::now() + Duration::from_secs(50);
+    while seen.last() != Some(&(1, false)) {
+        let state = look();
         if seen.last() != Some(&state) {
             seen.push(state);
         }

@@ -263,7 +263,7 @@ fn is_about_stuck_pods(test: &str) -> bool {
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // Tests mostly wait, many of them for each other.
-    arguments.test_threads = arguments.test_threads.or(Some(10));
+    arguments.test_threads = arguments.test_threads.or(Some(8));
     rustls::crypto::ring::default_provider()
         .install_default()
         .unwrap();
