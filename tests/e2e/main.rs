@@ -215,14 +215,11 @@ struct Clusters {
     shared: Cluster,
     /// One with Kagami's resources, for the tests about them: every Kagami there sees all of them.
     resources: Option<Cluster>,
-    /// One for Pods that are stuck: of the tests with companions one at a time runs in a cluster.
-    stuck: Option<Cluster>,
 }
 
 impl Clusters {
-    fn start(tools: Tools, resources: bool, stuck: bool) -> Self {
+    fn start(tools: Tools, resources: bool) -> Self {
         Self {
-            stuck: stuck.then(|| Cluster::start(tools.clone())),
             resources: resources.then(|| {
                 let cluster = Cluster::start(tools.clone());
                 support::reader::install(&cluster);
@@ -233,9 +230,8 @@ impl Clusters {
     }
 
     fn of(&self, test: &str) -> &Cluster {
-        match (&self.resources, &self.stuck) {
-            (Some(cluster), _) if is_about_resources(test) => cluster,
-            (_, Some(cluster)) if is_about_stuck_pods(test) => cluster,
+        match &self.resources {
+            Some(cluster) if is_about_resources(test) => cluster,
             _ => &self.shared,
         }
     }
@@ -247,23 +243,10 @@ fn is_about_resources(test: &str) -> bool {
         .any(|module| test.starts_with(module))
 }
 
-fn is_about_stuck_pods(test: &str) -> bool {
-    [
-        "rescue::",
-        "forward::",
-        "volumes::",
-        "pulls::",
-        "originals::",
-        "owners::",
-    ]
-    .iter()
-    .any(|module| test.starts_with(module))
-}
-
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Tests mostly wait, many of them for each other.
-    arguments.test_threads = arguments.test_threads.or(Some(8));
+    // Tests mostly wait: two thirds of two cores are idle while six of them run.
+    arguments.test_threads = arguments.test_threads.or(Some(10));
     rustls::crypto::ring::default_provider()
         .install_default()
         .unwrap();
@@ -290,9 +273,8 @@ fn main() -> ExitCode {
         }
         // On this thread, because what it starts ends with the thread.
         let resources = runs(&arguments, &trials, is_about_resources);
-        let stuck = runs(&arguments, &trials, is_about_stuck_pods);
         state
-            .set(tools.map(|tools| Clusters::start(tools, resources, stuck)))
+            .set(tools.map(|tools| Clusters::start(tools, resources)))
             .unwrap();
     }
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -13,7 +13,7 @@ use crate::{
         admission::{decision, image, pod},
         chart::Chart,
         cluster::{Cluster, Namespace, User},
-        companion::{Companion, MIRRORS, Place},
+        companion::{Companion, MIRRORS, Place, alone},
         eventually,
         http::Answer,
         mirror::REGISTRY,
@@ -474,7 +474,7 @@ fn of(namespace: &Namespace<'_>) -> String {
 
 pub(crate) fn the_companion_is_held_to_its_pull_secrets(cluster: &Cluster) {
     // A companion of another test would remove what is labelled as Kagami's here.
-    let _alone = cluster.alone();
+    let _alone = alone();
     let home = cluster.namespace(None);
     let values = "{pullSecrets: {enabled: true}, leftAlone: [left-alone-by-guards]}";
     let chart = Chart::new(cluster, "guards-pulls", &home.name, values);

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -46,8 +46,6 @@ pub(crate) struct Cluster {
     pub(crate) authority: Authority,
     /// A healthy mirror that tests share; one that breaks it starts its own.
     pub(crate) mirror: Mirror,
-    /// Companions share its mirrors, so only one test at a time has some.
-    companions: Mutex<()>,
     // Dropped in this order: who depends on another goes first, the files last.
     control_plane: Mutex<Option<ControlPlane>>,
     _etcd: Process,
@@ -109,7 +107,6 @@ impl Cluster {
             http,
             authority,
             mirror,
-            companions: Mutex::default(),
             control_plane: Mutex::default(),
             _etcd: etcd,
             etcd_url,
@@ -121,11 +118,6 @@ impl Cluster {
         };
         cluster.start_control_plane();
         cluster
-    }
-
-    /// Keeps others from starting companions, which may touch what is Kagami's anywhere in the cluster.
-    pub(crate) fn alone(&self) -> MutexGuard<'_, ()> {
-        self.companions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the API server at once; its port then refuses connections, its data stays. The controller manager goes

@@ -1,6 +1,9 @@
 //! `kagami companion` with exactly the rights that the chart gives it.
 
-use std::{process::Command, sync::MutexGuard};
+use std::{
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -13,6 +16,14 @@ use super::{
     mirror::{REGISTRY, image_mirror},
     process::Process,
 };
+
+/// Companions share the cluster's mirrors, so only one test at a time has some.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Keeps others from starting companions, which may touch what is Kagami's anywhere in the cluster.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 pub(crate) const MIRRORS: &str = "/apis/kagami.dev/v1alpha1/imagemirrors";
 pub(crate) const IMAGES: &str = "/apis/kagami.dev/v1alpha1/mirroredimages";
@@ -29,7 +40,7 @@ pub(crate) struct Place<'a> {
     pub(crate) name: String,
     /// The policies that hold companions in `served`.
     guards: Vec<String>,
-    _alone: Option<MutexGuard<'a, ()>>,
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 /// A running `kagami companion`.
@@ -43,7 +54,7 @@ pub(crate) struct Companion {
 impl<'a> Place<'a> {
     /// Sets everything up for a mirror at `url`.
     pub(crate) fn new(cluster: &'a Cluster, url: &str) -> Self {
-        Self::begin(cluster, url, Some(cluster.alone()))
+        Self::begin(cluster, url, Some(alone()))
     }
 
     /// The same on a cluster that no other test has.
@@ -51,7 +62,7 @@ impl<'a> Place<'a> {
         Self::begin(cluster, url, None)
     }
 
-    fn begin(cluster: &'a Cluster, url: &str, alone: Option<MutexGuard<'a, ()>>) -> Self {
+    fn begin(cluster: &'a Cluster, url: &str, alone: Option<MutexGuard<'static, ()>>) -> Self {
         install_definitions(cluster);
         let own = cluster.namespace(None);
         let served = cluster.namespace(Some("audit"));
