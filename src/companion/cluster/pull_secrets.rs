@@ -837,6 +837,18 @@ stringData: {username: node, password: PASSWORD}
         }
     }
 
+    /// Returns a Secret of Kagami's as it was found.
+    fn ours(content: Stored) -> Found {
+        Found {
+            uid: "u".to_owned(),
+            version: "1".to_owned(),
+            is_ours: true,
+            is_immutable: false,
+            is_going: false,
+            content,
+        }
+    }
+
     /// A store with a mirror and many namespaces, and the login of now.
     struct Scene {
         mirrors: &'static str,
@@ -898,17 +910,11 @@ stringData: {username: node, password: PASSWORD}
         /// Does what a plan says, as the API server would.
         fn carry_out(&mut self, plan: Plan) {
             for due in plan.due {
-                let found = Found {
-                    uid: "u".to_owned(),
-                    version: "1".to_owned(),
-                    is_ours: true,
-                    is_immutable: false,
-                    is_going: false,
-                    content: due
-                        .content
+                let found = ours(
+                    due.content
                         .map(|content| stored(&content.config))
                         .unwrap_or_default(),
-                };
+                );
                 self.present.take(match due.step {
                     Step::Create | Step::Change => Event::Changed((due.namespace, found)),
                     Step::Remove => Event::Deleted((due.namespace, found)),
@@ -1007,14 +1013,7 @@ stringData: {username: node, password: PASSWORD}
         };
         let mut scene = Scene::beginning(4, TWO, FAULTY);
         let mut put = |namespace: &str, config: &[u8]| {
-            let found = Found {
-                uid: "u".to_owned(),
-                version: "1".to_owned(),
-                is_ours: true,
-                is_immutable: false,
-                is_going: false,
-                content: stored(config),
-            };
+            let found = ours(stored(config));
             scene.present.take(Event::Changed((namespace.to_owned(), found)));
         };
         // As the last leader left it; with another login of the other mirror; and with nothing of this one.
@@ -1050,14 +1049,7 @@ stringData: {username: node, password: PASSWORD}
     async fn where_nothing_of_a_login_is_left_none_is_made_up() {
         let mut scene = Scene::beginning(1, MIRRORS, FAULTY);
         assert_eq!(scene.plan().due.len(), 0, "nothing is written without a login");
-        let found = |content: &[u8]| Found {
-            uid: "u".to_owned(),
-            version: "1".to_owned(),
-            is_ours: true,
-            is_immutable: false,
-            is_going: false,
-            content: stored(content),
-        };
+        let found = |content: &[u8]| ours(stored(content));
         let old = Credentials {
             username: "a".to_owned(),
             password: "b".to_owned(),

@@ -426,6 +426,15 @@ pub struct Index {
     changes: Option<BTreeSet<(Box<str>, ImageKey)>>,
 }
 
+/// Takes so many images out of a table, whichever they are, but for one.
+fn let_go<T>(table: &mut HashMap<ImageKey, T>, mut count: usize, but: KeyRef<'_>) {
+    table.retain(|key, _| {
+        let goes = count > 0 && key.as_str() != but.as_str();
+        count -= usize::from(goes);
+        !goes
+    });
+}
+
 impl Index {
     /// Returns what is known of an image on a mirror, and notes that a Pod names it.
     ///
@@ -564,12 +573,8 @@ impl Index {
         if moved.len() > MOVED_LIMIT {
             // What is not there any more goes first. Whatever else goes is asked for again.
             moved.retain(|key, _| known.is_some_and(|table| table.entries.get(key.by_ref()).is_some()));
-            let mut to_go = moved.len().saturating_sub(MOVED_LIMIT - MOVED_LIMIT / 16);
-            moved.retain(|other, _| {
-                let goes = to_go > 0 && other.as_str() != key.as_str();
-                to_go -= usize::from(goes);
-                !goes
-            });
+            let to_go = moved.len().saturating_sub(MOVED_LIMIT - MOVED_LIMIT / 16);
+            let_go(moved, to_go, key);
         }
     }
 
@@ -739,12 +744,7 @@ impl Index {
             });
             if reasons.len() > NOT_COPIED_LIMIT {
                 // Some at once, so that the next ones need no look at all of them.
-                let mut to_go = NOT_COPIED_LIMIT / 16;
-                reasons.retain(|other, _| {
-                    let goes = to_go > 0 && other.as_str() != key.as_str();
-                    to_go -= usize::from(goes);
-                    !goes
-                });
+                let_go(reasons, NOT_COPIED_LIMIT / 16, key);
             }
         }
         if self.not_copied(mirror, key) != before {

@@ -20,7 +20,10 @@ mod starting;
 pub mod unrecorded;
 pub mod volumes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -297,6 +300,14 @@ pub struct Turn {
     pub pod: Option<String>,
 }
 
+impl Turn {
+    /// Returns whether it was before a time or after it. Times are written to the millisecond, in one form, so their texts
+    /// have their order.
+    fn compared_to(&self, time: Timestamp) -> Ordering {
+        (*self.at).cmp(&*time.to_string())
+    }
+}
+
 /// A mirror that was there not long ago.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Former {
@@ -429,11 +440,14 @@ impl StuckPod {
         let decisions = RecordedDecisions::new(annotation(DECISIONS_ANNOTATION));
         let was_known = annotation(RESCUED_ANNOTATION).is_some()
             || pod.init_containers.iter().any(|container| container.has_begun);
-        let crashes = |container: &Container<'_>| {
-            let reason = container.waiting.map(|(reason, _)| reason);
-            reason == Some("CrashLoopBackOff")
-        };
-        let crashes = pod.init_containers.iter().chain(&pod.containers).any(crashes);
+        let crashes = pod
+            .init_containers
+            .iter()
+            .chain(&pod.containers)
+            .any(|container| {
+                let waiting = container.waiting;
+                waiting.is_some_and(|(reason, _)| reason == "CrashLoopBackOff")
+            });
         let containers =
             stuck
                 .into_iter()

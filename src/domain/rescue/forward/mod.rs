@@ -272,8 +272,7 @@ impl StuckPod {
 
 /// Whether a container was turned before its image was last seen on a mirror; not where nobody of this process has.
 fn is_before(back: &Turn, seen_at: Option<Timestamp>) -> bool {
-    // Times are written to the millisecond, in one form, so their texts have their order.
-    seen_at.is_some_and(|seen_at| back.at < seen_at.to_string())
+    seen_at.is_some_and(|seen_at| back.compared_to(seen_at).is_lt())
 }
 
 /// Whether a message tells of a signature that the node does not accept.

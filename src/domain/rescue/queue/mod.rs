@@ -802,7 +802,7 @@ impl Entry {
         }
         // Its registry did not serve it then.
         if came_forward.is_some_and(|turn| {
-            turn.at > now.before(RECENTLY).to_string() && !upstreams.serves_since(&host, &turn.at)
+            turn.compared_to(now.before(RECENTLY)).is_gt() && !upstreams.serves_since(&host, turn)
         }) {
             return true;
         }

@@ -23,7 +23,7 @@ use std::{
 use super::turns::Id;
 use crate::domain::{
     image::Reference,
-    rescue::{Container, Failure, Order, Pod, PodId, REASONS, StuckPod, Turning, Way, message::Cause},
+    rescue::{Container, Failure, Order, Pod, PodId, REASONS, StuckPod, Turn, Turning, Way, message::Cause},
     time::Timestamp,
 };
 
@@ -138,11 +138,10 @@ impl Upstreams {
             .is_some_and(|upstream| upstream.refuses(question, now))
     }
 
-    /// Whether a Pod was seen to have its image from a registry since a time, as it is written.
-    pub(super) fn serves_since(&self, host: &str, time: &str) -> bool {
+    /// Whether a Pod was seen to have its image from a registry since a turn.
+    pub(super) fn serves_since(&self, host: &str, turn: &Turn) -> bool {
         let pulled_at = self.0.get(host).and_then(|upstream| upstream.pulled_at);
-        // Times are written in one form, so their texts have their order.
-        pulled_at.is_some_and(|at| *at.to_string() > *time)
+        pulled_at.is_some_and(|at| turn.compared_to(at).is_lt())
     }
 
     /// Takes in that what an order says is about to be done, as far as it asked.
